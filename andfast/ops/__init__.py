@@ -1,0 +1,7 @@
+"""The operations that make the attack fast: one a file, each with a plain PyTorch reference beside it."""
+
+from andfast.ops._extension import ExtensionWarning
+from andfast.ops.backends import use_backend
+from andfast.ops.projected_step import projected_step, projected_step_reference, scaled_norm
+
+__all__ = ["ExtensionWarning", "projected_step", "projected_step_reference", "scaled_norm", "use_backend"]

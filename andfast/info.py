@@ -1,0 +1,91 @@
+"""What andfast runs on here: versions, devices, and which backend can run which operation.
+
+    python -m andfast.info [--json]
+
+The place to look first when something is slow, and the thing to paste into a bug report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from andfast.ops import _extension, backends
+
+
+def collect() -> dict[str, Any]:
+    """Everything this command shows, as JSON types: "versions", "devices", "operations".
+
+    "operations" maps operation -> backend -> why it cannot run here, null where it can.
+    """
+    packages = ("andfast", "torch", "numpy", "pillow", "triton")
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in packages},
+            "extension compiler": _extension.compiler,
+        },
+        "devices": {"cpu": _cpu(), **_cuda()},
+        "operations": backends.status(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> dict[str, Any]:
+    has_amx = getattr(
+        torch.cpu, "_is_amx_tile_supported", lambda: None
+    )  # not public, so perhaps not for ever
+    return {
+        "architecture": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "amx": has_amx(),
+    }
+
+
+def _cuda() -> dict[str, Any]:
+    devices = {}
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices[f"cuda:{index}"] = {
+            "name": properties.name,
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "capability": f"{properties.major}.{properties.minor}",
+        }
+    return devices
+
+
+def _as_text(info: dict[str, Any]) -> str:
+    lines = ["versions"]
+    lines += [f"  {name:<20}{version or 'none'}" for name, version in info["versions"].items()]
+    lines += ["devices"]
+    for name, properties in info["devices"].items():
+        lines.append(f"  {name:<20}" + ", ".join(f"{key} {value}" for key, value in properties.items()))
+    lines += ["operations"]
+    for operation, status in info["operations"].items():
+        lines.append(f"  {operation}")
+        lines += [f"    {backend:<18}{reason or 'ready'}" for backend, reason in status.items()]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print what `collect` returns, for people or with --json for programs."""
+    parser = argparse.ArgumentParser(prog="python -m andfast.info", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    info = collect()
+    print(json.dumps(info, indent=2) if parser.parse_args(arguments).json else _as_text(info))
+
+
+if __name__ == "__main__":
+    main()

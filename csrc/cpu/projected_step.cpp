@@ -1,0 +1,89 @@
+#include "kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "../math.h"
+
+namespace andfast::cpu {
+namespace {
+
+// Sums are kept a chunk and combined in order: their rounding is the same for any number of threads.
+constexpr int64_t kChunk = 8192;
+constexpr int64_t kGrain = 4;  // chunks a thread should have, below which waking it costs more than it saves
+
+ANDFAST_CLONES StepSums sum_chunk(const float* delta, const float* grad, const float* inv_scale, int64_t count) {
+  double grad_sum = 0, delta_sum = 0, dot_sum = 0;
+#pragma omp simd reduction(+ : grad_sum, delta_sum, dot_sum)
+  for (int64_t i = 0; i < count; ++i) {
+    add_element(delta[i], grad[i], inv_scale[i], grad_sum, delta_sum, dot_sum);
+  }
+  return {grad_sum, delta_sum, dot_sum};
+}
+
+ANDFAST_CLONES void step_chunk(const float* delta, const float* grad, const float* inv_scale, float* out,
+                               int64_t count, double rate, double shrink) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = step_element(delta[i], grad[i], inv_scale[i], rate, shrink);
+  }
+}
+
+struct Step {
+  double rate;    // what r^2 g is multiplied with
+  double shrink;  // what the moved row is multiplied with
+};
+
+Step decide(const StepSums& sums, double step_size, double epsilon) {
+  const double grad_norm = std::sqrt(sums.grad);
+  const bool moves = grad_norm > 0 && std::isfinite(grad_norm);
+  // |d / r + step_size * r g / |r g||^2, multiplied out. This loses digits only where the terms cancel, that is,
+  // where the moved row is far shorter than the row was, and then it lies in the ball all the more.
+  double norm_squared = sums.delta;
+  if (moves) norm_squared += step_size * (2 * sums.dot / grad_norm + step_size);
+  const double norm = std::sqrt(norm_squared < 0 ? 0.0 : norm_squared);
+  // Written so that a NaN in delta is handed on, not hidden.
+  const double shrink = norm <= epsilon || std::isinf(epsilon) ? 1.0 : epsilon / norm;
+  return {moves ? step_size / grad_norm : 0.0, shrink};
+}
+
+}  // namespace
+
+void projected_step(const float* delta, const float* grad, const float* inv_scale, float* out, int64_t rows,
+                    int64_t columns, double step_size, double epsilon, ParallelFor parallel_for) {
+  const int64_t chunks = (columns + kChunk - 1) / kChunk;  // a row
+  if (rows * chunks == 0) return;
+
+  std::vector<StepSums> sums(rows * chunks);
+  parallel_for(rows * chunks, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t column = i % chunks * kChunk;
+      const int64_t offset = i / chunks * columns + column;
+      sums[i] = sum_chunk(delta + offset, grad + offset, inv_scale + column, std::min(kChunk, columns - column));
+    }
+  });
+
+  std::vector<Step> steps(rows);
+  for (int64_t row = 0; row < rows; ++row) {
+    StepSums total;
+    for (int64_t i = row * chunks; i < (row + 1) * chunks; ++i) {
+      total.grad += sums[i].grad;
+      total.delta += sums[i].delta;
+      total.dot += sums[i].dot;
+    }
+    steps[row] = decide(total, step_size, epsilon);
+  }
+
+  parallel_for(rows * chunks, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t column = i % chunks * kChunk;
+      const int64_t offset = i / chunks * columns + column;
+      const Step& step = steps[i / chunks];
+      step_chunk(delta + offset, grad + offset, inv_scale + column, out + offset,
+                 std::min(kChunk, columns - column), step.rate, step.shrink);
+    }
+  });
+}
+
+}  // namespace andfast::cpu
