@@ -1,0 +1,7 @@
+"""Generators, discriminators and perceptual features."""
+
+from andfast.models.checkpoints import GENERATORS, ModelError, build_generator, load_model, save_model
+from andfast.models.compact import Compact
+from andfast.models.rrdbnet import RRDBNet
+
+__all__ = ["GENERATORS", "Compact", "ModelError", "RRDBNet", "build_generator", "load_model", "save_model"]

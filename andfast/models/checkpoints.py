@@ -1,0 +1,272 @@
+"""Model files: generators that BasicSR, Real-ESRGAN, spandrel and andfast write for one another."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from andfast.files import written_whole
+from andfast.models.compact import Compact
+from andfast.models.rrdbnet import RRDBNet
+
+GENERATORS: dict[str, type[nn.Module]] = {"rrdbnet": RRDBNet, "compact": Compact}
+"""The generators by the names that configurations and model files use."""
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+
+# Under which keys training programs keep the weights, the preferred one (the moving average) first.
+_WRAPPERS = ("params_ema", "params-ema", "params", "state_dict")
+# What DistributedDataParallel and torch.compile put in front of every name.
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+class ModelError(ValueError):
+    """A file that is not a model that andfast can run; the message names it and says what would be right."""
+
+
+def build_generator(name: str, scale: int, **options: Any) -> nn.Module:
+    """A new generator, with the initialisation of its class.
+
+    Args:
+        name: a key of `GENERATORS`: "rrdbnet" or "compact".
+        scale: the upscaling factor.
+        **options: further arguments of that class, as `blocks` or `convs`.
+
+    Raises:
+        ValueError: no such generator, or a value that it refuses.
+        TypeError: an option that it does not know.
+    """
+    if name not in GENERATORS:
+        raise ValueError(f"there is no generator {name!r}; there are {', '.join(GENERATORS)}")
+    return GENERATORS[name](scale=scale, **options)
+
+
+def save_model(
+    model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, object] | None = None
+) -> None:
+    """Write a generator's weights, as contiguous float32 on the CPU, whole or not at all.
+
+    `.safetensors` files hold the flat state dict; `.pth` and `.pt` files hold it under "params_ema", which is
+    where BasicSR and Real-ESRGAN write and look for it. Both also carry a few strings that describe it, the
+    latter under "metadata".
+
+    Args:
+        model: an `RRDBNet` or a `Compact`, wrapped by torch.compile or DistributedDataParallel or not.
+        path: where to; its suffix chooses the format.
+        metadata: more to record, turned into strings, beside what always is: the architecture, the scale, the
+            version of andfast, and a Compact's activation.
+
+    Raises:
+        ValueError: another suffix.
+        TypeError: `model` is no generator of andfast.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: a model file ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    for wrapped in ("_orig_mod", "module", "_orig_mod"):  # either may stand outside the other
+        model = getattr(model, wrapped, model)
+    names = [name for name, kind in GENERATORS.items() if isinstance(model, kind)]
+    if not names:
+        raise TypeError(f"cannot save a {type(model).__name__}: the generators are {', '.join(GENERATORS)}")
+
+    record = {"architecture": names[0], "scale": model.scale, "andfast": _version()}
+    if isinstance(model, Compact):
+        record["activation"] = model.activation
+    record = {key: str(value) for key, value in (record | dict(metadata or {})).items()}
+    # A model compiled block by block has the wrapper's prefix inside its names.
+    state = {key.replace("_orig_mod.", ""): value for key, value in model.state_dict().items()}
+    state = {
+        key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in state.items()
+    }
+    with written_whole(path) as temporary:
+        if path.suffix.lower() == ".safetensors":
+            save_file(state, temporary, metadata=record)
+        else:
+            torch.save({"params_ema": state, "metadata": record}, temporary)
+
+
+def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
+    """Read a generator from a file that andfast, BasicSR, Real-ESRGAN or a program based on them wrote.
+
+    The architecture and its size come from the names and shapes of the weights alone; only whether a Compact
+    without PReLU has ReLU or LeakyReLU, which they cannot tell, comes from what `save_model` recorded.
+    Reading never runs code from the file.
+
+    Args:
+        path: a `.safetensors`, `.pth` or `.pt` file with the weights, flat or under "params_ema", "params" or
+            "state_dict"; of several, the first of these.
+        device: where the model goes.
+
+    Returns:
+        An `RRDBNet` or a `Compact` in evaluation mode with float32 weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModelError: it is not a model file, is damaged, or holds another architecture or one that does not
+            turn RGB into RGB.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a model is a {', '.join(SUFFIXES)} file")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ModelError(
+            f"{path}: not a model file; give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
+        )
+    state, record = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
+    try:
+        model = _empty_model_for(state, record)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    return model.requires_grad_().eval().to(device)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            return _without_prefixes(state), file.metadata() or {}
+    except SafetensorError as error:
+        raise ModelError(
+            f"{path}: not a safetensors file, or truncated ({_first_sentence(error)})"
+        ) from error
+
+
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what becomes an error here, or needs no attention
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (PermissionError, MemoryError):
+        raise
+    # What PyTorch's reader raises on damaged or foreign bytes is not documented: UnpicklingError, EOFError,
+    # RuntimeError and OSError among others.
+    except Exception as error:
+        raise ModelError(
+            f"{path}: not a file of PyTorch weights, or truncated, or with objects other than weights in it, "
+            f"which are never loaded because they can run code ({_first_sentence(error)})"
+        ) from error
+    record = content.get("metadata") if isinstance(content, dict) else None
+    for _ in range(3):  # wrappers inside wrappers, but never endless: a dict can hold itself
+        if isinstance(content, dict):
+            content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
+    named = isinstance(content, dict) and all(isinstance(key, str) for key in content)
+    tensors = named and all(isinstance(value, Tensor) for value in content.values())
+    if not tensors or not content:
+        raise ModelError(
+            f"{path}: holds no model weights; expected are tensors by name, flat or under one of "
+            + ", ".join(_WRAPPERS)
+        )
+    return _without_prefixes(content), record if isinstance(record, dict) else {}
+
+
+def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state = dict(state)
+    for prefix in _PREFIXES * 2:  # either may stand outside the other
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _empty_model_for(state: Mapping[str, Tensor], record: Mapping[str, str]) -> nn.Module:
+    """The architecture that the names and shapes in `state` describe, on the meta device: without memory."""
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    try:
+        if "conv_first.weight" in shapes and any(key.startswith("body.0.rdb1.") for key in shapes):
+            kind, options = RRDBNet, _rrdbnet_options(shapes)
+        elif "body.0.weight" in shapes and len(shapes["body.0.weight"]) == 4:
+            kind, options = Compact, _compact_options(shapes, record)
+        else:
+            raise ModelError(
+                f"an unknown architecture (its weights are called {_some(shapes)}); known are RRDBNet "
+                "(ESRGAN, Real-ESRGAN; with the names that BasicSR gives now) and Compact (SRVGGNetCompact)"
+            )
+    except KeyError as error:
+        raise ModelError(f"the weights are incomplete: {error} is missing") from None
+    except (IndexError, TypeError) as error:  # a tensor of another rank than its name says
+        raise ModelError(f"the weights do not have the shapes of a convolutional network ({error})") from None
+
+    try:
+        with torch.device("meta"):
+            model = kind(**options)
+    except ValueError as error:
+        raise ModelError(f"the weights do not make a {kind.__name__}: {error}") from None
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    if shapes != expected:
+        wrong = [key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key)]
+        built = ", ".join(f"{key}={value}" for key, value in options.items())
+        raise ModelError(
+            f"looks like {kind.__name__}({built}), but of the weights {len(wrong)} are missing, too many or "
+            f"of another shape: {_some(sorted(wrong))}"
+        )
+    if not all(value.is_floating_point() for value in state.values()):
+        raise ModelError("its weights are whole numbers; quantised models are not supported")
+    return model
+
+
+def _rrdbnet_options(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    features, channels = shapes["conv_first.weight"][0], shapes["conv_first.weight"][1]
+    scales = {3: 4, 12: 2, 48: 1}
+    outputs = shapes["conv_last.weight"][0]
+    if channels not in scales or outputs != 3:
+        raise ModelError(
+            f"an RRDBNet with {channels} input and {outputs} output channels; from RGB to RGB they are 3 "
+            "(x4), 12 (x2) or 48 (x1), and 3"
+        )
+    return {
+        "scale": scales[channels],
+        "features": features,
+        "blocks": sum(bool(re.fullmatch(r"body\.\d+\.rdb1\.conv1\.weight", key)) for key in shapes),
+        "growth": shapes["body.0.rdb1.conv1.weight"][0],
+    }
+
+
+def _compact_options(shapes: Mapping[str, tuple[int, ...]], record: Mapping[str, str]) -> dict[str, Any]:
+    features, channels = shapes["body.0.weight"][0], shapes["body.0.weight"][1]
+    convs = [
+        key for key, shape in shapes.items() if re.fullmatch(r"body\.\d+\.weight", key) and len(shape) == 4
+    ]
+    outputs = shapes[max(convs, key=lambda key: int(key.split(".")[1]))][0]
+    scale = math.isqrt(outputs // 3)
+    if channels != 3 or scale < 1 or 3 * scale**2 != outputs:
+        raise ModelError(
+            f"a Compact with {channels} input and {outputs} last channels; from RGB to RGB they are 3, and 3 "
+            "times the scale squared"
+        )
+    activation = "prelu" if "body.1.weight" in shapes else record.get("activation")
+    if activation not in ("prelu", "relu", "leakyrelu"):
+        raise ModelError(
+            "a Compact whose activation has no weights, and the file does not say if it is relu or "
+            "leakyrelu; load it into Compact(..., activation=...) yourself and write that with save_model, "
+            "which records it"
+        )
+    return {"scale": scale, "features": features, "convs": len(convs) - 2, "activation": activation}
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+
+
+def _version() -> str:
+    try:
+        return version("andfast")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

@@ -1,0 +1,116 @@
+"""RRDBNet, the generator of ESRGAN (Wang et al., ECCVW 2018, arXiv:1809.00219)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _lrelu(x: Tensor) -> Tensor:
+    # In place: a convolution's backward needs its input and its weight, never its output.
+    return F.leaky_relu(x, 0.2, inplace=True)
+
+
+class DenseBlock(nn.Module):
+    """Five 3x3 convolutions, each of which sees all that came before: (B, features, H, W) -> the same shape.
+
+    Args:
+        features: channels of the input and the output.
+        growth: channels that each of the first four convolutions adds.
+    """
+
+    def __init__(self, features: int, growth: int) -> None:
+        super().__init__()
+        for i in range(1, 6):
+            conv = nn.Conv2d(features + (i - 1) * growth, growth if i < 5 else features, 3, padding=1)
+            # ESRGAN, Sec. 3.1: small residuals at the start are what makes so deep a network trainable.
+            nn.init.kaiming_normal_(conv.weight)
+            with torch.no_grad():
+                conv.weight.mul_(0.1)
+            nn.init.zeros_(conv.bias)
+            self.add_module(f"conv{i}", conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [x]
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            seen.append(_lrelu(conv(torch.cat(seen, 1))))
+        return x + 0.2 * self.conv5(torch.cat(seen, 1))
+
+
+class RRDB(nn.Module):
+    """Residual in residual dense block: (B, features, H, W) -> the same shape."""
+
+    def __init__(self, features: int, growth: int) -> None:
+        super().__init__()
+        self.rdb1 = DenseBlock(features, growth)
+        self.rdb2 = DenseBlock(features, growth)
+        self.rdb3 = DenseBlock(features, growth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.2 * self.rdb3(self.rdb2(self.rdb1(x)))
+
+
+class RRDBNet(nn.Module):
+    """ESRGAN's generator: (B, in_channels, H, W) -> (B, out_channels, scale * H, scale * W), any H, W >= 1.
+
+    The names in the state dict are those of BasicSR and Real-ESRGAN. As there, the network proper is always
+    x4: scales 2 and 1 first move 2x2 and 4x4 pixels into channels. Where H or W is no multiple of that, the
+    image is padded on the right and at the bottom, and the result cropped.
+
+    Args:
+        scale: 1, 2 or 4.
+        in_channels, out_channels: colours of the input and the output; values in [0, 1] by convention, not
+            clipped.
+        features: channels between the blocks.
+        blocks: how many RRDB blocks.
+        growth: channels that each convolution inside a block adds.
+
+    Raises:
+        ValueError: the scale is not 1, 2 or 4, or another argument is below 1.
+    """
+
+    def __init__(
+        self,
+        scale: int = 4,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        features: int = 64,
+        blocks: int = 23,
+        growth: int = 32,
+    ) -> None:
+        super().__init__()
+        if scale not in (1, 2, 4):
+            raise ValueError(f"RRDBNet upscales by 1, 2 or 4, not by {scale!r}")
+        if min(in_channels, out_channels, features, blocks, growth) < 1:
+            raise ValueError("RRDBNet needs at least one channel, feature, block and growth channel")
+        self.scale = scale
+        self.unshuffle = 4 // scale
+        self.conv_first = nn.Conv2d(in_channels * self.unshuffle**2, features, 3, padding=1)
+        self.body = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
+        self.conv_body = nn.Conv2d(features, features, 3, padding=1)
+        self.conv_up1 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv_up2 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv_hr = nn.Conv2d(features, features, 3, padding=1)
+        self.conv_last = nn.Conv2d(features, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if self.unshuffle > 1:
+            x = F.pixel_unshuffle(_pad_to_multiple(x, self.unshuffle), self.unshuffle)
+        x = self.conv_first(x)
+        x = x + self.conv_body(self.body(x))
+        x = _lrelu(self.conv_up1(F.interpolate(x, scale_factor=2, mode="nearest")))
+        x = _lrelu(self.conv_up2(F.interpolate(x, scale_factor=2, mode="nearest")))
+        x = self.conv_last(_lrelu(self.conv_hr(x)))
+        return x[..., : height * self.scale, : width * self.scale]
+
+
+def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Extend `x` (B, C, H, W) on the right and at the bottom until `multiple` divides H and W."""
+    bottom, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
+    if not (bottom or right):
+        return x
+    # Reflection needs more pixels than it adds; images of one to three pixels do not have them.
+    fits = bottom < x.shape[-2] and right < x.shape[-1]
+    return F.pad(x, (0, right, 0, bottom), mode="reflect" if fits else "replicate")
