@@ -1,0 +1,368 @@
+"""Training patches: random crops of HR images, each batch a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+import signal
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from andfast.data.images import DataError, ImageError, image_size, list_images, read_image
+
+# The streams of random numbers that are drawn from one seed.
+_ORDER, _CROP, _REPLACEMENT = range(3)
+
+_NAMED_AT_MOST = 5  # how many files an error message names
+
+
+class Source(Protocol):
+    """An HR image to crop patches from."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    def read(self) -> np.ndarray:
+        """The image, uint8 (H, W, 3) RGB; raises ImageError if there is none to be had."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file, decoded each time that it is read."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def read(self) -> np.ndarray:
+        return read_image(self.path)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageArray:
+    """An image in memory.
+
+    Raises:
+        ValueError: `array` is not uint8 (H, W, 3).
+    """
+
+    name: str
+    array: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.array.dtype != np.uint8 or self.array.ndim != 3 or self.array.shape[2] != 3:
+            raise ValueError(
+                f"{self.name}: an image is uint8 (H, W, 3), not {self.array.dtype} {self.array.shape}"
+            )
+
+    def read(self) -> np.ndarray:
+        return self.array
+
+
+class Failure(NamedTuple):
+    """A source that gave no patch, and why: a sentence that names it."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What `scan_images` found: the usable files, and each skipped one with the reason, which names it."""
+
+    paths: list[Path]
+    skipped: list[tuple[Path, str]]
+
+    @property
+    def sources(self) -> list[ImageFile]:
+        return [ImageFile(path) for path in self.paths]
+
+
+def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
+    """Find the images in `folders` and below them that can give patches, from their headers only.
+
+    Args:
+        folders: folders of images; a file found by way of two of them counts once.
+        min_size: the least height and width in pixels, the patch's.
+
+    Raises:
+        DataError: a folder does not exist, or none of them holds a usable image.
+    """
+    folders = [Path(folder) for folder in folders]
+    paths, skipped = [], []
+    for path in dict.fromkeys(path for folder in folders for path in list_images(folder)):
+        try:
+            height, width = image_size(path)
+        except ImageError as error:
+            skipped.append((path, str(error)))
+            continue
+        if min(height, width) < min_size:
+            skipped.append((path, f"{path}: {_too_small(height, width, min_size)}"))
+        else:
+            paths.append(path)
+    if not paths:
+        where = ", ".join(str(folder) for folder in folders) or "no folder was given"
+        raise DataError(
+            f"no image to train on in: {where}. Wanted: image files, {min_size} x {min_size} pixels or more."
+            + _listed([reason for _, reason in skipped])
+        )
+    return Scan(paths, skipped)
+
+
+class PatchBatches(Dataset):
+    """The batches of a training run: item `step` is the whole batch of that step.
+
+    An item is a pair: the patches, uint8 tensor (batch, 3, patch, patch) RGB, and a list of `Failure`, one
+    for each source that could not be read while the batch was made (others took its place).
+
+    An item depends on nothing but the seed, the step and the sources, so a run may stop and resume at any
+    step, with any number of workers. Numbering the patches of a run from 0 (`step * batch + position`), patch
+    k comes from source `order[k % n]`, where n is the number of sources and `order` a permutation drawn anew
+    for each epoch `k // n`: every source is seen once an epoch. Crop, flip and rotation are drawn for each
+    patch. The numbers are raw output of NumPy's Philox generator, which, unlike its distributions, is the
+    same in all versions.
+
+    With `world` processes, the batch of process `rank` is its part of the batch that one process would make
+    of `world * batch` patches.
+
+    Args:
+        sources: the images, each at least `patch` pixels high and wide. Their order matters: sort them.
+        patch: height and width of a patch in pixels.
+        batch: patches a batch.
+        seed: a non-negative integer.
+        flip: mirror each patch with probability 1/2.
+        rotate: turn each patch by 0, 90, 180 or 270 degrees, equally likely.
+        cache_mib: how much memory (MiB) each worker may fill with decoded images. Decoding costs much more
+            than cropping; when all images fit, each worker decodes them once.
+        rank: index of this process, 0 <= rank < world.
+        world: number of processes.
+
+    Raises:
+        DataError: there are no sources; when indexed: none of them can be read.
+        ValueError: a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        patch: int,
+        batch: int,
+        seed: int = 0,
+        flip: bool = True,
+        rotate: bool = True,
+        cache_mib: float = 512,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if not sources:
+            raise DataError("no image to train on: the list of sources is empty")
+        if patch < 1 or batch < 1 or seed < 0 or cache_mib < 0 or not 0 <= rank < world:
+            raise ValueError(
+                "wanted patch >= 1, batch >= 1, seed >= 0, cache_mib >= 0 and 0 <= rank < world, not "
+                f"{patch=}, {batch=}, {seed=}, {cache_mib=}, {rank=}, {world=}"
+            )
+        self.sources = list(sources)
+        self.patch, self.batch, self.seed = patch, batch, seed
+        self.flip, self.rotate = flip, rotate
+        self.rank, self.world = rank, world
+        # Index of the source being read, or -1: whoever finds the worker dead learns from it where.
+        self.reading = torch.full((1,), -1)
+        self._images = _Recent(int(cache_mib * 2**20))
+        self._unreadable: dict[int, Failure] = {}
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def __getitem__(self, step: int) -> tuple[Tensor, list[Failure]]:
+        if step < 0:
+            raise IndexError(f"steps count from 0, not {step}")
+        patches = np.empty((self.batch, 3, self.patch, self.patch), np.uint8)
+        failures: dict[str, Failure] = {}
+        first = (step * self.world + self.rank) * self.batch
+        for position in range(self.batch):
+            image = self._image(first + position, failures)
+            patches[position] = self._crop(image, first + position).transpose(2, 0, 1)
+        return torch.from_numpy(patches), list(failures.values())
+
+    def _image(self, number: int, failures: dict[str, Failure]) -> np.ndarray:
+        """The image that patch `number` is cut from; adds sources that cannot be read to `failures`."""
+        epoch, place = divmod(number, len(self.sources))
+        image = self._read(self._order_of(epoch)[place], failures)
+        if image is not None:
+            return image
+        # From a random source onwards, each is tried once: that ends, whatever the state of the files.
+        start = int(self._random(1, _REPLACEMENT, number)[0] % len(self.sources))
+        for attempt in range(len(self.sources)):
+            image = self._read((start + attempt) % len(self.sources), failures)
+            if image is not None:
+                return image
+        raise DataError(
+            f"none of the {len(self.sources)} images can be read."
+            + _listed([failure.reason for failure in failures.values()])
+        )
+
+    def _read(self, index: int, failures: dict[str, Failure]) -> np.ndarray | None:
+        index = int(index)
+        if index in self._unreadable:
+            failure = self._unreadable[index]
+            failures[failure.name] = failure
+            return None
+        image = self._images.get(index)
+        if image is not None:
+            return image
+        source = self.sources[index]
+        self.reading[0] = index
+        try:
+            image = source.read()
+            if min(image.shape[:2]) < self.patch:
+                raise ImageError(f"{source.name}: {_too_small(*image.shape[:2], self.patch)}")
+        except ImageError as error:
+            failures[source.name] = self._unreadable[index] = Failure(source.name, str(error))
+            return None
+        finally:
+            self.reading[0] = -1
+        self._images.put(index, image)
+        return image
+
+    def _crop(self, image: np.ndarray, number: int) -> np.ndarray:
+        down, right, mirror, turns = (int(value) for value in self._random(4, _CROP, number))
+        top = down % (image.shape[0] - self.patch + 1)
+        left = right % (image.shape[1] - self.patch + 1)
+        crop = image[top : top + self.patch, left : left + self.patch]
+        if self.flip and mirror % 2:
+            crop = crop[:, ::-1]
+        return np.rot90(crop, turns % 4) if self.rotate else crop
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            # Sorting random numbers of 64 bits gives a uniform permutation; stable, should two be the same.
+            order = np.argsort(self._random(len(self.sources), _ORDER, epoch), kind="stable")
+            self._order = (epoch, order)
+        return self._order[1]
+
+    def _random(self, count: int, *key: int) -> np.ndarray:
+        """`count` random numbers of 64 bits that belong to `key`, as uint64."""
+        return np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=key)).random_raw(count)
+
+
+class PatchLoader(DataLoader):
+    """Yields the items of `PatchBatches` in order, naming each unreadable source only the first time.
+
+    Raises:
+        DataError: when iterated: no source can be read, or a worker died; the message names the files.
+    """
+
+    reading: Tensor
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[Failure]]]:
+        named: set[str] = set()
+        try:
+            for patches, failures in super().__iter__():
+                new = [failure for failure in failures if failure.name not in named]
+                named.update(failure.name for failure in new)
+                yield patches, new
+        except Exception as error:
+            if self.num_workers == 0:
+                raise
+            # What a worker raised has its traceback as text. The traceback from here to torch's loader is a
+            # reference cycle, which would keep the workers alive and make their end wait for a time-out.
+            error.__traceback__ = None
+            raise self._explained(error) from None
+
+    def _explained(self, error: Exception) -> Exception:
+        """`error`, as torch passes it on from a worker, in the user's terms."""
+        if isinstance(error, DataError):  # it is the user's affair, the worker's traceback is not
+            return DataError(str(error).rpartition("DataError: ")[2].strip())
+        busy = [self.dataset.sources[index].name for index in self.reading.tolist() if index >= 0]
+        if isinstance(error, RuntimeError) and busy:
+            return DataError(f"{str(error).rstrip('. ')} while reading: {', '.join(busy)}")
+        return error
+
+
+def make_loader(batches: PatchBatches, start_step: int, stop_step: int, workers: int) -> PatchLoader:
+    """A loader of the batches of steps `start_step` to `stop_step` (exclusive), in order.
+
+    Args:
+        batches: what to load.
+        start_step: first step, from 0.
+        stop_step: the step after the last.
+        workers: processes that decode and crop ahead of the training, four batches each; 0 does it in this
+            process, when asked. Each has a cache of its own.
+
+    Raises:
+        ValueError: `workers` or a step is negative, or `stop_step` lies before `start_step`.
+    """
+    if workers < 0 or not 0 <= start_step <= stop_step:
+        raise ValueError(
+            "wanted workers >= 0 and 0 <= start_step <= stop_step, not "
+            f"{workers=}, {start_step=}, {stop_step=}"
+        )
+    reading = torch.full((max(workers, 1),), -1).share_memory_()
+    loader = PatchLoader(
+        batches,
+        batch_size=None,  # an item is a batch already
+        sampler=range(start_step, stop_step),
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=partial(_start_worker, reading),
+    )
+    loader.reading = reading
+    return loader
+
+
+def _start_worker(reading: Tensor, worker: int) -> None:
+    # Ctrl-C goes to the whole process group. The training loop answers it, and still wants its batches.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    get_worker_info().dataset.reading = reading[worker : worker + 1]
+
+
+def _as_it_is(item: tuple[Tensor, list[Failure]]) -> tuple[Tensor, list[Failure]]:
+    return item
+
+
+class _Recent:
+    """The most recently used images, up to `capacity` bytes."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.size = 0
+        self._images: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def get(self, index: int) -> np.ndarray | None:
+        if index not in self._images:
+            return None
+        self._images.move_to_end(index)
+        return self._images[index]
+
+    def put(self, index: int, image: np.ndarray) -> None:
+        if image.nbytes > self.capacity:
+            return
+        self._images[index] = image
+        self.size += image.nbytes
+        while self.size > self.capacity:
+            self.size -= self._images.popitem(last=False)[1].nbytes
+
+
+def _too_small(height: int, width: int, wanted: int) -> str:
+    return f"{height} x {width} pixels, smaller than the patch of {wanted} x {wanted}"
+
+
+def _listed(reasons: Sequence[str]) -> str:
+    """`reasons` as the end of a message, the first few of them in full."""
+    if not reasons:
+        return ""
+    more = len(reasons) - _NAMED_AT_MOST
+    return f" Skipped, {len(reasons)} in all: " + "; ".join(
+        [*reasons[:_NAMED_AT_MOST], *([f"and {more} more"] if more > 0 else [])]
+    )

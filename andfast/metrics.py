@@ -1,0 +1,77 @@
+"""PSNR, plain and in the super-resolution field's usual form: on Y, 8 bits, borders cut off."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_y(rgb: Tensor) -> Tensor:
+    """Luma of RGB after ITU-R BT.601 in the range that MATLAB's `rgb2ycbcr` gives, not rounded.
+
+    Args:
+        rgb: float tensor (..., 3, H, W) in [0, 1].
+
+    Returns:
+        Tensor (..., H, W) of the same type, in [16, 235].
+    """
+    red, green, blue = rgb.unbind(-3)
+    return 65.481 * red + 128.553 * green + 24.966 * blue + 16
+
+
+def psnr_y(a: Tensor, b: Tensor, border: int) -> Tensor:
+    """PSNR in dB between the Y channels of two images as they would be saved: clamped and rounded to 8 bits.
+
+    Args:
+        a, b: float tensors (3, H, W) or (B, 3, H, W), RGB in [0, 1].
+        border: pixels to cut off each side first; the field uses the scale factor.
+
+    Returns:
+        float64 tensor, (B,) or () for a single image; inf where the images are identical.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point type.
+        ValueError: the shapes differ or are no images, or the border leaves nothing.
+    """
+    _check(a, b)
+    height, width = a.shape[-2:]
+    if border < 0 or 2 * border >= min(height, width):
+        raise ValueError(f"a border of {border} leaves nothing of {height} x {width} pixels")
+    inside = (..., slice(border, height - border), slice(border, width - border))
+    difference = to_y(_eight_bits(a[inside])) - to_y(_eight_bits(b[inside]))
+    return _decibels(difference.square().mean(dim=(-2, -1)), peak=255.0)
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """PSNR in dB over all channels and pixels, for a peak of 1, without rounding or clamping.
+
+    Args:
+        a, b: float tensors (C, H, W) or (B, C, H, W).
+
+    Returns:
+        float64 tensor, (B,) or () for a single image; inf where the images are identical.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point type.
+        ValueError: the shapes differ or are no images.
+    """
+    _check(a, b, channels=None)
+    return _decibels((a.double() - b.double()).square().mean(dim=(-3, -2, -1)), peak=1.0)
+
+
+def _eight_bits(image: Tensor) -> Tensor:
+    return (image.double().clamp(0, 1) * 255).round() / 255
+
+
+def _decibels(mean_square: Tensor, peak: float) -> Tensor:
+    return 10 * torch.log10(peak**2 / mean_square)
+
+
+def _check(a: Tensor, b: Tensor, channels: int | None = 3) -> None:
+    if not (a.is_floating_point() and b.is_floating_point()):
+        raise TypeError(f"images are floating-point tensors, not {a.dtype} and {b.dtype}")
+    if a.shape != b.shape or a.ndim not in (3, 4) or channels not in (None, a.shape[-3]):
+        raise ValueError(
+            f"wanted two images of one shape, (C, H, W) or (B, C, H, W), not {tuple(a.shape)} and "
+            f"{tuple(b.shape)}"
+        )

@@ -1,0 +1,139 @@
+"""Reading images: what Pillow itself says they show, whatever their form, or an error that names the file."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from andfast.data.images import ImageError, image_size, list_images, read_image, write_png
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "ppm", "tiff"])
+def test_lossless_files_give_their_pixels(tmp_path, pixels, suffix):
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}")
+    read = read_image(tmp_path / f"a.{suffix}")
+    assert read.dtype == np.uint8
+    assert read.flags.c_contiguous
+    assert read.flags.writeable
+    np.testing.assert_array_equal(read, pixels)
+
+
+def test_written_png_reads_back(tmp_path, pixels):
+    write_png(tmp_path / "new" / "a.png", pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "new" / "a.png"), pixels)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+def test_only_images_are_written(tmp_path, array):
+    with pytest.raises(ValueError, match="uint8"):
+        write_png(tmp_path / "a.png", array)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, pixels, suffix, orientation):
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    read = read_image(path)
+    np.testing.assert_array_equal(read, expected)
+    assert read.shape[:2] == ((30, 20) if orientation >= 5 else (20, 30))
+    assert image_size(path) == read.shape[:2]
+
+
+def test_sixteen_bit_gray_is_scaled(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    for suffix in ("png", "tiff"):
+        Image.fromarray(ramp).save(tmp_path / f"a.{suffix}")
+        read = read_image(tmp_path / f"a.{suffix}")
+        np.testing.assert_array_equal(read, np.arange(256).reshape(16, 16, 1).repeat(3, 2))
+
+
+def test_gray_and_palette_become_rgb(tmp_path, pixels):
+    gray = Image.fromarray(pixels[..., 0])
+    gray.save(tmp_path / "gray.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "gray.png"), pixels[..., :1].repeat(3, 2))
+    palette = Image.fromarray(pixels).quantize(16)
+    palette.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "palette.png"), np.asarray(palette.convert("RGB")))
+
+
+def test_transparency_is_composited_over_white(tmp_path, pixels):
+    alpha = np.zeros((20, 30, 1), np.uint8)
+    alpha[:10] = 255
+    alpha[10] = 128
+    Image.fromarray(np.concatenate([pixels, alpha], 2)).save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png").astype(int)
+    np.testing.assert_array_equal(read[:10], pixels[:10])
+    np.testing.assert_allclose(read[10], pixels[10] * (128 / 255) + 255 * (127 / 255), atol=1)
+    assert (read[11:] == 255).all()
+
+
+def _header_of(height, width):
+    """A PNG of one pixel whose header tells of `height` x `width` of them."""
+    parts = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)]
+    parts += [b"IDAT" + zlib.compress(b"\0\0\0\0"), b"IEND"]
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_unreadable_files_are_named_with_the_cause(tmp_path, pixels):
+    write_png(tmp_path / "whole.png", pixels)
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "zero.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    (tmp_path / "huge.png").write_bytes(_header_of(60_000, 60_000))
+    (tmp_path / "folder.png").mkdir()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
+    causes = {
+        "truncated.png": "truncated",
+        "zero.png": "not an image",
+        "text.jpg": "not an image",
+        "script.png": "not an image",
+        "huge.png": "pixels",
+        "folder.png": "directory",
+        "float.tiff": "floating-point",
+        "missing.png": "No such file",
+    }
+    for name, cause in causes.items():
+        with pytest.raises(ImageError, match=rf"{name}: .*{cause}"):
+            read_image(tmp_path / name)
+    for name in ("zero.png", "text.jpg", "huge.png", "folder.png", "missing.png"):
+        with pytest.raises(ImageError, match=rf"{name}: "):
+            image_size(tmp_path / name)
+
+
+def test_size_comes_from_the_header(tmp_path, pixels):
+    write_png(tmp_path / "whole.png", pixels)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:100])
+    assert image_size(tmp_path / "cut.png") == (20, 30)
+
+
+def test_listing_is_recursive_sorted_and_without_hidden_files(tmp_path):
+    for name in ["b.PNG", "a.jpg", "sub/c.Jpeg", "a/z.webp", "notes.txt", ".hidden.png", ".cache/d.png", "x"]:
+        path = tmp_path / "data.png" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "data.png" / "folder.png").mkdir()
+    (tmp_path / "data.png" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    root = tmp_path / "data.png"
+    found = [path.relative_to(root).as_posix() for path in list_images(root)]
+    assert found == ["a.jpg", "a/z.webp", "b.PNG", "lost.png", "sub/c.Jpeg"]
+    with pytest.raises(ValueError, match="no such folder"):
+        list_images(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="not a folder"):
+        list_images(root / "a.jpg")
