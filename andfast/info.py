@@ -43,9 +43,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> dict[str, Any]:
-    has_amx = getattr(
-        torch.cpu, "_is_amx_tile_supported", lambda: None
-    )  # not public, so perhaps not for ever
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: None)  # not public, so perhaps not for ever
     return {
         "architecture": platform.machine(),
         "threads": torch.get_num_threads(),

@@ -72,6 +72,5 @@ def _check(a: Tensor, b: Tensor, channels: int | None = 3) -> None:
         raise TypeError(f"images are floating-point tensors, not {a.dtype} and {b.dtype}")
     if a.shape != b.shape or a.ndim not in (3, 4) or channels not in (None, a.shape[-3]):
         raise ValueError(
-            f"wanted two images of one shape, (C, H, W) or (B, C, H, W), not {tuple(a.shape)} and "
-            f"{tuple(b.shape)}"
+            f"wanted two images of one shape, (C, H, W) or (B, C, H, W), not {tuple(a.shape)} and {tuple(b.shape)}"
         )

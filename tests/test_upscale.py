@@ -110,9 +110,7 @@ def test_array_is_the_rounded_and_clipped_tensor(precision):
     model = compact()
     image = np.random.default_rng(1).integers(0, 256, (20, 23, 3), dtype=np.uint8)
     result = upscale_array(model, image, 8, 5, precision)
-    expected = (
-        model(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0).detach().numpy() * 255
-    )
+    expected = model(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0).detach().numpy() * 255
     assert expected.min() < 0  # else clipping is not tested
     assert expected.max() > 255
     error = np.abs(result - expected.clip(0, 255)).max()
@@ -199,9 +197,7 @@ def test_bad_files_are_named_and_skipped(tmp_path, model_file, capsys):
     assert len(failures) == 2
     assert "b.png" in failures[0]
     assert "c.jpg" in failures[1]
-    written = sorted(
-        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")
-    )
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert written == ["a.png", "sub/d.png"]
     assert Image.open(tmp_path / "out" / "sub" / "d.png").size == (2, 2)
 
@@ -222,12 +218,7 @@ def test_failures_say_what_would_help(tmp_path, model_file, capsys, monkeypatch,
 
     picture(tmp_path / "a.png")
     monkeypatch.setattr(upscale, "upscale_array", fail)
-    assert (
-        run(
-            tmp_path / "a.png", "--output", tmp_path / "out", "--model", model_file, "--precision", "bfloat16"
-        )
-        == 1
-    )
+    assert run(tmp_path / "a.png", "--output", tmp_path / "out", "--model", model_file, "--precision", "bfloat16") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "a.png" in line
     assert said in line
@@ -261,9 +252,7 @@ def test_nothing_is_begun(tmp_path, model_file, capsys, monkeypatch, arguments, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    "wrong", [["--tile", "-1"], ["--overlap", "-2"], ["--precision", "int8"], ["--tile", "x"]]
-)
+@pytest.mark.parametrize("wrong", [["--tile", "-1"], ["--overlap", "-2"], ["--precision", "int8"], ["--tile", "x"]])
 def test_wrong_options(tmp_path, model_file, capsys, wrong):
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path, "--output", tmp_path, "--model", model_file, *wrong)

@@ -36,9 +36,7 @@ def find_pairs(folder: str | os.PathLike[str], scale: int) -> list[Pair]:
     if not (folder / "HR").is_dir() or not (folder / "LR").is_dir():
         raise DataError(f"{folder}: a folder of pairs holds HR/ and LR/ with files of the same names")
     hr, lr = _by_name(folder / "HR"), _by_name(folder / "LR")
-    alone = [f"HR/{name}" for name in hr.keys() - lr.keys()] + [
-        f"LR/{name}" for name in lr.keys() - hr.keys()
-    ]
+    alone = [f"HR/{name}" for name in hr.keys() - lr.keys()] + [f"LR/{name}" for name in lr.keys() - hr.keys()]
     if alone:
         raise DataError(f"{folder}: without a partner: {_listed(sorted(alone))}")
     if not hr:

@@ -61,9 +61,7 @@ class ImageArray:
 
     def __post_init__(self) -> None:
         if self.array.dtype != np.uint8 or self.array.ndim != 3 or self.array.shape[2] != 3:
-            raise ValueError(
-                f"{self.name}: an image is uint8 (H, W, 3), not {self.array.dtype} {self.array.shape}"
-            )
+            raise ValueError(f"{self.name}: an image is uint8 (H, W, 3), not {self.array.dtype} {self.array.shape}")
 
     def read(self) -> np.ndarray:
         return self.array
@@ -303,8 +301,7 @@ def make_loader(batches: PatchBatches, start_step: int, stop_step: int, workers:
     """
     if workers < 0 or not 0 <= start_step <= stop_step:
         raise ValueError(
-            "wanted workers >= 0 and 0 <= start_step <= stop_step, not "
-            f"{workers=}, {start_step=}, {stop_step=}"
+            f"wanted workers >= 0 and 0 <= start_step <= stop_step, not {workers=}, {start_step=}, {stop_step=}"
         )
     reading = torch.full((max(workers, 1),), -1).share_memory_()
     loader = PatchLoader(

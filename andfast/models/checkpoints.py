@@ -52,9 +52,7 @@ def build_generator(name: str, scale: int, **options: Any) -> nn.Module:
     return GENERATORS[name](scale=scale, **options)
 
 
-def save_model(
-    model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, object] | None = None
-) -> None:
+def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, object] | None = None) -> None:
     """Write a generator's weights, as contiguous float32 on the CPU, whole or not at all.
 
     `.safetensors` files hold the flat state dict; `.pth` and `.pt` files hold it under "params_ema", which is
@@ -87,9 +85,7 @@ def save_model(
     record = {key: str(value) for key, value in (record | dict(metadata or {})).items()}
     # A model compiled block by block has the wrapper's prefix inside its names.
     state = {key.replace("_orig_mod.", ""): value for key, value in model.state_dict().items()}
-    state = {
-        key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in state.items()
-    }
+    state = {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in state.items()}
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".safetensors":
             save_file(state, temporary, metadata=record)
@@ -122,9 +118,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a model is a {', '.join(SUFFIXES)} file")
     if path.suffix.lower() not in SUFFIXES:
-        raise ModelError(
-            f"{path}: not a model file; give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
-        )
+        raise ModelError(f"{path}: not a model file; give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
     state, record = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
     try:
         model = _empty_model_for(state, record)
@@ -140,9 +134,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
             return _without_prefixes(state), file.metadata() or {}
     except SafetensorError as error:
-        raise ModelError(
-            f"{path}: not a safetensors file, or truncated ({_first_sentence(error)})"
-        ) from error
+        raise ModelError(f"{path}: not a safetensors file, or truncated ({_first_sentence(error)})") from error
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -236,9 +228,7 @@ def _rrdbnet_options(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 def _compact_options(shapes: Mapping[str, tuple[int, ...]], record: Mapping[str, str]) -> dict[str, Any]:
     features, channels = shapes["body.0.weight"][0], shapes["body.0.weight"][1]
-    convs = [
-        key for key, shape in shapes.items() if re.fullmatch(r"body\.\d+\.weight", key) and len(shape) == 4
-    ]
+    convs = [key for key, shape in shapes.items() if re.fullmatch(r"body\.\d+\.weight", key) and len(shape) == 4]
     outputs = shapes[max(convs, key=lambda key: int(key.split(".")[1]))][0]
     scale = math.isqrt(outputs // 3)
     if channels != 3 or scale < 1 or 3 * scale**2 != outputs:

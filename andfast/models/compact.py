@@ -47,13 +47,9 @@ class Compact(nn.Module):
         if int(scale) != scale or scale < 1:
             raise ValueError(f"Compact upscales by a whole number from 1 up, not by {scale!r}")
         if min(in_channels, out_channels, features) < 1 or convs < 0:
-            raise ValueError(
-                "Compact needs at least one channel and feature, and no fewer than 0 convolutions"
-            )
+            raise ValueError("Compact needs at least one channel and feature, and no fewer than 0 convolutions")
         if in_channels not in (1, out_channels):
-            raise ValueError(
-                f"Compact adds its input to its output: {in_channels} channels do not fit {out_channels}"
-            )
+            raise ValueError(f"Compact adds its input to its output: {in_channels} channels do not fit {out_channels}")
         if activation not in _SLOPES:
             raise ValueError(f"activation is one of {', '.join(_SLOPES)}, not {activation!r}")
         self.scale = int(scale)

@@ -41,9 +41,7 @@ class Implementation:
 
     def takes(self, tensor: Tensor) -> bool:
         """Whether `tensor`, and others of its device and type, can be given to the function."""
-        return self.device in (None, tensor.device.type) and (
-            self.dtypes is None or tensor.dtype in self.dtypes
-        )
+        return self.device in (None, tensor.device.type) and (self.dtypes is None or tensor.dtype in self.dtypes)
 
 
 #: operation -> backend -> implementation; filled by the files of the operations.
@@ -106,9 +104,7 @@ def use_backend(name: str) -> Iterator[None]:
 def status() -> dict[str, dict[str, str | None]]:
     """operation -> backend -> why the backend cannot run it here, None where it can."""
     return {
-        operation: {
-            name: unavailable.get(name) if name in implementations else "not implemented" for name in BACKENDS
-        }
+        operation: {name: unavailable.get(name) if name in implementations else "not implemented" for name in BACKENDS}
         for operation, implementations in operations.items()
     }
 

@@ -47,9 +47,7 @@ def projected_step_reference(
     return moved.to(delta.dtype)
 
 
-def projected_step(
-    delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float
-) -> Tensor:
+def projected_step(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float) -> Tensor:
     """One step of projected gradient ascent on every row: steepest ascent in the scaled norm, then the ball.
 
     Equivalent to, a row, with `r = inv_scale` and norms in float64:
@@ -92,18 +90,14 @@ def _check(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, eps
         if tensor.device != delta.device:
             raise ValueError(f"{name} must be on {delta.device} like delta, got {tensor.device}")
         if tensor.shape != shape:
-            raise ValueError(
-                f"{name} must have the shape {tuple(shape)} to go with delta, got {tuple(tensor.shape)}"
-            )
+            raise ValueError(f"{name} must have the shape {tuple(shape)} to go with delta, got {tuple(tensor.shape)}")
     if not 0 <= step_size < math.inf:
         raise ValueError(f"step_size must be finite and >= 0, got {step_size}")
     if not epsilon > 0:
         raise ValueError(f"epsilon must be > 0 (math.inf for no projection), got {epsilon}")
 
 
-def _projected_step_cpu(
-    delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float
-) -> Tensor:
+def _projected_step_cpu(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float) -> Tensor:
     """The C++ operator (csrc/cpu/projected_step.cpp)."""
     return torch.ops.andfast.projected_step(delta, grad, inv_scale, step_size, epsilon)
 

@@ -19,9 +19,7 @@ def hr():
 @pytest.mark.parametrize("sigma", [0, 0.4, 1.0, 2.0, 5.5])
 def test_blur_is_that_of_scipy(hr, sigma):
     image = hr.astype(np.float64)
-    np.testing.assert_allclose(
-        gaussian_blur(image, sigma), gaussian_filter(image, (sigma, sigma, 0)), atol=1e-9
-    )
+    np.testing.assert_allclose(gaussian_blur(image, sigma), gaussian_filter(image, (sigma, sigma, 0)), atol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -43,9 +41,7 @@ def test_it_is_a_function_of_the_seed(hr):
     np.testing.assert_array_equal(camera_like(hr, 4, 7), camera_like(hr, 4, 7))
     assert (camera_like(hr, 4, 7) != camera_like(hr, 4, 8)).any()
     settings = CameraSettings(noise_sigma=0)
-    np.testing.assert_array_equal(
-        camera_like(hr, 4, 7, **vars(settings)), camera_like(hr, 4, 8, noise_sigma=0)
-    )
+    np.testing.assert_array_equal(camera_like(hr, 4, 7, **vars(settings)), camera_like(hr, 4, 8, noise_sigma=0))
 
 
 def test_noise_has_the_deviation_asked_for():

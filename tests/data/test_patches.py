@@ -101,9 +101,7 @@ def test_batches_do_not_depend_on_what_came_before(arrays):
     forward = [dataset[step][0] for step in range(6)]
     for step in (5, 0, 3):
         assert torch.equal(dataset[step][0], forward[step])
-        assert torch.equal(
-            PatchBatches(arrays, patch=16, batch=5, seed=1, cache_mib=0)[step][0], forward[step]
-        )
+        assert torch.equal(PatchBatches(arrays, patch=16, batch=5, seed=1, cache_mib=0)[step][0], forward[step])
     assert not torch.equal(forward[0], forward[1])
     assert not torch.equal(PatchBatches(arrays, patch=16, batch=5, seed=2)[0][0], forward[0])
 
@@ -204,9 +202,7 @@ def test_a_source_that_turns_out_small_is_replaced(arrays):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_that_decodes_is_an_error_that_names_files(tmp_path, workers):
     sources = [ImageFile(tmp_path / f"gone{i}.png") for i in range(8)]
-    with pytest.raises(
-        DataError, match=r"^none of the 8 images can be read.* 8 in all: .*gone\d\.png.*and 3 more"
-    ):
+    with pytest.raises(DataError, match=r"^none of the 8 images can be read.* 8 in all: .*gone\d\.png.*and 3 more"):
         items(make_loader(PatchBatches(sources, patch=16, batch=2), 0, 3, workers))
 
 

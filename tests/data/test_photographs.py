@@ -25,9 +25,7 @@ def test_pixels_are_those_of_scikit_image():
 
 
 def test_held_out_scenes_are_not_trained_on():
-    training, held_out = (
-        {name for name, _ in side()} for side in (training_photographs, held_out_photographs)
-    )
+    training, held_out = ({name for name, _ in side()} for side in (training_photographs, held_out_photographs))
     assert len(held_out) >= 3
     assert not training & held_out
     assert {"motorcycle_left", "motorcycle_right"} <= training

@@ -181,9 +181,7 @@ class Evil:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize(
-    "writer", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))]
-)
+@pytest.mark.parametrize("writer", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
 def test_pickled_code_is_not_run(tmp_path, compact, writer):
     trace = tmp_path / "trace"
     writer({"params": compact.state_dict(), "more": Evil(str(trace))}, tmp_path / "m.pth")
@@ -198,9 +196,7 @@ def test_torchscript_is_refused(tmp_path, compact):
     refused(path, "never loaded")
 
 
-@pytest.mark.parametrize(
-    "content", [[1, 2], {}, {"params": {}}, {"epoch": 3}, {1: torch.rand(1)}, torch.rand(3)]
-)
+@pytest.mark.parametrize("content", [[1, 2], {}, {"params": {}}, {"epoch": 3}, {1: torch.rand(1)}, torch.rand(3)])
 def test_no_weights(tmp_path, content):
     torch.save(content, tmp_path / "m.pth")
     refused(tmp_path / "m.pth", "holds no model weights", "params_ema")

@@ -53,9 +53,7 @@ def test_compact_has_the_names_and_sizes_of_basicsr():
 @pytest.mark.parametrize("activation", ["relu", "leakyrelu"])
 def test_compact_without_learned_slopes(activation):
     model = small("compact", 2, activation=activation)
-    assert set(model.state_dict()) == {
-        f"body.{k}.{kind}" for k in (0, 2, 4, 6) for kind in ("weight", "bias")
-    }
+    assert set(model.state_dict()) == {f"body.{k}.{kind}" for k in (0, 2, 4, 6) for kind in ("weight", "bias")}
     with torch.no_grad():  # last convolution: the first feature's value, everywhere
         for index in (0, 2, 4, 6):
             model.body[index].weight.zero_()
@@ -109,9 +107,7 @@ def test_gradients_reach_every_weight_and_the_input(name, scale):
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_gradients_agree_with_finite_differences(name):
-    model = build_generator(
-        name, 2, features=2, **({"blocks": 1, "growth": 1} if name == "rrdbnet" else {"convs": 1})
-    )
+    model = build_generator(name, 2, features=2, **({"blocks": 1, "growth": 1} if name == "rrdbnet" else {"convs": 1}))
     model.double()
     image = torch.rand(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(model, (image,))

@@ -29,9 +29,7 @@ def test_unknown_backend():
 
 def test_use_backend_nests_and_is_undone_by_an_error(monkeypatch):
     calls = []
-    step = {
-        name: backends.Implementation(lambda *_, name=name: calls.append(name)) for name in backends.BACKENDS
-    }
+    step = {name: backends.Implementation(lambda *_, name=name: calls.append(name)) for name in backends.BACKENDS}
     monkeypatch.setitem(backends.operations, "projected_step", step)
     monkeypatch.setattr(backends, "unavailable", {})
     with use_backend("reference"):

@@ -37,9 +37,7 @@ def formula(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, ep
     free = inv_scale.numpy() > 0
     scale = 1 / inv_scale.numpy().astype(np.float64)[free]
     result = np.zeros(delta.shape)
-    for row, d, g in zip(
-        result, delta.numpy().astype(np.float64), grad.numpy().astype(np.float64), strict=True
-    ):
+    for row, d, g in zip(result, delta.numpy().astype(np.float64), grad.numpy().astype(np.float64), strict=True):
         x, slope = d[free] * scale, g[free] / scale  # in scaled coordinates the ball is round
         if np.isfinite(g).all() and np.linalg.norm(slope) > 0:
             x = x + step_size * slope / np.linalg.norm(slope)

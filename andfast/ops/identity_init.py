@@ -1,0 +1,49 @@
+"""Random networks that all compute the identity (Sec 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+def identity_centres(
+    num_networks: int,
+    widths: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> list[Tensor]:
+    """Draw the centre taps of the convolutions of `num_networks` identity networks.
+
+    All but the last are Xavier-initialised as 1x1 convolutions (std sqrt(2 / (in + out))); the last is the
+    Moore-Penrose pseudoinverse of their product. That product has full column rank, so the pseudoinverse of the
+    tall matrix M is (M^T M)^-1 M^T with a tiny inverse: no SVD, no host synchronisation, batched over the networks.
+
+    Args:
+        num_networks: N.
+        widths: channels along the network, from the image's through the hidden ones back to the image's,
+            one more than there are convolutions.
+        dtype: the type the network computes in. The centres are returned rounded to it (except the last), and the
+            pseudoinverse is that of the rounded product: 3 dB nearer to the identity in half types.
+        generator: where the draws come from, a generator of `device`; None for torch's own.
+
+    Returns:
+        A float32 tensor of shape (N, out, in) for each convolution.
+    """
+    centres = []
+    product = None
+    for into, out in pairwise(widths[:-1]):
+        centre = torch.randn(num_networks, out, into, generator=generator, device=device)
+        centre = (centre * (2 / (into + out)) ** 0.5).to(dtype).float()
+        product = centre.double() if product is None else centre.double() @ product
+        centres.append(centre)
+    if product is None:
+        raise ValueError(f"widths has {len(widths)} entries; a network needs at least two convolutions, so three")
+    transposed = product.mT
+    # inv_ex does not look at the result on the host, where inv would wait for the device to check for singularity.
+    inverse = torch.linalg.inv_ex(transposed @ product).inverse
+    centres.append((inverse @ transposed).float())
+    return centres
