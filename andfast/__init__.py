@@ -1,0 +1,34 @@
+"""Blind image super-resolution, trained against an adversary that learns the degradation.
+
+An implementation of "AND: Adversarial Neural Degradation for Learning Blind Image Super-Resolution" (Luo, Wu and
+Guo, NeurIPS 2023).
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from andfast.attack import PGD, Attack, AttackResult, Bicubic, Noise, Random
+from andfast.degradation import DegradationNetwork
+from andfast.losses import l1_objective
+from andfast.models import Compact, RRDBNet, load_model, save_model
+from andfast.theta import ScaleFactors
+
+try:
+    __version__ = version("andfast")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "unknown"
+
+__all__ = [
+    "PGD",
+    "Attack",
+    "AttackResult",
+    "Bicubic",
+    "Compact",
+    "DegradationNetwork",
+    "Noise",
+    "RRDBNet",
+    "Random",
+    "ScaleFactors",
+    "l1_objective",
+    "load_model",
+    "save_model",
+]

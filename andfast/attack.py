@@ -1,6 +1,6 @@
 """The adversary: find the degradation, within a budget, that the generator restores worst (Sec 3.3).
 
-Every method is a callable `attack(network, hr, objective, generator=None, margin_db=0.0) -> AttackResult`:
+Every method is an `Attack`, called with a degradation network, HR images and the objective to make large:
 
 =========  ==========================================================================================
 `PGD`      the paper's: projected gradient ascent on the degradation network's parameters
@@ -13,8 +13,8 @@ Every method is a callable `attack(network, hr, objective, generator=None, margi
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -58,9 +58,10 @@ class AttackResult:
     budget_db: Tensor
 
 
-class Attack(Protocol):
+class Attack(ABC):
     """What every method of this module is."""
 
+    @abstractmethod
     def __call__(
         self,
         network: DegradationNetwork,
@@ -78,6 +79,10 @@ class Attack(Protocol):
             generator: where random choices come from, a generator of hr's device; None for torch's own.
             margin_db: makes an LR-PSNR budget milder by so many dB: a curriculum's ramp.
         """
+
+    def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
+        """The LR images that the method starts from, (B, 3, h, w): for a network, its identity's."""
+        return network.clean(hr)
 
 
 def draw_budget(
@@ -159,7 +164,7 @@ def within_budget(
 
 
 @dataclass
-class PGD:
+class PGD(Attack):
     """Projected gradient ascent on theta, from the identity (Sec 3.3 and 4.3).
 
     A step is delta += step_size * s^-2 g / ||s^-1 g||_2 with the gradient g and the scale vector s, then the
@@ -211,7 +216,7 @@ class PGD:
     ) -> AttackResult:
         inv_scale = 1 / network.layout.scale_vector(self.scale_factors, hr.device)
         budget_db = draw_budget(self.lr_psnr, network.num_networks, margin_db, hr.device, generator)
-        clean = network.clean(hr)
+        clean = self.clean(network, hr)
         delta = torch.zeros_like(network.theta_id)
         worst = _Worst(network.num_networks)
         for _ in range(self.steps):
@@ -225,7 +230,7 @@ class PGD:
 
 
 @dataclass
-class Random:
+class Random(Attack):
     """A random deviation in the same budget: no adversary (Table 2, "synthetic data augmentation").
 
     Each network moves by epsilon in the scaled norm, in a direction drawn uniformly, and is then shrunk into its
@@ -251,7 +256,7 @@ class Random:
     ) -> AttackResult:
         inv_scale = 1 / network.layout.scale_vector(self.scale_factors, hr.device)
         budget_db = draw_budget(self.lr_psnr, network.num_networks, margin_db, hr.device, generator)
-        clean = network.clean(hr)
+        clean = self.clean(network, hr)
         direction = torch.randn(network.theta_id.shape, device=hr.device, generator=generator)
         direction *= inv_scale > 0
         delta = self.epsilon * inv_scale * direction / direction.norm(dim=1, keepdim=True)
@@ -267,14 +272,14 @@ class Random:
 
 
 @dataclass
-class Noise:
+class Noise(Attack):
     """Adversarial additive noise on the bicubic LR image (Table 2, "adversarial noise training").
 
-    Projected gradient ascent on the noise itself, for each image, in the 2-norm ball that its LR-PSNR budget means.
+    Projected gradient ascent on the noise itself, for each image, in the 2-norm ball that its LR-PSNR budget means,
+    in steps of twice the radius in all.
 
     Args:
         steps: gradient steps.
-        step_size: length of a step as a share of the ball's radius.
         lr_psnr: as for `PGD`.
     """
 
@@ -285,9 +290,11 @@ class Noise:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
-        if not 0 < self.step_size < math.inf:
-            raise ValueError(f"step_size is {self.step_size}; it must be positive and finite")
         check_range(self.lr_psnr)
+
+    def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
+        """Bicubic-downsampled images: no network has a part in them."""
+        return bicubic_downsample(hr, network.scale)
 
     def __call__(
         self,
@@ -298,7 +305,7 @@ class Noise:
         margin_db: float = 0.0,
     ) -> AttackResult:
         images = hr.shape[0]
-        clean = bicubic_downsample(hr, network.scale)
+        clean = self.clean(network, hr)
         budget_db = draw_budget(self.lr_psnr, images, margin_db, hr.device, generator)
         radius = (clean[0].numel() ** 0.5 * 10 ** (-budget_db / 20))[:, None]
         noise = torch.zeros_like(clean).flatten(1)
@@ -310,7 +317,7 @@ class Noise:
             (gradient,) = torch.autograd.grad(loss.sum(), lr)
             worst.see(loss.detach(), lr.detach(), noise)
             # In units of its radius every image's ball is the unit ball.
-            noise = radius * projected_step(noise / radius, gradient.flatten(1), free, self.step_size, 1.0)
+            noise = radius * projected_step(noise / radius, gradient.flatten(1), free, 2 / self.steps, 1.0)
         with torch.no_grad():
             lr = (clean + noise.view_as(clean)).clamp(0, 1)
             worst.see(objective(lr, hr), lr, noise)
@@ -318,8 +325,12 @@ class Noise:
 
 
 @dataclass
-class Bicubic:
+class Bicubic(Attack):
     """No adversary and no network: the LR image is bicubic-downsampled (Table 2, "classical SR training")."""
+
+    def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
+        """Bicubic-downsampled images: no network has a part in them."""
+        return bicubic_downsample(hr, network.scale)
 
     def __call__(
         self,
@@ -329,7 +340,7 @@ class Bicubic:
         generator: torch.Generator | None = None,
         margin_db: float = 0.0,
     ) -> AttackResult:
-        lr = bicubic_downsample(hr, network.scale)
+        lr = self.clean(network, hr)
         budget_db = draw_budget(None, hr.shape[0], margin_db, hr.device, generator)
         worst = _Worst(hr.shape[0])
         with torch.no_grad():

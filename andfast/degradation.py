@@ -129,33 +129,28 @@ class DegradationNetwork(nn.Module):
         """
         delta = self.delta if delta is None else delta
         self._check(hr, delta)
-        taps = self.layout.to_taps(delta)
         images = hr.to(self.dtype, memory_format=torch.channels_last).chunk(self.num_networks)
-        lr = [self._forward_one(row, group, taps) for row, group in enumerate(images)]
+        # Rows apart, so that the gradient of one is not spread over a matrix of zeros.
+        rows = zip(images, self.theta_id, self.layout.to_taps(delta).unbind(), self.noise_seed, strict=True)
+        lr = torch.cat([self._forward_one(*row) for row in rows])
         # An image file holds nothing outside [0, 1], so the adversary gains nothing there.
-        return torch.cat(lr).to(hr.dtype).clamp(0, 1)
+        return lr.to(hr.dtype).clamp(0, 1)
 
-    def _forward_one(self, row: int, x: Tensor, taps: Tensor) -> Tensor:
-        """The network in one row of the bank; `taps` is the whole bank's deviation with convolutions as taps."""
-        layout = self.layout
+    def _forward_one(self, x: Tensor, theta_id: Tensor, deviation: Tensor, noise_seed: Tensor) -> Tensor:
+        """One network of the bank: rows (P,) of `theta_id` and of the deviation with convolutions as taps."""
+        conv_id, _, slope_id = self.layout.split(theta_id)
+        conv, noise, slope = self.layout.split(deviation)
+        centres = [taps[..., 4].to(self.dtype) for taps in conv_id]
+        deviations = [taps.to(self.dtype).unflatten(-1, (3, 3)) for taps in conv]
         for layer in range(2 * self.blocks):
             if layer == self.blocks:
                 x = blur_pool(x, self.scale)
-            centre, deviation = self._conv(row, layer, taps)
-            slope = layout.slope[layer]
-            bend = (slope.view(self.theta_id)[row] - 1 + slope.view(taps)[row]).squeeze()
-            noise = layout.noise[layer].view(taps)[row]
+            added = noise[layer]
             if self.noise == "gaussian":
-                field = gaussian_field(self.noise_seed[row], layer, x.shape[0], (x.shape[2], x.shape[3]))
-                noise = noise * field
-            x = degradation_block(x, centre, deviation, bend.to(x.dtype), noise.to(x.dtype))
-        return split_conv(x, *self._conv(row, 2 * self.blocks, taps))
-
-    def _conv(self, row: int, layer: int, taps: Tensor) -> tuple[Tensor, Tensor]:
-        segment = self.layout.conv[layer]
-        centre = segment.view(self.theta_id)[row, ..., 4]
-        deviation = segment.view(taps)[row].unflatten(-1, (3, 3))
-        return centre.to(self.dtype), deviation.to(self.dtype)
+                added = added * gaussian_field(noise_seed, layer, x.shape[0], (x.shape[2], x.shape[3]))
+            bend = (slope_id[layer] - 1 + slope[layer]).squeeze()
+            x = degradation_block(x, centres[layer], deviations[layer], bend.to(self.dtype), added.to(self.dtype))
+        return split_conv(x, centres[-1], deviations[-1])
 
     def _check_size(self, height: int, width: int) -> None:
         if height % self.scale or width % self.scale or min(height, width) < self.scale:

@@ -121,6 +121,17 @@ class ThetaLayout:
     def segments(self) -> list[Segment]:
         return [*self.conv, *self.noise, *self.slope]
 
+    def split(self, row: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """One network's row (P,) as views: its convolutions, noise and slopes, each in the order of the layers.
+
+        All at once, because the gradient of a split is one concatenation, where that of a single segment's view is
+        a row of zeros.
+        """
+        parts = row.split([math.prod(segment.shape) for segment in self.segments])
+        views = [part.view(segment.shape) for part, segment in zip(parts, self.segments, strict=True)]
+        layers = len(self.slope)
+        return views[: layers + 1], views[layers + 1 : -layers], views[-layers:]
+
     def to_taps(self, delta: Tensor) -> Tensor:
         """`delta` (N, P) with its convolution columns turned from moments into taps."""
         return self._rotate(delta, moment_basis())

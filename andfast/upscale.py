@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from andfast.data.images import DataError, list_images, read_image, write_png
-from andfast.models import ModelError, load_model
+from andfast.devices import choose_device, choose_precision
+from andfast.models import load_model
 
 # Tiles with their context begin and end at multiples of this, so that a model that moves 2x2 or 4x4 pixels
 # into channels groups the pixels of a tile as it groups those of the whole image.
 _ALIGN = 4
-
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class UsageError(Exception):
@@ -138,21 +137,6 @@ def find_work(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     return [(source, target) for target, source in sources.items()]
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type to compute in for a value of --precision: "auto" is the fastest good one of the device.
-
-    On CUDA that is float16, whose results are finer than bfloat16's at the same speed. On a CPU it is
-    bfloat16 where the hardware multiplies it (AMX, AVX512-BF16), else float32.
-    """
-    if name != "auto":
-        return _PRECISIONS[name]
-    if device.type == "cuda":
-        return torch.float16
-    capabilities = torch.cpu.get_capabilities()
-    fast = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
-    return torch.bfloat16 if fast else torch.float32
-
-
 def upscale_array(
     model: nn.Module,
     image: np.ndarray,
@@ -215,7 +199,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one"
     )
     parser.add_argument(
-        "--precision", choices=("auto", *_PRECISIONS), default="auto",
+        "--precision", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
         help="auto: float16 on CUDA, on CPUs bfloat16 where they have it in hardware, else float32",
     )  # fmt: skip
     options = parser.parse_args(arguments)
@@ -224,24 +208,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _choose_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
 def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], nn.Module]:
     """All that can go wrong before the first image; raises UsageError."""
-    device = _choose_device(options.device)
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output {options.output}: not a folder")
     try:
+        device = choose_device(options.device)
         work = find_work(options.inputs, options.output)
         model = load_model(options.model, device).to(memory_format=torch.channels_last)
         options.output.mkdir(parents=True, exist_ok=True)
-    except (DataError, ModelError, OSError) as error:
+    except (ValueError, OSError) as error:  # among them DataError and ModelError
         raise UsageError(str(error)) from error
     return work, model
 

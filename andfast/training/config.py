@@ -1,0 +1,289 @@
+"""What a training run is told: dataclasses, filled from defaults, a YAML file and dotted options."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from andfast.attack import PGD, Attack, Bicubic, Noise, Random
+from andfast.theta import ScaleFactors
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass
+class DataConfig:
+    """The images.
+
+    Attributes:
+        hr: folders of HR images to train on, searched recursively; none: scikit-image's bundled photographs.
+        val_hr: folders of HR images to validate on; none: `held_out` images of `hr` are kept from training.
+        held_out: how many images of `hr` to hold out where no `val_hr` is given.
+        val_pairs: a folder with `HR/` and `LR/`, camera-captured pairs to validate on as well.
+        workers: processes that decode and crop; 0 does it in the training process.
+        cache_mib: memory for decoded images, in MiB, for each worker.
+        flip: mirror half of the patches.
+        rotate: turn patches by multiples of 90 degrees.
+    """
+
+    hr: list[str] = field(default_factory=list)
+    val_hr: list[str] = field(default_factory=list)
+    held_out: PositiveInt = 8
+    val_pairs: str | None = None
+    workers: NonNegativeInt = 1
+    cache_mib: NonNegativeInt = 512
+    flip: bool = True
+    rotate: bool = True
+
+
+@dataclass
+class GeneratorConfig:
+    """The restoration network G.
+
+    Attributes:
+        name: compact (SRVGGNetCompact) or rrdbnet (ESRGAN).
+        features: width; none: the architecture's usual 64.
+        depth: hidden convolutions of compact (usually 16), residual blocks of rrdbnet (usually 23).
+        init: a model file to start from.
+    """
+
+    name: Literal["compact", "rrdbnet"] = "compact"
+    features: PositiveInt | None = 32
+    depth: PositiveInt | None = 8
+    init: str | None = None
+
+
+@dataclass
+class DegradationConfig:
+    """The degradation network F; see `andfast.DegradationNetwork`.
+
+    Attributes:
+        num_networks: networks a batch; "batch" gives every image its own.
+        channels: width of the hidden layers.
+        blocks: blocks before the pooling, and again after it.
+        noise: what a noise injection adds: a map, or Gaussian noise of a strength.
+        precision: the type F computes in; auto: float16 on CUDA, bfloat16 on CPUs with AMX, else float32.
+    """
+
+    num_networks: PositiveInt | Literal["batch"] = "batch"
+    channels: PositiveInt = 64
+    blocks: PositiveInt = 5
+    noise: Literal["map", "gaussian"] = "map"
+    precision: Precision = "auto"
+
+
+@dataclass
+class AttackConfig:
+    """The adversary; see `andfast.attack`.
+
+    Attributes:
+        method: pgd, or for comparison random (deviations), noise (adversarial, on the LR image), none (bicubic).
+        steps: gradient steps (pgd, noise).
+        step_size: length of a step in the scaled norm (pgd).
+        epsilon: radius of the ball in the scaled norm (pgd, random).
+        scale_factors: the scaled norm's factors by group of parameters (pgd, random).
+        lr_psnr: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
+            the clean one is drawn.
+    """
+
+    method: Literal["pgd", "random", "noise", "none"] = "pgd"
+    steps: PositiveInt = PGD.steps
+    step_size: PositiveFloat = PGD.step_size
+    epsilon: PositiveFloat = PGD.epsilon
+    scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
+    lr_psnr: tuple[PositiveFloat, PositiveFloat] | None = PGD.lr_psnr
+
+    def build(self) -> Attack:
+        """The attack that these settings describe."""
+        if self.method == "none":
+            return Bicubic()
+        if self.method == "noise":
+            if self.lr_psnr is None:
+                raise ValueError("attack.lr_psnr is null; attack.method noise needs a range in dB")
+            return Noise(self.steps, self.lr_psnr)
+        if self.method == "random":
+            return Random(self.epsilon, self.scale_factors, self.lr_psnr)
+        return PGD(self.steps, self.step_size, self.epsilon, self.scale_factors, self.lr_psnr)
+
+
+@dataclass
+class TrainConfig:
+    """The training steps.
+
+    Attributes:
+        iterations: generator updates in all.
+        warmup: the first so many updates see clean LR images (the identity's): a generator that starts from
+            nothing under attack stays at nearest-neighbour level for long.
+        ramp: over so many updates after them the LR-PSNR budget comes down to its range.
+        batch_size: images an update.
+        patch_size: height and width of the HR patches.
+        learning_rate: Adam's, at its highest.
+        schedule: cosine: down to a hundredth of it at the end; constant: the paper's.
+        ema_decay: of the moving average of the weights, which is what is validated and saved.
+        precision: the type G computes in, weights staying float32; auto: bfloat16 where the device is fast at it.
+        validate_every: updates between validations with sample sheets; 0: only at the end.
+        save_every: updates between saves of the resumable state; 0: only at the end.
+    """
+
+    iterations: PositiveInt = 1000
+    warmup: NonNegativeInt = 700
+    ramp: NonNegativeInt = 100
+    batch_size: PositiveInt = 8
+    patch_size: PositiveInt = 96
+    learning_rate: PositiveFloat = 2e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    ema_decay: NonNegativeFloat = 0.995
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    validate_every: NonNegativeInt = 500
+    save_every: NonNegativeInt = 500
+
+
+@dataclass
+class Config:
+    """A whole training run.
+
+    Attributes:
+        run_dir: where everything the run makes is written.
+        scale: the super-resolution factor.
+        seed: of every random choice; equal seeds give equal runs.
+        device: auto takes CUDA where there is one.
+        resume: auto goes on from the state in run_dir where there is one, never starts anew, else a state file.
+        data: the images.
+        generator: the restoration network.
+        degradation: the degradation network.
+        attack: the adversary.
+        train: the training steps.
+    """
+
+    run_dir: str = "runs/andnet"
+    scale: Literal[2, 3, 4] = 4
+    seed: NonNegativeInt = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    resume: str = "auto"
+    data: DataConfig = field(default_factory=DataConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what no single field's type can.
+
+        Raises:
+            ValueError: values that do not go together; the message names the keys.
+        """
+        train, networks = self.train, self.degradation.num_networks
+        if train.patch_size % self.scale:
+            raise ValueError(f"train.patch_size is {train.patch_size}; it must be a multiple of scale, {self.scale}")
+        if train.patch_size < 2 * self.scale:
+            raise ValueError(f"train.patch_size is {train.patch_size}; it must be at least {2 * self.scale}")
+        if networks != "batch" and train.batch_size % networks:
+            raise ValueError(
+                f"degradation.num_networks is {networks}; it must divide train.batch_size, {train.batch_size}, "
+                "or be 'batch'"
+            )
+        if not train.ema_decay < 1:
+            raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")
+        if self.generator.name == "rrdbnet" and self.scale == 3:
+            raise ValueError("generator.name rrdbnet has scales 1, 2 and 4, not 3; compact has it")
+        self.attack.build()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain nested values, as they stand in `config.yaml`."""
+        return _plain(self)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    # The parser's restricted numbers are subclasses, which YAML does not know.
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def dump_yaml(settings: dict[str, Any]) -> str:
+    """Settings as the text of a YAML file that `--config` reads."""
+    return yaml.safe_dump(settings, sort_keys=False)
+
+
+class _Parser(ArgumentParser):
+    """Adds the allowed names to the message about an unknown one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        unknown = re.search(r"(?:Group '([\w.]+)' does not accept option '([\w.]+)'|arguments: --([\w.]+))", message)
+        if unknown:
+            group, option, whole = unknown.groups()
+            key = whole or f"{group}.{option}"
+            parent = key.rpartition(".")[0]
+            known = [action.dest for action in self._actions if action.dest.rpartition(".")[0] == parent]
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            message = f"{message}\n  {key} is no setting; {hint}allowed are {', '.join(known)}"
+        super().error(message, ex)
+
+
+def make_parser() -> ArgumentParser:
+    """The command line of `python -m andfast.train`."""
+    parser = _Parser(
+        prog="python -m andfast.train",
+        usage="%(prog)s [--config FILE] [--KEY VALUE ...]",
+        allow_abbrev=False,
+        description="Train a blind super-resolution model against the adversarial degradation of the AND paper.",
+    )
+    parser.add_argument("--config", action="config", help="a YAML file with any of the settings below")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> Config:
+    """The configuration from defaults, `--config FILE` and dotted options, later ones first.
+
+    A wrong key or value ends the program with exit code 2 and a message that names it and what is allowed.
+    """
+    parser = make_parser()
+    namespace = parser.parse_args(_join_lists(sys.argv[1:] if arguments is None else arguments))
+    try:
+        return _build(parser, namespace)
+    except ValueError as error:
+        parser.error(str(error))
+        raise  # not reached
+
+
+def _build(parser: ArgumentParser, namespace: Namespace) -> Config:
+    values = parser.instantiate(namespace)
+    return Config(**{name: getattr(values, name) for name in Config.__dataclass_fields__})
+
+
+def _join_lists(arguments: Sequence[str]) -> list[str]:
+    """`--data.hr A B` as the one JSON list that the parser takes."""
+    joined: list[str] = []
+    values: list[str] | None = None
+    for argument in [*arguments, "--"]:
+        option, equals, value = argument.partition("=")
+        if values is not None and not argument.startswith("--"):
+            values.append(argument)
+            continue
+        if values is not None:
+            literal = len(values) == 1 and values[0].startswith("[")
+            # Without a value the option is left bare, for the parser to complain.
+            joined += values if literal or not values else [json.dumps(values)]
+            values = None
+        if option in ("--data.hr", "--data.val_hr"):
+            joined.append(option)
+            values = [value] if equals else []
+        else:
+            joined.append(argument)
+    return joined[:-1]

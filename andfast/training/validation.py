@@ -1,0 +1,90 @@
+"""How well a generator restores images it has not seen, beside bicubic upsampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from andfast.data.camera import bicubic_lr, camera_like, crop_to_multiple
+from andfast.data.images import read_image
+from andfast.data.pairs import Pair
+from andfast.metrics import psnr_y
+from andfast.upscale import upscale_tensor
+
+# Held-out images may be of any size; so much of their middle is enough, and bounds the time.
+_LARGEST = 512
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 (H, W, 3) -> float32 (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+
+
+def to_array(image: Tensor) -> np.ndarray:
+    """float (1, 3, H, W) or (3, H, W) -> uint8 (H, W, 3), clipped and rounded."""
+    image = image.detach().float().cpu().reshape(image.shape[-3:])
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def bicubic_upsample(lr: np.ndarray, scale: int) -> np.ndarray:
+    """Pillow's bicubic interpolation, uint8 (h, w, 3) -> (scale * h, scale * w, 3): the mark to beat."""
+    height, width = lr.shape[:2]
+    return np.array(Image.fromarray(lr).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
+
+
+def centre_crop(image: np.ndarray, scale: int, largest: int = _LARGEST) -> np.ndarray:
+    """The middle of an image, at most `largest` pixels high and wide, both multiples of `scale`."""
+    top, left = (max(length - largest, 0) // 2 for length in image.shape[:2])
+    return crop_to_multiple(image[top : top + largest, left : left + largest], scale)
+
+
+@dataclass
+class _Case:
+    """One pair of images and what bicubic upsampling makes of it, in dB on Y."""
+
+    lr: Tensor
+    hr: Tensor
+    bicubic_db: float
+
+
+class Validator:
+    """Validates under several degradations: PSNR on Y, border of `scale` pixels cut, mean over the images.
+
+    "bicubic": LR made by Pillow's bicubic downsampling. "camera": blur, noise and JPEG, which no degradation
+    network has a part in (`andfast.data.camera`). "pairs": camera-captured pairs, where given.
+
+    Args:
+        held_out: HR images (name, uint8 (H, W, 3)).
+        pairs: camera-captured pairs.
+        scale: the super-resolution factor.
+    """
+
+    def __init__(self, held_out: Sequence[tuple[str, np.ndarray]], pairs: Sequence[Pair], scale: int) -> None:
+        self.scale = scale
+        images = [centre_crop(image, scale) for _, image in held_out]
+        self._sets: dict[str, list[_Case]] = {
+            "bicubic": [self._case(bicubic_lr(hr, scale), hr) for hr in images],
+            "camera": [self._case(camera_like(hr, scale, seed), hr) for seed, hr in enumerate(images)],
+        }
+        if pairs:
+            self._sets["pairs"] = [self._case(read_image(pair.lr), read_image(pair.hr)) for pair in pairs]
+
+    def _case(self, lr: np.ndarray, hr: np.ndarray) -> _Case:
+        upsampled = to_tensor(bicubic_upsample(lr, self.scale))
+        return _Case(to_tensor(lr), to_tensor(hr), psnr_y(upsampled, to_tensor(hr), self.scale).item())
+
+    def __call__(self, generator: nn.Module) -> dict[str, dict[str, float]]:
+        """{"bicubic": {"psnr_y": dB, "bicubic_psnr_y": dB of bicubic upsampling}, "camera": ..., "pairs": ...}."""
+        results = {}
+        for name, cases in self._sets.items():
+            found = [psnr_y(upscale_tensor(generator, case.lr), case.hr, self.scale).item() for case in cases]
+            results[name] = {
+                "psnr_y": float(np.mean(found)),
+                "bicubic_psnr_y": float(np.mean([case.bicubic_db for case in cases])),
+            }
+        return results

@@ -1,0 +1,101 @@
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from andfast.attack import PGD, Bicubic, Noise, Random
+from andfast.training.config import Config, DegradationConfig, TrainConfig, dump_yaml, parse_config
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as error:
+        parse_config(arguments)
+    assert error.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_without_arguments_it_is_the_default() -> None:
+    assert parse_config([]) == Config()
+
+
+def test_options_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("train: {iterations: 7, warmup: 3}\nattack: {scale_factors: {conv_dc: 5, conv: .inf}}\n")
+    config = parse_config(["--config", str(file), "--train.warmup", "2", "--attack.method=random"])
+    assert (config.train.iterations, config.train.warmup, config.attack.method) == (7, 2, "random")
+    assert config.attack.scale_factors.conv_dc == 5
+    assert config.attack.scale_factors.conv == math.inf
+    assert config.train.batch_size == TrainConfig().batch_size
+
+
+def test_a_dumped_configuration_is_complete_and_reads_back_the_same(tmp_path: Path) -> None:
+    config = parse_config(["--data.hr", "a", "b", "--attack.lr_psnr", "[20, 30]", "--degradation.num_networks", "2"])
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_yaml(config.to_dict()))
+    assert yaml.safe_load(file.read_text()).keys() == Config.__dataclass_fields__.keys()
+    assert parse_config(["--config", str(file)]) == config
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data.hr", "a", "b"],
+        ["--data.hr=a", "b"],
+        ["--data.hr", '["a", "b"]'],
+        ["--data.hr", "a", "b", "--seed", "1"],
+    ],
+)
+def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
+    assert parse_config(arguments).data.hr == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--train.iteration", "5"], ["train.iteration ", "did you mean train.iterations?", "train.warmup"]),
+        (["--sed", "5"], ["sed is no setting", "did you mean seed?"]),
+        (["--attack.method", "fgsm"], ["attack.method", "'pgd'", "'random'", "'noise'", "'none'", "fgsm"]),
+        (["--train.iterations", "-3"], ["train.iterations", "-3"]),
+        (["--train.batch_size", "many"], ["train.batch_size", "many"]),
+        (["--train.patch_size", "66"], ["train.patch_size", "66", "multiple of scale, 4"]),
+        (["--train.patch_size", "4"], ["train.patch_size", "at least 8"]),
+        (["--train.ema_decay", "1.5"], ["train.ema_decay", "[0, 1)"]),
+        (["--degradation.num_networks", "3"], ["degradation.num_networks", "train.batch_size", "'batch'"]),
+        (["--attack.lr_psnr", "[40, 20]"], ["lr_psnr", "low <= high"]),
+        (["--attack.method", "noise", "--attack.lr_psnr", "null"], ["attack.lr_psnr", "noise"]),
+        (["--attack.scale_factors.noise", "-1"], ["noise", "positive"]),
+        (["--generator.name", "rrdbnet", "--scale", "3"], ["rrdbnet", "3", "compact"]),
+        (["--config", "missing.yaml"], ["missing.yaml"]),
+        (["--data.hr"], ["data.hr"]),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(arguments, capsys)
+    for word in words:
+        assert word in message
+
+
+def test_an_unknown_key_in_a_file_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("train:\n  iteration: 5\n")
+    message = refused(["--config", str(file)], capsys)
+    assert "did you mean train.iterations?" in message
+
+
+@pytest.mark.parametrize(("method", "kind"), [("pgd", PGD), ("random", Random), ("noise", Noise), ("none", Bicubic)])
+def test_every_method_has_its_attack(method: str, kind: type) -> None:
+    assert isinstance(parse_config(["--attack.method", method]).attack.build(), kind)
+
+
+def test_the_attack_gets_the_settings() -> None:
+    options = ["--attack.steps", "3", "--attack.step_size", "0.5", "--attack.epsilon", "2", "--attack.lr_psnr", "null"]
+    attack = parse_config([*options, "--attack.scale_factors.slope", "7"]).attack.build()
+    assert (attack.steps, attack.step_size, attack.epsilon, attack.lr_psnr) == (3, 0.5, 2, None)
+    assert attack.scale_factors.slope == 7
+
+
+def test_one_network_for_every_image_is_the_default() -> None:
+    assert DegradationConfig().num_networks == "batch"

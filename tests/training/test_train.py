@@ -1,0 +1,343 @@
+"""The training command, in small: every file it leaves, resuming, and what goes wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from andfast import train
+from andfast.models import load_model
+from andfast.training.config import parse_config
+from andfast.training.trainer import Trainer
+
+TINY = {
+    "train.iterations": 6,
+    "train.warmup": 2,
+    "train.ramp": 2,
+    "train.batch_size": 2,
+    "train.patch_size": 32,
+    "train.validate_every": 3,
+    "train.save_every": 2,
+    "generator.features": 8,
+    "generator.depth": 1,
+    "degradation.channels": 8,
+    "degradation.blocks": 2,
+    "attack.steps": 2,
+    "data.workers": 0,
+}
+
+
+def options(run_dir: Path, **changed: Any) -> list[str]:
+    settings = TINY | {"run_dir": run_dir} | {key.replace("__", "."): value for key, value in changed.items()}
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(run_dir: Path) -> list[dict[str, Any]]:
+    """The records of the steps, without what is different each time."""
+    timing = ("seconds", "data_wait")
+    return [
+        {key: value for key, value in record.items() if key not in timing}
+        for record in records(run_dir)
+        if "validation" not in record
+    ]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = load_model(one).state_dict(), load_model(other).state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def make_images(folder: Path, count: int, size: tuple[int, int] = (48, 56)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    for index in range(count):
+        coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a small run."""
+    run_dir = tmp_path_factory.mktemp("runs") / "finished"
+    assert train.main(options(run_dir)) == 0
+    return run_dir
+
+
+def test_a_run_leaves_its_files(finished: Path) -> None:
+    names = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    expected = {"config.yaml", "metrics.jsonl", "model.safetensors", "model.pth", "state.pt"}
+    assert expected | {"samples/step_0000003.png", "samples/step_0000006.png"} <= names
+    assert any(name.startswith("tensorboard/events.") for name in names)
+    # Nothing half-written is left behind.
+    assert not [name for name in names if Path(name).name.startswith(".")]
+
+
+def test_every_step_has_its_record(finished: Path) -> None:
+    lines = [record for record in records(finished) if "validation" not in record]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    keys = {"step", "loss", "loss_before_attack", "loss_after_attack", "lr_psnr", "seconds", "data_wait"}
+    assert all(line.keys() == keys for line in lines)
+    # Clean LR images while it warms up: no attack, no distance.
+    assert all(line["lr_psnr"] is None and line["loss_after_attack"] == line["loss"] for line in lines[:2])
+    attacked = lines[2:]
+    assert all(line["loss_after_attack"] > line["loss_before_attack"] for line in attacked)
+    # What the generator is trained on is what the adversary found, but for batch-wise rounding.
+    assert all(line["loss"] == pytest.approx(line["loss_after_attack"], rel=0.02) for line in attacked)
+    assert all(20 < line["lr_psnr"] < 80 for line in attacked)
+
+
+def test_validation_stands_beside_the_steps(finished: Path) -> None:
+    lines = [record for record in records(finished) if "validation" in record]
+    assert [line["step"] for line in lines] == [3, 6]
+    for line in lines:
+        assert line["validation"].keys() == {"bicubic", "camera"}
+        assert all(10 < found["psnr_y"] < 60 for found in line["validation"].values())
+
+
+def test_the_configuration_reruns_the_run(finished: Path, tmp_path: Path) -> None:
+    assert train.main(["--config", str(finished / "config.yaml"), "--run_dir", str(tmp_path / "again")]) == 0
+    assert steps(tmp_path / "again") == steps(finished)
+
+
+def test_both_model_files_hold_the_moving_average(finished: Path) -> None:
+    assert same_weights(finished / "model.safetensors", finished / "model.pth")
+    state = torch.load(finished / "state.pt", weights_only=True)
+    ema = load_model(finished / "model.pth").state_dict()
+    assert all(torch.equal(ema[key], value) for key, value in state["ema"].items())
+    assert not all(torch.equal(state["generator"][key], value) for key, value in state["ema"].items())
+    assert "params_ema" in torch.load(finished / "model.pth", weights_only=True)
+
+
+def test_the_sample_sheet_shows_what_was_asked_for(finished: Path) -> None:
+    sheet = np.asarray(Image.open(finished / "samples" / "step_0000006.png"))
+    # Seven columns of 160 pixels, three rows, gaps and a header.
+    assert sheet.shape == (3 * 164 + 22, 7 * 164 + 4, 3)
+    cells = [sheet[22 : 22 + 160, 4 + 164 * column : 164 + 164 * column].astype(int) for column in range(7)]
+    hr, clean, bicubic, restored, attacked, before, now = cells
+    assert abs(hr - clean).mean() < 40
+    for one, other in ((clean, bicubic), (clean, attacked), (before, now), (restored, now)):
+        assert abs(one - other).mean() > 0.05
+
+
+def test_equal_seeds_give_equal_runs_for_any_number_of_workers(finished: Path, tmp_path: Path) -> None:
+    assert train.main(options(tmp_path / "a", data__workers=2)) == 0
+    assert train.main(options(tmp_path / "b", seed=1)) == 0
+    assert steps(tmp_path / "a") == steps(finished)
+    assert same_weights(tmp_path / "a" / "model.pth", finished / "model.pth")
+    assert steps(tmp_path / "b") != steps(finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    number: signal.Signals, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.train_step
+
+    def interrupted(self: Trainer, patches: torch.Tensor) -> Any:
+        if self.step == 4:
+            os.kill(os.getpid(), number)
+        return step(self, patches)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    assert train.main(options(tmp_path)) == 128 + number
+    assert [record["step"] for record in steps(tmp_path)] == [1, 2, 3, 4, 5]
+    monkeypatch.undo()
+    assert train.main(options(tmp_path)) == 0
+    assert steps(tmp_path) == steps(finished)
+    assert same_weights(tmp_path / "model.pth", finished / "model.pth")
+
+
+def test_a_killed_run_goes_on_from_its_last_state(finished: Path, tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from andfast import train\n"
+        "from andfast.training.trainer import Trainer\n"
+        "step = Trainer.train_step\n"
+        "def killed(self, patches):\n"
+        "    if self.step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, patches)\n"
+        "Trainer.train_step = killed\n"
+        "train.main(sys.argv[1:])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, *options(tmp_path)], check=False, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL
+    # A line that was being written when it died, too.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
+    assert train.main(options(tmp_path)) == 0
+    assert steps(tmp_path) == steps(finished)
+    assert same_weights(tmp_path / "model.pth", finished / "model.pth")
+
+
+def test_a_finished_run_is_left_as_it_is(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert train.main(options(finished)) == 0
+    assert "all 6 iterations are done" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_resume_never_starts_over(finished: Path, tmp_path: Path) -> None:
+    assert train.main(options(tmp_path, seed=1)) == 0
+    assert train.main(options(tmp_path, resume="never")) == 0
+    assert steps(tmp_path) == steps(finished)
+
+
+def test_a_run_can_go_on_from_a_state_elsewhere_and_be_made_longer(finished: Path, tmp_path: Path) -> None:
+    assert train.main(options(tmp_path, resume=finished / "state.pt", train__iterations=7)) == 0
+    assert [record["step"] for record in steps(tmp_path)] == [7]
+
+
+def test_a_state_of_other_settings_is_refused_by_name(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(options(finished, train__batch_size=4, seed=3)) == 2
+    message = capsys.readouterr().err
+    assert "train.batch_size: 2 then, 4 now" in message
+    assert "seed: 0 then, 3 now" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state", "truncated"])
+def test_a_damaged_state_is_named(
+    content: bytes | str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (finished / "state.pt").read_bytes()
+    (tmp_path / "state.pt").write_bytes(whole[: len(whole) // 2] if content == "truncated" else content)
+    assert train.main(options(tmp_path)) == 2
+    assert str(tmp_path / "state.pt") in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_missing_state_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(options(tmp_path / "run", resume=tmp_path / "no.pt")) == 2
+    assert str(tmp_path / "no.pt") in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["random", "noise", "none"])
+def test_the_ablations_train(method: str, tmp_path: Path) -> None:
+    assert train.main(options(tmp_path, attack__method=method)) == 0
+    found = steps(tmp_path)
+    if method == "none":
+        assert all(record["lr_psnr"] is None for record in found)
+    else:
+        assert all(record["lr_psnr"] > 20 for record in found[2:])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"generator__name": "rrdbnet"},
+        {"scale": 2, "degradation__noise": "gaussian"},
+        {"scale": 3, "train__patch_size": 33, "degradation__num_networks": 1},
+    ],
+)
+def test_other_generators_scales_and_noises_train(changed: dict[str, Any], tmp_path: Path) -> None:
+    assert train.main(options(tmp_path, **changed)) == 0
+    assert load_model(tmp_path / "model.safetensors").scale == changed.get("scale", 4)
+
+
+def test_it_trains_on_folders_and_names_what_it_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_images(tmp_path / "hr", 5)
+    make_images(tmp_path / "pairs" / "HR", 2)
+    make_images(tmp_path / "pairs" / "LR", 2, (12, 14))
+    make_images(tmp_path / "small", 1, (20, 40))
+    (tmp_path / "hr" / "text.jpg").write_text("no image")
+    # A header that is whole, and pixels that are not: found out only when it is decoded.
+    whole = (tmp_path / "hr" / "0.png").read_bytes()
+    (tmp_path / "hr" / "truncated.png").write_bytes(whole[: len(whole) * 2 // 3])
+    arguments = options(tmp_path / "run", data__held_out=2, data__val_pairs=tmp_path / "pairs")
+    assert train.main([*arguments, "--data.hr", str(tmp_path / "hr"), str(tmp_path / "small")]) == 0
+    message = capsys.readouterr()
+    for name in ("skipped image 1", "text.jpg", "skipped image 2", "small/0.png", "20 x 40", "truncated.png"):
+        assert name in message.err
+    assert "2 held out, 2 camera pairs" in message.out
+    assert records(tmp_path / "run")[-1]["validation"].keys() == {"bicubic", "camera", "pairs"}
+
+
+def test_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
+    make_images(tmp_path, 7)
+    config = parse_config(["--data.hr", str(tmp_path), "--data.held_out", "3", "--train.patch_size", "32"])
+    sources, held_out, _ = train.find_images(config)
+    assert len(sources) == 4
+    assert len(held_out) == 3
+    assert not {source.name for source in sources} & {name for name, _ in held_out}
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"data__hr": "empty"}, "empty"),
+        ({"data__hr": "nowhere"}, "nowhere"),
+        ({"data__val_pairs": "empty"}, "empty"),
+        ({"generator__init": "nowhere.pth"}, "nowhere.pth"),
+    ],
+)
+def test_nothing_is_begun_or_written_when_something_is_missing(
+    changed: dict[str, str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    paths = {key: tmp_path / value for key, value in changed.items()}
+    assert train.main(options(tmp_path / "run", **paths)) == 2
+    assert str(tmp_path / word) in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_to_start_from_are_taken_or_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = Trainer(parse_config(options(tmp_path, generator__init=finished / "model.pth")))
+    start = load_model(finished / "model.pth").state_dict()
+    assert all(torch.equal(value, start[key]) for key, value in trainer.generator.state_dict().items())
+    assert train.main(options(tmp_path, generator__init=finished / "model.pth", generator__features=16)) == 2
+    assert str(finished / "model.pth") in capsys.readouterr().err
+
+
+def test_a_diverging_run_stops_and_keeps_its_last_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(options(tmp_path, train__learning_rate=1e30, train__save_every=1)) == 3
+    assert "train.learning_rate" in capsys.readouterr().err
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == len(steps(tmp_path))
+
+
+def test_a_frozen_generator_takes_no_gradient_in_the_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(parse_config(options(tmp_path, train__warmup=0)))
+    attack, seen = trainer.attack, []
+
+    def watched(*arguments: Any) -> Any:
+        seen.append([parameter.requires_grad for parameter in trainer.generator.parameters()])
+        return attack(*arguments)
+
+    trainer.attack = watched
+    trainer.train_step(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
+    assert not any(seen[0])
+    assert all(parameter.requires_grad for parameter in trainer.generator.parameters())
+
+
+def learning_rates(arguments: Sequence[str]) -> list[float]:
+    trainer = Trainer(parse_config(arguments))
+    rates = []
+    for step in range(trainer.config.train.iterations):
+        trainer.step = step
+        rates.append(trainer._set_learning_rate())
+    return rates
+
+
+def test_learning_rates_follow_the_schedule(tmp_path: Path) -> None:
+    constant = learning_rates(options(tmp_path, train__iterations=300, train__schedule="constant"))
+    assert constant[0] == pytest.approx(2e-5)
+    assert constant[99:] == pytest.approx([2e-3] * 201)
+    cosine = learning_rates(options(tmp_path, train__iterations=300))
+    assert cosine[150] == pytest.approx(2e-3 * (0.01 + 0.99 / 2))
+    assert cosine[-1] == pytest.approx(2e-5, rel=0.02)
