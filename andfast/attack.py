@@ -35,16 +35,21 @@ SHRINK_TRIES = 10
 class AttackResult:
     """What an attack found. N networks, B images, `steps` gradient steps.
 
+    `Noise` and `Bicubic` have no networks: for them every image stands alone, and N is B.
+
     Attributes:
         lr: (B, 3, h, w) in [0, 1], the degraded images.
         delta: (N, P), the deviation from the identity, or None where no network took part.
         theta: (N, P), theta_id plus the deviation, or None likewise.
         losses: (1 + steps, N): the objective on the clean LR image, then after every step.
         loss_before: (N,) the first row of `losses`.
-        loss_after: (N,) the loss of `lr`: that of the worst iterate, which is the one returned.
-        distance: (N,) the scaled norm ||s * delta||_2 reached (for `Noise` the 2-norm of the added noise).
+        loss_after: (N,) the loss of `lr`. Of a search that is the worst iterate, and its loss the largest found.
+        distance: (N,) the scaled norm ||s * delta||_2 reached; for `Noise` the 2-norm of the added noise before
+            the image is clamped to [0, 1].
         lr_psnr: (N,) PSNR in dB of `lr` against the clean LR image.
-        budget_db: (N,) the least `lr_psnr` allowed; -inf where there was no such budget.
+        budget_db: (N,) the least `lr_psnr` allowed; -inf where there was no such budget. Only a deviation of zero
+            may miss it: in half types narrow networks round more than that (bfloat16, 12 draws: 54 dB from the
+            clean image at 64 channels, 42 at 16, 27 at 8).
     """
 
     lr: Tensor
@@ -132,18 +137,19 @@ def within_budget(
         budget_db: (N,), the least PSNR of an LR image against the clean one.
 
     Returns:
-        The deviations, (N, P), each a multiple in [0, 1] of its row of `delta`, and their LR images. A budget
-        beyond what the compute type's own rounding leaves of the identity gives a zero deviation.
+        The deviations, (N, P), each a multiple in [0, 1] of its row of `delta`, and their LR images: at most
+        `BUDGET_SLACK_DB` inside the budget, further only where so many tries did not get nearer. A budget that
+        the compute type's own rounding exceeds at the identity gives a zero deviation.
     """
     count = network.num_networks
     scale = torch.ones_like(budget_db)
     inside, outside = torch.zeros_like(scale), torch.full_like(scale, math.inf)
     psnr_inside, psnr_outside = torch.full_like(scale, math.inf), torch.full_like(scale, -math.inf)
     aim = budget_db + BUDGET_SLACK_DB / 2
-    for _ in range(SHRINK_TRIES):
+    for attempt in range(SHRINK_TRIES):
         lr = network(hr, delta * scale[:, None])
-        # An image that overflowed is far outside.
-        found = network_psnr(lr, clean, count).nan_to_num(nan=-math.inf, posinf=math.inf)
+        # An image that overflowed is as far outside as images in [0, 1] can be.
+        found = network_psnr(lr, clean, count).nan_to_num(nan=0.0, posinf=math.inf)
         fits = found >= budget_db
         inside, psnr_inside = torch.where(fits, scale, inside), torch.where(fits, found, psnr_inside)
         outside, psnr_outside = torch.where(fits, outside, scale), torch.where(fits, psnr_outside, found)
@@ -151,13 +157,14 @@ def within_budget(
         if done.all():
             return delta * scale[:, None], lr
         # The error grows at least with the deviation: exactly so gives the first guess, and from a pair of
-        # brackets on the line between them in log(scale) is better.
-        proportional = scale * 10 ** ((found - aim).clamp(-14, 14) / 20)
+        # brackets on the line between them in log(scale) is better. A saturated image does not show how far
+        # outside it is, so while nothing fits, later guesses shrink faster and faster.
+        haste = 2 ** max(attempt - 3, 0)
+        proportional = scale * 10 ** ((found - aim).clamp(min=-14) * haste / 20)
         slope = (outside / inside).log() / (psnr_outside - psnr_inside)
         between = inside * ((aim - psnr_inside) * slope).exp()
-        guess = torch.where(between.isfinite() & (inside > 0), between, proportional)
-        bracket = torch.minimum(outside, torch.ones_like(outside))
-        guess = torch.maximum(torch.minimum(guess, 0.98 * bracket + 0.02 * inside), 0.02 * bracket + 0.98 * inside)
+        within = torch.maximum(torch.minimum(between, 0.98 * outside + 0.02 * inside), 0.02 * outside + 0.98 * inside)
+        guess = torch.where(inside > 0, within, proportional)
         scale = torch.where(done, scale, guess)
     delta = delta * inside[:, None]
     return delta, network(hr, delta)
@@ -182,8 +189,8 @@ class PGD(Attack):
     """
 
     steps: int = 5
-    step_size: float = 1.0
-    epsilon: float = 4.0
+    step_size: float = 0.1
+    epsilon: float = 0.5
     scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
     lr_psnr: tuple[float, float] | None = (24.0, 40.0)
 
@@ -214,6 +221,7 @@ class PGD(Attack):
         generator: torch.Generator | None = None,
         margin_db: float = 0.0,
     ) -> AttackResult:
+        network.check_images(hr)
         inv_scale = 1 / network.layout.scale_vector(self.scale_factors, hr.device)
         budget_db = draw_budget(self.lr_psnr, network.num_networks, margin_db, hr.device, generator)
         clean = self.clean(network, hr)
@@ -254,6 +262,7 @@ class Random(Attack):
         generator: torch.Generator | None = None,
         margin_db: float = 0.0,
     ) -> AttackResult:
+        network.check_images(hr)
         inv_scale = 1 / network.layout.scale_vector(self.scale_factors, hr.device)
         budget_db = draw_budget(self.lr_psnr, network.num_networks, margin_db, hr.device, generator)
         clean = self.clean(network, hr)
@@ -284,7 +293,6 @@ class Noise(Attack):
     """
 
     steps: int = 5
-    step_size: float = 0.4
     lr_psnr: tuple[float, float] = (24.0, 40.0)
 
     def __post_init__(self) -> None:
@@ -349,8 +357,15 @@ class Bicubic(Attack):
 
 
 def bicubic_downsample(hr: Tensor, scale: int) -> Tensor:
-    """Bicubic downsampling with antialiasing, as Pillow and MATLAB do it: (B, C, H, W) -> (B, C, H/s, W/s), clamped."""
-    size = (hr.shape[-2] // scale, hr.shape[-1] // scale)
+    """Bicubic downsampling with antialiasing, as Pillow and MATLAB do it: (B, C, H, W) -> (B, C, H/s, W/s), clamped.
+
+    Raises:
+        ValueError: H or W is not a multiple of `scale`.
+    """
+    height, width = hr.shape[-2:]
+    if height % scale or width % scale:
+        raise ValueError(f"image is {height} x {width}; both must be multiples of the scale, {scale}")
+    size = (height // scale, width // scale)
     return F.interpolate(hr, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 

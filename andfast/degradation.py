@@ -11,6 +11,8 @@ from andfast.ops.identity_init import identity_centres
 from andfast.ops.noise import gaussian_field
 from andfast.theta import NoiseKind, ThetaLayout
 
+_NO_PARAMETERS = "the network has no parameters yet: call reset_identity(image_size) first"
+
 
 class DegradationNetwork(nn.Module):
     """A bank of N independent degradation networks F: HR image in, degraded LR image out.
@@ -32,17 +34,18 @@ class DegradationNetwork(nn.Module):
             adversary; such maps are what can make block artefacts and dust. "gaussian": a strength a channel, found
             by the adversary, times a fixed Gaussian field (StyleGAN's noise injection).
         dtype: the type the images and weights are computed in. float16 where the device computes it well,
-            bfloat16 on CPUs with AMX; theta itself is always float32.
+            bfloat16 on CPUs with AMX; theta itself is always float32. Half types want the full width: the fewer
+            channels, the more of the image their rounding costs.
         device: where everything lives.
 
     Attributes:
-        layout: which columns of theta hold what, a `ThetaLayout`; set by `reset_identity`.
+        layout: which columns of theta hold what, a `ThetaLayout`; None before the first `reset_identity`.
         theta_id: (N, P) float32, the identity; the columns of a convolution are its taps.
         delta: (N, P) float32, the deviation; the columns of a convolution are moments (`ThetaLayout`). The two are
             kept apart because half types cannot hold their sum.
     """
 
-    layout: ThetaLayout
+    layout: ThetaLayout | None = None
     theta_id: Tensor
     delta: Tensor
     noise_seed: Tensor
@@ -85,7 +88,13 @@ class DegradationNetwork(nn.Module):
 
     @property
     def theta(self) -> Tensor:
-        """All parameters, (N, P) float32, convolutions as taps: `theta_id` plus the deviation."""
+        """All parameters, (N, P) float32, convolutions as taps: `theta_id` plus the deviation.
+
+        Raises:
+            RuntimeError: there are none before the first `reset_identity`.
+        """
+        if self.layout is None:  # not AttributeError, for which nn.Module would look elsewhere
+            raise RuntimeError(_NO_PARAMETERS)
         return self.theta_id + self.layout.to_taps(self.delta)
 
     def reset_identity(self, image_size: tuple[int, int], generator: torch.Generator | None = None) -> None:
@@ -108,7 +117,7 @@ class DegradationNetwork(nn.Module):
         self.layout = layout
         self.theta_id = theta_id
         self.delta = torch.zeros_like(theta_id)
-        self.noise_seed.random_(generator=generator)
+        self.noise_seed = torch.empty_like(self.noise_seed).random_(generator=generator)
 
     def clean(self, hr: Tensor) -> Tensor:
         """The LR image that the identity stands for: `hr` pooled, (B, 3, H/scale, W/scale), in its own type."""
@@ -125,10 +134,13 @@ class DegradationNetwork(nn.Module):
             (B, 3, H/scale, W/scale) in [0, 1], in the type of `hr`.
 
         Raises:
+            RuntimeError, TypeError: as `check_images`.
             ValueError: a shape does not fit.
         """
         delta = self.delta if delta is None else delta
-        self._check(hr, delta)
+        self.check_images(hr)
+        if delta.shape != self.theta_id.shape:
+            raise ValueError(f"delta has shape {tuple(delta.shape)}; it must be {tuple(self.theta_id.shape)}")
         images = hr.to(self.dtype, memory_format=torch.channels_last).chunk(self.num_networks)
         # Rows apart, so that the gradient of one is not spread over a matrix of zeros.
         rows = zip(images, self.theta_id, self.layout.to_taps(delta).unbind(), self.noise_seed, strict=True)
@@ -156,9 +168,18 @@ class DegradationNetwork(nn.Module):
         if height % self.scale or width % self.scale or min(height, width) < self.scale:
             raise ValueError(f"image size is {height} x {width}; both must be multiples of the scale, {self.scale}")
 
-    def _check(self, hr: Tensor, delta: Tensor) -> None:
-        if self.theta_id.shape[1] == 0:
-            raise ValueError("the network has no parameters yet: call reset_identity(image_size) first")
+    def check_images(self, hr: Tensor) -> None:
+        """Raise what `forward` says about HR images that do not fit.
+
+        Raises:
+            RuntimeError: there are no parameters yet.
+            TypeError: `hr` is not of a floating-point type.
+            ValueError: its shape does not fit.
+        """
+        if self.layout is None:
+            raise RuntimeError(_NO_PARAMETERS)
+        if not hr.is_floating_point():
+            raise TypeError(f"hr is {hr.dtype}; it must be a floating-point image in [0, 1]")
         size = (3, *self.layout.image_size)
         if hr.ndim != 4 or tuple(hr.shape[1:]) != size:
             wanted = ", ".join(map(str, ("B", *size)))
@@ -166,5 +187,3 @@ class DegradationNetwork(nn.Module):
         if hr.shape[0] == 0 or hr.shape[0] % self.num_networks:
             count = self.num_networks
             raise ValueError(f"hr holds {hr.shape[0]} images; it must be a multiple of num_networks, {count}")
-        if delta.shape != self.theta_id.shape:
-            raise ValueError(f"delta has shape {tuple(delta.shape)}; it must be {tuple(self.theta_id.shape)}")

@@ -23,7 +23,9 @@ class ScaleFactors:
 
     Every factor is positive; a larger one means a stronger suppression, `math.inf` forbids the group. The term of
     the convolutions splits by the moments of each 3x3 kernel's deviation, which are orthogonal, so that the norm
-    stays a weighted sum of squares:
+    stays a weighted sum of squares. The paper's factors are 1 for all of a convolution, 10 for noise, 50 for slopes;
+    here the moments that no restoration could undo are forbidden, and noise at 1 takes its share beside what then is
+    left of the convolutions.
 
     Attributes:
         conv_dc: the mean over the nine taps: brightness and colour.
@@ -36,7 +38,7 @@ class ScaleFactors:
     conv_dc: float = math.inf
     conv_shift: float = math.inf
     conv: float = 1.0
-    noise: float = 10.0
+    noise: float = 1.0
     slope: float = 50.0
 
     def __post_init__(self) -> None:
@@ -44,6 +46,8 @@ class ScaleFactors:
             value = getattr(self, field.name)
             if not value > 0:
                 raise ValueError(f"scale factor {field.name} is {value}; it must be positive (inf forbids the group)")
+        if all(math.isinf(getattr(self, field.name)) for field in fields(self)):
+            raise ValueError("all scale factors are infinite; at least one group must be free")
 
 
 def moment_basis() -> Tensor:

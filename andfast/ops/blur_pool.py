@@ -34,8 +34,10 @@ def blur_pool(image: Tensor, scale: int) -> Tensor:
         rounded once.
 
     Raises:
-        ValueError: H or W is not a multiple of `scale`.
+        ValueError: H or W is not a multiple of `scale`, or that is less than 2.
     """
+    if scale < 2:
+        raise ValueError(f"scale is {scale}; it must be at least 2")
     height, width = image.shape[-2:]
     if height % scale or width % scale:
         raise ValueError(f"image is {height} x {width}; both must be multiples of the scale, {scale}")

@@ -67,14 +67,14 @@ class DegradationConfig:
     """The degradation network F; see `andfast.DegradationNetwork`.
 
     Attributes:
-        num_networks: networks a batch; "batch" gives every image its own.
+        num_networks: networks a batch; "batch" gives every image its own (the paper's Eq. 1), which costs more.
         channels: width of the hidden layers.
         blocks: blocks before the pooling, and again after it.
         noise: what a noise injection adds: a map, or Gaussian noise of a strength.
         precision: the type F computes in; auto: float16 on CUDA, bfloat16 on CPUs with AMX, else float32.
     """
 
-    num_networks: PositiveInt | Literal["batch"] = "batch"
+    num_networks: PositiveInt | Literal["batch"] = 2
     channels: PositiveInt = 64
     blocks: PositiveInt = 5
     noise: Literal["map", "gaussian"] = "map"
@@ -87,7 +87,7 @@ class AttackConfig:
 
     Attributes:
         method: pgd, or for comparison random (deviations), noise (adversarial, on the LR image), none (bicubic).
-        steps: gradient steps (pgd, noise).
+        steps: gradient steps (pgd, noise); the paper takes 5.
         step_size: length of a step in the scaled norm (pgd).
         epsilon: radius of the ball in the scaled norm (pgd, random).
         scale_factors: the scaled norm's factors by group of parameters (pgd, random).
@@ -96,7 +96,7 @@ class AttackConfig:
     """
 
     method: Literal["pgd", "random", "noise", "none"] = "pgd"
-    steps: PositiveInt = PGD.steps
+    steps: PositiveInt = 3
     step_size: PositiveFloat = PGD.step_size
     epsilon: PositiveFloat = PGD.epsilon
     scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
@@ -117,7 +117,7 @@ class AttackConfig:
 
 @dataclass
 class TrainConfig:
-    """The training steps.
+    """The training steps. The defaults are a first run of minutes on a CPU; `configs/` has longer ones.
 
     Attributes:
         iterations: generator updates in all.
@@ -134,17 +134,17 @@ class TrainConfig:
         save_every: updates between saves of the resumable state; 0: only at the end.
     """
 
-    iterations: PositiveInt = 1000
-    warmup: NonNegativeInt = 700
-    ramp: NonNegativeInt = 100
+    iterations: PositiveInt = 800
+    warmup: NonNegativeInt = 600
+    ramp: NonNegativeInt = 60
     batch_size: PositiveInt = 8
-    patch_size: PositiveInt = 96
+    patch_size: PositiveInt = 64
     learning_rate: PositiveFloat = 2e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     ema_decay: NonNegativeFloat = 0.995
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    validate_every: NonNegativeInt = 500
-    save_every: NonNegativeInt = 500
+    validate_every: NonNegativeInt = 600
+    save_every: NonNegativeInt = 200
 
 
 @dataclass

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from andfast.attack import PGD, Bicubic, Noise, Random
-from andfast.training.config import Config, DegradationConfig, TrainConfig, dump_yaml, parse_config
+from andfast.training.config import Config, TrainConfig, dump_yaml, parse_config
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -95,7 +95,3 @@ def test_the_attack_gets_the_settings() -> None:
     attack = parse_config([*options, "--attack.scale_factors.slope", "7"]).attack.build()
     assert (attack.steps, attack.step_size, attack.epsilon, attack.lr_psnr) == (3, 0.5, 2, None)
     assert attack.scale_factors.slope == 7
-
-
-def test_one_network_for_every_image_is_the_default() -> None:
-    assert DegradationConfig().num_networks == "batch"

@@ -1,0 +1,84 @@
+"""Collect what finished training runs measured into one file: `python -m bench.record RUN_DIR... --output FILE`.
+
+The file says which machine, versions and settings its numbers come from, so that documents can cite it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from andfast.files import written_whole
+from andfast.info import collect
+
+
+def machine() -> dict[str, Any]:
+    """The processor's name, its cores and what `andfast.info` says."""
+    model = "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = next(
+            (line.partition(":")[2].strip() for line in cpuinfo.open() if line.startswith("model name")), model
+        )
+    return {"processor": model, "system": platform.platform(), **collect()}
+
+
+def commit() -> str:
+    """The checkout's commit, marked where files were changed since."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    """A run's settings, its validations, and medians over its steps, with and without attack."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "validation" not in line]
+    parts = {
+        "clean": [step for step in steps if step["loss_before_attack"] == step["loss_after_attack"]],
+        "attacked": [step for step in steps if step["loss_before_attack"] != step["loss_after_attack"]],
+    }
+    return {
+        "config": yaml.safe_load((run_dir / "config.yaml").read_text()),
+        "seconds_in_steps": sum(step["seconds"] for step in steps),
+        "steps": {
+            name: {
+                "count": len(part),
+                "median_seconds": statistics.median(step["seconds"] for step in part),
+                "share_waiting_for_data": sum(step["data_wait"] for step in part) / sum(s["seconds"] for s in part),
+                "median_gain": statistics.median(s["loss_after_attack"] / s["loss_before_attack"] for s in part),
+                "median_lr_psnr": statistics.median([s["lr_psnr"] for s in part if s["lr_psnr"] is not None] or [0]),
+            }
+            for name, part in parts.items()
+            if part
+        },
+        "validation": [line for line in lines if "validation" in line],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.record", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--command", nargs="*", default=[], help="the commands that made the runs")
+    options = parser.parse_args()
+    result = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "commands": options.command,
+        "machine": machine(),
+        "runs": {run.name: summary(run) for run in options.runs},
+    }
+    with written_whole(options.output) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
