@@ -139,7 +139,8 @@ def within_budget(
     Returns:
         The deviations, (N, P), each a multiple in [0, 1] of its row of `delta`, and their LR images: at most
         `BUDGET_SLACK_DB` inside the budget, further only where so many tries did not get nearer. A budget that
-        the compute type's own rounding exceeds at the identity gives a zero deviation.
+        the compute type's own rounding exceeds at the identity gives a zero deviation, and so does a deviation
+        more than ten orders of magnitude too large.
     """
     count = network.num_networks
     scale = torch.ones_like(budget_db)

@@ -275,6 +275,14 @@ def test_the_budget_is_used_up(step_size, dtype):
         assert (result.lr_psnr <= result.budget_db + 1.5).all()  # the worst iterate need not be the furthest
 
 
+@pytest.mark.parametrize("epsilon", [1e2, 1e4, 1e6])
+def test_a_deviation_far_too_large_is_not_shrunk_to_nothing(epsilon):
+    result = Random(epsilon)(make(IMAGES, blocks=5), photographs(), l1_objective(Upsampler(2)), seeded())
+    assert (result.distance > 0).all()
+    assert (result.lr_psnr >= result.budget_db).all()
+    assert (result.lr_psnr < 100).all()
+
+
 @pytest.mark.parametrize("attack", [PGD(steps=1), Random(), Noise(steps=1)])
 def test_budgets_are_drawn_from_the_range_and_the_margin_shifts_them(attack):
     def budgets(margin_db: float) -> Tensor:
@@ -541,3 +549,9 @@ def test_images_that_do_not_fit_the_network_are_named(attack):
         attack(make(2), photographs()[..., :8], objective)
     with pytest.raises(ValueError, match="hr holds 3 images; it must be a multiple of num_networks, 2"):
         attack(make(2), photographs(3), objective)
+
+
+@pytest.mark.parametrize("attack", [Noise(), Bicubic()])
+def test_images_of_odd_sizes_are_named(attack):
+    with pytest.raises(ValueError, match="image is 23 x 32; both must be multiples of the scale, 2"):
+        attack(make(), photographs()[:, :, 1:], l1_objective(Upsampler(2)))

@@ -324,8 +324,28 @@ def test_image_sizes_that_do_not_divide_are_named(size):
 
 
 def test_a_network_without_parameters_says_how_to_get_them():
-    with pytest.raises(ValueError, match="call reset_identity"):
-        DegradationNetwork(2, channels=4, blocks=1)(torch.zeros(1, 3, 4, 4))
+    network = DegradationNetwork(2, channels=4, blocks=1)
+    with pytest.raises(RuntimeError, match="call reset_identity"):
+        network(torch.zeros(1, 3, 4, 4))
+    with pytest.raises(RuntimeError, match="call reset_identity"):
+        network.theta  # noqa: B018
+
+
+def test_images_of_whole_numbers_are_refused():
+    network = DegradationNetwork(2, channels=4, blocks=1)
+    network.reset_identity((4, 4))
+    with pytest.raises(TypeError, match=r"hr is torch\.uint8"):
+        network(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
+def test_a_reset_leaves_what_it_replaces():
+    network = DegradationNetwork(2, channels=4, blocks=1, noise="gaussian")
+    network.reset_identity((4, 4))
+    kept = {name: getattr(network, name) for name in ("theta_id", "delta", "noise_seed")}
+    copies = {name: tensor.clone() for name, tensor in kept.items()}
+    network.reset_identity((4, 4))
+    assert all(torch.equal(kept[name], copies[name]) for name in kept)
+    assert not torch.equal(network.noise_seed, kept["noise_seed"])
 
 
 @pytest.mark.parametrize(

@@ -136,3 +136,8 @@ def test_scale_vector_forbids_with_infinity():
 def test_factors_must_be_positive(name, value):
     with pytest.raises(ValueError, match=rf"\b{name} is {value}"):
         ScaleFactors(**{name: value})
+
+
+def test_one_group_at_least_must_be_free():
+    with pytest.raises(ValueError, match="at least one group"):
+        ScaleFactors(**dict.fromkeys(("conv_dc", "conv_shift", "conv", "noise", "slope"), math.inf))

@@ -105,3 +105,8 @@ def test_gradient(scale):
 def test_sizes_that_do_not_divide_are_named(size):
     with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]}.*multiples of the scale, 4"):
         blur_pool(torch.zeros(1, 1, *size), 4)
+
+
+def test_a_scale_of_one_is_refused():
+    with pytest.raises(ValueError, match="scale is 1; it must be at least 2"):
+        blur_pool(torch.zeros(1, 3, 8, 8), 1)
