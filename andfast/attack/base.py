@@ -1,0 +1,194 @@
+"""What all attacks share: how they are called, how they search, and what they return."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from andfast.attack.budget import draw_budget, network_psnr
+from andfast.degradation import DegradationNetwork
+from andfast.losses import Objective
+from andfast.ops import scaled_norm
+from andfast.theta import ScaleFactors
+
+
+@dataclass
+class AttackResult:
+    """What an attack found. N networks, B images, `steps` gradient steps.
+
+    `Noise` and `Bicubic` have no networks: for them every image stands alone, and N is B.
+
+    Attributes:
+        lr: (B, 3, h, w) in [0, 1], the degraded images.
+        delta: (N, P), the deviation from the identity, or None where no network took part.
+        theta: (N, P), theta_id plus the deviation, or None likewise.
+        losses: (1 + steps, N): the objective on the clean LR image, then after every step.
+        loss_after: (N,) the loss of `lr`. Of a search that is the worst iterate, and its loss the largest found.
+        distance: (N,) the scaled norm ||s * delta||_2 reached; for `Noise` the 2-norm of the added noise before
+            the image is clamped to [0, 1].
+        lr_psnr: (N,) PSNR in dB of `lr` against the clean LR image.
+        budget_db: (N,) the least `lr_psnr` allowed; -inf where there was no such budget. Only a deviation of zero
+            may miss it: in half types narrow networks round more than that (bfloat16, 12 draws: 54 dB from the
+            clean image at 64 channels, 42 at 16, 27 at 8).
+    """
+
+    lr: Tensor
+    delta: Tensor | None
+    theta: Tensor | None
+    losses: Tensor
+    loss_after: Tensor
+    distance: Tensor
+    lr_psnr: Tensor
+    budget_db: Tensor
+
+    @property
+    def loss_before(self) -> Tensor:
+        """(N,), the loss of the clean LR image."""
+        return self.losses[0]
+
+
+class Iterates:
+    """What a search has seen: the losses of all iterates, and the worst one of each network (or image)."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+
+    def see(self, loss: Tensor, lr: Tensor, variable: Tensor) -> None:
+        """Take in an iterate: its loss (N,), its images (B, 3, h, w), and the variable (N, ...) that gave them."""
+        self.losses.append(loss)
+        if len(self.losses) == 1:
+            self.loss, self.lr, self.variable = loss, lr, variable
+            return
+        worse = loss > self.loss
+        per_image = worse.repeat_interleave(len(lr) // len(loss))[:, None, None, None]
+        self.loss = torch.where(worse, loss, self.loss)
+        self.lr = torch.where(per_image, lr, self.lr)
+        self.variable = torch.where(worse[:, None], variable, self.variable)
+
+
+class Attack(ABC):
+    """A way to degrade HR images within a budget.
+
+    Attributes:
+        lr_psnr: (low, high) in dB, the range from which the least PSNR of an LR image is drawn; None: no such budget.
+    """
+
+    lr_psnr: tuple[float, float] | None
+
+    def __call__(
+        self,
+        network: DegradationNetwork,
+        hr: Tensor,
+        objective: Objective,
+        generator: torch.Generator | None = None,
+        margin_db: float = 0.0,
+    ) -> AttackResult:
+        """Degrade `hr`.
+
+        Args:
+            network: fresh from `reset_identity` for images of this size; not changed.
+            hr: (B, 3, H, W) in [0, 1].
+            objective: what to make large; a loss for each image.
+            generator: where random choices come from, a generator of hr's device; None for torch's own.
+            margin_db: makes an LR-PSNR budget milder by so many dB: a curriculum's ramp.
+
+        Raises:
+            RuntimeError, TypeError, ValueError: the network has no parameters, or the images do not fit it.
+        """
+        count = self._count(network, hr)
+        clean = self.clean(network, hr)
+        budget_db = draw_budget(self.lr_psnr, count, margin_db, hr.device, generator)
+        found = self._search(network, hr, clean, objective, budget_db, generator)
+        delta, theta, distance = self._deviation(network, found.variable)
+        return AttackResult(
+            lr=found.lr,
+            delta=delta,
+            theta=theta,
+            losses=torch.stack(found.losses),
+            loss_after=found.loss,
+            distance=distance,
+            lr_psnr=network_psnr(found.lr, clean, count),
+            budget_db=budget_db,
+        )
+
+    @abstractmethod
+    def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
+        """The LR images that the method starts from, (B, 3, h, w)."""
+
+    @abstractmethod
+    def _count(self, network: DegradationNetwork, hr: Tensor) -> int:
+        """N: how many budgets there are, and variables to search."""
+
+    @abstractmethod
+    def _search(
+        self,
+        network: DegradationNetwork,
+        hr: Tensor,
+        clean: Tensor,
+        objective: Objective,
+        budget_db: Tensor,
+        generator: torch.Generator | None,
+    ) -> Iterates:
+        """Find the variables, (N, ...)."""
+
+    @abstractmethod
+    def _deviation(self, network: DegradationNetwork, variable: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """The result's delta, theta and distance for the variables found."""
+
+
+class NetworkAttack(Attack):
+    """An attack whose variable is `delta`, the networks' deviation from the identity."""
+
+    scale_factors: ScaleFactors
+
+    def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
+        """The images of the identity: pooled."""
+        return network.clean(hr)
+
+    def inv_scale(self, network: DegradationNetwork) -> Tensor:
+        """1 / s of the scaled norm, (P,); 0 for what may not move."""
+        return 1 / network.layout.scale_vector(self.scale_factors, network.theta_id.device)
+
+    def _count(self, network: DegradationNetwork, hr: Tensor) -> int:
+        network.check_images(hr)
+        return network.num_networks
+
+    def _deviation(self, network: DegradationNetwork, variable: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        theta = network.theta_id + network.layout.to_taps(variable)
+        return variable, theta, scaled_norm(variable, self.inv_scale(network))
+
+
+class ImageAttack(Attack):
+    """An attack without a network, on each image by itself: the variable is what is added to its pixels."""
+
+    def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
+        """Bicubic-downsampled images: no network has a part in them."""
+        return bicubic_downsample(hr, network.scale)
+
+    def _count(self, network: DegradationNetwork, hr: Tensor) -> int:
+        return len(hr)
+
+    def _deviation(self, network: DegradationNetwork, variable: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, variable.norm(dim=1)
+
+
+def by_network(per_image: Tensor, num_networks: int) -> Tensor:
+    """(B,) -> (N,): the mean over the images that share a network."""
+    return per_image.unflatten(0, (num_networks, -1)).mean(dim=1)
+
+
+def bicubic_downsample(hr: Tensor, scale: int) -> Tensor:
+    """Bicubic downsampling with antialiasing, as Pillow and MATLAB do it: (B, C, H, W) -> (B, C, H/s, W/s), clamped.
+
+    Raises:
+        ValueError: H or W is not a multiple of `scale`.
+    """
+    height, width = hr.shape[-2:]
+    if height % scale or width % scale:
+        raise ValueError(f"image is {height} x {width}; both must be multiples of the scale, {scale}")
+    size = (height // scale, width // scale)
+    return F.interpolate(hr, size=size, mode="bicubic", antialias=True).clamp(0, 1)

@@ -1,0 +1,91 @@
+"""How far an attack may go: a least PSNR of the degraded LR image against the clean one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from andfast.degradation import DegradationNetwork
+from andfast.metrics import psnr
+
+# How far a shrunk LR image may stay inside its budget: closer costs more passes through F than it is worth.
+BUDGET_SLACK_DB = 1.0
+SHRINK_TRIES = 10
+
+
+def draw_budget(
+    lr_psnr: tuple[float, float] | None,
+    count: int,
+    margin_db: float,
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The least PSNR allowed, in dB, for each of `count` networks: uniform in the range, plus the margin."""
+    if lr_psnr is None:
+        return torch.full((count,), -math.inf, device=device)
+    low, high = lr_psnr
+    return low + margin_db + (high - low) * torch.rand(count, device=device, generator=generator)
+
+
+def check_range(lr_psnr: tuple[float, float] | None) -> None:
+    """Refuse a range of PSNR that is none."""
+    if lr_psnr is not None and not 0 < lr_psnr[0] <= lr_psnr[1] < math.inf:
+        raise ValueError(f"lr_psnr is {lr_psnr}; it must be (low, high) in dB with 0 < low <= high")
+
+
+def network_psnr(lr: Tensor, clean: Tensor, num_networks: int) -> Tensor:
+    """PSNR in dB of all images of a network taken together, (N,) float32."""
+    height, width = lr.shape[-2:]
+    return psnr(lr.reshape(num_networks, -1, height, width), clean.reshape(num_networks, -1, height, width)).float()
+
+
+@torch.no_grad()
+def within_budget(
+    network: DegradationNetwork, hr: Tensor, clean: Tensor, delta: Tensor, budget_db: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Shrink each network's deviation until its LR image is no further from the clean one than the budget.
+
+    The gain of ten layers compounds, so a radius in parameter space is a poor control: what a person can read is
+    how far the image moves.
+
+    Args:
+        network, hr: as in `Attack`.
+        clean: (B, 3, h, w), the clean LR images.
+        delta: (N, P), the deviations wished for.
+        budget_db: (N,), the least PSNR of an LR image against the clean one.
+
+    Returns:
+        The deviations, (N, P), each a multiple in [0, 1] of its row of `delta`, and their LR images: at most
+        `BUDGET_SLACK_DB` inside the budget, further only where so many tries did not get nearer. A budget that
+        the compute type's own rounding exceeds at the identity gives a zero deviation, and so does a deviation
+        more than ten orders of magnitude too large.
+    """
+    count = network.num_networks
+    scale = torch.ones_like(budget_db)
+    inside, outside = torch.zeros_like(scale), torch.full_like(scale, math.inf)
+    psnr_inside, psnr_outside = torch.full_like(scale, math.inf), torch.full_like(scale, -math.inf)
+    aim = budget_db + BUDGET_SLACK_DB / 2
+    for attempt in range(SHRINK_TRIES):
+        lr = network(hr, delta * scale[:, None])
+        # An image that overflowed is as far outside as images in [0, 1] can be.
+        found = network_psnr(lr, clean, count).nan_to_num(nan=0.0, posinf=math.inf)
+        fits = found >= budget_db
+        inside, psnr_inside = torch.where(fits, scale, inside), torch.where(fits, found, psnr_inside)
+        outside, psnr_outside = torch.where(fits, outside, scale), torch.where(fits, psnr_outside, found)
+        done = fits & ((scale == 1) | (found <= budget_db + BUDGET_SLACK_DB))
+        if done.all():
+            return delta * scale[:, None], lr
+        # The error grows at least with the deviation: exactly so gives the first guess, and from a pair of
+        # brackets on the line between them in log(scale) is better. A saturated image does not show how far
+        # outside it is, so while nothing fits, later guesses shrink faster and faster.
+        haste = 2 ** max(attempt - 3, 0)
+        proportional = scale * 10 ** ((found - aim).clamp(min=-14) * haste / 20)
+        slope = (outside / inside).log() / (psnr_outside - psnr_inside)
+        between = inside * ((aim - psnr_inside) * slope).exp()
+        within = torch.maximum(torch.minimum(between, 0.98 * outside + 0.02 * inside), 0.02 * outside + 0.98 * inside)
+        guess = torch.where(inside > 0, within, proportional)
+        scale = torch.where(done, scale, guess)
+    delta = delta * inside[:, None]
+    return delta, network(hr, delta)
