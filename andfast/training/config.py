@@ -182,6 +182,8 @@ class Config:
             ValueError: values that do not go together; the message names the keys.
         """
         train, networks = self.train, self.degradation.num_networks
+        if self.generator.name == "rrdbnet" and self.scale == 3:
+            raise ValueError("generator.name rrdbnet has scales 1, 2 and 4, not 3; compact has it")
         if train.patch_size % self.scale:
             raise ValueError(f"train.patch_size is {train.patch_size}; it must be a multiple of scale, {self.scale}")
         if train.patch_size < 2 * self.scale:
@@ -193,8 +195,6 @@ class Config:
             )
         if not train.ema_decay < 1:
             raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")
-        if self.generator.name == "rrdbnet" and self.scale == 3:
-            raise ValueError("generator.name rrdbnet has scales 1, 2 and 4, not 3; compact has it")
         self.attack.build()
 
     def to_dict(self) -> dict[str, Any]:
