@@ -30,7 +30,8 @@ def choose_precision(name: str, device: torch.device, on_cuda: torch.dtype = tor
     if name != "auto":
         return _TYPES[name]
     if device.type == "cuda":
-        return on_cuda
+        emulated = on_cuda == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.float32 if emulated else on_cuda
     capabilities = torch.cpu.get_capabilities()
     fast = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
     return torch.bfloat16 if fast else torch.float32

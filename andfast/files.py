@@ -26,7 +26,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         # mkstemp makes files private; a finished file gets the rights any new file would have.
         mask = os.umask(0)

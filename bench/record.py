@@ -22,19 +22,32 @@ from andfast.info import collect
 
 def machine() -> dict[str, Any]:
     """The processor's name, its cores and what `andfast.info` says."""
+    info = collect()
     model = "unknown"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         model = next(
             (line.partition(":")[2].strip() for line in cpuinfo.open() if line.startswith("model name")), model
         )
-    return {"processor": model, "system": platform.platform(), **collect()}
+    return {"processor": model, "system": platform.platform(), "versions": info["versions"], "devices": info["devices"]}
 
 
 def commit() -> str:
     """The checkout's commit, marked where files were changed since."""
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+
+
+def settings(run_dir: Path) -> dict[str, Any]:
+    """A run's configuration, with folders by their last names: where they lie is this machine's affair."""
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config["run_dir"] = run_dir.name
+    for key, value in config["data"].items():
+        if isinstance(value, str):
+            config["data"][key] = Path(value).name
+        if isinstance(value, list):
+            config["data"][key] = [Path(item).name for item in value]
+    return config
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
@@ -46,7 +59,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
         "attacked": [step for step in steps if step["loss_before_attack"] != step["loss_after_attack"]],
     }
     return {
-        "config": yaml.safe_load((run_dir / "config.yaml").read_text()),
+        "config": settings(run_dir),
         "seconds_in_steps": sum(step["seconds"] for step in steps),
         "steps": {
             name: {
@@ -69,6 +82,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--command", nargs="*", default=[], help="the commands that made the runs")
     options = parser.parse_args()
+    names = [run.name for run in options.runs]
+    if len(set(names)) < len(names):
+        parser.error(f"the runs are told apart by the names of their folders, and two are the same: {names}")
     result = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),

@@ -71,7 +71,7 @@ class Noise(ImageAttack):
     """
 
     steps: int = 5
-    lr_psnr: tuple[float, float] = (24.0, 40.0)
+    lr_psnr: tuple[float, float] = (22.0, 36.0)
 
     def __post_init__(self) -> None:
         if self.steps < 1:

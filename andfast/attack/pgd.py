@@ -38,7 +38,7 @@ class PGD(NetworkAttack):
     step_size: float = 0.1
     epsilon: float = 0.5
     scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
-    lr_psnr: tuple[float, float] | None = (24.0, 40.0)
+    lr_psnr: tuple[float, float] | None = (22.0, 36.0)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -88,7 +88,8 @@ def loss_and_gradient(
 
     Each row of the gradient is scaled by a positive number: the image gradient of a network is brought to a fixed
     1-norm before it enters F, where half types would underflow (or overflow) otherwise. A normalised step does not
-    see the difference.
+    see the difference. (What happens inside the objective is the objective's: a generator in float16 wants its loss
+    scaled.)
     """
     delta = delta.detach().requires_grad_()
     lr = network(hr, delta)

@@ -111,7 +111,7 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
     if not paths:
         where = ", ".join(str(folder) for folder in folders) or "no folder was given"
         raise DataError(
-            f"no image to train on in: {where}. Wanted: image files, {min_size} x {min_size} pixels or more."
+            f"no usable image in: {where}. Wanted: image files, {min_size} x {min_size} pixels or more."
             + _listed([reason for _, reason in skipped])
         )
     return Scan(paths, skipped)
@@ -286,7 +286,9 @@ class PatchLoader(DataLoader):
         return error
 
 
-def make_loader(batches: PatchBatches, start_step: int, stop_step: int, workers: int) -> PatchLoader:
+def make_loader(
+    batches: PatchBatches, start_step: int, stop_step: int, workers: int, pin_memory: bool = False
+) -> PatchLoader:
     """A loader of the batches of steps `start_step` to `stop_step` (exclusive), in order.
 
     Args:
@@ -295,6 +297,7 @@ def make_loader(batches: PatchBatches, start_step: int, stop_step: int, workers:
         stop_step: the step after the last.
         workers: processes that decode and crop ahead of the training, four batches each; 0 does it in this
             process, when asked. Each has a cache of its own.
+        pin_memory: put batches where a CUDA device can fetch them while it computes.
 
     Raises:
         ValueError: `workers` or a step is negative, or `stop_step` lies before `start_step`.
@@ -311,7 +314,7 @@ def make_loader(batches: PatchBatches, start_step: int, stop_step: int, workers:
         collate_fn=_as_it_is,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         worker_init_fn=partial(_start_worker, reading),
     )
     loader.reading = reading
@@ -319,8 +322,10 @@ def make_loader(batches: PatchBatches, start_step: int, stop_step: int, workers:
 
 
 def _start_worker(reading: Tensor, worker: int) -> None:
-    # Ctrl-C goes to the whole process group. The training loop answers it, and still wants its batches.
+    # Ctrl-C and a scheduler's SIGTERM go to the whole process group. The training loop answers them, and still wants
+    # its batches.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     get_worker_info().dataset.reading = reading[worker : worker + 1]
 
 
@@ -352,7 +357,7 @@ class _Recent:
 
 
 def _too_small(height: int, width: int, wanted: int) -> str:
-    return f"{height} x {width} pixels, smaller than the patch of {wanted} x {wanted}"
+    return f"{height} x {width} pixels, smaller than the {wanted} x {wanted} wanted"
 
 
 def _listed(reasons: Sequence[str]) -> str:

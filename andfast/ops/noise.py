@@ -20,7 +20,9 @@ def philox(counter: tuple[Tensor | int, ...], key: tuple[Tensor | int, ...]) -> 
     Returns:
         Four int64 tensors of 32-bit values.
     """
-    c = list(torch.broadcast_tensors(*(torch.as_tensor(word) for word in (*counter, *key))))
+    words = (*counter, *key)
+    device = next((word.device for word in words if isinstance(word, Tensor)), None)
+    c = list(torch.broadcast_tensors(*(torch.as_tensor(word, dtype=torch.int64, device=device) for word in words)))
     (k0, k1), c = c[4:], c[:4]
     for _ in range(10):
         # int64 products wrap, which leaves their 64 bits right; the mask undoes the shift's sign extension.

@@ -27,7 +27,7 @@ class DataConfig:
     Attributes:
         hr: folders of HR images to train on, searched recursively; none: scikit-image's bundled photographs.
         val_hr: folders of HR images to validate on; none: `held_out` images of `hr` are kept from training.
-        held_out: how many images of `hr` to hold out where no `val_hr` is given.
+        held_out: how many images of `hr` to hold out where no `val_hr` is given, at most a quarter of them.
         val_pairs: a folder with `HR/` and `LR/`, camera-captured pairs to validate on as well.
         workers: processes that decode and crop; 0 does it in the training process.
         cache_mib: memory for decoded images, in MiB, for each worker.
@@ -51,14 +51,15 @@ class GeneratorConfig:
 
     Attributes:
         name: compact (SRVGGNetCompact) or rrdbnet (ESRGAN).
-        features: width; none: the architecture's usual 64.
-        depth: hidden convolutions of compact (usually 16), residual blocks of rrdbnet (usually 23).
-        init: a model file to start from.
+        features: width; none: 32 for compact (Real-ESRGAN's have 64), 64 for rrdbnet.
+        depth: hidden convolutions of compact, none: 8 (Real-ESRGAN's have 16 or 32); residual blocks of rrdbnet,
+            none: 23.
+        init: a model file to start from; it has its own features and depth. Set train.warmup to 0 with it.
     """
 
     name: Literal["compact", "rrdbnet"] = "compact"
-    features: PositiveInt | None = 32
-    depth: PositiveInt | None = 8
+    features: PositiveInt | None = None
+    depth: PositiveInt | None = None
     init: str | None = None
 
 
@@ -71,7 +72,8 @@ class DegradationConfig:
         channels: width of the hidden layers.
         blocks: blocks before the pooling, and again after it.
         noise: what a noise injection adds: a map, or Gaussian noise of a strength.
-        precision: the type F computes in; auto: float16 on CUDA, bfloat16 on CPUs with AMX, else float32.
+        precision: the type F computes in; auto: float16 on CUDA, bfloat16 on CPUs with
+            AMX or AVX512-BF16, else float32.
     """
 
     num_networks: PositiveInt | Literal["batch"] = 2
@@ -121,8 +123,9 @@ class TrainConfig:
 
     Attributes:
         iterations: generator updates in all.
-        warmup: the first so many updates see clean LR images (the identity's): a generator that starts from
-            nothing under attack stays at nearest-neighbour level for long.
+        warmup: the first so many updates see clean LR images (the identity's; bicubic ones for the methods
+            without a network): a generator that starts from nothing under attack stays at nearest-neighbour
+            level for long.
         ramp: over so many updates after them the LR-PSNR budget comes down to its range.
         batch_size: images an update.
         patch_size: height and width of the HR patches.

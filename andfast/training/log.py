@@ -66,6 +66,6 @@ def _scalars(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]
     for key, value in record.items():
         if isinstance(value, dict):
             scalars += _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)):
+        elif isinstance(value, (int, float)) and math.isfinite(value):
             scalars.append((prefix + key, value))
     return scalars

@@ -5,10 +5,56 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from andfast.training.trainer import Trainer, frozen, step_generator
+from andfast.training.validation import bicubic_upsample, centre_crop, to_array, to_tensor
+
+_CROP = 160
+_ROWS = 4
 _GAP = 4
 _HEADER = 22
+
+
+def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Held-out images, what the adversary makes of them within the full budget, and the restorations.
+
+    Args:
+        trainer: the run; not changed.
+        held_out: images (name, uint8 (H, W, 3)); the middles of the first few are taken.
+
+    Returns:
+        uint8 (H, W, 3), labelled.
+    """
+    config = trainer.config
+    images = [image for _, image in held_out[:_ROWS]]
+    crop = min(_CROP, *(length for image in images for length in image.shape[:2]))
+    crop -= crop % config.scale
+    images = [centre_crop(image, config.scale, crop) for image in images]
+    hr = torch.cat([to_tensor(image) for image in images]).to(trainer.device)
+    network = trainer.degradation(len(images))
+    random = step_generator(config.seed, 0, trainer.device)
+    network.reset_identity((crop, crop), random)
+    with frozen(trainer.generator):
+        attacked = trainer.attack(network, hr, trainer.objective, random).lr
+    clean = trainer.attack.clean(network, hr)
+    attacked_yet = trainer.step >= config.train.warmup > 0
+    with torch.no_grad():
+        batches = {
+            "HR": hr,
+            "clean LR": clean,
+            "bicubic of clean LR": [bicubic_upsample(to_array(image), config.scale) for image in clean],
+            "SR of clean LR": trainer.ema(clean),
+            "attacked LR": attacked,
+            "SR before training on it" if attacked_yet else "SR, untrained": trainer.before(attacked),
+            "SR now": trainer.ema(attacked),
+        }
+    columns = {
+        label: [to_array(image) if isinstance(image, torch.Tensor) else image for image in batch]
+        for label, batch in batches.items()
+    }
+    return draw_sheet(list(columns.items()), crop)
 
 
 def draw_sheet(columns: Sequence[tuple[str, Sequence[np.ndarray]]], size: int) -> np.ndarray:

@@ -11,11 +11,12 @@ from andfast.files import written_whole
 
 STATE_FILE = "state.pt"
 
-# Settings that do not change what is computed (the device only in the last digits), or that are made to be
-# changed half-way.
+# Settings that may change half-way: those that say where and how fast to compute, when to stop and save, and what
+# a run that diverged needs changed.
 _FREE = {
     "run_dir", "resume", "device", "data.workers", "data.cache_mib", "data.val_pairs",
     "train.iterations", "train.validate_every", "train.save_every",
+    "train.learning_rate", "train.precision", "degradation.precision",
 }  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise StateError(f"{path}: not a state that can be resumed, or damaged ({reason})") from error
-    if not isinstance(state, dict) or "config" not in state:
+    if not isinstance(state, dict) or not {"step", "config", "images"} <= state.keys():
         raise StateError(f"{path}: not the state of a training run")
     then, now = _flat(state["config"]), _flat(settings)
     different = [key for key in sorted(then.keys() | now.keys()) if key not in _FREE and then.get(key) != now.get(key)]

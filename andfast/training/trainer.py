@@ -26,7 +26,7 @@ _BETAS = (0.9, 0.99)
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss or its gradient is no longer a number; nothing was updated with it."""
 
 
 @contextmanager
@@ -53,6 +53,11 @@ class StepResult:
     loss_before_attack: float
     loss_after_attack: float
     lr_psnr: float
+
+    @property
+    def gain(self) -> float:
+        """How much worse the adversary made it: loss after / before the attack."""
+        return self.loss_after_attack / max(self.loss_before_attack, 1e-12)
 
 
 class Trainer:
@@ -97,14 +102,17 @@ class Trainer:
         lr, attack = self._degrade(hr)
         rate = self._set_learning_rate()
         loss = self.objective(lr, hr).mean()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"the loss is {value} at step {self.step + 1}; try a smaller train.learning_rate (now {rate:g}) or "
-                "train.precision float32"
-            )
         self.optimizer.zero_grad()
         loss.backward()
+        gradients = [parameter.grad for parameter in self.generator.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        value = loss.item()
+        # Before the update: a weight that is no number is one for good.
+        if not (math.isfinite(value) and math.isfinite(norm.item())):
+            raise DivergedError(
+                f"the loss is {value} and its gradient's norm {norm.item()}; try a smaller train.learning_rate (now "
+                f"{rate:g}) or train.precision float32"
+            )
         self.optimizer.step()
         self._update_ema()
         self.step += 1
@@ -152,6 +160,13 @@ class Trainer:
         decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1 - decay)
 
+    def describe(self) -> str:
+        """The generator, the device and the type it is computed in, for people."""
+        count = sum(parameter.numel() for parameter in self.generator.parameters())
+        precision = str(self.precision).removeprefix("torch.")
+        name, scale = self.config.generator.name, self.config.scale
+        return f"{name} x{scale} with {count:,} parameters on {self.device} in {precision}"
+
     def state(self) -> dict[str, Any]:
         """What `load` needs to go on as if nothing had happened."""
         return {
@@ -170,20 +185,30 @@ class Trainer:
             getattr(self, name).load_state_dict(state[name])
 
 
+# What a generator has where the configuration does not say: Compact smaller than usual, for a first run on a CPU.
+_SIZES = {"compact": {"features": 32, "convs": 8}, "rrdbnet": {"features": 64, "blocks": 23}}
+
+
 def _make_generator(config: Config) -> nn.Module:
     settings = config.generator
-    depth = {"compact": "convs", "rrdbnet": "blocks"}[settings.name]
-    options = {"features": settings.features, depth: settings.depth}
+    sizes = dict(_SIZES[settings.name])
+    depth = list(sizes)[1]
+    given = {"features": settings.features, depth: settings.depth}
+    given = {key: value for key, value in given.items() if value is not None}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = build_generator(
-            settings.name, config.scale, **{key: value for key, value in options.items() if value is not None}
-        )
-    if settings.init is not None:
-        weights = load_model(settings.init).state_dict()
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()
-            raise ModelError(f"generator.init {settings.init}: does not fit the generator ({reason})") from error
+        model = build_generator(settings.name, config.scale, **(sizes | given))
+    if settings.init is None:
+        return model
+    weights = load_model(settings.init)
+    if not given and type(weights) is type(model) and weights.scale == config.scale:
+        return weights  # of its own size
+    try:
+        model.load_state_dict(weights.state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise ModelError(
+            f"generator.init {settings.init}: a {type(weights).__name__} x{weights.scale} that does not fit the "
+            f"settings of the generator ({reason})"
+        ) from error
     return model

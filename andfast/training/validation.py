@@ -45,10 +45,10 @@ def centre_crop(image: np.ndarray, scale: int, largest: int = _LARGEST) -> np.nd
 
 @dataclass
 class _Case:
-    """One pair of images and what bicubic upsampling makes of it, in dB on Y."""
+    """One pair of images, uint8, and what bicubic upsampling makes of it, in dB on Y."""
 
-    lr: Tensor
-    hr: Tensor
+    lr: np.ndarray
+    hr: np.ndarray
     bicubic_db: float
 
 
@@ -59,30 +59,32 @@ class Validator:
     network has a part in (`andfast.data.camera`). "pairs": camera-captured pairs, where given.
 
     Args:
-        held_out: HR images (name, uint8 (H, W, 3)).
+        held_out: HR images, uint8 (H, W, 3), H and W multiples of `scale`.
         pairs: camera-captured pairs.
         scale: the super-resolution factor.
     """
 
-    def __init__(self, held_out: Sequence[tuple[str, np.ndarray]], pairs: Sequence[Pair], scale: int) -> None:
+    def __init__(self, held_out: Sequence[np.ndarray], pairs: Sequence[Pair], scale: int) -> None:
         self.scale = scale
-        images = [centre_crop(image, scale) for _, image in held_out]
         self._sets: dict[str, list[_Case]] = {
-            "bicubic": [self._case(bicubic_lr(hr, scale), hr) for hr in images],
-            "camera": [self._case(camera_like(hr, scale, seed), hr) for seed, hr in enumerate(images)],
+            "bicubic": [self._case(bicubic_lr(hr, scale), hr) for hr in held_out],
+            "camera": [self._case(camera_like(hr, scale, seed), hr) for seed, hr in enumerate(held_out)],
         }
         if pairs:
             self._sets["pairs"] = [self._case(read_image(pair.lr), read_image(pair.hr)) for pair in pairs]
 
     def _case(self, lr: np.ndarray, hr: np.ndarray) -> _Case:
-        upsampled = to_tensor(bicubic_upsample(lr, self.scale))
-        return _Case(to_tensor(lr), to_tensor(hr), psnr_y(upsampled, to_tensor(hr), self.scale).item())
+        upsampled = bicubic_upsample(lr, self.scale)
+        return _Case(lr, hr, psnr_y(to_tensor(upsampled), to_tensor(hr), self.scale).item())
 
     def __call__(self, generator: nn.Module) -> dict[str, dict[str, float]]:
         """{"bicubic": {"psnr_y": dB, "bicubic_psnr_y": dB of bicubic upsampling}, "camera": ..., "pairs": ...}."""
         results = {}
         for name, cases in self._sets.items():
-            found = [psnr_y(upscale_tensor(generator, case.lr), case.hr, self.scale).item() for case in cases]
+            found = [
+                psnr_y(upscale_tensor(generator, to_tensor(case.lr)), to_tensor(case.hr), self.scale).item()
+                for case in cases
+            ]
             results[name] = {
                 "psnr_y": float(np.mean(found)),
                 "bicubic_psnr_y": float(np.mean([case.bicubic_db for case in cases])),

@@ -154,7 +154,7 @@ def test_scan_names_what_it_skips(bad_files):
     assert [path.name for path in scan.paths] == [*(f"{i}.png" for i in range(6)), "truncated.png"]
     assert {path.name: reason.split(": ", 1)[1] for path, reason in scan.skipped} == {
         "lost.png": "No such file or directory",
-        "small.png": "31 x 50 pixels, smaller than the patch of 32 x 32",
+        "small.png": "31 x 50 pixels, smaller than the 32 x 32 wanted",
         "text.jpg": "not an image (BMP, JPEG, PNG, PPM, TIFF, WEBP are read)",
         "zero.png": "not an image (BMP, JPEG, PNG, PPM, TIFF, WEBP are read)",
     }
@@ -170,7 +170,7 @@ def test_unusable_folders_are_named(tmp_path, folder):
     with pytest.raises(DataError, match=r"Wanted: .* 64 x 64 pixels or more.* 6 in all: .*0\.png: 40 x 50"):
         scan_images([folder], 64)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no image to train on in: .*empty\. Wanted: image files, 32 x 32"):
+    with pytest.raises(DataError, match=r"no usable image in: .*empty\. Wanted: image files, 32 x 32"):
         scan_images([tmp_path / "empty"], 32)
     with pytest.raises(DataError, match="no folder was given"):
         scan_images([], 32)
@@ -196,7 +196,7 @@ def test_a_source_that_turns_out_small_is_replaced(arrays):
     sources = [*arrays, ImageArray("tiny", gradient(4, 4, 99))]
     patches, failures = PatchBatches(sources, patch=16, batch=8)[0]
     assert 99 not in which(patches)
-    assert failures == [("tiny", "tiny: 4 x 4 pixels, smaller than the patch of 16 x 16")]
+    assert failures == [("tiny", "tiny: 4 x 4 pixels, smaller than the 16 x 16 wanted")]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -115,3 +115,9 @@ def test_field_is_normal_and_white():
     squares = values**2 - 1  # Box and Muller's pairs share a radius
     for lag in (1, 2, 3):
         assert abs((squares[lag:] * squares[:-lag]).mean()) < 4 * 2 / count**0.5
+
+
+def test_everything_happens_on_the_device_of_the_seed():
+    field = gaussian_field(torch.zeros((), dtype=torch.int64, device="meta"), 0, 2, (3, 5))
+    assert field.device.type == "meta"
+    assert field.shape == (2, 1, 3, 5)

@@ -95,3 +95,16 @@ def test_the_attack_gets_the_settings() -> None:
     attack = parse_config([*options, "--attack.scale_factors.slope", "7"]).attack.build()
     assert (attack.steps, attack.step_size, attack.epsilon, attack.lr_psnr) == (3, 0.5, 2, None)
     assert attack.scale_factors.slope == 7
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_is_valid(path: Path) -> None:
+    assert parse_config(["--config", str(path)]) != Config()
+
+
+def test_the_paper_s_budget_can_be_had_by_a_configuration() -> None:
+    (path,) = [path for path in CONFIGS if path.name == "paper_budget.yaml"]
+    assert parse_config(["--config", str(path)]).attack.build() == PGD.paper()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from PIL import Image
 from andfast import train
 from andfast.models import load_model
 from andfast.training.config import parse_config
-from andfast.training.trainer import Trainer
+from andfast.training.images import Skipped, find_images
+from andfast.training.trainer import DivergedError, Trainer
 
 TINY = {
     "train.iterations": 6,
@@ -201,6 +203,35 @@ def test_a_run_can_go_on_from_a_state_elsewhere_and_be_made_longer(finished: Pat
     assert [record["step"] for record in steps(tmp_path)] == [7]
 
 
+def test_another_run_s_state_is_not_mixed_into_a_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(options(tmp_path, seed=1)) == 0
+    assert train.main(options(tmp_path, resume=finished / "state.pt", train__iterations=7)) == 2
+    assert "holds another run" in capsys.readouterr().err
+
+
+def test_how_a_run_began_is_not_for_the_next_time(tmp_path: Path) -> None:
+    assert train.main(options(tmp_path, resume="never")) == 0
+    assert parse_config(["--config", str(tmp_path / "config.yaml")]).resume == "auto"
+
+
+def test_a_scheduler_s_signal_to_all_processes_stops_and_saves(tmp_path: Path) -> None:
+    """SIGTERM to the process group, workers and all, as Slurm and systemd send it."""
+    arguments = options(tmp_path, train__iterations=100_000, data__workers=2, train__validate_every=0)
+    command = [sys.executable, "-m", "andfast.train", *arguments]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        metrics = tmp_path / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, message = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, message.decode()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == len(steps(tmp_path))
+    assert load_model(tmp_path / "model.pth").scale == 4
+
+
 def test_a_state_of_other_settings_is_refused_by_name(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(options(finished, train__batch_size=4, seed=3)) == 2
     message = capsys.readouterr().err
@@ -249,7 +280,7 @@ def test_other_generators_scales_and_noises_train(changed: dict[str, Any], tmp_p
 
 
 def test_it_trains_on_folders_and_names_what_it_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_images(tmp_path / "hr", 5)
+    make_images(tmp_path / "hr", 8)
     make_images(tmp_path / "pairs" / "HR", 2)
     make_images(tmp_path / "pairs" / "LR", 2, (12, 14))
     make_images(tmp_path / "small", 1, (20, 40))
@@ -267,12 +298,44 @@ def test_it_trains_on_folders_and_names_what_it_skips(tmp_path: Path, capsys: py
 
 
 def test_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
-    make_images(tmp_path, 7)
+    make_images(tmp_path, 14)
     config = parse_config(["--data.hr", str(tmp_path), "--data.held_out", "3", "--train.patch_size", "32"])
-    sources, held_out, _ = train.find_images(config)
-    assert len(sources) == 4
-    assert len(held_out) == 3
-    assert not {source.name for source in sources} & {name for name, _ in held_out}
+    images = find_images(config, Skipped())
+    assert len(images.sources) == 11
+    assert len(images.held_out) == 3
+    assert not {source.name for source in images.sources} & {name for name, _ in images.held_out}
+    # No more than a quarter, whatever was asked for.
+    config.data.held_out = 10
+    assert len(find_images(config, Skipped()).held_out) == 3
+
+
+def test_images_to_validate_on_are_skipped_by_name_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_images(tmp_path / "hr", 2)
+    make_images(tmp_path / "val", 3)
+    (tmp_path / "val" / "text.png").write_text("no image")
+    whole = (tmp_path / "val" / "1.png").read_bytes()
+    (tmp_path / "val" / "1.png").write_bytes(whole[: len(whole) * 2 // 3])
+    options = ["--data.hr", str(tmp_path / "hr"), "--data.val_hr", str(tmp_path / "val"), "--train.patch_size", "32"]
+    skipped = Skipped()
+    images = find_images(parse_config(options), skipped)
+    assert [Path(name).name for name, _ in images.held_out] == ["0.png", "2.png"]
+    assert skipped.count == 2
+    message = capsys.readouterr().err
+    assert "skipped image 1" in message
+    assert "text.png" in message
+    assert "skipped image 2" in message
+    assert "val/1.png" in message
+
+
+def test_images_that_came_or_went_are_remarked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_images(tmp_path / "hr", 4)
+    arguments = [*options(tmp_path / "run"), "--data.hr", str(tmp_path / "hr")]
+    assert train.main(arguments) == 0
+    assert train.main(arguments) == 0
+    assert "warning" not in capsys.readouterr().err
+    make_images(tmp_path / "hr", 5)
+    assert train.main([*arguments, "--train.iterations", "7"]) == 0
+    assert "warning: the images are not those" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -282,6 +345,7 @@ def test_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
         ({"data__hr": "nowhere"}, "nowhere"),
         ({"data__val_pairs": "empty"}, "empty"),
         ({"generator__init": "nowhere.pth"}, "nowhere.pth"),
+        ({"data__val_hr": "empty"}, "empty"),
     ],
 )
 def test_nothing_is_begun_or_written_when_something_is_missing(
@@ -294,12 +358,24 @@ def test_nothing_is_begun_or_written_when_something_is_missing(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_is_not_begun_with_a_network_that_cannot_be(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert train.main(options(finished, resume="never", degradation__channels=2)) == 2
+    assert "channels is 2" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize("sizes", [{}, {"generator.features": "null", "generator.depth": "null"}])
 def test_weights_to_start_from_are_taken_or_refused(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sizes: dict[str, str], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer = Trainer(parse_config(options(tmp_path, generator__init=finished / "model.pth")))
+    arguments = [*options(tmp_path, generator__init=finished / "model.pth")]
+    arguments += [f"--{key}={value}" for key, value in sizes.items()]
+    trainer = Trainer(parse_config(arguments))
     start = load_model(finished / "model.pth").state_dict()
     assert all(torch.equal(value, start[key]) for key, value in trainer.generator.state_dict().items())
+    assert train.main([*arguments, "--scale", "2"]) == 2
+    assert str(finished / "model.pth") in capsys.readouterr().err
     assert train.main(options(tmp_path, generator__init=finished / "model.pth", generator__features=16)) == 2
     assert str(finished / "model.pth") in capsys.readouterr().err
 
@@ -309,6 +385,24 @@ def test_a_diverging_run_stops_and_keeps_its_last_state(tmp_path: Path, capsys: 
     assert "train.learning_rate" in capsys.readouterr().err
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["step"] == len(steps(tmp_path))
+
+
+def test_a_gradient_that_is_no_number_reaches_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(parse_config(options(tmp_path)))
+    before = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
+    # The loss is finite, and so are all of its gradients but one.
+    next(trainer.generator.parameters()).register_hook(lambda gradient: gradient / 0)
+    with pytest.raises(DivergedError, match="gradient"):
+        trainer.train_step(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
+    for model in (trainer.generator, trainer.ema):
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not trainer.optimizer.state
+
+
+def test_a_diverged_run_can_go_on_with_a_smaller_learning_rate(finished: Path, tmp_path: Path) -> None:
+    changed = {"train__learning_rate": 1e-4, "train__precision": "float32", "train__iterations": 8}
+    assert train.main(options(tmp_path, resume=finished / "state.pt", **changed)) == 0
+    assert [record["step"] for record in steps(tmp_path)] == [7, 8]
 
 
 def test_a_frozen_generator_takes_no_gradient_in_the_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

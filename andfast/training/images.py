@@ -1,0 +1,85 @@
+"""The images of a run: which are trained on, which are held out, and which could not be used."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from andfast.data.images import DataError, ImageError
+from andfast.data.pairs import Pair, find_pairs
+from andfast.data.patches import Failure, ImageArray, Source, scan_images
+from andfast.data.photographs import held_out_photographs, training_photographs
+from andfast.training.config import Config
+from andfast.training.validation import centre_crop
+
+
+class Skipped:
+    """Names images that had to be skipped, counting them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def report(self, failures: Sequence[Failure]) -> None:
+        for failure in failures:
+            self.count += 1
+            tqdm.write(f"skipped image {self.count}: {failure.reason}", file=sys.stderr)
+
+
+@dataclass
+class Images:
+    """What a run works with: sources to train on, the middles of held-out HR images by name, camera pairs."""
+
+    sources: list[Source]
+    held_out: list[tuple[str, np.ndarray]]
+    pairs: list[Pair]
+
+    def digest(self) -> str:
+        """A short text that changes when an image comes or goes."""
+        names = [source.name for source in self.sources] + [name for name, _ in self.held_out]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def find_images(config: Config, skipped: Skipped) -> Images:
+    """Find the images that a configuration names; images that cannot be used are reported to `skipped`.
+
+    Raises:
+        DataError: there are too few, or pairs that are none; the message names the folders.
+    """
+    data = config.data
+    pairs = find_pairs(data.val_pairs, config.scale) if data.val_pairs is not None else []
+    if data.hr:
+        sources = _scan(data.hr, config.train.patch_size, skipped)
+    else:
+        sources = [ImageArray(*image) for image in training_photographs()]
+    if data.val_hr:
+        candidates = _scan(data.val_hr, 8 * config.scale, skipped)
+    elif data.hr:
+        # A quarter at most: with few images, training needs them more.
+        count = min(data.held_out, max(len(sources) // 4, 1))
+        # Evenly spread over the sorted names, so that no one folder or series gives them all.
+        candidates = [sources[(2 * index + 1) * len(sources) // (2 * count)] for index in range(count)]
+        sources = [source for source in sources if source not in candidates]
+    else:
+        candidates = [ImageArray(*image) for image in held_out_photographs()]
+    held_out = []
+    for source in candidates:
+        try:
+            held_out.append((source.name, centre_crop(source.read(), config.scale)))
+        except ImageError as error:
+            skipped.report([Failure(source.name, str(error))])
+    if not held_out or not sources:
+        found = f"{len(sources)} usable images to train on and {len(held_out)} to validate on"
+        raise DataError(f"{', '.join([*data.hr, *data.val_hr])}: {found}; at least one of each is needed")
+    return Images(sources, held_out, pairs)
+
+
+def _scan(folders: Sequence[str], min_size: int, skipped: Skipped) -> list[Source]:
+    scan = scan_images([Path(folder) for folder in folders], min_size)
+    skipped.report([Failure(str(path), reason) for path, reason in scan.skipped])
+    return list(scan.sources)

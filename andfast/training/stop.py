@@ -1,0 +1,30 @@
+"""Being told to stop: Ctrl-C, and the SIGTERM that a scheduler sends before it takes a machine away."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+
+class StopSignal:
+    """SIGINT and SIGTERM inside only set `number`, for the step to be finished and saved; a second acts at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self.__exit__()
+        # Not print: the signal may have come in the midst of one, and streams do not take two at a time.
+        os.write(2, b"\nfinishing this step, then saving\n")
