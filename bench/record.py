@@ -50,6 +50,10 @@ def settings(run_dir: Path) -> dict[str, Any]:
     return config
 
 
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
 def summary(run_dir: Path) -> dict[str, Any]:
     """A run's settings, its validations, and medians over its steps, with and without attack."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -67,7 +71,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
                 "median_seconds": statistics.median(step["seconds"] for step in part),
                 "share_waiting_for_data": sum(step["data_wait"] for step in part) / sum(s["seconds"] for s in part),
                 "median_gain": statistics.median(s["loss_after_attack"] / s["loss_before_attack"] for s in part),
-                "median_lr_psnr": statistics.median([s["lr_psnr"] for s in part if s["lr_psnr"] is not None] or [0]),
+                "median_lr_psnr": _median([s["lr_psnr"] for s in part if s["lr_psnr"] is not None]),
             }
             for name, part in parts.items()
             if part

@@ -47,7 +47,7 @@ def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -
             "bicubic of clean LR": [bicubic_upsample(to_array(image), config.scale) for image in clean],
             "SR of clean LR": trainer.ema(clean),
             "attacked LR": attacked,
-            "SR before training on it" if attacked_yet else "SR, untrained": trainer.before(attacked),
+            "SR before training on it" if attacked_yet else "SR at the start": trainer.before(attacked),
             "SR now": trainer.ema(attacked),
         }
     columns = {
