@@ -7,13 +7,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from andfast.attack.base import ImageAttack, Iterates, NetworkAttack, by_network
+from andfast.attack.base import ImageAttack, Iterates, NetworkAttack, Task, by_network
 from andfast.attack.budget import check_range, within_budget
 from andfast.attack.pgd import PGD
-from andfast.degradation import DegradationNetwork
-from andfast.losses import Objective
 from andfast.ops import projected_step
 from andfast.theta import ScaleFactors
 
@@ -35,20 +32,13 @@ class Random(NetworkAttack):
             raise ValueError(f"epsilon is {self.epsilon}; it must be positive and finite")
         check_range(self.lr_psnr)
 
-    def _search(
-        self,
-        network: DegradationNetwork,
-        hr: Tensor,
-        clean: Tensor,
-        objective: Objective,
-        budget_db: Tensor,
-        generator: torch.Generator | None,
-    ) -> Iterates:
+    def _search(self, task: Task) -> Iterates:
+        network, hr, objective = task.network, task.hr, task.objective
         inv_scale = self.inv_scale(network)
-        direction = torch.randn(network.theta_id.shape, device=hr.device, generator=generator)
+        direction = torch.randn(network.theta_id.shape, device=hr.device, generator=task.generator)
         direction *= inv_scale > 0
         delta = self.epsilon * inv_scale * direction / direction.norm(dim=1, keepdim=True)
-        delta, lr = within_budget(network, hr, clean, delta, budget_db)
+        delta, lr = within_budget(network, hr, task.clean, delta, task.budget_db)
         iterates = Iterates()
         with torch.no_grad():
             before = by_network(objective(network(hr), hr), network.num_networks)
@@ -78,16 +68,9 @@ class Noise(ImageAttack):
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
         check_range(self.lr_psnr)
 
-    def _search(
-        self,
-        network: DegradationNetwork,
-        hr: Tensor,
-        clean: Tensor,
-        objective: Objective,
-        budget_db: Tensor,
-        generator: torch.Generator | None,
-    ) -> Iterates:
-        radius = (clean[0].numel() ** 0.5 * 10 ** (-budget_db / 20))[:, None]
+    def _search(self, task: Task) -> Iterates:
+        clean, hr, objective = task.clean, task.hr, task.objective
+        radius = (clean[0].numel() ** 0.5 * 10 ** (-task.budget_db / 20))[:, None]
         noise = torch.zeros_like(clean).flatten(1)
         free = torch.ones(noise.shape[1], device=hr.device)
         iterates = Iterates()
@@ -110,16 +93,8 @@ class Bicubic(ImageAttack):
 
     lr_psnr: ClassVar[None] = None
 
-    def _search(
-        self,
-        network: DegradationNetwork,
-        hr: Tensor,
-        clean: Tensor,
-        objective: Objective,
-        budget_db: Tensor,
-        generator: torch.Generator | None,
-    ) -> Iterates:
+    def _search(self, task: Task) -> Iterates:
         iterates = Iterates()
         with torch.no_grad():
-            iterates.see(objective(clean, hr), clean, torch.zeros_like(clean).flatten(1))
+            iterates.see(task.objective(task.clean, task.hr), task.clean, torch.zeros_like(task.clean).flatten(1))
         return iterates

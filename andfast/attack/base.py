@@ -51,6 +51,24 @@ class AttackResult:
         return self.losses[0]
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a search works on: the arguments of `Attack.__call__`, and what follows from them.
+
+    Attributes:
+        network, hr, objective, generator: as in `Attack.__call__`.
+        clean: (B, 3, h, w), the clean LR images.
+        budget_db: (N,), the least PSNR of an LR image against the clean one.
+    """
+
+    network: DegradationNetwork
+    hr: Tensor
+    clean: Tensor
+    objective: Objective
+    budget_db: Tensor
+    generator: torch.Generator | None
+
+
 class Iterates:
     """What a search has seen: the losses of all iterates, and the worst one of each network (or image)."""
 
@@ -102,7 +120,7 @@ class Attack(ABC):
         count = self._count(network, hr)
         clean = self.clean(network, hr)
         budget_db = draw_budget(self.lr_psnr, count, margin_db, hr.device, generator)
-        found = self._search(network, hr, clean, objective, budget_db, generator)
+        found = self._search(Task(network, hr, clean, objective, budget_db, generator))
         delta, theta, distance = self._deviation(network, found.variable)
         return AttackResult(
             lr=found.lr,
@@ -124,15 +142,7 @@ class Attack(ABC):
         """N: how many budgets there are, and variables to search."""
 
     @abstractmethod
-    def _search(
-        self,
-        network: DegradationNetwork,
-        hr: Tensor,
-        clean: Tensor,
-        objective: Objective,
-        budget_db: Tensor,
-        generator: torch.Generator | None,
-    ) -> Iterates:
+    def _search(self, task: Task) -> Iterates:
         """Find the variables, (N, ...)."""
 
     @abstractmethod

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from andfast.attack.base import Iterates, NetworkAttack, by_network
+from andfast.attack.base import Iterates, NetworkAttack, Task, by_network
 from andfast.attack.budget import check_range, within_budget
 from andfast.degradation import DegradationNetwork
 from andfast.losses import Objective
@@ -59,15 +59,8 @@ class PGD(NetworkAttack):
         factors = ScaleFactors(conv_dc=1.0, conv_shift=1.0, conv=1.0, noise=10.0, slope=50.0)
         return cls(steps=5, step_size=6.0, epsilon=20.0, scale_factors=factors, lr_psnr=None)
 
-    def _search(
-        self,
-        network: DegradationNetwork,
-        hr: Tensor,
-        clean: Tensor,
-        objective: Objective,
-        budget_db: Tensor,
-        generator: torch.Generator | None,
-    ) -> Iterates:
+    def _search(self, task: Task) -> Iterates:
+        network, hr, objective = task.network, task.hr, task.objective
         inv_scale = self.inv_scale(network)
         delta = torch.zeros_like(network.theta_id)
         iterates = Iterates()
@@ -75,7 +68,7 @@ class PGD(NetworkAttack):
             lr, loss, gradient = loss_and_gradient(network, hr, delta, objective)
             iterates.see(loss, lr, delta)
             delta = projected_step(delta, gradient, inv_scale, self.step_size, self.epsilon)
-            delta, lr = within_budget(network, hr, clean, delta, budget_db)
+            delta, lr = within_budget(network, hr, task.clean, delta, task.budget_db)
         with torch.no_grad():
             iterates.see(by_network(objective(lr, hr), network.num_networks), lr, delta)
         return iterates
