@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from andfast.data.images import DataError, list_images, read_image, write_png
+from andfast.data.tensors import to_array, to_tensor
 from andfast.devices import choose_device, choose_precision
 from andfast.models import load_model
 
@@ -150,14 +151,13 @@ def upscale_array(
     floating point.
     """
     device = next(model.parameters()).device
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    pixels = to_tensor(image)
     result = np.empty((image.shape[0] * model.scale, image.shape[1] * model.scale, 3), np.uint8)
     tiles = len(_spans(image.shape[0], tile, overlap)) * len(_spans(image.shape[1], tile, overlap))
     reduced = torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext()
     with reduced, _bar(tiles, "tile", leave=False) as bar:
         for rows, columns, part in upscaled_tiles(model, pixels, tile, overlap):
-            levels = (part[0] * 255).round().clamp(0, 255).to(torch.uint8)
-            result[rows, columns] = levels.permute(1, 2, 0).cpu().numpy()
+            result[rows, columns] = to_array(part)
             bar.update()
     return result
 

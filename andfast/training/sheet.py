@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from andfast.data.tensors import to_array, to_tensor
 from andfast.training.trainer import Trainer, frozen, step_generator
-from andfast.training.validation import bicubic_upsample, centre_crop, to_array, to_tensor
+from andfast.training.validation import bicubic_upsample, centre_crop
 
 _CROP = 160
 _ROWS = 4

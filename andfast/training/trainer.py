@@ -17,7 +17,7 @@ from andfast.attack import AttackResult
 from andfast.degradation import DegradationNetwork
 from andfast.devices import choose_device, choose_precision
 from andfast.losses import l1_objective
-from andfast.models import ModelError, build_generator, load_model
+from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.training.config import Config
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
@@ -133,7 +133,7 @@ class Trainer:
         random = step_generator(self.config.seed, self.step, self.device)
         network.reset_identity((hr.shape[2], hr.shape[3]), random)
         ramped = (self.step - train.warmup) / train.ramp if train.ramp else 1.0
-        margin_db = RAMP_DB * (1 - min(max(ramped, 0.0), 1.0))
+        margin_db = RAMP_DB * max(1 - ramped, 0.0)
         with frozen(self.generator):
             result = self.attack(network, hr, self.objective, random, margin_db)
         return result.lr, result
@@ -185,24 +185,20 @@ class Trainer:
             getattr(self, name).load_state_dict(state[name])
 
 
-# What a generator has where the configuration does not say: Compact smaller than usual, for a first run on a CPU.
-_SIZES = {"compact": {"features": 32, "convs": 8}, "rrdbnet": {"features": 64, "blocks": 23}}
+# What a generator has where the configuration does not say: the name of its depth, features, depth. Compact is
+# smaller than usual, for a first run on a CPU.
+_SIZES = {"compact": ("convs", 32, 8), "rrdbnet": ("blocks", 64, 23)}
 
 
 def _make_generator(config: Config) -> nn.Module:
     settings = config.generator
-    sizes = dict(_SIZES[settings.name])
-    depth = list(sizes)[1]
-    given = {"features": settings.features, depth: settings.depth}
-    given = {key: value for key, value in given.items() if value is not None}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = build_generator(settings.name, config.scale, **(sizes | given))
     if settings.init is None:
-        return model
+        return _new_generator(config)
     weights = load_model(settings.init)
-    if not given and type(weights) is type(model) and weights.scale == config.scale:
-        return weights  # of its own size
+    own_size = settings.features is None and settings.depth is None
+    if own_size and isinstance(weights, GENERATORS[settings.name]) and weights.scale == config.scale:
+        return weights
+    model = _new_generator(config)
     try:
         model.load_state_dict(weights.state_dict())
     except RuntimeError as error:
@@ -212,3 +208,12 @@ def _make_generator(config: Config) -> nn.Module:
             f"settings of the generator ({reason})"
         ) from error
     return model
+
+
+def _new_generator(config: Config) -> nn.Module:
+    settings = config.generator
+    depth_name, features, depth = _SIZES[settings.name]
+    sizes = {"features": settings.features or features, depth_name: settings.depth or depth}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build_generator(settings.name, config.scale, **sizes)

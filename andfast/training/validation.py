@@ -6,29 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from andfast.data.camera import bicubic_lr, camera_like, crop_to_multiple
 from andfast.data.images import read_image
 from andfast.data.pairs import Pair
+from andfast.data.tensors import to_tensor
 from andfast.metrics import psnr_y
 from andfast.upscale import upscale_tensor
 
 # Held-out images may be of any size; so much of their middle is enough, and bounds the time.
 _LARGEST = 512
-
-
-def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8 (H, W, 3) -> float32 (1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-
-
-def to_array(image: Tensor) -> np.ndarray:
-    """float (1, 3, H, W) or (3, H, W) -> uint8 (H, W, 3), clipped and rounded."""
-    image = image.detach().float().cpu().reshape(image.shape[-3:])
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def bicubic_upsample(lr: np.ndarray, scale: int) -> np.ndarray:
