@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from andfast.ops.blur_pool import blur_pool
-from andfast.ops.degradation_block import degradation_block, split_conv
+from andfast.ops.degradation_forward import degradation_forward
 from andfast.ops.identity_init import identity_centres
-from andfast.ops.noise import gaussian_field
 from andfast.theta import NoiseKind, ThetaLayout
 
 _NO_PARAMETERS = "the network has no parameters yet: call reset_identity(image_size) first"
@@ -141,28 +140,9 @@ class DegradationNetwork(nn.Module):
         self.check_images(hr)
         if delta.shape != self.theta_id.shape:
             raise ValueError(f"delta has shape {tuple(delta.shape)}; it must be {tuple(self.theta_id.shape)}")
-        images = hr.to(self.dtype, memory_format=torch.channels_last).chunk(self.num_networks)
-        # Rows apart, so that the gradient of one is not spread over a matrix of zeros.
-        rows = zip(images, self.theta_id, self.layout.to_taps(delta).unbind(), self.noise_seed, strict=True)
-        lr = torch.cat([self._forward_one(*row) for row in rows])
+        lr = degradation_forward(hr, self.theta_id, delta, self.noise_seed, self.layout, self.dtype)
         # An image file holds nothing outside [0, 1], so the adversary gains nothing there.
         return lr.to(hr.dtype).clamp(0, 1)
-
-    def _forward_one(self, x: Tensor, theta_id: Tensor, deviation: Tensor, noise_seed: Tensor) -> Tensor:
-        """One network of the bank: rows (P,) of `theta_id` and of the deviation with convolutions as taps."""
-        conv_id, _, slope_id = self.layout.split(theta_id)
-        conv, noise, slope = self.layout.split(deviation)
-        centres = [taps[..., 4].to(self.dtype) for taps in conv_id]
-        deviations = [taps.to(self.dtype).unflatten(-1, (3, 3)) for taps in conv]
-        for layer in range(2 * self.blocks):
-            if layer == self.blocks:
-                x = blur_pool(x, self.scale)
-            added = noise[layer]
-            if self.noise == "gaussian":
-                added = added * gaussian_field(noise_seed, layer, x.shape[0], (x.shape[2], x.shape[3]))
-            bend = (slope_id[layer] - 1 + slope[layer]).squeeze()
-            x = degradation_block(x, centres[layer], deviations[layer], bend.to(self.dtype), added.to(self.dtype))
-        return split_conv(x, centres[-1], deviations[-1])
 
     def _check_size(self, height: int, width: int) -> None:
         if height % self.scale or width % self.scale or min(height, width) < self.scale:

@@ -91,7 +91,7 @@ class ThetaLayout:
     Args:
         image_size: (H, W) of the HR image; noise maps before the pooling have this size, those after it
             (H/scale, W/scale).
-        scale, channels, blocks, image_channels: as in `DegradationNetwork`.
+        scale, channels, blocks, image_channels: as in `DegradationNetwork`; kept as attributes.
         noise: "map", a value a pixel, or "gaussian", a strength a channel.
     """
 
@@ -105,6 +105,10 @@ class ThetaLayout:
         image_channels: int = 3,
     ) -> None:
         self.image_size = image_size
+        self.scale = scale
+        self.channels = channels
+        self.blocks = blocks
+        self.noise_kind = noise
         height, width = image_size
         widths = [image_channels] + [channels] * (2 * blocks) + [image_channels]
         conv_shapes = [(out, into, 9) for into, out in pairwise(widths)]

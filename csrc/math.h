@@ -1,6 +1,9 @@
 // Per-element mathematics, written once for the CPU and for CUDA. No torch here.
 #pragma once
 
+#include <cmath>
+#include <cstdint>
+
 #ifdef __CUDACC__
 #define ANDFAST_INLINE __host__ __device__ __forceinline__
 #else
@@ -35,6 +38,93 @@ ANDFAST_INLINE float step_element(double d, double g, double r, double rate, dou
   const double moved = d + (rate > 0 ? move : 0.0);
   const double result = moved * shrink;
   return static_cast<float>(r > 0 ? result : 0.0);
+}
+
+// A block's tail on one element: LeakyReLU, then noise. `bend` is the negative slope minus one (see
+// andfast/ops/degradation_block.py); z is what the convolution gave.
+ANDFAST_INLINE float block_tail(float z, float bend, float noise) { return z + bend * (z < 0 ? z : 0.0f) + noise; }
+
+// Its derivative with respect to z, of which backward passes keep the sign alone.
+ANDFAST_INLINE float block_tail_slope(bool negative, float bend) { return negative ? 1.0f + bend : 1.0f; }
+
+// The slope that backward passes divide by when they recover a negative z from the block's output, (y - noise) / slope,
+// instead of storing it (Rota Bulo et al., "In-place activated BatchNorm", 2018). It is kept away from zero, where
+// nothing could be recovered: nearer to it the gradient of the slope itself shrinks, and is zero for a slope of zero.
+constexpr float kLeastSlope = 1.0f / 32;
+ANDFAST_INLINE float inverse_slope(float bend) {
+  const float slope = 1.0f + bend;
+  const float size = slope < 0 ? -slope : slope;
+  return size < kLeastSlope ? (slope < 0 ? -1.0f : 1.0f) / kLeastSlope : 1.0f / slope;
+}
+
+// Tap i (0 <= i < scale + 2) of the anti-aliased pooling in one direction: a box of `scale` convolved with
+// [1, 2, 1] / 4. Tap i stands over pixel scale * j + i - 1 of the input, reflected at the border, for pixel j of the output.
+ANDFAST_INLINE float pooling_tap(int i, int scale) {
+  const int weight = (i < scale) + 2 * (i >= 1 && i <= scale) + (i >= 2);
+  return weight * (0.25f / scale);
+}
+
+// The index of a pixel that lies outside [0, size) by one, reflected (the border pixel itself is not repeated).
+ANDFAST_INLINE int64_t reflect(int64_t index, int64_t size) {
+  return index < 0 ? -index : index >= size ? 2 * size - 2 - index : index;
+}
+
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): four random words, in place of
+// the counter.
+ANDFAST_INLINE void philox(uint32_t counter[4], uint32_t key0, uint32_t key1) {
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t even = uint64_t{0xD2511F53} * counter[0];
+    const uint64_t odd = uint64_t{0xCD9E8D57} * counter[2];
+    counter[0] = uint32_t(odd >> 32) ^ counter[1] ^ key0;
+    counter[2] = uint32_t(even >> 32) ^ counter[3] ^ key1;
+    counter[1] = uint32_t(odd);
+    counter[3] = uint32_t(even);
+    key0 += 0x9E3779B9;
+    key1 += 0xBB67AE85;
+  }
+}
+
+// Box and Muller's transform of two random words into two standard normal values, in float32 to its last digits: from
+// u = (word + 0.5) / 2^32 near 1 the logarithm is taken by way of 1 - u, which is exact where u would be rounded.
+ANDFAST_INLINE void box_muller(uint32_t first, uint32_t second, float& cosine, float& sine) {
+  constexpr float kUnit = 1.0f / 4294967296.0f;
+  const bool low = first < 0x80000000u;
+  const float near = (float(low ? first : ~first) + 0.5f) * kUnit;  // u, or 1 - u
+  const float radius = sqrtf(-2.0f * (low ? logf(near) : log1pf(-near)));
+  const float turn = (float(second) + 0.5f) * kUnit;
+#ifdef __CUDA_ARCH__
+  sincospif(2 * turn, &sine, &cosine);  // unlike sinf, without a slow path for angles far larger than a turn
+  sine *= radius;
+  cosine *= radius;
+#else
+  cosine = radius * cosf(6.283185307179586f * turn);
+  sine = radius * sinf(6.283185307179586f * turn);
+#endif
+}
+
+// The Gaussian field of the noise injection (andfast/ops/noise.py): four pixels, in row-major order, share one draw.
+ANDFAST_INLINE void gaussian_quad(uint64_t seed, uint32_t layer, uint32_t image, uint32_t quad, float field[4]) {
+  uint32_t words[4] = {quad, image, layer, 0};
+  philox(words, uint32_t(seed), uint32_t(seed >> 32));
+  box_muller(words[0], words[1], field[0], field[1]);
+  box_muller(words[2], words[3], field[2], field[3]);
+}
+
+// What the projected step does to a row, decided by the row's sums: (d + rate r^2 g) shrink.
+struct StepRule {
+  double rate, shrink;
+};
+ANDFAST_INLINE StepRule step_rule(const StepSums& sums, double step_size, double epsilon) {
+  const double grad_norm = std::sqrt(sums.grad);
+  const bool moves = grad_norm > 0 && std::isfinite(grad_norm);
+  // |d / r + step_size * r g / |r g||^2, multiplied out. This loses digits only where the terms cancel, that is,
+  // where the moved row is far shorter than the row was, and then it lies in the ball all the more.
+  double norm_squared = sums.delta;
+  if (moves) norm_squared += step_size * (2 * sums.dot / grad_norm + step_size);
+  const double norm = std::sqrt(norm_squared < 0 ? 0.0 : norm_squared);
+  // Written so that a NaN in delta is handed on, not hidden.
+  const double shrink = norm <= epsilon || std::isinf(epsilon) ? 1.0 : epsilon / norm;
+  return {moves ? step_size / grad_norm : 0.0, shrink};
 }
 
 }  // namespace andfast

@@ -2,6 +2,14 @@
 
 from andfast.ops._extension import ExtensionWarning
 from andfast.ops.backends import use_backend
+from andfast.ops.degradation_forward import degradation_forward
 from andfast.ops.projected_step import projected_step, projected_step_reference, scaled_norm
 
-__all__ = ["ExtensionWarning", "projected_step", "projected_step_reference", "scaled_norm", "use_backend"]
+__all__ = [
+    "ExtensionWarning",
+    "degradation_forward",
+    "projected_step",
+    "projected_step_reference",
+    "scaled_norm",
+    "use_backend",
+]

@@ -46,24 +46,29 @@ def _truncated(path: Path) -> bool:
     return path.stat().st_size < offset + entry_size * entries
 
 
-def _load() -> tuple[str | None, str | None]:
-    """Load the package's newest `_C*.so`; return what is wrong (None: nothing) and its compiler, if known."""
+def _load() -> tuple[str | None, str | None, str]:
+    """Load the package's newest `_C*.so`.
+
+    Returns:
+        What is wrong (None: nothing), its compiler, if known, and the architectures of its CUDA part, if any.
+    """
     found = sorted(PACKAGE.glob("_C*.so"), key=lambda path: path.stat().st_mtime)
     if not found:
-        return f"it is not built (there is no {PACKAGE / '_C*.so'})", None
+        return f"it is not built (there is no {PACKAGE / '_C*.so'})", None, ""
     path = found[-1]
     if _truncated(path):
-        return f"{path} is truncated", None
+        return f"{path} is truncated", None, ""
     try:
         torch.ops.load_library(path)
         library = ctypes.CDLL(str(path))
         built_from, compiler = _text(library, "andfast_source_hash"), _text(library, "andfast_compiler")
+        archs = _text(library, "andfast_cuda_archs")
     except (OSError, AttributeError) as error:
         reason = error.__cause__ or error  # torch wraps the loader's own message
-        return f"{path} does not load in torch {torch.__version__}: {reason}", None
+        return f"{path} does not load in torch {torch.__version__}: {reason}", None, ""
     if CHECKOUT is not None and built_from != source_hash(CHECKOUT / "csrc"):
-        return f"{path} is stale: it was built from other sources than those in {CHECKOUT / 'csrc'}", compiler
-    return None, compiler
+        return f"{path} is stale: it was built from other sources than those in {CHECKOUT / 'csrc'}", compiler, ""
+    return None, compiler, archs
 
 
 def _mend() -> str:
@@ -76,7 +81,7 @@ def _mend() -> str:
     return f"{first}run `pip install --force-reinstall --no-deps andfast`"
 
 
-problem, compiler = _load()
+problem, compiler, cuda_archs = _load()
 if problem is not None:
     problem = f"{problem}. To mend it: {_mend()}"
     warnings.warn(

@@ -11,6 +11,7 @@ in the file of each operation that has it.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,12 +24,25 @@ from torch import Tensor
 from andfast.ops import _extension
 
 #: All backends, from the first choice to the last.
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("triton", "cuda", "cpu", "reference")
 
 #: The backends that cannot be used here, each with the reason.
 unavailable: dict[str, str] = {}
 if _extension.problem is not None:
-    unavailable["cpu"] = _extension.problem
+    unavailable["cpu"] = unavailable["cuda"] = _extension.problem
+elif not _extension.cuda_archs:
+    unavailable["cuda"] = "the extension was built without its CUDA part: that needs a CUDA build of torch and nvcc"
+elif not torch.cuda.is_available():
+    unavailable["cuda"] = "there is no CUDA device"
+
+#: Whether Triton's kernels run in its interpreter: on any device, very slowly, to test them.
+interpreting = os.environ.get("TRITON_INTERPRET", "0") == "1"
+if importlib.util.find_spec("triton") is None:
+    unavailable["triton"] = "triton is not installed: run `pip install triton` (Linux)"
+elif not interpreting and not torch.cuda.is_available():
+    unavailable["triton"] = (
+        "there is no CUDA device (TRITON_INTERPRET=1 interprets the kernels on the CPU, to test them)"
+    )
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class Implementation:
     function: Callable[..., Any]
     device: str | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
+    automatic: bool = True  # whether it is chosen where nothing is forced
 
     def takes(self, tensor: Tensor) -> bool:
         """Whether `tensor`, and others of its device and type, can be given to the function."""
@@ -60,11 +75,19 @@ def register(
     Raises:
         ValueError: there is no such backend.
     """
-    operations.setdefault(operation, {})[_known(backend)] = Implementation(function, device, dtypes)
+    implementation = Implementation(function, device, dtypes)
+    if backend == "triton" and interpreting:
+        implementation = Implementation(function, None, dtypes, automatic=False)
+    operations.setdefault(operation, {})[_known(backend)] = implementation
 
 
 def select(operation: str, tensor: Tensor) -> Callable[..., Any]:
-    """The function that runs `operation` on `tensor` (and on others of the same device and type).
+    """The function that runs `operation` on `tensor` (and on others of the same device and type); see `select_name`."""
+    return operations[operation][select_name(operation, tensor)].function
+
+
+def select_name(operation: str, tensor: Tensor) -> str:
+    """The backend that runs `operation` on `tensor` (and on others of the same device and type).
 
     Raises:
         RuntimeError: the forced backend does not implement the operation, or cannot be used here.
@@ -73,11 +96,13 @@ def select(operation: str, tensor: Tensor) -> Callable[..., Any]:
     implementations = operations[operation]
     if _forced is not None:
         _check_usable(operation, _forced, tensor)
-        return implementations[_forced].function
+        return _forced
     for backend in BACKENDS:
         implementation = implementations.get(backend)
-        if implementation is not None and backend not in unavailable and implementation.takes(tensor):
-            return implementation.function
+        if implementation is None or backend in unavailable or not implementation.automatic:
+            continue
+        if implementation.takes(tensor):
+            return backend
     raise RuntimeError(f"{operation} has no backend for {tensor.dtype} tensors on {tensor.device.type!r}")
 
 

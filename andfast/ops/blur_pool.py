@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from andfast.ops import backends
 
 
 @lru_cache
@@ -20,6 +23,16 @@ def pooling_taps(scale: int) -> tuple[float, ...]:
     box = [1.0 / scale] * scale
     padded = [0.0, 0.0, *box, 0.0, 0.0]
     return tuple((padded[i] + 2 * padded[i + 1] + padded[i + 2]) / 4 for i in range(scale + 2))
+
+
+def blur_pool_reference(image: Tensor, scale: int) -> Tensor:
+    """`blur_pool` in plain PyTorch: any device and type, arguments not checked."""
+    wide = image if image.dtype in (torch.float32, torch.float64) else image.float()
+    taps = torch.tensor(pooling_taps(scale), dtype=wide.dtype, device=wide.device)
+    channels = image.shape[1]
+    kernel = torch.outer(taps, taps).expand(channels, 1, -1, -1)
+    pooled = F.conv2d(F.pad(wide, (1, 1, 1, 1), mode="reflect"), kernel, stride=scale, groups=channels)
+    return pooled.to(image.dtype)
 
 
 def blur_pool(image: Tensor, scale: int) -> Tensor:
@@ -41,9 +54,48 @@ def blur_pool(image: Tensor, scale: int) -> Tensor:
     height, width = image.shape[-2:]
     if height % scale or width % scale:
         raise ValueError(f"image is {height} x {width}; both must be multiples of the scale, {scale}")
-    wide = image if image.dtype in (torch.float32, torch.float64) else image.float()
-    taps = torch.tensor(pooling_taps(scale), dtype=wide.dtype, device=wide.device)
-    channels = image.shape[1]
-    kernel = torch.outer(taps, taps).expand(channels, 1, -1, -1)
-    pooled = F.conv2d(F.pad(wide, (1, 1, 1, 1), mode="reflect"), kernel, stride=scale, groups=channels)
-    return pooled.to(image.dtype)
+    return backends.select("blur_pool", image)(image, scale)
+
+
+def _blur_pool_compiled(image: Tensor, scale: int) -> Tensor:
+    """The C++ operator (csrc/cpu/blur_pool.cpp, csrc/cuda/pool.cu), in the memory format of `image`."""
+    return in_channels_last(torch.ops.andfast.blur_pool, image, scale)
+
+
+def in_channels_last(operator: Callable[[Tensor, int], Tensor], image: Tensor, scale: int) -> Tensor:
+    """`blur_pool` by an operator on (B, H, W, C) contiguous images, without a copy where there need be none."""
+    if image.is_contiguous(memory_format=torch.channels_last):
+        return operator(image.permute(0, 2, 3, 1), scale).permute(0, 3, 1, 2)
+    planes = image.contiguous().flatten(0, 1).unsqueeze(-1)  # each channel an image of one
+    return operator(planes, scale).squeeze(-1).unflatten(0, image.shape[:2])
+
+
+backends.register("blur_pool", "reference", blur_pool_reference)
+backends.register("blur_pool", "cpu", _blur_pool_compiled, device="cpu", dtypes=(torch.float32, torch.bfloat16))
+_CUDA_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+backends.register("blur_pool", "cuda", _blur_pool_compiled, device="cuda", dtypes=_CUDA_TYPES)
+
+if "cpu" not in backends.unavailable:
+
+    @torch.library.register_fake("andfast::blur_pool")
+    def _(image: Tensor, scale: int) -> Tensor:
+        batch, height, width, channels = image.shape
+        return image.new_empty(batch, height // scale, width // scale, channels)
+
+    @torch.library.register_fake("andfast::blur_pool_grad")
+    def _(grad: Tensor, scale: int) -> Tensor:
+        batch, height, width, channels = grad.shape
+        return grad.new_empty(batch, height * scale, width * scale, channels)
+
+    # The pooling is linear: each of the two is the other's gradient.
+    def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.scale = inputs[1]
+
+    def _pool_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return torch.ops.andfast.blur_pool_grad(grad.contiguous(), ctx.scale), None
+
+    def _pool_grad_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return torch.ops.andfast.blur_pool(grad.contiguous(), ctx.scale), None
+
+    torch.library.register_autograd("andfast::blur_pool", _pool_backward, setup_context=_setup)
+    torch.library.register_autograd("andfast::blur_pool_grad", _pool_grad_backward, setup_context=_setup)

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from andfast.ops import backends
+
 
 def identity_centres(
     num_networks: int,
@@ -33,17 +35,37 @@ def identity_centres(
     Returns:
         A float32 tensor of shape (N, out, in) for each convolution.
     """
+    if len(widths) < 3:
+        raise ValueError(f"widths has {len(widths)} entries; a network needs at least two convolutions, so three")
     centres = []
-    product = None
     for into, out in pairwise(widths[:-1]):
         centre = torch.randn(num_networks, out, into, generator=generator, device=device)
-        centre = (centre * (2 / (into + out)) ** 0.5).to(dtype).float()
-        product = centre.double() if product is None else centre.double() @ product
-        centres.append(centre)
-    if product is None:
-        raise ValueError(f"widths has {len(widths)} entries; a network needs at least two convolutions, so three")
+        centres.append((centre * (2 / (into + out)) ** 0.5).to(dtype).float())
+    return [*centres, backends.select("identity_last", centres[0])(centres)]
+
+
+def identity_last_reference(centres: list[Tensor]) -> Tensor:
+    """The pseudoinverse of the product of all `centres`, (N, in of the first, out of the last), in plain PyTorch."""
+    product = centres[0].double()
+    for centre in centres[1:]:
+        product = centre.double() @ product
     transposed = product.mT
     # inv_ex does not look at the result on the host, where inv would wait for the device to check for singularity.
     inverse = torch.linalg.inv_ex(transposed @ product).inverse
-    centres.append((inverse @ transposed).float())
-    return centres
+    return (inverse @ transposed).float()
+
+
+backends.register("identity_last", "reference", identity_last_reference)
+backends.register(
+    "identity_last",
+    "cuda",
+    lambda centres: torch.ops.andfast.identity_last(centres),  # csrc/cuda/identity.cu: one launch
+    device="cuda",
+    dtypes=(torch.float32,),
+)
+
+if "cpu" not in backends.unavailable:
+
+    @torch.library.register_fake("andfast::identity_last")
+    def _(centres: list[Tensor]) -> Tensor:
+        return centres[0].new_empty(centres[0].shape[0], centres[0].shape[2], centres[-1].shape[1])

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from andfast.ops import backends
+
 _WORD = 0xFFFFFFFF
 
 
@@ -32,19 +34,8 @@ def philox(counter: tuple[Tensor | int, ...], key: tuple[Tensor | int, ...]) -> 
     return c
 
 
-def gaussian_field(seed: Tensor, layer: int, images: int, size: tuple[int, int]) -> Tensor:
-    """A standard normal value for every pixel: a pure function of (seed, layer, image, pixel).
-
-    Args:
-        seed: int64, no dimensions, >= 0: the network's.
-        layer: which noise injection.
-        images: how many images the network degrades.
-        size: (H, W).
-
-    Returns:
-        (images, 1, H, W) float32. Four neighbouring pixels (in row-major order) share one Philox draw, turned
-        normal by Box and Muller's transform.
-    """
+def gaussian_field_reference(seed: Tensor, layer: int, images: int, size: tuple[int, int]) -> Tensor:
+    """`gaussian_field` in plain PyTorch, in float64 up to the result."""
     pixels = size[0] * size[1]
     device = seed.device
     quad = torch.arange((pixels + 3) // 4, device=device)
@@ -57,3 +48,35 @@ def gaussian_field(seed: Tensor, layer: int, images: int, size: tuple[int, int])
         normal += [radius * (2 * math.pi * v).cos(), radius * (2 * math.pi * v).sin()]
     field = torch.stack(normal, dim=-1).flatten(1)[:, :pixels]
     return field.float().view(images, 1, *size)
+
+
+def gaussian_field(seed: Tensor, layer: int, images: int, size: tuple[int, int]) -> Tensor:
+    """A standard normal value for every pixel: a pure function of (seed, layer, image, pixel).
+
+    Args:
+        seed: int64, no dimensions, >= 0: the network's.
+        layer: which noise injection.
+        images: how many images the network degrades.
+        size: (H, W).
+
+    Returns:
+        (images, 1, H, W) float32. Four neighbouring pixels (in row-major order) share one Philox draw, turned
+        normal by Box and Muller's transform. All backends give the same numbers, up to the last digits of float32.
+    """
+    return backends.select("gaussian_field", seed)(seed, layer, images, size)
+
+
+def _gaussian_field_compiled(seed: Tensor, layer: int, images: int, size: tuple[int, int]) -> Tensor:
+    """The C++ operator (csrc/cpu/noise.cpp, csrc/cuda/noise.cu)."""
+    return torch.ops.andfast.gaussian_field(seed.reshape(1), layer, images, *size).unsqueeze(1)
+
+
+backends.register("gaussian_field", "reference", gaussian_field_reference)
+for _device in ("cpu", "cuda"):
+    backends.register("gaussian_field", _device, _gaussian_field_compiled, device=_device)
+
+if "cpu" not in backends.unavailable:
+
+    @torch.library.register_fake("andfast::gaussian_field")
+    def _(seed: Tensor, layer: int, images: int, height: int, width: int) -> Tensor:
+        return seed.new_empty(seed.shape[0] * images, height, width, dtype=torch.float32)

@@ -97,13 +97,16 @@ def _check(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, eps
         raise ValueError(f"epsilon must be > 0 (math.inf for no projection), got {epsilon}")
 
 
-def _projected_step_cpu(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float) -> Tensor:
-    """The C++ operator (csrc/cpu/projected_step.cpp)."""
+def _projected_step_compiled(
+    delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float
+) -> Tensor:
+    """The C++ operator (csrc/cpu/projected_step.cpp, csrc/cuda/projected_step.cu)."""
     return torch.ops.andfast.projected_step(delta, grad, inv_scale, step_size, epsilon)
 
 
 backends.register("projected_step", "reference", projected_step_reference)
-backends.register("projected_step", "cpu", _projected_step_cpu, device="cpu", dtypes=(torch.float32,))
+for _device in ("cpu", "cuda"):
+    backends.register("projected_step", _device, _projected_step_compiled, device=_device, dtypes=(torch.float32,))
 
 if "cpu" not in backends.unavailable:
 

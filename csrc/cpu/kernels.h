@@ -17,6 +17,13 @@
 
 namespace andfast::cpu {
 
+// A function body that is compiled anew, for its instruction set, in every clone that calls it.
+#if defined(__GNUC__)
+#define ANDFAST_BODY inline __attribute__((always_inline))
+#else
+#define ANDFAST_BODY inline
+#endif
+
 // Calls task(begin, end) for parts that make up [0, count), each of `grain` or more where possible, at the same
 // time or not, and returns when all are done. Tasks do not throw.
 using Task = std::function<void(int64_t begin, int64_t end)>;
@@ -26,5 +33,49 @@ using ParallelFor = void (*)(int64_t count, int64_t grain, const Task& task);
 // out overlaps no input. Results do not depend on how parallel_for splits the work.
 void projected_step(const float* delta, const float* grad, const float* inv_scale, float* out, int64_t rows,
                     int64_t columns, double step_size, double epsilon, ParallelFor parallel_for);
+
+// The upper half of a float32.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// The sizes of a block's output, in channels-last order: image b belongs to network b / (images / networks).
+struct BlockShape {
+  int64_t networks, images, height, width, channels;
+};
+
+// What a noise injection adds. Without seeds `values` is (networks, height, width), the same in all channels; with
+// seeds, (networks,), it is (networks, channels), each times the Gaussian field of that network and layer.
+struct Noise {
+  const float* values;
+  const int64_t* seeds;
+  int64_t layer;
+};
+
+// The operators of andfast/ops/block_tail.py, which says what they compute. T: float or bfloat16. b may be null.
+// `border` is 0 or 1. No output overlaps an input, and results do not depend on how parallel_for splits the work.
+template <typename T>
+void block_tail(const T* a, const T* b, const float* bend, Noise noise, T* y, uint8_t* signs, BlockShape shape,
+                int64_t border, ParallelFor parallel_for);
+template <typename T>
+void block_tail_grad(const T* dy, const T* y, const uint8_t* signs, const float* bend, Noise noise, T* dz,
+                     float* dbend, float* dnoise, BlockShape shape, int64_t border, ParallelFor parallel_for);
+template <typename T>
+void block_tail_pool(const T* a, const T* b, const float* bend, Noise noise, T* pooled, T* negative, uint8_t* signs,
+                     BlockShape shape, int64_t scale, int64_t border, ParallelFor parallel_for);
+template <typename T>
+void block_tail_pool_grad(const T* dpooled, const uint8_t* signs, const float* bend, T* dz, BlockShape shape,
+                          int64_t scale, ParallelFor parallel_for);
+
+// Anti-aliased pooling (images, height, width, channels) -> (images, height / scale, width / scale, channels), and
+// its gradient. T: float or bfloat16.
+template <typename T>
+void blur_pool(const T* image, T* pooled, BlockShape shape, int64_t scale, ParallelFor parallel_for);
+template <typename T>
+void blur_pool_grad(const T* dpooled, T* dimage, BlockShape shape, int64_t scale, ParallelFor parallel_for);
+
+// The Gaussian fields of `networks` seeds: (networks * images, pixels).
+void gaussian_field(const int64_t* seeds, float* field, int64_t networks, int64_t images, int64_t pixels,
+                    int64_t layer, ParallelFor parallel_for);
 
 }  // namespace andfast::cpu

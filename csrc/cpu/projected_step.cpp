@@ -30,24 +30,6 @@ ANDFAST_CLONES void step_chunk(const float* delta, const float* grad, const floa
   }
 }
 
-struct Step {
-  double rate;    // what r^2 g is multiplied with
-  double shrink;  // what the moved row is multiplied with
-};
-
-Step decide(const StepSums& sums, double step_size, double epsilon) {
-  const double grad_norm = std::sqrt(sums.grad);
-  const bool moves = grad_norm > 0 && std::isfinite(grad_norm);
-  // |d / r + step_size * r g / |r g||^2, multiplied out. This loses digits only where the terms cancel, that is,
-  // where the moved row is far shorter than the row was, and then it lies in the ball all the more.
-  double norm_squared = sums.delta;
-  if (moves) norm_squared += step_size * (2 * sums.dot / grad_norm + step_size);
-  const double norm = std::sqrt(norm_squared < 0 ? 0.0 : norm_squared);
-  // Written so that a NaN in delta is handed on, not hidden.
-  const double shrink = norm <= epsilon || std::isinf(epsilon) ? 1.0 : epsilon / norm;
-  return {moves ? step_size / grad_norm : 0.0, shrink};
-}
-
 }  // namespace
 
 void projected_step(const float* delta, const float* grad, const float* inv_scale, float* out, int64_t rows,
@@ -64,7 +46,7 @@ void projected_step(const float* delta, const float* grad, const float* inv_scal
     }
   });
 
-  std::vector<Step> steps(rows);
+  std::vector<StepRule> steps(rows);
   for (int64_t row = 0; row < rows; ++row) {
     StepSums total;
     for (int64_t i = row * chunks; i < (row + 1) * chunks; ++i) {
@@ -72,14 +54,14 @@ void projected_step(const float* delta, const float* grad, const float* inv_scal
       total.delta += sums[i].delta;
       total.dot += sums[i].dot;
     }
-    steps[row] = decide(total, step_size, epsilon);
+    steps[row] = step_rule(total, step_size, epsilon);
   }
 
   parallel_for(rows * chunks, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t column = i % chunks * kChunk;
       const int64_t offset = i / chunks * columns + column;
-      const Step& step = steps[i / chunks];
+      const StepRule& step = steps[i / chunks];
       step_chunk(delta + offset, grad + offset, inv_scale + column, out + offset,
                  std::min(kChunk, columns - column), step.rate, step.shrink);
     }

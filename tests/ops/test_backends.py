@@ -21,7 +21,7 @@ def test_status_names_every_backend():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="one of cpu, reference; got 'fpga'"), use_backend("fpga"):
+    with pytest.raises(ValueError, match="one of triton, cuda, cpu, reference; got 'fpga'"), use_backend("fpga"):
         pass
     with pytest.raises(ValueError, match="one of"):
         backends.register("projected_step", "fpga", projected_step)
@@ -173,4 +173,4 @@ def test_missing_compiler_is_named(copy):
 
 def test_environment_variable_with_an_unknown_name(copy):
     result = run(copy, "import andfast.ops", ANDFAST_BACKEND="fpga")
-    assert "ANDFAST_BACKEND must be one of cpu, reference; got 'fpga'" in result.stderr
+    assert "ANDFAST_BACKEND must be one of triton, cuda, cpu, reference; got 'fpga'" in result.stderr

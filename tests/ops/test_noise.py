@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from andfast.ops import backends, use_backend
 from andfast.ops.noise import gaussian_field, philox
 
 # Random123's kat_vectors for philox4x32, 10 rounds: counter, key, result.
@@ -16,6 +17,18 @@ PUBLISHED = [
     ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
 ]
 SEED = torch.tensor(0x0123_4567_89AB_CDEF)
+
+
+@pytest.fixture(autouse=True, params=["the default", "reference"])
+def backend(request: pytest.FixtureRequest):
+    """Whatever runs where nothing is forced, and the reference."""
+    if request.param == "reference":
+        with use_backend("reference"):
+            yield
+    elif "cpu" in backends.unavailable:
+        pytest.skip(backends.unavailable["cpu"])
+    else:
+        yield
 
 
 def words(text: str) -> tuple[int, ...]:
@@ -74,7 +87,8 @@ def test_field_is_box_and_muller_s_of_philox(size, seed):
     assert field.dtype == torch.float32
     assert field.shape == (2, 1, *size)
     expected = field_of_ints(seed, 3, 2, size[0] * size[1])
-    np.testing.assert_allclose(field.flatten(1).numpy(), expected, rtol=1e-6, atol=1e-7)
+    # Compiled code turns the words into float32 angles, which round to 4e-7 at most, times a radius of up to 6.7.
+    np.testing.assert_allclose(field.flatten(1).numpy(), expected, rtol=1e-6, atol=3e-6)
 
 
 def test_field_is_a_pure_function_of_its_arguments():

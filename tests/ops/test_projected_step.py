@@ -196,7 +196,7 @@ def test_operator_guards_its_memory():
     ):
         with pytest.raises(RuntimeError, match="must"):
             operator(*wrong, 0.3, 0.5)
-    with pytest.raises(RuntimeError, match="grad must be a contiguous float32"):
+    with pytest.raises(RuntimeError, match="grad must be of type Float"):
         operator(delta, grad.double(), inv_scale, 0.3, 0.5)
 
 

@@ -1,0 +1,314 @@
+// The CUDA side of bindings.cpp, which has the schemas: checks, scratch memory and registration, through torch's stable
+// ABI. Compiled to no more than an answer, "", where the extension is built without CUDA.
+#ifdef ANDFAST_CUDA_ARCHS
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cuda/kernels.h"
+
+namespace {
+
+using andfast::cuda::BlockShape;
+using andfast::cuda::Type;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+
+// Makes a tensor's device the current one while it lives, and knows that device's current stream.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+    void* current = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &current));
+    stream = static_cast<cudaStream_t>(current);
+  }
+
+  cudaStream_t stream;
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
+// Raises unless the tensor is contiguous, on `like`'s device, and of this type and shape; -1 stands for any size. One
+// of an operator's tensors is on a CUDA device, or it would not have come here; so all are.
+void check(const char* name, const Tensor& tensor, const Tensor& like, ScalarType type, const Sizes& sizes) {
+  STD_TORCH_CHECK(tensor.device() == like.device(), name, " must be on the device of the other tensors");
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " must be of type ", torch::headeronly::toString(type));
+  bool fits = tensor.dim() == int64_t(sizes.size());
+  for (size_t i = 0; fits && i < sizes.size(); ++i) fits = sizes[i] == -1 || tensor.size(i) == sizes[i];
+  STD_TORCH_CHECK(fits, name, " does not have the right shape");
+}
+
+Type element_type(const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Type::kFloat;
+    case ScalarType::Half: return Type::kHalf;
+    case ScalarType::BFloat16: return Type::kBFloat16;
+    default: STD_TORCH_CHECK(false, name, " must be float32, float16 or bfloat16");
+  }
+}
+
+int as_int(int64_t size) {
+  STD_TORCH_CHECK(size <= std::numeric_limits<int>::max(), "a tensor has a size of ", size, ", which is too large");
+  return int(size);
+}
+
+Tensor empty(const Tensor& like, const Sizes& sizes, ScalarType type) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), type);
+}
+
+const float* floats(const Tensor& tensor) { return tensor.const_data_ptr<float>(); }
+const int64_t* integers(const Tensor& tensor) { return tensor.const_data_ptr<int64_t>(); }
+const uint8_t* bytes(const Tensor& tensor) { return tensor.const_data_ptr<uint8_t>(); }
+
+int64_t sign_bytes(const BlockShape& shape) { return (shape.channels + 7) / 8; }
+Sizes sign_sizes(const BlockShape& shape) { return {shape.images, shape.height, shape.width, sign_bytes(shape)}; }
+Sizes sizes_of(const BlockShape& shape, int64_t border) {
+  return {shape.images, shape.height + 2 * border, shape.width + 2 * border, shape.channels};
+}
+
+// The sizes of a block whose tensors hold a border of `border` pixels and come `scale` times smaller.
+BlockShape block_shape(const char* name, const Tensor& tensor, int64_t networks, int64_t border, int64_t scale) {
+  check(name, tensor, tensor, tensor.scalar_type(), {-1, -1, -1, -1});
+  STD_TORCH_CHECK(border == 0 || border == 1, "border must be 0 or 1, got ", border);
+  STD_TORCH_CHECK(scale >= 1 && scale < 65536, "scale must be at least 2, got ", scale);
+  const int64_t images = tensor.size(0), channels = tensor.size(3);
+  const int64_t height = (tensor.size(1) - 2 * border) * scale, width = (tensor.size(2) - 2 * border) * scale;
+  STD_TORCH_CHECK(height > 0 && width > 0 && channels > 0, name, " must hold pixels");
+  constexpr int kMost = andfast::cuda::kMostChannels;
+  STD_TORCH_CHECK(channels <= kMost, name, " has ", channels, " channels; the CUDA kernels take ", kMost, " at most");
+  STD_TORCH_CHECK(networks > 0 && images % networks == 0, name, " holds ", images,
+                  " images, which is no multiple of the number of networks, ", networks);
+  // One image's offsets fit in 32 bits, and there are no more blocks of threads than pixels.
+  const int64_t pixels = as_int((as_int(height) + 2 * border) * (as_int(width) + 2 * border));
+  as_int(pixels * channels);
+  as_int(pixels * as_int(images));
+  return {as_int(networks), as_int(images), int(height), int(width), int(channels)};
+}
+
+BlockShape block_shape(const char* name, const Tensor& tensor, const Tensor& bend, int64_t border, int64_t scale) {
+  check("bend", bend, tensor, ScalarType::Float, {-1});
+  return block_shape(name, tensor, bend.size(0), border, scale);
+}
+
+void check_scale(const BlockShape& shape, int64_t scale) {
+  STD_TORCH_CHECK(scale >= 2 && shape.height % scale == 0 && shape.width % scale == 0,
+                  "height and width must be multiples of scale, which must be at least 2");
+}
+
+andfast::cuda::Noise block_noise(const Tensor& noise, const std::optional<Tensor>& seed, int64_t layer,
+                                 const Tensor& like, const BlockShape& shape) {
+  if (!seed) {
+    check("noise", noise, like, ScalarType::Float, {shape.networks, shape.height, shape.width});
+    return {floats(noise), nullptr, uint32_t(layer)};
+  }
+  check("noise", noise, like, ScalarType::Float, {shape.networks, shape.channels});
+  check("seed", *seed, like, ScalarType::Long, {shape.networks});
+  return {floats(noise), integers(*seed), uint32_t(layer)};
+}
+
+// The second summand's data, or null.
+const void* second(const Tensor& a, const std::optional<Tensor>& b, const BlockShape& shape) {
+  if (!b) return nullptr;
+  check("b", *b, a, a.scalar_type(), sizes_of(shape, 0));
+  return b->const_data_ptr();
+}
+
+std::tuple<Tensor, Tensor> block_tail(const Tensor& a, const std::optional<Tensor>& b, const Tensor& bend,
+                                      const Tensor& noise, const std::optional<Tensor>& seed, int64_t layer,
+                                      int64_t border) {
+  const BlockShape shape = block_shape("a", a, bend, 0, 1);
+  STD_TORCH_CHECK(border == 0 || border == 1, "border must be 0 or 1, got ", border);
+  const auto added = block_noise(noise, seed, layer, a, shape);
+  const void* const b_data = second(a, b, shape);
+  const OnDevice device(a);
+  Tensor y = empty(a, sizes_of(shape, border), a.scalar_type());
+  Tensor signs = empty(a, sign_sizes(shape), ScalarType::Byte);
+  andfast::cuda::block_tail(element_type("a", a), a.const_data_ptr(), b_data, floats(bend), added,
+                            y.mutable_data_ptr(), signs.mutable_data_ptr<uint8_t>(), shape, int(border), device.stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {y, signs};
+}
+
+std::tuple<Tensor, Tensor, Tensor> block_tail_grad(const Tensor& dy, const Tensor& y, const Tensor& signs,
+                                                   const Tensor& bend, const Tensor& noise,
+                                                   const std::optional<Tensor>& seed, int64_t layer,
+                                                   int64_t border) {
+  const BlockShape shape = block_shape("dy", dy, bend, border, 1);
+  check("y", y, dy, dy.scalar_type(), sizes_of(shape, border));
+  check("signs", signs, dy, ScalarType::Byte, sign_sizes(shape));
+  const auto added = block_noise(noise, seed, layer, dy, shape);
+  const OnDevice device(dy);
+  Tensor dz = empty(dy, sizes_of(shape, 0), dy.scalar_type());
+  Tensor dbend = torch::stable::empty_like(bend), dnoise = torch::stable::empty_like(noise);
+  Tensor scratch = empty(dy, {andfast::cuda::block_tail_grad_scratch(shape, seed.has_value())}, ScalarType::Float);
+  andfast::cuda::block_tail_grad(element_type("dy", dy), dy.const_data_ptr(), y.const_data_ptr(), bytes(signs),
+                                 floats(bend), added, dz.mutable_data_ptr(), dbend.mutable_data_ptr<float>(),
+                                 dnoise.mutable_data_ptr<float>(), scratch.mutable_data_ptr<float>(), shape,
+                                 int(border), device.stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {dz, dbend, dnoise};
+}
+
+// What a noise injection adds after the pooling, but for the strengths: the pooled map, or every image's pooled field.
+Tensor pooled_noise(const Tensor& noise, const andfast::cuda::Noise& added, const BlockShape& shape, int64_t scale,
+                    cudaStream_t stream) {
+  const int count = added.seeds ? shape.images : shape.networks;
+  Tensor field = noise;
+  if (added.seeds) {
+    field = empty(noise, {count, shape.height, shape.width}, ScalarType::Float);
+    andfast::cuda::gaussian_field(added.seeds, added.layer, field.mutable_data_ptr<float>(), shape.networks,
+                                  shape.images_per_network(), shape.pixels(), stream);
+  }
+  Tensor pooled = empty(noise, {count, shape.height / scale, shape.width / scale}, ScalarType::Float);
+  andfast::cuda::blur_pool(Type::kFloat, floats(field), pooled.mutable_data_ptr(),
+                           {1, count, shape.height, shape.width, 1}, int(scale), stream);
+  return pooled;
+}
+
+std::tuple<Tensor, Tensor, Tensor> block_tail_pool(const Tensor& a, const std::optional<Tensor>& b,
+                                                   const Tensor& bend, const Tensor& noise,
+                                                   const std::optional<Tensor>& seed, int64_t layer, int64_t scale,
+                                                   int64_t border) {
+  const BlockShape shape = block_shape("a", a, bend, 0, 1);
+  STD_TORCH_CHECK(border == 0 || border == 1, "border must be 0 or 1, got ", border);
+  check_scale(shape, scale);
+  const auto added = block_noise(noise, seed, layer, a, shape);
+  const void* const b_data = second(a, b, shape);
+  const OnDevice device(a);
+  BlockShape small = shape;
+  small.height /= scale, small.width /= scale;
+  Tensor pooled = empty(a, sizes_of(small, border), a.scalar_type());
+  Tensor negative = empty(a, sizes_of(small, 0), a.scalar_type());
+  Tensor signs = empty(a, sign_sizes(shape), ScalarType::Byte);
+  const Tensor field = pooled_noise(noise, added, shape, scale, device.stream);
+  andfast::cuda::block_tail_pool(element_type("a", a), a.const_data_ptr(), b_data, floats(bend), floats(field),
+                                 seed ? added.values : nullptr, pooled.mutable_data_ptr(), negative.mutable_data_ptr(),
+                                 signs.mutable_data_ptr<uint8_t>(), shape, int(scale), int(border), device.stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {pooled, negative, signs};
+}
+
+Tensor block_tail_pool_grad(const Tensor& dpooled, const Tensor& signs, const Tensor& bend, int64_t scale) {
+  const BlockShape shape = block_shape("dpooled", dpooled, bend, 0, scale);
+  check_scale(shape, scale);
+  check("signs", signs, dpooled, ScalarType::Byte, sign_sizes(shape));
+  const OnDevice device(dpooled);
+  Tensor dz = empty(dpooled, sizes_of(shape, 0), dpooled.scalar_type());
+  andfast::cuda::block_tail_pool_grad(element_type("dpooled", dpooled), dpooled.const_data_ptr(), bytes(signs),
+                                      floats(bend), dz.mutable_data_ptr(), shape, int(scale), device.stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return dz;
+}
+
+Tensor blur_pool(const Tensor& image, int64_t scale) {
+  const BlockShape shape = block_shape("image", image, 1, 0, 1);
+  check_scale(shape, scale);
+  const OnDevice device(image);
+  BlockShape small = shape;
+  small.height /= scale, small.width /= scale;
+  Tensor pooled = empty(image, sizes_of(small, 0), image.scalar_type());
+  andfast::cuda::blur_pool(element_type("image", image), image.const_data_ptr(), pooled.mutable_data_ptr(), shape,
+                           int(scale), device.stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return pooled;
+}
+
+Tensor blur_pool_grad(const Tensor& grad, int64_t scale) {
+  const BlockShape shape = block_shape("grad", grad, 1, 0, scale);
+  check_scale(shape, scale);
+  const OnDevice device(grad);
+  Tensor dimage = empty(grad, sizes_of(shape, 0), grad.scalar_type());
+  andfast::cuda::blur_pool_grad(element_type("grad", grad), grad.const_data_ptr(), dimage.mutable_data_ptr(), shape,
+                                int(scale), device.stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return dimage;
+}
+
+Tensor gaussian_field(const Tensor& seed, int64_t layer, int64_t images, int64_t height, int64_t width) {
+  check("seed", seed, seed, ScalarType::Long, {-1});
+  STD_TORCH_CHECK(images >= 0 && height >= 0 && width >= 0, "sizes must not be negative");
+  const OnDevice device(seed);
+  const int networks = as_int(seed.size(0));
+  as_int(networks * int64_t{as_int(images)});
+  Tensor field = empty(seed, {networks * images, height, width}, ScalarType::Float);
+  andfast::cuda::gaussian_field(integers(seed), uint32_t(layer), field.mutable_data_ptr<float>(), networks,
+                                int(images), as_int(as_int(height) * int64_t{as_int(width)}), device.stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return field;
+}
+
+Tensor projected_step(const Tensor& delta, const Tensor& grad, const Tensor& inv_scale, double step_size,
+                      double epsilon) {
+  check("delta", delta, delta, ScalarType::Float, {-1, -1});
+  const int64_t rows = delta.size(0), columns = delta.size(1);
+  check("grad", grad, delta, ScalarType::Float, {rows, columns});
+  check("inv_scale", inv_scale, delta, ScalarType::Float, {columns});
+  const OnDevice device(delta);
+  Tensor out = torch::stable::empty_like(delta);
+  Tensor scratch = empty(delta, {andfast::cuda::projected_step_scratch(rows, columns)}, ScalarType::Double);
+  andfast::cuda::projected_step(floats(delta), floats(grad), floats(inv_scale), out.mutable_data_ptr<float>(),
+                                scratch.mutable_data_ptr<double>(), rows, columns, step_size, epsilon, device.stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return out;
+}
+
+Tensor identity_last(const std::vector<Tensor>& centres) {
+  using andfast::cuda::kMostConvolutions, andfast::cuda::kMostInputs, andfast::cuda::kMostWidth;
+  STD_TORCH_CHECK(!centres.empty() && centres.size() <= kMostConvolutions, "centres must hold 1 to ", kMostConvolutions,
+                  " tensors, got ", centres.size());
+  andfast::cuda::Centres taps;
+  taps.count = int(centres.size());
+  const Tensor& first = centres[0];
+  check("centres[0]", first, first, ScalarType::Float, {-1, -1, -1});
+  const int64_t networks = first.size(0);
+  int64_t width = first.size(2);
+  STD_TORCH_CHECK(width > 0 && width <= kMostInputs, "an image must have 1 to ", kMostInputs, " channels, got ", width);
+  taps.widths[0] = int(width);
+  for (int i = 0; i < taps.count; ++i) {
+    check("centres", centres[i], first, ScalarType::Float, {networks, -1, width});
+    width = centres[i].size(1);
+    STD_TORCH_CHECK(width > 0 && width <= kMostWidth, "a convolution must have 1 to ", kMostWidth, " outputs, got ",
+                    width);
+    taps.taps[i] = floats(centres[i]);
+    taps.widths[i + 1] = int(width);
+  }
+  const OnDevice device(first);
+  Tensor inverse = empty(first, {networks, taps.widths[0], width}, ScalarType::Float);
+  andfast::cuda::identity_last(taps, inverse.mutable_data_ptr<float>(), as_int(networks), device.stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return inverse;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(andfast, CUDA, m) {
+  m.impl("projected_step", TORCH_BOX(&projected_step));
+  m.impl("block_tail", TORCH_BOX(&block_tail));
+  m.impl("block_tail_grad", TORCH_BOX(&block_tail_grad));
+  m.impl("block_tail_pool", TORCH_BOX(&block_tail_pool));
+  m.impl("block_tail_pool_grad", TORCH_BOX(&block_tail_pool_grad));
+  m.impl("blur_pool", TORCH_BOX(&blur_pool));
+  m.impl("blur_pool_grad", TORCH_BOX(&blur_pool_grad));
+  m.impl("gaussian_field", TORCH_BOX(&gaussian_field));
+  m.impl("identity_last", TORCH_BOX(&identity_last));
+}
+
+#else
+#define ANDFAST_CUDA_ARCHS ""
+#endif
+
+// The architectures that the CUDA kernels were built for, in TORCH_CUDA_ARCH_LIST's words; "" without CUDA.
+extern "C" const char* andfast_cuda_archs() { return ANDFAST_CUDA_ARCHS; }

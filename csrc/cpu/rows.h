@@ -1,0 +1,118 @@
+// Rows of pixels, as the CPU kernels work on them: in float32, whatever they are stored in. Everything here is
+// inlined into clones for several instruction sets (ANDFAST_CLONES), and written so that loops over channels
+// become vector code.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "../math.h"
+#include "kernels.h"
+
+namespace andfast::cpu {
+
+ANDFAST_BODY float load(float value) { return value; }
+ANDFAST_BODY float load(bfloat16 value) {
+  const uint32_t bits = uint32_t{value.bits} << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+ANDFAST_BODY void store(float& to, float value) { to = value; }
+ANDFAST_BODY void store(bfloat16& to, float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);  // to nearest, ties to even
+  const bool nan = (bits & 0x7fffffff) > 0x7f800000;          // which rounding could turn into an infinity
+  to.bits = uint16_t((nan ? bits | 0x400000 : rounded) >> 16);
+}
+
+// Eight bytes of 0 or 1 into the bits of one, and back, without a loop.
+ANDFAST_BODY uint8_t pack_bits(const uint8_t* bytes) {
+  uint64_t word;
+  std::memcpy(&word, bytes, 8);
+  return uint8_t(word * 0x0102040810204080u >> 56);
+}
+ANDFAST_BODY void unpack_bits(uint8_t bits, uint8_t* bytes) {
+  // A copy of the byte for each bit; the mask leaves bit i of copy i, and the sum carries it into the top bit.
+  const uint64_t copies = (bits * 0x0101010101010101u) & 0x8040201008040201u;
+  const uint64_t word = (copies + 0x00406070787c7e7fu) >> 7 & 0x0101010101010101u;
+  std::memcpy(bytes, &word, 8);
+}
+
+constexpr int64_t sign_bytes(int64_t channels) { return (channels + 7) / 8; }
+
+// The pooling's windows seen from the input: position p of the input is read by at most two outputs.
+struct Readers {
+  int64_t output[2];
+  float weight[2];
+};
+
+// The outputs that read position p, and with which weight, taps that reflect onto p included.
+inline Readers readers(int64_t p, int64_t size, int64_t scale) {
+  Readers found = {{p / scale, p / scale}, {0, 0}};  // a weight of 0 finds a number there that is read anyway
+  int count = 0;
+  const int64_t outputs = size / scale;
+  for (int64_t j = p / scale - 1; j <= p / scale + 1; ++j) {
+    if (j < 0 || j >= outputs) continue;
+    float weight = 0;
+    for (int i = 0; i < scale + 2; ++i) {
+      if (reflect(scale * j + i - 1, size) == p) weight += pooling_tap(i, int(scale));
+    }
+    if (weight > 0) {
+      found.output[count] = j;
+      found.weight[count++] = weight;
+    }
+  }
+  return found;
+}
+
+// Fills the border left and right of a row, and above or below it where the row is the image's first or last.
+// `row` is the start of the bordered row h.
+template <typename T>
+void replicate_row(T* row, int64_t h, int64_t height, int64_t width, int64_t channels) {
+  const int64_t bordered = (width + 2) * channels;
+  std::copy(row + channels, row + 2 * channels, row);
+  std::copy(row + width * channels, row + (width + 1) * channels, row + (width + 1) * channels);
+  if (h == 0) std::copy(row, row + bordered, row - bordered);
+  if (h == height - 1) std::copy(row, row + bordered, row + bordered);
+}
+
+// What a noise injection adds, a row of an image at a time.
+class NoiseRows {
+ public:
+  NoiseRows(Noise noise, BlockShape shape)
+      : noise_(noise), shape_(shape), ones_(noise.seeds ? 0 : shape.channels, 1.0f),
+        field_(noise.seeds ? shape.width + 8 : 0) {}
+
+  // Sets `network`, and the two vectors whose outer product is added to row h of the image.
+  void seek(int64_t image, int64_t h) {
+    const int64_t group = shape_.images / shape_.networks;
+    network = image / group;
+    if (!noise_.seeds) {
+      strength = ones_.data();
+      noise = noise_.values + (network * shape_.height + h) * shape_.width;
+      return;
+    }
+    const int64_t first = h * shape_.width / 4, last = ((h + 1) * shape_.width + 3) / 4;
+    for (int64_t quad = first; quad < last; ++quad) {
+      gaussian_quad(uint64_t(noise_.seeds[network]), uint32_t(noise_.layer), uint32_t(image % group), uint32_t(quad),
+                    &field_[(quad - first) * 4]);
+    }
+    strength = noise_.values + network * shape_.channels;
+    noise = field_.data() + (h * shape_.width - first * 4);
+  }
+
+  int64_t network = 0;
+  const float* strength = nullptr;  // (channels)
+  const float* noise = nullptr;     // (width)
+
+ private:
+  Noise noise_;
+  BlockShape shape_;
+  std::vector<float> ones_, field_;
+};
+
+}  // namespace andfast::cpu

@@ -1,0 +1,365 @@
+"""The CUDA operators against plain PyTorch in float64: on a GPU, and their sources on the host, where there is none."""
+
+import cuda_on_host
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from andfast.ops import _extension, backends, use_backend
+from andfast.ops.blur_pool import blur_pool
+from andfast.ops.identity_init import identity_centres
+from andfast.ops.noise import gaussian_field
+from andfast.ops.projected_step import projected_step_reference
+
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+# One rounding to the type, and a little for the float32 arithmetic before it.
+TOLERANCE = {
+    torch.float32: {"rtol": 2e-6, "atol": 2e-6},
+    torch.float16: {"rtol": 2**-11 + 1e-5, "atol": 2e-6},
+    torch.bfloat16: {"rtol": 2**-8 + 1e-5, "atol": 2e-6},
+}
+LAYER = 3
+
+# (networks, images, height, width, channels): channels that fill their octets or not, one and several tiles of
+# pixels, images of one pixel, and so many that one block of threads sums over several.
+SHAPES = (
+    (1, 2, 5, 7, 3),
+    (3, 6, 4, 9, 5),
+    (2, 2, 13, 11, 64),
+    (1, 3, 3, 43, 72),
+    (2, 4, 1, 3, 8),
+    (1, 1, 33, 34, 8),
+    (1, 1500, 1, 1, 12),
+)
+POOL_SHAPES = ((1, 2, 5, 3, 3), (3, 6, 2, 5, 5), (2, 2, 6, 9, 64), (1, 1, 1, 1, 8), (1, 2, 9, 1, 16))  # after pooling
+
+has_compiler = pytest.mark.skipif(cuda_on_host.compiler() is None, reason="there is no C++ compiler")
+has_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.fixture(scope="module", params=[pytest.param("cuda", marks=has_gpu), pytest.param("cpu", marks=has_compiler)])
+def device(request, tmp_path_factory):
+    if request.param == "cpu":
+        cuda_on_host.load(tmp_path_factory.mktemp("cuda_on_host"))
+    return request.param
+
+
+@pytest.fixture
+def ops(device):
+    library = torch.ops.andfast if device == "cuda" else torch.ops.andfast_on_host
+    if device == "cuda" and not torch._C._dispatch_has_kernel_for_dispatch_key("andfast::block_tail", "CUDA"):
+        pytest.fail("there is a GPU, but the extension was built without CUDA")
+    torch.use_deterministic_algorithms(True)  # which fills new tensors with NaN
+    yield library
+    torch.use_deterministic_algorithms(False)
+
+
+class Case:
+    """Inputs of a block, on the device, and the same in float64."""
+
+    def __init__(self, shape, dtype, gaussian: bool, device: str, two: bool = True):
+        self.networks, self.images, self.height, self.width, self.channels = shape
+        self.dtype, self.device, self.gaussian = dtype, device, gaussian
+        self.generator = torch.Generator().manual_seed(sum(shape))
+        size = (self.images, self.height, self.width, self.channels)
+        self.a = self.draw(*size).to(dtype)
+        self.b = (self.draw(*size) / 8).to(dtype) if two else None
+        self.bend = self.draw(self.networks) * 0.2
+        self.seed = torch.arange(self.networks) * 2**33 + 5 if gaussian else None
+        noise = (self.networks, self.channels) if gaussian else (self.networks, self.height, self.width)
+        self.noise = self.draw(*noise) * 0.1
+        for name in ("a", "b", "bend", "seed", "noise"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value.to(device))
+
+    def draw(self, *size: int) -> Tensor:
+        return torch.randn(*size, generator=self.generator)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(N, ...) -> (B, ...)"""
+        return values.double().cpu().repeat_interleave(self.images // self.networks, 0)
+
+    @property
+    def slope(self) -> Tensor:
+        return self.spread(self.bend)[:, None, None, None]
+
+    @property
+    def field(self) -> Tensor:
+        """(B, H, W, 1), as in the noise = strength * field."""
+        group, size = self.images // self.networks, (self.height, self.width)
+        with use_backend("reference"):
+            fields = [gaussian_field(seed, LAYER, group, size) for seed in self.seed.cpu()]
+        return torch.cat(fields).double().permute(0, 2, 3, 1)
+
+    @property
+    def added(self) -> Tensor:
+        if self.gaussian:
+            return self.spread(self.noise)[:, None, None] * self.field
+        return self.spread(self.noise)[..., None]
+
+    @property
+    def z(self) -> Tensor:
+        a = self.a.float().cpu()
+        return (a if self.b is None else a + self.b.float().cpu()).double()
+
+    @property
+    def y(self) -> Tensor:
+        return self.z + self.slope * self.z.clamp(max=0) + self.added
+
+    @property
+    def arguments(self) -> tuple:
+        return self.a, self.b, self.bend, self.noise, self.seed, LAYER
+
+
+def nchw(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 3, 1, 2)
+
+
+def nhwc(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 2, 3, 1)
+
+
+def add_border(image: Tensor, border: int) -> Tensor:
+    return nhwc(F.pad(nchw(image), (border,) * 4, mode="replicate"))
+
+
+def through(function, size, grad: Tensor) -> Tensor:
+    """The gradient of a linear function of a float64 image of this size."""
+    image = torch.zeros(size, dtype=torch.float64, requires_grad=True)
+    return torch.autograd.grad(function(image), image, grad.double().cpu())[0]
+
+
+def pooled(image: Tensor, scale: int) -> Tensor:
+    with use_backend("reference"):
+        return nhwc(blur_pool(nchw(image), scale))
+
+
+def unpack(signs: Tensor, channels: int) -> Tensor:
+    """(..., bytes) -> (..., channels) bool, after a look at the bits past the channels."""
+    bits = (signs.cpu()[..., None] >> torch.arange(8)) & 1
+    bits = bits.flatten(-2).bool()
+    assert not bits[..., channels:].any()
+    return bits[..., :channels]
+
+
+def close(actual: Tensor, expected: Tensor, dtype=torch.float32) -> None:
+    torch.testing.assert_close(actual.double().cpu(), expected.double(), **TOLERANCE[dtype])
+
+
+def close_sums(actual: Tensor, expected: Tensor, sizes: Tensor) -> None:
+    """Sums, whose rounding goes with the size of what is summed."""
+    assert actual.dtype == torch.float32
+    assert ((actual.double().cpu() - expected).abs() <= 2e-6 * sizes + 1e-6).all()
+
+
+def same_as_cpu(name: str, results, *arguments) -> None:
+    """The CPU's operator of the same name, where it is built and takes the type, gives nearly the same."""
+    key = f"andfast::{name}"
+    if _extension.problem is not None or not torch._C._dispatch_has_kernel_for_dispatch_key(key, "CPU"):
+        return
+    arguments = [value.cpu() if isinstance(value, Tensor) else value for value in arguments]
+    if any(isinstance(value, Tensor) and value.dtype == torch.float16 for value in arguments):
+        return
+    expected = getattr(torch.ops.andfast, name)(*arguments)
+    results, expected = ((value,) if isinstance(value, Tensor) else value for value in (results, expected))
+    for result, other in zip(results, expected, strict=True):
+        assert result.shape == other.shape
+        assert result.dtype == other.dtype
+        if result.dtype == torch.uint8:
+            assert torch.equal(result.cpu(), other)
+        else:  # two roundings
+            tolerance = TOLERANCE[result.dtype]
+            # Sums differ by the order they are added in.
+            rtol, atol = 2 * tolerance["rtol"], 1e-5 * max(1.0, float(other.abs().max())) if other.numel() else 0
+            torch.testing.assert_close(result.cpu(), other, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("border", [0, 1])
+def test_block_tail(ops, device, shape, dtype, gaussian, border):
+    case = Case(shape, dtype, gaussian, device, two=border == 1)
+    y, signs = ops.block_tail(*case.arguments, border)
+    assert y.dtype == dtype
+    close(y, add_border(case.y, border), dtype)
+    assert torch.equal(unpack(signs, case.channels), case.z < 0)
+    same_as_cpu("block_tail", (y, signs), *case.arguments, border)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("border", [0, 1])
+def test_block_tail_grad(ops, device, shape, dtype, gaussian, border):
+    case = Case(shape, dtype, gaussian, device)
+    y, signs = ops.block_tail(*case.arguments, border)
+    dy = case.draw(*y.shape).to(device, dtype)
+    arguments = (dy, y, signs, *case.arguments[2:], border)
+    dz, dbend, dnoise = ops.block_tail_grad(*arguments)
+
+    folded = through(lambda image: add_border(image, border), case.z.shape, dy)
+    negative = case.z < 0
+    assert dz.dtype == dtype
+    close(dz, folded * torch.where(negative, 1 + case.slope, 1), dtype)
+
+    inner = y.double().cpu()[:, border : border + case.height, border : border + case.width]
+    slopes = 1 + case.slope
+    inverse = torch.where(slopes.abs() < 1 / 32, slopes.sign() * 32, 1 / slopes)
+    terms = torch.where(negative, folded * (inner - case.added) * inverse, 0).reshape(case.networks, -1)
+    close_sums(dbend, terms.sum(1), terms.abs().sum(1))
+
+    if gaussian:
+        terms = (folded * case.field).reshape(case.networks, -1, case.channels)
+    else:
+        terms = folded.unflatten(0, (case.networks, -1)).permute(0, 1, 4, 2, 3).flatten(1, 2)
+    close_sums(dnoise, terms.sum(1), terms.abs().sum(1))
+    same_as_cpu("block_tail_grad", (dz, dbend, dnoise), *arguments)
+    for first, second in zip((dz, dbend, dnoise), ops.block_tail_grad(*arguments), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_gradient_of_a_slope_near_zero(ops, device):
+    case = Case((3, 3, 4, 4, 8), torch.float32, False, device)
+    case.bend.copy_(torch.tensor([-1.0, -0.99, -1.01]))
+    y, signs = ops.block_tail(*case.arguments, 0)
+    dy = torch.ones_like(y)
+    dbend = ops.block_tail_grad(dy, y, signs, *case.arguments[2:], 0)[1].cpu()
+    negative = case.z.clamp(max=0).flatten(1).sum(1)
+    expected = negative * torch.tensor([0, 0.01 * 32, 0.01 * 32])
+    torch.testing.assert_close(dbend.double(), expected.double(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("shape", POOL_SHAPES)
+@pytest.mark.parametrize("scale", [2, 3, 4, 5])
+def test_block_tail_pool(ops, device, shape, dtype, gaussian, scale):
+    border = scale % 2
+    shape = (*shape[:2], shape[2] * scale, shape[3] * scale, shape[4])
+    case = Case(shape, dtype, gaussian, device, two=scale != 3)
+    small, negative, signs = ops.block_tail_pool(*case.arguments, scale, border)
+    assert small.dtype == negative.dtype == dtype
+    close(small, add_border(pooled(case.y, scale), border), dtype)
+    close(negative, pooled(case.z.clamp(max=0), scale), dtype)
+    assert torch.equal(unpack(signs, case.channels), case.z < 0)
+    same_as_cpu("block_tail_pool", (small, negative, signs), *case.arguments, scale, border)
+
+    grad = case.draw(*negative.shape).to(device, dtype)
+    dz = ops.block_tail_pool_grad(grad, signs, case.bend, scale)
+    assert dz.dtype == dtype
+    expected = through(lambda image: pooled(image, scale), case.z.shape, grad)
+    close(dz, expected * torch.where(case.z < 0, 1 + case.slope, 1), dtype)
+    same_as_cpu("block_tail_pool_grad", dz, grad, signs, case.bend, scale)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", POOL_SHAPES)
+@pytest.mark.parametrize("scale", [2, 3, 4, 5])
+def test_blur_pool(ops, device, shape, dtype, scale):
+    generator = torch.Generator().manual_seed(scale)
+    _, images, height, width, channels = shape
+    size = (images, height * scale, width * scale, channels)
+    image = torch.randn(size, generator=generator).to(device, dtype)
+    small = ops.blur_pool(image, scale)
+    assert small.dtype == dtype
+    close(small, pooled(image.double().cpu(), scale), dtype)
+    same_as_cpu("blur_pool", small, image, scale)
+
+    grad = torch.randn(small.shape, generator=generator).to(device, dtype)
+    dimage = ops.blur_pool_grad(grad, scale)
+    assert dimage.dtype == dtype
+    close(dimage, through(lambda image: pooled(image, scale), size, grad), dtype)
+    same_as_cpu("blur_pool_grad", dimage, grad, scale)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (16, 24), (37, 41)])
+def test_gaussian_field(ops, device, size):
+    seed = torch.tensor([0, 2**62 + 12345, 7])
+    field = ops.gaussian_field(seed.to(device), LAYER, 2, *size)
+    with use_backend("reference"):
+        expected = torch.cat([gaussian_field(one, LAYER, 2, size) for one in seed])[:, 0]
+    close(field, expected)
+    same_as_cpu("gaussian_field", field, seed, LAYER, 2, *size)
+
+
+@pytest.mark.parametrize("columns", [1, 17, 4096, 4097, 20_000])
+@pytest.mark.parametrize("epsilon", [0.5, float("inf")])
+def test_projected_step(ops, device, columns, epsilon):
+    generator = torch.Generator().manual_seed(columns)
+    delta, grad = torch.randn(2, 4, columns, generator=generator) * 0.01
+    inv_scale = torch.tensor([1.0, 0.1, 0.02])[torch.randint(3, (columns,), generator=generator)]
+    inv_scale[1::3] = 0
+    grad[1] = 0
+    grad[2, 0] = float("nan")
+    arguments = (delta, grad, inv_scale)
+    result = ops.projected_step(*(value.to(device) for value in arguments), 0.25, epsilon)
+    expected = projected_step_reference(*(value.double() for value in arguments), 0.25, epsilon)
+    torch.testing.assert_close(result.cpu().double(), expected, rtol=1e-6, atol=1e-9)
+    same_as_cpu("projected_step", result, *arguments, 0.25, epsilon)
+
+
+@pytest.mark.parametrize("widths", [(3, 64, 64, 64, 3), (3, 8, 3), (1, 1, 5, 1), (4, 33, 256, 70, 4), (2, 5, 7, 2)])
+def test_identity_last(ops, device, widths):
+    *centres, last = identity_centres(3, widths, generator=torch.Generator().manual_seed(0))
+    inverse = ops.identity_last([centre.to(device) for centre in centres])
+    torch.testing.assert_close(inverse.cpu(), last, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_memory_that_is_not_aligned(ops, device, dtype):
+    case = Case((1, 2, 4, 6, 8), dtype, False, device)
+    aligned = ops.block_tail(*case.arguments, 1)
+    memory = torch.empty(case.a.numel() + 1, device=device, dtype=dtype)
+    shifted = memory[1:].view_as(case.a).copy_(case.a)
+    y, signs = ops.block_tail(shifted, *case.arguments[1:], 1)
+    assert torch.equal(y, aligned[0])
+    assert torch.equal(signs, aligned[1])
+    assert torch.equal(ops.blur_pool(shifted, 2), ops.blur_pool(case.a, 2))
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_no_images(ops, device, gaussian):
+    case = Case((2, 0, 4, 6, 8), torch.float32, gaussian, device)
+    y, signs = ops.block_tail(*case.arguments, 1)
+    assert y.shape == (0, 6, 8, 8)
+    dz, dbend, dnoise = ops.block_tail_grad(y, y, signs, *case.arguments[2:], 1)
+    assert dz.shape == case.a.shape
+    assert torch.equal(dbend.cpu(), torch.zeros(2))
+    assert torch.equal(dnoise.cpu(), torch.zeros(case.noise.shape))
+    small, _, signs = ops.block_tail_pool(*case.arguments, 2, 0)
+    assert ops.block_tail_pool_grad(small, signs, case.bend, 2).shape == case.a.shape
+    assert ops.gaussian_field(torch.zeros(2, dtype=torch.int64, device=device), 0, 0, 4, 6).shape == (0, 4, 6)
+    nothing = torch.empty(2, 0, device=device)
+    assert ops.projected_step(nothing, nothing, nothing[0], 1.0, 1.0).shape == (2, 0)
+
+
+def test_wrong_arguments_are_refused(ops, device):
+    case = Case((2, 4, 4, 6, 8), torch.float32, False, device)
+    a, b, bend, noise, seed, layer = case.arguments
+    wrong = {
+        "a must be contiguous": (a.transpose(1, 2), None, bend, noise, seed, layer, 0),
+        "a must be float32, float16": (a.double(), None, bend, noise, seed, layer, 0),
+        "b does not have the right shape": (a, b[:2], bend, noise, seed, layer, 0),
+        "b must be of type": (a, b.half(), bend, noise, seed, layer, 0),
+        "no multiple of the number of networks": (a, b, bend.new_zeros(3), noise, seed, layer, 0),
+        "noise does not have the right shape": (a, b, bend, noise[:, 1:].contiguous(), seed, layer, 0),
+        "border must be 0 or 1": (a, b, bend, noise, seed, layer, 2),
+        "at most": (a.new_zeros(2, 1, 1, 2049), None, bend, noise, seed, layer, 0),
+    }
+    for message, arguments in wrong.items():
+        with pytest.raises(RuntimeError, match=message):
+            ops.block_tail(*arguments)
+    with pytest.raises(RuntimeError, match="multiples of scale"):
+        ops.blur_pool(a, 3)
+
+
+def test_schemas_are_those_of_the_extension():
+    if "cpu" in backends.unavailable:
+        pytest.skip(backends.unavailable["cpu"])
+    for schema in cuda_on_host.SCHEMAS:
+        name = schema.partition("(")[0]
+        if hasattr(torch.ops.andfast, name):
+            built = getattr(torch.ops.andfast, name).default._schema
+            assert str(built) == f"andfast::{torch._C.parse_schema(schema)}"
