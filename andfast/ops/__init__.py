@@ -1,5 +1,6 @@
 """The operations that make the attack fast: one a file, each with a plain PyTorch reference beside it."""
 
+from andfast.ops import triton_operators  # noqa: F401  registers itself
 from andfast.ops._extension import ExtensionWarning
 from andfast.ops.backends import use_backend
 from andfast.ops.degradation_forward import degradation_forward

@@ -1,0 +1,14 @@
+"""The operations' Triton kernels, for CUDA devices.
+
+To be imported only where triton can be: it comes with torch's CUDA builds. Whether the kernels are compiled, or run in
+Triton's interpreter on tensors of any device, is decided by TRITON_INTERPRET when this package is imported (and triton
+itself must not have been imported before that variable was set).
+"""
+
+from andfast.ops.triton_kernels.backend import TritonKernels
+from andfast.ops.triton_kernels.common import interpreting
+from andfast.ops.triton_kernels.noise import gaussian_field
+from andfast.ops.triton_kernels.pool import blur_pool, blur_pool_grad
+from andfast.ops.triton_kernels.projected_step import projected_step
+
+__all__ = ["TritonKernels", "blur_pool", "blur_pool_grad", "gaussian_field", "interpreting", "projected_step"]

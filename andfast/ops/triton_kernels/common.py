@@ -1,0 +1,111 @@
+"""What several of the Triton kernels share: patches of pixels, dot products, sign bits, host-side checks."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Read once, as Triton does: `triton.jit` chooses between compiler and interpreter where a kernel is defined.
+_INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+#: The same for the kernels: the interpreter's products and sums of bfloat16 are wrong, so there all is float32.
+INTERPRET = tl.constexpr(_INTERPRETING)
+
+
+def interpreting() -> bool:
+    """Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1 at import), on tensors of any device."""
+    return _INTERPRETING
+
+
+def block_of(channels: int) -> int:
+    """How many channels a program handles: all, padded to what tensor cores take, but no more than 64."""
+    return min(64, max(16, triton.next_power_of_2(channels)))
+
+
+def images_per_network(images: int, networks: int) -> int:
+    """B / N.
+
+    Raises:
+        ValueError: N does not divide B.
+    """
+    if images % networks:
+        raise ValueError(f"{images} images do not divide among {networks} networks")
+    return images // networks
+
+
+def check_activation(name: str, tensor: Tensor) -> None:
+    """Raise a ValueError for what the kernels cannot index: not contiguous, or an image of 2^31 values or more.
+
+    Only the offset of an image is computed in 64 bits.
+    """
+    if tensor.ndim != 4 or not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous (B, H, W, C), got {tuple(tensor.shape)}, {tensor.stride()}")
+    if tensor[0].numel() >= 2**31:
+        raise ValueError(f"an image of {name} has {tensor[0].numel()} values; the kernels take fewer than 2^31")
+
+
+def on_device(tensor: Tensor) -> torch.cuda.device_of:
+    """Triton launches on the current device: a context in which that is the tensor's (nothing for CPU tensors)."""
+    return torch.cuda.device_of(tensor)
+
+
+@triton.jit
+def patch(tile, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """The rows and columns of the pixels of patch `tile`, row-major, each (TILE_H TILE_W,); some may lie outside."""
+    across = (width + TILE_W - 1) // TILE_W
+    lane = tl.arange(0, TILE_H * TILE_W)
+    rows = tile // across * TILE_H + lane // TILE_W
+    cols = tile % across * TILE_W + lane % TILE_W
+    return rows, cols
+
+
+@triton.jit
+def load_block(pointers, mask, WHOLE: tl.constexpr):
+    """A load that has no mask where the whole block exists: then it is one wide asynchronous copy."""
+    if WHOLE:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
+def multiply(a, b, acc):
+    """acc + a b in float32; float32 operands are not rounded to TF32."""
+    if INTERPRET:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def store_signs(signs_ptr, negative, pixel, channel, mask, ROWS: tl.constexpr, BLOCK: tl.constexpr, C: tl.constexpr):
+    """Write the bits of `negative` (ROWS, BLOCK) of channels from `channel` on; where `mask` (ROWS,) holds.
+
+    Channels past C must not be negative: their bits are 0.
+    """
+    bits = tl.reshape(negative.to(tl.int32), (ROWS, BLOCK // 8, 8)) << tl.arange(0, 8)[None, None, :]
+    byte = channel // 8 + tl.arange(0, BLOCK // 8)
+    pointers = signs_ptr + pixel[:, None] * ((C + 7) // 8) + byte[None, :]
+    tl.store(pointers, tl.sum(bits, axis=2).to(tl.uint8), mask=mask[:, None] & (byte < (C + 7) // 8)[None, :])
+
+
+@triton.jit
+def load_signs(signs_ptr, pixel, channel, mask, ROWS: tl.constexpr, BLOCK: tl.constexpr, C: tl.constexpr):
+    """Which values (ROWS, BLOCK) of channels from `channel` on were negative; where not `mask` (ROWS,), none."""
+    byte = channel // 8 + tl.arange(0, BLOCK // 8)
+    pointers = signs_ptr + pixel[:, None] * ((C + 7) // 8) + byte[None, :]
+    packed = tl.load(pointers, mask=mask[:, None] & (byte < (C + 7) // 8)[None, :], other=0).to(tl.int32)
+    bits = (packed[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
+    return tl.reshape(bits, (ROWS, BLOCK)) != 0
+
+
+@triton.jit
+def inverse_slope(bend):
+    """What a backward pass multiplies with to recover a negative z from y: see csrc/math.h."""
+    slope = 1.0 + bend
+    near_zero = tl.abs(slope) < 1.0 / 32
+    return tl.where(near_zero, tl.where(slope < 0, -32.0, 32.0), 1.0 / tl.where(near_zero, 1.0, slope))
