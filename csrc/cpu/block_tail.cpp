@@ -52,23 +52,23 @@ struct RowGrad {
 };
 
 // One row of the gradient, its border already folded in. `grad` is (width, channels) float32; y starts at the row's
-// first pixel that is not border.
+// first pixel that is not border. `negative` is scratch: eight bytes for each of signs.
 template <typename T>
 ANDFAST_BODY void tail_grad_row_body(const float* grad, const T* y, const uint8_t* signs, const float* strength,
                                      const float* noise, float bend, T* dz, uint8_t* negative, RowGrad& sums,
                                      int64_t width, int64_t channels) {
   const int64_t bytes = sign_bytes(channels);
+  unpack_row(signs, negative, width * bytes);
   float bend_sum = 0;
-  for (int64_t w = 0; w < width; ++w, grad += channels, y += channels, dz += channels, signs += bytes) {
-    for (int64_t i = 0; i < bytes; ++i) unpack_bits(signs[i], negative + 8 * i);
+  for (int64_t w = 0; w < width; ++w, grad += channels, y += channels, dz += channels, negative += 8 * bytes) {
     const float field = noise[w];
     float map_sum = 0;
 #pragma omp simd reduction(+ : bend_sum, map_sum)
     for (int64_t c = 0; c < channels; ++c) {
       const float g = grad[c];
-      store(dz[c], g * block_tail_slope(negative[c], bend));
-      const float product = g * (load(y[c]) - strength[c] * field);
-      bend_sum += negative[c] ? product : 0.0f;
+      const float counts = negative[c];  // 0 or 1: arithmetic, where a choice would not become vector code
+      store(dz[c], g + g * bend * counts);
+      bend_sum += counts * (g * (load(y[c]) - strength[c] * field));
       map_sum += g;
     }
     if (sums.map) {
@@ -151,7 +151,7 @@ void block_tail_grad(const T* dy, const T* y, const uint8_t* signs, const float*
   std::vector<double> bends(networks * height);
   std::vector<float> strengths(noise.seeds ? networks * height * channels : 0);
   parallel_for(networks * height, 1, [&](int64_t begin, int64_t end) {
-    std::vector<uint8_t> negative(channels + 8);
+    std::vector<uint8_t> negative(width * sign_bytes(channels) * 8);
     std::vector<float> grad(row);
     NoiseRows rows(noise, shape);
     for (int64_t i = begin; i < end; ++i) {

@@ -93,16 +93,14 @@ template <typename T>
 ANDFAST_BODY void spread_row_body(const float* sums, const Readers* columns, const uint8_t* signs, float bend, T* out,
                                   uint8_t* negative, int64_t width, int64_t channels) {
   const int64_t bytes = sign_bytes(channels);
-  for (int64_t w = 0; w < width; ++w, out += channels) {
+  if (signs) unpack_row(signs, negative, width * bytes);
+  for (int64_t w = 0; w < width; ++w, out += channels, negative += 8 * bytes) {
     const Readers& from = columns[w];
     const float *first = sums + from.output[0] * channels, *second = sums + from.output[1] * channels;
-    if (signs) {
-      for (int64_t i = 0; i < bytes; ++i) unpack_bits(*signs++, negative + 8 * i);
-    }
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
       const float grad = from.weight[0] * first[c] + from.weight[1] * second[c];
-      store(out[c], grad * block_tail_slope(negative[c], bend));
+      store(out[c], grad + grad * bend * float(negative[c]));  // as in block_tail.cpp: no choice
     }
   }
 }
@@ -126,7 +124,7 @@ void spread(const T* dpooled, const uint8_t* signs, const float* bend, T* out, B
   for (int64_t w = 0; w < width; ++w) columns[w] = readers(w, width, scale);
   parallel_for(shape.images * height, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> sums(pooled_row);
-    std::vector<uint8_t> negative(channels + 8);
+    std::vector<uint8_t> negative(width * sign_bytes(channels) * 8);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / height;
       const Readers rows = readers(i % height, height, scale);

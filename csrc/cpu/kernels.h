@@ -8,7 +8,7 @@
 // on old and new x86 processors. It needs the ifunc mechanism of glibc; elsewhere the baseline is used.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute)
 #if __has_attribute(target_clones)
-#define ANDFAST_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#define ANDFAST_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #endif
 #endif
 #ifndef ANDFAST_CLONES

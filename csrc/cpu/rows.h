@@ -42,6 +42,12 @@ ANDFAST_BODY void unpack_bits(uint8_t bits, uint8_t* bytes) {
   std::memcpy(bytes, &word, 8);
 }
 
+// The bits of a row of pixels as bytes. Before the row is worked on, not pixel by pixel: vectors loaded from bytes that
+// were only just stored in smaller pieces wait for the stores.
+ANDFAST_BODY void unpack_row(const uint8_t* signs, uint8_t* bytes, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) unpack_bits(signs[i], bytes + 8 * i);
+}
+
 constexpr int64_t sign_bytes(int64_t channels) { return (channels + 7) / 8; }
 
 // The pooling's windows seen from the input: position p of the input is read by at most two outputs.
