@@ -4,12 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from andfast.ops import backends, projected_step, projected_step_reference, use_backend
+from andfast.ops import projected_step, projected_step_reference, use_backend
+from bench.timing import DEVICE, SMALL, clock, measure
+from bench.variants import Variant, backend_variants, skip_unavailable
 
-COLUMNS = 420_000
+pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
+
+COLUMNS = 4_200 if SMALL else 420_000
+VARIANTS = [Variant("eager", torch.float32), *backend_variants("projected_step", torch.float32)]
 
 
-def eager_float32(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float) -> Tensor:
+def eager(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float) -> Tensor:
     """The formula as one would write it without a thought for rounding; the reference computes in float64."""
     scaled = inv_scale * grad
     moved = delta + step_size * inv_scale * scaled / scaled.norm(dim=1, keepdim=True)
@@ -19,28 +24,30 @@ def eager_float32(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: flo
     return moved * (epsilon / norm).clamp(max=1)
 
 
-@pytest.mark.parametrize("rows", [1, 8])
-@pytest.mark.parametrize("backend", ["eager_float32", "reference", "cpu"])
-def test_projected_step(benchmark, backend, rows):
-    if backend in backends.unavailable:
-        pytest.skip(backends.unavailable[backend])
+@pytest.mark.parametrize("rows", [1, 48 if DEVICE.type == "cuda" else 8])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_projected_step(benchmark, variant, rows):
+    skip_unavailable(variant)
     generator = torch.Generator().manual_seed(0)
     delta = torch.randn(rows, COLUMNS, generator=generator) * 1e-3
     grad = torch.randn(rows, COLUMNS, generator=generator) * 1e-6
     inv_scale = torch.rand(COLUMNS, generator=generator) + 0.02
     inv_scale[::9] = 0
-    arguments = (delta, grad, inv_scale, 0.05, 0.1)
-
-    benchmark.group = f"projected_step, {rows} x {COLUMNS}"
-    benchmark.extra_info["threads"] = torch.get_num_threads()
-    # What must move at least: delta and grad are read, the result is written, inv_scale read once.
-    benchmark.extra_info["bytes"] = 4 * COLUMNS * (3 * rows + 1)
+    arguments = (*(tensor.to(DEVICE) for tensor in (delta, grad, inv_scale)), 0.05, 0.1)
+    details = {
+        "group": f"projected_step {rows}x{COLUMNS}",
+        "variant": str(variant),
+        "dtype": variant.dtype,
+        # delta and grad are read, the result is written, inv_scale read once.
+        "moved": 4 * COLUMNS * (3 * rows + 1),
+        "rounds": 200,
+    }
     # No speed of a wrong result.
     exact = projected_step_reference(*(tensor.double() for tensor in arguments[:3]), *arguments[3:]).float()
-    if backend == "eager_float32":
-        torch.testing.assert_close(eager_float32(*arguments), exact, rtol=1e-4, atol=1e-9)
-        benchmark(eager_float32, *arguments)
+    if variant.name == "eager":
+        torch.testing.assert_close(eager(*arguments), exact, rtol=1e-4, atol=1e-9)
+        measure(benchmark, lambda: eager(*arguments), **details)
         return
-    with use_backend(backend):
-        torch.testing.assert_close(projected_step(*arguments), exact, rtol=2.4e-7, atol=1e-37)
-        benchmark(projected_step, *arguments)
+    with use_backend(variant.name):
+        torch.testing.assert_close(projected_step(*arguments), exact, rtol=5e-7, atol=1e-37)
+        measure(benchmark, lambda: projected_step(*arguments), **details)

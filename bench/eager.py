@@ -1,0 +1,81 @@
+"""The degradation network as one would write it in plain PyTorch: what the operations are compared with."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from andfast.ops.blur_pool import pooling_taps
+from andfast.theta import ThetaLayout
+
+
+class EagerNetwork(nn.Module):
+    """A bank of N networks with noise maps; one convolution a layer, grouped where there are several networks.
+
+    Convolutions hold the identity and the deviation in one weight, which costs half types accuracy (see
+    `andfast.ops.degradation_block.split_conv`) and is what one would write.
+
+    Args:
+        layout: which columns of `theta` hold what; its noise must be of the kind "map".
+        theta: (N, P), `DegradationNetwork.theta`; its type is the parameters'.
+        dtype: the type to compute in. Parameters and images are cast to it at every call, as autocast does.
+        memory_format: what images are turned into.
+    """
+
+    def __init__(
+        self,
+        layout: ThetaLayout,
+        theta: Tensor,
+        dtype: torch.dtype,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        super().__init__()
+        if layout.noise_kind != "map":
+            raise ValueError(f"the layout's noise is {layout.noise_kind!r}; it must be 'map'")
+        self.layout, self.networks, self.dtype, self.memory_format = layout, len(theta), dtype, memory_format
+        self.weights = nn.ParameterList(
+            segment.view(theta).flatten(0, 1).unflatten(2, (3, 3)) for segment in layout.conv
+        )
+        self.noise = nn.ParameterList(segment.view(theta).clone() for segment in layout.noise)
+        self.slopes = nn.ParameterList(segment.view(theta).flatten() for segment in layout.slope)
+        taps = torch.tensor(pooling_taps(layout.scale), dtype=dtype, device=theta.device)
+        kernel = torch.outer(taps, taps).expand(self.networks * layout.channels, 1, -1, -1).contiguous()
+        self.register_buffer("pooling", kernel)
+
+    def forward(self, hr: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, H/scale, W/scale); image b belongs to network b // (B/N)."""
+        networks, each = self.networks, len(hr) // self.networks
+        x = hr.to(self.dtype)
+        if networks > 1:  # the networks side by side in the channels
+            x = x.unflatten(0, (networks, each)).transpose(0, 1).flatten(1, 2)
+        x = x.contiguous(memory_format=self.memory_format)
+        for layer in range(len(self.noise)):
+            x = self._conv(x, self.weights[layer])
+            slope = self.slopes[layer].to(self.dtype).repeat_interleave(self.layout.channels)
+            x = F.prelu(x, slope)  # F.leaky_relu takes no slope that has a gradient
+            x = (x.unflatten(1, (networks, -1)) + self.noise[layer].to(self.dtype)).flatten(1, 2)
+            if layer == self.layout.blocks - 1:
+                padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+                x = F.conv2d(padded, self.pooling, stride=self.layout.scale, groups=len(self.pooling))
+        x = self._conv(x, self.weights[-1])
+        return x.unflatten(1, (networks, -1)).transpose(0, 1).flatten(0, 1) if networks > 1 else x
+
+    def _conv(self, x: Tensor, weight: Tensor) -> Tensor:
+        weight = weight.to(self.dtype, memory_format=self.memory_format)
+        return F.conv2d(_replicated(x), weight, groups=self.networks)
+
+    def as_delta(self, grads: tuple[Tensor, ...]) -> Tensor:
+        """The gradients of `parameters()` as `degradation_forward` gives them: (N, P), convolutions in moments."""
+        taps = torch.cat([grad.reshape(self.networks, -1) for grad in grads], dim=1)
+        return self.layout.to_moments(taps)
+
+
+def _replicated(x: Tensor) -> Tensor:
+    """`x` with a replicated border of one pixel."""
+    if torch.compiler.is_compiling():
+        # Inductor takes the gradient of F.pad's replication for contiguous, which on the CPU it is not in
+        # channels_last (seen in torch 2.13: its own assertion then fails). Slices are fused, besides.
+        x = torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2)
+        return torch.cat([x[..., :1], x, x[..., -1:]], dim=3)
+    return F.pad(x, (1, 1, 1, 1), mode="replicate")

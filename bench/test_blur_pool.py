@@ -1,0 +1,48 @@
+"""The anti-aliased pooling, where it is most work: the widest activations, at full resolution."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from andfast.ops import use_backend
+from andfast.ops.blur_pool import blur_pool, blur_pool_reference, pooling_taps
+from bench.timing import DEVICE, SMALL, clock, measure
+from bench.variants import Variant, backend_variants, check, skip_unavailable
+
+pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
+
+SCALE = 4
+SHAPE = (2, 8, 16, 16) if SMALL else (48, 64, 256, 256) if DEVICE.type == "cuda" else (2, 64, 128, 128)
+TYPES = (torch.bfloat16, torch.float32)
+VARIANTS = [Variant("eager", dtype) for dtype in reversed(TYPES)] + backend_variants("blur_pool", *TYPES)
+
+
+def eager(image: Tensor, kernel: Tensor) -> Tensor:
+    """A strided convolution a channel, all in the image's own type."""
+    return F.conv2d(F.pad(image, (1, 1, 1, 1), mode="reflect"), kernel, stride=SCALE, groups=len(kernel))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_blur_pool(benchmark, variant):
+    skip_unavailable(variant)
+    image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(DEVICE, variant.dtype)
+    # Images one by one: in float64 all of them together take much memory.
+    exact = torch.cat([blur_pool_reference(part.double(), SCALE) for part in image.split(1)])
+    image = image.contiguous(memory_format=torch.channels_last)
+    taps = torch.tensor(pooling_taps(SCALE), device=DEVICE)
+    kernel = torch.outer(taps, taps).expand(SHAPE[1], 1, -1, -1).to(variant.dtype).contiguous()
+    details = {
+        "group": f"blur_pool {'x'.join(map(str, SHAPE))}",
+        "variant": str(variant),
+        "dtype": variant.dtype,
+        "moved": (image.numel() + exact.numel()) * variant.dtype.itemsize,
+        "rounds": 30,
+    }
+    if variant.name == "eager":
+        check("result", eager(image, kernel), exact, variant)
+        measure(benchmark, lambda: eager(image, kernel), **details)
+        return
+    with use_backend(variant.name):
+        check("result", blur_pool(image, SCALE), exact, variant)
+        measure(benchmark, lambda: blur_pool(image, SCALE), **details)

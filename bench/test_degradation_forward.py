@@ -1,0 +1,208 @@
+"""The whole degradation network, forward and forward + backward, beside what one would write in plain PyTorch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from andfast.degradation import DegradationNetwork
+from andfast.ops import use_backend
+from andfast.ops.degradation_forward import degradation_forward, degradation_forward_reference
+from andfast.theta import ThetaLayout
+from bench.eager import EagerNetwork
+from bench.timing import DEVICE, SMALL, clock, measure
+from bench.variants import Variant, backend_variants, check, skip_unavailable
+
+pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`networks` degrade `images` of `size` x `size` pixels."""
+
+    networks: int
+    images: int
+    size: int
+    channels: int = 64
+    blocks: int = 5
+
+    def __str__(self) -> str:
+        return f"{self.networks}x{self.images}x{self.size}"
+
+    def pixels(self) -> tuple[int, int]:
+        """Before the pooling and after it, in all images."""
+        high = self.images * self.size**2
+        return high, high // 16
+
+    def flops(self, backward: bool) -> int:
+        """Products and sums of the convolutions alone; the first one's input has no gradient."""
+        high, low = self.pixels()
+        first = 9 * 3 * self.channels * high
+        inner = 9 * self.channels**2 * (high * (self.blocks - 1) + low * self.blocks)
+        macs = first + inner + 9 * 3 * self.channels * low
+        return 6 * macs - 2 * first if backward else 2 * macs
+
+    def moved(self, layout: ThetaLayout, dtype: torch.dtype, backward: bool) -> int:
+        """Bytes where a layer is one pass over memory, its output written once and read once.
+
+        Backward, each layer's input is read once more, and each gradient is written and read once.
+        """
+        high, low = self.pixels()
+        inner = self.channels * (high * (self.blocks - 1) + low * (self.blocks + 1)) * dtype.itemsize
+        ends = 4 * 3 * high + dtype.itemsize * 3 * low + 4 * self.networks * layout.size
+        return 5 * inner + 2 * ends if backward else 2 * inner + ends
+
+
+if SMALL:
+    CASES = [Case(1, 2, 16, 8, 2), Case(2, 2, 16, 8, 2)]
+elif DEVICE.type == "cuda":
+    CASES = [Case(1, 48, 256), Case(48, 48, 256)]
+else:
+    CASES = [Case(1, 2, 128), Case(8, 8, 64)]
+
+
+def variants() -> list[Variant]:
+    eager = [Variant("eager", torch.float32), Variant("eager", torch.bfloat16)]
+    if DEVICE.type == "cuda":  # what PyTorch makes of float32 convolutions there, unless told otherwise
+        eager.insert(1, Variant("eager", torch.float32, tf32=True))
+    return eager + backend_variants("degradation_forward", torch.bfloat16, torch.float32)
+
+
+COMPILED = Variant("torch.compile", torch.bfloat16)
+# What has to be compiled comes last; on the CPU with one network alone, for that takes as long as all the rest.
+RUNS = [(case, variant) for case in CASES for variant in variants()]
+RUNS += [(case, COMPILED) for case in CASES if DEVICE.type == "cuda" or case.networks == 1]
+
+
+@dataclass
+class Inputs:
+    """What the network is given, the gradient of its result, and what comes of them in float64."""
+
+    hr: Tensor
+    theta_id: Tensor
+    delta: Tensor
+    noise_seed: Tensor
+    layout: ThetaLayout
+    grad_lr: Tensor
+    exact_lr: Tensor
+    exact_grad: Tensor
+
+
+@lru_cache(maxsize=1)
+def inputs(case: Case) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    # Identities that bfloat16 can hold, so that all types compute the same network.
+    network = DegradationNetwork(4, case.networks, case.channels, case.blocks, dtype=torch.bfloat16)
+    network.reset_identity((case.size, case.size), generator)
+    layout = network.layout
+    delta = torch.randn(network.theta_id.shape, generator=generator) * 0.005
+    delta[:, layout.slope[0].start :] *= 10
+    hr = torch.rand(case.images, 3, case.size, case.size, generator=generator)
+    grad_lr = torch.randn(case.images, 3, case.size // 4, case.size // 4, generator=generator)
+    tensors = [tensor.to(DEVICE) for tensor in (hr, network.theta_id, delta, network.noise_seed)]
+    grad_lr = grad_lr.to(DEVICE)
+    return Inputs(*tensors, layout, grad_lr, *_exact(*tensors, layout, grad_lr))
+
+
+def _exact(
+    hr: Tensor, theta_id: Tensor, delta: Tensor, noise_seed: Tensor, layout: ThetaLayout, grad_lr: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The reference in float64 and its gradient of delta, an image at a time, for which any memory is enough."""
+    lr, grad = [], torch.zeros_like(delta, dtype=torch.float64)
+    for image in range(len(hr)):
+        row = slice(network := image // (len(hr) // len(delta)), network + 1)
+        deviation = delta[row].double().requires_grad_()
+        part = hr[image : image + 1].double()
+        lr.append(
+            degradation_forward_reference(
+                part, theta_id[row].double(), deviation, noise_seed[row], layout, torch.float64
+            )
+        )
+        grad[row] += torch.autograd.grad(lr[-1], deviation, grad_lr[image : image + 1].double())[0]
+    return torch.cat(lr).detach(), grad
+
+
+@dataclass
+class Program:
+    """A variant, ready to run: its forward pass, its parameters, and their gradients in the form of delta's."""
+
+    forward: Callable[[], Tensor]
+    parameters: list[Tensor]
+    as_delta: Callable[[tuple[Tensor, ...]], Tensor]
+
+
+def program(given: Inputs, variant: Variant) -> Program:
+    if variant.name in ("eager", "torch.compile"):
+        theta = given.theta_id + given.layout.to_taps(given.delta)
+        memory_format = torch.contiguous_format if variant.dtype == torch.float32 else torch.channels_last
+        network = EagerNetwork(given.layout, theta, variant.dtype, memory_format)
+        run = network if variant.name == "eager" else torch.compile(network)
+        return Program(lambda: run(given.hr), list(network.parameters()), network.as_delta)
+    delta = given.delta.clone().requires_grad_()
+    arguments = (given.hr, given.theta_id, delta, given.noise_seed, given.layout, variant.dtype)
+    return Program(lambda: degradation_forward(*arguments), [delta], lambda grads: grads[0])
+
+
+@pytest.fixture
+def tf32(request: pytest.FixtureRequest) -> Iterator[None]:
+    """float32 means float32 in all variants but those called tf32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = request.node.callspec.params["variant"].tf32
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("passes", ["forward", "forward+backward"])
+@pytest.mark.parametrize(("case", "variant"), RUNS, ids=str)
+def test_degradation_forward(benchmark, case, variant, passes):
+    skip_unavailable(variant)
+    given = inputs(case)
+    backward = passes == "forward+backward"
+    is_backend = variant.name not in ("eager", "torch.compile")
+    with use_backend(variant.name) if is_backend else nullcontext():
+        prepared = program(given, variant)
+        grad_lr = given.grad_lr.to(variant.dtype)
+
+        def run() -> tuple[Tensor, ...]:
+            if not backward:
+                with torch.no_grad():
+                    return (prepared.forward(),)
+            lr = prepared.forward()
+            return lr, *torch.autograd.grad(lr, prepared.parameters, grad_lr)
+
+        if variant == COMPILED:
+            benchmark.extra_info["compile_seconds"] = compiled(run)
+        lr, *grads = run()
+        check("result", lr.detach(), given.exact_lr, variant)
+        if backward:
+            check("gradient of theta", prepared.as_delta(grads), given.exact_grad, variant)
+        del lr, grads
+        measure(
+            benchmark,
+            run,
+            group=f"degradation_forward {case} {passes}",
+            variant=str(variant),
+            dtype=variant.dtype,
+            flops=case.flops(backward),
+            moved=case.moved(given.layout, variant.dtype, backward),
+            tf32=variant.tf32,
+        )
+
+
+def compiled(run: Callable[[], object]) -> float:
+    """Compile by the first call; the seconds it took."""
+    torch.compiler.reset()
+    start = time.perf_counter()
+    try:
+        run()
+    except Exception as error:
+        pytest.skip(f"torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0]}")
+    return time.perf_counter() - start

@@ -1,0 +1,36 @@
+"""The Gaussian field of the noise injection, beside torch's own random numbers, which cannot be drawn again."""
+
+import pytest
+import torch
+
+from andfast.ops import use_backend
+from andfast.ops.noise import gaussian_field, gaussian_field_reference
+from bench.timing import DEVICE, SMALL, clock, measure
+from bench.variants import Variant, backend_variants, check, skip_unavailable
+
+pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
+
+IMAGES, SIZE = (2, 16) if SMALL else (48, 256) if DEVICE.type == "cuda" else (2, 128)
+# The backend is chosen by the seed, which is an integer; the field is float32.
+BACKENDS = [Variant(variant.name, torch.float32) for variant in backend_variants("gaussian_field", torch.int64)]
+
+
+@pytest.mark.parametrize("variant", [Variant("eager torch.randn", torch.float32), *BACKENDS], ids=str)
+def test_gaussian_field(benchmark, variant):
+    skip_unavailable(variant)
+    seed = torch.tensor(2**40 + 1, device=DEVICE)
+    arguments = (seed, 3, IMAGES, (SIZE, SIZE))
+    details = {
+        "group": f"gaussian_field {IMAGES}x{SIZE}x{SIZE}",
+        "variant": str(variant),
+        "dtype": variant.dtype,
+        "moved": 4 * IMAGES * SIZE**2,
+        "rounds": 30,
+    }
+    if variant.name == "eager torch.randn":
+        torch.randn(IMAGES, 1, SIZE, SIZE, device=DEVICE)
+        measure(benchmark, lambda: torch.randn(IMAGES, 1, SIZE, SIZE, device=DEVICE), **details)
+        return
+    with use_backend(variant.name):
+        check("field", gaussian_field(*arguments), gaussian_field_reference(*arguments).double(), variant)
+        measure(benchmark, lambda: gaussian_field(*arguments), **details)

@@ -1,0 +1,55 @@
+"""Which implementations of an operation a bench can compare here, and whether they are right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from andfast.ops import backends
+from bench.timing import DEVICE
+
+#: The largest relative error, in the 2-norm, of a result that is worth a time.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An implementation and the type it computes in; `tf32`: float32 whose products are rounded to TF32."""
+
+    name: str
+    dtype: torch.dtype
+    tf32: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} {'tf32' if self.tf32 else str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def tolerance(self) -> float:
+        return 0.05 if self.tf32 else TOLERANCE[self.dtype]
+
+
+def backend_variants(operation: str, *dtypes: torch.dtype) -> list[Variant]:
+    """The reference and then every other backend for this device, in the types of `dtypes` that it takes."""
+    found = []
+    for backend in ("reference", *(name for name in backends.BACKENDS if name != "reference")):
+        implementation = backends.operations[operation].get(backend)
+        for dtype in dtypes:
+            if implementation is not None and implementation.takes(torch.empty(0, dtype=dtype, device=DEVICE)):
+                found.append(Variant(backend, dtype))
+    return found
+
+
+def skip_unavailable(variant: Variant) -> None:
+    """Skip the test of a backend that cannot be used here, with the reason."""
+    if variant.name in backends.unavailable:
+        pytest.skip(backends.unavailable[variant.name])
+
+
+def check(what: str, result: Tensor, exact: Tensor, variant: Variant) -> None:
+    """Fail where `result` is wrong: there is no speed of a wrong result."""
+    error = float((result.double() - exact).norm() / exact.norm())
+    if not error < variant.tolerance:  # NaN, too
+        pytest.fail(f"{variant}: the {what} has a relative error of {error:.2g}, over {variant.tolerance:g}")
