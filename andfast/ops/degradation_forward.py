@@ -75,7 +75,8 @@ def degradation_forward(
     if backend == "reference":
         return degradation_forward_reference(hr, theta_id, delta, noise_seed, layout, dtype)
     sizes = (layout.scale, layout.channels, layout.blocks, layout.noise_kind == "gaussian")
-    return _forward(hr, theta_id, delta, noise_seed, *sizes, dtype, backend)[0]
+    keep = torch.is_grad_enabled() and (delta.requires_grad or hr.requires_grad)
+    return _forward(hr, theta_id, delta, noise_seed, *sizes, dtype, backend, keep)[0]
 
 
 def _check(hr: Tensor, theta_id: Tensor, delta: Tensor, noise_seed: Tensor, layout: ThetaLayout) -> None:
@@ -169,20 +170,23 @@ def _pooling_matrix(size: int, scale: int, kind: str, index: int | None) -> Tens
     return matrix.float().to(torch.device(kind, index) if index is not None else kind)
 
 
-def _run_forward(bank: _Bank, hr: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """LR (B, h, w, 3), and what the backward pass needs: the convolutions' inputs, the signs, the pooled negatives."""
+def _run_forward(bank: _Bank, hr: Tensor, keep: bool) -> tuple[Tensor, list[Tensor]]:
+    """LR (B, h, w, 3), and what the backward pass needs: the convolutions' inputs, the signs, the pooled negatives.
+
+    Where it is not to be kept, the list is empty and every activation lives only until the next one.
+    """
     kernels, layout = bank.kernels, bank.layout
     x = kernels.enter(hr, bank.dtype)
-    inputs, signs, negatives = [x], [], []
+    inputs, signs, negatives = [x] * keep, [], []
     for layer in range(2 * layout.blocks):
-        arguments = (x, bank.weights(layer), bank.bend(layer), bank.noise(layer))
+        parameters = (bank.weights(layer), bank.bend(layer), bank.noise(layer))
         if layer == layout.blocks - 1:
-            x, negative, sign = kernels.block_pool(*arguments, layout.scale)
-            negatives.append(negative)
+            x, negative, sign = kernels.block_pool(x, *parameters, layout.scale)
+            negatives += [negative] * keep
         else:
-            x, sign = kernels.block(*arguments)
-        inputs.append(x)
-        signs.append(sign)
+            x, sign = kernels.block(x, *parameters)
+        inputs += [x] * keep
+        signs += [sign] * keep
     return kernels.conv(x, bank.weights(2 * layout.blocks)), [*inputs, *signs, *negatives]
 
 
@@ -197,25 +201,28 @@ def _run_backward(bank: _Bank, grad_lr: Tensor, saved: list[Tensor], grad: Tenso
     blocks = layout.blocks
     inputs, signs, negative = saved[: 2 * blocks + 1], saved[2 * blocks + 1 : -1], saved[-1]
     taps = torch.empty_like(bank.taps)
-    dz = grad_lr
+    dz = [grad_lr]  # in a list, to be handed over: the kernels then free it as soon as it is used up
+    del grad_lr
     for layer in range(2 * blocks, -1, -1):
-        layout.conv[layer].view(taps.flatten(1)).copy_(kernels.weight_grad(inputs[layer], dz, count))
+        layout.conv[layer].view(taps.flatten(1)).copy_(kernels.weight_grad(inputs[layer], dz[0], count))
         if layer == 0:
             break
         block = layer - 1
         bend, noise = bank.bend(block), bank.noise(block)
         weights = bank.weights(layer, backward=True)
         if layer == blocks:
-            dpooled = kernels.input_grad(dz, weights)
+            dpooled = kernels.input_grad(dz.pop(), weights)
             dbend = (dpooled.float() * negative).unflatten(0, (count, -1)).sum(dim=(1, 2, 3, 4))
             dnoise = _pooled_noise_grad(dpooled, noise, layout)
-            dz = kernels.pool_grad(dpooled, signs[block], bend, layout.scale)
+            dz.append(kernels.pool_grad(dpooled, signs[block], bend, layout.scale))
         else:
-            dz, dbend, dnoise = kernels.input_grad_block(dz, weights, inputs[layer], signs[block], bend, noise)
+            below, dbend, dnoise = kernels.input_grad_block(dz.pop(), weights, inputs[layer], signs[block], bend, noise)
+            dz.append(below)
+            del below
         grad[:, layout.slope[block].start] = dbend
         grad[:, layout.noise[block].start : layout.noise[block].stop] = dnoise.flatten(1)
     grad[:, : layout.conv[-1].stop] = (taps @ _basis(taps.device).T).flatten(1)
-    return kernels.input_grad(dz, bank.weights(0, backward=True)) if needs_hr else None
+    return kernels.input_grad(dz.pop(), bank.weights(0, backward=True)) if needs_hr else None
 
 
 def _pooled_noise_grad(dpooled: Tensor, noise: Noise, layout: ThetaLayout) -> Tensor:
@@ -261,10 +268,11 @@ def _forward(
     gaussian: bool,
     dtype: torch.dtype,
     backend: str,
+    keep: bool,
 ) -> list[Tensor]:
-    """The LR images, and what the backward pass needs."""
+    """The LR images, and, to `keep`, what the backward pass needs."""
     banks = _banks(hr.shape, theta_id, delta, noise_seed, (scale, channels, blocks, gaussian), dtype, backend)
-    done = [_run_forward(bank, images) for bank, images in zip(banks, hr.chunk(len(banks)), strict=True)]
+    done = [_run_forward(bank, images, keep) for bank, images in zip(banks, hr.chunk(len(banks)), strict=True)]
     lr = done[0][0] if len(done) == 1 else torch.cat([lr for lr, _ in done])
     return [lr.permute(0, 3, 1, 2), *(tensor for _, saved in done for tensor in saved)]
 
@@ -281,6 +289,7 @@ def _(
     gaussian: bool,
     dtype: torch.dtype,
     backend: str,
+    keep: bool,
 ) -> list[Tensor]:
     kernels = _kernels(backend)
     pieces = theta_id.shape[0] if kernels.one_network else 1
@@ -299,7 +308,7 @@ def _(
         for size in [(height, width)] * blocks + [low] * blocks:
             saved.append(hr.new_empty(batch // pieces, *size, sign_bytes, dtype=torch.uint8))
         saved.append(activation(low, channels, 0))
-    return [hr.new_empty(batch, *low, image_channels, dtype=dtype).permute(0, 3, 1, 2), *saved]
+    return [hr.new_empty(batch, *low, image_channels, dtype=dtype).permute(0, 3, 1, 2), *(saved if keep else [])]
 
 
 @torch.library.custom_op("andfast::degradation_backward", mutates_args=())
@@ -357,7 +366,7 @@ def _(
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: list[Tensor]) -> None:
-    hr, theta_id, delta, noise_seed, *ctx.settings = inputs
+    hr, theta_id, delta, noise_seed, *ctx.settings, _ = inputs
     ctx.set_materialize_grads(False)  # zeros for everything saved, otherwise
     ctx.hr_size, ctx.hr_dtype = list(hr.shape), hr.dtype
     ctx.save_for_backward(theta_id, delta, noise_seed, *output[1:])
@@ -369,7 +378,7 @@ def _autograd(ctx: torch.autograd.function.FunctionCtx, grads: list[Tensor | Non
     grad, hr_grad = _backward(
         grads[0], theta_id, delta, noise_seed, saved, ctx.hr_size, *ctx.settings, needs_hr=needs_hr
     )
-    return (hr_grad.to(ctx.hr_dtype) if needs_hr else None, None, grad, None, *(None for _ in ctx.settings))
+    return (hr_grad.to(ctx.hr_dtype) if needs_hr else None, None, grad, None, *(None for _ in ctx.settings), None)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -91,6 +91,7 @@ class LibraryKernels:
         self, dz: Tensor, weights: tuple[Tensor, ...], y: Tensor, signs: Tensor, bend: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
         dy = self._bordered_input_grad(dz, weights)
+        del dz  # the largest thing here, and its memory is wanted
         return _ops.block_tail_grad(dy, y, signs, bend, noise.values, noise.seed, noise.layer, self.border)
 
     def pool_grad(self, dpooled: Tensor, signs: Tensor, bend: Tensor, scale: int) -> Tensor:

@@ -112,6 +112,21 @@ def test_nothing_is_computed_that_nobody_asked_for(backend, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("networks", [1, 2])
+def test_without_gradients_nothing_is_kept(backend, networks):
+    network, hr, delta, _ = make(networks)
+    sizes = (4, 64, 5, False, torch.float32, backend)
+    operator = torch.ops.andfast.degradation_forward
+    kept = operator(hr, network.theta_id, delta, network.noise_seed, *sizes, True)
+    (lr,) = operator(hr, network.theta_id, delta, network.noise_seed, *sizes, False)
+    assert len(kept) > 1
+    assert torch.equal(lr, kept[0])
+    with use_backend(backend), torch.no_grad():
+        arguments = (network.theta_id, delta.requires_grad_(), network.noise_seed, network.layout, torch.float32)
+        assert torch.equal(degradation_forward(hr, *arguments), lr)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_calls_give_equal_bits(backend):
     arguments = make(2, 4, dtype=HALF, noise="gaussian")
     first, second = (run(backend, *arguments, HALF) for _ in range(2))
@@ -150,7 +165,9 @@ def test_opcheck(backend, networks, noise, needs_hr):
         network.noise_seed,
         *(2, 8, 1, noise == "gaussian", torch.float32, backend),
     )
-    torch.library.opcheck(torch.ops.andfast.degradation_forward.default, arguments)
+    for keep in (True, False):
+        given = arguments if keep else [tensor.detach() if torch.is_tensor(tensor) else tensor for tensor in arguments]
+        torch.library.opcheck(torch.ops.andfast.degradation_forward.default, (*given, keep))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -82,6 +82,15 @@ def multiply(a, b, acc):
 
 
 @triton.jit
+def rounded(value, DTYPE: tl.constexpr):
+    """A float32 value in the compute type, rounded to the nearest; the interpreter would cut it off to bfloat16."""
+    if INTERPRET and tl.bfloat16 == DTYPE:
+        bits = value.to(tl.int32, bitcast=True)
+        value = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    return value.to(DTYPE)
+
+
+@triton.jit
 def store_signs(signs_ptr, negative, pixel, channel, mask, ROWS: tl.constexpr, BLOCK: tl.constexpr, C: tl.constexpr):
     """Write the bits of `negative` (ROWS, BLOCK) of channels from `channel` on; where `mask` (ROWS,) holds.
 

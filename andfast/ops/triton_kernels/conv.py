@@ -23,6 +23,7 @@ from andfast.ops.triton_kernels.common import (
     multiply,
     on_device,
     patch,
+    rounded,
     store_signs,
 )
 from andfast.ops.triton_kernels.configs import config
@@ -117,7 +118,7 @@ def conv_kernel(
     out_ptr += image.to(tl.int64) * height * width * C_OUT
     tl.store(
         out_ptr + pixel[:, None] * C_OUT + out[None, :],
-        z.to(out_ptr.dtype.element_ty),
+        rounded(z, out_ptr.dtype.element_ty),
         mask=inside[:, None] & (out < C_OUT)[None, :],
     )
 

@@ -24,6 +24,7 @@ from andfast.ops.triton_kernels.common import (
     multiply,
     on_device,
     patch,
+    rounded,
 )
 from andfast.ops.triton_kernels.configs import config
 from andfast.ops.triton_kernels.noise import gaussian
@@ -139,7 +140,7 @@ def input_grad_kernel(
         tl.store(dbend_ptr, z_grad * inverse_slope(bend))
         acc = tl.where(negative, dy * (1.0 + bend), dy)
     out_ptr += offset * C_DX
-    tl.store(out_ptr + pixel[:, None] * C_DX + out[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + pixel[:, None] * C_DX + out[None, :], rounded(acc, out_ptr.dtype.element_ty), mask=mask)
 
 
 def _launch(

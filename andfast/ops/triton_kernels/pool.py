@@ -18,6 +18,7 @@ from andfast.ops.triton_kernels.common import (
     images_per_network,
     load_signs,
     on_device,
+    rounded,
 )
 from andfast.ops.triton_kernels.conv import conv_signs
 from andfast.ops.triton_kernels.noise import gaussian
@@ -126,7 +127,7 @@ def pool_kernel(
     pointers = offset + number[:, None] * C + channel[None, :]
     if TAIL != PLAIN:
         pooled += tl.load(bend_ptr + network) * negative
-        tl.store(negative_ptr + pointers, negative.to(negative_ptr.dtype.element_ty), mask=mask)
+        tl.store(negative_ptr + pointers, rounded(negative, negative_ptr.dtype.element_ty), mask=mask)
     if TAIL == BLOCK_MAP:
         noise_ptr += network.to(tl.int64) * height * width
         pooled += tl.load(noise_ptr + number, mask=inside, other=0.0)[:, None]
@@ -135,7 +136,7 @@ def pool_kernel(
         noise = tl.load(noise_ptr + number, mask=inside, other=0.0)
         strength = tl.load(strength_ptr + network * C + channel, mask=channel < C, other=0.0)
         pooled += noise[:, None] * strength[None, :]
-    tl.store(pooled_ptr + pointers, pooled.to(pooled_ptr.dtype.element_ty), mask=mask)
+    tl.store(pooled_ptr + pointers, rounded(pooled, pooled_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -194,7 +195,7 @@ def pool_grad_kernel(
         negative = load_signs(signs_ptr, number, tl.program_id(1) * BLOCK, inside, PIXELS, BLOCK, C)
         total = tl.where(negative, total * (1.0 + tl.load(bend_ptr + image // images)), total)
     pointers = out_ptr + offset * C + number[:, None] * C + channel[None, :]
-    tl.store(pointers, total.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(pointers, rounded(total, out_ptr.dtype.element_ty), mask=mask)
 
 
 def _pool_noise(noise: Noise, images: int, height: int, width: int, scale: int) -> Tensor:

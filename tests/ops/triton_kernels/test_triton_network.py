@@ -24,10 +24,11 @@ def forced(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("networks", "images", "noise_kind"), [(1, 2, "map"), (2, 2, "gaussian"), (2, 4, "map")])
 def test_values_and_gradients(device, dtype, networks, images, noise_kind):
-    if dtype == torch.bfloat16 and interpreting():
-        pytest.skip("Triton's interpreter cuts float32 off where the device rounds it to bfloat16")
+    # In images as small as the interpreter allows, one sign that rounding turns near zero is a large part of the error,
+    # of PyTorch's own computation as of this one.
+    times = 6 if dtype == torch.bfloat16 and interpreting() else 2
     network, *tensors = make(networks, images, (8, 12), 4, dtype, noise=noise_kind, blocks=2, channels=16)
-    check("triton", network.to(device), *(tensor.to(device) for tensor in tensors))
+    check("triton", network.to(device), *(tensor.to(device) for tensor in tensors), times=times)
 
 
 def test_opcheck(device):
@@ -35,7 +36,7 @@ def test_opcheck(device):
     arguments = (hr, network.theta_id, delta.requires_grad_(), network.noise_seed)
     arguments = [tensor.to(device) for tensor in arguments]
     operator = torch.ops.andfast.degradation_forward.default
-    torch.library.opcheck(operator, (*arguments, 2, 8, 1, True, torch.float32, "triton"))
+    torch.library.opcheck(operator, (*arguments, 2, 8, 1, True, torch.float32, "triton", True))
 
 
 def test_small_operators(device):
