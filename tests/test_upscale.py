@@ -180,7 +180,11 @@ def test_file(tmp_path, model_file, capsys):
     assert run(tmp_path / "a.png", "--output", tmp_path / "new" / "out", "--model", model_file,
                "--precision", "float32", "--tile", 16, "--overlap", 5, "--device", "cpu") == 0  # fmt: skip
     result = np.asarray(Image.open(tmp_path / "new" / "out" / "a.png"))
-    assert np.array_equal(result, upscale_array(compact(), pixels, tile=0))
+    # The library may add up in another order for another size of tile: a value on the edge between two levels can go
+    # either way.
+    difference = np.abs(result.astype(int) - upscale_array(compact(), pixels, tile=0).astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.001
     assert "1 of 1 images upscaled" in capsys.readouterr().out
 
 
