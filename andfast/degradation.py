@@ -138,8 +138,6 @@ class DegradationNetwork(nn.Module):
         """
         delta = self.delta if delta is None else delta
         self.check_images(hr)
-        if delta.shape != self.theta_id.shape:
-            raise ValueError(f"delta has shape {tuple(delta.shape)}; it must be {tuple(self.theta_id.shape)}")
         lr = degradation_forward(hr, self.theta_id, delta, self.noise_seed, self.layout, self.dtype)
         # An image file holds nothing outside [0, 1], so the adversary gains nothing there.
         return lr.to(hr.dtype).clamp(0, 1)

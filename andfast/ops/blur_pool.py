@@ -75,27 +75,34 @@ backends.register("blur_pool", "cpu", _blur_pool_compiled, device="cpu", dtypes=
 _CUDA_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 backends.register("blur_pool", "cuda", _blur_pool_compiled, device="cuda", dtypes=_CUDA_TYPES)
 
-if "cpu" not in backends.unavailable:
 
-    @torch.library.register_fake("andfast::blur_pool")
+def register_pooling(pool: str, grad: str) -> None:
+    """Tell torch the shapes and gradients of two operators on (B, H, W, C) images: a pooling, and its way back."""
+
+    @torch.library.register_fake(pool)
     def _(image: Tensor, scale: int) -> Tensor:
         batch, height, width, channels = image.shape
         return image.new_empty(batch, height // scale, width // scale, channels)
 
-    @torch.library.register_fake("andfast::blur_pool_grad")
+    @torch.library.register_fake(grad)
     def _(grad: Tensor, scale: int) -> Tensor:
         batch, height, width, channels = grad.shape
         return grad.new_empty(batch, height * scale, width * scale, channels)
 
-    # The pooling is linear: each of the two is the other's gradient.
-    def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, int], output: Tensor) -> None:
+    def setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, int], output: Tensor) -> None:
         ctx.scale = inputs[1]
 
-    def _pool_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        return torch.ops.andfast.blur_pool_grad(grad.contiguous(), ctx.scale), None
+    # The pooling is linear: each of the two is the other's gradient.
+    for name, other in ((pool, grad), (grad, pool)):
+        operator = getattr(torch.ops.andfast, other.removeprefix("andfast::"))
 
-    def _pool_grad_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        return torch.ops.andfast.blur_pool(grad.contiguous(), ctx.scale), None
+        def backward(
+            ctx: torch.autograd.function.FunctionCtx, grad: Tensor, operator: Callable[..., Tensor] = operator
+        ) -> tuple[Tensor, None]:
+            return operator(grad.contiguous(), ctx.scale), None
 
-    torch.library.register_autograd("andfast::blur_pool", _pool_backward, setup_context=_setup)
-    torch.library.register_autograd("andfast::blur_pool_grad", _pool_grad_backward, setup_context=_setup)
+        torch.library.register_autograd(name, backward, setup_context=setup)
+
+
+if "cpu" not in backends.unavailable:
+    register_pooling("andfast::blur_pool", "andfast::blur_pool_grad")

@@ -150,24 +150,20 @@ class _Bank:
         return Noise(values.contiguous(), self.seed, layer)
 
 
+@lru_cache
 def _basis(device: torch.device) -> Tensor:
-    return _cached_basis(device.type, device.index)
+    return moment_basis().float().to(device)
 
 
 @lru_cache
-def _cached_basis(kind: str, index: int | None) -> Tensor:
-    return moment_basis().float().to(torch.device(kind, index) if index is not None else kind)
-
-
-@lru_cache
-def _pooling_matrix(size: int, scale: int, kind: str, index: int | None) -> Tensor:
+def _pooling_matrix(size: int, scale: int, device: torch.device) -> Tensor:
     """The pooling of a line of `size` pixels as a matrix (size / scale, size), reflection included."""
     matrix = torch.zeros(size // scale, size, dtype=torch.float64)
     for row in range(size // scale):
         for i, tap in enumerate(pooling_taps(scale)):
             column = abs(scale * row + i - 1)
             matrix[row, min(column, 2 * size - 2 - column)] += tap
-    return matrix.float().to(torch.device(kind, index) if index is not None else kind)
+    return matrix.float().to(device)
 
 
 def _run_forward(bank: _Bank, hr: Tensor, keep: bool) -> tuple[Tensor, list[Tensor]]:
@@ -227,9 +223,7 @@ def _run_backward(bank: _Bank, grad_lr: Tensor, saved: list[Tensor], grad: Tenso
 
 def _pooled_noise_grad(dpooled: Tensor, noise: Noise, layout: ThetaLayout) -> Tensor:
     """The gradient of the noise before the pooling: pooling is linear, and noise far smaller than activations."""
-    height, width = layout.image_size
-    device = (dpooled.device.type, dpooled.device.index)
-    rows, columns = _pooling_matrix(height, layout.scale, *device), _pooling_matrix(width, layout.scale, *device)
+    rows, columns = (_pooling_matrix(size, layout.scale, dpooled.device) for size in layout.image_size)
     by_network = dpooled.unflatten(0, (len(noise.values), -1))
     if noise.seed is None:
         summed = by_network.sum(dim=(1, 4), dtype=torch.float32)

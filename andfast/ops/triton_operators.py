@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from andfast.ops import backends
-from andfast.ops.blur_pool import in_channels_last
+from andfast.ops.blur_pool import in_channels_last, register_pooling
 
 
 @torch.library.custom_op("andfast::projected_step_triton", mutates_args=())
@@ -44,12 +44,6 @@ def _blur_pool(image: Tensor, scale: int) -> Tensor:
     return triton_kernels.blur_pool(image, scale)
 
 
-@_blur_pool.register_fake
-def _(image: Tensor, scale: int) -> Tensor:
-    batch, height, width, channels = image.shape
-    return image.new_empty(batch, height // scale, width // scale, channels)
-
-
 @torch.library.custom_op("andfast::blur_pool_grad_triton", mutates_args=())
 def _blur_pool_grad(grad: Tensor, scale: int) -> Tensor:
     from andfast.ops import triton_kernels
@@ -57,23 +51,7 @@ def _blur_pool_grad(grad: Tensor, scale: int) -> Tensor:
     return triton_kernels.blur_pool_grad(grad, scale)
 
 
-@_blur_pool_grad.register_fake
-def _(grad: Tensor, scale: int) -> Tensor:
-    batch, height, width, channels = grad.shape
-    return grad.new_empty(batch, height * scale, width * scale, channels)
-
-
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, int], output: Tensor) -> None:
-    ctx.scale = inputs[1]
-
-
-# The pooling is linear: each of the two is the other's gradient.
-_blur_pool.register_autograd(
-    lambda ctx, grad: (_blur_pool_grad(grad.contiguous(), ctx.scale), None), setup_context=_setup
-)
-_blur_pool_grad.register_autograd(
-    lambda ctx, grad: (_blur_pool(grad.contiguous(), ctx.scale), None), setup_context=_setup
-)
+register_pooling("andfast::blur_pool_triton", "andfast::blur_pool_grad_triton")
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 backends.register("projected_step", "triton", _projected_step, device="cuda", dtypes=(torch.float32,))

@@ -5,22 +5,12 @@ import pytest
 import torch
 from scipy import ndimage
 
-from andfast.ops import backends, use_backend
 from andfast.ops.blur_pool import blur_pool, pooling_taps
 
 SCALES = (2, 3, 4)
 
 
-@pytest.fixture(autouse=True, params=["the default", "reference"])
-def backend(request: pytest.FixtureRequest):
-    """Whatever runs where nothing is forced, and the reference."""
-    if request.param == "reference":
-        with use_backend("reference"):
-            yield
-    elif "cpu" in backends.unavailable:
-        pytest.skip(backends.unavailable["cpu"])
-    else:
-        yield
+pytestmark = pytest.mark.usefixtures("default_and_reference")
 
 
 def expected_taps(scale: int) -> np.ndarray:

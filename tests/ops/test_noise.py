@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy import stats
 
-from andfast.ops import backends, use_backend
 from andfast.ops.noise import gaussian_field, philox
 
 # Random123's kat_vectors for philox4x32, 10 rounds: counter, key, result.
@@ -19,16 +18,7 @@ PUBLISHED = [
 SEED = torch.tensor(0x0123_4567_89AB_CDEF)
 
 
-@pytest.fixture(autouse=True, params=["the default", "reference"])
-def backend(request: pytest.FixtureRequest):
-    """Whatever runs where nothing is forced, and the reference."""
-    if request.param == "reference":
-        with use_backend("reference"):
-            yield
-    elif "cpu" in backends.unavailable:
-        pytest.skip(backends.unavailable["cpu"])
-    else:
-        yield
+pytestmark = pytest.mark.usefixtures("default_and_reference")
 
 
 def words(text: str) -> tuple[int, ...]:
