@@ -1,46 +1,24 @@
-// The only file that knows torch, through its stable ABI: schemas, checks and registration. Built against one torch
-// release, it loads in later ones. The checks guard the kernels' memory; andfast/ops gives the friendly errors.
+// The bindings (this file, bindings.h and bindings_cuda.cpp) alone know torch, through its stable ABI: schemas, checks
+// and registration. Built against one torch release, they load in later ones. The checks guard the kernels' memory;
+// andfast/ops gives the friendly errors.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <optional>
-#include <string>
 #include <tuple>
-#include <vector>
 
+#include "bindings.h"
 #include "cpu/kernels.h"
 
 namespace {
 
+using namespace andfast;  // check, empty and the rest of bindings.h
 using andfast::cpu::bfloat16;
 using andfast::cpu::BlockShape;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 void parallel_for(int64_t count, int64_t grain, const andfast::cpu::Task& task) {
   torch::stable::parallel_for(0, count, grain, task);
-}
-
-using Sizes = std::vector<int64_t>;
-
-// Raises unless the tensor is a contiguous CPU tensor of this type and shape; -1 stands for any size.
-void check(const char* name, const Tensor& tensor, ScalarType type, const Sizes& sizes) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous(), name, " must be a contiguous CPU tensor");
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " must be of type ", torch::headeronly::toString(type));
-  bool fits = tensor.dim() == int64_t(sizes.size());
-  std::string wanted;
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    fits = fits && (sizes[i] == -1 || tensor.size(i) == sizes[i]);
-    wanted += (i ? ", " : "") + (sizes[i] == -1 ? "any" : std::to_string(sizes[i]));
-  }
-  STD_TORCH_CHECK(fits, name, " must have the shape (", wanted, ")");
-}
-
-Tensor empty(const Tensor& like, const Sizes& sizes, ScalarType type) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), type);
 }
 
 // Calls f with a null pointer of the tensor's element type.
@@ -67,61 +45,53 @@ T* write(Tensor& tensor) {
 
 Tensor projected_step(const Tensor& delta, const Tensor& grad, const Tensor& inv_scale, double step_size,
                       double epsilon) {
-  check("delta", delta, ScalarType::Float, {-1, -1});
+  check("delta", delta, delta, ScalarType::Float, {-1, -1});
   const int64_t rows = delta.size(0), columns = delta.size(1);
-  check("grad", grad, ScalarType::Float, {rows, columns});
-  check("inv_scale", inv_scale, ScalarType::Float, {columns});
+  check("grad", grad, delta, ScalarType::Float, {rows, columns});
+  check("inv_scale", inv_scale, delta, ScalarType::Float, {columns});
   Tensor out = torch::stable::empty_like(delta);
   andfast::cpu::projected_step(read<float>(delta), read<float>(grad), read<float>(inv_scale), write<float>(out), rows,
                                columns, step_size, epsilon, parallel_for);
   return out;
 }
 
-int64_t sign_bytes(int64_t channels) { return (channels + 7) / 8; }
-
 // The sizes of a block whose tensors hold a border of `border` pixels.
 BlockShape block_shape(const char* name, const Tensor& tensor, const Tensor& bend, int64_t border) {
-  check(name, tensor, tensor.scalar_type(), {-1, -1, -1, -1});
-  check("bend", bend, ScalarType::Float, {-1});
+  check(name, tensor, tensor, tensor.scalar_type(), {-1, -1, -1, -1});
+  check("bend", bend, tensor, ScalarType::Float, {-1});
   const BlockShape shape = {bend.size(0), tensor.size(0), tensor.size(1) - 2 * border, tensor.size(2) - 2 * border,
                             tensor.size(3)};
-  STD_TORCH_CHECK(border == 0 || border == 1, "border must be 0 or 1, got ", border);
+  check_border(border);
   STD_TORCH_CHECK(shape.height > 0 && shape.width > 0 && shape.channels > 0, name, " must hold pixels");
   STD_TORCH_CHECK(shape.networks > 0 && shape.images % shape.networks == 0, name, " holds ", shape.images,
                   " images, which is no multiple of the number of networks, ", shape.networks);
   return shape;
 }
 
-void check_scale(const BlockShape& shape, int64_t scale) {
-  STD_TORCH_CHECK(scale >= 2 && shape.height % scale == 0 && shape.width % scale == 0,
-                  "height and width must be multiples of scale, which must be at least 2");
-}
-
 andfast::cpu::Noise block_noise(const Tensor& noise, const std::optional<Tensor>& seed, int64_t layer,
-                                const BlockShape& shape) {
+                                const Tensor& like, const BlockShape& shape) {
   if (!seed) {
-    check("noise", noise, ScalarType::Float, {shape.networks, shape.height, shape.width});
+    check("noise", noise, like, ScalarType::Float, {shape.networks, shape.height, shape.width});
     return {read<float>(noise), nullptr, layer};
   }
-  check("noise", noise, ScalarType::Float, {shape.networks, shape.channels});
-  check("seed", *seed, ScalarType::Long, {shape.networks});
+  check("noise", noise, like, ScalarType::Float, {shape.networks, shape.channels});
+  check("seed", *seed, like, ScalarType::Long, {shape.networks});
   return {read<float>(noise), read<int64_t>(*seed), layer};
 }
 
 void check_second(const Tensor& a, const std::optional<Tensor>& b, const BlockShape& shape) {
-  if (b) check("b", *b, a.scalar_type(), {shape.images, shape.height, shape.width, shape.channels});
+  if (b) check("b", *b, a, a.scalar_type(), sizes_of(shape, 0));
 }
 
 std::tuple<Tensor, Tensor> block_tail(const Tensor& a, const std::optional<Tensor>& b, const Tensor& bend,
                                       const Tensor& noise, const std::optional<Tensor>& seed, int64_t layer,
                                       int64_t border) {
   const BlockShape shape = block_shape("a", a, bend, 0);
-  STD_TORCH_CHECK(border == 0 || border == 1, "border must be 0 or 1, got ", border);
+  check_border(border);
   check_second(a, b, shape);
-  const auto added = block_noise(noise, seed, layer, shape);
-  Tensor y = empty(a, {shape.images, shape.height + 2 * border, shape.width + 2 * border, shape.channels},
-                   a.scalar_type());
-  Tensor signs = empty(a, {shape.images, shape.height, shape.width, sign_bytes(shape.channels)}, ScalarType::Byte);
+  const auto added = block_noise(noise, seed, layer, a, shape);
+  Tensor y = empty(a, sizes_of(shape, border), a.scalar_type());
+  Tensor signs = empty(a, sign_sizes(shape), ScalarType::Byte);
   by_type("a", a, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     andfast::cpu::block_tail<T>(read<T>(a), b ? read<T>(*b) : nullptr, read<float>(bend), added, write<T>(y),
@@ -135,10 +105,10 @@ std::tuple<Tensor, Tensor, Tensor> block_tail_grad(const Tensor& dy, const Tenso
                                                    const std::optional<Tensor>& seed, int64_t layer,
                                                    int64_t border) {
   const BlockShape shape = block_shape("dy", dy, bend, border);
-  check("y", y, dy.scalar_type(), {shape.images, shape.height + 2 * border, shape.width + 2 * border, shape.channels});
-  check("signs", signs, ScalarType::Byte, {shape.images, shape.height, shape.width, sign_bytes(shape.channels)});
-  const auto added = block_noise(noise, seed, layer, shape);
-  Tensor dz = empty(dy, {shape.images, shape.height, shape.width, shape.channels}, dy.scalar_type());
+  check("y", y, dy, dy.scalar_type(), sizes_of(shape, border));
+  check("signs", signs, dy, ScalarType::Byte, sign_sizes(shape));
+  const auto added = block_noise(noise, seed, layer, dy, shape);
+  Tensor dz = empty(dy, sizes_of(shape, 0), dy.scalar_type());
   Tensor dbend = torch::stable::empty_like(bend), dnoise = torch::stable::empty_like(noise);
   by_type("dy", dy, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
@@ -154,14 +124,14 @@ std::tuple<Tensor, Tensor, Tensor> block_tail_pool(const Tensor& a, const std::o
                                                    const std::optional<Tensor>& seed, int64_t layer, int64_t scale,
                                                    int64_t border) {
   const BlockShape shape = block_shape("a", a, bend, 0);
-  STD_TORCH_CHECK(border == 0 || border == 1, "border must be 0 or 1, got ", border);
+  check_border(border);
   check_scale(shape, scale);
   check_second(a, b, shape);
-  const auto added = block_noise(noise, seed, layer, shape);
-  const int64_t height = shape.height / scale, width = shape.width / scale;
-  Tensor pooled = empty(a, {shape.images, height + 2 * border, width + 2 * border, shape.channels}, a.scalar_type());
-  Tensor negative = empty(a, {shape.images, height, width, shape.channels}, a.scalar_type());
-  Tensor signs = empty(a, {shape.images, shape.height, shape.width, sign_bytes(shape.channels)}, ScalarType::Byte);
+  const auto added = block_noise(noise, seed, layer, a, shape);
+  const BlockShape low = andfast::pooled(shape, scale);
+  Tensor pooled = empty(a, sizes_of(low, border), a.scalar_type());
+  Tensor negative = empty(a, sizes_of(low, 0), a.scalar_type());
+  Tensor signs = empty(a, sign_sizes(shape), ScalarType::Byte);
   by_type("a", a, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     andfast::cpu::block_tail_pool<T>(read<T>(a), b ? read<T>(*b) : nullptr, read<float>(bend), added,
@@ -175,8 +145,8 @@ Tensor block_tail_pool_grad(const Tensor& dpooled, const Tensor& signs, const Te
   BlockShape shape = block_shape("dpooled", dpooled, bend, 0);
   STD_TORCH_CHECK(scale >= 2, "scale must be at least 2, got ", scale);
   shape.height *= scale, shape.width *= scale;
-  check("signs", signs, ScalarType::Byte, {shape.images, shape.height, shape.width, sign_bytes(shape.channels)});
-  Tensor dz = empty(dpooled, {shape.images, shape.height, shape.width, shape.channels}, dpooled.scalar_type());
+  check("signs", signs, dpooled, ScalarType::Byte, sign_sizes(shape));
+  Tensor dz = empty(dpooled, sizes_of(shape, 0), dpooled.scalar_type());
   by_type("dpooled", dpooled, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     andfast::cpu::block_tail_pool_grad<T>(read<T>(dpooled), read<uint8_t>(signs), read<float>(bend), write<T>(dz),
@@ -186,11 +156,10 @@ Tensor block_tail_pool_grad(const Tensor& dpooled, const Tensor& signs, const Te
 }
 
 Tensor blur_pool(const Tensor& image, int64_t scale) {
-  check("image", image, image.scalar_type(), {-1, -1, -1, -1});
+  check("image", image, image, image.scalar_type(), {-1, -1, -1, -1});
   const BlockShape shape = {1, image.size(0), image.size(1), image.size(2), image.size(3)};
   check_scale(shape, scale);
-  Tensor pooled = empty(image, {shape.images, shape.height / scale, shape.width / scale, shape.channels},
-                        image.scalar_type());
+  Tensor pooled = empty(image, sizes_of(andfast::pooled(shape, scale), 0), image.scalar_type());
   by_type("image", image, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     andfast::cpu::blur_pool<T>(read<T>(image), write<T>(pooled), shape, scale, parallel_for);
@@ -199,10 +168,10 @@ Tensor blur_pool(const Tensor& image, int64_t scale) {
 }
 
 Tensor blur_pool_grad(const Tensor& grad, int64_t scale) {
-  check("grad", grad, grad.scalar_type(), {-1, -1, -1, -1});
+  check("grad", grad, grad, grad.scalar_type(), {-1, -1, -1, -1});
   STD_TORCH_CHECK(scale >= 2, "scale must be at least 2, got ", scale);
   const BlockShape shape = {1, grad.size(0), grad.size(1) * scale, grad.size(2) * scale, grad.size(3)};
-  Tensor dimage = empty(grad, {shape.images, shape.height, shape.width, shape.channels}, grad.scalar_type());
+  Tensor dimage = empty(grad, sizes_of(shape, 0), grad.scalar_type());
   by_type("grad", grad, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     andfast::cpu::blur_pool_grad<T>(read<T>(grad), write<T>(dimage), shape, scale, parallel_for);
@@ -211,7 +180,7 @@ Tensor blur_pool_grad(const Tensor& grad, int64_t scale) {
 }
 
 Tensor gaussian_field(const Tensor& seed, int64_t layer, int64_t images, int64_t height, int64_t width) {
-  check("seed", seed, ScalarType::Long, {-1});
+  check("seed", seed, seed, ScalarType::Long, {-1});
   STD_TORCH_CHECK(images >= 0 && height >= 0 && width >= 0, "sizes must not be negative");
   Tensor field = empty(seed, {seed.size(0) * images, height, width}, ScalarType::Float);
   andfast::cpu::gaussian_field(read<int64_t>(seed), write<float>(field), seed.size(0), images, height * width, layer,

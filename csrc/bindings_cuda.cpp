@@ -15,15 +15,14 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings.h"
 #include "cuda/kernels.h"
 
 namespace {
 
+using namespace andfast;  // check, empty and the rest of bindings.h
 using andfast::cuda::BlockShape;
 using andfast::cuda::Type;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = std::vector<int64_t>;
 
 // Makes a tensor's device the current one while it lives, and knows that device's current stream.
 class OnDevice {
@@ -40,17 +39,6 @@ class OnDevice {
   torch::stable::accelerator::DeviceGuard guard_;
 };
 
-// Raises unless the tensor is contiguous, on `like`'s device, and of this type and shape; -1 stands for any size. One
-// of an operator's tensors is on a CUDA device, or it would not have come here; so all are.
-void check(const char* name, const Tensor& tensor, const Tensor& like, ScalarType type, const Sizes& sizes) {
-  STD_TORCH_CHECK(tensor.device() == like.device(), name, " must be on the device of the other tensors");
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " must be of type ", torch::headeronly::toString(type));
-  bool fits = tensor.dim() == int64_t(sizes.size());
-  for (size_t i = 0; fits && i < sizes.size(); ++i) fits = sizes[i] == -1 || tensor.size(i) == sizes[i];
-  STD_TORCH_CHECK(fits, name, " does not have the right shape");
-}
-
 Type element_type(const char* name, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return Type::kFloat;
@@ -65,24 +53,14 @@ int as_int(int64_t size) {
   return int(size);
 }
 
-Tensor empty(const Tensor& like, const Sizes& sizes, ScalarType type) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), type);
-}
-
 const float* floats(const Tensor& tensor) { return tensor.const_data_ptr<float>(); }
 const int64_t* integers(const Tensor& tensor) { return tensor.const_data_ptr<int64_t>(); }
 const uint8_t* bytes(const Tensor& tensor) { return tensor.const_data_ptr<uint8_t>(); }
 
-int64_t sign_bytes(const BlockShape& shape) { return (shape.channels + 7) / 8; }
-Sizes sign_sizes(const BlockShape& shape) { return {shape.images, shape.height, shape.width, sign_bytes(shape)}; }
-Sizes sizes_of(const BlockShape& shape, int64_t border) {
-  return {shape.images, shape.height + 2 * border, shape.width + 2 * border, shape.channels};
-}
-
 // The sizes of a block whose tensors hold a border of `border` pixels and come `scale` times smaller.
 BlockShape block_shape(const char* name, const Tensor& tensor, int64_t networks, int64_t border, int64_t scale) {
   check(name, tensor, tensor, tensor.scalar_type(), {-1, -1, -1, -1});
-  STD_TORCH_CHECK(border == 0 || border == 1, "border must be 0 or 1, got ", border);
+  check_border(border);
   STD_TORCH_CHECK(scale >= 1 && scale < 65536, "scale must be at least 2, got ", scale);
   const int64_t images = tensor.size(0), channels = tensor.size(3);
   const int64_t height = (tensor.size(1) - 2 * border) * scale, width = (tensor.size(2) - 2 * border) * scale;
@@ -101,11 +79,6 @@ BlockShape block_shape(const char* name, const Tensor& tensor, int64_t networks,
 BlockShape block_shape(const char* name, const Tensor& tensor, const Tensor& bend, int64_t border, int64_t scale) {
   check("bend", bend, tensor, ScalarType::Float, {-1});
   return block_shape(name, tensor, bend.size(0), border, scale);
-}
-
-void check_scale(const BlockShape& shape, int64_t scale) {
-  STD_TORCH_CHECK(scale >= 2 && shape.height % scale == 0 && shape.width % scale == 0,
-                  "height and width must be multiples of scale, which must be at least 2");
 }
 
 andfast::cuda::Noise block_noise(const Tensor& noise, const std::optional<Tensor>& seed, int64_t layer,
@@ -130,7 +103,7 @@ std::tuple<Tensor, Tensor> block_tail(const Tensor& a, const std::optional<Tenso
                                       const Tensor& noise, const std::optional<Tensor>& seed, int64_t layer,
                                       int64_t border) {
   const BlockShape shape = block_shape("a", a, bend, 0, 1);
-  STD_TORCH_CHECK(border == 0 || border == 1, "border must be 0 or 1, got ", border);
+  check_border(border);
   const auto added = block_noise(noise, seed, layer, a, shape);
   const void* const b_data = second(a, b, shape);
   const OnDevice device(a);
@@ -183,15 +156,14 @@ std::tuple<Tensor, Tensor, Tensor> block_tail_pool(const Tensor& a, const std::o
                                                    const std::optional<Tensor>& seed, int64_t layer, int64_t scale,
                                                    int64_t border) {
   const BlockShape shape = block_shape("a", a, bend, 0, 1);
-  STD_TORCH_CHECK(border == 0 || border == 1, "border must be 0 or 1, got ", border);
+  check_border(border);
   check_scale(shape, scale);
   const auto added = block_noise(noise, seed, layer, a, shape);
   const void* const b_data = second(a, b, shape);
   const OnDevice device(a);
-  BlockShape small = shape;
-  small.height /= scale, small.width /= scale;
-  Tensor pooled = empty(a, sizes_of(small, border), a.scalar_type());
-  Tensor negative = empty(a, sizes_of(small, 0), a.scalar_type());
+  const BlockShape low = andfast::pooled(shape, scale);
+  Tensor pooled = empty(a, sizes_of(low, border), a.scalar_type());
+  Tensor negative = empty(a, sizes_of(low, 0), a.scalar_type());
   Tensor signs = empty(a, sign_sizes(shape), ScalarType::Byte);
   const Tensor field = pooled_noise(noise, added, shape, scale, device.stream);
   andfast::cuda::block_tail_pool(element_type("a", a), a.const_data_ptr(), b_data, floats(bend), floats(field),
@@ -217,9 +189,7 @@ Tensor blur_pool(const Tensor& image, int64_t scale) {
   const BlockShape shape = block_shape("image", image, 1, 0, 1);
   check_scale(shape, scale);
   const OnDevice device(image);
-  BlockShape small = shape;
-  small.height /= scale, small.width /= scale;
-  Tensor pooled = empty(image, sizes_of(small, 0), image.scalar_type());
+  Tensor pooled = empty(image, sizes_of(andfast::pooled(shape, scale), 0), image.scalar_type());
   andfast::cuda::blur_pool(element_type("image", image), image.const_data_ptr(), pooled.mutable_data_ptr(), shape,
                            int(scale), device.stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();

@@ -69,6 +69,27 @@ ANDFAST_INLINE int64_t reflect(int64_t index, int64_t size) {
   return index < 0 ? -index : index >= size ? 2 * size - 2 - index : index;
 }
 
+// The outputs of the pooling that read position p, in one direction: `first` and the one after it, each with its
+// weight, taps that reflect onto p included. A weight of 0: no such output, whose index may lie outside.
+struct Readers {
+  int first;
+  float weight[2];
+};
+ANDFAST_INLINE Readers readers(int p, int size, int scale) {
+  const int outputs = size / scale;
+  Readers found = {(p + scale - 1) / scale - 1, {0, 0}};
+  for (int k = 0; k < 2; ++k) {
+    const int j = found.first + k;
+    const int tap = p + 1 - scale * j;
+    if (j < 0 || j >= outputs || tap < 0) continue;
+    float weight = pooling_tap(tap, scale);
+    if (j == 0 && p == 1) weight += pooling_tap(0, scale);
+    if (j == outputs - 1 && p == size - 2) weight += pooling_tap(scale + 1, scale);
+    found.weight[k] = weight;
+  }
+  return found;
+}
+
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): four random words, in place of
 // the counter.
 ANDFAST_INLINE void philox(uint32_t counter[4], uint32_t key0, uint32_t key1) {

@@ -91,12 +91,14 @@ ANDFAST_CLONES void pool_row(const float* sums, bfloat16* out, float* pixel, int
 // goes on through the LeakyReLU before the pooling.
 template <typename T>
 ANDFAST_BODY void spread_row_body(const float* sums, const Readers* columns, const uint8_t* signs, float bend, T* out,
-                                  uint8_t* negative, int64_t width, int64_t channels) {
-  const int64_t bytes = sign_bytes(channels);
+                                  uint8_t* negative, int64_t width, int64_t channels, int64_t scale) {
+  const int64_t bytes = sign_bytes(channels), last = width / scale - 1;
   if (signs) unpack_row(signs, negative, width * bytes);
   for (int64_t w = 0; w < width; ++w, out += channels, negative += 8 * bytes) {
     const Readers& from = columns[w];
-    const float *first = sums + from.output[0] * channels, *second = sums + from.output[1] * channels;
+    // Where there is one reader alone, the other's weight of 0 meets that reader's number again, be it infinite.
+    const float* first = sums + std::max<int64_t>(from.first, 0) * channels;
+    const float* second = sums + std::min<int64_t>(from.first + 1, last) * channels;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
       const float grad = from.weight[0] * first[c] + from.weight[1] * second[c];
@@ -105,12 +107,14 @@ ANDFAST_BODY void spread_row_body(const float* sums, const Readers* columns, con
   }
 }
 ANDFAST_CLONES void spread_row(const float* sums, const Readers* columns, const uint8_t* signs, float bend,
-                               float* out, uint8_t* negative, int64_t width, int64_t channels) {
-  spread_row_body(sums, columns, signs, bend, out, negative, width, channels);
+                               float* out, uint8_t* negative, int64_t width, int64_t channels,
+                               int64_t scale) {
+  spread_row_body(sums, columns, signs, bend, out, negative, width, channels, scale);
 }
 ANDFAST_CLONES void spread_row(const float* sums, const Readers* columns, const uint8_t* signs, float bend,
-                               bfloat16* out, uint8_t* negative, int64_t width, int64_t channels) {
-  spread_row_body(sums, columns, signs, bend, out, negative, width, channels);
+                               bfloat16* out, uint8_t* negative, int64_t width, int64_t channels,
+                               int64_t scale) {
+  spread_row_body(sums, columns, signs, bend, out, negative, width, channels, scale);
 }
 
 // Both gradients: signs and bend may be null.
@@ -121,21 +125,22 @@ void spread(const T* dpooled, const uint8_t* signs, const float* bend, T* out, B
   const int64_t pooled_row = width / scale * channels, pooled_height = height / scale;
   const int64_t group = shape.networks ? shape.images / shape.networks : 0;
   std::vector<Readers> columns(width);
-  for (int64_t w = 0; w < width; ++w) columns[w] = readers(w, width, scale);
+  for (int64_t w = 0; w < width; ++w) columns[w] = readers(int(w), int(width), int(scale));
   parallel_for(shape.images * height, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> sums(pooled_row);
     std::vector<uint8_t> negative(width * sign_bytes(channels) * 8);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / height;
-      const Readers rows = readers(i % height, height, scale);
+      const Readers rows = readers(int(i % height), int(height), int(scale));
       std::fill(sums.begin(), sums.end(), 0.0f);
       for (int k = 0; k < 2; ++k) {
         if (rows.weight[k] == 0) continue;
-        add_scaled(dpooled + (image * pooled_height + rows.output[k]) * pooled_row, rows.weight[k], sums.data(),
+        add_scaled(dpooled + (image * pooled_height + rows.first + k) * pooled_row, rows.weight[k], sums.data(),
                    pooled_row);
       }
       spread_row(sums.data(), columns.data(), signs ? signs + i * width * sign_bytes(channels) : nullptr,
-                 signs ? bend[image / group] : 0.0f, out + i * width * channels, negative.data(), width, channels);
+                 signs ? bend[image / group] : 0.0f, out + i * width * channels, negative.data(), width, channels,
+                 scale);
     }
   });
 }

@@ -50,31 +50,6 @@ ANDFAST_BODY void unpack_row(const uint8_t* signs, uint8_t* bytes, int64_t count
 
 constexpr int64_t sign_bytes(int64_t channels) { return (channels + 7) / 8; }
 
-// The pooling's windows seen from the input: position p of the input is read by at most two outputs.
-struct Readers {
-  int64_t output[2];
-  float weight[2];
-};
-
-// The outputs that read position p, and with which weight, taps that reflect onto p included.
-inline Readers readers(int64_t p, int64_t size, int64_t scale) {
-  Readers found = {{p / scale, p / scale}, {0, 0}};  // a weight of 0 finds a number there that is read anyway
-  int count = 0;
-  const int64_t outputs = size / scale;
-  for (int64_t j = p / scale - 1; j <= p / scale + 1; ++j) {
-    if (j < 0 || j >= outputs) continue;
-    float weight = 0;
-    for (int i = 0; i < scale + 2; ++i) {
-      if (reflect(scale * j + i - 1, size) == p) weight += pooling_tap(i, int(scale));
-    }
-    if (weight > 0) {
-      found.output[count] = j;
-      found.weight[count++] = weight;
-    }
-  }
-  return found;
-}
-
 // Fills the border left and right of a row, and above or below it where the row is the image's first or last.
 // `row` is the start of the bordered row h.
 template <typename T>

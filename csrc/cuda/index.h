@@ -16,28 +16,6 @@ ANDFAST_INLINE Copies copies(int p, int size, int border) {
   return {p == 0 ? 0 : p + border, p == size - 1 ? p + 2 * border : p + border};
 }
 
-// The outputs of the pooling that read position p, in one direction: `first` and the one after it, each with its
-// weight, taps that reflect onto p included. A weight of 0: no such output, whose index may lie outside.
-struct Readers {
-  int first;
-  float weight[2];
-};
-ANDFAST_INLINE Readers readers(int p, int size, int scale) {
-  const int outputs = size / scale;
-  Readers found = {(p + scale - 1) / scale - 1, {0, 0}};
-#pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    const int j = found.first + k;
-    const int tap = p + 1 - scale * j;
-    if (j < 0 || j >= outputs || tap < 0) continue;
-    float weight = pooling_tap(tap, scale);
-    if (j == 0 && p == 1) weight += pooling_tap(0, scale);
-    if (j == outputs - 1 && p == size - 2) weight += pooling_tap(scale + 1, scale);
-    found.weight[k] = weight;
-  }
-  return found;
-}
-
 // Replaces a symmetric positive definite matrix, (size, size), by its inverse: Gauss and Jordan's elimination, which
 // needs no pivoting there.
 ANDFAST_INLINE void invert(double* matrix, int size) {

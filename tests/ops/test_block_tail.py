@@ -196,7 +196,7 @@ def test_operators_guard_their_memory():
         ("b must have the shape", lambda: ops.block_tail(case.a, case.b[:1], *case.tail, 0)),
         ("b must be of type", lambda: ops.block_tail(case.a, case.b.bfloat16(), *case.tail, 0)),
         ("a must be float32 or bfloat16", lambda: ops.block_tail(case.a.half(), None, *case.tail, 0)),
-        ("a must be a contiguous", lambda: ops.block_tail(case.a.transpose(1, 2), None, *case.tail, 0)),
+        ("a must be contiguous", lambda: ops.block_tail(case.a.transpose(1, 2), None, *case.tail, 0)),
         ("no multiple of the number of networks", lambda: ops.block_tail(case.a[:1], None, *case.tail, 0)),
         (
             "noise must have the shape",

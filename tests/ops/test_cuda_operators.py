@@ -341,10 +341,10 @@ def test_wrong_arguments_are_refused(ops, device):
     wrong = {
         "a must be contiguous": (a.transpose(1, 2), None, bend, noise, seed, layer, 0),
         "a must be float32, float16": (a.double(), None, bend, noise, seed, layer, 0),
-        "b does not have the right shape": (a, b[:2], bend, noise, seed, layer, 0),
+        "b must have the shape": (a, b[:2], bend, noise, seed, layer, 0),
         "b must be of type": (a, b.half(), bend, noise, seed, layer, 0),
         "no multiple of the number of networks": (a, b, bend.new_zeros(3), noise, seed, layer, 0),
-        "noise does not have the right shape": (a, b, bend, noise[:, 1:].contiguous(), seed, layer, 0),
+        "noise must have the shape": (a, b, bend, noise[:, 1:].contiguous(), seed, layer, 0),
         "border must be 0 or 1": (a, b, bend, noise, seed, layer, 2),
         "at most": (a.new_zeros(2, 1, 1, 2049), None, bend, noise, seed, layer, 0),
     }

@@ -82,7 +82,7 @@ extern "C" void copies(int p, int size, int border, int* range) {
   range[0] = found.first, range[1] = found.last;
 }
 extern "C" int readers(int p, int size, int scale, float* weight) {
-  const auto found = andfast::cuda::readers(p, size, scale);
+  const auto found = andfast::readers(p, size, scale);
   weight[0] = found.weight[0], weight[1] = found.weight[1];
   return found.first;
 }
