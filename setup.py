@@ -111,6 +111,9 @@ def wants_cuda() -> bool:
     if CUDA_HOME is None or not (Path(CUDA_HOME) / "bin" / "nvcc").is_file():
         report(f"the CUDA kernels are left out: nvcc (CUDA {torch.version.cuda}) was not found; CUDA_HOME can name it")
         return False
+    if not (Path(CUDA_HOME) / "include" / "cuda_runtime.h").is_file():  # an nvcc on the PATH can be a mere wrapper
+        report(f"the CUDA kernels are left out: {CUDA_HOME} has nvcc, but no headers; let CUDA_HOME name CUDA's folder")
+        return False
     return True
 
 

@@ -51,24 +51,34 @@ class EagerNetwork(nn.Module):
             x = x.unflatten(0, (networks, each)).transpose(0, 1).flatten(1, 2)
         x = x.contiguous(memory_format=self.memory_format)
         for layer in range(len(self.noise)):
-            x = self._conv(x, self.weights[layer])
-            slope = self.slopes[layer].to(self.dtype).repeat_interleave(self.layout.channels)
-            x = F.prelu(x, slope)  # F.leaky_relu takes no slope that has a gradient
-            x = (x.unflatten(1, (networks, -1)) + self.noise[layer].to(self.dtype)).flatten(1, 2)
+            weight, slopes, noise = self.weights[layer], self.slopes[layer], self.noise[layer]
+            x = eager_block(x, self._as_computed(weight), slopes.to(self.dtype), noise.to(self.dtype))
             if layer == self.layout.blocks - 1:
                 padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
                 x = F.conv2d(padded, self.pooling, stride=self.layout.scale, groups=len(self.pooling))
-        x = self._conv(x, self.weights[-1])
+        x = F.conv2d(_replicated(x), self._as_computed(self.weights[-1]), groups=networks)
         return x.unflatten(1, (networks, -1)).transpose(0, 1).flatten(0, 1) if networks > 1 else x
 
-    def _conv(self, x: Tensor, weight: Tensor) -> Tensor:
-        weight = weight.to(self.dtype, memory_format=self.memory_format)
-        return F.conv2d(_replicated(x), weight, groups=self.networks)
+    def _as_computed(self, weight: Tensor) -> Tensor:
+        return weight.to(self.dtype, memory_format=self.memory_format)
 
     def as_delta(self, grads: tuple[Tensor, ...]) -> Tensor:
         """The gradients of `parameters()` as `degradation_forward` gives them: (N, P), convolutions in moments."""
         taps = torch.cat([grad.reshape(self.networks, -1) for grad in grads], dim=1)
         return self.layout.to_moments(taps)
+
+
+def eager_block(x: Tensor, weight: Tensor, slopes: Tensor, noise: Tensor) -> Tensor:
+    """A block of N networks side by side in the channels: one grouped convolution, LeakyReLU, noise maps.
+
+    Args:
+        x: (images a network, N in, H, W).
+        weight: (N out, in, 3, 3); slopes: (N,); noise: (N, 1, H, W), all in the type of `x`.
+    """
+    networks = len(slopes)
+    x = F.conv2d(_replicated(x), weight, groups=networks)
+    x = F.prelu(x, slopes.repeat_interleave(len(weight) // networks))  # F.leaky_relu takes no slope with a gradient
+    return (x.unflatten(1, (networks, -1)) + noise).flatten(1, 2)
 
 
 def _replicated(x: Tensor) -> Tensor:

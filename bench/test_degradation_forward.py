@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,12 +10,12 @@ import torch
 from torch import Tensor
 
 from andfast.degradation import DegradationNetwork
-from andfast.ops import use_backend
 from andfast.ops.degradation_forward import degradation_forward, degradation_forward_reference
 from andfast.theta import ThetaLayout
 from bench.eager import EagerNetwork
-from bench.timing import DEVICE, SMALL, clock, measure
-from bench.variants import Variant, backend_variants, check, skip_unavailable
+from bench.passes import PASSES, Program, bench_passes, of_passes, settings
+from bench.timing import DEVICE, SMALL, clock
+from bench.variants import Variant, network_variants, skip_unavailable
 
 pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
 
@@ -41,15 +38,15 @@ class Case:
         high = self.images * self.size**2
         return high, high // 16
 
-    def flops(self, backward: bool) -> int:
+    def flops(self, passes: str) -> int:
         """Products and sums of the convolutions alone; the first one's input has no gradient."""
         high, low = self.pixels()
         first = 9 * 3 * self.channels * high
         inner = 9 * self.channels**2 * (high * (self.blocks - 1) + low * self.blocks)
         macs = first + inner + 9 * 3 * self.channels * low
-        return 6 * macs - 2 * first if backward else 2 * macs
+        return of_passes(passes, 2 * macs, 4 * macs - 2 * first)
 
-    def moved(self, layout: ThetaLayout, dtype: torch.dtype, backward: bool) -> int:
+    def moved(self, layout: ThetaLayout, dtype: torch.dtype, passes: str) -> int:
         """Bytes where a layer is one pass over memory, its output written once and read once.
 
         Backward, each layer's input is read once more, and each gradient is written and read once.
@@ -57,7 +54,7 @@ class Case:
         high, low = self.pixels()
         inner = self.channels * (high * (self.blocks - 1) + low * (self.blocks + 1)) * dtype.itemsize
         ends = 4 * 3 * high + dtype.itemsize * 3 * low + 4 * self.networks * layout.size
-        return 5 * inner + 2 * ends if backward else 2 * inner + ends
+        return of_passes(passes, 2 * inner + ends, 3 * inner + ends)
 
 
 if SMALL:
@@ -68,16 +65,9 @@ else:
     CASES = [Case(1, 2, 128), Case(8, 8, 64)]
 
 
-def variants() -> list[Variant]:
-    eager = [Variant("eager", torch.float32), Variant("eager", torch.bfloat16)]
-    if DEVICE.type == "cuda":  # what PyTorch makes of float32 convolutions there, unless told otherwise
-        eager.insert(1, Variant("eager", torch.float32, tf32=True))
-    return eager + backend_variants("degradation_forward", torch.bfloat16, torch.float32)
-
-
 COMPILED = Variant("torch.compile", torch.bfloat16)
 # What has to be compiled comes last; on the CPU with one network alone, for that takes as long as all the rest.
-RUNS = [(case, variant) for case in CASES for variant in variants()]
+RUNS = [(case, variant) for case in CASES for variant in network_variants("degradation_forward")]
 RUNS += [(case, COMPILED) for case in CASES if DEVICE.type == "cuda" or case.networks == 1]
 
 
@@ -129,15 +119,6 @@ def _exact(
     return torch.cat(lr).detach(), grad
 
 
-@dataclass
-class Program:
-    """A variant, ready to run: its forward pass, its parameters, and their gradients in the form of delta's."""
-
-    forward: Callable[[], Tensor]
-    parameters: list[Tensor]
-    as_delta: Callable[[tuple[Tensor, ...]], Tensor]
-
-
 def program(given: Inputs, variant: Variant) -> Program:
     if variant.name in ("eager", "torch.compile"):
         theta = given.theta_id + given.layout.to_taps(given.delta)
@@ -150,59 +131,20 @@ def program(given: Inputs, variant: Variant) -> Program:
     return Program(lambda: degradation_forward(*arguments), [delta], lambda grads: grads[0])
 
 
-@pytest.fixture
-def tf32(request: pytest.FixtureRequest) -> Iterator[None]:
-    """float32 means float32 in all variants but those called tf32."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = request.node.callspec.params["variant"].tf32
-    yield
-    torch.backends.cudnn.allow_tf32 = before
-
-
-@pytest.mark.usefixtures("tf32")
-@pytest.mark.parametrize("passes", ["forward", "forward+backward"])
+@pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize(("case", "variant"), RUNS, ids=str)
 def test_degradation_forward(benchmark, case, variant, passes):
     skip_unavailable(variant)
     given = inputs(case)
-    backward = passes == "forward+backward"
-    is_backend = variant.name not in ("eager", "torch.compile")
-    with use_backend(variant.name) if is_backend else nullcontext():
-        prepared = program(given, variant)
-        grad_lr = given.grad_lr.to(variant.dtype)
-
-        def run() -> tuple[Tensor, ...]:
-            if not backward:
-                with torch.no_grad():
-                    return (prepared.forward(),)
-            lr = prepared.forward()
-            return lr, *torch.autograd.grad(lr, prepared.parameters, grad_lr)
-
-        if variant == COMPILED:
-            benchmark.extra_info["compile_seconds"] = compiled(run)
-        lr, *grads = run()
-        check("result", lr.detach(), given.exact_lr, variant)
-        if backward:
-            check("gradient of theta", prepared.as_delta(grads), given.exact_grad, variant)
-        del lr, grads
-        measure(
+    with settings(variant):
+        bench_passes(
             benchmark,
-            run,
+            program(given, variant),
+            passes,
+            variant,
+            given.grad_lr,
+            (given.exact_lr, given.exact_grad),
             group=f"degradation_forward {case} {passes}",
-            variant=str(variant),
-            dtype=variant.dtype,
-            flops=case.flops(backward),
-            moved=case.moved(given.layout, variant.dtype, backward),
-            tf32=variant.tf32,
+            flops=case.flops(passes),
+            moved=case.moved(given.layout, variant.dtype, passes),
         )
-
-
-def compiled(run: Callable[[], object]) -> float:
-    """Compile by the first call; the seconds it took."""
-    torch.compiler.reset()
-    start = time.perf_counter()
-    try:
-        run()
-    except Exception as error:
-        pytest.skip(f"torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0]}")
-    return time.perf_counter() - start

@@ -42,6 +42,14 @@ def backend_variants(operation: str, *dtypes: torch.dtype) -> list[Variant]:
     return found
 
 
+def network_variants(operation: str) -> list[Variant]:
+    """Plain PyTorch in float32 and bfloat16, and the backends of an operation in both."""
+    eager = [Variant("eager", torch.float32), Variant("eager", torch.bfloat16)]
+    if DEVICE.type == "cuda":  # what PyTorch makes of float32 convolutions there, unless told otherwise
+        eager.insert(1, Variant("eager", torch.float32, tf32=True))
+    return eager + backend_variants(operation, torch.bfloat16, torch.float32)
+
+
 def skip_unavailable(variant: Variant) -> None:
     """Skip the test of a backend that cannot be used here, with the reason."""
     if variant.name in backends.unavailable:

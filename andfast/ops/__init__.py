@@ -3,11 +3,13 @@
 from andfast.ops import triton_operators  # noqa: F401  registers itself
 from andfast.ops._extension import ExtensionWarning
 from andfast.ops.backends import use_backend
+from andfast.ops.degradation_block import degradation_block
 from andfast.ops.degradation_forward import degradation_forward
 from andfast.ops.projected_step import projected_step, projected_step_reference, scaled_norm
 
 __all__ = [
     "ExtensionWarning",
+    "degradation_block",
     "degradation_forward",
     "projected_step",
     "projected_step_reference",

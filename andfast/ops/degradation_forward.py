@@ -7,16 +7,15 @@ written into one (N, P) matrix.
 
 from __future__ import annotations
 
-import importlib
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from andfast.ops import backends, block_tail  # noqa: F401  block_tail registers its operators
+from andfast.ops import backends
 from andfast.ops.blur_pool import blur_pool_reference, pooling_taps
-from andfast.ops.degradation_block import degradation_block, split_conv
-from andfast.ops.kernels import Kernels, Noise
+from andfast.ops.degradation_block import one_network_block, split_conv
+from andfast.ops.kernels import CPU_TYPES, GPU_TYPES, Kernels, Noise, kernels_of
 from andfast.ops.noise import gaussian_field
 from andfast.theta import ThetaLayout, moment_basis
 
@@ -42,7 +41,7 @@ def _one_network(x: Tensor, theta_id: Tensor, deviation: Tensor, noise_seed: Ten
         if layout.noise_kind == "gaussian":
             added = added * gaussian_field(noise_seed, layer, x.shape[0], (x.shape[2], x.shape[3]))
         bend = (slope_id[layer] - 1 + slope[layer]).squeeze()
-        x = degradation_block(x, centres[layer], deviations[layer], bend.to(x.dtype), added.to(x.dtype))
+        x = one_network_block(x, centres[layer], deviations[layer], bend.to(x.dtype), added.to(x.dtype))
         if layer == layout.blocks - 1:
             x = blur_pool_reference(x, layout.scale)
     return split_conv(x, centres[-1], deviations[-1])
@@ -108,16 +107,6 @@ def _layout(size: tuple[int, ...], scale: int, channels: int, blocks: int, gauss
     return ThetaLayout(size[1:], scale, channels, blocks, "gaussian" if gaussian else "map", size[0])
 
 
-@lru_cache
-def _kernels(backend: str) -> Kernels:
-    module, name = {
-        "cpu": ("andfast.ops.library_kernels", "LibraryKernels"),
-        "cuda": ("andfast.ops.library_kernels", "LibraryKernels"),
-        "triton": ("andfast.ops.triton_kernels", "TritonKernels"),
-    }[backend]
-    return getattr(importlib.import_module(module), name)()
-
-
 class _Bank:
     """The parameters of some rows of theta, as the kernels want them."""
 
@@ -167,13 +156,13 @@ def _pooling_matrix(size: int, scale: int, device: torch.device) -> Tensor:
 
 
 def _run_forward(bank: _Bank, hr: Tensor, keep: bool) -> tuple[Tensor, list[Tensor]]:
-    """LR (B, h, w, 3), and what the backward pass needs: the convolutions' inputs, the signs, the pooled negatives.
+    """LR (B, h, w, 3), and what the backward pass needs besides `hr`: blocks' outputs, signs, the pooled negatives.
 
     Where it is not to be kept, the list is empty and every activation lives only until the next one.
     """
     kernels, layout = bank.kernels, bank.layout
     x = kernels.enter(hr, bank.dtype)
-    inputs, signs, negatives = [x] * keep, [], []
+    outputs, signs, negatives = [], [], []
     for layer in range(2 * layout.blocks):
         parameters = (bank.weights(layer), bank.bend(layer), bank.noise(layer))
         if layer == layout.blocks - 1:
@@ -181,29 +170,32 @@ def _run_forward(bank: _Bank, hr: Tensor, keep: bool) -> tuple[Tensor, list[Tens
             negatives += [negative] * keep
         else:
             x, sign = kernels.block(x, *parameters)
-        inputs += [x] * keep
+        outputs += [x] * keep
         signs += [sign] * keep
-    return kernels.conv(x, bank.weights(2 * layout.blocks)), [*inputs, *signs, *negatives]
+    return kernels.conv(x, bank.weights(2 * layout.blocks)), [*outputs, *signs, *negatives]
 
 
-def _run_backward(bank: _Bank, grad_lr: Tensor, saved: list[Tensor], grad: Tensor, needs_hr: bool) -> Tensor | None:
+def _run_backward(
+    bank: _Bank, grad_lr: Tensor, hr: Tensor, saved: list[Tensor], grad: Tensor, needs_hr: bool
+) -> Tensor | None:
     """Fill the rows `grad` (N, P); return the gradient of the HR images, (B, H, W, 3), if it is needed.
 
     Args:
         grad_lr: (B, h, w, 3) in the compute type.
-        saved: what `_run_forward` left.
+        hr, saved: what `_run_forward` was given, and what it left.
     """
     kernels, layout, count = bank.kernels, bank.layout, len(grad)
     blocks = layout.blocks
-    inputs, signs, negative = saved[: 2 * blocks + 1], saved[2 * blocks + 1 : -1], saved[-1]
+    outputs, signs, negative = saved[: 2 * blocks], saved[2 * blocks : -1], saved[-1]
     taps = torch.empty_like(bank.taps)
     dz = [grad_lr]  # in a list, to be handed over: the kernels then free it as soon as it is used up
     del grad_lr
     for layer in range(2 * blocks, -1, -1):
-        layout.conv[layer].view(taps.flatten(1)).copy_(kernels.weight_grad(inputs[layer], dz[0], count))
+        block = layer - 1  # the one that made this convolution's input
+        x = outputs[block] if layer else kernels.enter(hr, bank.dtype)
+        layout.conv[layer].view(taps.flatten(1)).copy_(kernels.weight_grad(x, dz[0], count))
         if layer == 0:
             break
-        block = layer - 1
         bend, noise = bank.bend(block), bank.noise(block)
         weights = bank.weights(layer, backward=True)
         if layer == blocks:
@@ -212,7 +204,7 @@ def _run_backward(bank: _Bank, grad_lr: Tensor, saved: list[Tensor], grad: Tenso
             dnoise = _pooled_noise_grad(dpooled, noise, layout)
             dz.append(kernels.pool_grad(dpooled, signs[block], bend, layout.scale))
         else:
-            below, dbend, dnoise = kernels.input_grad_block(dz.pop(), weights, inputs[layer], signs[block], bend, noise)
+            below, dbend, dnoise = kernels.input_grad_block(dz.pop(), weights, x, signs[block], bend, noise)
             dz.append(below)
             del below
         grad[:, layout.slope[block].start] = dbend
@@ -244,7 +236,7 @@ def _banks(
     backend: str,
 ) -> list[_Bank]:
     """The rows of theta in the pieces that the backend can do at once."""
-    kernels, layout = _kernels(backend), _layout(tuple(hr_size[1:]), *sizes)
+    kernels, layout = kernels_of(backend), _layout(tuple(hr_size[1:]), *sizes)
     pieces = len(theta_id) if kernels.one_network else 1
     rows = zip(theta_id.detach().chunk(pieces), delta.detach().chunk(pieces), noise_seed.chunk(pieces), strict=True)
     return [_Bank(kernels, layout, *row, dtype) for row in rows]
@@ -285,23 +277,22 @@ def _(
     backend: str,
     keep: bool,
 ) -> list[Tensor]:
-    kernels = _kernels(backend)
+    kernels = kernels_of(backend)
     pieces = theta_id.shape[0] if kernels.one_network else 1
     batch, image_channels, height, width = hr.shape
     sign_bytes = (channels + 7) // 8
     low = (height // scale, width // scale)
 
-    def activation(size: tuple[int, int], depth: int, border: int = kernels.border) -> Tensor:
-        return hr.new_empty(batch // pieces, size[0] + 2 * border, size[1] + 2 * border, depth, dtype=dtype)
+    def activation(size: tuple[int, int], border: int = kernels.border) -> Tensor:
+        return hr.new_empty(batch // pieces, size[0] + 2 * border, size[1] + 2 * border, channels, dtype=dtype)
 
     saved = []
     for _ in range(pieces):
-        saved += [activation((height, width), image_channels)]
-        saved += [activation((height, width), channels) for _ in range(blocks - 1)]
-        saved += [activation(low, channels) for _ in range(blocks + 1)]
+        saved += [activation((height, width)) for _ in range(blocks - 1)]
+        saved += [activation(low) for _ in range(blocks + 1)]
         for size in [(height, width)] * blocks + [low] * blocks:
             saved.append(hr.new_empty(batch // pieces, *size, sign_bytes, dtype=torch.uint8))
-        saved.append(activation(low, channels, 0))
+        saved.append(activation(low, 0))
     return [hr.new_empty(batch, *low, image_channels, dtype=dtype).permute(0, 3, 1, 2), *(saved if keep else [])]
 
 
@@ -311,8 +302,8 @@ def _backward(
     theta_id: Tensor,
     delta: Tensor,
     noise_seed: Tensor,
+    hr: Tensor,
     saved: list[Tensor],
-    hr_size: list[int],
     scale: int,
     channels: int,
     blocks: int,
@@ -322,16 +313,15 @@ def _backward(
     needs_hr: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of delta (N, P) and of the HR images in the compute type (empty where it is not needed)."""
-    banks = _banks(
-        torch.Size(hr_size), theta_id, delta, noise_seed, (scale, channels, blocks, gaussian), dtype, backend
-    )
+    banks = _banks(hr.shape, theta_id, delta, noise_seed, (scale, channels, blocks, gaussian), dtype, backend)
     pieces, each = len(banks), len(saved) // len(banks)
     # The one place where layouts of any kind arrive: a sum's gradient, for one, has strides of 0.
     grad_lr = grad_lr.permute(0, 2, 3, 1).to(dtype).contiguous()
     grad = torch.empty_like(delta, memory_format=torch.contiguous_format)
+    parts = zip(banks, grad_lr.chunk(pieces), hr.chunk(pieces), grad.chunk(pieces), strict=True)
     hr_grads = [
-        _run_backward(bank, part, saved[i * each : (i + 1) * each], rows, needs_hr)
-        for i, (bank, part, rows) in enumerate(zip(banks, grad_lr.chunk(pieces), grad.chunk(pieces), strict=True))
+        _run_backward(bank, part, images, saved[i * each : (i + 1) * each], rows, needs_hr)
+        for i, (bank, part, images, rows) in enumerate(parts)
     ]
     hr_grad = torch.cat(hr_grads).permute(0, 3, 1, 2) if needs_hr else grad.new_empty(0, dtype=dtype)
     return grad, hr_grad
@@ -343,8 +333,8 @@ def _(
     theta_id: Tensor,
     delta: Tensor,
     noise_seed: Tensor,
+    hr: Tensor,
     saved: list[Tensor],
-    hr_size: list[int],
     scale: int,
     channels: int,
     blocks: int,
@@ -353,7 +343,7 @@ def _(
     backend: str,
     needs_hr: bool,
 ) -> tuple[Tensor, Tensor]:
-    batch, image_channels, height, width = hr_size
+    batch, image_channels, height, width = hr.shape
     hr_grad = delta.new_empty(batch, height, width, image_channels, dtype=dtype).permute(0, 3, 1, 2)
     grad = torch.empty_like(delta, memory_format=torch.contiguous_format)
     return grad, hr_grad if needs_hr else delta.new_empty(0, dtype=dtype)
@@ -362,23 +352,19 @@ def _(
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: list[Tensor]) -> None:
     hr, theta_id, delta, noise_seed, *ctx.settings, _ = inputs
     ctx.set_materialize_grads(False)  # zeros for everything saved, otherwise
-    ctx.hr_size, ctx.hr_dtype = list(hr.shape), hr.dtype
-    ctx.save_for_backward(theta_id, delta, noise_seed, *output[1:])
+    ctx.save_for_backward(theta_id, delta, noise_seed, hr, *output[1:])
 
 
 def _autograd(ctx: torch.autograd.function.FunctionCtx, grads: list[Tensor | None]) -> tuple:
-    theta_id, delta, noise_seed, *saved = ctx.saved_tensors
+    theta_id, delta, noise_seed, hr, *saved = ctx.saved_tensors
     needs_hr = ctx.needs_input_grad[0]
-    grad, hr_grad = _backward(
-        grads[0], theta_id, delta, noise_seed, saved, ctx.hr_size, *ctx.settings, needs_hr=needs_hr
-    )
-    return (hr_grad.to(ctx.hr_dtype) if needs_hr else None, None, grad, None, *(None for _ in ctx.settings), None)
+    grad, hr_grad = _backward(grads[0], theta_id, delta, noise_seed, hr, saved, *ctx.settings, needs_hr=needs_hr)
+    return (hr_grad.to(hr.dtype) if needs_hr else None, None, grad, None, *(None for _ in ctx.settings), None)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 backends.register("degradation_forward", "reference", degradation_forward_reference)
-_GPU_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-backends.register("degradation_forward", "triton", _forward, device="cuda", dtypes=_GPU_TYPES)
-backends.register("degradation_forward", "cuda", _forward, device="cuda", dtypes=_GPU_TYPES)
-backends.register("degradation_forward", "cpu", _forward, device="cpu", dtypes=(torch.float32, torch.bfloat16))
+backends.register("degradation_forward", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
+backends.register("degradation_forward", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
+backends.register("degradation_forward", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)

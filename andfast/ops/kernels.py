@@ -1,13 +1,15 @@
 """What a backend provides for the degradation network: the fused pieces of its forward and backward pass.
 
-`degradation_forward` puts them together, once for all backends. All activations are in channels-last order,
-contiguous tensors (B, H, W, C) in the compute type. Image b belongs to network b // (B / N). Sums and everything of
-theta are float32.
+`degradation_forward` and `degradation_block` put them together, once for all backends. All activations are in
+channels-last order, contiguous tensors (B, H, W, C) in the compute type. Image b belongs to network b // (B / N). Sums
+and everything of theta are float32.
 """
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -51,7 +53,10 @@ class Kernels(Protocol):
     border: int
 
     def enter(self, image: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, C, H, W) of any type and layout -> an activation (B, H, W, C), with this backend's border."""
+        """(B, C, H, W) of any type and layout -> an activation (B, H, W, C), with this backend's border.
+
+        Without a border it may share its memory with the image.
+        """
 
     def pack(self, centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> tuple[Tensor, ...]:
         """The weights of one convolution as this backend wants them, for the forward or the backward pass.
@@ -59,8 +64,15 @@ class Kernels(Protocol):
         `centre` (N, out, in) and `deviation` (N, out, in, 9) are float32, the deviation's taps in row-major order.
         """
 
-    def block(self, x: Tensor, weights: tuple[Tensor, ...], bend: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """y, with border, and signs."""
+    def block(
+        self, x: Tensor, weights: tuple[Tensor, ...], bend: Tensor, noise: Noise, bordered: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """y and signs; y with this backend's border, unless it shall have none."""
+
+    def block_grad(
+        self, dy: Tensor, y: Tensor, signs: Tensor, bend: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Back through a block down to z: dz, and dbend and dnoise as in `input_grad_block`. No borders."""
 
     def block_pool(
         self, x: Tensor, weights: tuple[Tensor, ...], bend: Tensor, noise: Noise, scale: int
@@ -89,3 +101,19 @@ class Kernels(Protocol):
 
     def pool_grad(self, dpooled: Tensor, signs: Tensor, bend: Tensor, scale: int) -> Tensor:
         """Back through the pooling and the block before it, from the pooled y's gradient (without border) to dz."""
+
+
+#: The types that each device's kernels compute in.
+CPU_TYPES = (torch.float32, torch.bfloat16)
+GPU_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@lru_cache
+def kernels_of(backend: str) -> Kernels:
+    """The pieces of a backend that has them, imported when they are first asked for: Triton takes seconds."""
+    module, name = {
+        "cpu": ("andfast.ops.library_kernels", "LibraryKernels"),
+        "cuda": ("andfast.ops.library_kernels", "LibraryKernels"),
+        "triton": ("andfast.ops.triton_kernels", "TritonKernels"),
+    }[backend]
+    return getattr(importlib.import_module(module), name)()

@@ -52,8 +52,15 @@ class LibraryKernels:
         second = _nhwc(F.conv2d(image[..., 1:-1, 1:-1], weights[1])) if len(weights) > 1 else None
         return first, second
 
-    def block(self, x: Tensor, weights: tuple[Tensor, ...], bend: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        return _ops.block_tail(*self._conv(x, weights), bend, noise.values, noise.seed, noise.layer, self.border)
+    def block(
+        self, x: Tensor, weights: tuple[Tensor, ...], bend: Tensor, noise: Noise, bordered: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        return _ops.block_tail(*self._conv(x, weights), bend, noise.values, noise.seed, noise.layer, int(bordered))
+
+    def block_grad(
+        self, dy: Tensor, y: Tensor, signs: Tensor, bend: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _ops.block_tail_grad(dy, y, signs, bend, noise.values, noise.seed, noise.layer, 0)
 
     def block_pool(
         self, x: Tensor, weights: tuple[Tensor, ...], bend: Tensor, noise: Noise, scale: int

@@ -1,4 +1,8 @@
+import math
+
 import pytest
+import torch
+from torch import Tensor
 
 from andfast.ops import backends, use_backend
 
@@ -13,3 +17,15 @@ def default_and_reference(request: pytest.FixtureRequest):
         pytest.skip(backends.unavailable["cpu"])
     else:
         yield
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch):
+    """Whatever Python code allocates holds NaN until it is written."""
+    empty_like, new_empty = torch.empty_like, Tensor.new_empty
+
+    def poison(tensor: Tensor) -> Tensor:
+        return tensor.fill_(math.nan) if tensor.is_floating_point() and tensor.device.type != "meta" else tensor
+
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **options: poison(empty_like(*args, **options)))
+    monkeypatch.setattr(Tensor, "new_empty", lambda *args, **options: poison(new_empty(*args, **options)))

@@ -1,12 +1,16 @@
-"""One layer of the degradation network, against naive NumPy and SciPy in float64."""
+"""One layer of the degradation network: its reference against naive NumPy and SciPy, its backends against that."""
 
 import numpy as np
 import pytest
 import torch
+from banks import Bank, check, run
 from scipy import ndimage
 from torch import Tensor
 
-from andfast.ops.degradation_block import degradation_block, split_conv
+from andfast.ops import backends, degradation_block, use_backend
+from andfast.ops.degradation_block import degradation_block_reference, one_network_block, split_conv
+from andfast.ops.kernels import kernels_of
+from andfast.ops.noise import gaussian_field_reference
 
 
 def convolve(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -65,7 +69,7 @@ def test_block_is_conv_then_leaky_relu_then_noise(shape, bend):
     expected = np.where(y < 0, (1 + bend) * y, y) + noise.numpy()
     assert (y < 0).any()
     assert (y > 0).any()
-    found = degradation_block(x, centre, deviation, torch.tensor(bend, dtype=torch.float64), noise)
+    found = one_network_block(x, centre, deviation, torch.tensor(bend, dtype=torch.float64), noise)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-13)
 
 
@@ -73,7 +77,7 @@ def test_arguments_are_left_alone():
     x, centre, deviation, bend = make()
     arguments = (x, centre, deviation, bend, make_noise((1, 6, 5)))
     before = [argument.clone() for argument in arguments]
-    degradation_block(*arguments)
+    one_network_block(*arguments)
     for argument, copy in zip(arguments, before, strict=True):
         assert torch.equal(argument, copy)
 
@@ -81,18 +85,18 @@ def test_arguments_are_left_alone():
 def test_memory_format_is_kept():
     x, centre, deviation, bend = make()
     last = x.contiguous(memory_format=torch.channels_last)
-    found = degradation_block(last, centre, deviation, bend, make_noise((1, 6, 5)))
+    found = one_network_block(last, centre, deviation, bend, make_noise((1, 6, 5)))
     assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found, degradation_block(x, centre, deviation, bend, make_noise((1, 6, 5))))
+    torch.testing.assert_close(found, one_network_block(x, centre, deviation, bend, make_noise((1, 6, 5))))
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4), (2, 2, 3, 4)])
 def test_gradients_of_all_arguments(shape):
     x, centre, deviation, bend = make((3, 4), (3, 2))
     arguments = [argument.requires_grad_() for argument in (x, centre, deviation, bend, make_noise(shape))]
-    assert torch.autograd.gradcheck(degradation_block, arguments)
+    assert torch.autograd.gradcheck(one_network_block, arguments)
     bend_zero = torch.zeros((), dtype=torch.float64, requires_grad=True)  # where every attack starts
-    assert torch.autograd.gradcheck(degradation_block, [x, centre, deviation, bend_zero, arguments[4]])
+    assert torch.autograd.gradcheck(one_network_block, [x, centre, deviation, bend_zero, arguments[4]])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -122,3 +126,179 @@ def test_half_types_keep_small_deviations(dtype):
     lossy = [convolve(x.double().numpy(), rounded) for x in (edge, flat)]
     assert np.abs(lossy[0] - exact).max() > 0.2 * size_of_effect
     assert np.abs(lossy[1]).max() > 0.2 * size_of_effect
+
+
+needs_cpu = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+BACKENDS = [pytest.param("cpu", marks=needs_cpu)]
+
+
+@pytest.mark.parametrize("kind", ["map", "gaussian"])
+def test_reference_runs_each_network_on_its_images(kind):
+    bank = Bank(3, 6, (4, 5), (3, 4), torch.float64, kind)
+    with use_backend("reference"):
+        y = degradation_block(*bank.arguments)
+    for network in range(3):
+        images = slice(2 * network, 2 * network + 2)
+        z = convolve(bank.x[images].numpy(), summed(bank.centre[network], bank.deviation[network]))
+        added = bank.noise[network]
+        if kind == "gaussian":
+            added = added[:, None, None] * gaussian_field_reference(bank.seed[network], bank.layer, 2, (4, 5))
+        expected = np.where(z < 0, (1 + bank.bend[network].item()) * z, z) + added.numpy()
+        np.testing.assert_allclose(y[images].numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["map", "gaussian"])
+def test_gradcheck_of_the_reference(kind):
+    bank = Bank(2, 2, (3, 4), (3, 2), torch.float64, kind)
+    tensors = [tensor.requires_grad_() for tensor in bank.arguments[:5]]
+    assert torch.autograd.gradcheck(lambda *given: degradation_block(*given, bank.seed, bank.layer), tensors)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["map", "gaussian"])
+@pytest.mark.parametrize(
+    ("networks", "images", "size", "widths"),
+    [
+        (1, 1, (1, 1), (3, 5)),
+        (1, 3, (5, 7), (3, 64)),
+        (3, 6, (6, 4), (16, 9)),
+        (4, 4, (3, 9), (64, 64)),
+        (2, 2, (1, 8), (1, 3)),
+    ],
+)
+def test_values_and_gradients(backend, dtype, kind, networks, images, size, widths):
+    check(backend, Bank(networks, images, size, widths, dtype, kind))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layouts(backend):
+    """Channels last or first, slices of something larger, expanded: all the same."""
+    bank = Bank(2, 4, (5, 6), (4, 8), torch.float32, "gaussian")
+    expected = run(backend, bank)
+    assert expected[0].is_contiguous(memory_format=torch.channels_last)
+    x = bank.x
+    wide = torch.zeros(4, 9, 5, 13)[:, :4, :, 1::2].copy_(x)
+    for same in (x.contiguous(memory_format=torch.channels_last), wide):
+        bank.x = same
+        for found, wanted in zip(run(backend, bank), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+    bank.x = x[:1].expand(4, -1, -1, -1)
+    bank.noise = torch.full((1, 1), 0.2).expand(2, 8)
+    found = run(backend, bank)
+    bank.x, bank.noise = bank.x.clone(), bank.noise.clone()
+    for part, wanted in zip(found, run(backend, bank), strict=True):
+        assert torch.equal(part, wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_of_a_plain_sum(backend):
+    """Its strides are all zero."""
+    bank = Bank(2, 2, (4, 5), (3, 8), torch.float32, "map")
+    deviation = bank.deviation.requires_grad_()
+    with use_backend(backend):
+        (found,) = torch.autograd.grad(degradation_block(*bank.arguments).sum(), deviation)
+    (expected,) = torch.autograd.grad(degradation_block_reference(*bank.arguments).sum(), deviation)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_what_is_asked_for_is_computed(backend, monkeypatch):
+    bank = Bank(1, 2, (4, 5), (3, 8), torch.float32, "map")
+    kernels = type(kernels_of(backend))
+    called = []
+    for name in ("weight_grad", "input_grad"):
+        plain = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *args, name=name, plain=plain: called.append(name) or plain(*args))
+    for wanted, calls in (("x", ["input_grad"]), ("deviation", ["weight_grad"]), ("bend", []), ("noise", [])):
+        called.clear()
+        tensor = getattr(bank, wanted).requires_grad_()
+        with use_backend(backend):
+            (grad,) = torch.autograd.grad(degradation_block(*bank.arguments).sum(), tensor)
+        tensor.requires_grad_(False)
+        assert called == calls
+        assert grad.shape == tensor.shape
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_images(backend):
+    bank = Bank(2, 2, (4, 5), (3, 8), torch.float32, "map")
+    bank.x = bank.x[:0]
+    y, dx, dcentre, ddeviation, dbend, dnoise = run(backend, bank)
+    assert y.shape == (0, 8, 4, 5)
+    assert dx.shape == (0, 3, 4, 5)
+    for grad, tensor in (
+        (dcentre, bank.centre),
+        (ddeviation, bank.deviation),
+        (dbend, bank.bend),
+        (dnoise, bank.noise),
+    ):
+        assert torch.equal(grad, torch.zeros_like(tensor))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("networks", "kind"), [(1, "map"), (2, "gaussian")])
+def test_opcheck(backend, networks, kind):
+    bank = Bank(networks, 2, (4, 6), (3, 8), torch.float32, kind)
+    for tensor in bank.arguments[:5]:
+        tensor.requires_grad_()
+    torch.library.opcheck(torch.ops.andfast.degradation_block.default, (*bank.arguments, backend, True))
+    bank.centre.requires_grad_(False)
+    bank.deviation.requires_grad_(False)
+    torch.library.opcheck(torch.ops.andfast.degradation_block.default, (*bank.arguments, backend, True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_without_a_graph_break(backend):
+    bank = Bank(2, 2, (4, 6), (3, 8), torch.float32, "map")
+
+    def loss(deviation: Tensor) -> Tensor:
+        bank.deviation = deviation
+        return (degradation_block(*bank.arguments) ** 2).sum()
+
+    deviation = bank.deviation.clone().requires_grad_()
+    with use_backend(backend):
+        (expected,) = torch.autograd.grad(loss(deviation), deviation)
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+        (found,) = torch.autograd.grad(compiled(deviation), deviation)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(2, 3, 4)}, ValueError, r"x has shape \(2, 3, 4\); it must be \(B, in, H, W\)"),
+        ({"x": torch.zeros(2, 3, 4, 5).int()}, TypeError, "x is torch.int32"),
+        ({"x": torch.zeros(3, 3, 4, 5)}, ValueError, "x holds 3 images; it must be a multiple of .* networks, 2"),
+        ({"centre": torch.zeros(2, 8, 4)}, ValueError, r"centre has shape \(2, 8, 4\); .* \(N, out, 3\)"),
+        ({"deviation": torch.zeros(2, 8, 3, 9)}, ValueError, r"deviation has shape .* must be \(2, 8, 3, 3, 3\)"),
+        ({"deviation": torch.zeros(2, 8, 3, 3, 3).half()}, TypeError, "deviation is torch.float16; .* torch.float32"),
+        ({"bend": torch.zeros(2, 1)}, ValueError, r"bend has shape \(2, 1\); it must be \(2,\)"),
+        ({"noise": torch.zeros(2, 8)}, ValueError, r"noise has shape \(2, 8\); it must be \(2, 4, 5\)"),
+        ({"seed": torch.zeros(2)}, ValueError, r"noise has shape \(2, 4, 5\); it must be \(2, 8\)"),
+        (
+            {"noise": torch.zeros(2, 8), "seed": torch.zeros(2)},
+            TypeError,
+            "seed is torch.float32; it must be torch.int64",
+        ),
+        ({"bend": torch.zeros(2, device="meta")}, ValueError, "bend is on meta; it must be on cpu like x"),
+    ],
+)
+def test_wrong_arguments_are_refused(change, error, message):
+    bank = Bank(2, 2, (4, 5), (3, 8), torch.float32, "map")
+    for name, value in change.items():
+        setattr(bank, name, value)
+    with pytest.raises(error, match=message):
+        degradation_block(*bank.arguments)
+
+
+@needs_cpu
+def test_types_that_the_cpu_has_no_kernels_for():
+    bank = Bank(1, 1, (4, 5), (3, 8), torch.float16, "map")
+    with (
+        use_backend("cpu"),
+        pytest.raises(ValueError, match=r"degradation_block takes torch.float32 or torch.bfloat16"),
+    ):
+        degradation_block(*bank.arguments)
+    assert degradation_block(*bank.arguments).dtype == torch.float16  # by the reference

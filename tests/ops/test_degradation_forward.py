@@ -1,29 +1,15 @@
-import math
-
 import pytest
 import torch
 from networks import check, make, run
 from torch import Tensor
 
 from andfast.ops import backends, degradation_forward, use_backend
-from andfast.ops import degradation_forward as module_function
 from andfast.ops.degradation_forward import degradation_forward_reference
+from andfast.ops.kernels import kernels_of
 
 needs_cpu = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
 BACKENDS = [pytest.param("cpu", marks=needs_cpu)]
 HALF = torch.bfloat16
-
-
-@pytest.fixture
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch):
-    """Whatever Python code allocates holds NaN until it is written."""
-    empty_like, new_empty = torch.empty_like, Tensor.new_empty
-
-    def poison(tensor: Tensor) -> Tensor:
-        return tensor.fill_(math.nan) if tensor.is_floating_point() and tensor.device.type != "meta" else tensor
-
-    monkeypatch.setattr(torch, "empty_like", lambda *args, **options: poison(empty_like(*args, **options)))
-    monkeypatch.setattr(Tensor, "new_empty", lambda *args, **options: poison(new_empty(*args, **options)))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -95,7 +81,7 @@ def test_gradient_of_a_plain_sum(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_is_computed_that_nobody_asked_for(backend, monkeypatch):
     network, hr, delta, _ = make()
-    kernels = type(module_function.__globals__["_kernels"](backend))
+    kernels = type(kernels_of(backend))
     calls = []
     plain = kernels.input_grad
     monkeypatch.setattr(kernels, "input_grad", lambda *args: calls.append(1) or plain(*args))

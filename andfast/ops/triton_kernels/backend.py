@@ -6,28 +6,34 @@ import torch
 from torch import Tensor
 
 from andfast.ops.kernels import Noise
-from andfast.ops.triton_kernels import conv, conv_input_grad, conv_weight_grad, pool
+from andfast.ops.triton_kernels import conv, conv_input_grad, conv_weight_grad, pool, tail_grad
 
 
 class TritonKernels:
     """`andfast.ops.kernels.Kernels` in Triton: float16, bfloat16 and float32, any number of channels.
 
-    Activations have no border: the kernels clamp coordinates instead. Packed weights are one tensor, (N, 10, in, out)
-    forward and (N, 10, out, in) backward (see `pack_weights`).
+    Activations have no border: the kernels clamp coordinates instead. Packed weights are one tensor; see
+    `pack_weights`.
     """
 
     one_network = False
     border = 0
 
     def enter(self, image: Tensor, dtype: torch.dtype) -> Tensor:
-        image = image.permute(0, 2, 3, 1)
-        return torch.empty(image.shape, dtype=dtype, device=image.device).copy_(image)
+        return image.to(dtype).permute(0, 2, 3, 1).contiguous()
 
     def pack(self, centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> tuple[Tensor, ...]:
-        return (conv.pack_weights(centre, deviation, dtype, transposed=backward),)
+        return (conv.pack_weights(centre, deviation, dtype, backward),)
 
-    def block(self, x: Tensor, weights: tuple[Tensor, ...], bend: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def block(
+        self, x: Tensor, weights: tuple[Tensor, ...], bend: Tensor, noise: Noise, bordered: bool = True
+    ) -> tuple[Tensor, Tensor]:
         return conv.conv_block(x, *weights, bend, noise)
+
+    def block_grad(
+        self, dy: Tensor, y: Tensor, signs: Tensor, bend: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return tail_grad.tail_grad(dy, y, signs, bend, noise)
 
     def block_pool(
         self, x: Tensor, weights: tuple[Tensor, ...], bend: Tensor, noise: Noise, scale: int

@@ -33,21 +33,25 @@ from andfast.ops.triton_kernels.noise import gaussian
 PLAIN, SIGNS, BLOCK_MAP, BLOCK_GAUSSIAN = (tl.constexpr(i) for i in range(4))
 
 
-def pack_weights(centre: Tensor, deviation: Tensor, dtype: torch.dtype, transposed: bool) -> Tensor:
-    """The ten taps of a convolution as matrices from its input's to its output's channels.
+def pack_weights(centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> Tensor:
+    """The taps of a convolution as matrices, for the forward pass or for the input gradient.
 
     Args:
         centre: (N, out, in) float32.
         deviation: (N, out, in, 9) float32, taps in row-major order.
         dtype: the compute type.
-        transposed: for the input gradient, which goes from the output's to the input's channels.
+        backward: for the input gradient, which goes from the output's to the input's channels. There the centre and
+            the deviation are one weight: rounding it changes the gradient no more than rounding the gradient.
 
     Returns:
-        (N, 10, in, out), or (N, 10, out, in) if transposed, in `dtype`, contiguous; the tenth tap is the centre.
+        (N, 10, in, out), the tenth tap the centre; backward (N, 9, out, in). In `dtype`, contiguous.
     """
-    taps = torch.cat([deviation, centre.unsqueeze(-1)], dim=-1)  # (N, out, in, 10)
-    order = (0, 3, 1, 2) if transposed else (0, 3, 2, 1)
-    taps = taps.permute(order)
+    if backward:
+        taps = deviation.clone()
+        taps[..., 4] += centre
+        taps = taps.permute(0, 3, 1, 2)
+    else:
+        taps = torch.cat([deviation, centre.unsqueeze(-1)], dim=-1).permute(0, 3, 2, 1)
     return torch.empty(taps.shape, dtype=dtype, device=taps.device).copy_(taps)
 
 

@@ -8,7 +8,6 @@ around; patches that touch the border go on to add the folded products.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,16 +17,14 @@ from andfast.ops.triton_kernels.common import (
     block_of,
     check_activation,
     images_per_network,
-    inverse_slope,
     load_block,
-    load_signs,
     multiply,
     on_device,
     patch,
     rounded,
 )
 from andfast.ops.triton_kernels.configs import config
-from andfast.ops.triton_kernels.noise import gaussian
+from andfast.ops.triton_kernels.tail_grad import sum_partials, tail_partials, through_tail
 
 #: What is done with the gradient of the input: it is written; or it goes back through the block that made the input.
 PLAIN, BLOCK_MAP, BLOCK_GAUSSIAN = (tl.constexpr(i) for i in range(3))
@@ -54,15 +51,15 @@ def _add_tap(
 @triton.jit(do_not_specialize=["layer"])
 def input_grad_kernel(
     dz_ptr,  # (B, H, W, C_DZ)
-    weight_ptr,  # (N, 10, C_DZ, C_DX), like dz
+    weight_ptr,  # (N, 9, C_DZ, C_DX), like dz
     out_ptr,  # (B, H, W, C_DX), like dz: the gradient of the input, or of the z of the block that made it
     y_ptr,  # (B, H, W, C_DX), like dz: the input
     signs_ptr,  # (B, H, W, ceil(C_DX / 8)) uint8
     bend_ptr,  # (N,) float32
     noise_ptr,  # (N, H, W) or (N, C_DX) float32
     seed_ptr,  # (N,) int64
-    dbend_ptr,  # (B, blocks of channels, patches) float32: partial sums
-    dnoise_ptr,  # (B, blocks of channels, H, W) or (B, patches, C_DX) float32: partial sums
+    dbend_ptr,  # partial sums; see `through_tail`
+    dnoise_ptr,
     layer,
     images,  # a network
     height,
@@ -81,14 +78,13 @@ def input_grad_kernel(
     network = image // images
     out = tl.program_id(1) * BLOCK_DX + tl.arange(0, BLOCK_DX)
     dz_ptr += image.to(tl.int64) * height * width * C_DZ
-    weight_ptr += network.to(tl.int64) * (10 * C_DZ * C_DX)
+    weight_ptr += network.to(tl.int64) * (9 * C_DZ * C_DX)
 
     DEPTH: tl.constexpr = (C_DZ + BLOCK_DZ - 1) // BLOCK_DZ
     acc = tl.zeros((TILE_H * TILE_W, BLOCK_DX), tl.float32)
-    for step in tl.range(0, 10 * DEPTH):
+    for step in tl.range(0, 9 * DEPTH):
         tap = step // DEPTH
-        moved = tl.where(tap == 9, 4, tap)
-        row, col = rows - (moved // 3 - 1), cols - (moved % 3 - 1)
+        row, col = rows - (tap // 3 - 1), cols - (tap % 3 - 1)
         inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
         acc = _add_tap(
             acc, dz_ptr, weight_ptr, row, col, inside, width, tap, step % DEPTH, out, C_DZ, C_DX, BLOCK_DZ, BLOCK_DX
@@ -116,30 +112,12 @@ def input_grad_kernel(
     inside = (rows < height) & (cols < width)
     mask = inside[:, None] & (out < C_DX)[None, :]
     pixel = rows * width + cols
-    offset = image.to(tl.int64) * height * width
     if EPILOGUE != PLAIN:
-        # acc is dy, the gradient of y = z + bend min(z, 0) + noise; zero where not inside or past the channels.
-        dy = tl.where(mask, acc, 0.0)
-        patches, blocks = tl.num_programs(0), tl.num_programs(1)
-        if EPILOGUE == BLOCK_MAP:
-            added = tl.load(noise_ptr + network.to(tl.int64) * height * width + pixel, mask=inside, other=0.0)[:, None]
-            dnoise_ptr += (image.to(tl.int64) * blocks + tl.program_id(1)) * height * width
-            tl.store(dnoise_ptr + pixel, tl.sum(dy, axis=1), mask=inside)
-        else:
-            field = gaussian(tl.load(seed_ptr + network), layer, image % images, pixel)[:, None]
-            added = field * tl.load(noise_ptr + network * C_DX + out, mask=out < C_DX, other=0.0)[None, :]
-            dnoise_ptr += (image.to(tl.int64) * patches + tl.program_id(0)) * C_DX
-            tl.store(dnoise_ptr + out, tl.sum(dy * field, axis=0), mask=out < C_DX)
-        signs_ptr += offset * ((C_DX + 7) // 8)
-        first = tl.program_id(1) * BLOCK_DX
-        negative = load_signs(signs_ptr, pixel, first, inside, TILE_H * TILE_W, BLOCK_DX, C_DX)
-        y = tl.load(y_ptr + offset * C_DX + pixel[:, None] * C_DX + out[None, :], mask=mask, other=0.0)
-        bend = tl.load(bend_ptr + network)
-        z_grad = tl.sum(tl.sum(tl.where(negative, dy * (y.to(tl.float32) - added), 0.0), axis=1), axis=0)
-        dbend_ptr += (image.to(tl.int64) * blocks + tl.program_id(1)) * patches + tl.program_id(0)
-        tl.store(dbend_ptr, z_grad * inverse_slope(bend))
-        acc = tl.where(negative, dy * (1.0 + bend), dy)
-    out_ptr += offset * C_DX
+        acc = through_tail(
+            tl.where(mask, acc, 0.0), y_ptr, signs_ptr, bend_ptr, noise_ptr, seed_ptr, dbend_ptr, dnoise_ptr, layer,
+            images, height, width, pixel, inside, out, C_DX, TILE_H * TILE_W, BLOCK_DX, EPILOGUE == BLOCK_GAUSSIAN,
+        )  # fmt: skip
+    out_ptr += image.to(tl.int64) * height * width * C_DX
     tl.store(out_ptr + pixel[:, None] * C_DX + out[None, :], rounded(acc, out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -164,9 +142,7 @@ def _launch(
     blocks = triton.cdiv(c_dx, block_dx)
     dbend = dnoise = None
     if epilogue is not PLAIN:
-        shape = (blocks, height, width) if epilogue is BLOCK_MAP else (patches, c_dx)
-        dbend = dz.new_empty(batch, blocks, patches, dtype=torch.float32)
-        dnoise = dz.new_empty(batch, *shape, dtype=torch.float32)
+        dbend, dnoise = tail_partials(out, blocks, patches, epilogue is BLOCK_GAUSSIAN)
     with on_device(dz):
         input_grad_kernel[patches, blocks, batch](
             dz,
@@ -201,7 +177,7 @@ def input_grad(dz: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         dz: (B, H, W, out) in the compute type.
-        weights: from `pack_weights`, transposed.
+        weights: from `pack_weights`, for the backward pass.
 
     Returns:
         (B, H, W, in) like `dz`.
@@ -230,8 +206,4 @@ def input_grad_block(
     gaussian_noise = noise.seed is not None
     epilogue = BLOCK_GAUSSIAN if gaussian_noise else BLOCK_MAP
     out, dbend, dnoise = _launch(dz, weights, epilogue, y, signs, bend, noise)
-    networks = bend.shape[0]
-    dbend = dbend.view(networks, -1).sum(1)
-    # What a network's images (and blocks of channels, or patches) gave, then the shape of the noise.
-    dnoise = dnoise.view(networks, -1, *noise.values.shape[1:]).sum(1)
-    return out, dbend, dnoise
+    return out, *sum_partials(dbend, dnoise, noise)

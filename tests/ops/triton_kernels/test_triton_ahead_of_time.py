@@ -12,14 +12,14 @@ import pytest
 # constants of.
 LAUNCHES = [
     "bfloat16 256 256 64 64 map 4 block input_grad_block weight_grad block_pool pool_grad",
-    "bfloat16 256 256 64 64 gaussian 4 block input_grad_block gaussian_field",
+    "bfloat16 256 256 64 64 gaussian 4 block input_grad_block block_grad gaussian_field",
     "float16 256 256 64 64 gaussian 4 block input_grad_block weight_grad",
     "bfloat16 256 256 3 64 map 4 block weight_grad",
     "float32 2 2 5 3 gaussian 2 input_grad_block block_pool blur_pool_grad",
     "float32 1 9 3 5 map 1 block input_grad_block weight_grad",
     "float32 1 1 3 3 map 1 projected_step",
 ]
-WITHOUT_PRODUCTS = {"pool_kernel", "pool_grad_kernel", "pool_noise_kernel", "field_kernel"}
+WITHOUT_PRODUCTS = {"pool_kernel", "pool_grad_kernel", "pool_noise_kernel", "field_kernel", "tail_grad_kernel"}
 
 
 @pytest.fixture(scope="module")

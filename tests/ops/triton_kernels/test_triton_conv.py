@@ -66,7 +66,7 @@ def test_input_grad(shape, dtype, device):
 
     def gradient(precision):
         x = nchw(case.x).to(precision).requires_grad_()
-        case.convolve(x, case.taps(precision), precision).backward(nchw(case.dz).to(precision))
+        case.convolve_merged(x, precision).backward(nchw(case.dz).to(precision))
         return x.grad
 
     actual = kernels.input_grad(case.dz, weights(case, backward=True))
@@ -83,7 +83,7 @@ def inverse_slopes(bend: torch.Tensor) -> torch.Tensor:
 def back_through_block(case: Case, y: torch.Tensor, negative: torch.Tensor, kind: torch.dtype):
     """dz, dbend and dnoise of the block that made `y`, all (B, C, H, W) or float, computed in `kind`."""
     x = y.to(kind).requires_grad_()
-    case.convolve(x, case.taps(kind), kind).backward(nchw(case.dz).to(kind))
+    case.convolve_merged(x, kind).backward(nchw(case.dz).to(kind))
     dy = x.grad
     noise = noise_field(case.noise_in, case.images, y.shape[-2:], y.shape[1], kind)
     z = (x.detach() - noise) * negative

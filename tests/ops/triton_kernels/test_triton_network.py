@@ -1,5 +1,6 @@
 """The whole degradation network on the Triton kernels."""
 
+import banks
 import pytest
 import torch
 from networks import check, make
@@ -7,7 +8,7 @@ from networks import check, make
 from andfast.ops import backends, blur_pool, noise, projected_step, use_backend
 from andfast.ops.triton_kernels import interpreting
 
-OPERATIONS = ("degradation_forward", "blur_pool", "gaussian_field", "projected_step")
+OPERATIONS = ("degradation_block", "degradation_forward", "blur_pool", "gaussian_field", "projected_step")
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,22 @@ def test_opcheck(device):
     arguments = [tensor.to(device) for tensor in arguments]
     operator = torch.ops.andfast.degradation_forward.default
     torch.library.opcheck(operator, (*arguments, 2, 8, 1, True, torch.float32, "triton", True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("networks", "images", "size", "widths", "kind"),
+    [(1, 2, (5, 7), (3, 16), "map"), (3, 3, (1, 9), (16, 5), "gaussian"), (2, 4, (9, 3), (16, 16), "map")],
+)
+def test_single_blocks(device, dtype, networks, images, size, widths, kind):
+    banks.check("triton", banks.Bank(networks, images, size, widths, dtype, kind, device))
+
+
+def test_opcheck_of_a_single_block(device):
+    bank = banks.Bank(2, 2, (4, 6), (3, 8), torch.float32, "gaussian", device)
+    for tensor in bank.arguments[:5]:
+        tensor.requires_grad_()
+    torch.library.opcheck(torch.ops.andfast.degradation_block.default, (*bank.arguments, "triton", True))
 
 
 def test_small_operators(device):

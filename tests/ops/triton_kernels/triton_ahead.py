@@ -108,6 +108,7 @@ def _launch(
         "weight_grad": lambda: kernels.weight_grad(x, dz, networks),
         "input_grad": lambda: kernels.input_grad(dz, backward),
         "input_grad_block": lambda: kernels.input_grad_block(dz, backward, x, signs, bend, noise(into)),
+        "block_grad": lambda: kernels.block_grad(x, x, signs, bend, noise(into)),
         "pool_grad": lambda: kernels.pool_grad(pooled, signs, bend, scale),
         "blur_pool": lambda: triton_kernels.blur_pool(x, scale),
         "blur_pool_grad": lambda: triton_kernels.blur_pool_grad(pooled, scale),

@@ -74,6 +74,14 @@ class Case:
     def taps(self, dtype: torch.dtype) -> Tensor:
         return self.deviation.to(self.x.dtype).to(dtype)
 
+    def convolve_merged(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """`convolve` by one weight, the sum of the two, which is what backward passes use; rounded likewise."""
+        weight = self.deviation.unflatten(-1, (3, 3)).clone()
+        weight[..., 1, 1] += self.centre
+        weight = weight.to(self.x.dtype).to(dtype)
+        images = F.pad(x, (1, 1, 1, 1), mode="replicate").chunk(len(self.bend))
+        return torch.cat([F.conv2d(image, taps) for image, taps in zip(images, weight, strict=True)])
+
     def bends(self, dtype: torch.dtype) -> Tensor:
         """(B, 1, 1, 1)"""
         return self.bend.to(dtype).repeat_interleave(self.images)[:, None, None, None]
