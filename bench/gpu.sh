@@ -147,8 +147,8 @@ while IFS= read -r line; do
     "") ;;
     *projected_step*) bad[projected_step]=1 ;;
     *blur_pool*) bad[blur_pool]=1 bad[degradation_forward]=1 ;;
-    *test_noise* | *triton_noise* | *gaussian_field*) bad[noise]=1 bad[degradation_forward]=1 ;;
-    *) bad[degradation_forward]=1 ;;
+    *test_noise* | *triton_noise* | *gaussian_field*) bad[noise]=1 bad[degradation_forward]=1 bad[degradation_block]=1 ;;
+    *) bad[degradation_forward]=1 bad[degradation_block]=1 ;;
   esac
 done <<<"$failed"
 if [[ -n ${failed//$'\n'/} ]]; then
@@ -156,7 +156,7 @@ if [[ -n ${failed//$'\n'/} ]]; then
 fi
 
 results=()
-for operation in degradation_forward projected_step blur_pool noise; do
+for operation in degradation_forward degradation_block projected_step blur_pool noise; do
   if [[ $gate != 0 ]]; then
     say "bench $operation" "left out: $gate did not end well"
   elif [[ -n ${bad[$operation]-} ]]; then
@@ -164,7 +164,7 @@ for operation in degradation_forward projected_step blur_pool noise; do
   else
     seconds=60
     # The large one gets what there is, less the small ones' time.
-    [[ $operation != degradation_forward ]] || seconds=$((budget - SECONDS > 120 ? budget - SECONDS - 60 : 60))
+    [[ $operation != degradation_forward ]] || seconds=$((budget - SECONDS > 200 ? budget - SECONDS - 120 : 80))
     stage "bench $operation" "$seconds" bench.log \
       "$python" -m pytest -q -p no:cacheprovider "bench/test_$operation.py" --benchmark-json="$scratch/$operation.json"
     [[ ! -s $scratch/$operation.json ]] || results+=("$scratch/$operation.json")

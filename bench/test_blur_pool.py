@@ -8,14 +8,13 @@ from torch import Tensor
 from andfast.ops import use_backend
 from andfast.ops.blur_pool import blur_pool, blur_pool_reference, pooling_taps
 from bench.timing import DEVICE, SMALL, clock, measure
-from bench.variants import Variant, backend_variants, check, skip_unavailable
+from bench.variants import check, network_variants, skip_unavailable
 
 pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
 
 SCALE = 4
 SHAPE = (2, 8, 16, 16) if SMALL else (48, 64, 256, 256) if DEVICE.type == "cuda" else (2, 64, 128, 128)
-TYPES = (torch.bfloat16, torch.float32)
-VARIANTS = [Variant("eager", dtype) for dtype in reversed(TYPES)] + backend_variants("blur_pool", *TYPES)
+VARIANTS = network_variants("blur_pool")
 
 
 def eager(image: Tensor, kernel: Tensor) -> Tensor:
@@ -29,7 +28,7 @@ def test_blur_pool(benchmark, variant):
     image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(DEVICE, variant.dtype)
     # Images one by one: in float64 all of them together take much memory.
     exact = torch.cat([blur_pool_reference(part.double(), SCALE) for part in image.split(1)])
-    image = image.contiguous(memory_format=torch.channels_last)
+    image = image.contiguous(memory_format=variant.memory_format if variant.name == "eager" else torch.channels_last)
     taps = torch.tensor(pooling_taps(SCALE), device=DEVICE)
     kernel = torch.outer(taps, taps).expand(SHAPE[1], 1, -1, -1).to(variant.dtype).contiguous()
     details = {

@@ -12,7 +12,7 @@ from andfast.ops.degradation_block import degradation_block, degradation_block_r
 from bench.eager import eager_block
 from bench.passes import PASSES, Program, bench_passes, of_passes, settings
 from bench.timing import DEVICE, SMALL, clock
-from bench.variants import Variant, network_variants, skip_unavailable
+from bench.variants import COMPILED, Variant, network_variants, skip_unavailable
 
 pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
 
@@ -69,7 +69,6 @@ def end_to_end(grads: tuple[Tensor, ...]) -> Tensor:
 def program(arguments: tuple[Tensor, ...], variant: Variant) -> Program:
     x, centre, deviation, bend, noise = arguments
     networks = len(bend)
-    memory_format = torch.contiguous_format if variant.dtype == torch.float32 else torch.channels_last
     if variant.name not in ("eager", "torch.compile"):
         x = x.to(variant.dtype).requires_grad_()
         given = [x, *(tensor.clone().requires_grad_() for tensor in (deviation, bend, noise))]
@@ -84,7 +83,7 @@ def program(arguments: tuple[Tensor, ...], variant: Variant) -> Program:
 
     weight = deviation.clone()
     weight[..., 1, 1] += centre
-    x = beside(x).to(variant.dtype).contiguous(memory_format=memory_format)
+    x = beside(x).to(variant.dtype).contiguous(memory_format=variant.memory_format)
     given = [x, *(tensor.clone() for tensor in (weight.flatten(0, 1), 1 + bend, noise.unsqueeze(1)))]
     for tensor in given:
         tensor.requires_grad_()
@@ -92,14 +91,14 @@ def program(arguments: tuple[Tensor, ...], variant: Variant) -> Program:
 
     def forward() -> Tensor:
         x, weight, slopes, noise = given
-        weight = weight.to(variant.dtype, memory_format=memory_format)
+        weight = weight.to(variant.dtype, memory_format=variant.memory_format)
         return apart(block(x, weight, slopes.to(variant.dtype), noise.to(variant.dtype)))
 
     return Program(forward, given, lambda grads: end_to_end((apart(grads[0]), *grads[1:])))
 
 
 RUNS = [(case, variant) for case in CASES for variant in network_variants("degradation_block")]
-RUNS += [(case, Variant("torch.compile", torch.bfloat16)) for case in CASES if DEVICE.type == "cuda" or case[0] == 1]
+RUNS += [(case, COMPILED) for case in CASES if DEVICE.type == "cuda" or case[0] == 1]
 
 
 @pytest.mark.parametrize("passes", PASSES)

@@ -15,7 +15,7 @@ from andfast.theta import ThetaLayout
 from bench.eager import EagerNetwork
 from bench.passes import PASSES, Program, bench_passes, of_passes, settings
 from bench.timing import DEVICE, SMALL, clock
-from bench.variants import Variant, network_variants, skip_unavailable
+from bench.variants import COMPILED, Variant, network_variants, skip_unavailable
 
 pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
 
@@ -65,7 +65,6 @@ else:
     CASES = [Case(1, 2, 128), Case(8, 8, 64)]
 
 
-COMPILED = Variant("torch.compile", torch.bfloat16)
 # What has to be compiled comes last; on the CPU with one network alone, for that takes as long as all the rest.
 RUNS = [(case, variant) for case in CASES for variant in network_variants("degradation_forward")]
 RUNS += [(case, COMPILED) for case in CASES if DEVICE.type == "cuda" or case.networks == 1]
@@ -122,8 +121,7 @@ def _exact(
 def program(given: Inputs, variant: Variant) -> Program:
     if variant.name in ("eager", "torch.compile"):
         theta = given.theta_id + given.layout.to_taps(given.delta)
-        memory_format = torch.contiguous_format if variant.dtype == torch.float32 else torch.channels_last
-        network = EagerNetwork(given.layout, theta, variant.dtype, memory_format)
+        network = EagerNetwork(given.layout, theta, variant.dtype, variant.memory_format)
         run = network if variant.name == "eager" else torch.compile(network)
         return Program(lambda: run(given.hr), list(network.parameters()), network.as_delta)
     delta = given.delta.clone().requires_grad_()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from andfast.devices import choose_precision
 from andfast.ops import backends
 from bench.timing import DEVICE
 
@@ -17,14 +18,23 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 
 @dataclass(frozen=True)
 class Variant:
-    """An implementation and the type it computes in; `tf32`: float32 whose products are rounded to TF32."""
+    """An implementation, the type it computes in, and how images lie in memory where that is for the bench to say.
+
+    `tf32`: float32 whose products are rounded to TF32.
+    """
 
     name: str
     dtype: torch.dtype
     tf32: bool = False
+    channels_last: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name} {'tf32' if self.tf32 else str(self.dtype).removeprefix('torch.')}"
+        dtype = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        return f"{self.name} {dtype}{' channels_last' if self.channels_last else ''}"
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def tolerance(self) -> float:
@@ -42,12 +52,21 @@ def backend_variants(operation: str, *dtypes: torch.dtype) -> list[Variant]:
     return found
 
 
+#: The half type where this device is fast in one, else float32: on CPUs without AMX or AVX512-BF16 bfloat16 takes
+#: minutes, and nobody would use it.
+FAST_TYPE = choose_precision("auto", DEVICE, on_cuda=torch.bfloat16)
+COMPILED = Variant("torch.compile", FAST_TYPE, channels_last=True)
+
+
 def network_variants(operation: str) -> list[Variant]:
-    """Plain PyTorch in float32 and bfloat16, and the backends of an operation in both."""
-    eager = [Variant("eager", torch.float32), Variant("eager", torch.bfloat16)]
+    """Plain PyTorch, as one would write it and at its best, and the backends of an operation.
+
+    In float32, and in the half type that this device is fast in, if it is.
+    """
+    eager = [Variant("eager", torch.float32), Variant("eager", FAST_TYPE, channels_last=True)]
     if DEVICE.type == "cuda":  # what PyTorch makes of float32 convolutions there, unless told otherwise
         eager.insert(1, Variant("eager", torch.float32, tf32=True))
-    return eager + backend_variants(operation, torch.bfloat16, torch.float32)
+    return eager + backend_variants(operation, *dict.fromkeys((FAST_TYPE, torch.float32)))
 
 
 def skip_unavailable(variant: Variant) -> None:

@@ -63,8 +63,7 @@ BlockShape block_shape(const char* name, const Tensor& tensor, const Tensor& ben
                             tensor.size(3)};
   check_border(border);
   STD_TORCH_CHECK(shape.height > 0 && shape.width > 0 && shape.channels > 0, name, " must hold pixels");
-  STD_TORCH_CHECK(shape.networks > 0 && shape.images % shape.networks == 0, name, " holds ", shape.images,
-                  " images, which is no multiple of the number of networks, ", shape.networks);
+  check_networks(name, shape);
   return shape;
 }
 
@@ -179,6 +178,57 @@ Tensor blur_pool_grad(const Tensor& grad, int64_t scale) {
   return dimage;
 }
 
+Tensor conv(const Tensor& x, const Tensor& weights, int64_t padding, bool backward) {
+  check("weights", weights, x, ScalarType::Float, {-1, -1, -1, 9});
+  const int64_t outputs = weights.size(1), inputs = weights.size(2);
+  check("x", x, x, ScalarType::Float, {-1, -1, -1, backward ? outputs : inputs});
+  const andfast::cpu::ConvShape shape = {weights.size(0), x.size(0), x.size(1), x.size(2), inputs, outputs};
+  check_networks("x", shape);
+  STD_TORCH_CHECK(padding >= 0, "padding must not be negative, got ", padding);
+  const int64_t height = shape.height + 2 * padding - 2, width = shape.width + 2 * padding - 2;
+  STD_TORCH_CHECK(height > 0 && width > 0, "x must hold 3 x 3 pixels or more, the padding included");
+  Tensor z = empty(x, {shape.images, height, width, backward ? inputs : outputs}, ScalarType::Float);
+  andfast::cpu::conv(read<float>(x), read<float>(weights), write<float>(z), shape, padding, backward, parallel_for);
+  return z;
+}
+
+Tensor conv_weight_grad(const Tensor& x, const Tensor& dz, int64_t networks) {
+  check("x", x, x, ScalarType::Float, {-1, -1, -1, -1});
+  const andfast::cpu::ConvShape shape = {networks, x.size(0), x.size(1), x.size(2), x.size(3), dz.size(-1)};
+  check("dz", dz, x, ScalarType::Float, {shape.images, shape.height - 2, shape.width - 2, -1});
+  check_networks("x", shape);
+  Tensor grad = empty(dz, {networks, shape.outputs, shape.inputs, 9}, ScalarType::Float);
+  andfast::cpu::conv_weight_grad(read<float>(x), read<float>(dz), write<float>(grad), shape, parallel_for);
+  return grad;
+}
+
+Tensor rotate_taps(const Tensor& matrix, const Tensor& basis) {
+  check("basis", basis, matrix, ScalarType::Float, {9, 9});
+  STD_TORCH_CHECK(matrix.scalar_type() == ScalarType::Float, "matrix must be of type float32");
+  STD_TORCH_CHECK(matrix.dim() == 2 && matrix.size(1) % 9 == 0, "matrix must have the shape (N, a multiple of 9)");
+  STD_TORCH_CHECK(matrix.size(1) == 0 || matrix.stride(1) == 1, "the rows of matrix must be contiguous");
+  Tensor rotated = empty(matrix, {matrix.size(0), matrix.size(1)}, ScalarType::Float);
+  andfast::cpu::rotate_taps(read<float>(matrix), matrix.stride(0), read<float>(basis), write<float>(rotated),
+                            matrix.size(1), matrix.size(0), matrix.size(1) / 9, parallel_for);
+  return rotated;
+}
+
+Tensor identity_last(const std::vector<Tensor>& centres) {
+  const Tensor& first = centres[0];  // there is one: an empty list would not have been dispatched here
+  check("centres[0]", first, first, ScalarType::Float, {-1, -1, -1});
+  const int64_t networks = first.size(0);
+  std::vector<const float*> taps;
+  std::vector<int64_t> widths = {first.size(2)};
+  for (const Tensor& centre : centres) {
+    check("centres", centre, first, ScalarType::Float, {networks, -1, widths.back()});
+    taps.push_back(read<float>(centre));
+    widths.push_back(centre.size(1));
+  }
+  Tensor inverse = empty(first, {networks, widths[0], widths.back()}, ScalarType::Float);
+  andfast::cpu::identity_last(taps, widths, write<float>(inverse), networks, parallel_for);
+  return inverse;
+}
+
 Tensor gaussian_field(const Tensor& seed, int64_t layer, int64_t images, int64_t height, int64_t width) {
   check("seed", seed, seed, ScalarType::Long, {-1});
   STD_TORCH_CHECK(images >= 0 && height >= 0 && width >= 0, "sizes must not be negative");
@@ -205,6 +255,9 @@ STABLE_TORCH_LIBRARY(andfast, m) {
   m.def("blur_pool(Tensor image, int scale) -> Tensor");
   m.def("blur_pool_grad(Tensor grad, int scale) -> Tensor");
   m.def("identity_last(Tensor[] centres) -> Tensor");
+  m.def("conv(Tensor x, Tensor weights, int padding, bool backward) -> Tensor");
+  m.def("conv_weight_grad(Tensor x, Tensor dz, int networks) -> Tensor");
+  m.def("rotate_taps(Tensor matrix, Tensor basis) -> Tensor");
   m.def("gaussian_field(Tensor seed, int layer, int images, int height, int width) -> Tensor");
 }
 
@@ -216,6 +269,10 @@ STABLE_TORCH_LIBRARY_IMPL(andfast, CPU, m) {
   m.impl("block_tail_pool_grad", TORCH_BOX(&block_tail_pool_grad));
   m.impl("blur_pool", TORCH_BOX(&blur_pool));
   m.impl("blur_pool_grad", TORCH_BOX(&blur_pool_grad));
+  m.impl("conv", TORCH_BOX(&conv));
+  m.impl("conv_weight_grad", TORCH_BOX(&conv_weight_grad));
+  m.impl("rotate_taps", TORCH_BOX(&rotate_taps));
+  m.impl("identity_last", TORCH_BOX(&identity_last));
   m.impl("gaussian_field", TORCH_BOX(&gaussian_field));
 }
 

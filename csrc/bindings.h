@@ -52,6 +52,12 @@ Shape pooled(Shape shape, int64_t scale) {
 }
 
 template <typename Shape>
+void check_networks(const char* name, const Shape& shape) {
+  STD_TORCH_CHECK(shape.networks > 0 && shape.images % shape.networks == 0, name, " holds ", shape.images,
+                  " images, which is no multiple of the number of networks, ", shape.networks);
+}
+
+template <typename Shape>
 void check_scale(const Shape& shape, int64_t scale) {
   STD_TORCH_CHECK(scale >= 2 && shape.height % scale == 0 && shape.width % scale == 0,
                   "height and width must be multiples of scale, which must be at least 2");

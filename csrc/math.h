@@ -50,7 +50,8 @@ ANDFAST_INLINE float block_tail_slope(bool negative, float bend) { return negati
 // The slope that backward passes divide by when they recover a negative z from the block's output, (y - noise) / slope,
 // instead of storing it (Rota Bulo et al., "In-place activated BatchNorm", 2018). It is kept away from zero, where
 // nothing could be recovered: nearer to it the gradient of the slope itself shrinks, and is zero for a slope of zero.
-constexpr float kLeastSlope = 1.0f / 32;
+// Half types lose digits of a single z long before that, but at random, and what is wanted is a sum over all pixels.
+constexpr float kLeastSlope = 1.0f / 1024;
 ANDFAST_INLINE float inverse_slope(float bend) {
   const float slope = 1.0f + bend;
   const float size = slope < 0 ? -slope : slope;
@@ -129,6 +130,24 @@ ANDFAST_INLINE void gaussian_quad(uint64_t seed, uint32_t layer, uint32_t image,
   philox(words, uint32_t(seed), uint32_t(seed >> 32));
   box_muller(words[0], words[1], field[0], field[1]);
   box_muller(words[2], words[3], field[2], field[3]);
+}
+
+// Replaces a symmetric positive definite matrix, (size, size), by its inverse: Gauss and Jordan's elimination, which
+// needs no pivoting there.
+ANDFAST_INLINE void invert(double* matrix, int size) {
+  for (int pivot = 0; pivot < size; ++pivot) {
+    double* const pivot_row = matrix + pivot * size;
+    const double scale = 1.0 / pivot_row[pivot];
+    pivot_row[pivot] = 1;
+    for (int j = 0; j < size; ++j) pivot_row[j] *= scale;
+    for (int i = 0; i < size; ++i) {
+      if (i == pivot) continue;
+      double* const row = matrix + i * size;
+      const double factor = row[pivot];
+      row[pivot] = 0;
+      for (int j = 0; j < size; ++j) row[j] -= factor * pivot_row[j];
+    }
+  }
 }
 
 // What the projected step does to a row, decided by the row's sums: (d + rate r^2 g) shrink.

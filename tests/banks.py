@@ -37,7 +37,7 @@ class Bank:
         self.x = normal(images, into, *size).to(dtype)
         self.centre = (normal(networks, out, into) / into**0.5).to(torch.bfloat16).to(wide)
         self.deviation = normal(networks, out, into, 3, 3) * 0.05 / into**0.5
-        self.bend = torch.tensor([-0.3, 0.4, -1.7, 0.0], dtype=wide, device=device)[:networks].clone()
+        self.bend = torch.tensor([-0.3, 0.4, -1.7, -0.9], dtype=wide, device=device)[:networks].clone()
         self.noise = normal(networks, *(size if kind == "map" else (out,))) * 0.3
         self.seed = None if kind == "map" else torch.arange(networks, device=device) * 2**33 + 7
         self.dy = normal(images, out, *size)

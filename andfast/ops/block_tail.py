@@ -8,8 +8,8 @@ belonging to network b // (B / N); `noise` and `seed` as in `andfast.ops.kernels
   a replicated border of `border` (0 or 1) pixels around it: the next convolution then needs no padding.
 * `block_tail_grad(dy, y, signs, bend, noise, seed?, layer, border) -> (dz, dbend, dnoise)`: the way back, from the
   gradient of the bordered y. min(z, 0) is not stored but recovered, (y - noise) / slope (Rota Bulo et al., "In-place
-  activated BatchNorm", 2018); for slopes nearer to zero than 1/32 the division is by 1/32, and dbend comes out smaller
-  than it is, down to 0 for a slope of 0.
+  activated BatchNorm", 2018); for slopes nearer to zero than 1/1024 the division is by 1/1024, and dbend comes out
+  smaller than it is, down to 0 for a slope of 0.
 * `block_tail_pool(a, b?, bend, noise, seed?, layer, scale, border) -> (pooled, negative, signs)`: y pooled, with
   border, and min(z, 0) pooled, without; y itself is never stored.
 * `block_tail_pool_grad(dpooled, signs, bend, scale) -> dz`.

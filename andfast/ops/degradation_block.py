@@ -179,7 +179,7 @@ def _forward(
     keep: bool,
 ) -> list[Tensor]:
     """y, and, to `keep`, the signs of each piece."""
-    kernels = kernels_of(backend)
+    kernels = kernels_of(backend, x.dtype)
     results, signs = [], []
     for images, taps, *tail in _by_piece(kernels, x, centre, deviation, bend, noise, seed, layer):
         weights = kernels.pack(*taps, x.dtype, backward=False)
@@ -204,7 +204,7 @@ def _(
 ) -> list[Tensor]:
     batch, _, height, width = x.shape
     out = centre.shape[1]
-    pieces = bend.shape[0] if kernels_of(backend).one_network else 1
+    pieces = bend.shape[0] if kernels_of(backend, x.dtype).one_network else 1
     sign_bytes = (out + 7) // 8
     signs = [
         x.new_empty(batch // pieces, height, width, sign_bytes, dtype=torch.uint8) for _ in range(pieces if keep else 0)
@@ -229,7 +229,7 @@ def _backward(
     needs_taps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x and of the deviation (each empty where it is not needed), of bend and of the noise."""
-    kernels = kernels_of(backend)
+    kernels = kernels_of(backend, x.dtype)
     # The one place where layouts of any kind arrive: a sum's gradient, for one, has strides of 0.
     dy = dy.permute(0, 2, 3, 1).to(x.dtype).contiguous()
     results = y.permute(0, 2, 3, 1).contiguous().chunk(len(signs))

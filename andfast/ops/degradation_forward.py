@@ -17,6 +17,7 @@ from andfast.ops.blur_pool import blur_pool_reference, pooling_taps
 from andfast.ops.degradation_block import one_network_block, split_conv
 from andfast.ops.kernels import CPU_TYPES, GPU_TYPES, Kernels, Noise, kernels_of
 from andfast.ops.noise import gaussian_field
+from andfast.ops.rotate_taps import rotate_taps
 from andfast.theta import ThetaLayout, moment_basis
 
 
@@ -122,12 +123,12 @@ class _Bank:
         self.kernels, self.layout, self.theta_id, self.delta, self.dtype = kernels, layout, theta_id, delta, dtype
         self.seed = noise_seed if layout.noise_kind == "gaussian" else None
         stop = layout.conv[-1].stop
-        self.taps = delta[:, :stop].unflatten(1, (-1, 9)) @ _basis(delta.device)
+        self.taps = rotate_taps(delta[:, :stop], _basis(delta.device))
 
     def weights(self, layer: int, backward: bool = False) -> tuple[Tensor, ...]:
         segment = self.layout.conv[layer]
         centre = segment.view(self.theta_id)[..., 4]
-        return self.kernels.pack(centre, segment.view(self.taps.flatten(1)), self.dtype, backward)
+        return self.kernels.pack(centre, segment.view(self.taps), self.dtype, backward)
 
     def bend(self, layer: int) -> Tensor:
         column = self.layout.slope[layer].start
@@ -193,7 +194,7 @@ def _run_backward(
     for layer in range(2 * blocks, -1, -1):
         block = layer - 1  # the one that made this convolution's input
         x = outputs[block] if layer else kernels.enter(hr, bank.dtype)
-        layout.conv[layer].view(taps.flatten(1)).copy_(kernels.weight_grad(x, dz[0], count))
+        layout.conv[layer].view(taps).copy_(kernels.weight_grad(x, dz[0], count))
         if layer == 0:
             break
         bend, noise = bank.bend(block), bank.noise(block)
@@ -209,7 +210,7 @@ def _run_backward(
             del below
         grad[:, layout.slope[block].start] = dbend
         grad[:, layout.noise[block].start : layout.noise[block].stop] = dnoise.flatten(1)
-    grad[:, : layout.conv[-1].stop] = (taps @ _basis(taps.device).T).flatten(1)
+    grad[:, : layout.conv[-1].stop] = rotate_taps(taps, _basis(taps.device).T.contiguous())
     return kernels.input_grad(dz.pop(), bank.weights(0, backward=True)) if needs_hr else None
 
 
@@ -236,7 +237,7 @@ def _banks(
     backend: str,
 ) -> list[_Bank]:
     """The rows of theta in the pieces that the backend can do at once."""
-    kernels, layout = kernels_of(backend), _layout(tuple(hr_size[1:]), *sizes)
+    kernels, layout = kernels_of(backend, dtype), _layout(tuple(hr_size[1:]), *sizes)
     pieces = len(theta_id) if kernels.one_network else 1
     rows = zip(theta_id.detach().chunk(pieces), delta.detach().chunk(pieces), noise_seed.chunk(pieces), strict=True)
     return [_Bank(kernels, layout, *row, dtype) for row in rows]
@@ -277,7 +278,7 @@ def _(
     backend: str,
     keep: bool,
 ) -> list[Tensor]:
-    kernels = kernels_of(backend)
+    kernels = kernels_of(backend, dtype)
     pieces = theta_id.shape[0] if kernels.one_network else 1
     batch, image_channels, height, width = hr.shape
     sign_bytes = (channels + 7) // 8

@@ -55,14 +55,16 @@ def identity_last_reference(centres: list[Tensor]) -> Tensor:
     return (inverse @ transposed).float()
 
 
+def _identity_last_compiled(centres: list[Tensor]) -> Tensor:
+    """The C++ operator (csrc/cpu/identity.cpp, csrc/cuda/identity.cu: one launch)."""
+    return torch.ops.andfast.identity_last(centres)
+
+
 backends.register("identity_last", "reference", identity_last_reference)
-backends.register(
-    "identity_last",
-    "cuda",
-    lambda centres: torch.ops.andfast.identity_last(centres),  # csrc/cuda/identity.cu: one launch
-    device="cuda",
-    dtypes=(torch.float32,),
-)
+# A few products of small matrices in float64, once a batch: nothing that Triton would do better than the library.
+backends.register("identity_last", "triton", identity_last_reference, device="cuda", dtypes=(torch.float32,))
+for _device in ("cpu", "cuda"):
+    backends.register("identity_last", _device, _identity_last_compiled, device=_device, dtypes=(torch.float32,))
 
 if "cpu" not in backends.unavailable:
 

@@ -109,11 +109,13 @@ GPU_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @lru_cache
-def kernels_of(backend: str) -> Kernels:
+def kernels_of(backend: str, dtype: torch.dtype) -> Kernels:
     """The pieces of a backend that has them, imported when they are first asked for: Triton takes seconds."""
     module, name = {
         "cpu": ("andfast.ops.library_kernels", "LibraryKernels"),
         "cuda": ("andfast.ops.library_kernels", "LibraryKernels"),
         "triton": ("andfast.ops.triton_kernels", "TritonKernels"),
     }[backend]
+    if backend == "cpu" and dtype == torch.float32:
+        module, name = "andfast.ops.winograd_kernels", "WinogradKernels"
     return getattr(importlib.import_module(module), name)()

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 // Compiles a function for several instruction sets and picks one when the library loads, so that one wheel is fast
 // on old and new x86 processors. It needs the ifunc mechanism of glibc; elsewhere the baseline is used.
@@ -73,6 +74,28 @@ template <typename T>
 void blur_pool(const T* image, T* pooled, BlockShape shape, int64_t scale, ParallelFor parallel_for);
 template <typename T>
 void blur_pool_grad(const T* dpooled, T* dimage, BlockShape shape, int64_t scale, ParallelFor parallel_for);
+
+// 3x3 convolutions from (images, height, width, inputs) with weights (networks, outputs, inputs, 9): image b belongs to
+// network b / (images / networks).
+struct ConvShape {
+  int64_t networks, images, height, width, inputs, outputs;
+};
+
+// The operators of andfast/ops/conv.py. z is (images, height + 2 padding - 2, width + 2 padding - 2, outputs); if
+// `backward`, x has `outputs` channels and z has `inputs`.
+void conv(const float* x, const float* weights, float* z, ConvShape shape, int64_t padding, bool backward,
+          ParallelFor parallel_for);
+// dz is (images, height - 2, width - 2, outputs), grad (networks, outputs, inputs, 9).
+void conv_weight_grad(const float* x, const float* dz, float* grad, ConvShape shape, ParallelFor parallel_for);
+
+// Rows of 9 * kernels numbers, `from_row` and `to_row` apart: each nine, as a row vector, times basis (9, 9).
+void rotate_taps(const float* from, int64_t from_row, const float* basis, float* to, int64_t to_row, int64_t rows,
+                 int64_t kernels, ParallelFor parallel_for);
+
+// The pseudoinverse (networks, widths[0], widths.back()) of the product of matrices, taps[i] being (networks,
+// widths[i + 1], widths[i]); see andfast/ops/identity_init.py.
+void identity_last(const std::vector<const float*>& taps, const std::vector<int64_t>& widths, float* inverse,
+                   int64_t networks, ParallelFor parallel_for);
 
 // The Gaussian fields of `networks` seeds: (networks * images, pixels).
 void gaussian_field(const int64_t* seeds, float* field, int64_t networks, int64_t images, int64_t pixels,

@@ -86,7 +86,7 @@ extern "C" int readers(int p, int size, int scale, float* weight) {
   weight[0] = found.weight[0], weight[1] = found.weight[1];
   return found.first;
 }
-extern "C" void invert(double* matrix, int size) { andfast::cuda::invert(matrix, size); }
+extern "C" void invert(double* matrix, int size) { andfast::invert(matrix, size); }
 """
 
 

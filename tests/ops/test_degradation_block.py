@@ -206,7 +206,7 @@ def test_gradient_of_a_plain_sum(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_only_what_is_asked_for_is_computed(backend, monkeypatch):
     bank = Bank(1, 2, (4, 5), (3, 8), torch.float32, "map")
-    kernels = type(kernels_of(backend))
+    kernels = type(kernels_of(backend, torch.float32))
     called = []
     for name in ("weight_grad", "input_grad"):
         plain = getattr(kernels, name)

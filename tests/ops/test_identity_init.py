@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from andfast.ops import backends
 from andfast.ops.identity_init import identity_centres
+
+pytestmark = pytest.mark.usefixtures("default_and_reference")
 
 WIDTHS = [3, *[64] * 10, 3]  # the paper's
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -93,3 +96,17 @@ def test_torch_s_own_generator_is_the_default():
 def test_too_few_layers_are_named(widths):
     with pytest.raises(ValueError, match=rf"widths has {len(widths)} entries.*at least two"):
         identity_centres(1, widths)
+
+
+@pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+def test_operator():
+    centres = identity_centres(2, [3, 8, 5], generator=torch.Generator().manual_seed(0))[:-1]
+    operator = torch.ops.andfast.identity_last
+    torch.library.opcheck(operator, (centres,))
+    assert operator([centre[:0] for centre in centres]).shape == (0, 3, 8)
+    for message, wrong in (
+        ("centres must have the shape", [centres[0], centres[0]]),
+        (r"centres\[0\] must be of type Float", [centres[0].double()]),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            operator(wrong)

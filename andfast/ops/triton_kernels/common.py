@@ -116,5 +116,5 @@ def load_signs(signs_ptr, pixel, channel, mask, ROWS: tl.constexpr, BLOCK: tl.co
 def inverse_slope(bend):
     """What a backward pass multiplies with to recover a negative z from y: see csrc/math.h."""
     slope = 1.0 + bend
-    near_zero = tl.abs(slope) < 1.0 / 32
-    return tl.where(near_zero, tl.where(slope < 0, -32.0, 32.0), 1.0 / tl.where(near_zero, 1.0, slope))
+    near_zero = tl.abs(slope) < 1.0 / 1024
+    return tl.where(near_zero, tl.where(slope < 0, -1024.0, 1024.0), 1.0 / tl.where(near_zero, 1.0, slope))

@@ -1,0 +1,74 @@
+#include "product.h"
+
+#include "kernels.h"
+
+namespace andfast::cpu {
+namespace {
+
+// A register of SSE, AVX or AVX-512.
+typedef float Float4 __attribute__((vector_size(16)));
+typedef float Float8 __attribute__((vector_size(32)));
+typedef float Float16 __attribute__((vector_size(64)));
+
+// kTile rows and a lane of columns of c. The sums stay in registers: kTile * kVectors of them.
+template <typename Vector, int kTile>
+ANDFAST_BODY void tile(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth, float* c,
+                       int64_t c_row, int64_t depth, bool add) {
+  typedef Vector Unaligned __attribute__((aligned(4), may_alias));
+  constexpr int kVectors = kLane * sizeof(float) / sizeof(Vector);
+  Vector sums[kTile][kVectors], lane[kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTile * kVectors; ++i) sums[i / kVectors][i % kVectors] = Vector{};
+  for (int64_t d = 0; d < depth; ++d, a += a_depth, b += b_depth) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) lane[v] = reinterpret_cast<const Unaligned*>(b)[v];
+#pragma GCC unroll 8
+    for (int r = 0; r < kTile; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[r][v] += lane[v] * a[r * a_row];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kTile; ++r) {
+    auto* to = reinterpret_cast<Unaligned*>(c + r * c_row);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) to[v] = add ? to[v] + sums[r][v] : sums[r][v];
+  }
+}
+
+// kTile is chosen so that the sums fill eight registers or so: fewer would leave the multipliers waiting for each
+// other's results, and with twice as many nothing is left for a and b.
+template <typename Vector, int kTile>
+ANDFAST_BODY void product_body(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth,
+                               float* c, int64_t c_row, int64_t rows, int64_t columns, int64_t depth, bool add) {
+  static_assert(kRows % kTile == 0);
+  for (int64_t j = 0; j < columns; j += kLane) {
+    for (int64_t r = 0; r < rows; r += kTile) {
+      tile<Vector, kTile>(a + r * a_row, a_row, a_depth, b + j, b_depth, c + r * c_row + j, c_row, depth, add);
+    }
+  }
+}
+
+// Clones that differ in more than their instruction set, which ANDFAST_CLONES cannot express.
+#define ANDFAST_PRODUCT(name, target, Vector, kTile)                                                              \
+  target void name(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth, float* c,     \
+                   int64_t c_row, int64_t rows, int64_t columns, int64_t depth, bool add) {                       \
+    product_body<Vector, kTile>(a, a_row, a_depth, b, b_depth, c, c_row, rows, columns, depth, add);              \
+  }
+ANDFAST_PRODUCT(product_baseline, , Float4, 2)
+#if defined(__x86_64__)
+ANDFAST_PRODUCT(product_avx2, __attribute__((target("avx2,fma"))), Float8, 4)
+ANDFAST_PRODUCT(product_avx512, __attribute__((target("avx512f,fma"))), Float16, 8)
+#endif
+
+}  // namespace
+
+Product fastest_product() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return product_avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return product_avx2;
+#endif
+  return product_baseline;
+}
+
+}  // namespace andfast::cpu

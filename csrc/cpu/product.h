@@ -1,0 +1,22 @@
+// Products of small matrices in float32, a register tile at a time.
+#pragma once
+
+#include <cstdint>
+
+namespace andfast::cpu {
+
+constexpr int64_t kLane = 16;  // columns that are worked on together: one register with AVX-512, two with AVX
+constexpr int64_t kRows = 8;   // what the number of rows must be a multiple of
+
+// c[r][j] (+)= sum over d of a[r * a_row + d * a_depth] b[d * b_depth + j], for `rows` rows, `columns` columns and
+// `depth` products; rows a multiple of kRows, columns one of kLane. Row r of c starts at c + r * c_row. Added to what c
+// holds if `add`; else c is only written.
+using Product = void (*)(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth, float* c,
+                         int64_t c_row, int64_t rows, int64_t columns, int64_t depth, bool add);
+
+// The one for this processor.
+Product fastest_product();
+
+constexpr int64_t round_up(int64_t size, int64_t step) { return (size + step - 1) / step * step; }
+
+}  // namespace andfast::cpu

@@ -1,0 +1,168 @@
+"""The CPU's own convolutions and their gradients, against PyTorch's in float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from andfast.ops import backends, conv  # noqa: F401  registers its operators
+from andfast.ops.rotate_taps import rotate_taps, rotate_taps_reference
+
+pytestmark = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+ops = torch.ops.andfast
+
+# Networks, images, size, in, out: single results, odd sizes, rows of more tiles than are transformed together, channels
+# that fill the registers or not.
+SHAPES = [
+    (1, 1, (3, 3), 1, 1),
+    (1, 3, (5, 8), 3, 16),
+    (3, 6, (4, 70), 16, 3),
+    (2, 2, (9, 7), 21, 35),
+    (4, 4, (6, 5), 64, 64),
+    (1, 2, (40, 75), 16, 24),
+]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def nchw(image: Tensor) -> Tensor:
+    return image.permute(0, 3, 1, 2)
+
+
+def nhwc(image: Tensor) -> Tensor:
+    return image.permute(0, 2, 3, 1)
+
+
+def poison(*shape: int) -> None:
+    """Leave NaN in the memory that the next tensors of this shape are likely to get."""
+    _ = [torch.full(shape, math.nan) for _ in range(3)]
+
+
+def convolve(x: Tensor, weights: Tensor, padding: int) -> Tensor:
+    """Each network's convolution in the type of its arguments."""
+    pairs = zip(x.chunk(len(weights)), weights.unflatten(3, (3, 3)), strict=True)
+    return torch.cat([nhwc(F.conv2d(nchw(images), taps, padding=padding)) for images, taps in pairs])
+
+
+def check(found: Tensor, exact: Tensor, own: Tensor) -> None:
+    """At most twice the error of PyTorch's own convolution in float32."""
+    assert found.shape == exact.shape
+    assert found.is_contiguous()
+    error, allowed = ((result.double() - exact).norm() / exact.norm() for result in (found, own))
+    assert error <= 2 * allowed + 2e-7, (error, allowed)
+
+
+@shapes
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_conv(shape, padding):
+    networks, images, (height, width), inputs, outputs = shape
+    x, weights = draw(images, height, width, inputs), draw(networks, outputs, inputs, 9)
+    poison(images, height + 2 * padding - 2, width + 2 * padding - 2, outputs)
+    found = ops.conv(x, weights, padding, False)
+    check(found, convolve(x.double(), weights.double(), padding), convolve(x, weights, padding))
+
+
+@shapes
+def test_backward_is_the_gradient_of_the_input(shape):
+    networks, images, (height, width), inputs, outputs = shape
+    dz, weights = draw(images, height - 2, width - 2, outputs), draw(networks, outputs, inputs, 9)
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        x = torch.zeros(images, height, width, inputs, dtype=dtype, requires_grad=True)
+        return torch.autograd.grad(convolve(x, weights.to(dtype), 0), x, dz.to(dtype))[0]
+
+    poison(images, height, width, inputs)
+    check(ops.conv(dz, weights, 2, True), gradient(torch.float64), gradient(torch.float32))
+
+
+@shapes
+def test_gradient_of_the_weights(shape):
+    networks, images, (height, width), inputs, outputs = shape
+    x, dz = draw(images, height, width, inputs), draw(images, height - 2, width - 2, outputs)
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        weights = torch.zeros(networks, outputs, inputs, 9, dtype=dtype, requires_grad=True)
+        return torch.autograd.grad(convolve(x.to(dtype), weights, 0), weights, dz.to(dtype))[0]
+
+    poison(networks, outputs, inputs, 9)
+    check(ops.conv_weight_grad(x, dz, networks), gradient(torch.float64), gradient(torch.float32))
+
+
+def test_results_do_not_depend_on_threads():
+    x, dz, weights = draw(4, 20, 83, 16), draw(4, 18, 81, 8), draw(2, 8, 16, 9)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append((ops.conv(x, weights, 0, False), ops.conv_weight_grad(x, dz, 2)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_handed_on(value):
+    """To all results of its tile, which may be more than the nine that it belongs to; to no other image or network."""
+    x, weights = draw(2, 8, 8, 4), draw(2, 16, 4, 9)
+    x[0, 4, 4, 2] = value
+    z = ops.conv(x, weights, 0, False)
+    assert not z[0, 2:5, 2:5].isfinite().any()
+    assert z[0, 0].isfinite().all()
+    assert z[1].isfinite().all()
+    grad = ops.conv_weight_grad(x, draw(2, 6, 6, 8), 2)
+    assert not grad[0, :, 2].isfinite().any()
+    assert grad[0, :, :2].isfinite().all()
+    assert grad[1].isfinite().all()
+
+
+def test_no_images():
+    weights = draw(2, 8, 16, 9)
+    assert ops.conv(torch.zeros(0, 6, 7, 16), weights, 0, False).shape == (0, 4, 5, 8)
+    found = ops.conv_weight_grad(torch.zeros(0, 6, 7, 16), torch.zeros(0, 4, 5, 8), 2)
+    assert torch.equal(found, torch.zeros_like(weights))
+
+
+def test_opcheck():
+    torch.library.opcheck(ops.conv, (draw(2, 5, 6, 3), draw(2, 8, 3, 9), 1, False))
+    torch.library.opcheck(ops.conv, (draw(2, 5, 6, 8), draw(2, 8, 3, 9), 2, True))
+    torch.library.opcheck(ops.conv_weight_grad, (draw(2, 5, 6, 3), draw(2, 3, 4, 8), 1))
+    torch.library.opcheck(ops.rotate_taps, (draw(2, 18), draw(9, 9)))
+
+
+def test_operators_guard_their_memory():
+    x, dz, weights = draw(2, 5, 6, 4), draw(2, 3, 4, 8), draw(2, 8, 4, 9)
+    for message, call in (
+        ("x must have the shape", lambda: ops.conv(x, weights, 0, True)),
+        ("x must be of type Float", lambda: ops.conv(x.double(), weights, 0, False)),
+        ("x must be contiguous", lambda: ops.conv(x.transpose(1, 2), weights, 0, False)),
+        ("weights must have the shape", lambda: ops.conv(x, weights[0], 0, False)),
+        ("weights must be of type Float", lambda: ops.conv(x, weights.half(), 0, False)),
+        ("no multiple of the number of networks, 2", lambda: ops.conv(x[:1], weights, 0, False)),
+        ("padding must not be negative", lambda: ops.conv(x, weights, -1, False)),
+        ("3 x 3 pixels or more", lambda: ops.conv(x[:, :2].contiguous(), weights, 0, False)),
+        ("dz must have the shape", lambda: ops.conv_weight_grad(x, dz[:, 1:].contiguous(), 1)),
+        ("dz must be of type Float", lambda: ops.conv_weight_grad(x, dz.double(), 1)),
+        ("no multiple of the number of networks, 0", lambda: ops.conv_weight_grad(x, dz, 0)),
+        ("matrix must have the shape", lambda: ops.rotate_taps(draw(2, 8), draw(9, 9))),
+        ("rows of matrix must be contiguous", lambda: ops.rotate_taps(draw(9, 2).T, draw(9, 9))),
+        ("basis must have the shape", lambda: ops.rotate_taps(draw(2, 9), draw(3, 9))),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(("rows", "kernels"), [(1, 1), (3, 7), (2, 5000), (2, 0), (0, 4)])
+def test_rotate_taps(rows, kernels):
+    matrix, basis = draw(rows, 9 * kernels + 5)[:, 2 : 2 + 9 * kernels], draw(9, 9)
+    poison(rows, 9 * kernels)
+    found = rotate_taps(matrix, basis)
+    torch.testing.assert_close(
+        found.double(), rotate_taps_reference(matrix.double(), basis.double()), atol=5e-6, rtol=0
+    )
