@@ -165,8 +165,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
 def test_a_killed_run_goes_on_from_its_last_state(finished: Path, tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
+        "import torch\n"
         "from andfast import train\n"
         "from andfast.training.trainer import Trainer\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
         "step = Trainer.train_step\n"
         "def killed(self, patches):\n"
         "    if self.step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
