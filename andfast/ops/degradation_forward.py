@@ -122,13 +122,12 @@ class _Bank:
     ) -> None:
         self.kernels, self.layout, self.theta_id, self.delta, self.dtype = kernels, layout, theta_id, delta, dtype
         self.seed = noise_seed if layout.noise_kind == "gaussian" else None
-        stop = layout.conv[-1].stop
-        self.taps = rotate_taps(delta[:, :stop], _basis(delta.device))
 
     def weights(self, layer: int, backward: bool = False) -> tuple[Tensor, ...]:
         segment = self.layout.conv[layer]
+        taps = rotate_taps(self.delta[:, segment.start : segment.stop], _basis(self.delta.device))
         centre = segment.view(self.theta_id)[..., 4]
-        return self.kernels.pack(centre, segment.view(self.taps), self.dtype, backward)
+        return self.kernels.pack(centre, taps.unflatten(1, segment.shape), self.dtype, backward)
 
     def bend(self, layer: int) -> Tensor:
         column = self.layout.slope[layer].start
@@ -188,13 +187,15 @@ def _run_backward(
     kernels, layout, count = bank.kernels, bank.layout, len(grad)
     blocks = layout.blocks
     outputs, signs, negative = saved[: 2 * blocks], saved[2 * blocks : -1], saved[-1]
-    taps = torch.empty_like(bank.taps)
+    to_moments = _basis(grad.device).T.contiguous()
     dz = [grad_lr]  # in a list, to be handed over: the kernels then free it as soon as it is used up
     del grad_lr
     for layer in range(2 * blocks, -1, -1):
         block = layer - 1  # the one that made this convolution's input
         x = outputs[block] if layer else kernels.enter(hr, bank.dtype)
-        layout.conv[layer].view(taps).copy_(kernels.weight_grad(x, dz[0], count))
+        taps = kernels.weight_grad(x, dz[0], count)
+        grad[:, layout.conv[layer].start : layout.conv[layer].stop] = rotate_taps(taps.flatten(1), to_moments)
+        del taps
         if layer == 0:
             break
         bend, noise = bank.bend(block), bank.noise(block)
@@ -210,7 +211,6 @@ def _run_backward(
             del below
         grad[:, layout.slope[block].start] = dbend
         grad[:, layout.noise[block].start : layout.noise[block].stop] = dnoise.flatten(1)
-    grad[:, : layout.conv[-1].stop] = rotate_taps(taps, _basis(taps.device).T.contiguous())
     return kernels.input_grad(dz.pop(), bank.weights(0, backward=True)) if needs_hr else None
 
 

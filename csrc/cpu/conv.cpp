@@ -1,6 +1,7 @@
 // 3x3 convolutions of N networks in float32 and their gradients, by Winograd's algorithm (winograd.h). Channels of any
 // number: matrices are padded to what the products take. andfast/ops/conv.py says what the operators compute.
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "product.h"
@@ -103,6 +104,23 @@ ANDFAST_CLONES void enter_weights(const float* weights, int64_t outputs, int64_t
   for (int64_t e = 0; e < kElements; ++e) std::copy(elements + e * count, elements + (e + 1) * count, u + e * step);
 }
 
+// to += from.
+ANDFAST_CLONES void add_up(const float* from, float* to, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+}
+
+// The weights' gradients, (channels, 9), from element e of channel c at m[e * step + c].
+ANDFAST_CLONES void leave_weight_gradients(const float* m, int64_t step, float* grad, int64_t channels) {
+  for (int64_t c = 0; c < channels; ++c) {
+    Tile products;
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) products.at[i][j] = m[(4 * i + j) * step + c];
+    }
+    transform_weight_gradient(products, grad + 9 * c);
+  }
+}
+
 }  // namespace
 
 void conv(const float* x, const float* weights, float* z, ConvShape shape, int64_t padding, bool backward,
@@ -169,21 +187,24 @@ void conv_weight_grad(const float* x, const float* dz, float* grad, ConvShape sh
   const int64_t rows = group * down;
   const int64_t worth = std::min(rows * across / kTilesOfAPart, kParts / shape.networks);
   const int64_t parts = std::clamp<int64_t>(worth, 1, std::max<int64_t>(1, rows));
-  std::vector<float> sums(shape.networks * parts * kElements * element);
+  // Not initialised: a part's first products are not added to what is there.
+  const std::unique_ptr<float[]> sums(new float[shape.networks * parts * kElements * element]);
   parallel_for(shape.networks * parts, 1, [&](int64_t begin, int64_t end) {
     const int64_t v_step = element_step(kGradTiles, inputs), g_step = element_step(kGradTiles, outputs);
     std::vector<float> v(kElements * v_step), g(kElements * g_step);
     std::vector<float> zeros(std::max(shape.inputs, shape.outputs));
     for (int64_t part = begin; part < end; ++part) {
       const int64_t network = part / parts, number = part % parts;
-      float* sum = sums.data() + part * kElements * element;
+      float* sum = sums.get() + part * kElements * element;
       int64_t filled = 0;
+      bool begun = false;
       const auto add = [&] {
         for (int64_t e = 0; e < kElements; ++e) {
           product(g.data() + e * g_step, 1, outputs, v.data() + e * v_step, inputs,
-                  sum + e * element, inputs, outputs, inputs, filled, true);
+                  sum + e * element, inputs, outputs, inputs, filled, begun);
         }
         filled = 0;
+        begun = true;
       };
       for (int64_t row = rows * number / parts; row < rows * (number + 1) / parts; ++row) {
         const int64_t image = network * group + row / down, h = 2 * (row % down);
@@ -197,25 +218,21 @@ void conv_weight_grad(const float* x, const float* dz, float* grad, ConvShape sh
           if (++filled == kGradTiles) add();
         }
       }
-      if (filled) add();
+      if (filled || !begun) add();  // no products at all make zeros
     }
   });
 
-  parallel_for(shape.networks * shape.outputs, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(shape.networks * kElements, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float* total = sums.get() + (i / kElements * parts * kElements + i % kElements) * element;
+      for (int64_t part = 1; part < parts; ++part) add_up(total + part * kElements * element, total, element);
+    }
+  });
+  parallel_for(shape.networks * shape.outputs, 4, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t network = row / shape.outputs, o = row % shape.outputs;
-      float* total = sums.data() + network * parts * kElements * element + o * inputs;
-      for (int64_t part = 1; part < parts; ++part) {
-        for (int64_t e = 0; e < kElements; ++e) {
-          const float* more = total + (part * kElements + e) * element;
-          for (int64_t i = 0; i < inputs; ++i) total[e * element + i] += more[i];
-        }
-      }
-      for (int64_t i = 0; i < shape.inputs; ++i) {
-        Tile transformed;
-        for (int64_t e = 0; e < kElements; ++e) transformed.at[e / 4][e % 4] = total[e * element + i];
-        transform_weight_gradient(transformed, grad + (row * shape.inputs + i) * 9);
-      }
+      leave_weight_gradients(sums.get() + network * parts * kElements * element + o * inputs, element,
+                             grad + row * shape.inputs * 9, shape.inputs);
     }
   });
 }
