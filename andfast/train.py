@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, make_loader
 from andfast.files import written_whole
 from andfast.models import save_model
+from andfast.ops import backends
 from andfast.training.config import Config, dump_yaml, parse_config
 from andfast.training.images import Skipped, find_images
 from andfast.training.log import RunLog
@@ -63,7 +65,11 @@ class Run:
             cache_mib=data.cache_mib,
         )
         self.trainer = Trainer(config)
-        self.trainer.degradation(1)  # refuses what it cannot be made from
+        network = self.trainer.degradation(1)  # refuses what it cannot be made from
+        try:
+            backends.select_name("degradation_forward", network.theta_id.to(network.dtype))
+        except RuntimeError as error:  # one is forced that is not there
+            raise ValueError(error) from error
         state = self._state_to_resume()
         if state is not None:
             self.trainer.load(state)
@@ -131,8 +137,8 @@ class Run:
             dynamic_ncols=True,
             mininterval=0.1 if sys.stderr.isatty() else 10,
         )
-        batches = iter(loader)
-        with bar:
+        # Closed also when a step raises: workers that still wait to be asked would keep this process from ending.
+        with bar, closing(iter(loader)) as batches:
             while trainer.step < train.iterations and not stop.number:
                 begin = time.perf_counter()
                 patches, failures = next(batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from networks import distance
 from torch import Tensor
 
 from andfast.ops import degradation_block, use_backend
@@ -61,10 +62,6 @@ def _results(function, bank: Bank, dtype: torch.dtype, wide: torch.dtype) -> tup
 def run(backend: str, bank: Bank) -> tuple[Tensor, ...]:
     with use_backend(backend):
         return _results(degradation_block, bank, bank.x.dtype, torch.float32)
-
-
-def distance(result: Tensor, exact: Tensor) -> float:
-    return (torch.linalg.vector_norm(result.double() - exact) / torch.linalg.vector_norm(exact)).item()
 
 
 def check(backend: str, bank: Bank) -> None:

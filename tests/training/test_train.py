@@ -17,6 +17,7 @@ from PIL import Image
 
 from andfast import train
 from andfast.models import load_model
+from andfast.ops import backends, use_backend
 from andfast.training.config import parse_config
 from andfast.training.images import Skipped, find_images
 from andfast.training.trainer import DivergedError, Trainer
@@ -185,6 +186,31 @@ def test_a_killed_run_goes_on_from_its_last_state(finished: Path, tmp_path: Path
     assert train.main(options(tmp_path)) == 0
     assert steps(tmp_path) == steps(finished)
     assert same_weights(tmp_path / "model.pth", finished / "model.pth")
+
+
+def test_an_error_in_a_step_ends_the_run_though_workers_wait(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from andfast import train\n"
+        "from andfast.training.trainer import Trainer\n"
+        "def broken(self, patches): raise RuntimeError('nobody foresaw this')\n"
+        "Trainer.train_step = broken\n"
+        "train.main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", program, *options(tmp_path, data__workers=2, train__iterations=1000)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "nobody foresaw this" in ended.stderr
+
+
+def test_a_forced_backend_that_is_not_there_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(backends.unavailable, "cuda", "there is no CUDA device")
+    with use_backend("cuda"):
+        assert train.main(options(tmp_path / "run")) == 2
+    assert "'cuda' is forced, but cannot be used: there is no CUDA device" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_left_as_it_is(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
