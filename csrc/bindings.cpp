@@ -63,7 +63,7 @@ BlockShape block_shape(const char* name, const Tensor& tensor, const Tensor& ben
                             tensor.size(3)};
   check_border(border);
   STD_TORCH_CHECK(shape.height > 0 && shape.width > 0 && shape.channels > 0, name, " must hold pixels");
-  check_networks(name, shape);
+  check_networks(name, shape.networks, shape.images);
   return shape;
 }
 
@@ -183,7 +183,7 @@ Tensor conv(const Tensor& x, const Tensor& weights, int64_t padding, bool backwa
   const int64_t outputs = weights.size(1), inputs = weights.size(2);
   check("x", x, x, ScalarType::Float, {-1, -1, -1, backward ? outputs : inputs});
   const andfast::cpu::ConvShape shape = {weights.size(0), x.size(0), x.size(1), x.size(2), inputs, outputs};
-  check_networks("x", shape);
+  check_networks("x", shape.networks, shape.images);
   STD_TORCH_CHECK(padding >= 0, "padding must not be negative, got ", padding);
   const int64_t height = shape.height + 2 * padding - 2, width = shape.width + 2 * padding - 2;
   STD_TORCH_CHECK(height > 0 && width > 0, "x must hold 3 x 3 pixels or more, the padding included");
@@ -196,7 +196,7 @@ Tensor conv_weight_grad(const Tensor& x, const Tensor& dz, int64_t networks) {
   check("x", x, x, ScalarType::Float, {-1, -1, -1, -1});
   const andfast::cpu::ConvShape shape = {networks, x.size(0), x.size(1), x.size(2), x.size(3), dz.size(-1)};
   check("dz", dz, x, ScalarType::Float, {shape.images, shape.height - 2, shape.width - 2, -1});
-  check_networks("x", shape);
+  check_networks("x", shape.networks, shape.images);
   Tensor grad = empty(dz, {networks, shape.outputs, shape.inputs, 9}, ScalarType::Float);
   andfast::cpu::conv_weight_grad(read<float>(x), read<float>(dz), write<float>(grad), shape, parallel_for);
   return grad;
@@ -209,7 +209,7 @@ Tensor rotate_taps(const Tensor& matrix, const Tensor& basis) {
   STD_TORCH_CHECK(matrix.size(1) == 0 || matrix.stride(1) == 1, "the rows of matrix must be contiguous");
   Tensor rotated = empty(matrix, {matrix.size(0), matrix.size(1)}, ScalarType::Float);
   andfast::cpu::rotate_taps(read<float>(matrix), matrix.stride(0), read<float>(basis), write<float>(rotated),
-                            matrix.size(1), matrix.size(0), matrix.size(1) / 9, parallel_for);
+                            matrix.size(0), matrix.size(1) / 9, parallel_for);
   return rotated;
 }
 

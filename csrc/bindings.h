@@ -51,10 +51,9 @@ Shape pooled(Shape shape, int64_t scale) {
   return shape;
 }
 
-template <typename Shape>
-void check_networks(const char* name, const Shape& shape) {
-  STD_TORCH_CHECK(shape.networks > 0 && shape.images % shape.networks == 0, name, " holds ", shape.images,
-                  " images, which is no multiple of the number of networks, ", shape.networks);
+inline void check_networks(const char* name, int64_t networks, int64_t images) {
+  STD_TORCH_CHECK(networks > 0 && images % networks == 0, name, " holds ", images,
+                  " images, which is no multiple of the number of networks, ", networks);
 }
 
 template <typename Shape>

@@ -67,8 +67,7 @@ BlockShape block_shape(const char* name, const Tensor& tensor, int64_t networks,
   STD_TORCH_CHECK(height > 0 && width > 0 && channels > 0, name, " must hold pixels");
   constexpr int kMost = andfast::cuda::kMostChannels;
   STD_TORCH_CHECK(channels <= kMost, name, " has ", channels, " channels; the CUDA kernels take ", kMost, " at most");
-  STD_TORCH_CHECK(networks > 0 && images % networks == 0, name, " holds ", images,
-                  " images, which is no multiple of the number of networks, ", networks);
+  check_networks(name, networks, images);
   // One image's offsets fit in 32 bits, and there are no more blocks of threads than pixels.
   const int64_t pixels = as_int((as_int(height) + 2 * border) * (as_int(width) + 2 * border));
   as_int(pixels * channels);

@@ -103,6 +103,21 @@ class Kernels(Protocol):
         """Back through the pooling and the block before it, from the pooled y's gradient (without border) to dz."""
 
 
+def merged(centre: Tensor, deviation: Tensor) -> Tensor:
+    """The two weights of a convolution as one, for where their sum may be rounded (see `split_conv`).
+
+    Args:
+        centre: (N, out, in) float32.
+        deviation: (N, out, in, 9) float32.
+
+    Returns:
+        (N, out, in, 9) float32, contiguous.
+    """
+    taps = deviation.clone(memory_format=torch.contiguous_format)
+    taps[..., 4] += centre
+    return taps
+
+
 #: The types that each device's kernels compute in.
 CPU_TYPES = (torch.float32, torch.bfloat16)
 GPU_TYPES = (torch.float32, torch.float16, torch.bfloat16)

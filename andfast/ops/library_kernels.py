@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops.kernels import Noise
+from andfast.ops.kernels import Noise, merged
 
 _ops = torch.ops.andfast
 
@@ -35,12 +35,10 @@ class LibraryKernels:
         return _nhwc(F.pad(image, (1, 1, 1, 1), mode="replicate"))
 
     def pack(self, centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> tuple[Tensor, ...]:
-        centre, taps = centre[0], deviation[0].unflatten(-1, (3, 3))
         if not backward and dtype != torch.float32:  # half types cannot hold the sum (see split_conv)
-            return taps.to(dtype), centre.to(dtype)[:, :, None, None]
+            return deviation[0].unflatten(-1, (3, 3)).to(dtype), centre[0].to(dtype)[:, :, None, None]
         # In float32 they can; and backward, rounding a weight changes the gradient no more than rounding the gradient.
-        summed = taps.clone()
-        summed[..., 1, 1] += centre
+        summed = merged(centre, deviation)[0].unflatten(-1, (3, 3))
         if backward:  # as the weights of the transposed convolution
             summed = summed.flip(2, 3).transpose(0, 1).contiguous()
         return (summed.to(dtype),)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from andfast.ops import conv  # noqa: F401  registers its operators
+from andfast.ops.kernels import merged
 from andfast.ops.library_kernels import LibraryKernels
 
 _ops = torch.ops.andfast
@@ -17,9 +18,7 @@ class WinogradKernels(LibraryKernels):
     one_network = False
 
     def pack(self, centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> tuple[Tensor, ...]:
-        summed = deviation.clone(memory_format=torch.contiguous_format)  # float32 can hold the sum
-        summed[..., 4] += centre
-        return (summed,)
+        return (merged(centre, deviation),)  # float32 can hold the sum
 
     def _conv(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, None]:
         return _ops.conv(x, *weights, 0, False), None

@@ -88,9 +88,9 @@ void conv(const float* x, const float* weights, float* z, ConvShape shape, int64
 // dz is (images, height - 2, width - 2, outputs), grad (networks, outputs, inputs, 9).
 void conv_weight_grad(const float* x, const float* dz, float* grad, ConvShape shape, ParallelFor parallel_for);
 
-// Rows of 9 * kernels numbers, `from_row` and `to_row` apart: each nine, as a row vector, times basis (9, 9).
-void rotate_taps(const float* from, int64_t from_row, const float* basis, float* to, int64_t to_row, int64_t rows,
-                 int64_t kernels, ParallelFor parallel_for);
+// Rows of 9 * kernels numbers, `from_row` apart: each nine, as a row vector, times basis (9, 9), to rows without gaps.
+void rotate_taps(const float* from, int64_t from_row, const float* basis, float* to, int64_t rows, int64_t kernels,
+                 ParallelFor parallel_for);
 
 // The pseudoinverse (networks, widths[0], widths.back()) of the product of matrices, taps[i] being (networks,
 // widths[i + 1], widths[i]); see andfast/ops/identity_init.py.

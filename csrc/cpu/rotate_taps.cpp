@@ -18,14 +18,14 @@ ANDFAST_CLONES void rotate_row(const float* from, const float* basis, float* to,
 
 }  // namespace
 
-void rotate_taps(const float* from, int64_t from_row, const float* basis, float* to, int64_t to_row, int64_t rows,
-                 int64_t kernels, ParallelFor parallel_for) {
+void rotate_taps(const float* from, int64_t from_row, const float* basis, float* to, int64_t rows, int64_t kernels,
+                 ParallelFor parallel_for) {
   constexpr int64_t kChunk = 4096;  // kernels
   const int64_t chunks = (kernels + kChunk - 1) / kChunk;
   parallel_for(rows * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % chunks * kChunk;
-      rotate_row(from + i / chunks * from_row + 9 * first, basis, to + i / chunks * to_row + 9 * first,
+      rotate_row(from + i / chunks * from_row + 9 * first, basis, to + 9 * (i / chunks * kernels + first),
                  kernels - first < kChunk ? kernels - first : kChunk);
     }
   });

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from andfast.ops.kernels import Noise
+from andfast.ops.kernels import Noise, merged
 from andfast.ops.triton_kernels.common import (
     block_of,
     check_activation,
@@ -47,9 +47,7 @@ def pack_weights(centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward
         (N, 10, in, out), the tenth tap the centre; backward (N, 9, out, in). In `dtype`, contiguous.
     """
     if backward:
-        taps = deviation.clone()
-        taps[..., 4] += centre
-        taps = taps.permute(0, 3, 1, 2)
+        taps = merged(centre, deviation).permute(0, 3, 1, 2)
     else:
         taps = torch.cat([deviation, centre.unsqueeze(-1)], dim=-1).permute(0, 3, 2, 1)
     return torch.empty(taps.shape, dtype=dtype, device=taps.device).copy_(taps)
