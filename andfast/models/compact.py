@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from andfast.ops.conv_act import conv_act
+
 # The slope each activation starts with for negative values: PReLU's is learned, one a channel.
 _SLOPES = {"prelu": 0.25, "relu": 0.0, "leakyrelu": 0.1}
 
@@ -70,12 +72,20 @@ class Compact(nn.Module):
             self.body[-1].weight.mul_(_LAST_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = F.pixel_shuffle(self.body(x), self.scale)
-        return residual + F.interpolate(x, scale_factor=self.scale, mode="nearest")
+        features = x
+        for conv, activation in zip(self.body[::2], [*self.body[1::2], None], strict=True):
+            features = _conv(conv, activation, features)
+        return F.pixel_shuffle(features, self.scale) + F.interpolate(x, scale_factor=self.scale, mode="nearest")
+
+
+def _conv(conv: nn.Conv2d, activation: nn.Module | None, x: Tensor) -> Tensor:
+    if isinstance(activation, nn.PReLU):
+        return conv_act(x, conv.weight, conv.bias, activation.weight)
+    slope = 0.0 if isinstance(activation, nn.ReLU) else getattr(activation, "negative_slope", None)
+    return conv_act(x, conv.weight, conv.bias, slope)
 
 
 def _activation(name: str, features: int) -> nn.Module:
     if name == "prelu":
         return nn.PReLU(features, init=_SLOPES[name])
-    # In place: a convolution's backward needs its input and its weight, never its output.
-    return nn.LeakyReLU(_SLOPES[name], inplace=True) if name == "leakyrelu" else nn.ReLU(inplace=True)
+    return nn.LeakyReLU(_SLOPES[name]) if name == "leakyrelu" else nn.ReLU()

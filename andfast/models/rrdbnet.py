@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def _lrelu(x: Tensor) -> Tensor:
-    # In place: a convolution's backward needs its input and its weight, never its output.
-    return F.leaky_relu(x, 0.2, inplace=True)
+from andfast.ops.conv_act import conv_act
+from andfast.ops.dense_block import dense_block
+from andfast.ops.generator_kernels import SLOPE
 
 
 class DenseBlock(nn.Module):
@@ -32,10 +31,8 @@ class DenseBlock(nn.Module):
             self.add_module(f"conv{i}", conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = [x]
-        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen.append(_lrelu(conv(torch.cat(seen, 1))))
-        return x + 0.2 * self.conv5(torch.cat(seen, 1))
+        convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
+        return dense_block(x, [conv.weight for conv in convs], [conv.bias for conv in convs])
 
 
 class RRDB(nn.Module):
@@ -98,12 +95,16 @@ class RRDBNet(nn.Module):
         height, width = x.shape[-2:]
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(_pad_to_multiple(x, self.unshuffle), self.unshuffle)
-        x = self.conv_first(x)
-        x = x + self.conv_body(self.body(x))
-        x = _lrelu(self.conv_up1(F.interpolate(x, scale_factor=2, mode="nearest")))
-        x = _lrelu(self.conv_up2(F.interpolate(x, scale_factor=2, mode="nearest")))
-        x = self.conv_last(_lrelu(self.conv_hr(x)))
+        x = _conv(self.conv_first, x)
+        x = x + _conv(self.conv_body, self.body(x))
+        x = _conv(self.conv_up1, F.interpolate(x, scale_factor=2, mode="nearest"), SLOPE)
+        x = _conv(self.conv_up2, F.interpolate(x, scale_factor=2, mode="nearest"), SLOPE)
+        x = _conv(self.conv_last, _conv(self.conv_hr, x, SLOPE))
         return x[..., : height * self.scale, : width * self.scale]
+
+
+def _conv(layer: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
+    return conv_act(x, layer.weight, layer.bias, slope)
 
 
 def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

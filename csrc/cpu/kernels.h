@@ -81,12 +81,52 @@ struct ConvShape {
   int64_t networks, images, height, width, inputs, outputs;
 };
 
+// Where the weights of convolutions lie: tap t, in row-major order, from input i to output o of network n at
+// n * network_step + o * output_step + i * input_step + t * tap_step.
+struct WeightSteps {
+  int64_t network_step, output_step, input_step, tap_step;
+};
+struct Weights {
+  const float* taps;
+  WeightSteps steps;
+};
+
+// What comes after a convolution: LeakyReLU of the result plus `bias`, both a number a channel, and the signs before it,
+// which may be null. Nothing at all where `slope` is null.
+struct ConvTail {
+  const float* bias = nullptr;
+  const float* slope = nullptr;
+  uint8_t* signs = nullptr;
+};
+
 // The operators of andfast/ops/conv.py. z is (images, height + 2 padding - 2, width + 2 padding - 2, outputs); if
 // `backward`, x has `outputs` channels and z has `inputs`.
-void conv(const float* x, const float* weights, float* z, ConvShape shape, int64_t padding, bool backward,
-          ParallelFor parallel_for);
-// dz is (images, height - 2, width - 2, outputs), grad (networks, outputs, inputs, 9).
-void conv_weight_grad(const float* x, const float* dz, float* grad, ConvShape shape, ParallelFor parallel_for);
+void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int64_t padding, bool backward,
+          ConvTail tail, ParallelFor parallel_for);
+// dz is (images, height + 2 padding - 2, width + 2 padding - 2, outputs), grad lies as `steps` says.
+void conv_weight_grad(const float* x, const float* dz, float* grad, ConvShape shape, int64_t padding, WeightSteps steps,
+                      ParallelFor parallel_for);
+// Back through the LeakyReLU of `count` pixels: see ConvTail.
+void leaky_grad(const float* dy, const float* slope, const uint8_t* signs, float* dz, int64_t count, int64_t channels,
+                ParallelFor parallel_for);
+
+// The operators of andfast/ops/dense_block.py. The first convolutions each add `growth` channels to the `features` ones.
+constexpr int64_t kDenseConvs = 5, kMostGrowthBytes = 32;
+struct DenseShape {
+  int64_t images, height, width, features, growth;
+};
+struct DenseFactors {
+  float slope, gain;  // of the LeakyReLUs; of what is added to x
+};
+void dense_block(const float* x, const std::vector<Weights>& weights, const std::vector<const float*>& biases,
+                 DenseShape shape, DenseFactors factors, float* y, float* grown, uint8_t* signs,
+                 ParallelFor parallel_for);
+void dense_block_input_grad(const float* dy, const std::vector<Weights>& weights, const uint8_t* signs,
+                            DenseShape shape, DenseFactors factors, float* dx, float* dgrown,
+                            ParallelFor parallel_for);
+void dense_block_weight_grad(const float* x, const float* grown, const float* dy, const float* dgrown,
+                             DenseShape shape, DenseFactors factors, const std::vector<float*>& grads,
+                             const std::vector<WeightSteps>& steps, ParallelFor parallel_for);
 
 // Rows of 9 * kernels numbers, `from_row` apart: each nine, as a row vector, times basis (9, 9), to rows without gaps.
 void rotate_taps(const float* from, int64_t from_row, const float* basis, float* to, int64_t rows, int64_t kernels,

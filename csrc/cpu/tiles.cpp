@@ -1,0 +1,114 @@
+// What tiles.h declares, compiled for several instruction sets.
+#include "tiles.h"
+
+#include "rows.h"
+
+namespace andfast::cpu {
+
+ANDFAST_CLONES void enter_pixels(const Plane& image, int64_t top, int64_t left, float* v, int64_t step) {
+  const float* from[4][4];
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < 4; ++j) from[i][j] = image.at(top + i, left + j);
+  }
+#pragma omp simd
+  for (int64_t c = 0; c < image.channels; ++c) {
+    Tile d;
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) d.at[i][j] = from[i][j][c];
+    }
+    const Tile transformed = transform_pixels(d);
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) v[(4 * i + j) * step + c] = transformed.at[i][j];
+    }
+  }
+}
+
+ANDFAST_CLONES void enter_gradients(const Plane& image, int64_t top, int64_t left, float* v, int64_t step) {
+  const float* from[2][2];
+  for (int i = 0; i < 2; ++i) {
+    for (int j = 0; j < 2; ++j) from[i][j] = image.at(top + i, left + j);
+  }
+#pragma omp simd
+  for (int64_t c = 0; c < image.channels; ++c) {
+    const float g[2][2] = {{from[0][0][c], from[0][1][c]}, {from[1][0][c], from[1][1][c]}};
+    const Tile transformed = transform_gradients(g);
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) v[(4 * i + j) * step + c] = transformed.at[i][j];
+    }
+  }
+}
+
+ANDFAST_CLONES void leave_results(const float* m, int64_t step, float* const to[2][2], int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    Tile products;
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) products.at[i][j] = m[(4 * i + j) * step + c];
+    }
+    float results[2][2];
+    transform_results(products, results);
+    to[0][0][c] = results[0][0], to[0][1][c] = results[0][1];
+    to[1][0][c] = results[1][0], to[1][1][c] = results[1][1];
+  }
+}
+
+ANDFAST_CLONES void enter_weights(const Taps& taps, int64_t count, float factor, float* u, int64_t step,
+                                  float* scratch) {
+  float *by_tap = scratch, *elements = scratch + 9 * count;  // so that channels are neighbours
+  for (int64_t c = 0; c < count; ++c) {
+    for (int t = 0; t < 9; ++t) by_tap[t * count + c] = factor * taps.first[c * taps.channel_step + t * taps.tap_step];
+  }
+#pragma omp simd
+  for (int64_t c = 0; c < count; ++c) {
+    float weight[9];
+    for (int t = 0; t < 9; ++t) weight[t] = by_tap[t * count + c];
+    const Tile transformed = transform_weight(weight);
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) elements[(4 * i + j) * count + c] = transformed.at[i][j];
+    }
+  }
+  for (int64_t e = 0; e < kElements; ++e) std::copy(elements + e * count, elements + (e + 1) * count, u + e * step);
+}
+
+ANDFAST_CLONES void leave_weight_gradients(const float* m, int64_t step, float factor, float* grad,
+                                           int64_t channel_step, int64_t tap_step, int64_t channels) {
+  for (int64_t c = 0; c < channels; ++c) {
+    Tile products;
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) products.at[i][j] = factor * m[(4 * i + j) * step + c];
+    }
+    float taps[9];
+    transform_weight_gradient(products, taps);
+    for (int t = 0; t < 9; ++t) grad[c * channel_step + t * tap_step] = taps[t];
+  }
+}
+
+ANDFAST_CLONES void activate(float* z, const float* bias, const float* slope, uint8_t* signs, uint8_t* bytes,
+                             int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    const float value = z[c] + bias[c];
+    const bool negative = !(value > 0);  // at zero as PyTorch has it
+    z[c] = negative ? value * slope[c] : value;
+    bytes[c] = negative;
+  }
+  if (signs) {
+    for (int64_t i = 0; i < sign_bytes(channels); ++i) signs[i] = pack_bits(bytes + 8 * i);
+  }
+}
+
+ANDFAST_CLONES void pass_back(float* dz, const float* slope, const uint8_t* signs, uint8_t* bytes, int64_t channels) {
+  unpack_row(signs, bytes, sign_bytes(channels));
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    const float counts = bytes[c];  // 0 or 1: arithmetic, where a choice would not become vector code
+    dz[c] += counts * (dz[c] * slope[c] - dz[c]);
+  }
+}
+
+ANDFAST_CLONES void add_to_residual(float* z, const float* bias, float gain, const float* residual, int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) z[c] = residual[c] + gain * (z[c] + bias[c]);
+}
+
+}  // namespace andfast::cpu

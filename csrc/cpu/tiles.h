@@ -1,0 +1,134 @@
+// Images in and out of Winograd's tiles (winograd.h), and the products between: what all convolutions share.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "product.h"
+#include "winograd.h"
+
+namespace andfast::cpu {
+
+// Tiles between two visits of the transformed weights. So few that they, the weights and the products share a
+// second-level cache of half a megabyte.
+constexpr int64_t kTiles = 16;
+
+// How far apart the elements of transformed tiles lie: not a power of two, or all sixteen would fall into the same few
+// lines of the first-level cache.
+constexpr int64_t element_step(int64_t tiles, int64_t channels) { return tiles * channels + kLane; }
+
+// Some channels of an image's pixels, (height, width), `step` numbers from pixel to pixel; pixels outside are zero.
+struct Plane {
+  const float* pixels;
+  int64_t height, width, step, channels;
+  const float* zeros;  // a pixel
+
+  const float* at(int64_t h, int64_t w) const {
+    return h < 0 || h >= height || w < 0 || w >= width ? zeros : pixels + (h * width + w) * step;
+  }
+};
+
+// Some channels of all images' pixels.
+struct Channels {
+  const float* pixels;
+  int64_t step, count;
+
+  Plane plane(int64_t image, int64_t height, int64_t width, const float* zeros) const {
+    return {pixels + image * height * width * step, height, width, step, count, zeros};
+  }
+};
+
+// The tiles of the results of some images, numbered image by image and row by row; kTiles neighbours are a group.
+struct Tiling {
+  int64_t images, height, width;  // of the results
+
+  struct Place {
+    int64_t image, h, w;  // of the tile's first result
+  };
+
+  int64_t down() const { return (height + 1) / 2; }
+  int64_t across() const { return (width + 1) / 2; }
+  int64_t count() const { return images * down() * across(); }
+  int64_t groups() const { return (count() + kTiles - 1) / kTiles; }
+  Place at(int64_t tile) const {
+    const int64_t row = tile / across();
+    return {row / down(), row % down() * 2, tile % across() * 2};
+  }
+};
+
+// The taps from or to one channel: tap t of channel c at first[c * channel_step + t * tap_step].
+struct Taps {
+  const float* first;
+  int64_t channel_step, tap_step;
+
+  Taps turned() const { return {first + 8 * tap_step, channel_step, -tap_step}; }  // for the gradient of the input
+};
+
+// Writes B^T d B of the 4 x 4 pixels from (top, left) on: element e of channel c to v[e * step + c].
+void enter_pixels(const Plane& image, int64_t top, int64_t left, float* v, int64_t step);
+
+// Writes A g A^T of the 2 x 2 gradients from (top, left) on, as `enter_pixels` does.
+void enter_gradients(const Plane& image, int64_t top, int64_t left, float* v, int64_t step);
+
+// Writes the 2 x 2 results of a tile, element e of channel c at m[e * step + c], to (to[i][j])[c] each.
+void leave_results(const float* m, int64_t step, float* const to[2][2], int64_t channels);
+
+// Transforms the taps from one channel that is read to `count` channels that are written, times `factor`: element e of
+// channel c to u[e * step + c]. `scratch` holds 25 numbers a channel.
+void enter_weights(const Taps& taps, int64_t count, float factor, float* u, int64_t step, float* scratch);
+
+// The weights' gradients from element e of channel c at m[e * step + c], times `factor`, to where `Taps` would be.
+void leave_weight_gradients(const float* m, int64_t step, float factor, float* grad, int64_t channel_step,
+                            int64_t tap_step, int64_t channels);
+
+// What is done to a pixel of (channels) results; `slope` is a number a channel, `bytes` scratch of 8 for each of signs.
+// z = LeakyReLU(z + bias), and a bit a channel for what was negative, unless `signs` is null.
+void activate(float* z, const float* bias, const float* slope, uint8_t* signs, uint8_t* bytes, int64_t channels);
+// The gradient of z from that of LeakyReLU(z).
+void pass_back(float* dz, const float* slope, const uint8_t* signs, uint8_t* bytes, int64_t channels);
+// z = residual + gain (z + bias).
+void add_to_residual(float* z, const float* bias, float gain, const float* residual, int64_t channels);
+
+// The products of a group of tiles, at most kTiles of them, with `weights`: element e is (depth, padded) at
+// e * depth * padded. enter(place, v, step) writes what is read of a tile: element e of channel c to v[e * step + c];
+// what it leaves out must be in `v` already, from an earlier call for these tiles with the same number of channels.
+// leave(place, m, step) takes the results, element e of channel c at m[e * step + c].
+template <typename Enter, typename Leave>
+void multiply_group(const Tiling& tiling, int64_t group, const float* weights, int64_t depth, int64_t padded, float* v,
+                    int64_t channels, float* m, Enter enter, Leave leave) {
+  static const Product product = fastest_product();
+  const int64_t begin = group * kTiles, count = std::min(kTiles, tiling.count() - begin);
+  const int64_t v_step = element_step(kTiles, channels), m_step = element_step(kTiles, padded);
+  for (int64_t t = 0; t < count; ++t) enter(tiling.at(begin + t), v + t * channels, v_step);
+  for (int64_t e = 0; e < kElements; ++e) {
+    product(v + e * v_step, channels, 1, weights + e * depth * padded, padded, m + e * m_step, padded,
+            round_up(count, kRows), padded, depth, false);
+  }
+  for (int64_t t = 0; t < count; ++t) leave(tiling.at(begin + t), m + t * padded, m_step);
+}
+
+// The results of a tile, from `m`, to the pixels of (height, width, channels) images `step` numbers apart; then
+// finish(pixel, index of the pixel) for each of those that exist. `unwanted` holds a pixel.
+template <typename Finish>
+void leave_tile(const Tiling& tiling, Tiling::Place place, const float* m, int64_t m_step, float* images, int64_t step,
+                int64_t channels, float* unwanted, Finish finish) {
+  float* to[2][2];
+  int64_t index[2][2];
+  for (int i = 0; i < 2; ++i) {
+    for (int j = 0; j < 2; ++j) {
+      const bool exists = place.h + i < tiling.height && place.w + j < tiling.width;
+      index[i][j] = exists ? (place.image * tiling.height + place.h + i) * tiling.width + place.w + j : -1;
+      to[i][j] = exists ? images + index[i][j] * step : unwanted;
+    }
+  }
+  leave_results(m, m_step, to, channels);
+  for (int i = 0; i < 2; ++i) {
+    for (int j = 0; j < 2; ++j) {
+      if (index[i][j] >= 0) finish(to[i][j], index[i][j]);
+    }
+  }
+}
+
+}  // namespace andfast::cpu

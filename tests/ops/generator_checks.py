@@ -1,0 +1,67 @@
+"""How the generators' operations are judged: at most twice the error of plain PyTorch, both against float64."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def poison(*shape: int, dtype: torch.dtype = torch.float32) -> None:
+    """Leave NaN in the memory that the next tensors of this shape are likely to get."""
+    _ = [torch.full(shape, math.nan, dtype=dtype) for _ in range(3)]
+
+
+def distance(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm().clamp(min=1e-30))
+
+
+def passes(
+    function: Callable[..., Tensor], arguments: Sequence[Tensor], dy: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    """The result and the gradients of all arguments, computed in `dtype`."""
+    given = [argument.to(dtype).detach().requires_grad_() for argument in arguments]
+    result = function(*given)
+    return [result.detach(), *torch.autograd.grad(result, given, dy.to(dtype))]
+
+
+def check_against_float64(
+    fused: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    arguments: Sequence[Tensor],
+    dy: Tensor,
+    dtype: torch.dtype,
+) -> None:
+    rounded = [argument.to(dtype) for argument in arguments]
+    exact = passes(reference, rounded, dy.to(dtype), torch.float64)
+    plain = passes(reference, rounded, dy, dtype)
+    poison(*dy.shape, dtype=dtype)
+    found = passes(fused, rounded, dy, dtype)
+    floor = 1e-6 if dtype == torch.float32 else 4e-3
+    for which, (one, own, true) in enumerate(zip(found, plain, exact, strict=True)):
+        assert one.dtype == dtype
+        assert one.shape == true.shape
+        error, allowed = distance(one, true), distance(own, true)
+        assert error <= 2 * allowed + floor, (which, error, allowed)
+
+
+def kept_bytes(run: Callable[[], Tensor], parameters: Sequence[Tensor]) -> dict[torch.dtype, int]:
+    """How many bytes `run` keeps for the backward pass, by type, besides the parameters themselves."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    by_type: dict[torch.dtype, int] = {}
+    for tensor in kept.values():
+        by_type[tensor.dtype] = by_type.get(tensor.dtype, 0) + tensor.untyped_storage().nbytes()
+    return by_type

@@ -1,0 +1,271 @@
+"""ESRGAN's dense block as one operation, against its plain form in float64."""
+
+import pytest
+import torch
+from generator_checks import check_against_float64, distance, draw, kept_bytes, passes
+from torch import Tensor
+
+from andfast.ops import backends, use_backend
+from andfast.ops.dense_block import dense_block, dense_block_reference
+from andfast.ops.generator_kernels import generator_kernels_of
+from andfast.ops.generator_library import pack_signs, unpack_signs
+
+pytestmark = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+ops = torch.ops.andfast
+
+# Images, size, features, growth: single pixels, odd sizes, channels that fill the registers and bytes or not, rows of
+# more tiles than are multiplied together.
+SHAPES = [
+    (1, (1, 1), 3, 2),
+    (2, (5, 7), 8, 4),
+    (1, (2, 70), 16, 9),
+    (3, (8, 6), 20, 16),
+    (2, (9, 12), 64, 32),
+]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def parameters(features: int, growth: int) -> list[Tensor]:
+    """Five weights, then five biases, of the size that keeps the signal's."""
+    outputs = [growth] * 4 + [features]
+    inputs = [features + k * growth for k in range(5)]
+    weights = [draw(out, into, 3, 3) / (3 * into**0.5) for out, into in zip(outputs, inputs, strict=True)]
+    return [*weights, *(draw(out) / 10 for out in outputs)]
+
+
+def fused(x: Tensor, *values: Tensor) -> Tensor:
+    return dense_block(x, values[:5], values[5:])
+
+
+def plain(x: Tensor, *values: Tensor) -> Tensor:
+    return dense_block_reference(x, values[:5], values[5:])
+
+
+@shapes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_values_and_gradients(shape, dtype):
+    images, size, features, growth = shape
+    x, dy = draw(images, features, *size), draw(images, features, *size)
+    check_against_float64(fused, plain, [x, *parameters(features, growth)], dy, dtype)
+
+
+def test_the_plain_form_is_esrgan_s():
+    """Written out as BasicSR's ResidualDenseBlock has it."""
+    x, values = draw(2, 6, 5, 4), parameters(6, 3)
+    convs = []
+    for weight, bias in zip(values[:5], values[5:], strict=True):
+        conv = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, 1, 1)
+        conv.load_state_dict({"weight": weight, "bias": bias})
+        convs.append(conv)
+    act = torch.nn.LeakyReLU(0.2)
+    x1 = act(convs[0](x))
+    x2 = act(convs[1](torch.cat((x, x1), 1)))
+    x3 = act(convs[2](torch.cat((x, x1, x2), 1)))
+    x4 = act(convs[3](torch.cat((x, x1, x2, x3), 1)))
+    expected = convs[4](torch.cat((x, x1, x2, x3, x4), 1)) * 0.2 + x
+    torch.testing.assert_close(plain(x, *values), expected)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
+def test_any_layout(layout):
+    values = parameters(8, 8)
+    x, dy = draw(2, 8, 6, 5), draw(2, 8, 6, 5)
+    expected = passes(plain, [x, *values], dy, torch.float32)
+    if layout == "channels_last":
+        x, dy, *weights = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy, *values[:5]))
+    elif layout == "transposed":
+        x, dy, *weights = (t.transpose(0, 1).contiguous().transpose(0, 1) for t in (x, dy, *values[:5]))
+    else:
+        x, dy, *weights = (torch.stack([t, t], -1)[..., 0] for t in (x, dy, *values[:5]))
+    found = passes(fused, [x, *weights, *values[5:]], dy, torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_gradient_without_strides():
+    """As the gradient of a sum has it."""
+    x, values = draw(1, 8, 4, 4).requires_grad_(), parameters(8, 4)
+    (found,) = torch.autograd.grad(fused(x, *values).sum(), x)
+    (expected,) = torch.autograd.grad(plain(x, *values).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_weight_gradients_lie_as_the_weights_do():
+    values = [value.requires_grad_() for value in parameters(16, 8)]
+    values[:5] = [w.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for w in values[:5]]
+    fused(draw(1, 16, 4, 5), *values).sum().backward()
+    assert all(value.grad.stride() == value.stride() for value in values)
+
+
+def test_no_images():
+    x, values = torch.zeros(0, 8, 4, 4, requires_grad=True), [value.requires_grad_() for value in parameters(8, 4)]
+    y = fused(x, *values)
+    assert y.shape == x.shape
+    grads = torch.autograd.grad(y.sum(), [x, *values])
+    assert all(torch.equal(grad, torch.zeros_like(value)) for grad, value in zip(grads[1:], values, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_at_zero_the_slope_counts_as_in_pytorch(dtype):
+    values = [value.to(dtype) for value in parameters(8, 8)]
+    values[5:] = [torch.zeros_like(bias) for bias in values[5:]]
+    x = torch.zeros(1, 8, 4, 4, dtype=dtype, requires_grad=True)
+    dy = draw(1, 8, 4, 4).to(dtype)
+    found, expected = (torch.autograd.grad(function(x, *values), x, dy)[0] for function in (fused, plain))
+    assert distance(found, expected.double()) < (1e-6 if dtype == torch.float32 else 0.02)
+
+
+def test_images_too_large_to_keep_their_tiles():
+    """Above a size, tiles are transformed anew for every convolution; below it, once."""
+    values = parameters(16, 4)
+    large = draw(1, 16, 376, 360)
+    found, expected = fused(large, *values), plain(large, *values)
+    assert distance(found, expected.double()) < 1e-6
+    # The same pixels as a small image has, but for what lies beyond its borders.
+    part = fused(large[..., :40, :40], *values)
+    torch.testing.assert_close(found[..., :30, :30], part[..., :30, :30], atol=1e-5, rtol=1e-5)
+
+
+def test_results_do_not_depend_on_threads():
+    values, x, dy = parameters(16, 8), draw(3, 16, 20, 31), draw(3, 16, 20, 31)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append(passes(fused, [x, *values], dy, torch.float32)[:7])  # the biases' are torch's own sums
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_kept(dtype):
+    """Frozen: a bit a result. Else: x and the results, each once."""
+    x = draw(2, 16, 6, 8).to(dtype).requires_grad_()
+    values = [value.to(dtype) for value in parameters(16, 8)]
+    pixels = 2 * 6 * 8
+    assert kept_bytes(lambda: fused(x, *values), values) == {torch.uint8: pixels * 4}
+    for value in values:
+        value.requires_grad_()
+    kept = kept_bytes(lambda: fused(x, *values), values)
+    assert kept == {torch.uint8: pixels * 4, dtype: pixels * (16 + 4 * 8) * dtype.itemsize}
+    with torch.no_grad():
+        assert kept_bytes(lambda: fused(x, *values), values) == {}
+
+
+def test_only_some_parameters_want_gradients():
+    x, values = draw(1, 8, 5, 5), parameters(8, 4)
+    expected = passes(plain, [x, *values], torch.ones(1, 8, 5, 5), torch.float32)
+    values[6].requires_grad_()  # a bias alone
+    (found,) = torch.autograd.grad(fused(x, *values).sum(), values[6])
+    torch.testing.assert_close(found, expected[8], atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_no_number_reaches_its_image_alone():
+    x, values = draw(2, 8, 30, 30), parameters(8, 4)
+    x[0, 3, 15, 15] = torch.nan
+    y = fused(x, *values)
+    assert y[0, :, 15, 15].isnan().any()
+    assert y[0, :, 0, 0].isfinite().all()
+    assert y[1].isfinite().all()
+
+
+@pytest.mark.parametrize("channels", [1, 7, 8, 9, 32])
+def test_signs(channels):
+    values = draw(2, 3, channels)
+    values[0, 0, 0] = 0
+    packed = pack_signs(values)
+    assert packed.shape == (2, 3, (channels + 7) // 8)
+    assert torch.equal(unpack_signs(packed, channels), ~(values > 0))
+
+
+def test_compiled_and_under_autocast():
+    x, values = draw(2, 8, 6, 6), parameters(8, 4)
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    for one, other in zip(
+        passes(compiled, [x, *values], x, torch.float32), passes(fused, [x, *values], x, torch.float32), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fused(x, *values)
+    assert found.dtype == torch.bfloat16
+    assert distance(found, plain(x.double(), *(value.double() for value in values))) < 0.02
+
+
+def test_gradcheck_in_float64():
+    x, values = draw(1, 2, 3, 3), parameters(2, 1)
+    arguments = [tensor.double().requires_grad_() for tensor in (x, *values)]
+    assert torch.autograd.gradcheck(fused, arguments)
+
+
+def test_opcheck():
+    x, values = draw(2, 8, 5, 6), parameters(8, 4)
+    weights, biases = values[:5], values[5:]
+    kernels = generator_kernels_of("cpu", torch.float32)
+    images = x.permute(0, 2, 3, 1).contiguous()
+    y, grown, signs = kernels.dense(images, weights, biases, True)
+    _, dgrown = kernels.dense_input_grad(y, weights, signs)
+    torch.library.opcheck(ops.dense_block, (images, weights, biases, 0.2, 0.2, True))
+    torch.library.opcheck(ops.dense_block, (images, weights, biases, 0.2, 0.2, False))
+    torch.library.opcheck(ops.dense_block_input_grad, (y, weights, signs, 0.2, 0.2))
+    torch.library.opcheck(ops.dense_block_weight_grad, (images, grown, y, dgrown, weights, 0.2))
+    with_gradients = [value.requires_grad_() for value in values]
+    arguments = (x.requires_grad_(), with_gradients[:5], with_gradients[5:], "cpu", True)
+    torch.library.opcheck(torch.ops.andfast.dense_block_forward, arguments)
+
+
+def test_recorded_programs_are_plain():
+    """For elsewhere, where nobody knows our operators."""
+
+    class Block(torch.nn.Module):
+        def forward(self, image: Tensor, *values: Tensor) -> Tensor:
+            return fused(image, *values)
+
+    given = (draw(1, 8, 4, 4), *parameters(8, 4))
+    program = torch.export.export(Block(), given)
+    assert all("andfast" not in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(*given), fused(*given), atol=1e-5, rtol=1e-5)
+
+
+def test_refused():
+    x, values = draw(1, 8, 4, 4), parameters(8, 4)
+    weights, biases = values[:5], values[5:]
+    for kind, message, call in (
+        (TypeError, "x is torch.int64", lambda: dense_block(x.long(), weights, biases)),
+        (ValueError, "x has shape", lambda: dense_block(x[0], weights, biases)),
+        (ValueError, "five weights and biases, not 4 and 5", lambda: dense_block(x, weights[:4], biases)),
+        (ValueError, r"weight has shape .* must be \(4, 12, 3, 3\)", lambda: dense_block(x, weights[:1] * 5, biases)),
+        (ValueError, r"bias has shape \(4,\); it must be \(8,\)", lambda: dense_block(x, weights, biases[:1] * 5)),
+        (TypeError, "weight is torch.float64", lambda: dense_block(x, [w.double() for w in weights], biases)),
+    ):
+        with pytest.raises(kind, match=message):
+            call()
+
+
+def test_operators_guard_their_memory():
+    x, values = draw(1, 4, 4, 8), parameters(8, 4)
+    weights, biases = values[:5], values[5:]
+    _, grown, signs = ops.dense_block(x, weights, biases, 0.2, 0.2, True)
+    for message, call in (
+        ("weights must be 5", lambda: ops.dense_block(x, weights[:4], biases, 0.2, 0.2, True)),
+        ("biases must be as many", lambda: ops.dense_block(x, weights, biases[:4], 0.2, 0.2, True)),
+        ("biases must have the shape", lambda: ops.dense_block(x, weights, biases[:1] * 5, 0.2, 0.2, True)),
+        ("weights must have the shape", lambda: ops.dense_block(x, weights[:1] * 5, biases, 0.2, 0.2, True)),
+        ("x must be contiguous", lambda: ops.dense_block(x.transpose(1, 2), weights, biases, 0.2, 0.2, True)),
+        ("evenly spaced", lambda: ops.dense_block(x, [w.mT for w in weights], biases, 0.2, 0.2, True)),
+        ("signs must have", lambda: ops.dense_block_input_grad(x, weights, signs[:, 1:].contiguous(), 0.2, 0.2)),
+        ("grown must have", lambda: ops.dense_block_weight_grad(x, grown[:, 1:].contiguous(), x, grown, weights, 0.2)),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+def test_backends():
+    x, values = draw(1, 8, 4, 4), parameters(8, 4)
+    with use_backend("reference"):
+        found = fused(x, *values)
+    assert torch.equal(found, plain(x, *values))
+    with use_backend("cpu"), pytest.raises(ValueError, match="float64"):
+        fused(x.double(), *(value.double() for value in values))
