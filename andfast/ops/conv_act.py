@@ -192,5 +192,6 @@ def _autograd(ctx: torch.autograd.function.FunctionCtx, grads: list[Tensor | Non
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 backends.register("conv_act", "reference", conv_act_reference)
+backends.register("conv_act", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
 backends.register("conv_act", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
 backends.register("conv_act", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)

@@ -148,5 +148,6 @@ def _autograd(ctx: torch.autograd.function.FunctionCtx, grads: list[Tensor | Non
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 backends.register("dense_block", "reference", dense_block_reference)
+backends.register("dense_block", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
 backends.register("dense_block", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
 backends.register("dense_block", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)

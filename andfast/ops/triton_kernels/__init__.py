@@ -7,8 +7,17 @@ itself must not have been imported before that variable was set).
 
 from andfast.ops.triton_kernels.backend import TritonKernels
 from andfast.ops.triton_kernels.common import interpreting
+from andfast.ops.triton_kernels.generator import TritonGenerator
 from andfast.ops.triton_kernels.noise import gaussian_field
 from andfast.ops.triton_kernels.pool import blur_pool, blur_pool_grad
 from andfast.ops.triton_kernels.projected_step import projected_step
 
-__all__ = ["TritonKernels", "blur_pool", "blur_pool_grad", "gaussian_field", "interpreting", "projected_step"]
+__all__ = [
+    "TritonGenerator",
+    "TritonKernels",
+    "blur_pool",
+    "blur_pool_grad",
+    "gaussian_field",
+    "interpreting",
+    "projected_step",
+]

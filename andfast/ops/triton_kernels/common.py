@@ -44,8 +44,9 @@ def check_activation(name: str, tensor: Tensor) -> None:
     """
     if tensor.ndim != 4 or not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous (B, H, W, C), got {tuple(tensor.shape)}, {tensor.stride()}")
-    if tensor[0].numel() >= 2**31:
-        raise ValueError(f"an image of {name} has {tensor[0].numel()} values; the kernels take fewer than 2^31")
+    if tensor.shape[1:].numel() >= 2**31:
+        values = tensor.shape[1:].numel()
+        raise ValueError(f"an image of {name} has {values} values; the kernels take fewer than 2^31")
 
 
 def on_device(tensor: Tensor) -> torch.cuda.device_of:

@@ -18,8 +18,17 @@ LAUNCHES = [
     "float32 2 2 5 3 gaussian 2 input_grad_block block_pool blur_pool_grad",
     "float32 1 9 3 5 map 1 block input_grad_block weight_grad",
     "float32 1 1 3 3 map 1 projected_step",
+    "bfloat16 64 64 64 64 map 4 dense dense_input_grad conv_act tail_grad",
+    "float32 1 9 9 5 map 1 dense dense_input_grad conv_act tail_grad",
 ]
-WITHOUT_PRODUCTS = {"pool_kernel", "pool_grad_kernel", "pool_noise_kernel", "field_kernel", "tail_grad_kernel"}
+WITHOUT_PRODUCTS = {
+    "pool_kernel",
+    "pool_grad_kernel",
+    "pool_noise_kernel",
+    "field_kernel",
+    "tail_grad_kernel",
+    "leaky_grad_kernel",
+}
 
 
 @pytest.fixture(scope="module")

@@ -101,6 +101,11 @@ def _launch(
     forward, backward = kernels.pack(*weights, dtype, False), kernels.pack(*weights, dtype, True)
     bend, signs = new(networks), new(batch, height, width, -(-into // 8), dtype=torch.uint8)
     pooled = new(batch, height // scale, width // scale, into, dtype=dtype)
+    growth = out // 2
+    dense = [new(growth if k < 4 else into, into + k * growth, 3, 3, dtype=dtype) for k in range(5)]
+    biases = [new(len(weight), dtype=dtype) for weight in dense]
+    grown_signs = new(batch, height, width, 4, -(-growth // 8), dtype=torch.uint8)
+    generator = triton_kernels.TritonGenerator()
     {
         "block": lambda: kernels.block(x, forward, bend, noise(out)),
         "block_pool": lambda: kernels.block_pool(x, forward, bend, noise(out), scale),
@@ -109,6 +114,10 @@ def _launch(
         "input_grad": lambda: kernels.input_grad(dz, backward),
         "input_grad_block": lambda: kernels.input_grad_block(dz, backward, x, signs, bend, noise(into)),
         "block_grad": lambda: kernels.block_grad(x, x, signs, bend, noise(into)),
+        "dense": lambda: generator.dense(x, dense, biases, True),
+        "dense_input_grad": lambda: generator.dense_input_grad(x, dense, grown_signs),
+        "conv_act": lambda: generator.conv_act(x, new(out, into, 3, 3, dtype=dtype), new(out), new(out), True),
+        "tail_grad": lambda: generator.tail_grad(x, signs, new(into)),
         "pool_grad": lambda: kernels.pool_grad(pooled, signs, bend, scale),
         "blur_pool": lambda: triton_kernels.blur_pool(x, scale),
         "blur_pool_grad": lambda: triton_kernels.blur_pool_grad(pooled, scale),
