@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from generator_checks import kept_bytes
 
 from andfast.models import GENERATORS, Compact, RRDBNet, build_generator
+from andfast.ops import backends, use_backend
 
 SMALL = {"rrdbnet": {"features": 8, "blocks": 2, "growth": 4}, "compact": {"features": 8, "convs": 2}}
 SCALES = [("rrdbnet", scale) for scale in (1, 2, 4)] + [("compact", scale) for scale in (1, 2, 3, 4, 5)]
@@ -186,3 +188,37 @@ def test_dense_blocks_start_small():
 def test_refused(name, options, said):
     with pytest.raises(ValueError, match=said):
         build_generator(name, **options)
+
+
+@pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+@pytest.mark.parametrize(("name", "scale"), [("rrdbnet", 4), ("rrdbnet", 2), ("compact", 3)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_fused_generators_compute_what_plain_ones_do(name, scale, memory_format):
+    """Values, and the gradients of the input and of all weights, of a network and of its plain form."""
+    model = small(name, scale).to(memory_format=memory_format)
+    image = torch.rand(2, 3, 7, 9).contiguous(memory_format=memory_format).requires_grad_()
+    grad = torch.rand(2, 3, 7 * scale, 9 * scale)
+
+    def passes():
+        result = model(image)
+        return [result.detach(), *torch.autograd.grad(result, [image, *model.parameters()], grad)]
+
+    fused = passes()
+    with use_backend("reference"):
+        plain = passes()
+    for one, other in zip(fused, plain, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+@pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+@pytest.mark.parametrize("name", GENERATORS)
+def test_frozen_generators_keep_signs_alone(name):
+    """What an attack's pass keeps: a bit for each activation, where PyTorch keeps the activations."""
+    model = small(name, 4).requires_grad_(False)
+    image = torch.rand(2, 3, 8, 8, requires_grad=True)
+    kept = kept_bytes(lambda: model(image), list(model.parameters()))
+    assert kept.keys() <= {torch.uint8, torch.float32}
+    assert kept.get(torch.float32, 0) <= 64 * 4  # slopes
+    with use_backend("reference"):
+        plain = kept_bytes(lambda: model(image), list(model.parameters()))
+    assert sum(kept.values()) < sum(plain.values()) / 16
