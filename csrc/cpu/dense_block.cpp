@@ -13,9 +13,9 @@
 namespace andfast::cpu {
 namespace {
 
-// Transformed tiles are kept for the next convolutions up to this size; above it, where they would have to come from
-// main memory, transforming anew is cheaper.
-constexpr int64_t kKeptBytes = int64_t{64} << 20;
+// So many bytes of transformed tiles are kept for the next convolutions: as many images at once as that holds. Of an
+// image that is larger they are not kept; they would have to come from main memory, and transforming anew is cheaper.
+constexpr int64_t kKeptBytes = int64_t{16} << 20;
 
 constexpr int64_t kGrown = kDenseConvs - 1;
 
@@ -28,45 +28,54 @@ int64_t written_by(DenseShape shape, int64_t conv) { return conv < kGrown ? shap
 template <typename Pack, typename Finish>
 void chain(const float* entry, float* grown, float* last, DenseShape shape, ParallelFor parallel_for, Pack pack,
            Finish finish) {
-  const Tiling tiling = {shape.images, shape.height, shape.width};
   const int64_t all = read_by(shape, kGrown), grown_step = kGrown * shape.growth;
-  const int64_t group_size = kElements * element_step(kTiles, all);
-  const bool keeps = tiling.groups() * group_size * int64_t{sizeof(float)} <= kKeptBytes;
-  const std::unique_ptr<float[]> kept(new float[keeps ? tiling.groups() * group_size : 0]);
+  const int64_t pixels = shape.height * shape.width, group_size = kElements * element_step(kTiles, all);
+  const int64_t image_bytes = Tiling{1, shape.height, shape.width}.groups() * group_size * int64_t{sizeof(float)};
+  const bool keeps = image_bytes <= kKeptBytes;
+  const int64_t at_once = keeps ? std::max<int64_t>(1, std::min(shape.images, kKeptBytes / image_bytes)) : shape.images;
+  const int64_t kept_groups = keeps ? Tiling{at_once, shape.height, shape.width}.groups() : 0;
+  const std::unique_ptr<float[]> kept(new float[kept_groups * group_size]);
 
+  std::vector<std::unique_ptr<float[]>> weights;
   for (int64_t k = 0; k < kDenseConvs; ++k) {
     const int64_t from = read_by(shape, k), to = written_by(shape, k), padded = round_up(to, kLane);
-    const std::unique_ptr<float[]> u(new float[kElements * from * padded]());  // zeros where padded
+    weights.emplace_back(new float[kElements * from * padded]());  // zeros where padded
     parallel_for(from, 16, [&](int64_t begin, int64_t end) {
       std::vector<float> scratch(25 * to);
-      for (int64_t c = begin; c < end; ++c) pack(k, c, u.get() + c * padded, from * padded, scratch.data());
+      for (int64_t c = begin; c < end; ++c) pack(k, c, weights[k].get() + c * padded, from * padded, scratch.data());
     });
-    parallel_for(tiling.groups(), 1, [&](int64_t begin, int64_t end) {
-      std::vector<float> v(keeps ? 0 : group_size), m(kElements * element_step(kTiles, padded));
-      std::vector<float> zeros(std::max(shape.features, grown_step)), unwanted(to);
-      const auto enter = [&](Tiling::Place place, float* tile, int64_t step) {
-        if (k == 0 || !keeps) {
-          const Channels channels = {entry, shape.features, shape.features};
-          enter_pixels(channels.plane(place.image, shape.height, shape.width, zeros.data()), place.h - 1, place.w - 1,
-                       tile, step);
+  }
+  for (int64_t image = 0; image < shape.images; image += at_once) {
+    const Tiling tiling = {std::min(at_once, shape.images - image), shape.height, shape.width};
+    const int64_t pixel = image * pixels;
+    const Channels first = {entry + pixel * shape.features, shape.features, shape.features};
+    float* parts = grown + pixel * grown_step;
+    for (int64_t k = 0; k < kDenseConvs; ++k) {
+      const int64_t from = read_by(shape, k), to = written_by(shape, k), padded = round_up(to, kLane);
+      const int64_t step = k < kGrown ? grown_step : to, known = keeps ? std::max<int64_t>(0, k - 1) * shape.growth : 0;
+      const Channels second = {parts + known, grown_step, k * shape.growth - known};
+      float* results = k < kGrown ? parts + k * shape.growth : last + pixel * to;
+      parallel_for(tiling.groups(), 1, [&](int64_t begin, int64_t end) {
+        std::vector<float> v(keeps ? 0 : group_size), m(kElements * element_step(kTiles, padded));
+        std::vector<float> zeros(std::max(shape.features, grown_step)), unwanted(to);
+        const auto enter = [&](Tiling::Place place, float* tile, int64_t v_step) {
+          const auto add = [&](const Channels& channels, float* at) {
+            enter_pixels(channels.plane(place.image, shape.height, shape.width, zeros.data()), place.h - 1, place.w - 1,
+                         at, v_step);
+          };
+          if (k == 0 || !keeps) add(first, tile);
+          if (k > 0) add(second, tile + shape.features + known);
+        };
+        const auto leave = [&](Tiling::Place place, const float* products, int64_t m_step) {
+          leave_tile(tiling, place, products, m_step, results, step, to, unwanted.data(),
+                     [&](float* result, int64_t index) { finish(k, result, pixel + index); });
+        };
+        for (int64_t group = begin; group < end; ++group) {
+          multiply_group(tiling, group, weights[k].get(), from, padded,
+                         keeps ? kept.get() + group * group_size : v.data(), all, m.data(), enter, leave);
         }
-        if (k > 0) {
-          const int64_t known = keeps ? (k - 1) * shape.growth : 0;
-          const Channels channels = {grown + known, grown_step, k * shape.growth - known};
-          enter_pixels(channels.plane(place.image, shape.height, shape.width, zeros.data()), place.h - 1, place.w - 1,
-                       tile + shape.features + known, step);
-        }
-      };
-      const auto leave = [&](Tiling::Place place, const float* products, int64_t step) {
-        float* results = k < kGrown ? grown + k * shape.growth : last;
-        leave_tile(tiling, place, products, step, results, k < kGrown ? grown_step : to, to, unwanted.data(),
-                   [&](float* pixel, int64_t index) { finish(k, pixel, index); });
-      };
-      for (int64_t group = begin; group < end; ++group) {
-        float* tiles = keeps ? kept.get() + group * group_size : v.data();
-        multiply_group(tiling, group, u.get(), from, padded, tiles, all, m.data(), enter, leave);
-      }
-    });
+      });
+    }
   }
 }
 

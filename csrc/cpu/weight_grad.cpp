@@ -7,7 +7,8 @@
 namespace andfast::cpu {
 namespace {
 
-constexpr int64_t kGradTiles = 32;  // between two visits of the sums
+// Tiles between two visits of the sums: the more, the larger these are beside what is read for a tile.
+int64_t tiles_at_once(int64_t channels) { return channels > 128 ? 128 : 32; }
 
 // to += from.
 ANDFAST_CLONES void add_up(const float* from, float* to, int64_t count) {
@@ -43,7 +44,8 @@ void weight_grad(const std::vector<Channels>& x, const std::vector<GradOf>& conv
   // Not initialised: a part's first products are not added to what is there.
   const std::unique_ptr<float[]> sums(new float[frame.networks * parts * sum]);
   parallel_for(frame.networks * parts, 1, [&](int64_t begin, int64_t end) {
-    const int64_t v_step = element_step(kGradTiles, inputs), g_step = element_step(kGradTiles, outputs);
+    const int64_t at_once = tiles_at_once(std::max(inputs, outputs));
+    const int64_t v_step = element_step(at_once, inputs), g_step = element_step(at_once, outputs);
     std::vector<float> v(kElements * v_step), g(kElements * g_step), zeros(widest);
     for (int64_t part = begin; part < end; ++part) {
       const int64_t network = part / parts, number = part % parts, first = network * tiling.images;
@@ -51,7 +53,7 @@ void weight_grad(const std::vector<Channels>& x, const std::vector<GradOf>& conv
       bool begun = false;
       int64_t tile = tiles * number / parts;
       do {  // once without any tiles, too: no products at all make zeros
-        const int64_t count = std::min(kGradTiles, stop - tile);
+        const int64_t count = std::min(at_once, stop - tile);
         for (int64_t t = 0; t < count; ++t) {
           const Tiling::Place place = tiling.at(tile + t);
           float* to = v.data() + t * inputs;

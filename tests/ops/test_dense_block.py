@@ -126,6 +126,14 @@ def test_images_too_large_to_keep_their_tiles():
     torch.testing.assert_close(found[..., :30, :30], part[..., :30, :30], atol=1e-5, rtol=1e-5)
 
 
+def test_many_images_are_each_computed_as_alone():
+    """More than are kept at once, and a last few that are fewer."""
+    values, images = parameters(16, 4), draw(7, 16, 96, 90)
+    with torch.no_grad():
+        together = fused(images, *values)
+        assert all(torch.equal(fused(images[i : i + 1], *values)[0], together[i]) for i in range(7))
+
+
 def test_results_do_not_depend_on_threads():
     values, x, dy = parameters(16, 8), draw(3, 16, 20, 31), draw(3, 16, 20, 31)
     threads = torch.get_num_threads()
