@@ -52,6 +52,5 @@ class DataWait:
         remedies = [f"more data.workers than {data.workers}"]
         if data.hr and data.cache is None:
             remedies.append("data.cache, a folder to keep images decoded in")
-        return (
-            f"{self.recent:.0%} of the last {len(self._last)} steps was waiting for data; try {' or '.join(remedies)}"
-        )
+        remedy = " or ".join(remedies)
+        return f"{self.recent:.0%} of the time of the last {len(self._last)} steps was waiting for data; try {remedy}"
