@@ -235,7 +235,8 @@ class PatchBatches(SourceDataset):
         down, right, mirror, turns = (int(value) for value in self._random(4, _CROP, number))
         top = down % (image.shape[0] - self.patch + 1)
         left = right % (image.shape[1] - self.patch + 1)
-        crop = image[top : top + self.patch, left : left + self.patch]
+        # Copied row by row, as it lies in memory or on disk; to walk down its columns there would cost far more.
+        crop = np.ascontiguousarray(image[top : top + self.patch, left : left + self.patch])
         if self.flip and mirror % 2:
             crop = crop[:, ::-1]
         return np.rot90(crop, turns % 4) if self.rotate else crop
