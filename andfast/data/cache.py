@@ -23,7 +23,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -122,11 +122,12 @@ def _read_contents(index: Index, images: Sequence[ImageFile], workers: int) -> N
         if known is None or known[:2] != _stamp(image.path):
             changed.append(image)
     digest = partial(_digest, decoder=decoder())
-    for image, file in _each(digest, changed, workers, "looking at images for the cache"):
-        if file is not None:
-            index.add_file(_key(image), file)
-        else:
-            index.files.pop(_key(image), None)
+    with closing(_each(digest, changed, workers, "looking at images for the cache")) as found:
+        for image, file in found:
+            if file is not None:
+                index.add_file(_key(image), file)
+            else:
+                index.files.pop(_key(image), None)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -200,9 +201,10 @@ def _decode(index: Index, images: Sequence[ImageFile], workers: int) -> None:
     needed = _check_space(index.folder, missing.values())
     files = {image: index.files[_key(image)] for image in missing.values()}
     store = partial(_store, folder=index.folder, files=files, needed=needed)
-    for image, pixels in _each(store, list(files), workers, "decoding images into the cache"):
-        if pixels is not None:
-            index.add_pixels(files[image].digest, pixels)
+    with closing(_each(store, list(files), workers, "decoding images into the cache")) as found:
+        for image, pixels in found:
+            if pixels is not None:
+                index.add_pixels(files[image].digest, pixels)
 
 
 def _check_space(folder: Path, images: Iterable[ImageFile]) -> int:
@@ -284,9 +286,10 @@ def _each(
         dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 10,
     )
-    with bar:
-        loader = SourceLoader(Each(function, images), range(len(images)), min(workers, len(images)))
-        for image, result in zip(images, loader, strict=True):
+    loader = SourceLoader(Each(function, images), range(len(images)), min(workers, len(images)))
+    # Closed also when something is raised: workers that still wait to be asked would keep this process from ending.
+    with bar, closing(iter(loader)) as results:
+        for image, result in zip(images, results, strict=True):
             yield image, result
             bar.update()
 

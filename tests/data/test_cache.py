@@ -1,6 +1,7 @@
 """The cache of decoded images: reads as the files do, whatever happens to it or to whoever makes it."""
 
 import errno
+import multiprocessing
 import os
 import shutil
 import signal
@@ -376,6 +377,16 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing_half_made(photographs, 
     assert len(list(folder.glob("[0-9a-f]*.u8"))) >= 3
     assert not list(folder.glob(".*"))
     monkeypatch.undo()
+    assert_whole(folder, photographs)
+
+
+def test_an_index_that_cannot_be_written_is_told_and_ends_the_workers(photographs, folder, monkeypatch):
+    with monkeypatch.context() as patched:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        patched.setattr(cache_index.Index, "add_pixels", lambda *_: (_ for _ in ()).throw(full))
+        with pytest.raises(DataError, match=rf"^image cache {folder}: No space left on device$"):
+            cache_images(folder, photographs, 2)
+        assert not multiprocessing.active_children()
     assert_whole(folder, photographs)
 
 
