@@ -5,6 +5,7 @@ Without arguments a small model is trained on scikit-image's photographs in a fe
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from andfast.data.cache import cache_images
 from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, make_loader
 from andfast.files import written_whole
@@ -28,6 +30,7 @@ from andfast.training.state import STATE_FILE, load_state, save_state
 from andfast.training.stop import StopSignal
 from andfast.training.trainer import DivergedError, Trainer
 from andfast.training.validation import Validator
+from andfast.training.waiting import DataWait
 from andfast.upscale import NonFiniteError
 
 
@@ -39,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # among them DataError, ModelError, StateError
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # a cache of images can take long to make, and goes on from where it was
+        print("interrupted before the first step", file=sys.stderr)
+        return 128 + signal.SIGINT
     return run.train()
 
 
@@ -46,7 +52,7 @@ class Run:
     """A run directory and all that fills it.
 
     Everything that can be wrong with the settings, the images and the state to resume is found out here, before
-    the first step and before anything is written.
+    the first step and before anything is written; but for the cache of images, which is made last.
     """
 
     def __init__(self, config: Config) -> None:
@@ -54,16 +60,6 @@ class Run:
         self.folder = Path(config.run_dir)
         self.skipped = Skipped()
         self.images = find_images(config, self.skipped)
-        train, data = config.train, config.data
-        self.batches = PatchBatches(
-            self.images.sources,
-            patch=train.patch_size,
-            batch=train.batch_size,
-            seed=config.seed,
-            flip=data.flip,
-            rotate=data.rotate,
-            cache_mib=data.cache_mib,
-        )
         self.trainer = Trainer(config)
         network = self.trainer.degradation(1)  # refuses what it cannot be made from
         try:
@@ -74,10 +70,26 @@ class Run:
         if state is not None:
             self.trainer.load(state)
         self.validate = Validator([image for _, image in self.images.held_out], self.images.pairs, config.scale)
+        self.batches = self._batches()
         self.folder.mkdir(parents=True, exist_ok=True)
         print(
             f"{len(self.images.sources)} images to train on, {len(self.images.held_out)} held out, "
             f"{len(self.images.pairs)} camera pairs; {self.trainer.describe()}"
+        )
+
+    def _batches(self) -> PatchBatches:
+        train, data = self.config.train, self.config.data
+        sources = self.images.sources
+        if data.cache is not None:
+            sources = cache_images(data.cache, sources, data.workers)
+        return PatchBatches(
+            sources,
+            patch=train.patch_size,
+            batch=train.batch_size,
+            seed=self.config.seed,
+            flip=data.flip,
+            rotate=data.rotate,
+            cache_mib=data.cache_mib,
         )
 
     def _state_to_resume(self) -> dict[str, Any] | None:
@@ -128,6 +140,7 @@ class Run:
 
     def _loop(self, log: RunLog, stop: StopSignal) -> None:
         trainer, train = self.trainer, self.config.train
+        wait = DataWait()
         pin = trainer.device.type == "cuda"
         loader = make_loader(self.batches, trainer.step, train.iterations, self.config.data.workers, pin)
         bar = tqdm(
@@ -147,15 +160,20 @@ class Run:
                 result = trainer.train_step(patches)
                 seconds = time.perf_counter() - begin
                 log.write({"step": trainer.step, **asdict(result), "seconds": seconds, "data_wait": data_wait})
+                wait.add(data_wait, seconds)
                 rate = train.batch_size / seconds
                 bar.set_postfix_str(
-                    f"loss {result.loss:.4f}, gain {result.gain:.2f}, {rate:.1f} images/s", refresh=False
+                    f"loss {result.loss:.4f}, gain {result.gain:.2f}, {rate:.1f} images/s, data {wait.recent:.0%}",
+                    refresh=False,
                 )
                 bar.update()
+                if hint := wait.hint(self.config.data):
+                    tqdm.write(hint, file=sys.stderr)
                 if _due(trainer.step, train.validate_every, train.iterations):
                     self._validate(log)
                 if _due(trainer.step, train.save_every, train.iterations):
                     self._save()
+        print(f"waited for data {wait.whole:.1%} of the time")
         if stop.number:
             self._save()
 
