@@ -29,9 +29,10 @@ void parallel_for(int64_t count, int64_t grain, const andfast::cpu::Task& task) 
 WeightSteps bank_steps(const ConvShape& shape) { return {shape.outputs * shape.inputs * 9, shape.inputs * 9, 9, 1}; }
 
 // How a convolution's weight (out, in, 3, 3) lies, contiguous or channels_last; -1 stands for any size.
-WeightSteps weight_steps(const char* name, const Tensor& weight, const Tensor& like, int64_t outputs, int64_t inputs) {
+WeightSteps weight_steps(const char* name, const Tensor& weight, const Tensor& like, ScalarType type, int64_t outputs,
+                         int64_t inputs) {
   STD_TORCH_CHECK(weight.device() == like.device(), name, " must be on the device of the other tensors");
-  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float, name, " must be of type Float");
+  STD_TORCH_CHECK(weight.scalar_type() == type, name, " must be of type ", torch::headeronly::toString(type));
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 &&
                       (outputs == -1 || weight.size(0) == outputs) && (inputs == -1 || weight.size(1) == inputs),
                   name, " must have the shape (", outputs == -1 ? "any" : std::to_string(outputs), ", ",
@@ -233,7 +234,7 @@ Tensor conv_weight_grad(const Tensor& x, const Tensor& dz, int64_t networks) {
 
 std::tuple<Tensor, Tensor> conv_act(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& slope,
                                     bool keep) {
-  const WeightSteps steps = weight_steps("weight", weight, x, -1, -1);
+  const WeightSteps steps = weight_steps("weight", weight, x, ScalarType::Float, -1, -1);
   const ConvShape shape = {1, x.size(0), x.size(1), x.size(2), weight.size(1), weight.size(0)};
   check("x", x, x, ScalarType::Float, {-1, -1, -1, shape.inputs});
   check("bias", bias, x, ScalarType::Float, {shape.outputs});
@@ -247,19 +248,60 @@ std::tuple<Tensor, Tensor> conv_act(const Tensor& x, const Tensor& weight, const
   return {y, signs};
 }
 
-Tensor conv_act_tail_grad(const Tensor& dy, const Tensor& signs, const Tensor& slope) {
-  check("dy", dy, dy, ScalarType::Float, {-1, -1, -1, -1});
-  const int64_t channels = dy.size(3);
+// How many pixels and channels an image (B, H, W, C) and its slopes (C,) have.
+std::tuple<int64_t, int64_t> leaky_sizes(const char* name, const Tensor& image, const Tensor& slope) {
+  check(name, image, image, image.scalar_type(), {-1, -1, -1, -1});
+  check("slope", slope, image, ScalarType::Float, {image.size(3)});
+  return {image.size(0) * image.size(1) * image.size(2), image.size(3)};
+}
+
+std::tuple<Tensor, Tensor> leaky(const Tensor& z, const Tensor& slope, bool keep) {
+  const auto [pixels, channels] = leaky_sizes("z", z, slope);
+  Tensor y = torch::stable::empty_like(z);
+  Tensor signs = empty(z, {keep ? z.size(0) : 0, z.size(1), z.size(2), (channels + 7) / 8}, ScalarType::Byte);
+  by_type("z", z, [&, count = pixels, each = channels](auto* null) {
+    using T = std::remove_pointer_t<decltype(null)>;
+    andfast::cpu::leaky<T>(read<T>(z), read<float>(slope), write<T>(y), keep ? write<uint8_t>(signs) : nullptr, count,
+                           each, parallel_for);
+  });
+  return {y, signs};
+}
+
+Tensor leaky_grad(const Tensor& dy, const Tensor& signs, const Tensor& slope) {
+  const auto [pixels, channels] = leaky_sizes("dy", dy, slope);
   check("signs", signs, dy, ScalarType::Byte, {dy.size(0), dy.size(1), dy.size(2), (channels + 7) / 8});
-  check("slope", slope, dy, ScalarType::Float, {channels});
   Tensor dz = torch::stable::empty_like(dy);
-  andfast::cpu::leaky_grad(read<float>(dy), read<float>(slope), read<uint8_t>(signs), write<float>(dz),
-                           dy.size(0) * dy.size(1) * dy.size(2), channels, parallel_for);
+  by_type("dy", dy, [&, count = pixels, each = channels](auto* null) {
+    using T = std::remove_pointer_t<decltype(null)>;
+    andfast::cpu::leaky_grad<T>(read<T>(dy), read<float>(slope), read<uint8_t>(signs), write<T>(dz), count, each,
+                                parallel_for);
+  });
   return dz;
 }
 
+Tensor turn_weights(const std::vector<Tensor>& weights, int64_t first, int64_t count, double gain) {
+  const Tensor& one = weights[0];  // there is one: an empty list would not have been dispatched here
+  STD_TORCH_CHECK(first >= 0 && count >= 0, "first and count must not be negative");
+  int64_t outputs = 0;
+  for (const Tensor& weight : weights) {
+    weight_steps("weights", weight, one, one.scalar_type(), -1, -1);
+    STD_TORCH_CHECK(weight.size(1) >= first + count, "weights must have ", first + count, " inputs or more");
+    outputs += weight.size(0);
+  }
+  Tensor turned = empty(one, {count, 3, 3, outputs}, one.scalar_type());
+  by_type("weights", one, [&](auto* null) {
+    using T = std::remove_pointer_t<decltype(null)>;
+    std::vector<andfast::cpu::WeightsOf<T>> taps;
+    for (const Tensor& weight : weights) {
+      taps.push_back({read<T>(weight), weight_steps("weights", weight, one, one.scalar_type(), -1, -1), weight.size(0)});
+    }
+    andfast::cpu::turn_weights<T>(taps, first, count, float(gain), write<T>(turned), parallel_for);
+  });
+  return turned;
+}
+
 Tensor conv_act_input_grad(const Tensor& dz, const Tensor& weight) {
-  const WeightSteps steps = weight_steps("weight", weight, dz, -1, -1);
+  const WeightSteps steps = weight_steps("weight", weight, dz, ScalarType::Float, -1, -1);
   const ConvShape shape = {1, dz.size(0), dz.size(1), dz.size(2), weight.size(1), weight.size(0)};
   check("dz", dz, dz, ScalarType::Float, {-1, -1, -1, shape.outputs});
   check_padding(shape, 1);
@@ -270,7 +312,7 @@ Tensor conv_act_input_grad(const Tensor& dz, const Tensor& weight) {
 }
 
 Tensor conv_act_weight_grad(const Tensor& x, const Tensor& dz, const Tensor& weight) {
-  const WeightSteps steps = weight_steps("weight", weight, x, -1, -1);
+  const WeightSteps steps = weight_steps("weight", weight, x, ScalarType::Float, -1, -1);
   const ConvShape shape = {1, x.size(0), x.size(1), x.size(2), weight.size(1), weight.size(0)};
   check("x", x, x, ScalarType::Float, {-1, -1, -1, shape.inputs});
   check("dz", dz, x, ScalarType::Float, {shape.images, shape.height, shape.width, shape.outputs});
@@ -294,7 +336,8 @@ std::vector<WeightSteps> dense_steps(const std::vector<Tensor>& weights, const T
   std::vector<WeightSteps> steps;
   for (int64_t k = 0; k < andfast::cpu::kDenseConvs; ++k) {
     const int64_t outputs = k + 1 < andfast::cpu::kDenseConvs ? shape.growth : shape.features;
-    steps.push_back(weight_steps("weights", weights[k], like, outputs, shape.features + k * shape.growth));
+    const int64_t inputs = shape.features + k * shape.growth;
+    steps.push_back(weight_steps("weights", weights[k], like, ScalarType::Float, outputs, inputs));
   }
   return steps;
 }
@@ -417,7 +460,9 @@ STABLE_TORCH_LIBRARY(andfast, m) {
   m.def("conv(Tensor x, Tensor weights, int padding, bool backward) -> Tensor");
   m.def("conv_weight_grad(Tensor x, Tensor dz, int networks) -> Tensor");
   m.def("conv_act(Tensor x, Tensor weight, Tensor bias, Tensor slope, bool keep) -> (Tensor, Tensor)");
-  m.def("conv_act_tail_grad(Tensor dy, Tensor signs, Tensor slope) -> Tensor");
+  m.def("leaky(Tensor z, Tensor slope, bool keep) -> (Tensor, Tensor)");
+  m.def("leaky_grad(Tensor dy, Tensor signs, Tensor slope) -> Tensor");
+  m.def("turn_weights(Tensor[] weights, int first, int count, float gain) -> Tensor");
   m.def("conv_act_input_grad(Tensor dz, Tensor weight) -> Tensor");
   m.def("conv_act_weight_grad(Tensor x, Tensor dz, Tensor weight) -> Tensor");
   m.def(
@@ -444,7 +489,9 @@ STABLE_TORCH_LIBRARY_IMPL(andfast, CPU, m) {
   m.impl("conv", TORCH_BOX(&conv));
   m.impl("conv_weight_grad", TORCH_BOX(&conv_weight_grad));
   m.impl("conv_act", TORCH_BOX(&conv_act));
-  m.impl("conv_act_tail_grad", TORCH_BOX(&conv_act_tail_grad));
+  m.impl("leaky", TORCH_BOX(&leaky));
+  m.impl("leaky_grad", TORCH_BOX(&leaky_grad));
+  m.impl("turn_weights", TORCH_BOX(&turn_weights));
   m.impl("conv_act_input_grad", TORCH_BOX(&conv_act_input_grad));
   m.impl("conv_act_weight_grad", TORCH_BOX(&conv_act_weight_grad));
   m.impl("dense_block", TORCH_BOX(&dense_block));

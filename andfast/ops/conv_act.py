@@ -53,16 +53,15 @@ def conv_act(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | float | No
     if isinstance(slope, Tensor):
         if slope.shape != bias.shape:
             raise ValueError(f"slope has shape {tuple(slope.shape)}; it must be {tuple(bias.shape)}, like bias")
-        slope = slope.to(x.dtype)
         if torch.is_grad_enabled() and slope.requires_grad:  # its gradient needs z
-            return F.prelu(conv_act(x, weight, bias), slope)
+            return F.prelu(conv_act(x, weight, bias), slope.to(x.dtype))
     backend = backends.select_name("conv_act", x)
     if backend == "reference":
-        return conv_act_reference(x, weight, bias, slope)
+        return conv_act_reference(x, weight, bias, slope.to(x.dtype) if isinstance(slope, Tensor) else slope)
     if isinstance(slope, float | int):
-        slope = torch.full_like(bias, slope, requires_grad=False)
+        slope = bias.new_full(bias.shape, slope, dtype=torch.float32)
     keep = slope is not None and torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
-    return _forward(x, weight, bias, slope, backend, keep)[0]
+    return _forward(x, weight, bias, None if slope is None else slope.float(), backend, keep)[0]
 
 
 def cast(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

@@ -19,7 +19,7 @@ SLOPE, GAIN = 0.2, 0.2
 
 
 class GeneratorKernels(Protocol):
-    """The pieces. `slope` (C,) is in the compute type; None stands for no activation."""
+    """The pieces. `slope` (C,) is float32; None stands for no activation."""
 
     def conv_act(
         self, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, keep: bool
@@ -56,7 +56,7 @@ class GeneratorKernels(Protocol):
 def generator_kernels_of(backend: str, dtype: torch.dtype) -> GeneratorKernels:
     """The pieces of a backend that has them, imported when they are first asked for: Triton takes seconds."""
     module, name = {
-        "cpu": ("andfast.ops.generator_library", "LibraryGenerator"),
+        "cpu": ("andfast.ops.generator_library", "CpuGenerator"),
         "cuda": ("andfast.ops.generator_library", "LibraryGenerator"),
         "triton": ("andfast.ops.triton_kernels.generator", "TritonGenerator"),
     }[backend]

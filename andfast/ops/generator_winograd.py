@@ -11,7 +11,7 @@ from torch import Tensor
 
 from andfast.ops import backends
 from andfast.ops.generator_kernels import GAIN, SLOPE
-from andfast.ops.generator_library import LibraryGenerator
+from andfast.ops.generator_library import CpuGenerator
 
 _ops = torch.ops.andfast
 
@@ -19,16 +19,13 @@ _ops = torch.ops.andfast
 _FEW = 16
 
 
-class WinogradGenerator(LibraryGenerator):
+class WinogradGenerator(CpuGenerator):
     """`GeneratorKernels`; see there."""
 
     def conv_act(
         self, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, keep: bool
     ) -> tuple[Tensor, Tensor]:
         return _ops.conv_act(x, weight, bias, bias.new_ones(bias.shape) if slope is None else slope, keep)
-
-    def tail_grad(self, dy: Tensor, signs: Tensor, slope: Tensor) -> Tensor:
-        return _ops.conv_act_tail_grad(dy, signs, slope)
 
     def input_grad(self, dz: Tensor, weight: Tensor) -> Tensor:
         return _ops.conv_act_input_grad(dz, weight)
@@ -61,10 +58,6 @@ if "cpu" not in backends.unavailable:
     @torch.library.register_fake("andfast::conv_act")
     def _(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         return x.new_empty(*x.shape[:3], weight.shape[0]), _signs(x, weight.shape[0], keep)
-
-    @torch.library.register_fake("andfast::conv_act_tail_grad")
-    def _(dy: Tensor, signs: Tensor, slope: Tensor) -> Tensor:
-        return torch.empty_like(dy)
 
     @torch.library.register_fake("andfast::conv_act_input_grad")
     def _(dz: Tensor, weight: Tensor) -> Tensor:

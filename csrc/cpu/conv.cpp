@@ -52,15 +52,4 @@ void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int
   });
 }
 
-void leaky_grad(const float* dy, const float* slope, const uint8_t* signs, float* dz, int64_t count, int64_t channels,
-                ParallelFor parallel_for) {
-  parallel_for(count, 512, [&](int64_t begin, int64_t end) {
-    std::vector<uint8_t> bytes(8 * sign_bytes(channels));
-    std::copy(dy + begin * channels, dy + end * channels, dz + begin * channels);
-    for (int64_t pixel = begin; pixel < end; ++pixel) {
-      pass_back(dz + pixel * channels, slope, signs + pixel * sign_bytes(channels), bytes.data(), channels);
-    }
-  });
-}
-
 }  // namespace andfast::cpu

@@ -106,9 +106,24 @@ void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int
 // dz is (images, height + 2 padding - 2, width + 2 padding - 2, outputs), grad lies as `steps` says.
 void conv_weight_grad(const float* x, const float* dz, float* grad, ConvShape shape, int64_t padding, WeightSteps steps,
                       ParallelFor parallel_for);
-// Back through the LeakyReLU of `count` pixels: see ConvTail.
-void leaky_grad(const float* dy, const float* slope, const uint8_t* signs, float* dz, int64_t count, int64_t channels,
+
+// The operators of andfast/ops/generator_library.py. T: float or bfloat16; slope is (channels); signs may be null.
+template <typename T>
+void leaky(const T* z, const float* slope, T* y, uint8_t* signs, int64_t pixels, int64_t channels,
+           ParallelFor parallel_for);
+template <typename T>
+void leaky_grad(const T* dy, const float* slope, const uint8_t* signs, T* dz, int64_t pixels, int64_t channels,
                 ParallelFor parallel_for);
+template <typename T>
+struct WeightsOf {
+  const T* taps;
+  WeightSteps steps;
+  int64_t outputs;
+};
+// `turned` is (count, 9, all outputs).
+template <typename T>
+void turn_weights(const std::vector<WeightsOf<T>>& weights, int64_t first, int64_t count, float gain, T* turned,
+                  ParallelFor parallel_for);
 
 // The operators of andfast/ops/dense_block.py. The first convolutions each add `growth` channels to the `features` ones.
 constexpr int64_t kDenseConvs = 5, kMostGrowthBytes = 32;

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from generator_checks import check_against_float64, distance, draw, kept_bytes, passes
+import torch.nn.functional as F
+from generator_checks import check_against_float64, distance, draw, kept_bytes, passes, poison
 from torch import Tensor
 
 from andfast.ops import backends
 from andfast.ops.conv_act import conv_act, conv_act_reference
+from andfast.ops.generator_library import CpuGenerator, LibraryGenerator, unpack_signs
 
 pytestmark = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
 ops = torch.ops.andfast
@@ -86,7 +88,7 @@ def test_what_is_kept(dtype):
     (x, weight, bias), _ = arguments((2, (5, 6), 8, 16))
     x, weight, bias = x.to(dtype).requires_grad_(), weight.to(dtype), bias.to(dtype)
     pixels = 2 * 5 * 6
-    slope = torch.full((16,), 0.2, dtype=dtype)
+    slope = torch.full((16,), 0.2)
     frozen = [weight, bias, slope]
     assert kept_bytes(lambda: conv_act(x, weight, bias, slope), frozen) == {torch.uint8: pixels * 2}
     assert kept_bytes(lambda: conv_act(x, weight, bias), frozen) == {}
@@ -129,13 +131,41 @@ def test_opcheck():
     _, signs = ops.conv_act(images, weight, bias, slope, True)
     torch.library.opcheck(ops.conv_act, (images, weight, bias, slope, True))
     torch.library.opcheck(ops.conv_act, (images, weight, bias, slope, False))
-    torch.library.opcheck(ops.conv_act_tail_grad, (dz, signs, slope))
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.library.opcheck(ops.leaky, (dz.to(dtype), slope, True))
+        torch.library.opcheck(ops.leaky, (dz.to(dtype), slope, False))
+        torch.library.opcheck(ops.leaky_grad, (dz.to(dtype), signs, slope))
+        torch.library.opcheck(ops.turn_weights, ([weight.to(dtype), weight[:3].to(dtype)], 2, 5, 0.2))
     torch.library.opcheck(ops.conv_act_input_grad, (dz, weight))
     torch.library.opcheck(ops.conv_act_weight_grad, (images, dz, weight))
     for tensor in (x, weight, bias):
         tensor.requires_grad_()
     torch.library.opcheck(ops.conv_act_forward, (x, weight, bias, slope, "cpu", True))
     torch.library.opcheck(ops.conv_act_forward, (x, weight, bias, None, "cpu", False))
+
+
+@pytest.mark.parametrize("kernels", [LibraryGenerator(), CpuGenerator()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_stands_between_convolutions(kernels, dtype):
+    z, dy, slope = draw(2, 5, 70, 11).to(dtype), draw(2, 5, 70, 11).flip(0).to(dtype), draw(11)
+    z[0, 0, 0] = 0
+    poison(2, 5, 70, 11, dtype=dtype)
+    y, signs = kernels.activate(z, slope, True)
+    exact = torch.where(z > 0, z.double(), z.double() * slope.double())
+    torch.testing.assert_close(y.double(), exact.to(dtype).double())
+    assert torch.equal(unpack_signs(signs, 11), ~(z > 0))
+    assert kernels.activate(z, slope, False)[1].numel() == 0
+    exact = torch.where(z > 0, dy.double(), dy.double() * slope.double()).to(dtype)
+    torch.testing.assert_close(kernels.tail_grad(dy, signs, slope), exact)
+
+    first, second = draw(4, 9, 3, 3).to(dtype), draw(6, 12, 3, 3).to(dtype)
+    second = second.contiguous(memory_format=torch.channels_last)
+    turned = kernels.turn_weights([first, second], 2, 5, 0.5)
+    assert turned.shape == (5, 10, 3, 3)
+    image = draw(1, 10, 6, 7).double()
+    parts = zip(image.split([4, 6], 1), (0.5 * first, second), strict=True)
+    expected = sum(F.conv_transpose2d(part, weight.double()[:, 2:7], padding=1) for part, weight in parts)
+    torch.testing.assert_close(F.conv2d(image, turned.double(), padding=1), expected)
 
 
 def test_refused():
@@ -153,6 +183,10 @@ def test_refused():
     for message, call in (
         ("x must have the shape", lambda: ops.conv_act(images[..., 1:].contiguous(), weight, bias, bias, True)),
         ("slope must have the shape", lambda: ops.conv_act(images, weight, bias, bias[1:], True)),
+        ("slope must have the shape", lambda: ops.leaky(images, bias, True)),
+        ("z must be float32 or bfloat16", lambda: ops.leaky(images.double(), bias[:8], True)),
+        ("weights must have 9 inputs or more", lambda: ops.turn_weights([weight], 4, 5, 1.0)),
+        ("weights must be of type Float", lambda: ops.turn_weights([weight, weight.half()], 4, 4, 1.0)),
         ("weight must have the shape", lambda: ops.conv_act(images, weight[0], bias, bias, True)),
         ("dz must have the shape", lambda: ops.conv_act_weight_grad(images, images, weight)),
     ):

@@ -78,7 +78,7 @@ def finish(
     z,
     out_ptr,  # the image's first pixel
     bias_ptr,  # (C_OUT,)
-    slope_ptr,  # (C_OUT,)
+    slope_ptr,  # (C_OUT,) float32
     signs_ptr,  # the image's: a row of bits at each index
     residual_ptr,  # the image's first pixel, (H, W, C_OUT)
     gain,
@@ -106,7 +106,7 @@ def finish(
                 store_signs(signs_ptr, negative, index, first_out, inside, ROWS, BLOCK_OUT, C_OUT)
         else:
             negative = load_signs(signs_ptr, index, first_out, inside, ROWS, BLOCK_OUT, C_OUT)
-        slope = tl.load(slope_ptr + out, mask=exists, other=0.0).to(tl.float32)
+        slope = tl.load(slope_ptr + out, mask=exists, other=0.0)
         z = tl.where(negative, z * slope[None, :], z)
     if EPILOGUE == RESIDUAL:
         share = tl.load(residual_ptr + pixel[:, None] * C_OUT + out[None, :], mask=where, other=0.0)
@@ -185,7 +185,7 @@ def dense_kernel(
     weight3_ptr,
     weight4_ptr,
     bias_ptr,  # of this convolution
-    slope_ptr,  # (G,)
+    slope_ptr,  # (G,) float32
     signs_ptr,  # (B, H, W, 4, ceil(G / 8)) uint8
     gain,
     height,
@@ -267,7 +267,7 @@ def leaky_grad_kernel(
     inside = pixel < pixels
     mask = inside[:, None] & (channel < C)[None, :]
     negative = load_signs(signs_ptr, pixel, first, inside, ROWS, BLOCK, C)
-    slope = tl.load(slope_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
+    slope = tl.load(slope_ptr + channel, mask=channel < C, other=0.0)
     dy = tl.load(dy_ptr + pixel[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
     dz = tl.where(negative, dy * slope[None, :], dy)
     tl.store(dz_ptr + pixel[:, None] * C + channel[None, :], rounded(dz, dz_ptr.dtype.element_ty), mask=mask)
@@ -332,7 +332,7 @@ def _run_dense(
     last, grown = torch.empty_like(entry), entry.new_empty(batch, height, width, 4 * growth)
     check_activation("the results", grown)
     weights = [_channels_last(weight) for weight in weights]
-    slope = weights[0].new_full((growth,), SLOPE)
+    slope = weights[0].new_full((growth,), SLOPE, dtype=torch.float32)
     no_bias = weights[0].new_zeros(features)
     launch = config("conv", entry.dtype, features, growth)
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])

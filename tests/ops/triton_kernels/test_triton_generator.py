@@ -62,7 +62,7 @@ def test_conv_act(shape, dtype, device, slope):
         draw(*sizes, dtype=dtype, device=device)
         for sizes in ((images, into, *size), (out, into, 3, 3), (out,), (images, out, *size))
     )
-    slopes = None if slope is None else torch.linspace(-0.2, 1.1, out, device=device).to(dtype)
+    slopes = None if slope is None else torch.linspace(-0.2, 1.1, out, device=device)
     y, signs = kernels.conv_act(nhwc(x), weight, bias, slopes, slope is not None)
     dz = nhwc(dy) if slope is None else kernels.tail_grad(nhwc(dy), signs, slopes)
     dx = kernels.input_grad(dz, weight)
