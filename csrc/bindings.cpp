@@ -221,6 +221,24 @@ Tensor conv(const Tensor& x, const Tensor& weights, int64_t padding, bool backwa
   return z;
 }
 
+std::tuple<Tensor, Tensor> conv_block(const Tensor& x, const Tensor& weights, const Tensor& bend, const Tensor& noise,
+                                      int64_t border) {
+  check("weights", weights, x, ScalarType::Float, {-1, -1, -1, 9});
+  const ConvShape shape = {weights.size(0), x.size(0), x.size(1), x.size(2), weights.size(2), weights.size(1)};
+  check("x", x, x, ScalarType::Float, {-1, -1, -1, shape.inputs});
+  check_networks("x", shape.networks, shape.images);
+  check_padding(shape, 0);
+  check_border(border);
+  const BlockShape block = {shape.networks, shape.images, shape.height - 2, shape.width - 2, shape.outputs};
+  check("bend", bend, x, ScalarType::Float, {shape.networks});
+  check("noise", noise, x, ScalarType::Float, {shape.networks, block.height, block.width});
+  Tensor y = empty(x, sizes_of(block, border), ScalarType::Float);
+  Tensor signs = empty(x, sign_sizes(block), ScalarType::Byte);
+  andfast::cpu::conv_block(read<float>(x), {read<float>(weights), bank_steps(shape)}, read<float>(bend),
+                           read<float>(noise), write<float>(y), write<uint8_t>(signs), shape, border, parallel_for);
+  return {y, signs};
+}
+
 Tensor conv_weight_grad(const Tensor& x, const Tensor& dz, int64_t networks) {
   check("x", x, x, ScalarType::Float, {-1, -1, -1, -1});
   const ConvShape shape = {networks, x.size(0), x.size(1), x.size(2), x.size(3), dz.size(-1)};
@@ -327,8 +345,7 @@ DenseShape dense_shape(const char* name, const Tensor& x, const std::vector<Tens
   check(name, x, x, ScalarType::Float, {-1, -1, -1, -1});
   const DenseShape shape = {x.size(0), x.size(1), x.size(2), x.size(3), weights[0].size(0)};
   STD_TORCH_CHECK(shape.height > 0 && shape.width > 0 && shape.features > 0, name, " must hold pixels");
-  STD_TORCH_CHECK(shape.growth > 0 && shape.growth <= 8 * andfast::cpu::kMostGrowthBytes,
-                  "a dense block's convolutions must have 1 to ", 8 * andfast::cpu::kMostGrowthBytes, " outputs");
+  STD_TORCH_CHECK(shape.growth > 0, "a dense block's convolutions must have outputs");
   return shape;
 }
 
@@ -458,6 +475,7 @@ STABLE_TORCH_LIBRARY(andfast, m) {
   m.def("blur_pool_grad(Tensor grad, int scale) -> Tensor");
   m.def("identity_last(Tensor[] centres) -> Tensor");
   m.def("conv(Tensor x, Tensor weights, int padding, bool backward) -> Tensor");
+  m.def("conv_block(Tensor x, Tensor weights, Tensor bend, Tensor noise, int border) -> (Tensor, Tensor)");
   m.def("conv_weight_grad(Tensor x, Tensor dz, int networks) -> Tensor");
   m.def("conv_act(Tensor x, Tensor weight, Tensor bias, Tensor slope, bool keep) -> (Tensor, Tensor)");
   m.def("leaky(Tensor z, Tensor slope, bool keep) -> (Tensor, Tensor)");
@@ -487,6 +505,7 @@ STABLE_TORCH_LIBRARY_IMPL(andfast, CPU, m) {
   m.impl("blur_pool", TORCH_BOX(&blur_pool));
   m.impl("blur_pool_grad", TORCH_BOX(&blur_pool_grad));
   m.impl("conv", TORCH_BOX(&conv));
+  m.impl("conv_block", TORCH_BOX(&conv_block));
   m.impl("conv_weight_grad", TORCH_BOX(&conv_weight_grad));
   m.impl("conv_act", TORCH_BOX(&conv_act));
   m.impl("leaky", TORCH_BOX(&leaky));

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from andfast.ops import conv  # noqa: F401  registers its operators
-from andfast.ops.kernels import merged
+from andfast.ops.kernels import Noise, merged
 from andfast.ops.library_kernels import LibraryKernels
 
 _ops = torch.ops.andfast
@@ -19,6 +19,13 @@ class WinogradKernels(LibraryKernels):
 
     def pack(self, centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> tuple[Tensor, ...]:
         return (merged(centre, deviation),)  # float32 can hold the sum
+
+    def block(
+        self, x: Tensor, weights: tuple[Tensor, ...], bend: Tensor, noise: Noise, bordered: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        if noise.seed is not None:  # drawn four pixels at a time, which are not those of a tile
+            return super().block(x, weights, bend, noise, bordered)
+        return _ops.conv_block(x, *weights, bend, noise.values, int(bordered))
 
     def _conv(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, None]:
         return _ops.conv(x, *weights, 0, False), None

@@ -7,21 +7,27 @@
 
 namespace andfast::cpu {
 
-void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int64_t padding, bool backward,
-          ConvTail tail, ParallelFor parallel_for) {
+namespace {
+
+// z of x, and finish(pixel, network, tiling, place in its images, bytes) for each of its pixels; `bytes` is scratch, eight
+// for each of a pixel's signs, zero past the channels.
+template <typename Finish>
+void convolve(const float* x, const Weights& weights, ConvShape shape, int64_t padding, bool backward, float* z,
+              int64_t border, ParallelFor parallel_for, Finish finish) {
   const int64_t from = backward ? shape.outputs : shape.inputs, to = backward ? shape.inputs : shape.outputs;
-  const int64_t from_step = backward ? weights.steps.output_step : weights.steps.input_step;
-  const int64_t to_step = backward ? weights.steps.input_step : weights.steps.output_step;
+  const WeightSteps& steps = weights.steps;
+  const int64_t from_step = backward ? steps.output_step : steps.input_step;
+  const int64_t to_step = backward ? steps.input_step : steps.output_step;
   const int64_t padded = round_up(to, kLane);
   const int64_t network = kElements * from * padded;  // numbers of its transformed weights
   const Tiling tiling = {shape.images / shape.networks, shape.height + 2 * padding - 2, shape.width + 2 * padding - 2};
+  const int64_t written = tiling.images * (tiling.height + 2 * border) * (tiling.width + 2 * border) * to;
 
   const std::unique_ptr<float[]> u(new float[shape.networks * network]());  // zeros where padded
   parallel_for(shape.networks * from, 16, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(25 * to);
     for (int64_t i = begin; i < end; ++i) {
-      const Taps taps = {weights.taps + i / from * weights.steps.network_step + i % from * from_step, to_step,
-                         weights.steps.tap_step};
+      const Taps taps = {weights.taps + i / from * steps.network_step + i % from * from_step, to_step, steps.tap_step};
       enter_weights(backward ? taps.turned() : taps, to, 1, u.get() + i / from * network + i % from * padded,
                     from * padded, scratch.data());
     }
@@ -32,24 +38,58 @@ void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int
     std::vector<float> zeros(from), unwanted(to);
     std::vector<uint8_t> bytes(8 * sign_bytes(to));
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t n = i / tiling.groups(), first = n * tiling.images;
-      const Channels pixels = {x + first * shape.height * shape.width * from, from, from};
-      const int64_t results = first * tiling.height * tiling.width;
+      const int64_t n = i / tiling.groups();
+      const Channels pixels = {x + n * tiling.images * shape.height * shape.width * from, from, from};
+      const Results results = {z + n * written, to, to, border};
       const auto enter = [&](Tiling::Place place, float* tile, int64_t step) {
         const Plane plane = pixels.plane(place.image, shape.height, shape.width, zeros.data());
         enter_pixels(plane, place.h - padding, place.w - padding, tile, step);
       };
-      const auto leave = [&](Tiling::Place place, const float* products, int64_t step) {
-        leave_tile(tiling, place, products, step, z + results * to, to, to, unwanted.data(),
-                   [&](float* pixel, int64_t index) {
-                     uint8_t* signs = tail.signs ? tail.signs + (results + index) * sign_bytes(to) : nullptr;
-                     if (tail.slope) activate(pixel, tail.bias, tail.slope, signs, bytes.data(), to);
-                   });
+      const auto leave = [&](Tiling::Place first, const float* products, int64_t step) {
+        leave_tile(tiling, first, products, step, results, unwanted.data(),
+                   [&](float* pixel, Tiling::Place place) { finish(pixel, n, tiling, place, bytes.data()); });
       };
       multiply_group(tiling, i % tiling.groups(), u.get() + n * network, from, padded, v.data(), from, m.data(), enter,
                      leave);
     }
   });
+}
+
+// Copies a pixel of an image with a border of one to where the border repeats it.
+void replicate_pixel(float* pixel, const Tiling& tiling, Tiling::Place place, int64_t channels) {
+  for (int64_t i = place.h == 0 ? -1 : 0; i <= (place.h == tiling.height - 1 ? 1 : 0); ++i) {
+    for (int64_t j = place.w == 0 ? -1 : 0; j <= (place.w == tiling.width - 1 ? 1 : 0); ++j) {
+      float* copy = pixel + (i * (tiling.width + 2) + j) * channels;
+      if (copy != pixel) std::copy(pixel, pixel + channels, copy);
+    }
+  }
+}
+
+}  // namespace
+
+void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int64_t padding, bool backward,
+          ConvTail tail, ParallelFor parallel_for) {
+  const int64_t to = backward ? shape.inputs : shape.outputs;
+  convolve(x, weights, shape, padding, backward, z, 0, parallel_for,
+           [&](float* pixel, int64_t network, const Tiling& tiling, Tiling::Place place, uint8_t* bytes) {
+             if (!tail.slope) return;
+             const int64_t index = network * tiling.images * tiling.height * tiling.width + tiling.index(place);
+             uint8_t* signs = tail.signs ? tail.signs + index * sign_bytes(to) : nullptr;
+             activate(pixel, tail.bias, tail.slope, signs, bytes, to);
+           });
+}
+
+void conv_block(const float* x, const Weights& weights, const float* bend, const float* noise, float* y,
+                uint8_t* signs, ConvShape shape, int64_t border, ParallelFor parallel_for) {
+  const int64_t channels = shape.outputs;
+  convolve(x, weights, shape, 0, false, y, border, parallel_for,
+           [&](float* pixel, int64_t network, const Tiling& tiling, Tiling::Place place, uint8_t* bytes) {
+             const int64_t pixels = tiling.height * tiling.width;
+             const int64_t index = network * tiling.images * pixels + tiling.index(place);
+             block_tail_pixel(pixel, bend[network], noise[network * pixels + place.h * tiling.width + place.w],
+                              signs + index * sign_bytes(channels), bytes, channels);
+             if (border) replicate_pixel(pixel, tiling, place, channels);
+           });
 }
 
 }  // namespace andfast::cpu

@@ -24,7 +24,8 @@ int64_t written_by(DenseShape shape, int64_t conv) { return conv < kGrown ? shap
 
 // Convolution k of the chain reads all channels of `entry` and the first k parts of `grown`; it writes part k of `grown`,
 // the last one `last`. pack(k, channel, u, step, scratch) transforms its weights from a channel that is read;
-// finish(k, pixel, index) ends its results for a pixel.
+// finish(k, pixel, index, bytes) ends its results for a pixel; `bytes` is scratch, eight for each of a pixel's signs, zero
+// past the channels.
 template <typename Pack, typename Finish>
 void chain(const float* entry, float* grown, float* last, DenseShape shape, ParallelFor parallel_for, Pack pack,
            Finish finish) {
@@ -54,10 +55,11 @@ void chain(const float* entry, float* grown, float* last, DenseShape shape, Para
       const int64_t from = read_by(shape, k), to = written_by(shape, k), padded = round_up(to, kLane);
       const int64_t step = k < kGrown ? grown_step : to, known = keeps ? std::max<int64_t>(0, k - 1) * shape.growth : 0;
       const Channels second = {parts + known, grown_step, k * shape.growth - known};
-      float* results = k < kGrown ? parts + k * shape.growth : last + pixel * to;
+      const Results results = {k < kGrown ? parts + k * shape.growth : last + pixel * to, step, to, 0};
       parallel_for(tiling.groups(), 1, [&](int64_t begin, int64_t end) {
         std::vector<float> v(keeps ? 0 : group_size), m(kElements * element_step(kTiles, padded));
         std::vector<float> zeros(std::max(shape.features, grown_step)), unwanted(to);
+        std::vector<uint8_t> bytes(8 * sign_bytes(to));
         const auto enter = [&](Tiling::Place place, float* tile, int64_t v_step) {
           const auto add = [&](const Channels& channels, float* at) {
             enter_pixels(channels.plane(place.image, shape.height, shape.width, zeros.data()), place.h - 1, place.w - 1,
@@ -67,8 +69,9 @@ void chain(const float* entry, float* grown, float* last, DenseShape shape, Para
           if (k > 0) add(second, tile + shape.features + known);
         };
         const auto leave = [&](Tiling::Place place, const float* products, int64_t m_step) {
-          leave_tile(tiling, place, products, m_step, results, step, to, unwanted.data(),
-                     [&](float* result, int64_t index) { finish(k, result, pixel + index); });
+          leave_tile(tiling, place, products, m_step, results, unwanted.data(), [&](float* result, Tiling::Place at) {
+            finish(k, result, pixel + tiling.index(at), bytes.data());
+          });
         };
         for (int64_t group = begin; group < end; ++group) {
           multiply_group(tiling, group, weights[k].get(), from, padded,
@@ -91,9 +94,8 @@ void dense_block(const float* x, const std::vector<Weights>& weights, const std:
     enter_weights({weight.taps + c * weight.steps.input_step, weight.steps.output_step, weight.steps.tap_step},
                   written_by(shape, k), 1, u, step, scratch);
   };
-  const auto finish = [&](int64_t k, float* pixel, int64_t index) {
+  const auto finish = [&](int64_t k, float* pixel, int64_t index, uint8_t* bytes) {
     if (k == kGrown) return add_to_residual(pixel, biases[k], factors.gain, x + index * shape.features, shape.features);
-    uint8_t bytes[8 * kMostGrowthBytes] = {};  // bits past the channels are zero
     activate(pixel, biases[k], slopes.data(), signs ? signs + (index * kGrown + k) * bytes_each : nullptr, bytes,
              shape.growth);
   };
@@ -115,11 +117,10 @@ void dense_block_input_grad(const float* dy, const std::vector<Weights>& weights
                        weight.steps.input_step, weight.steps.tap_step};
     enter_weights(taps.turned(), written_by(shape, k), grown < 0 ? factors.gain : 1, u, step, scratch);
   };
-  const auto finish = [&](int64_t k, float* pixel, int64_t index) {
+  const auto finish = [&](int64_t k, float* pixel, int64_t index, uint8_t* bytes) {
     if (k == kGrown) {
       return add_to_residual(pixel, no_bias.data(), 1, dy + index * shape.features, shape.features);
     }
-    uint8_t bytes[8 * kMostGrowthBytes];
     pass_back(pixel, slopes.data(), signs + (index * kGrown + kGrown - 1 - k) * bytes_each, bytes, shape.growth);
   };
   chain(dy, dgrown, dx, shape, parallel_for, pack, finish);

@@ -103,6 +103,10 @@ struct ConvTail {
 // `backward`, x has `outputs` channels and z has `inputs`.
 void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int64_t padding, bool backward,
           ConvTail tail, ParallelFor parallel_for);
+// A block with a noise map: y = z + bend min(z, 0) + noise of the convolution z without padding, and its signs. `bend` is
+// (networks), `noise` (networks, height - 2, width - 2); y has a replicated border of `border` (0 or 1) pixels.
+void conv_block(const float* x, const Weights& weights, const float* bend, const float* noise, float* y,
+                uint8_t* signs, ConvShape shape, int64_t border, ParallelFor parallel_for);
 // dz is (images, height + 2 padding - 2, width + 2 padding - 2, outputs), grad lies as `steps` says.
 void conv_weight_grad(const float* x, const float* dz, float* grad, ConvShape shape, int64_t padding, WeightSteps steps,
                       ParallelFor parallel_for);
@@ -126,7 +130,7 @@ void turn_weights(const std::vector<WeightsOf<T>>& weights, int64_t first, int64
                   ParallelFor parallel_for);
 
 // The operators of andfast/ops/dense_block.py. The first convolutions each add `growth` channels to the `features` ones.
-constexpr int64_t kDenseConvs = 5, kMostGrowthBytes = 32;
+constexpr int64_t kDenseConvs = 5;
 struct DenseShape {
   int64_t images, height, width, features, growth;
 };

@@ -97,6 +97,16 @@ ANDFAST_CLONES void activate(float* z, const float* bias, const float* slope, ui
   }
 }
 
+ANDFAST_CLONES void block_tail_pixel(float* z, float bend, float noise, uint8_t* signs, uint8_t* bytes,
+                                     int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    bytes[c] = z[c] < 0;
+    z[c] = andfast::block_tail(z[c], bend, noise);
+  }
+  for (int64_t i = 0; i < sign_bytes(channels); ++i) signs[i] = pack_bits(bytes + 8 * i);
+}
+
 ANDFAST_CLONES void pass_back(float* dz, const float* slope, const uint8_t* signs, uint8_t* bytes, int64_t channels) {
   unpack_row(signs, bytes, sign_bytes(channels));
 #pragma omp simd

@@ -45,16 +45,30 @@ struct Tiling {
   int64_t images, height, width;  // of the results
 
   struct Place {
-    int64_t image, h, w;  // of the tile's first result
+    int64_t image, h, w;
   };
 
   int64_t down() const { return (height + 1) / 2; }
   int64_t across() const { return (width + 1) / 2; }
   int64_t count() const { return images * down() * across(); }
   int64_t groups() const { return (count() + kTiles - 1) / kTiles; }
+  // Of a tile's first result.
   Place at(int64_t tile) const {
     const int64_t row = tile / across();
     return {row / down(), row % down() * 2, tile % across() * 2};
+  }
+  // Of a result among all results.
+  int64_t index(Place place) const { return (place.image * height + place.h) * width + place.w; }
+};
+
+// Where results are written: `channels` of each pixel of images with a border around them, `step` from pixel to pixel.
+struct Results {
+  float* images;
+  int64_t step, channels, border;
+
+  float* at(const Tiling& tiling, Tiling::Place place) const {
+    const int64_t row = place.image * (tiling.height + 2 * border) + place.h + border;
+    return images + (row * (tiling.width + 2 * border) + place.w + border) * step;
   }
 };
 
@@ -86,6 +100,8 @@ void leave_weight_gradients(const float* m, int64_t step, float factor, float* g
 // What is done to a pixel of (channels) results; `slope` is a number a channel, `bytes` scratch of 8 for each of signs.
 // z = LeakyReLU(z + bias), and a bit a channel for what was negative, unless `signs` is null.
 void activate(float* z, const float* bias, const float* slope, uint8_t* signs, uint8_t* bytes, int64_t channels);
+// z = z + bend min(z, 0) + noise, and a bit a channel for what was below zero.
+void block_tail_pixel(float* z, float bend, float noise, uint8_t* signs, uint8_t* bytes, int64_t channels);
 // The gradient of z from that of LeakyReLU(z).
 void pass_back(float* dz, const float* slope, const uint8_t* signs, uint8_t* bytes, int64_t channels);
 // z = residual + gain (z + bias).
@@ -109,24 +125,22 @@ void multiply_group(const Tiling& tiling, int64_t group, const float* weights, i
   for (int64_t t = 0; t < count; ++t) leave(tiling.at(begin + t), m + t * padded, m_step);
 }
 
-// The results of a tile, from `m`, to the pixels of (height, width, channels) images `step` numbers apart; then
-// finish(pixel, index of the pixel) for each of those that exist. `unwanted` holds a pixel.
+// The results of a tile, from `m`, to their pixels; then finish(pixel, its place) for each of those that exist. `unwanted`
+// holds a pixel.
 template <typename Finish>
-void leave_tile(const Tiling& tiling, Tiling::Place place, const float* m, int64_t m_step, float* images, int64_t step,
-                int64_t channels, float* unwanted, Finish finish) {
+void leave_tile(const Tiling& tiling, Tiling::Place first, const float* m, int64_t m_step, const Results& results,
+                float* unwanted, Finish finish) {
   float* to[2][2];
-  int64_t index[2][2];
   for (int i = 0; i < 2; ++i) {
     for (int j = 0; j < 2; ++j) {
-      const bool exists = place.h + i < tiling.height && place.w + j < tiling.width;
-      index[i][j] = exists ? (place.image * tiling.height + place.h + i) * tiling.width + place.w + j : -1;
-      to[i][j] = exists ? images + index[i][j] * step : unwanted;
+      const Tiling::Place place = {first.image, first.h + i, first.w + j};
+      to[i][j] = place.h < tiling.height && place.w < tiling.width ? results.at(tiling, place) : unwanted;
     }
   }
-  leave_results(m, m_step, to, channels);
+  leave_results(m, m_step, to, results.channels);
   for (int i = 0; i < 2; ++i) {
     for (int j = 0; j < 2; ++j) {
-      if (index[i][j] >= 0) finish(to[i][j], index[i][j]);
+      if (to[i][j] != unwanted) finish(to[i][j], Tiling::Place{first.image, first.h + i, first.w + j});
     }
   }
 }

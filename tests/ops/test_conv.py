@@ -81,6 +81,19 @@ def test_backward_is_the_gradient_of_the_input(shape):
 
 
 @shapes
+@pytest.mark.parametrize("border", [0, 1])
+def test_conv_block_is_the_convolution_and_the_tail(shape, border):
+    networks, images, (height, width), inputs, outputs = shape
+    x, weights = draw(images, height, width, inputs), draw(networks, outputs, inputs, 9)
+    bend, noise = draw(networks), draw(networks, height - 2, width - 2)
+    poison(images, height - 2 + 2 * border, width - 2 + 2 * border, outputs)
+    found = ops.conv_block(x, weights, bend, noise, border)
+    expected = ops.block_tail(ops.conv(x, weights, 0, False), None, bend, noise, None, 0, border)
+    assert torch.equal(found[1], expected[1])
+    torch.testing.assert_close(found[0], expected[0], atol=0, rtol=1e-6)
+
+
+@shapes
 def test_gradient_of_the_weights(shape):
     networks, images, (height, width), inputs, outputs = shape
     x, dz = draw(images, height, width, inputs), draw(images, height - 2, width - 2, outputs)
@@ -132,6 +145,7 @@ def test_no_images():
 def test_opcheck():
     torch.library.opcheck(ops.conv, (draw(2, 5, 6, 3), draw(2, 8, 3, 9), 1, False))
     torch.library.opcheck(ops.conv, (draw(2, 5, 6, 8), draw(2, 8, 3, 9), 2, True))
+    torch.library.opcheck(ops.conv_block, (draw(2, 5, 6, 3), draw(2, 8, 3, 9), draw(2), draw(2, 3, 4), 1))
     torch.library.opcheck(ops.conv_weight_grad, (draw(2, 5, 6, 3), draw(2, 3, 4, 8), 1))
     torch.library.opcheck(ops.rotate_taps, (draw(2, 18), draw(9, 9)))
 
@@ -146,6 +160,8 @@ def test_operators_guard_their_memory():
         ("weights must be of type Float", lambda: ops.conv(x, weights.half(), 0, False)),
         ("no multiple of the number of networks, 2", lambda: ops.conv(x[:1], weights, 0, False)),
         ("padding must not be negative", lambda: ops.conv(x, weights, -1, False)),
+        ("noise must have the shape", lambda: ops.conv_block(x, weights, draw(2), draw(2, 5, 6), 1)),
+        ("border must be 0 or 1", lambda: ops.conv_block(x, weights, draw(2), draw(2, 3, 4), 2)),
         ("3 x 3 pixels or more", lambda: ops.conv(x[:, :2].contiguous(), weights, 0, False)),
         ("dz must have the shape", lambda: ops.conv_weight_grad(x, dz[:, 1:].contiguous(), 1)),
         ("dz must be of type Float", lambda: ops.conv_weight_grad(x, dz.double(), 1)),
