@@ -7,14 +7,14 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from andfast.attack import PGD, Attack, Bicubic, Noise, Random
+from andfast.attack import PGD, YOPO, Attack, Bicubic, Free, Noise, Random, Subset
 from andfast.theta import ScaleFactors
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -85,36 +85,65 @@ class DegradationConfig:
 
 @dataclass
 class AttackConfig:
-    """The adversary; see `andfast.attack`.
+    """The adversary; see `andfast.attack` and docs/attacks.md.
 
     Attributes:
-        method: pgd, or for comparison random (deviations), noise (adversarial, on the LR image), none (bicubic).
-        steps: gradient steps (pgd, noise); the paper takes 5.
-        step_size: length of a step in the scaled norm (pgd).
-        epsilon: radius of the ball in the scaled norm (pgd, random).
-        scale_factors: the scaled norm's factors by group of parameters (pgd, random).
+        method: pgd, or cheaper yopo (frozen costate), subset (a part of the batch; needs degradation.num_networks 1),
+            free (minibatch replay); for comparison random (deviations), noise (adversarial, on the LR image), none
+            (bicubic).
+        steps: gradient steps (pgd, subset, noise), the paper takes 5; passes through G (yopo).
+        inner_steps: steps in theta for each pass through G (yopo).
+        replays: updates of G for each minibatch (free).
+        share: of the batch's images that the adversary looks at, in (0, 1] (subset).
+        keep: worst returns the worst of all iterates, last the last one, which saves a pass through G (pgd, yopo,
+            subset).
+        step_size: length of a step in the scaled norm (pgd, yopo, subset, free).
+        step_ratio: length of a step relative to epsilon; where given, it takes the place of step_size.
+        epsilon: radius of the ball in the scaled norm (all but noise and none).
+        scale_factors: the scaled norm's factors by group of parameters (all but noise and none).
         lr_psnr: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
             the clean one is drawn.
+        dtype: the type G computes in within the attack; auto: train.precision's.
     """
 
-    method: Literal["pgd", "random", "noise", "none"] = "pgd"
+    method: Literal["pgd", "yopo", "subset", "free", "random", "noise", "none"] = "pgd"
     steps: PositiveInt = 3
+    inner_steps: PositiveInt = YOPO.inner_steps
+    replays: PositiveInt = Free.replays
+    share: PositiveFloat = Subset.share
+    keep: Literal["worst", "last"] = PGD.keep
     step_size: PositiveFloat = PGD.step_size
+    step_ratio: PositiveFloat | None = None
     epsilon: PositiveFloat = PGD.epsilon
     scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
     lr_psnr: tuple[PositiveFloat, PositiveFloat] | None = PGD.lr_psnr
+    dtype: Precision = "auto"
 
     def build(self) -> Attack:
-        """The attack that these settings describe."""
-        if self.method == "none":
-            return Bicubic()
-        if self.method == "noise":
-            if self.lr_psnr is None:
-                raise ValueError("attack.lr_psnr is null; attack.method noise needs a range in dB")
-            return Noise(self.steps, self.lr_psnr)
-        if self.method == "random":
-            return Random(self.epsilon, self.scale_factors, self.lr_psnr)
-        return PGD(self.steps, self.step_size, self.epsilon, self.scale_factors, self.lr_psnr)
+        """The attack that these settings describe.
+
+        Raises:
+            ValueError: values that do not go together; the message names the keys.
+        """
+        if self.method == "noise" and self.lr_psnr is None:
+            raise ValueError("attack.lr_psnr is null; attack.method noise needs a range in dB")
+        kind = _ATTACKS[self.method]
+        try:
+            return kind(**{setting.name: getattr(self, setting.name) for setting in fields(kind)})
+        except ValueError as error:  # it begins with the setting's name
+            raise ValueError(f"attack.{error}") from error
+
+
+# The settings of each stand in AttackConfig by the same names.
+_ATTACKS: dict[str, type[Attack]] = {
+    "pgd": PGD,
+    "yopo": YOPO,
+    "subset": Subset,
+    "free": Free,
+    "random": Random,
+    "noise": Noise,
+    "none": Bicubic,
+}
 
 
 @dataclass
@@ -195,6 +224,11 @@ class Config:
             raise ValueError(
                 f"degradation.num_networks is {networks}; it must divide train.batch_size, {train.batch_size}, "
                 "or be 'batch'"
+            )
+        if self.attack.method == "subset" and networks != 1 and (networks != "batch" or train.batch_size != 1):
+            raise ValueError(
+                f"attack.method subset needs degradation.num_networks 1, not {networks}: all images share the network "
+                "that is found on a part of them"
             )
         if not train.ema_decay < 1:
             raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")
