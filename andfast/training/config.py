@@ -256,7 +256,7 @@ def dump_yaml(settings: dict[str, Any]) -> str:
     return yaml.safe_dump(settings, sort_keys=False)
 
 
-class _Parser(ArgumentParser):
+class Parser(ArgumentParser):
     """Adds the allowed names to the message about an unknown one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -274,7 +274,7 @@ class _Parser(ArgumentParser):
 
 def make_parser() -> ArgumentParser:
     """The command line of `python -m andfast.train`."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m andfast.train",
         usage="%(prog)s [--config FILE] [--KEY VALUE ...]",
         allow_abbrev=False,
@@ -291,7 +291,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     A wrong key or value ends the program with exit code 2 and a message that names it and what is allowed.
     """
     parser = make_parser()
-    namespace = parser.parse_args(_join_lists(sys.argv[1:] if arguments is None else arguments))
+    namespace = parser.parse_args(join_lists(arguments, "--data.hr", "--data.val_hr"))
     try:
         return _build(parser, namespace)
     except ValueError as error:
@@ -304,11 +304,11 @@ def _build(parser: ArgumentParser, namespace: Namespace) -> Config:
     return Config(**{name: getattr(values, name) for name in Config.__dataclass_fields__})
 
 
-def _join_lists(arguments: Sequence[str]) -> list[str]:
-    """`--data.hr A B` as the one JSON list that the parser takes."""
+def join_lists(arguments: Sequence[str] | None, *options: str) -> list[str]:
+    """The arguments (None: the process's) with `OPTION A B` of `options` as the one JSON list that the parser takes."""
     joined: list[str] = []
     values: list[str] | None = None
-    for argument in [*arguments, "--"]:
+    for argument in [*(sys.argv[1:] if arguments is None else arguments), "--"]:
         option, equals, value = argument.partition("=")
         if values is not None and not argument.startswith("--"):
             values.append(argument)
@@ -318,7 +318,7 @@ def _join_lists(arguments: Sequence[str]) -> list[str]:
             # Without a value the option is left bare, for the parser to complain.
             joined += values if literal or not values else [json.dumps(values)]
             values = None
-        if option in ("--data.hr", "--data.val_hr"):
+        if option in options:
             joined.append(option)
             values = [value] if equals else []
         else:
