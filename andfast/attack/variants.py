@@ -99,7 +99,7 @@ def default_variants(num_networks: int, types: list[str]) -> list[str]:
     names = [
         "pgd-1@1", "pgd-2@0.75", "pgd-3@0.5", "pgd-3", "pgd-5", "pgd-10", "pgd-20",
         "pgd-1@1+last", "pgd-2@0.75+last", "pgd-5+last",
-        "yopo-1-3@0.5", "yopo-2-2@0.4", "yopo-3-2@0.3", "yopo-5-2",
+        "yopo-1-2@0.75+last", "yopo-1-3@0.5+last", "yopo-2-2@0.5", "yopo-3-2@0.3", "yopo-5-2",
         "free-2@1", "free-4@0.4", "free-8",
     ]  # fmt: skip
     if num_networks == 1:

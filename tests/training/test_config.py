@@ -145,3 +145,23 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
 def test_the_paper_s_budget_can_be_had_by_a_configuration() -> None:
     (path,) = [path for path in CONFIGS if path.name == "paper_budget.yaml"]
     assert parse_config(["--config", str(path)]).attack.build() == PGD.paper()
+
+
+def preset(name: str, *before: str) -> Config:
+    """A preset after other configurations, by the names of their files."""
+    folder = Path(__file__).parents[2] / "configs"
+    return parse_config([item for file in (*before, name) for item in ("--config", str(folder / f"{file}.yaml"))])
+
+
+@pytest.mark.parametrize("before", ["compact_x4", "rrdbnet_x4"])
+def test_the_faithful_preset_is_the_exact_attack_on_every_image_and_leaves_the_rest(before: str) -> None:
+    config, alone = preset("attack_faithful", before), preset(before)
+    assert config.attack.build() == PGD(steps=5)
+    assert config.degradation.num_networks == "batch"
+    assert (config.train, config.data, config.generator) == (alone.train, alone.data, alone.generator)
+
+
+def test_presets_replace_each_other_and_keep_the_budget() -> None:
+    assert preset("attack_faithful", "attack_fast").attack == preset("attack_faithful").attack
+    budget = preset("attack_faithful", "paper_budget").attack
+    assert budget.build() == PGD.paper()
