@@ -27,10 +27,11 @@ class AttackResult:
         lr: (B, 3, h, w) in [0, 1], the degraded images.
         delta: (N, P), the deviation from the identity, or None where no network took part.
         theta: (N, P), theta_id plus the deviation, or None likewise.
-        losses: (1 + steps, N): the objective on the clean LR image, then after every step; the last row is not
-            there where `loss_after` is None.
-        loss_after: (N,) the loss of `lr`. Of a search that is the worst iterate, and its loss the largest found. None
-            where it was not computed (`PGD` with `keep` "last").
+        losses: (1 + steps, N): the objective on the clean LR image, then after every step (`YOPO`: every pass through
+            G; `Free`: every replay but the first); the last row is not there where `loss_after` is None.
+        loss_after: (N,) the loss of `lr`. Of a search that is the worst iterate, and its loss the largest found; of
+            `Free` the last one. `Subset` has seen no loss but that of its part of the images. None where it was not
+            computed (`keep` "last").
         distance: (N,) the scaled norm ||s * delta||_2 reached; for `Noise` the 2-norm of the added noise before
             the image is clamped to [0, 1].
         lr_psnr: (N,) PSNR in dB of `lr` against the clean LR image.
