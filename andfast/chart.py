@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
@@ -44,16 +45,26 @@ def font(size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def scatter(title: str, subtitle: str, x_axis: str, y_axis: str, line: str, points: Sequence[Point]) -> Image.Image:
-    """Points with labels; x on a logarithmic scale in powers of two, y from zero.
+def scatter(
+    title: str,
+    subtitle: str,
+    x_axis: str,
+    y_axis: str,
+    line: str,
+    points: Sequence[Point],
+    least: float | None = None,
+) -> Image.Image:
+    """Points with labels; x on a logarithmic scale in powers of two.
 
     Args:
         title, subtitle: what stands above.
         x_axis, y_axis: what the axes are.
         line: what the line through the points marked `on_line` is.
         points: what to draw, at least one.
+        least: where y begins; points below are drawn as arrows at the lower edge, with their y beside the label. None:
+            at zero, or below the lowest point.
     """
-    return _Scatter(points).draw(title, subtitle, x_axis, y_axis, line)
+    return _Scatter(points, least).draw(title, subtitle, x_axis, y_axis, line)
 
 
 class _Scatter:
@@ -63,7 +74,7 @@ class _Scatter:
     top, bottom = _FINE * (MARGIN + 150), _FINE * (_HEIGHT - MARGIN - 60)
     radius = _FINE * _RADIUS
 
-    def __init__(self, points: Sequence[Point]) -> None:
+    def __init__(self, points: Sequence[Point], least: float | None) -> None:
         self.points = points
         self.image = Image.new("RGB", (_FINE * WIDTH, _FINE * _HEIGHT), PAPER)
         self.pen = ImageDraw.Draw(self.image)
@@ -73,25 +84,29 @@ class _Scatter:
         margin = 0.08 * (max(exponents) - min(exponents)) + 0.15
         self.low, self.high = min(exponents) - margin, max(exponents) + margin
         highest = max(point.y + point.spread for point in points)
-        lowest = min(0.0, *(point.y - point.spread for point in points))
+        lowest = min(0.0, *(point.y - point.spread for point in points)) if least is None else least
         self.step = _round_step(highest - lowest)
         self.floor, self.ceiling = math.floor(lowest / self.step) * self.step, highest + 0.3 * self.step
-        self.places = [(self._across(point.x), self._up(point.y)) for point in points]
+        self.places = [(self._across(point.x), min(self._up(point.y), self.bottom)) for point in points]
+        self.below = [point.y < self.floor for point in points]
 
     def draw(self, title: str, subtitle: str, x_axis: str, y_axis: str, line: str) -> Image.Image:
         self._text((_FINE * MARGIN, _FINE * (MARGIN - 10)), title, INK, 28)
         self._text((_FINE * MARGIN, _FINE * (MARGIN + 30)), subtitle, FAINT, 20)
         self._legend(line)
-        self._axes(x_axis, y_axis)
+        self._grid()
         for (x, _), point in zip(self.places, self.points, strict=True):
             if point.spread:
                 self._error_bar(x, point)
-        marked = sorted(place for place, point in zip(self.places, self.points, strict=True) if point.on_line)
+        marked = sorted((self._across(point.x), self._up(point.y)) for point in self.points if point.on_line)
         if len(marked) > 1:
             self.pen.line(marked, INK, 2 * _FINE)
-        for (x, y), point in zip(self.places, self.points, strict=True):
-            self._dot(x, y, self.colours[point.group], INK if point.on_line else PAPER)
-        self._labels()
+        # What lies below the axis is not to be seen.
+        self.pen.rectangle((0, self.bottom + _FINE, _FINE * WIDTH, _FINE * _HEIGHT), PAPER)
+        self._axes(x_axis, y_axis)
+        for index in range(len(self.points)):
+            self._mark(index)
+        self._labels(marked)
         return self.image.resize((WIDTH, _HEIGHT), Image.Resampling.LANCZOS)
 
     def _across(self, x: float) -> int:
@@ -102,6 +117,14 @@ class _Scatter:
 
     def _text(self, spot: tuple[float, float], text: str, colour: str, size: int, anchor: str = "la") -> None:
         self.pen.text(spot, text, colour, font(_FINE * size), anchor=anchor)
+
+    def _mark(self, index: int) -> None:
+        (x, y), point, radius = self.places[index], self.points[index], self.radius
+        colour, edge = self.colours[point.group], INK if point.on_line else PAPER
+        if self.below[index]:
+            self.pen.polygon([(x - radius, y - 2 * radius), (x + radius, y - 2 * radius), (x, y)], colour, edge)
+        else:
+            self._dot(x, y, colour, edge)
 
     def _dot(self, x: float, y: float, colour: str, edge: str) -> None:
         radius = self.radius
@@ -124,45 +147,63 @@ class _Scatter:
         self.pen.line((x, y, x + 5 * self.radius, y), INK, 2 * _FINE)
         self._text((x + 6 * self.radius, y), line, INK, 20, "lm")
 
-    def _axes(self, x_axis: str, y_axis: str) -> None:
-        for index in range(math.floor((self.ceiling - self.floor) / self.step) + 1):
-            value = self.floor + index * self.step
+    def _grid(self) -> None:
+        for value in self._ticks():
             y = self._up(value)
-            self.pen.line((self.left, y, self.right, y), FAINT if index * self.step == -self.floor else GRID, _FINE)
-            self._text((self.left - self.radius, y), f"{value:g}", FAINT, 20, "rm")
-        for exponent in range(math.ceil(self.low), math.floor(self.high) + 1):
+            self.pen.line((self.left, y, self.right, y), FAINT if value == self.floor else GRID, _FINE)
+        for exponent in self._powers():
             x = self._across(2.0**exponent)
             self.pen.line((x, self.top, x, self.bottom), GRID, _FINE)
-            self._text((x, self.bottom + _FINE * 10), f"{2.0**exponent:g}", FAINT, 20, "ma")
+
+    def _axes(self, x_axis: str, y_axis: str) -> None:
+        for value in self._ticks():
+            self._text((self.left - self.radius, self._up(value)), f"{value:g}", FAINT, 20, "rm")
+        for exponent in self._powers():
+            self._text((self._across(2.0**exponent), self.bottom + _FINE * 10), f"{2.0**exponent:g}", FAINT, 20, "ma")
         self._text(((self.left + self.right) / 2, self.bottom + _FINE * 44), x_axis, INK, 20, "ma")
         self._text((_FINE * MARGIN, self.top - _FINE * 14), y_axis, INK, 20, "lb")
 
-    def _labels(self) -> None:
-        """Write each label where it covers nothing, or the least, as near to its point as can be."""
+    def _ticks(self) -> list[float]:
+        count = math.floor((self.ceiling - self.floor) / self.step)
+        return [self.floor + index * self.step for index in range(count + 1)]
+
+    def _powers(self) -> range:
+        return range(math.ceil(self.low), math.floor(self.high) + 1)
+
+    def _labels(self, line: Sequence[tuple[int, int]]) -> None:
+        """Write each label where it covers little, and near its point."""
         text, radius = font(_FINE * 18), self.radius
         taken = [(x - radius, y - radius, x + radius, y + radius) for x, y in self.places]
+        taken += [box for start, end in pairwise(line) for box in _along(start, end, 2 * _FINE)]
         sides = [(1, 0, "lm"), (-1, 0, "rm"), (0, -1, "mb"), (0, 1, "mt")]
         sides += [(0.7, -0.7, "lb"), (0.7, 0.7, "lt"), (-0.7, -0.7, "rb"), (-0.7, 0.7, "rt")]
         # Points on the line first: they are what is looked for.
         for index in sorted(range(len(self.points)), key=lambda index: not self.points[index].on_line):
             (x, y), point = self.places[index], self.points[index]
+            label = f"{point.label} ({point.y:.3g})" if self.below[index] else point.label
             best: tuple = (math.inf,)
             for distance in range(2 * radius, 18 * radius, radius):
                 for side, (across, down, anchor) in enumerate(sides):
                     spot = (x + across * distance, y + down * distance)
-                    box = self.pen.textbbox(spot, point.label, text, anchor=anchor)
+                    box = self.pen.textbbox(spot, label, text, anchor=anchor)
                     inside = self.left <= box[0] and box[2] <= _FINE * WIDTH and self.top <= box[1]
                     inside = inside and box[3] <= self.bottom
-                    hidden = sum(_overlap(box, other) for other in taken)
-                    best = min(best, (hidden if inside else math.inf, distance, side, spot, anchor, box))
-                if best[0] == 0:
-                    break
-            _, distance, _, spot, anchor, box = best
+                    cost = 8 * sum(_overlap(box, other) for other in taken) + distance * radius
+                    best = min(best, (cost if inside else math.inf, side, spot, anchor, box, distance))
+            _, _, spot, anchor, box, distance = best
             if distance > 2 * radius:
-                self.pen.line((x, y, *spot), PALE, _FINE)
-                self._dot(x, y, self.colours[point.group], INK if point.on_line else PAPER)
-            self.pen.text(spot, point.label, INK if point.on_line else FAINT, text, anchor=anchor)
+                self.pen.line((x, y, *spot), OLD, _FINE)
+                self._mark(index)
+            self.pen.text(spot, label, INK if point.on_line else FAINT, text, anchor=anchor)
             taken.append(box)
+
+
+def _along(start: tuple[int, int], end: tuple[int, int], half: int) -> Iterator[tuple[float, ...]]:
+    """Boxes along a line."""
+    count = max(round(math.dist(start, end) / (2 * half)), 1)
+    for index in range(count + 1):
+        x, y = (a + (b - a) * index / count for a, b in zip(start, end, strict=True))
+        yield x - half, y - half, x + half, y + half
 
 
 def _round_step(span: float) -> float:

@@ -43,6 +43,22 @@ def test_every_group_has_its_colour_and_its_place_in_the_legend():
     assert not centres(image, GROUPS[3])
 
 
+def test_what_lies_below_the_axis_is_an_arrow_at_its_edge():
+    """The line goes on to where the point would be, and what follows of it below is not seen."""
+    points = [Point("low", "a", 1, 2.0, on_line=True), Point("high", "b", 4, 100.0, on_line=True)]
+    points += [Point("other", "b", 8, 90.0)]
+    whole = scatter("title", "subtitle", "x", "y", "line", points)
+    cut = scatter("title", "subtitle", "x", "y", "line", points, least=80.0)
+    _, low = centres(whole, GROUPS[0])
+    _, arrow = centres(cut, GROUPS[0])
+    assert abs(arrow[0] - low[0]) < 2
+    assert abs(arrow[1] - low[1]) < 60  # both near the lower edge, though y means other things
+    spans = [np.diff([y for _, y in centres(image, GROUPS[1])[1:]])[0] for image in (whole, cut)]
+    assert spans[1] > 3 * spans[0]
+    pixels = np.asarray(cut.convert("L"))[895:901, 120:600]  # between the axis and its numbers
+    assert pixels.min() > 200
+
+
 def test_labels_lie_apart_though_points_do_not():
     """Three points within three pixels: the ink of their labels is that of the labels one by one."""
 
