@@ -23,7 +23,7 @@ from adversaries import (
 )
 from torch import Tensor, nn
 
-from andfast.attack import PGD, YOPO, AttackResult, Free, Subset
+from andfast.attack import PGD, YOPO, AttackResult, Free, Subset, ascent
 from andfast.attack.ascent import loss_and_costate
 from andfast.attack.budget import draw_budget, within_budget
 from andfast.degradation import DegradationNetwork
@@ -67,10 +67,31 @@ def same(one: AttackResult, other: AttackResult) -> None:
             assert torch.equal(value, getattr(other, name)), name
 
 
+@contextmanager
+def first_tries() -> Iterator[list[Tensor]]:
+    """What the steps inside try first, in their order: a matter of time, which loops written out cannot know."""
+    tries: list[Tensor] = []
+
+    def spy(*arguments, graph: bool) -> tuple[Tensor, Tensor]:
+        tries.append(arguments[5])
+        return within_budget(*arguments, graph=graph)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ascent, "within_budget", spy)
+        yield tries
+
+
 def climb(
-    attack: PGD, network: DegradationNetwork, hr: Tensor, objective: Objective, random: torch.Generator, inner: int = 1
+    attack: PGD,
+    network: DegradationNetwork,
+    hr: Tensor,
+    objective: Objective,
+    random: torch.Generator,
+    first: list[Tensor],
+    inner: int = 1,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The ascent with every pass written out for itself: the iterates at which G is asked, and their losses."""
+    first = list(first)
     count, clean = network.num_networks, network.clean(hr)
     budget_db = draw_budget(attack.lr_psnr, count, 0.0, hr.device, random)
     inv_scale = 1 / network.layout.scale_vector(attack.scale_factors)
@@ -87,7 +108,7 @@ def climb(
             leaf = delta.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(network(hr, leaf), leaf, costate)
             delta = projected_step(delta, gradient, inv_scale, attack.step_length, attack.epsilon)
-            delta, _ = within_budget(network, hr, clean, delta, budget_db)
+            delta, _ = within_budget(network, hr, clean, delta, budget_db, first.pop(0))
     with torch.no_grad():
         return [*deltas, delta], [*losses, objective(network(hr, delta), hr).reshape(count, -1).mean(dim=1)]
 
@@ -95,10 +116,10 @@ def climb(
 def check_climb(attack: PGD, network: DegradationNetwork, inner: int) -> tuple[Passes, Passes]:
     """The attack finds what the loop written out finds, bit for bit; returned are the passes of F in both."""
     hr, objective = photographs(), l1_objective(Upsampler(2))
-    with counted(network) as plain:
-        deltas, losses = climb(attack, network, hr, objective, seeded(), inner)
-    with counted(network) as passes:
+    with counted(network) as passes, first_tries() as first:
         result = attack(network, hr, objective, seeded())
+    with counted(network) as plain:
+        deltas, losses = climb(attack, network, hr, objective, seeded(), first, inner)
     assert torch.equal(result.losses, torch.stack(losses))
     worst = result.losses.argmax(dim=0)
     assert torch.equal(result.delta, torch.stack(deltas)[worst, torch.arange(network.num_networks)])
@@ -123,6 +144,42 @@ def test_a_step_takes_its_gradient_from_the_pass_that_the_budget_accepted(attack
         assert passes.graphs == steps  # the last image wants none
     else:
         assert passes.forward > steps + 1  # the budget has bound
+
+
+def test_what_the_last_step_learned_of_the_budget_saves_tries():
+    """And changes nothing about where the search may end."""
+    hr, objective = photographs(), l1_objective(Upsampler(2))
+    attack = PGD(steps=5, step_ratio=0.5, lr_psnr=(26.0, 32.0))
+    warm = cold = 0
+    for seed in range(3):
+        network = make(IMAGES, seed, blocks=5)
+        with counted(network) as passes, first_tries() as first:
+            result = attack(network, hr, objective, seeded(seed))
+        warm += passes.forward
+        assert all(((multiple > 0) & (multiple <= 1)).all() for multiple in first)
+        assert (first[0] == 1).all()
+        assert (torch.stack(first[1:]) < 1).any()
+        assert (result.lr_psnr >= result.budget_db).all()
+        with counted(network) as passes:
+            climb(attack, network, hr, objective, seeded(seed), [None] * attack.steps)
+        cold += passes.forward - 2 * attack.steps  # those that the loop written out wastes
+    assert warm < 0.85 * cold
+
+
+@pytest.mark.parametrize("multiple", [1e-6, 0.01, 0.5, 0.99, 1.0])
+def test_any_first_try_ends_at_the_budget(multiple):
+    hr, network = photographs(), make(2)
+    clean, budget_db = network.clean(hr), torch.tensor([24.0, 40.0])
+    delta = 0.05 * torch.randn(network.delta.shape, generator=seeded())
+    first = torch.full((2,), multiple)
+    for size in (1.0, 1e-3, 1e-9):  # far outside, near, and not even there as a whole
+        found, lr = within_budget(network, hr, clean, size * delta, budget_db, first)
+        psnr = torch.tensor(psnr_in_numpy(lr, clean, 2))
+        whole = torch.tensor(psnr_in_numpy(network(hr, size * delta), clean, 2))
+        assert (psnr >= budget_db).all()
+        assert ((psnr <= budget_db + 1.001) | (found == size * delta).all(dim=1)).all()
+        assert ((found == size * delta).all(dim=1) == (whole >= budget_db)).all()
+        assert torch.equal(lr, network(hr, found))
 
 
 def test_no_two_graphs_of_f_live_at_a_time():
@@ -155,8 +212,9 @@ def test_passes_through_g(attack, steps, keep):
 def test_the_last_iterate_comes_unjudged():
     network, hr, objective = make(2), photographs(), l1_objective(Upsampler(2))
     settings = {"steps": 3, "step_size": 0.4, "lr_psnr": (24.0, 30.0)}
-    result = PGD(keep="last", **settings)(network, hr, objective, seeded())
-    deltas, losses = climb(PGD(**settings), network, hr, objective, seeded())
+    with first_tries() as first:
+        result = PGD(keep="last", **settings)(network, hr, objective, seeded())
+    deltas, losses = climb(PGD(**settings), network, hr, objective, seeded(), first)
     assert torch.equal(result.delta, deltas[-1])
     assert torch.equal(result.losses, torch.stack(losses[:-1]))
     assert result.loss_after is None
@@ -214,18 +272,18 @@ def test_free_trains_g_as_the_loop_written_out_does(replays, lr_psnr):
     driven = small_generator()
     optimizer, objective = torch.optim.Adam(driven.parameters(), lr=1e-2), l1_objective(driven)
     losses = []
-    for step, hr in enumerate(batches):
-        network = make(2, step)
-        replay = attack.begin(network, hr, seeded(step))
-        for _ in range(attack.replays):
-            loss = objective(replay.lr, hr).mean()
-            losses.append(loss.item())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if not replay.done:
-                replay.advance(replay.lr.grad)
-        assert replay.done
+    with first_tries() as first:
+        for step, hr in enumerate(batches):
+            replay = attack.begin(make(2, step), hr, seeded(step))
+            for _ in range(attack.replays):
+                loss = objective(replay.lr, hr).mean()
+                losses.append(loss.item())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if not replay.done:
+                    replay.advance(replay.lr.grad)
+            assert replay.done
 
     plain = small_generator()
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-2)
@@ -244,8 +302,9 @@ def test_free_trains_g_as_the_loop_written_out_does(replays, lr_psnr):
             optimizer.step()
             if turn < replays - 1:
                 delta = projected_step(delta, leaf.grad, inv_scale, 0.3, attack.epsilon)
-                delta, _ = within_budget(network, hr, network.clean(hr), delta, budget_db)
+                delta, _ = within_budget(network, hr, network.clean(hr), delta, budget_db, first.pop(0))
 
+    assert not first
     assert losses == pytest.approx(expected, rel=1e-4)
     start = small_generator()
     for found, wanted, before in zip(driven.parameters(), plain.parameters(), start.parameters(), strict=True):

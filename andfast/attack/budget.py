@@ -43,7 +43,13 @@ def network_psnr(lr: Tensor, clean: Tensor, num_networks: int) -> Tensor:
 
 @torch.no_grad()
 def within_budget(
-    network: DegradationNetwork, hr: Tensor, clean: Tensor, delta: Tensor, budget_db: Tensor, graph: bool = False
+    network: DegradationNetwork,
+    hr: Tensor,
+    clean: Tensor,
+    delta: Tensor,
+    budget_db: Tensor,
+    first: Tensor | None = None,
+    graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Shrink each network's deviation until its LR image is no further from the clean one than the budget.
 
@@ -55,6 +61,7 @@ def within_budget(
         clean: (B, 3, h, w), the clean LR images.
         delta: (N, P), the deviations wished for.
         budget_db: (N,), the least PSNR of an LR image against the clean one.
+        first: (N,), the multiples to try first, in (0, 1]; None: the whole. A good guess saves passes through F.
         graph: return LR images that carry the graph to the deviations returned, which are then a leaf. It is that
             of the last try: a gradient that follows needs no pass of its own.
 
@@ -71,7 +78,7 @@ def within_budget(
             return tried, network(hr, tried)
 
     count = network.num_networks
-    scale = torch.ones_like(budget_db)
+    scale = torch.ones_like(budget_db) if first is None else first
     inside, outside = torch.zeros_like(scale), torch.full_like(scale, math.inf)
     psnr_inside, psnr_outside = torch.full_like(scale, math.inf), torch.full_like(scale, -math.inf)
     aim = budget_db + BUDGET_SLACK_DB / 2
@@ -89,11 +96,11 @@ def within_budget(
         # The error grows at least with the deviation: exactly so gives the first guess, and from a pair of
         # brackets on the line between them in log(scale) is better. A saturated image does not show how far
         # outside it is, so while nothing fits, later guesses shrink faster and faster.
-        haste = 2 ** max(attempt - 3, 0)
-        proportional = scale * 10 ** ((found - aim).clamp(min=-14) * haste / 20)
+        haste = torch.where(found < aim, 2 ** max(attempt - 3, 0), 1)
+        proportional = (scale * 10 ** ((found - aim).clamp(min=-14) * haste / 20)).clamp(max=1)
         slope = (outside / inside).log() / (psnr_outside - psnr_inside)
         between = inside * ((aim - psnr_inside) * slope).exp()
         within = torch.maximum(torch.minimum(between, 0.98 * outside + 0.02 * inside), 0.02 * outside + 0.98 * inside)
-        guess = torch.where(inside > 0, within, proportional)
+        guess = torch.where((inside > 0) & outside.isfinite(), within, proportional)
         scale = torch.where(done, scale, guess)
     return degrade(inside)
