@@ -35,10 +35,10 @@ class Free(GradientAttack):
     is, it is `PGD` with m - 1 steps that returns the last iterate instead of the worst.
 
     Cost of m replays over m plain updates: one forward and one backward pass through F each (the first without
-    backward, one more forward for every time that a budget shrinks a deviation), and G's input gradient, which an
-    update otherwise leaves out. There is no pass through G for the adversary alone. It is the cheapest of all, and
-    the weakest: most updates see an adversary that is not done, and a minibatch m times. Called as an attack: m
-    forward passes through F and G, m - 1 backward through F and to G's input.
+    backward, one more forward for every try that a budget refuses), and G's input gradient, which an update otherwise
+    leaves out. There is no pass through G for the adversary alone: nothing is cheaper. In exchange most updates see an
+    adversary that is not done, and a minibatch is seen m times. Called as an attack: m forward passes through F and G,
+    m - 1 backward through F and to G's input.
 
     Args:
         replays: m, updates of G for each minibatch.

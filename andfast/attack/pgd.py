@@ -20,9 +20,9 @@ class PGD(GradientAttack):
     The exact attack, and what the cheaper ones are measured by. Fewer steps need longer ones: a `step_ratio` of
     0.5 for 3 steps, 0.75 for 2, 1 for a single one reaches the ball's surface as 5 steps of 0.2 do.
 
-    Cost, K steps: K + 1 passes forward through F, one more for every time that a budget shrinks a deviation (each
-    step's last one also serves its successor's gradient), K backward; K + 1 forward through G and K to its input.
-    With `keep` "last" one forward pass through G less.
+    Cost, K steps: K + 1 passes forward through F, one more for every try that a budget refuses (the one accepted
+    serves the next gradient, too), K backward; K + 1 forward through G and K to its input. With `keep` "last" one
+    forward pass through G less.
 
     Args:
         steps: gradient steps, K.

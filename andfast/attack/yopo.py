@@ -19,9 +19,8 @@ class YOPO(PGD):
     them are kept within ball and budget; the loss is known of those at which p is computed, and the worst of these is
     returned. With n = 1 this is `PGD`, exactly.
 
-    Cost: m n + 1 passes forward through F, one more for every time that a budget shrinks a deviation, m n backward;
-    m + 1 forward through G (m with `keep` "last") and m to its input. It pays where G costs more than F: RRDBNet,
-    not Compact.
+    Cost: m n + 1 passes forward through F, one more for every try that a budget refuses, m n backward; m + 1 forward
+    through G (m with `keep` "last") and m to its input. It pays where G costs more than F: RRDBNet, not Compact.
 
     Args:
         steps: passes through G, m.
