@@ -103,12 +103,12 @@ class Judge:
             start = number % len(findings)
             for finding in findings[start:] + findings[:start]:
                 self._measure(finding, hr, random(number))
+                name = finding.variant.name
+                if name in EXACT and not finding.increase[-1] > 0:
+                    raise NothingFoundError(
+                        f"{name} found no larger loss on batch {number}; is there a budget to move in?"
+                    )
                 progress()
-        for finding in findings:
-            name, least = finding.variant.name, min(finding.increase)
-            if name in EXACT and not least > 0:
-                number = finding.increase.index(least)
-                raise NothingFoundError(f"{name} found no larger loss on batch {number}; is there a budget to move in?")
         return findings
 
     def _measure(self, finding: Finding, hr: Tensor, random: torch.Generator) -> None:
