@@ -120,9 +120,8 @@ class Trainer:
             self.before.load_state_dict(self.ema.state_dict())
         if attack is None:
             return StepResult(value, value, value, math.inf)
-        return StepResult(
-            value, attack.loss_before.mean().item(), attack.loss_after.mean().item(), attack.lr_psnr.mean().item()
-        )
+        found = value if attack.loss_after is None else attack.loss_after.mean().item()
+        return StepResult(value, attack.loss_before.mean().item(), found, attack.lr_psnr.mean().item())
 
     def _degrade(self, hr: Tensor) -> tuple[Tensor, AttackResult | None]:
         """Sub-steps 1 and 2: LR images from fresh identity networks, moved by the adversary once warmed up."""
