@@ -11,7 +11,7 @@ WIDTH, MARGIN, GAP = 1400, 48, 36
 TITLE, ROW, BAR = 52, 40, 26
 INK, FAINT, PAPER = "#1f2328", "#59636e", "#ffffff"
 # By the first word of a label; all others are andfast's own.
-COLOURS = {"eager": "#9aa4af", "torch.compile": "#c9a26b", "reference": "#c8ced5"}
+COLOURS = {"eager": "#9aa4af", "torch.compile": "#c9a26b", "reference": "#c8ced5", "(a)": "#9aa4af", "(b)": "#c9a26b"}
 OWN = "#2f6fb2"
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -238,7 +238,7 @@ class Step:
             if last:
                 break
             parameters = [list(network.parameters()) for network in self.networks]
-            gradients = iter(torch.autograd.grad(losses.sum(), sum(parameters, [])))
+            gradients = iter(torch.autograd.grad(losses.sum(), list(chain(*parameters))))
             with self.autocast():
                 for adversary, own in zip(adversaries, parameters, strict=True):
                     adversary.step([next(gradients) for _ in own], self.step_size, self.epsilon)

@@ -27,8 +27,9 @@ from bench.variants import FAST_TYPE
 SCALE = 4
 #: The middle of the default range, for all draws alike: how often a deviation is shrunk hangs on it.
 BUDGET_DB = 29.0
-#: The largest relative error of a first step's loss, and of its gradient in the 2-norm, that is worth a time.
-EXACT, ROUNDED = (1e-3, 1e-2), (0.05, 0.5)
+#: The largest relative error of a first step's loss, and of its gradient in the 2-norm, that is worth a time: in
+#: float32, in TF32 and half types, and in half types where theta is rounded to them, which cannot hold it.
+EXACT, ROUNDED, ROUNDED_THETA = (1e-3, 1e-2), (0.05, 0.5), (0.05, 0.9)
 
 
 @dataclass(frozen=True)
@@ -295,6 +296,12 @@ def check(found: Found, exact: Found, tolerance: tuple[float, float]) -> None:
         )
 
 
+def _tolerance(variant: Variant, half: bool, tf32: bool) -> tuple[float, float]:
+    if half and variant.who == "paper compiled":
+        return ROUNDED_THETA
+    return ROUNDED if half or tf32 else EXACT
+
+
 def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> None:
     """Check a variant's first step, then time the later ones.
 
@@ -305,8 +312,9 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
     on_gpu = DEVICE.type == "cuda"
     # What PyTorch makes of float32 on a GPU unless told otherwise; only the reference is exact.
     tf32 = on_gpu and variant.who == "paper"
-    half = FAST_TYPE != torch.float32 and variant.who in ("andfast", "paper compiled")
+    half = FAST_TYPE.itemsize < 4 and variant.who in ("andfast", "paper compiled")
     seen: list[Found] = []
+    torch.compiler.reset()
     if on_gpu or variant.who == "paper compiled":
         start = time.perf_counter()
         seen.append(program.first())
@@ -314,7 +322,7 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
         peak = peak_memory(program.step)
     else:
         peak = peak_memory(lambda: seen.append(program.first()))
-    check(seen.pop(), exact, ROUNDED if half or tf32 else EXACT)
+    check(seen.pop(), exact, _tolerance(variant, half, tf32))
     benchmark.group = f"step {case}"
     benchmark.extra_info |= {
         "variant": str(variant),
@@ -323,6 +331,8 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
         "dtype": "tf32" if tf32 else str(FAST_TYPE if half else torch.float32).removeprefix("torch."),
         "images": case.batch * program.updates,
         "updates": program.updates,
+        "plain": str(Variant("andfast", PLAIN)),
+        "written": str(Variant("paper", PLAIN if variant.method == PLAIN else EXACT_5, variant.networks)),
         "flops": program.updates * case.flops(variant.method.passes),
         "peak_memory": peak,
     }
