@@ -185,6 +185,12 @@ def first_moment(generator: nn.Module, optimizer: torch.optim.Optimizer) -> Tens
     return torch.cat([optimizer.state[parameter]["exp_avg"].detach().flatten() for _, parameter in named])
 
 
+def found_by(trainer: Trainer, result: Any) -> Found:
+    """What andfast's first step found, whether its result is there at once or has to be read."""
+    loss = result.read().loss if hasattr(result, "read") else result.loss
+    return Found(loss, first_moment(trainer.generator, trainer.optimizer))
+
+
 def own_program(case: Case, variant: Variant) -> Program:
     """andfast's own step."""
     precision = "float32" if variant.who == "reference" else "auto"
@@ -197,7 +203,7 @@ def own_program(case: Case, variant: Variant) -> Program:
     def first() -> Found:
         with backend():
             result = trainer.train_step(given)
-        return Found(float(result.loss), first_moment(trainer.generator, trainer.optimizer))
+        return found_by(trainer, result)
 
     def step() -> None:
         with backend():
@@ -274,7 +280,7 @@ def reference(case: Case, method: Method, networks: int | str) -> Reference:
             result = trainer.train_step(patches(case))
     finally:
         torch.backends.cudnn.allow_tf32 = before
-    found = Found(float(result.loss), first_moment(trainer.generator, trainer.optimizer))
+    found = found_by(trainer, result)
     return Reference(found, weights, seen[0] if seen else bank)
 
 
