@@ -45,8 +45,8 @@ else:
     PLAN = [
         (Case("rrdbnet", 2, 128), ALL, 2),
         (Case("rrdbnet", 8, 128), FEWER, 1),
-        (Case("compact", 2, 128, depth=16), ALL, 3),
-        (Case("compact", 8, 128, depth=16), FEW, 2),
+        (Case("compact", 2, 128, depth=16), ALL, 2),
+        (Case("compact", 8, 128, depth=16), FEWER, 2),
     ]
 
 
