@@ -136,8 +136,11 @@ def make_config(case: Case, method: Method, networks: int | str = 1, precision: 
     """A run's settings whose first step is the step to compare."""
     # During the warm-up a run trains on clean LR images alone: with the method "none" that is the plain step.
     warmup = 10**6 if method == PLAIN else 0
+    # What others are compared with is not compiled.
+    plainly = {"compile": "off"} if precision == "float32" and "compile" in Config.__dataclass_fields__ else {}
     return Config(
         scale=SCALE,
+        **plainly,
         generator=GeneratorConfig(case.generator, case.features, case.depth),
         degradation=DegradationConfig(networks, case.channels, case.blocks, precision=precision),
         attack=AttackConfig(**dict(method.attack), lr_psnr=(BUDGET_DB, BUDGET_DB)),
@@ -262,7 +265,7 @@ class Reference:
     bank: DegradationNetwork
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def reference(case: Case, method: Method, networks: int | str) -> Reference:
     """What a first step is compared with."""
     trainer = Trainer(make_config(case, method, networks, "float32"))
@@ -306,6 +309,12 @@ def check(found: Found, exact: Found, tolerance: tuple[float, float]) -> None:
         )
 
 
+@lru_cache(maxsize=1)
+def forget_compiled(case: Case) -> None:
+    """Compiled code is for one case's shapes; too many of them, and torch compiles no more."""
+    torch.compiler.reset()
+
+
 def _tolerance(variant: Variant, half: bool, tf32: bool) -> tuple[float, float]:
     if half and variant.who == "paper compiled":
         return ROUNDED_THETA
@@ -324,7 +333,7 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
     tf32 = on_gpu and variant.who == "paper"
     half = FAST_TYPE.itemsize < 4 and variant.who in ("andfast", "paper compiled")
     seen: list[Found] = []
-    torch.compiler.reset()
+    forget_compiled(case)
     if on_gpu or variant.who == "paper compiled":
         start = time.perf_counter()
         seen.append(program.first())
