@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def bench(monkeypatch):
-    """Makes the package importable, which is not installed; its baselines."""
+    """The modules of the package, which is not installed."""
     monkeypatch.syspath_prepend(ROOT)
-    from bench import paper, steps
+    from bench import paper, report, steps
 
-    return {"paper": paper, "steps": steps}
+    return {"paper": paper, "report": report, "steps": steps}
 
 
 def report(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -136,6 +136,17 @@ def test_recorded_results_can_be_reported(name):
     done = report(ROOT / "bench" / "results" / name)
     assert done.returncode == 0, done.stderr
     assert "| 1.00x |" in done.stdout
+
+
+def test_tables_in_the_docs_are_the_recorded_results(bench):
+    lines = (ROOT / "docs" / "performance.md").read_text().splitlines()
+    marked = [index for index, line in enumerate(lines) if line.startswith("<!-- bench/results/")]
+    assert marked
+    for index in marked:
+        path, _, name = lines[index].removeprefix("<!-- ").removesuffix(" -->").partition(": ")
+        (group,) = (group for group in bench["report"].read(ROOT / path) if group.name == name)
+        rows = [line for line in bench["report"].table(group).splitlines() if line.startswith("|")]
+        assert lines[index + 1 : index + 2 + len(rows)] == [*rows, ""]
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
