@@ -235,6 +235,8 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _networks(text: str) -> int | str:
+    if text != "batch" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"wanted a number or 'batch', not {text!r}")
     return text if text == "batch" else int(text)
 
 

@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[1]
 def bench(monkeypatch):
     """The modules of the package, which is not installed."""
     monkeypatch.syspath_prepend(ROOT)
-    from bench import paper, report, steps
+    from bench import paper, profile, report, steps
 
-    return {"paper": paper, "report": report, "steps": steps}
+    return {"paper": paper, "profile": profile, "report": report, "steps": steps}
 
 
 def report(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -307,22 +307,29 @@ def test_steps_are_benched_reported_and_recorded(tmp_path):
         ),
     ],
 )
-def test_profile_adds_up(tmp_path, method, networks, missing):
+def test_profile_adds_up(bench, capsys, tmp_path, method, networks, missing):
     path = tmp_path / "profile.json"
     options = ["--generator=compact", "--features=8", "--depth=1", "--patch=32", f"--networks={networks}"]
-    options += [f"--method={method}", "--steps=2", "--rounds=1", "--workers=0", "--output", path]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.profile", *options], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert "| a step without the profiler |" in done.stdout
+    options += [f"--method={method}", "--steps=2", "--rounds=1", "--workers=0", "--output", str(path)]
+    bench["profile"].main(options)
+    assert "| a step without the profiler |" in capsys.readouterr().out
     content = json.loads(path.read_text())
     phases = content["phases"]
     assert {phase for phase, seconds in phases.items() if seconds == 0} == missing
     assert sum(phases.values()) == pytest.approx(content["sum_seconds"])
     assert content["difference_seconds"] == pytest.approx(content["sum_seconds"] - content["step_seconds"])
-    assert content["command"].endswith("--output FILE")
+    assert content["command"] == f"python -m bench.profile {' '.join(options[:-1])} FILE"
     assert content["machine"]["versions"]["torch"] == torch.__version__
     assert content["config"]["attack"]["method"] == method
+
+
+def test_profile_refuses_what_does_not_go_together(bench, capsys):
+    with pytest.raises(SystemExit) as refused:
+        bench["profile"].main(["--patch=33"])
+    assert refused.value.code == "error: train.patch_size is 33; it must be a multiple of scale, 4"
+    with pytest.raises(SystemExit):
+        bench["profile"].main(["--networks=some"])
+    assert "argument --networks: wanted a number or 'batch', not 'some'" in capsys.readouterr().err
 
 
 def test_gpu_script_is_well_formed():
