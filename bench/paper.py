@@ -105,27 +105,31 @@ class Adversary:
     The deviation from the identity is s^-1 times `position`, and ||s * deviation|| is the position's norm.
     """
 
-    def __init__(self, network: Degradation, hr: Tensor, budget_db: float) -> None:
-        self.network, self.hr, self.budget_db = network, hr, budget_db
+    def __init__(self, network: Degradation, hr: Tensor, budget_db: float, first_try: bool) -> None:
+        self.network, self.hr, self.budget_db, self.first_try = network, hr, budget_db, first_try
         self.clean = network.pool(hr)
         self.identity = [parameter.detach().clone() for parameter in network.parameters()]
         self.position = [torch.zeros_like(parameter) for parameter in self.identity]
-        self.loss = -math.inf
+        self.loss, self.lr_psnr = -math.inf, math.inf
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], size: float, epsilon: float) -> None:
         """A step, the projection onto the ball, and the shrinking into the LR-PSNR budget."""
         gradients = self.network.unscaled(gradients)
         length = norm(gradients)
+        before = norm(self.network.unscaled(self.position))
         position = [place + size * gradient / length for place, gradient in zip(self.position, gradients, strict=True)]
         factor = (epsilon / norm(position)).clamp(max=1)
         self.position = [factor * place for place in position]
-        self.shrink()
+        # Where the budget bound before, it binds again near the same norm.
+        first = before / norm(self.network.unscaled(self.position)) if self.first_try else 0
+        first = float(first) * 10 ** ((self.lr_psnr - self.budget_db - SLACK_DB / 2) / 20) if first > 0 else 1.0
+        self.shrink(min(first, 1.0))
 
-    def shrink(self) -> None:
-        """Look for the largest multiple of the deviation that the budget allows."""
+    def shrink(self, scale: float) -> None:
+        """Look for the largest multiple of the deviation that the budget allows; `scale` is the first to try."""
         deviation = self.network.unscaled(self.position)
-        scale, inside, outside, psnr_inside, psnr_outside = 1.0, 0.0, math.inf, math.inf, -math.inf
+        inside, outside, psnr_inside, psnr_outside = 0.0, math.inf, math.inf, -math.inf
         aim = self.budget_db + SLACK_DB / 2
         for attempt in range(TRIES):
             found = self.psnr(deviation, scale)
@@ -135,8 +139,9 @@ class Adversary:
                     break
             else:
                 outside, psnr_outside = scale, found
-            if inside == 0:
-                scale *= 10 ** (max(found - aim, -14) * 2 ** max(attempt - 3, 0) / 20)
+            if inside == 0 or outside == math.inf:
+                haste = 2 ** max(attempt - 3, 0) if found < aim else 1
+                scale = min(scale * 10 ** (max(found - aim, -14) * haste / 20), 1.0)
             else:
                 slope = math.log(outside / inside) / (psnr_outside - psnr_inside)
                 guess = inside * math.exp((aim - psnr_inside) * slope)
@@ -144,6 +149,7 @@ class Adversary:
                 scale = max(min(guess, most), least)
         self.move(deviation, inside)
         self.position = [inside * place for place in self.position]
+        self.lr_psnr = psnr_inside
 
     def psnr(self, deviation: Sequence[Tensor], scale: float) -> float:
         """PSNR in dB of the LR images at a multiple of a deviation, against the clean ones."""
@@ -174,6 +180,7 @@ class Step:
         networks: N of F, each for an equal part of a batch.
         budget_db: the least PSNR of the LR images against the clean ones.
         steps, step_size, epsilon: of the projected gradient ascent; 0 steps: a plain step on bicubic LR images.
+        first_try: look for what the budget allows near the norm where it bound before, not from the whole deviation.
         compiled: compile what repeats: F's and G's blocks.
         dtype: compute in it by autocast.
         channels_last: the memory format.
@@ -187,6 +194,7 @@ class Step:
         steps: int = 5,
         step_size: float = 0.1,
         epsilon: float = 0.5,
+        first_try: bool = True,
         learning_rate: float = 1e-4,
         ema_decay: float = 0.999,
         compiled: bool = False,
@@ -199,7 +207,7 @@ class Step:
         self.ema = copy.deepcopy(generator).requires_grad_(False)
         self.optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate, betas=(0.9, 0.99))
         self.budget_db, self.steps, self.step_size, self.epsilon = budget_db, steps, step_size, epsilon
-        self.ema_decay, self.dtype = ema_decay, dtype
+        self.first_try, self.ema_decay, self.dtype = first_try, ema_decay, dtype
         if compiled:
             for module in repeated(generator):
                 module.compile(dynamic=False)
@@ -226,7 +234,8 @@ class Step:
     def attack(self, hr: Tensor) -> list[Adversary]:
         """What was found for each network: `lr`, the worst LR images of all iterates, and their `loss`."""
         parts = hr.chunk(len(self.networks))
-        adversaries = [Adversary(*pair, self.budget_db) for pair in zip(self.networks, parts, strict=True)]
+        pairs = zip(self.networks, parts, strict=True)
+        adversaries = [Adversary(*pair, self.budget_db, self.first_try) for pair in pairs]
         self.generator.requires_grad_(False)
         for step in range(self.steps + 1):
             last = step == self.steps
