@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain, pairwise
 
 import torch
@@ -102,11 +103,20 @@ def norm(values: Sequence[Tensor]) -> Tensor:
 class Adversary:
     """Projected gradient ascent on the parameters of one F (Sec 3.3), in the coordinates in which the norm is plain.
 
-    The deviation from the identity is s^-1 times `position`, and ||s * deviation|| is the position's norm.
+    The deviation from the identity is s^-1 times `position`, and ||s * deviation|| is the position's norm. `degrade` is
+    F of the images `hr`.
     """
 
-    def __init__(self, network: Degradation, hr: Tensor, budget_db: float, first_try: bool) -> None:
-        self.network, self.hr, self.budget_db, self.first_try = network, hr, budget_db, first_try
+    def __init__(
+        self,
+        network: Degradation,
+        hr: Tensor,
+        degrade: Callable[[], Tensor],
+        budget_db: float,
+        first_try: bool,
+    ) -> None:
+        self.network, self.degrade = network, degrade
+        self.budget_db, self.first_try = budget_db, first_try
         self.clean = network.pool(hr)
         self.identity = [parameter.detach().clone() for parameter in network.parameters()]
         self.position = [torch.zeros_like(parameter) for parameter in self.identity]
@@ -121,10 +131,11 @@ class Adversary:
         position = [place + size * gradient / length for place, gradient in zip(self.position, gradients, strict=True)]
         factor = (epsilon / norm(position)).clamp(max=1)
         self.position = [factor * place for place in position]
-        # Where the budget bound before, it binds again near the same norm.
-        first = before / norm(self.network.unscaled(self.position)) if self.first_try else 0
-        first = float(first) * 10 ** ((self.lr_psnr - self.budget_db - SLACK_DB / 2) / 20) if first > 0 else 1.0
-        self.shrink(min(first, 1.0))
+        scale = 1.0
+        if self.first_try and before > 0:  # where the budget bound before, it binds again near the same norm
+            ratio = float(before / norm(self.network.unscaled(self.position)))
+            scale = min(ratio * 10 ** ((self.lr_psnr - self.budget_db - SLACK_DB / 2) / 20), 1.0)
+        self.shrink(scale)
 
     def shrink(self, scale: float) -> None:
         """Look for the largest multiple of the deviation that the budget allows; `scale` is the first to try."""
@@ -154,7 +165,7 @@ class Adversary:
     def psnr(self, deviation: Sequence[Tensor], scale: float) -> float:
         """PSNR in dB of the LR images at a multiple of a deviation, against the clean ones."""
         self.move(deviation, scale)
-        error = (self.network(self.hr).double() - self.clean.double()).square().mean().item()
+        error = (self.degrade().double() - self.clean.double()).square().mean().item()
         if math.isnan(error):
             return 0.0
         return -10 * math.log10(error) if error > 0 else math.inf
@@ -234,29 +245,30 @@ class Step:
     def attack(self, hr: Tensor) -> list[Adversary]:
         """What was found for each network: `lr`, the worst LR images of all iterates, and their `loss`."""
         parts = hr.chunk(len(self.networks))
-        pairs = zip(self.networks, parts, strict=True)
-        adversaries = [Adversary(*pair, self.budget_db, self.first_try) for pair in pairs]
+        degrade = [partial(self.degrade, *pair) for pair in zip(self.networks, parts, strict=True)]
+        adversaries = [
+            Adversary(*given, self.budget_db, self.first_try)
+            for given in zip(self.networks, parts, degrade, strict=True)
+        ]
+        parameters = [list(network.parameters()) for network in self.networks]
         self.generator.requires_grad_(False)
         for step in range(self.steps + 1):
             last = step == self.steps
-            with self.autocast(), torch.set_grad_enabled(not last):
-                lr = torch.cat([network(part) for network, part in zip(self.networks, parts, strict=True)])
-                losses = l1(self.generator(lr), hr).unflatten(0, (len(parts), -1)).mean(dim=1)
+            with torch.set_grad_enabled(not last):
+                lr = torch.cat([one() for one in degrade])
+                losses = l1(self.restore(lr), hr).unflatten(0, (len(parts), -1)).mean(dim=1)
             for adversary, loss, part in zip(adversaries, losses.tolist(), lr.detach().chunk(len(parts)), strict=True):
                 adversary.keep_worst(loss, part)
             if last:
                 break
-            parameters = [list(network.parameters()) for network in self.networks]
             gradients = iter(torch.autograd.grad(losses.sum(), list(chain(*parameters))))
-            with self.autocast():
-                for adversary, own in zip(adversaries, parameters, strict=True):
-                    adversary.step([next(gradients) for _ in own], self.step_size, self.epsilon)
+            for adversary, own in zip(adversaries, parameters, strict=True):
+                adversary.step([next(gradients) for _ in own], self.step_size, self.epsilon)
         self.generator.requires_grad_(True)
         return adversaries
 
     def update(self, lr: Tensor, hr: Tensor) -> float:
-        with self.autocast():
-            loss = l1(self.generator(lr), hr).mean()
+        loss = l1(self.restore(lr), hr).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -264,6 +276,14 @@ class Step:
             for mean, parameter in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
                 mean.mul_(self.ema_decay).add_(parameter, alpha=1 - self.ema_decay)
         return loss.item()
+
+    def degrade(self, network: Degradation, hr: Tensor) -> Tensor:
+        with self.autocast():
+            return network(hr)
+
+    def restore(self, lr: Tensor) -> Tensor:
+        with self.autocast():
+            return self.generator(lr)
 
     def autocast(self) -> torch.autocast:
         # Its cache would hide from a pass that the weights have moved since the last one.
