@@ -274,7 +274,10 @@ class Reference:
 @lru_cache(maxsize=8)
 def reference(case: Case, method: Method, networks: int | str) -> Reference:
     """What a first step is compared with."""
-    trainer = Trainer(make_config(case, method, networks, "float32"))
+    config = make_config(case, method, networks, "float32")
+    if DEVICE.type == "cuda" and hasattr(config.train, "micro_batch"):
+        config.train.micro_batch = min(case.batch, 8)  # without kernels and half types memory would be short
+    trainer = Trainer(config)
     weights = {name: weight.clone() for name, weight in trainer.generator.state_dict().items()}
     bank = trainer.degradation(case.batch if networks == "batch" else networks)
     bank.reset_identity((case.patch, case.patch))  # replaced below by what the step drew, where it drew any
