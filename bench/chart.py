@@ -34,8 +34,14 @@ def draw(charts: list[tuple[str, list[Bar]]]) -> Image.Image:
             middle = y + ROW // 2
             end = left + max(2, round(value * scale))
             pen.text((left - 16, middle), label, INK, text, anchor="rm")
-            pen.rectangle((left, middle - BAR // 2, end, middle + BAR // 2), COLOURS.get(label.split()[0], OWN))
+            pen.rectangle((left, middle - BAR // 2, end, middle + BAR // 2), COLOURS.get(_kind(label), OWN))
             pen.text((end + 14, middle), note, FAINT, text, anchor="lm")
             y += ROW
         y += GAP
     return image
+
+
+def _kind(label: str) -> str:
+    """Its first word, or what that stands for: the baselines of the steps are plain and compiled PyTorch."""
+    first = label.split()[0]
+    return {"(a)": "eager", "(b)": "torch.compile"}.get(first, first)

@@ -56,7 +56,7 @@ class EagerNetwork(nn.Module):
             if layer == self.layout.blocks - 1:
                 padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
                 x = F.conv2d(padded, self.pooling, stride=self.layout.scale, groups=len(self.pooling))
-        x = F.conv2d(_replicated(x), self._as_computed(self.weights[-1]), groups=networks)
+        x = F.conv2d(replicated(x), self._as_computed(self.weights[-1]), groups=networks)
         return x.unflatten(1, (networks, -1)).transpose(0, 1).flatten(0, 1) if networks > 1 else x
 
     def _as_computed(self, weight: Tensor) -> Tensor:
@@ -76,12 +76,12 @@ def eager_block(x: Tensor, weight: Tensor, slopes: Tensor, noise: Tensor) -> Ten
         weight: (N out, in, 3, 3); slopes: (N,); noise: (N, 1, H, W), all in the type of `x`.
     """
     networks = len(slopes)
-    x = F.conv2d(_replicated(x), weight, groups=networks)
+    x = F.conv2d(replicated(x), weight, groups=networks)
     x = F.prelu(x, slopes.repeat_interleave(len(weight) // networks))  # F.leaky_relu takes no slope with a gradient
     return (x.unflatten(1, (networks, -1)) + noise).flatten(1, 2)
 
 
-def _replicated(x: Tensor) -> Tensor:
+def replicated(x: Tensor) -> Tensor:
     """`x` with a replicated border of one pixel."""
     if torch.compiler.is_compiling():
         # Inductor takes the gradient of F.pad's replication for contiguous, which on the CPU it is not in

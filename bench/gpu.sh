@@ -112,7 +112,14 @@ if ((!dry_run)) && "$python" -c "import xdist" 2>/dev/null; then parallel=(-n 8 
 tests "tests/ops" 130 tests/ops --ignore=tests/ops/triton_kernels --ignore=tests/ops/test_cuda_sources.py \
   "${parallel[@]}"
 [[ ! -d tests/ops/triton_kernels ]] ||
-  tests "tests/ops/triton_kernels" 170 tests/ops/triton_kernels "${parallel[@]/loadfile/load}"
+  tests "tests/ops/triton_kernels" 150 tests/ops/triton_kernels "${parallel[@]/loadfile/load}"
+# Of what is built from the operations, the files that have something for a GPU.
+mapfile -t on_gpu < <(grep -lE '\bcuda\b' tests/models/test_*.py tests/test_*attack*.py || true)
+if ((${#on_gpu[@]})); then
+  tests "tests of models and attacks" 60 "${on_gpu[@]}" "${parallel[@]}"
+else
+  say "tests of models and attacks" "left out: none has a case for a GPU"
+fi
 
 # sanitize TOOL TESTS OPTION...: errors that it finds forbid all timing; that it does not run here, or not in time, does
 # not.
@@ -140,11 +147,12 @@ else
 fi
 
 # A failed test speaks against the operation that it names; one that names none of the small ones, against the network.
-# The network is made of the pooling and the noise, too.
+# The network is made of the pooling and the noise, too, and the step of all there is.
 declare -A bad=()
 while IFS= read -r line; do
+  [[ -z $line ]] || bad[step]=1
   case $line in
-    "") ;;
+    "" | *tests/models/* | *tests/test_*attack*) ;;
     *projected_step*) bad[projected_step]=1 ;;
     *blur_pool*) bad[blur_pool]=1 bad[degradation_forward]=1 ;;
     *test_noise* | *triton_noise* | *gaussian_field*) bad[noise]=1 bad[degradation_forward]=1 bad[degradation_block]=1 ;;
@@ -156,15 +164,19 @@ if [[ -n ${failed//$'\n'/} ]]; then
 fi
 
 results=()
-for operation in degradation_forward degradation_block projected_step blur_pool noise; do
+for operation in step degradation_forward degradation_block projected_step blur_pool noise; do
   if [[ $gate != 0 ]]; then
     say "bench $operation" "left out: $gate did not end well"
   elif [[ -n ${bad[$operation]-} ]]; then
     say "bench $operation" "left out: its tests failed"
   else
-    seconds=60
-    # The large one gets what there is, less the small ones' time.
-    [[ $operation != degradation_forward ]] || seconds=$((budget - SECONDS > 200 ? budget - SECONDS - 120 : 80))
+    left=$(((budget - SECONDS) / slack))
+    case $operation in
+      step) seconds=$((left > 300 ? left - 180 : 120)) ;; # what there is, less the others' time
+      degradation_forward) seconds=80 ;;
+      degradation_block) seconds=40 ;;
+      *) seconds=20 ;;
+    esac
     stage "bench $operation" "$seconds" bench.log \
       "$python" -m pytest -q -p no:cacheprovider "bench/test_$operation.py" --benchmark-json="$scratch/$operation.json"
     [[ ! -s $scratch/$operation.json ]] || results+=("$scratch/$operation.json")
@@ -177,6 +189,7 @@ if ((${#results[@]})); then
 import json, sys
 
 contents = [json.load(open(path)) for path in sys.argv[2:]]
+contents[0]["command"] = "bench/gpu.sh"
 contents[0]["benchmarks"] = [benchmark for content in contents for benchmark in content["benchmarks"]]
 json.dump(contents[0], open(sys.argv[1], "w"), indent=1)
 PYTHON

@@ -1,7 +1,8 @@
 """Compare variants side by side: `python -m bench.report FILE... [--output DIR]`.
 
 FILEs are results of pytest-benchmark. Prints a Markdown table a group; with --output also writes it as report.md, and
-bars as report.png.
+bars as report.png. Of training steps the table says what they cost beside andfast's own plain step, and what they gain
+over plain PyTorch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.chart import draw
 
@@ -21,14 +23,34 @@ class ReportError(Exception):
 
 
 @dataclass(frozen=True)
+class Step:
+    """What a training step is measured by: how many images and updates it is, and the names of other variants.
+
+    Attributes:
+        dtype: the type computed in.
+        plain: andfast's own plain step.
+        written: plain PyTorch's step of the same kind.
+        first_step_seconds: how long the first step took, where that includes compiling.
+    """
+
+    images: int
+    updates: int
+    dtype: str
+    plain: str
+    written: str
+    first_step_seconds: float | None
+
+
+@dataclass(frozen=True)
 class Result:
     """What was measured of one variant; seconds and bytes."""
 
     variant: str
     median: float
     best: float
-    peak_memory: int | None
-    percent_of_limit: float | None
+    peak_memory: int | None = None
+    percent_of_limit: float | None = None
+    step: Step | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,22 @@ class Group:
         """The first variant called eager, else the first."""
         return next((result for result in self.results if result.variant.startswith("eager")), self.results[0])
 
+    def update_seconds(self, variant: str) -> float | None:
+        """The median time of an update in the training step of that name; None where there is none."""
+        return next(
+            (one.median / one.step.updates for one in self.results if one.variant == variant and one.step), None
+        )
+
+    def times_plain(self, result: Result) -> float | None:
+        """How many of andfast's plain steps an update costs."""
+        plain = self.update_seconds(result.step.plain)
+        return None if plain is None else self.update_seconds(result.variant) / plain
+
+    def over_written(self, result: Result) -> float | None:
+        """How much faster an update is than in plain PyTorch."""
+        written = self.update_seconds(result.step.written)
+        return None if written is None else written / self.update_seconds(result.variant)
+
 
 def read(path: Path) -> list[Group]:
     """The groups of a file, in its order.
@@ -58,26 +96,34 @@ def read(path: Path) -> list[Group]:
     except ValueError as error:
         raise ReportError(f"{path} is not a result of pytest-benchmark: it is not JSON ({error})") from error
     try:
-        machine = content["machine_info"].get("cpu", {}).get("brand_raw", "unknown processor")
-        results: dict[tuple[str, str], list[Result]] = {}
-        for benchmark in content["benchmarks"]:
-            info = benchmark["extra_info"]
-            device = info.get("device", "cpu")
-            name = benchmark["group"] or benchmark["name"].partition("[")[0]
-            results.setdefault((name, machine if device == "cpu" else device), []).append(
-                Result(
-                    str(info.get("variant") or benchmark["param"] or benchmark["name"]),
-                    float(benchmark["stats"]["median"]),
-                    float(benchmark["stats"]["min"]),
-                    info.get("peak_memory"),
-                    info.get("percent_of_limit"),
-                )
-            )
+        processor = content["machine_info"].get("cpu", {}).get("brand_raw", "unknown processor")
+        found = groups(content["benchmarks"], processor)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ReportError(f"{path} is not a result of pytest-benchmark: {reason}") from error
-    if not results:
+    if not found:
         raise ReportError(f"{path} holds no benchmark")
+    return found
+
+
+def groups(benchmarks: Iterable[dict[str, Any]], processor: str) -> list[Group]:
+    """The groups of pytest-benchmark's records, in their order; on a `processor` where no other device is named."""
+    results: dict[tuple[str, str], list[Result]] = {}
+    for benchmark in benchmarks:
+        info, stats = benchmark["extra_info"], benchmark["stats"]
+        device = info.get("device", "cpu")
+        name = benchmark["group"] or benchmark["name"].partition("[")[0]
+        step = Step(**{key: info.get(key) for key in Step.__dataclass_fields__}) if "updates" in info else None
+        results.setdefault((name, processor if device == "cpu" else device), []).append(
+            Result(
+                str(info.get("variant") or benchmark["param"] or benchmark["name"]),
+                float(stats["median"]),
+                float(stats["min"]),
+                info.get("peak_memory"),
+                info.get("percent_of_limit"),
+                step,
+            )
+        )
     return [Group(*key, values) for key, values in results.items()]
 
 
@@ -93,8 +139,40 @@ def _memory(result: Result, baseline: Result) -> tuple[str, str]:
     return f"{result.peak_memory / 2**20:.1f}", ratio
 
 
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def step_table(group: Group) -> str:
+    """A group of training steps as a Markdown section."""
+    lines = [
+        f"## {group.name}",
+        "",
+        f"On {group.machine}; times an update of the generator.",
+        "",
+        "| variant | type | ms | images/s | x plain | gain over (a) | peak MiB | % of limit | first step s |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for result in group.results:
+        cells = (
+            result.variant,
+            result.step.dtype,
+            _milliseconds(result.median / result.step.updates),
+            f"{result.step.images / result.median:.3g}",
+            _number(group.times_plain(result), ".2f"),
+            _number(group.over_written(result), ".2f"),
+            _number(result.peak_memory and result.peak_memory / 2**20, ".0f"),
+            _number(result.percent_of_limit, ".0f"),
+            _number(result.step.first_step_seconds, ".1f"),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def table(group: Group) -> str:
     """A group as a Markdown section."""
+    if all(result.step for result in group.results):
+        return step_table(group)
     baseline = group.baseline
     lines = [
         f"## {group.name}",
@@ -105,14 +183,13 @@ def table(group: Group) -> str:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for result in group.results:
-        percent = "" if result.percent_of_limit is None else f"{result.percent_of_limit:.0f}"
         cells = (
             result.variant,
             _milliseconds(result.median),
             _milliseconds(result.best),
             f"{baseline.median / result.median:.2f}x",
             *_memory(result, baseline),
-            percent,
+            _number(result.percent_of_limit, ".0f"),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -129,10 +206,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write report.md and report.png")
     options = parser.parse_args(arguments)
     try:
-        groups = [group for path in options.files for group in read(path)]
+        found = [group for path in options.files for group in read(path)]
     except ReportError as error:
         sys.exit(f"error: {error}")
-    text = markdown(groups)
+    text = markdown(found)
     print(text, end="")
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
@@ -149,7 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
                     for result in group.results
                 ],
             )
-            for group in groups
+            for group in found
         ]
         draw(charts).save(options.output / "report.png")
 

@@ -42,7 +42,7 @@ def _flush_buffer() -> torch.Tensor:
     return torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=DEVICE)
 
 
-def _before_round() -> None:
+def before_round() -> None:
     """Empty the GPU's L2 cache; a CPU's caches are left as the operation before left them."""
     if DEVICE.type == "cuda":
         _started.clear()
@@ -83,7 +83,7 @@ def measure(
         "peak_memory": peak_memory(function, DEVICE),
     }
     rounds = 2 if SMALL else rounds or (20 if on_gpu else 5)
-    benchmark.pedantic(function, setup=_before_round, rounds=rounds, warmup_rounds=1 + 2 * on_gpu)
+    benchmark.pedantic(function, setup=before_round, rounds=rounds, warmup_rounds=1 + 2 * on_gpu)
     if on_gpu and not SMALL and benchmark.stats is not None:  # None under --benchmark-disable
         limit = max(moved / copy_rate(), flops / matmul_rate(dtype, tf32))
         benchmark.extra_info |= {
@@ -119,7 +119,7 @@ def _median_seconds(function: Callable[[], object]) -> float:
     """The median of nine runs after two."""
     times = []
     for _ in range(11):
-        _before_round()
+        before_round()
         start = clock()
         function()
         times.append(clock() - start)

@@ -1,0 +1,288 @@
+"""Where a training step's time goes: `python -m bench.profile [--generator NAME] [--batch B] ... [--output FILE]`.
+
+Prints a table by phase: the phases follow each other without a gap, so they add up to the steps that were profiled;
+beside their sum stands what the same steps take without the profiler. FILE gets it as JSON, with the machine, the
+versions, the command and the date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from andfast.attack import Attack
+from andfast.data.patches import ImageArray, PatchBatches, PatchLoader, make_loader
+from andfast.data.photographs import training_photographs
+from andfast.files import written_whole
+from andfast.training.config import AttackConfig, Config, DataConfig, DegradationConfig, GeneratorConfig, TrainConfig
+from andfast.training.trainer import Trainer
+from bench.record import commit, machine
+
+DATA, OTHER = "wait for data", "other"
+DRAW = "draw identity networks"
+F_FORWARD, F_BACKWARD = "F forward", "F backward"
+G_FORWARD, G_BACKWARD = "G forward, frozen", "G input gradient"
+ATTACK = "steps, projection, budget"
+UPDATE_FORWARD, UPDATE_BACKWARD, UPDATE_ADAM = "update: G forward", "update: G backward", "update: Adam, EMA, losses"
+PHASES = [
+    DATA, DRAW, F_FORWARD, F_BACKWARD, G_FORWARD, G_BACKWARD, ATTACK,
+    UPDATE_FORWARD, UPDATE_BACKWARD, UPDATE_ADAM, OTHER,
+]  # fmt: skip
+
+
+class Timeline:
+    """Time by phase: whatever happens belongs to the phase named last. On a GPU in the stream's own time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self._marks: list[tuple[Any, str]] = []
+
+    @property
+    def phase(self) -> str:
+        """The one that goes on now."""
+        return self._marks[-1][1] if self._marks else OTHER
+
+    def enter(self, phase: str) -> str:
+        """Begin a phase; returns the one that ends."""
+        if self.on_gpu:
+            now: Any = torch.cuda.Event(enable_timing=True)
+            now.record()
+        else:
+            now = time.perf_counter()
+        before = self.phase
+        self._marks.append((now, phase))
+        return before
+
+    @contextmanager
+    def within(self, phase: str) -> Iterator[None]:
+        """A phase inside another, which goes on after it."""
+        before = self.enter(phase)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    def seconds(self) -> dict[str, float]:
+        """The time of each phase up to the last mark; empties the timeline."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        found = dict.fromkeys(PHASES, 0.0)
+        for (start, phase), (end, _) in zip(self._marks, self._marks[1:], strict=False):
+            found[phase] += start.elapsed_time(end) / 1000 if self.on_gpu else end - start
+        self._marks.clear()
+        return found
+
+
+@contextmanager
+def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
+    """Marks the phases at the library's own boundaries, which a step passes whatever its method and backend.
+
+    Only compiled steps that are replayed as a whole (CUDA graphs) do not: of them no phases can be seen.
+    """
+
+    def inside(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            with timeline.within(phase):
+                return function(*arguments, **options)
+
+        return run
+
+    def then(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            result = function(*arguments, **options)
+            timeline.enter(phase)
+            return result
+
+        return run
+
+    def updating(function: Callable[..., Any]) -> Callable[..., Any]:
+        """G's update begins after `function`, unless the attack calls it."""
+
+        def run(*arguments: Any, **options: Any) -> Any:
+            inside_attack = timeline.phase in (ATTACK, G_FORWARD)
+            result = function(*arguments, **options)
+            if not inside_attack:
+                timeline.enter(UPDATE_FORWARD)
+            return result
+
+        return run
+
+    def objective(*arguments: Any) -> Any:
+        if timeline.phase != G_FORWARD:
+            timeline.enter(UPDATE_FORWARD)
+        return given_objective(*arguments)
+
+    attack, gradient, given_objective = Attack.__call__, torch.autograd.grad, trainer.objective
+
+    def watched_attack(self: Attack, network: Any, hr: Tensor, objective: Any, *rest: Any, **options: Any) -> Any:
+        with timeline.within(ATTACK):
+            return attack(self, network, hr, inside(G_FORWARD, objective), *rest, **options)
+
+    def watched_gradient(outputs: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        # Of images it is G's, of the rows of a matrix F's.
+        of_images = (inputs if isinstance(inputs, Tensor) else inputs[0]).ndim == 4
+        with timeline.within(G_BACKWARD if of_images else F_BACKWARD):
+            return gradient(outputs, inputs, *rest, **options)
+
+    with ExitStack() as stack:
+        bank = type(trainer.degradation(1))
+        for target, name, replacement in (
+            (bank, "reset_identity", inside(DRAW, bank.reset_identity)),
+            (bank, "forward", inside(F_FORWARD, bank.forward)),
+            (Attack, "__call__", updating(watched_attack)),
+            (torch.autograd, "grad", watched_gradient),
+            (Tensor, "backward", then(UPDATE_ADAM, inside(UPDATE_BACKWARD, Tensor.backward))),
+            (trainer.optimizer, "step", then(UPDATE_ADAM, trainer.optimizer.step)),
+            (trainer, "objective", objective),
+        ):
+            stack.enter_context(mock.patch.object(target, name, replacement))
+        for name in ("begin", "clean"):  # of a replay, and of clean images
+            if hasattr(trainer.attack, name):
+                replacement = updating(getattr(trainer.attack, name))
+                stack.enter_context(mock.patch.object(trainer.attack, name, replacement))
+        yield
+
+
+def make_config(options: argparse.Namespace) -> Config:
+    """The settings of the run that is profiled: past its warm-up, on the bundled photographs."""
+    attack = {name: value for name, value in options.attack.items() if name in AttackConfig.__dataclass_fields__}
+    return Config(
+        data=DataConfig(workers=options.workers),
+        generator=GeneratorConfig(options.generator, options.features, options.depth),
+        degradation=DegradationConfig(options.networks),
+        attack=AttackConfig(**attack),
+        train=TrainConfig(
+            iterations=10**6,
+            warmup=10**6 if options.method == "none" else 0,
+            ramp=0,
+            batch_size=options.batch,
+            patch_size=options.patch,
+            schedule="constant",
+            learning_rate=1e-4,
+        ),
+    )
+
+
+def profile(config: Config, rounds: int) -> dict[str, Any]:
+    """Seconds a step, as means: of each phase, their sum, and of whole steps without the profiler.
+
+    Every step is taken twice, with and without it: on the same images, from the same identity networks, so that its
+    adversary does the same work. The first two do not count.
+    """
+    trainer = Trainer(config)
+    phases, steps = [], []
+
+    def take(watch: bool) -> dict[str, float]:
+        timeline = Timeline(trainer.device)
+        with watched(trainer, timeline) if watch else nullcontext():
+            timeline.enter(DATA)
+            patches, _ = next(batches)
+            timeline.enter(OTHER)
+            # The waiting is each step's own; the images are not.
+            trainer.train_step(given.setdefault(trainer.step, patches))
+            timeline.enter(OTHER)
+        return timeline.seconds()
+
+    with closing(iter(_loader(config, trainer, 2 * (rounds + 2)))) as batches:
+        for _ in range(rounds + 2):
+            before, given = trainer.step, {}
+            phases.append(take(watch=True))
+            trainer.step = before  # all random choices are functions of it
+            steps.append(sum(take(watch=False).values()))
+    means = {phase: statistics.mean(seconds[phase] for seconds in phases[2:]) for phase in PHASES}
+    total, step = sum(means.values()), statistics.mean(steps[2:])
+    return {
+        "phases": means,
+        "sum_seconds": total,
+        "step_seconds": step,
+        "difference_seconds": total - step,
+        "rounds": rounds,
+        "generator": trainer.describe(),
+    }
+
+
+def _loader(config: Config, trainer: Trainer, steps: int) -> PatchLoader:
+    sources = [ImageArray(*image) for image in training_photographs()]
+    train = config.train
+    batches = PatchBatches(sources, patch=train.patch_size, batch=train.batch_size, seed=config.seed)
+    return make_loader(batches, 0, steps, config.data.workers, trainer.device.type == "cuda")
+
+
+def table(result: dict[str, Any]) -> str:
+    """The phases as a Markdown table."""
+    total = result["sum_seconds"]
+    lines = [result["generator"], "", "| phase | ms | share |", "|---|--:|--:|"]
+    for phase, seconds in result["phases"].items():
+        lines.append(f"| {phase} | {1000 * seconds:.2f} | {seconds / total:.1%} |")
+    lines += [
+        f"| **sum** | **{1000 * total:.2f}** | |",
+        f"| a step without the profiler | {1000 * result['step_seconds']:.2f} | |",
+        f"| difference | {1000 * result['difference_seconds']:.2f} | {result['difference_seconds'] / total:.1%} |",
+    ]
+    return "\n".join(lines)
+
+
+def _networks(text: str) -> int | str:
+    if text != "batch" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"wanted a number or 'batch', not {text!r}")
+    return text if text == "batch" else int(text)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__.splitlines()[0])
+    methods = get_args(get_type_hints(AttackConfig)["method"])
+    parser.add_argument("--generator", choices=("rrdbnet", "compact"), default="rrdbnet")
+    parser.add_argument("--features", type=int, default=64)
+    parser.add_argument("--depth", type=int, help="default: 23 for rrdbnet, 16 for compact")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--patch", type=int, default=128)
+    parser.add_argument("--networks", type=_networks, default=1, metavar="N", help="a number, or batch")
+    parser.add_argument("--method", choices=methods, default="pgd")
+    parser.add_argument("--steps", type=int, default=5, help="of the attack")
+    parser.add_argument("--rounds", type=int, default=3, help="steps to take the mean of")
+    parser.add_argument("--workers", type=int, default=1, help="processes that load images")
+    parser.add_argument("--output", type=Path, metavar="FILE")
+    options = parser.parse_args(arguments)
+    if min(options.rounds, options.batch, options.steps) < 1:
+        parser.error("--rounds, --batch and --steps must be at least 1")
+    options.depth = options.depth or {"rrdbnet": 23, "compact": 16}[options.generator]
+    options.attack = {"method": options.method, "steps": options.steps}
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    try:
+        config = make_config(options)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    result = profile(config, options.rounds)
+    print(table(result))
+    if options.output is not None:
+        given = ["FILE" if word == str(options.output) else word for word in arguments or sys.argv[1:]]
+        record = {
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "command": " ".join(["python -m bench.profile", *given]),
+            "machine": machine(),
+            "config": config.to_dict(),
+            **result,
+        }
+        with written_whole(options.output) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,379 @@
+"""Whole training steps, andfast's own and those of `bench.paper`, that can be compared: same images, same start."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args, get_type_hints
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from andfast.attack.budget import within_budget
+from andfast.data.patches import ImageArray, PatchBatches
+from andfast.data.photographs import training_photographs
+from andfast.degradation import DegradationNetwork
+from andfast.ops import use_backend
+from andfast.training.config import AttackConfig, Config, DegradationConfig, GeneratorConfig, TrainConfig
+from andfast.training.trainer import Trainer
+from bench import paper
+from bench.timing import DEVICE, before_round, matmul_rate, peak_memory
+from bench.variants import FAST_TYPE
+
+SCALE = 4
+#: The middle of the default range, for all draws alike: how often a deviation is shrunk hangs on it.
+BUDGET_DB = 29.0
+#: Whether andfast's search for what the budget allows is told where to begin.
+FIRST_TRY = "first" in inspect.signature(within_budget).parameters
+#: The largest relative error of a first step's loss, and of its gradient in the 2-norm, that is worth a time: in
+#: float32, in TF32 and half types, and in half types where theta is rounded to them, which cannot hold it.
+EXACT, ROUNDED, ROUNDED_THETA = (1e-3, 1e-2), (0.05, 0.5), (0.05, 0.9)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained on what: `batch` patches of `patch` x `patch` pixels an update."""
+
+    generator: Literal["rrdbnet", "compact"]
+    batch: int
+    patch: int
+    features: int = 64
+    depth: int = 23
+    channels: int = 64
+    blocks: int = 5
+
+    def __str__(self) -> str:
+        return f"{self.generator} {self.batch}x{self.patch}"
+
+    def flops(self, passes: tuple[float, float]) -> float:
+        """Floating-point operations of so many passes of the whole batch through G and through F."""
+        return self.batch * (passes[0] * self._generator_flops() + passes[1] * self._degradation_flops())
+
+    def _generator_flops(self) -> int:
+        """A pass forward of one image, counted in the convolutions of plain PyTorch."""
+        side = self.patch // SCALE
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            written_generator(self)(torch.empty(1, 3, side, side))
+        return counter.get_total_flops()
+
+    def _degradation_flops(self) -> int:
+        high, low, width = self.patch**2, (self.patch // SCALE) ** 2, self.channels
+        inner = width**2 * (high * (self.blocks - 1) + low * self.blocks)
+        return 2 * 9 * (3 * width * (high + low) + inner)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to find the LR images of a step.
+
+    Attributes:
+        attack: fields of `AttackConfig`, as pairs.
+        passes: the passes of the whole batch through G and through F that an update cannot do without, counted as
+            forward passes: G takes 3 to be updated and 2 for a gradient on its input, F takes 3 for one on theta and
+            1 for the images at last.
+    """
+
+    name: str
+    attack: tuple[tuple[str, Any], ...]
+    passes: tuple[float, float]
+
+    @property
+    def available(self) -> bool:
+        return dict(self.attack)["method"] in get_args(get_type_hints(AttackConfig)["method"])
+
+
+def _method(name: str, passes: tuple[float, float], **attack: Any) -> Method:
+    return Method(name, tuple(attack.items()), passes)
+
+
+PLAIN = _method("plain", (3, 0), method="none")
+EXACT_5 = _method("exact", (13, 16), method="pgd", steps=5)
+CHEAPER = [
+    _method("pgd-3@0.5", (9, 10), method="pgd", steps=3, step_size=0.25),
+    _method("yopo-3-2@0.3", (9, 19), method="yopo", steps=3, inner_steps=2, step_size=0.15),
+    _method("subset-5-0.5", (8, 8.5), method="subset", steps=5, share=0.5),
+    _method("free-4@0.4", (3, 2.5), method="free", replays=4, step_size=0.2),
+]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Who takes a step, and how.
+
+    Attributes:
+        who: andfast; reference: andfast on its plain references, in float32; paper, paper compiled: the baselines
+            (a) and (b).
+        networks: N; "batch": every image its own.
+    """
+
+    who: Literal["andfast", "reference", "paper", "paper compiled"]
+    method: Method
+    networks: int | Literal["batch"] = 1
+
+    def __str__(self) -> str:
+        own = ", N = B" if self.networks == "batch" else ""
+        return f"{_NAMES[self.who]} {self.method.name}{own}"
+
+
+_NAMES = {
+    "andfast": "andfast",
+    "reference": "andfast reference",
+    "paper": "(a) PyTorch",
+    "paper compiled": "(b) compiled",
+}
+
+
+@lru_cache(maxsize=1)
+def patches(case: Case) -> Tensor:
+    """Of the bundled photographs, uint8 (batch, 3, patch, patch)."""
+    sources = [ImageArray(*image) for image in training_photographs()]
+    return PatchBatches(sources, patch=case.patch, batch=case.batch, seed=0)[0][0]
+
+
+def make_config(case: Case, method: Method, networks: int | str = 1, precision: str = "auto") -> Config:
+    """A run's settings whose first step is the step to compare."""
+    # During the warm-up a run trains on clean LR images alone: with the method "none" that is the plain step.
+    warmup = 10**6 if method == PLAIN else 0
+    # What others are compared with is not compiled.
+    plainly = {"compile": "off"} if precision == "float32" and "compile" in Config.__dataclass_fields__ else {}
+    return Config(
+        scale=SCALE,
+        **plainly,
+        generator=GeneratorConfig(case.generator, case.features, case.depth),
+        degradation=DegradationConfig(networks, case.channels, case.blocks, precision=precision),
+        attack=AttackConfig(**dict(method.attack), lr_psnr=(BUDGET_DB, BUDGET_DB)),
+        train=TrainConfig(
+            iterations=2 * 10**6,
+            warmup=warmup,
+            ramp=0,
+            batch_size=case.batch,
+            patch_size=case.patch,
+            learning_rate=1e-4,
+            schedule="constant",
+            ema_decay=0.999,
+            precision=precision,
+        ),
+    )
+
+
+@dataclass
+class Found:
+    """What a step from a new generator on found.
+
+    Attributes:
+        loss: the generator's.
+        gradient: Adam's first moment, after a single update a tenth of the gradient.
+        updates: how many updates of the generator it was.
+    """
+
+    loss: float
+    gradient: Tensor
+    updates: int
+
+
+@dataclass
+class Program:
+    """A variant, ready to take steps.
+
+    Attributes:
+        generator: G.
+        first: the first step.
+        step: any later one.
+    """
+
+    generator: nn.Module
+    first: Callable[[], Found]
+    step: Callable[[], object]
+
+
+def found_with(loss: float, generator: nn.Module, optimizer: torch.optim.Optimizer) -> Found:
+    """What a step left behind, in the order of the parameters' names."""
+    states = [optimizer.state[parameter] for _, parameter in sorted(generator.named_parameters())]
+    return Found(loss, torch.cat([state["exp_avg"].detach().flatten() for state in states]), int(states[0]["step"]))
+
+
+def found_by(trainer: Trainer, result: Any) -> Found:
+    """What andfast's first step found, whether its result is there at once or has to be read."""
+    loss = result.read().loss if hasattr(result, "read") else result.loss
+    return found_with(loss, trainer.generator, trainer.optimizer)
+
+
+def own_program(case: Case, variant: Variant) -> Program:
+    """andfast's own step."""
+    precision = "float32" if variant.who == "reference" else "auto"
+    trainer = Trainer(make_config(case, variant.method, variant.networks, precision))
+    given = patches(case)
+
+    def backend() -> Any:
+        return use_backend("reference") if variant.who == "reference" else nullcontext()
+
+    def first() -> Found:
+        with backend():
+            result = trainer.train_step(given)
+        return found_by(trainer, result)
+
+    def step() -> None:
+        with backend():
+            trainer.train_step(given)
+
+    return Program(trainer.generator, first, step)
+
+
+def written_generator(case: Case) -> nn.Module:
+    """G as the baselines have it."""
+    kind = {"rrdbnet": paper.RRDBNet, "compact": paper.Compact}[case.generator]
+    return kind(case.features, case.depth)
+
+
+def written_networks(bank: DegradationNetwork) -> list[paper.Degradation]:
+    """The same networks as the baselines have them."""
+    networks = []
+    for row in bank.theta_id:
+        network = paper.Degradation(bank.layout.image_size, bank.scale, bank.channels, bank.blocks)
+        parts = [part for kind in bank.layout.split(row) for part in kind]
+        with torch.no_grad():
+            for parameter, part in zip(network.parameters(), parts, strict=True):
+                parameter.copy_(part.view_as(parameter))
+        networks.append(network.to(row.device))
+    return networks
+
+
+def written_program(case: Case, variant: Variant, weights: dict[str, Tensor], bank: DegradationNetwork) -> Program:
+    """The step of (a) or (b), from G's `weights` and the networks of `bank`."""
+    generator = written_generator(case).to(DEVICE)
+    generator.load_state_dict(weights)
+    attack = dict(variant.method.attack)
+    options = {name: attack[name] for name in ("steps", "step_size") if name in attack} or {"steps": 0}
+    if variant.who == "paper compiled":
+        options |= {"compiled": True, "dtype": FAST_TYPE, "channels_last": True}
+    step = paper.Step(generator, written_networks(bank), BUDGET_DB, first_try=FIRST_TRY, ema_decay=0.999, **options)
+    given = patches(case)
+
+    def first() -> Found:
+        loss = step.from_here(given.to(DEVICE))
+        return found_with(loss, step.generator, step.optimizer)
+
+    return Program(generator, first, lambda: step(given.to(DEVICE)))
+
+
+@dataclass
+class Reference:
+    """andfast's step on its plain PyTorch references in float32, and where it began."""
+
+    found: Found
+    weights: dict[str, Tensor]
+    bank: DegradationNetwork
+
+
+@lru_cache(maxsize=8)
+def reference(case: Case, method: Method, networks: int | str) -> Reference:
+    """What a first step is compared with."""
+    config = make_config(case, method, networks, "float32")
+    if DEVICE.type == "cuda" and hasattr(config.train, "micro_batch"):
+        config.train.micro_batch = min(case.batch, 8)  # without kernels and half types memory would be short
+    trainer = Trainer(config)
+    weights = {name: weight.clone() for name, weight in trainer.generator.state_dict().items()}
+    bank = trainer.degradation(case.batch if networks == "batch" else networks)
+    bank.reset_identity((case.patch, case.patch))  # replaced below by what the step drew, where it drew any
+    attack, seen = trainer.attack, []
+    if method.name.startswith(("exact", "pgd")):
+
+        def watched(network: DegradationNetwork, *rest: Any, **options: Any) -> Any:
+            seen.append(network)
+            return attack(network, *rest, **options)
+
+        trainer.attack = watched
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with use_backend("reference"):
+            result = trainer.train_step(patches(case))
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    found = found_by(trainer, result)
+    return Reference(found, weights, seen[0] if seen else bank)
+
+
+def make_program(case: Case, variant: Variant) -> Program:
+    if variant.who in ("andfast", "reference"):
+        return own_program(case, variant)
+    given = reference(case, variant.method, variant.networks)
+    return written_program(case, variant, given.weights, given.bank)
+
+
+def check(found: Found, exact: Found, tolerance: tuple[float, float]) -> None:
+    """Fail where a first step went elsewhere than the reference's: there is no speed of a wrong step."""
+    loss = abs(found.loss - exact.loss) / exact.loss
+    gradient = float((found.gradient - exact.gradient).norm() / exact.gradient.norm())
+    if not (loss < tolerance[0] and gradient < tolerance[1]):  # NaN, too
+        pytest.fail(
+            f"the first step's loss is off by {loss:.2g}, its gradient by {gradient:.2g}; allowed are "
+            f"{tolerance[0]:g} and {tolerance[1]:g}"
+        )
+
+
+@lru_cache(maxsize=1)
+def forget_compiled(case: Case) -> None:
+    """Compiled code is for one case's shapes; too many of them, and torch compiles no more."""
+    torch.compiler.reset()
+
+
+def _tolerance(variant: Variant, rounded: bool) -> tuple[float, float]:
+    if not rounded:
+        return EXACT
+    return ROUNDED_THETA if variant.who == "paper compiled" else ROUNDED
+
+
+def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> None:
+    """Check a variant's first step, then time the later ones.
+
+    Memory is that of a second step; but on a CPU, where steps take seconds, that of the first, unless it compiles:
+    Adam's own state, which the first step makes, comes after the peak for all but the smallest sizes.
+    """
+    exact = reference(case, variant.method, variant.networks).found
+    program = make_program(case, variant)
+    on_gpu = DEVICE.type == "cuda"
+    # What PyTorch makes of float32 on a GPU unless told otherwise; only the reference is exact.
+    tf32 = on_gpu and variant.who == "paper"
+    half = FAST_TYPE.itemsize < 4 and variant.who in ("andfast", "paper compiled")
+    rounded = half or tf32 or (on_gpu and variant.who == "andfast")  # F is in float16 there whatever G is in
+    seen: list[Found] = []
+    forget_compiled(case)
+    if on_gpu or variant.who == "paper compiled":
+        start = time.perf_counter()
+        seen.append(program.first())
+        benchmark.extra_info["first_step_seconds"] = time.perf_counter() - start
+        if not on_gpu:  # as before a first step
+            program.generator.zero_grad()
+        peak = peak_memory(program.step)
+    else:
+        peak = peak_memory(lambda: seen.append(program.first()))
+    check(seen[0], exact, _tolerance(variant, rounded))
+    updates = seen.pop().updates
+    benchmark.group = f"step {case}"
+    benchmark.extra_info |= {
+        "variant": str(variant),
+        "device": torch.cuda.get_device_name(DEVICE) if on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "dtype": "tf32" if tf32 else str(FAST_TYPE if half else torch.float32).removeprefix("torch."),
+        "images": case.batch * updates,
+        "updates": updates,
+        "plain": str(Variant("andfast", PLAIN)),
+        "written": str(Variant("paper", PLAIN if variant.method == PLAIN else EXACT_5, variant.networks)),
+        "flops": updates * case.flops(variant.method.passes),
+        "peak_memory": peak,
+    }
+    benchmark.pedantic(program.step, setup=before_round, rounds=rounds, warmup_rounds=int(on_gpu))
+    if on_gpu and benchmark.stats is not None:  # None under --benchmark-disable
+        rate = matmul_rate(FAST_TYPE if half else torch.float32, tf32)
+        limit = benchmark.extra_info["flops"] / rate
+        benchmark.extra_info |= {
+            "percent_of_limit": 100 * limit / benchmark.stats.stats.median,
+            "matmul_flops_per_second": rate,
+        }
