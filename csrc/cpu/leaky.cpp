@@ -13,9 +13,9 @@ ANDFAST_BODY void leaky_body(const T* z, const float* slope, T* y, uint8_t* sign
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     const float value = load(z[c]);
-    const bool negative = !(value > 0);  // at zero as PyTorch has it
-    store(y[c], negative ? value * slope[c] : value);
-    bytes[c] = negative;
+    bytes[c] = !(value > 0);  // at zero as PyTorch has it
+    // Two choices between numbers: one between products would not become vector code.
+    store(y[c], (value > 0 ? value : 0.0f) + slope[c] * (value > 0 ? 0.0f : value));
   }
   if (signs) {
     for (int64_t i = 0; i < sign_bytes(channels); ++i) signs[i] = pack_bits(bytes + 8 * i);

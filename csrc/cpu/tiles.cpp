@@ -1,6 +1,8 @@
 // What tiles.h declares, compiled for several instruction sets.
 #include "tiles.h"
 
+#include <type_traits>
+
 #include "rows.h"
 
 namespace andfast::cpu {
@@ -70,8 +72,12 @@ ANDFAST_CLONES void enter_weights(const Taps& taps, int64_t count, float factor,
   for (int64_t e = 0; e < kElements; ++e) std::copy(elements + e * count, elements + (e + 1) * count, u + e * step);
 }
 
-ANDFAST_CLONES void leave_weight_gradients(const float* m, int64_t step, float factor, float* grad,
-                                           int64_t channel_step, int64_t tap_step, int64_t channels) {
+namespace {
+
+template <typename Step>
+ANDFAST_BODY void leave_weight_gradients_body(const float* m, int64_t step, float factor, float* grad,
+                                              Step channel_step, int64_t tap_step, int64_t channels) {
+#pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     Tile products;
     for (int i = 0; i < 4; ++i) {
@@ -83,14 +89,25 @@ ANDFAST_CLONES void leave_weight_gradients(const float* m, int64_t step, float f
   }
 }
 
+}  // namespace
+
+ANDFAST_CLONES void leave_weight_gradients(const float* m, int64_t step, float factor, float* grad,
+                                           int64_t channel_step, int64_t tap_step, int64_t channels) {
+  if (channel_step == 1) {  // channels_last: whole vectors are stored
+    leave_weight_gradients_body(m, step, factor, grad, std::integral_constant<int64_t, 1>(), tap_step, channels);
+  } else {
+    leave_weight_gradients_body(m, step, factor, grad, channel_step, tap_step, channels);
+  }
+}
+
 ANDFAST_CLONES void activate(float* z, const float* bias, const float* slope, uint8_t* signs, uint8_t* bytes,
                              int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     const float value = z[c] + bias[c];
-    const bool negative = !(value > 0);  // at zero as PyTorch has it
-    z[c] = negative ? value * slope[c] : value;
-    bytes[c] = negative;
+    bytes[c] = !(value > 0);  // at zero as PyTorch has it
+    // Two choices between numbers: one between products would not become vector code.
+    z[c] = (value > 0 ? value : 0.0f) + slope[c] * (value > 0 ? 0.0f : value);
   }
   if (signs) {
     for (int64_t i = 0; i < sign_bytes(channels); ++i) signs[i] = pack_bits(bytes + 8 * i);
