@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ from andfast.ops import backends
 from andfast.training.config import Config, dump_yaml, parse_config
 from andfast.training.images import Skipped, find_images
 from andfast.training.log import RunLog
+from andfast.training.readout import DivergedError, Readout
 from andfast.training.sheet import sample_sheet
 from andfast.training.state import STATE_FILE, load_state, save_state
 from andfast.training.stop import StopSignal
-from andfast.training.trainer import DivergedError, Trainer
+from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
 from andfast.upscale import NonFiniteError
 
@@ -111,12 +111,15 @@ class Run:
             # How this time began is not for the next time.
             temporary.write_text(dump_yaml(self.config.to_dict() | {"resume": "auto"}))
         log = RunLog(self.folder, trainer.step)
+        # Where reading costs nothing, it is not put off.
+        readout = Readout(log, train.log_every or (1 if trainer.device.type == "cpu" else 10))
         try:
             with StopSignal() as stop:
-                self._loop(log, stop)
+                self._loop(log, readout, stop)
         except (DivergedError, NonFiniteError, DataError, OSError) as error:
+            done = error.step - 1 if isinstance(error, DivergedError) else trainer.step
             kept = f"; {self.folder / STATE_FILE} is whole" if (self.folder / STATE_FILE).exists() else ""
-            print(f"error: stopped at step {trainer.step}: {error}{kept}", file=sys.stderr)
+            print(f"error: stopped at step {done}: {error}{kept}", file=sys.stderr)
             return 3
         finally:
             log.close()
@@ -126,7 +129,7 @@ class Run:
         print(f"done: {self.folder / 'model.safetensors'}, {self.folder / 'model.pth'}, {self.folder / 'samples'}")
         return 0
 
-    def _loop(self, log: RunLog, stop: StopSignal) -> None:
+    def _loop(self, log: RunLog, readout: Readout, stop: StopSignal) -> None:
         trainer, train = self.trainer, self.config.train
         pin = trainer.device.type == "cuda"
         loader = make_loader(self.batches, trainer.step, train.iterations, self.config.data.workers, pin)
@@ -138,24 +141,32 @@ class Run:
             mininterval=0.1 if sys.stderr.isatty() else 10,
         )
         # Closed also when a step raises: workers that still wait to be asked would keep this process from ending.
-        with bar, closing(iter(loader)) as batches:
+        with bar, closing(iter(loader)) as batches, closing(readout):
+            begin = time.perf_counter()
             while trainer.step < train.iterations and not stop.number:
-                begin = time.perf_counter()
+                asked = time.perf_counter()
                 patches, failures = next(batches)
-                data_wait = time.perf_counter() - begin
+                data_wait = time.perf_counter() - asked
                 self.skipped.report(failures)
-                result = trainer.train_step(patches)
-                seconds = time.perf_counter() - begin
-                log.write({"step": trainer.step, **asdict(result), "seconds": seconds, "data_wait": data_wait})
-                rate = train.batch_size / seconds
-                bar.set_postfix_str(
-                    f"loss {result.loss:.4f}, gain {result.gain:.2f}, {rate:.1f} images/s", refresh=False
-                )
+                step = trainer.train_step(patches)
+                # From the end of one step to the end of the next: what reading took is the next one's.
+                begin, seconds = time.perf_counter(), time.perf_counter() - begin
+                if readout.add(step, seconds=seconds, data_wait=data_wait):
+                    rate = train.batch_size / readout.seconds
+                    result = readout.last
+                    bar.set_postfix_str(
+                        f"loss {result.loss:.4f}, gain {result.gain:.2f}, {rate:.1f} images/s", refresh=False
+                    )
                 bar.update()
-                if _due(trainer.step, train.validate_every, train.iterations):
-                    self._validate(log)
-                if _due(trainer.step, train.save_every, train.iterations):
-                    self._save()
+                validates = _due(trainer.step, train.validate_every, train.iterations)
+                saves = _due(trainer.step, train.save_every, train.iterations)
+                if validates or saves:
+                    readout.flush()  # nothing is judged or kept that has diverged
+                    if validates:
+                        self._validate(log)
+                    if saves:
+                        self._save()
+                    begin = time.perf_counter()
         if stop.number:
             self._save()
 

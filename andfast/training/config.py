@@ -135,6 +135,8 @@ class TrainConfig:
         precision: the type G computes in, weights staying float32; auto: bfloat16 where the device is fast at it.
         validate_every: updates between validations with sample sheets; 0: only at the end.
         save_every: updates between saves of the resumable state; 0: only at the end.
+        log_every: updates whose results are read from the device at once; none: 1 on the CPU, 10 on CUDA, which
+            would wait for each reading.
     """
 
     iterations: PositiveInt = 800
@@ -148,6 +150,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validate_every: NonNegativeInt = 600
     save_every: NonNegativeInt = 200
+    log_every: PositiveInt | None = None
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from andfast.data.tensors import to_array, to_tensor
-from andfast.training.trainer import Trainer, frozen, step_generator
+from andfast.training.trainer import Trainer, step_generator
 from andfast.training.validation import bicubic_upsample, centre_crop
 
 _CROP = 160
@@ -37,8 +37,7 @@ def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -
     network = trainer.degradation(len(images))
     random = step_generator(config.seed, 0, trainer.device)
     network.reset_identity((crop, crop), random)
-    with frozen(trainer.generator):
-        attacked = trainer.attack(network, hr, trainer.objective, random).lr
+    attacked = trainer.attack(network, hr, trainer.attack_objective, random).lr
     clean = trainer.attack.clean(network, hr)
     attacked_yet = trainer.step >= config.train.warmup > 0
     with torch.no_grad():

@@ -15,7 +15,7 @@ STATE_FILE = "state.pt"
 # a run that diverged needs changed.
 _FREE = {
     "run_dir", "resume", "device", "data.workers", "data.cache_mib", "data.val_pairs",
-    "train.iterations", "train.validate_every", "train.save_every",
+    "train.iterations", "train.validate_every", "train.save_every", "train.log_every",
     "train.learning_rate", "train.precision", "degradation.precision",
 }  # fmt: skip
 

@@ -1,0 +1,193 @@
+"""One training step: no waiting for the device, and what the adversary looks through."""
+
+import copy
+import traceback
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from andfast.losses import l1_objective
+from andfast.training.config import parse_config
+from andfast.training.readout import DivergedError, PendingStep, Readout
+from andfast.training.trainer import Trainer
+from andfast.training.views import FrozenView, View
+
+TINY = {
+    "train.iterations": 6,
+    "train.warmup": 0,
+    "train.ramp": 0,
+    "train.batch_size": 4,
+    "train.patch_size": 32,
+    "generator.features": 8,
+    "generator.depth": 2,
+    "degradation.channels": 8,
+    "degradation.blocks": 2,
+    "attack.steps": 2,
+}
+
+
+def make(**changed: Any) -> Trainer:
+    settings = TINY | {key.replace("__", "."): value for key, value in changed.items()}
+    return Trainer(parse_config([f"--{key}={value}" for key, value in settings.items()]))
+
+
+def patches(count: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+class Looks(TorchDispatchMode):
+    """Names the operations for which a device's queue must run empty, and where they are called from.
+
+    Only whether an image is within its range of PSNR the adversary must look at: "within_budget".
+    """
+
+    WAITING = ("_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero", "masked_select", "unique", "allclose")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, bool]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if any(name == word or name.startswith(f"_{word}") for word in self.WAITING):
+            callers = {frame.f_code.co_name for frame, _ in traceback.walk_stack(None)}
+            self.seen.append((name, "within_budget" in callers))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("generator", ["compact", "rrdbnet"])
+@pytest.mark.parametrize("options", [{}, {"train__warmup": 5}, {"train__precision": "bfloat16"}])
+def test_a_step_waits_for_the_device_in_the_trust_region_alone(generator: str, options: dict[str, Any]) -> None:
+    trainer = make(generator__name=generator, **options)
+    with Looks() as looks:
+        step = trainer.train_step(patches())
+    assert bool(looks.seen) != (trainer.config.train.warmup > 0)
+    assert all(allowed for _, allowed in looks.seen)
+    assert step.read().loss > 0
+    # It does see what one might write.
+    with looks:
+        assert torch.ones(()).item() == 1
+    assert looks.seen[-1] == ("_local_scalar_dense", False)
+
+
+@pytest.mark.parametrize("generator", ["compact", "rrdbnet"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_frozen_view_computes_what_the_generator_does(generator: str, dtype: torch.dtype) -> None:
+    trainer = make(generator__name=generator)
+    lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+    view = FrozenView(trainer.generator, dtype)
+    for _ in range(2):
+        found = []
+        for look in (View(trainer.generator, dtype), view):
+            image = lr.clone().requires_grad_()
+            loss = l1_objective(look)(image, hr)
+            found.append((loss, *torch.autograd.grad(loss.sum(), image)))
+        assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+        # And again after an update.
+        before = loss
+        trainer.train_step(patches())
+        view.refresh()
+        assert not torch.equal(l1_objective(view)(lr, hr), before)
+    assert not any(weight.requires_grad for weight in view.module.parameters())
+    assert all(weight.requires_grad for weight in trainer.generator.parameters())
+    memory = {weight.data_ptr() for weight in trainer.generator.parameters()}
+    shared = [weight.data_ptr() in memory for weight in view.module.parameters()]
+    assert all(shared) if dtype == torch.float32 else not any(shared)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_attack_leaves_no_gradient_on_the_generator(precision: str) -> None:
+    trainer = make(train__precision=precision)
+    attack = trainer.attack
+    weights = [*trainer.generator.parameters(), *trainer.frozen.module.parameters()]
+
+    def watched(*arguments: Any) -> Any:
+        result = attack(*arguments)
+        assert all(weight.grad is None for weight in weights)
+        return result
+
+    trainer.attack = watched
+    trainer.train_step(patches())
+    assert all(weight.grad is not None for weight in trainer.generator.parameters())
+
+
+def test_nothing_changes_from_the_diverged_step_on() -> None:
+    trainer = make(train__warmup=9)
+    good = [trainer.train_step(patches(seed=seed)) for seed in range(2)]
+    kept = {name: [tensor.clone() for tensor in tensors] for name, tensors in _all_tensors(trainer).items()}
+    hook = trainer._weights[0].register_hook(lambda gradient: gradient / 0)
+    bad = trainer.train_step(patches(seed=2))
+    hook.remove()
+    later = trainer.train_step(patches(seed=3))
+    for name, tensors in _all_tensors(trainer).items():
+        assert all(torch.equal(*pair) for pair in zip(tensors, kept[name], strict=True)), name
+    assert all(step.read().loss > 0 for step in good)
+    with pytest.raises(DivergedError, match=r"in step 3 .*train\.learning_rate \(now 4\.5") as error:
+        bad.read()
+    assert error.value.step == 3
+    assert later.read().loss > 0  # which is why steps are read in order
+    # A state that was loaded is gone on from.
+    trainer.load(trainer.state())
+    trainer.train_step(patches(seed=3))
+    assert not torch.equal(trainer._weights[0], kept["weights"][0])
+
+
+def _all_tensors(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
+    return {
+        "weights": list(trainer.generator.parameters()),
+        "average": list(trainer.ema.parameters()),
+        "optimizer": [value for state in trainer.optimizer.state.values() for value in state.values()],
+    }
+
+
+class Lines:
+    def __init__(self) -> None:
+        self.written: list[dict[str, Any]] = []
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.written.append(record)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 100])
+def test_what_is_logged_does_not_depend_on_how_often(every: int) -> None:
+    log = Lines()
+    readout = Readout(log, every)
+    ones = [torch.tensor(1.0)] * 3
+    for step in range(1, 6):
+        loss = torch.tensor(float(step) if step < 5 else float("nan"))
+        pending = PendingStep(step, 1e-3, torch.tensor(0.0), loss, *ones)
+        if every == 1 and step == 5:
+            break
+        assert readout.add(pending, seconds=1.0, data_wait=0.5) == (step % every == 0)
+        assert len(log.written) == step - step % every
+    if every == 1:
+        with pytest.raises(DivergedError):
+            readout.add(pending, seconds=1.0, data_wait=0.5)
+    else:
+        with pytest.raises(DivergedError):
+            readout.flush()
+    assert [(record["step"], record["loss"]) for record in log.written] == [(step, step) for step in range(1, 5)]
+    readout.close()
+    assert len(log.written) == 4
+
+
+def test_a_state_of_an_adam_that_was_not_fused_is_gone_on_from() -> None:
+    trainer, other = make(), make()
+    plain = torch.optim.Adam(trainer._weights, lr=1e-3, betas=(0.9, 0.99))
+    trainer.objective(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 32, 32)).mean().backward()
+    plain.step()
+    state = trainer.state() | {"optimizer": plain.state_dict(), "step": 1}
+    other.load(copy.deepcopy(state))
+    assert other.optimizer.param_groups[0]["fused"]
+    assert state["optimizer"]["param_groups"][0]["fused"] is None
+    rate = other._set_learning_rate()
+    plain.param_groups[0]["lr"] = rate
+    plain.zero_grad()
+    other.train_step(patches())
+    for weight, theirs in zip(trainer._weights, other._weights, strict=True):
+        weight.grad = theirs.grad.clone()
+    plain.step()
+    for weight, theirs in zip(trainer._weights, other._weights, strict=True):
+        torch.testing.assert_close(weight, theirs, rtol=1e-5, atol=1e-7)
