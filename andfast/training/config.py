@@ -16,6 +16,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 
 from andfast.attack import PGD, Attack, Bicubic, Noise, Random
 from andfast.theta import ScaleFactors
+from andfast.training.micro_batch import check_micro_batch
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -132,6 +133,10 @@ class TrainConfig:
         learning_rate: Adam's, at its highest.
         schedule: cosine: down to a hundredth of it at the end; constant: the paper's.
         ema_decay: of the moving average of the weights, which is what is validated and saved.
+        micro_batch: images to compute at once, the result staying that of the whole batch; none: all of it. Takes
+            less memory and more time.
+        checkpoint_blocks: keep the inputs of rrdbnet's residual blocks alone for the backward pass of the update,
+            and compute the rest again. Takes less memory and more time.
         precision: the type G computes in, weights staying float32; auto: bfloat16 where the device is fast at it.
         validate_every: updates between validations with sample sheets; 0: only at the end.
         save_every: updates between saves of the resumable state; 0: only at the end.
@@ -147,6 +152,8 @@ class TrainConfig:
     learning_rate: PositiveFloat = 2e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     ema_decay: NonNegativeFloat = 0.995
+    micro_batch: PositiveInt | None = None
+    checkpoint_blocks: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validate_every: NonNegativeInt = 600
     save_every: NonNegativeInt = 200
@@ -201,7 +208,20 @@ class Config:
             )
         if not train.ema_decay < 1:
             raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")
+        if train.micro_batch is not None:
+            check_micro_batch(train.micro_batch, train.batch_size, self.networks, self.degradation.noise)
+        if train.checkpoint_blocks and self.generator.name != "rrdbnet":
+            raise ValueError(
+                f"train.checkpoint_blocks is for generator.name rrdbnet; {self.generator.name} has no blocks (to save "
+                "memory there is train.micro_batch)"
+            )
         self.attack.build()
+
+    @property
+    def networks(self) -> int:
+        """How many degradation networks a batch has."""
+        networks = self.degradation.num_networks
+        return self.train.batch_size if networks == "batch" else networks
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain nested values, as they stand in `config.yaml`."""

@@ -16,7 +16,7 @@ STATE_FILE = "state.pt"
 _FREE = {
     "run_dir", "resume", "device", "data.workers", "data.cache_mib", "data.val_pairs",
     "train.iterations", "train.validate_every", "train.save_every", "train.log_every",
-    "train.learning_rate", "train.precision", "degradation.precision",
+    "train.micro_batch", "train.checkpoint_blocks", "train.learning_rate", "train.precision", "degradation.precision",
 }  # fmt: skip
 
 

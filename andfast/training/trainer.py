@@ -16,6 +16,7 @@ from andfast.devices import choose_device, choose_precision
 from andfast.losses import l1_objective
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.training.config import Config
+from andfast.training.micro_batch import MicroBatchedNetwork, by_images
 from andfast.training.readout import PendingStep
 from andfast.training.views import FrozenView, View
 
@@ -62,25 +63,29 @@ class Trainer:
         self.attack = config.attack.build()
         self.objective = l1_objective(View(self.generator, self.precision))
         self.frozen = FrozenView(self.generator, self.attack_precision)
-        self.attack_objective = l1_objective(self.frozen)
+        self.attack_objective = by_images(l1_objective(self.frozen), config.train.micro_batch)
+        if config.train.checkpoint_blocks:
+            self.generator.body.checkpoint_blocks = True
 
     def degradation(self, num_networks: int) -> DegradationNetwork:
         """A bank of degradation networks as configured, without parameters yet."""
         settings = self.config.degradation
-        return DegradationNetwork(
-            scale=self.config.scale,
-            num_networks=num_networks,
-            channels=settings.channels,
-            blocks=settings.blocks,
-            noise=settings.noise,
-            dtype=choose_precision(settings.precision, self.device),
-            device=self.device,
-        )
+        options = {
+            "scale": self.config.scale,
+            "num_networks": num_networks,
+            "channels": settings.channels,
+            "blocks": settings.blocks,
+            "noise": settings.noise,
+            "dtype": choose_precision(settings.precision, self.device),
+            "device": self.device,
+        }
+        images = self.config.train.micro_batch
+        return DegradationNetwork(**options) if images is None else MicroBatchedNetwork(images, **options)
 
     def train_step(self, patches: Tensor) -> PendingStep:
         """One update of the generator on uint8 patches (B, 3, H, W), without waiting for the device."""
         hr = patches.to(self.device, non_blocking=True).float() / 255
-        lr, attack = self._degrade(hr)
+        lr, attack = self._attacked(hr)
         loss, norm = self._update(lr, hr)
         self.step += 1
         if self.step == self.config.train.warmup:
@@ -98,9 +103,7 @@ class Trainer:
         """
         self._set_learning_rate()
         self.optimizer.zero_grad()
-        loss = self.objective(lr, hr).mean()
-        loss.backward()
-        loss = loss.detach()
+        loss = self._backward(lr, hr)
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.diverged.copy_(torch.maximum(self.diverged, (~(loss.isfinite() & norm.isfinite())).float()))
@@ -110,10 +113,20 @@ class Trainer:
         self.frozen.refresh()
         return loss, norm
 
-    def _degrade(self, hr: Tensor) -> tuple[Tensor, AttackResult | None]:
+    def _backward(self, lr: Tensor, hr: Tensor) -> Tensor:
+        """The gradients of the mean loss, added up over the micro-batches; returns the loss."""
+        images = self.config.train.micro_batch or len(lr)
+        loss = torch.zeros((), device=self.device)
+        for part, target in zip(lr.split(images), hr.split(images), strict=True):
+            part_loss = self.objective(part, target).sum() / len(lr)
+            part_loss.backward()
+            loss += part_loss.detach()
+        return loss
+
+    def _attacked(self, hr: Tensor) -> tuple[Tensor, AttackResult | None]:
         """Sub-steps 1 and 2: LR images from fresh identity networks, moved by the adversary once warmed up."""
-        train, networks = self.config.train, self.config.degradation.num_networks
-        network = self.degradation(hr.shape[0] if networks == "batch" else networks)
+        train = self.config.train
+        network = self.degradation(self.config.networks)
         if self.step < train.warmup:
             return self.attack.clean(network, hr), None
         random = step_generator(self.config.seed, self.step, self.device)

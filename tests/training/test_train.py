@@ -422,9 +422,8 @@ def test_a_gradient_that_is_no_number_reaches_no_weight(tmp_path: Path, monkeypa
     # The loss is finite, and so are all of its gradients but one.
     next(trainer.generator.parameters()).register_hook(lambda gradient: gradient / 0)
     first = trainer.train_step(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
-    trainer.generator.zero_grad()
     trainer.train_step(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
-    with pytest.raises(DivergedError, match="in step 1 .* gradient") as error:
+    with pytest.raises(DivergedError, match=r"in step 1 .* gradient") as error:
         first.read()
     assert error.value.step == 1
     for model in (trainer.generator, trainer.ema):

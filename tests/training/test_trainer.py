@@ -6,35 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_trainer import make, patches
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from andfast.losses import l1_objective
-from andfast.training.config import parse_config
 from andfast.training.readout import DivergedError, PendingStep, Readout
 from andfast.training.trainer import Trainer
 from andfast.training.views import FrozenView, View
-
-TINY = {
-    "train.iterations": 6,
-    "train.warmup": 0,
-    "train.ramp": 0,
-    "train.batch_size": 4,
-    "train.patch_size": 32,
-    "generator.features": 8,
-    "generator.depth": 2,
-    "degradation.channels": 8,
-    "degradation.blocks": 2,
-    "attack.steps": 2,
-}
-
-
-def make(**changed: Any) -> Trainer:
-    settings = TINY | {key.replace("__", "."): value for key, value in changed.items()}
-    return Trainer(parse_config([f"--{key}={value}" for key, value in settings.items()]))
-
-
-def patches(count: int = 4, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 class Looks(TorchDispatchMode):
