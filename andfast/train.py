@@ -19,6 +19,7 @@ from andfast.data.patches import PatchBatches, make_loader
 from andfast.files import written_whole
 from andfast.models import save_model
 from andfast.ops import backends
+from andfast.training.compilation import CompileError
 from andfast.training.config import Config, dump_yaml, parse_config
 from andfast.training.images import Skipped, find_images
 from andfast.training.log import RunLog
@@ -116,7 +117,7 @@ class Run:
         try:
             with StopSignal() as stop:
                 self._loop(log, readout, stop)
-        except (DivergedError, NonFiniteError, DataError, OSError) as error:
+        except (DivergedError, CompileError, NonFiniteError, DataError, OSError) as error:
             done = error.step - 1 if isinstance(error, DivergedError) else trainer.step
             kept = f"; {self.folder / STATE_FILE} is whole" if (self.folder / STATE_FILE).exists() else ""
             print(f"error: stopped at step {done}: {error}{kept}", file=sys.stderr)

@@ -169,6 +169,7 @@ class Config:
         scale: the super-resolution factor.
         seed: of every random choice; equal seeds give equal runs.
         device: auto takes CUDA where there is one.
+        compile: compile the generator; auto: on CUDA.
         resume: auto goes on from the state in run_dir where there is one, never starts anew, else a state file.
         data: the images.
         generator: the restoration network.
@@ -181,6 +182,8 @@ class Config:
     scale: Literal[2, 3, 4] = 4
     seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # YAML reads a bare on or off as a truth value.
+    compile: Literal["auto", "on", "off"] | bool = "auto"
     resume: str = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -194,6 +197,8 @@ class Config:
         Raises:
             ValueError: values that do not go together; the message names the keys.
         """
+        if isinstance(self.compile, bool):
+            self.compile = "on" if self.compile else "off"
         train, networks = self.train, self.degradation.num_networks
         if self.generator.name == "rrdbnet" and self.scale == 3:
             raise ValueError("generator.name rrdbnet has scales 1, 2 and 4, not 3; compact has it")

@@ -37,7 +37,8 @@ def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -
     network = trainer.degradation(len(images))
     random = step_generator(config.seed, 0, trainer.device)
     network.reset_identity((crop, crop), random)
-    attacked = trainer.attack(network, hr, trainer.attack_objective, random).lr
+    with torch.compiler.set_stance("force_eager"):  # these images have a size of their own
+        attacked = trainer.attack(network, hr, trainer.attack_objective, random).lr
     clean = trainer.attack.clean(network, hr)
     attacked_yet = trainer.step >= config.train.warmup > 0
     with torch.no_grad():

@@ -15,6 +15,7 @@ from andfast.degradation import DegradationNetwork
 from andfast.devices import choose_device, choose_precision
 from andfast.losses import l1_objective
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
+from andfast.training.compilation import FirstPass, compile_regions, wants_compile
 from andfast.training.config import Config
 from andfast.training.micro_batch import MicroBatchedNetwork, by_images
 from andfast.training.readout import PendingStep
@@ -66,6 +67,12 @@ class Trainer:
         self.attack_objective = by_images(l1_objective(self.frozen), config.train.micro_batch)
         if config.train.checkpoint_blocks:
             self.generator.body.checkpoint_blocks = True
+        compiled = wants_compile(config.compile, self.device)
+        if compiled:
+            compile_regions(self.generator)
+            compile_regions(self.frozen.module)
+        self._first_update = FirstPass("the generator for its update", compiled)
+        self._first_attack = FirstPass("the generator for the attack", compiled)
 
     def degradation(self, num_networks: int) -> DegradationNetwork:
         """A bank of degradation networks as configured, without parameters yet."""
@@ -118,8 +125,9 @@ class Trainer:
         images = self.config.train.micro_batch or len(lr)
         loss = torch.zeros((), device=self.device)
         for part, target in zip(lr.split(images), hr.split(images), strict=True):
-            part_loss = self.objective(part, target).sum() / len(lr)
-            part_loss.backward()
+            with self._first_update():
+                part_loss = self.objective(part, target).sum() / len(lr)
+                part_loss.backward()
             loss += part_loss.detach()
         return loss
 
@@ -133,7 +141,8 @@ class Trainer:
         network.reset_identity((hr.shape[2], hr.shape[3]), random)
         ramped = (self.step - train.warmup) / train.ramp if train.ramp else 1.0
         margin_db = RAMP_DB * max(1 - ramped, 0.0)
-        result = self.attack(network, hr, self.attack_objective, random, margin_db)
+        with self._first_attack():
+            result = self.attack(network, hr, self.attack_objective, random, margin_db)
         return result.lr, result
 
     def _set_learning_rate(self) -> float:

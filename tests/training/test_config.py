@@ -73,6 +73,7 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         ),
         (["--train.micro_batch", "2", "--degradation.noise", "gaussian"], ["train.micro_batch is 2", "multiple of 4"]),
         (["--train.checkpoint_blocks", "true"], ["train.checkpoint_blocks", "rrdbnet", "compact", "train.micro_batch"]),
+        (["--compile", "never"], ["compile", "'auto'", "'on'", "'off'", "never"]),
         (["--train.log_every", "0"], ["train.log_every", "0"]),
         (["--config", "missing.yaml"], ["missing.yaml"]),
         (["--data.hr"], ["data.hr"]),
@@ -103,6 +104,17 @@ def test_the_attack_gets_the_settings() -> None:
     attack = parse_config([*options, "--attack.scale_factors.slope", "7"]).attack.build()
     assert (attack.steps, attack.step_size, attack.epsilon, attack.lr_psnr) == (3, 0.5, 2, None)
     assert attack.scale_factors.slope == 7
+
+
+@pytest.mark.parametrize("word", ["auto", "on", "off"])
+def test_compile_is_said_in_words_in_files_and_options(word: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"compile: {word}\n")
+    for arguments in (["--compile", word], ["--config", str(file)]):
+        config = parse_config(arguments)
+        assert config.compile == word
+        (tmp_path / "dumped.yaml").write_text(dump_yaml(config.to_dict()))
+        assert parse_config(["--config", str(tmp_path / "dumped.yaml")]) == config
 
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
