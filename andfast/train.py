@@ -23,6 +23,7 @@ from andfast.training.compilation import CompileError
 from andfast.training.config import Config, dump_yaml, parse_config
 from andfast.training.images import Skipped, find_images
 from andfast.training.log import RunLog
+from andfast.training.memory import describe_memory, estimate_memory, free_memory, is_out_of_memory, remedies
 from andfast.training.readout import DivergedError, Readout
 from andfast.training.sheet import sample_sheet
 from andfast.training.state import STATE_FILE, load_state, save_state
@@ -74,12 +75,17 @@ class Run:
         state = self._state_to_resume()
         if state is not None:
             self.trainer.load(state)
+        # The step of the state in the folder; of none there is nothing to lose yet.
+        self._saved = self.trainer.step if (self.folder / STATE_FILE).exists() else 0
         self.validate = Validator([image for _, image in self.images.held_out], self.images.pairs, config.scale)
         self.folder.mkdir(parents=True, exist_ok=True)
+        needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
         print(
             f"{len(self.images.sources)} images to train on, {len(self.images.held_out)} held out, "
-            f"{len(self.images.pairs)} camera pairs; {self.trainer.describe()}"
+            f"{len(self.images.pairs)} camera pairs; {self.trainer.describe()}; {describe_memory(needed, free)}"
         )
+        if free is not None and needed > free:
+            print(f"warning: that may be more than there is; it helps {remedies(config)}", file=sys.stderr)
 
     def _state_to_resume(self) -> dict[str, Any] | None:
         own, resume = self.folder / STATE_FILE, self.config.resume
@@ -114,21 +120,43 @@ class Run:
         log = RunLog(self.folder, trainer.step)
         # Where reading costs nothing, it is not put off.
         readout = Readout(log, train.log_every or (1 if trainer.device.type == "cpu" else 10))
+        exhausted = ""
         try:
             with StopSignal() as stop:
                 self._loop(log, readout, stop)
         except (DivergedError, CompileError, NonFiniteError, DataError, OSError) as error:
-            done = error.step - 1 if isinstance(error, DivergedError) else trainer.step
-            kept = f"; {self.folder / STATE_FILE} is whole" if (self.folder / STATE_FILE).exists() else ""
-            print(f"error: stopped at step {done}: {error}{kept}", file=sys.stderr)
-            return 3
+            return self._failed(error.step - 1 if isinstance(error, DivergedError) else trainer.step, str(error))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            exhausted = str(error).strip().partition("\n")[0] or type(error).__name__
         finally:
             log.close()
+        if exhausted:  # and the error is gone, which held all that the step had computed
+            return self._out_of_memory(exhausted)
         if stop.number:
             print(f"stopped at step {trainer.step} and saved; --resume auto goes on from there")
             return 128 + stop.number
         print(f"done: {self.folder / 'model.safetensors'}, {self.folder / 'model.pth'}, {self.folder / 'samples'}")
         return 0
+
+    def _failed(self, step: int, reason: str) -> int:
+        """Say what ended the run, and what is left; returns the exit status."""
+        state = self.folder / STATE_FILE
+        kept = f"; {state} is whole, of step {self._saved}" if state.exists() else ""
+        print(f"error: stopped at step {step}: {reason}{kept}", file=sys.stderr)
+        return 3
+
+    def _out_of_memory(self, reason: str) -> int:
+        """Save what there is, if an update did not end half-way, and say what would need less."""
+        trainer = self.trainer
+        trainer.optimizer.zero_grad()
+        if trainer.intact and trainer.step > self._saved:
+            try:
+                self._save()
+            except (MemoryError, RuntimeError, OSError) as error:
+                print(f"error: the state of step {trainer.step} could not be saved: {error}", file=sys.stderr)
+        return self._failed(trainer.step, f"out of memory ({reason}); it helps {remedies(self.config)}")
 
     def _loop(self, log: RunLog, readout: Readout, stop: StopSignal) -> None:
         trainer, train = self.trainer, self.config.train
@@ -188,6 +216,7 @@ class Run:
         for name in ("model.safetensors", "model.pth"):
             save_model(self.trainer.ema, self.folder / name, {"iterations": self.trainer.step})
         save_state(self.folder / STATE_FILE, self.trainer.state() | {"images": self.images.digest()})
+        self._saved = self.trainer.step
 
     def _clear(self) -> None:
         """Remove what an earlier run left here that this one would mix with its own."""

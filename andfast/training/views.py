@@ -45,6 +45,11 @@ class FrozenView(View):
         super().__init__(copy.deepcopy(source, memo), dtype)
         self._weights = frozen if dtype != torch.float32 else []
 
+    @property
+    def own_bytes(self) -> int:
+        """The memory of the weights, where it is not the source's."""
+        return sum(weight.nbytes for weight in self._weights)
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the source's weights, which have changed."""
