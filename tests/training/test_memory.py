@@ -13,7 +13,14 @@ from tiny_trainer import make, patches
 
 from andfast import train
 from andfast.training import sheet
-from andfast.training.memory import LiveBytes, describe_memory, estimate_memory, free_memory, is_out_of_memory
+from andfast.training.memory import (
+    LiveBytes,
+    describe_memory,
+    estimate_memory,
+    free_memory,
+    is_out_of_memory,
+    remedies,
+)
 from andfast.training.trainer import Trainer
 
 
@@ -152,13 +159,12 @@ def test_running_out_of_memory_loses_nothing_and_says_what_to_change(
         return attacked(self, hr)
 
     monkeypatch.setattr(Trainer, "_attacked", failing)
-    arguments = options(tmp_path, generator__name="rrdbnet", train__log_every=100)
+    arguments = options(tmp_path, train__log_every=100)
     assert train.main(arguments) == 3
     message = capsys.readouterr().err
     for word in (
         "stopped at step 3: out of memory",
         "train.micro_batch (now none, 2 images at once)",
-        "train.checkpoint_blocks true (now false)",
         "train.patch_size (now 32)",
         "degradation.num_networks (now 2)",
         f"{tmp_path / 'state.pt'} is whole, of step 3",
@@ -168,7 +174,7 @@ def test_running_out_of_memory_loses_nothing_and_says_what_to_change(
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
     monkeypatch.undo()
     # As told.
-    assert train.main([*arguments, "--train.micro_batch", "1", "--train.checkpoint_blocks", "true"]) == 0
+    assert train.main([*arguments, "--train.micro_batch", "1"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
@@ -189,6 +195,15 @@ def test_memory_that_runs_out_within_an_update_leaves_the_last_state(
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
     monkeypatch.undo()
     assert train.main(options(tmp_path)) == 0
+
+
+def test_the_remedies_are_those_that_are_left() -> None:
+    def left(**changed: Any) -> str:
+        return remedies(make(**RRDBNET, **changed).config)
+
+    assert "train.micro_batch (now 2) or train.checkpoint_blocks true (now false); or, in" in left(train__micro_batch=2)
+    assert "train.checkpoint_blocks" not in left(train__checkpoint_blocks=True)
+    assert left(train__checkpoint_blocks=True, train__micro_batch=1).startswith("in a new run, a smaller")
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
