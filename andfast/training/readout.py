@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -44,14 +43,15 @@ class PendingStep:
     Args:
         step: its number, from 1.
         learning_rate: what it was taken with.
-        norm: of the gradient, a scalar on the device.
-        values: the fields of `StepResult`, scalars on the device.
+        diverged: whether nothing is updated any more, 0 or 1; this and all that follow are scalars on the device.
+        norm: of the gradient.
+        values: the fields of `StepResult`.
     """
 
-    def __init__(self, step: int, learning_rate: float, norm: Tensor, *values: Tensor) -> None:
+    def __init__(self, step: int, learning_rate: float, diverged: Tensor, norm: Tensor, *values: Tensor) -> None:
         self.step = step
         self._learning_rate = learning_rate
-        found = torch.stack([norm, *values])
+        found = torch.stack([diverged, norm, *values])
         self._values = found.to("cpu", non_blocking=True)
         self._arrived = None
         if found.device.type == "cuda":
@@ -62,13 +62,13 @@ class PendingStep:
         """The result, once it is there.
 
         Raises:
-            DivergedError: it is none.
+            DivergedError: there is none; the first step that says so, in their order, is where it happened.
         """
         if self._arrived is not None:
             self._arrived.synchronize()
-        norm, *values = self._values.tolist()
+        diverged, norm, *values = self._values.tolist()
         result = StepResult(*values)
-        if not (math.isfinite(result.loss) and math.isfinite(norm)):
+        if diverged:
             raise DivergedError(
                 self.step,
                 f"in step {self.step} the loss is {result.loss} and its gradient's norm {norm}; try a smaller "

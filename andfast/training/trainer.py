@@ -101,7 +101,8 @@ class Trainer:
         found = (loss, loss, torch.full_like(loss, math.inf))
         if attack is not None:
             found = (attack.loss_before.mean(), attack.loss_after.mean(), attack.lr_psnr.mean())
-        return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], norm, loss, *found)
+        rate = self.optimizer.param_groups[0]["lr"]
+        return PendingStep(self.step, rate, self.diverged, norm, loss, *found)
 
     def _update(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
         """Sub-step 3, an update of the generator: the loss and its gradient's norm, on the device.

@@ -416,6 +416,28 @@ def test_a_diverging_run_stops_and_keeps_its_last_state(tmp_path: Path, capsys: 
     assert state["step"] == len(steps(tmp_path))
 
 
+def test_a_run_that_is_read_seldom_is_the_same(finished: Path, tmp_path: Path) -> None:
+    assert train.main(options(tmp_path, train__log_every=5)) == 0
+    assert steps(tmp_path) == steps(finished)
+    assert same_weights(tmp_path / "model.pth", finished / "model.pth")
+
+
+def test_a_diverged_step_is_named_however_late_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    messages = []
+    for every in (1, 4, 100):
+        run_dir = tmp_path / str(every)
+        changed = {"train__learning_rate": 1e30, "train__save_every": 0, "train__validate_every": 0}
+        assert train.main(options(run_dir, train__log_every=every, **changed)) == 3
+        messages.append(capsys.readouterr().err.splitlines()[-1])
+        assert not (run_dir / "state.pt").exists()
+        assert steps(run_dir) == steps(tmp_path / "1")
+    assert len(set(messages)) == 1
+    assert (
+        f"stopped at step {len(steps(tmp_path / '1'))}: in step {len(steps(tmp_path / '1')) + 1} the loss"
+        in messages[0]
+    )
+
+
 def test_a_gradient_that_is_no_number_reaches_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(parse_config(options(tmp_path)))
     before = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
