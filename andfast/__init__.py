@@ -6,7 +6,7 @@ Guo, NeurIPS 2023).
 
 from importlib.metadata import PackageNotFoundError, version
 
-from andfast.attack import PGD, Attack, AttackResult, Bicubic, Noise, Random
+from andfast.attack import PGD, YOPO, Attack, AttackResult, Bicubic, Free, Noise, Random, Replay, Subset
 from andfast.degradation import DegradationNetwork
 from andfast.losses import l1_objective
 from andfast.models import Compact, RRDBNet, load_model, save_model
@@ -19,15 +19,19 @@ except PackageNotFoundError:  # run from a checkout that is not installed
 
 __all__ = [
     "PGD",
+    "YOPO",
     "Attack",
     "AttackResult",
     "Bicubic",
     "Compact",
     "DegradationNetwork",
+    "Free",
     "Noise",
     "RRDBNet",
     "Random",
+    "Replay",
     "ScaleFactors",
+    "Subset",
     "l1_objective",
     "load_model",
     "save_model",

@@ -10,7 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
+import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +36,31 @@ def collect() -> dict[str, Any]:
         "devices": {"cpu": _cpu(), **_cuda()},
         "operations": backends.status(),
     }
+
+
+def machine() -> dict[str, Any]:
+    """What a measurement was made on: the processor's name, the system, and the versions and devices of `collect`."""
+    info = collect()
+    model = "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = next(
+            (line.partition(":")[2].strip() for line in cpuinfo.open() if line.startswith("model name")), model
+        )
+    return {"processor": model, "system": platform.platform(), "versions": info["versions"], "devices": info["devices"]}
+
+
+def commit() -> str | None:
+    """The checkout's commit, marked where files were changed since; None where this package is in none."""
+    here = Path(__file__)
+    if shutil.which("git") is None:
+        return None
+    # A package installed somewhere below another project's checkout is not part of it.
+    for command in (["git", "ls-files", "--error-unmatch", here.name], ["git", "describe", "--always", "--dirty"]):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=here.parent)
+        if done.returncode:
+            return None
+    return done.stdout.strip()
 
 
 def _version(package: str) -> str | None:

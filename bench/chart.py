@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from andfast.chart import FAINT, INK, MARGIN, OLD, OTHER, OWN, PALE, PAPER, WIDTH, font
 
 #: A bar: its label, its value, and what is written at its end.
 Bar = tuple[str, float, str]
 
-WIDTH, MARGIN, GAP = 1400, 48, 36
+GAP = 36
 TITLE, ROW, BAR = 52, 40, 26
-INK, FAINT, PAPER = "#1f2328", "#59636e", "#ffffff"
 # By the first word of a label; all others are andfast's own.
-COLOURS = {"eager": "#9aa4af", "torch.compile": "#c9a26b", "reference": "#c8ced5"}
-OWN = "#2f6fb2"
+COLOURS = {"eager": OLD, "torch.compile": OTHER, "reference": PALE}
 
 
 def draw(charts: list[tuple[str, list[Bar]]]) -> Image.Image:
     """Groups of bars below each other, each with a title and on its own scale from zero."""
-    title, text = ImageFont.load_default(26), ImageFont.load_default(22)
+    title, text = font(26), font(22)
     bars = [bar for _, group in charts for bar in group]
     left = MARGIN + int(max(text.getlength(label) for label, _, _ in bars)) + 20
     longest = WIDTH - MARGIN - left - int(max(text.getlength(note) for _, _, note in bars)) - 20

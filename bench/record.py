@@ -8,34 +8,14 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import statistics
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from andfast.files import written_whole
-from andfast.info import collect
-
-
-def machine() -> dict[str, Any]:
-    """The processor's name, its cores and what `andfast.info` says."""
-    info = collect()
-    model = "unknown"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next(
-            (line.partition(":")[2].strip() for line in cpuinfo.open() if line.startswith("model name")), model
-        )
-    return {"processor": model, "system": platform.platform(), "versions": info["versions"], "devices": info["devices"]}
-
-
-def commit() -> str:
-    """The checkout's commit, marked where files were changed since."""
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+from andfast.info import commit, machine
 
 
 def settings(run_dir: Path) -> dict[str, Any]:

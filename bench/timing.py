@@ -6,10 +6,11 @@ import os
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 import torch
+
+from andfast.measure import peak_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 #: ANDFAST_BENCH_SMALL=1: the smallest sizes and few rounds, to see whether everything runs.
@@ -79,7 +80,7 @@ def measure(
         "threads": torch.get_num_threads(),
         "flops": flops,
         "bytes": moved,
-        "peak_memory": peak_memory(function),
+        "peak_memory": peak_memory(function, DEVICE),
     }
     rounds = 2 if SMALL else rounds or (20 if on_gpu else 5)
     benchmark.pedantic(function, setup=_before_round, rounds=rounds, warmup_rounds=1 + 2 * on_gpu)
@@ -91,26 +92,6 @@ def measure(
             "copy_bytes_per_second": copy_rate(),
             "matmul_flops_per_second": matmul_rate(dtype, tf32),
         }
-
-
-def peak_memory(function: Callable[[], object]) -> int:
-    """How many bytes `function` holds at most, over what was there before; it must have run once already.
-
-    Counted is what torch's allocators hand out. On a GPU that is all but the libraries' own; on a CPU oneDNN's
-    scratch memory is not seen.
-    """
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        function()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return max(accumulate(event.nbytes() for event in events), default=0)
 
 
 @lru_cache

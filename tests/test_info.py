@@ -1,5 +1,8 @@
 import json
+import shutil
+import subprocess
 
+import pytest
 import torch
 
 from andfast import info
@@ -22,3 +25,33 @@ def test_text_gives_the_reason(capsys, monkeypatch):
     assert "projected_step" in shown
     assert "it is not built" in shown
     assert "ready" in shown
+
+
+def test_a_measurement_s_machine():
+    machine = info.machine()
+    assert machine["versions"]["torch"] == torch.__version__
+    assert machine["devices"]["cpu"]["threads"] == torch.get_num_threads()
+    json.dumps(machine)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_is_that_of_the_checkout_the_package_is_part_of(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        done = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    package = tmp_path / "environment" / "andfast" / "info.py"
+    package.parent.mkdir(parents=True)
+    package.write_text("first\n")
+    (tmp_path / "other.py").write_text("of another project\n")
+    git("init")
+    git("add", "other.py")
+    git("commit", "-m", "another project")
+    monkeypatch.setattr(info, "__file__", str(package))
+    assert info.commit() is None
+    git("add", ".")
+    git("commit", "-m", "with the package")
+    assert info.commit() == git("describe", "--always")
+    package.write_text("changed\n")
+    assert info.commit() == git("describe", "--always") + "-dirty"

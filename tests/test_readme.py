@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 import andfast
+from andfast.attack.variants import parse_variant
+from andfast.training.config import Config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -29,3 +31,18 @@ def test_files_it_points_to_exist() -> None:
     assert links
     for link in [*links, *re.findall(r"configs/\w+\.yaml", README)]:
         assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_files_and_settings_that_pages_name_exist(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(r"configs/\w+\.yaml", text):
+        assert (ROOT / name).exists(), name
+    for group, key in re.findall(r"`(attack|train|degradation|generator|data)\.(\w+)", text):
+        assert key in Config().to_dict()[group], f"{group}.{key}"
+
+
+def test_the_variants_that_the_page_of_attacks_names_can_be_judged() -> None:
+    (names,) = re.findall(r"--variants (.+)", (ROOT / "docs" / "attacks.md").read_text())
+    for name in names.split():
+        assert parse_variant(name, andfast.PGD()).name == name

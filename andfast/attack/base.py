@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from andfast.attack.budget import draw_budget, network_psnr
 from andfast.degradation import DegradationNetwork
 from andfast.losses import Objective
 from andfast.ops import scaled_norm
-from andfast.theta import ScaleFactors
+from andfast.theta import ScaleFactors, ThetaLayout
 
 
 @dataclass
@@ -26,8 +27,11 @@ class AttackResult:
         lr: (B, 3, h, w) in [0, 1], the degraded images.
         delta: (N, P), the deviation from the identity, or None where no network took part.
         theta: (N, P), theta_id plus the deviation, or None likewise.
-        losses: (1 + steps, N): the objective on the clean LR image, then after every step.
-        loss_after: (N,) the loss of `lr`. Of a search that is the worst iterate, and its loss the largest found.
+        losses: (1 + steps, N): the objective on the clean LR image, then after every step (`YOPO`: every pass through
+            G; `Free`: every replay but the first); the last row is not there where `loss_after` is None.
+        loss_after: (N,) the loss of `lr`. Of a search that is the worst iterate, and its loss the largest found; of
+            `Free` the last one. `Subset` has seen no loss but that of its part of the images. None where it was not
+            computed (`keep` "last").
         distance: (N,) the scaled norm ||s * delta||_2 reached; for `Noise` the 2-norm of the added noise before
             the image is clamped to [0, 1].
         lr_psnr: (N,) PSNR in dB of `lr` against the clean LR image.
@@ -40,7 +44,7 @@ class AttackResult:
     delta: Tensor | None
     theta: Tensor | None
     losses: Tensor
-    loss_after: Tensor
+    loss_after: Tensor | None
     distance: Tensor
     lr_psnr: Tensor
     budget_db: Tensor
@@ -72,6 +76,10 @@ class Task:
 class Iterates:
     """What a search has seen: the losses of all iterates, and the worst one of each network (or image)."""
 
+    loss: Tensor | None
+    lr: Tensor
+    variable: Tensor
+
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
 
@@ -86,6 +94,12 @@ class Iterates:
         self.loss = torch.where(worse, loss, self.loss)
         self.lr = torch.where(per_image, lr, self.lr)
         self.variable = torch.where(worse[:, None], variable, self.variable)
+
+    def end(self, lr: Tensor, variable: Tensor, loss: Tensor | None = None) -> None:
+        """Take in an iterate that stands however good or bad it is; its loss need not be known."""
+        if loss is not None:
+            self.losses.append(loss)
+        self.loss, self.lr, self.variable = loss, lr, variable
 
 
 class Attack(ABC):
@@ -117,9 +131,7 @@ class Attack(ABC):
         Raises:
             RuntimeError, TypeError, ValueError: the network has no parameters, or the images do not fit it.
         """
-        count = self._count(network, hr)
-        clean = self.clean(network, hr)
-        budget_db = draw_budget(self.lr_psnr, count, margin_db, hr.device, generator)
+        clean, budget_db = self._begin(network, hr, generator, margin_db)
         found = self._search(Task(network, hr, clean, objective, budget_db, generator))
         delta, theta, distance = self._deviation(network, found.variable)
         return AttackResult(
@@ -129,9 +141,16 @@ class Attack(ABC):
             losses=torch.stack(found.losses),
             loss_after=found.loss,
             distance=distance,
-            lr_psnr=network_psnr(found.lr, clean, count),
+            lr_psnr=network_psnr(found.lr, clean, len(budget_db)),
             budget_db=budget_db,
         )
+
+    def _begin(
+        self, network: DegradationNetwork, hr: Tensor, generator: torch.Generator | None, margin_db: float
+    ) -> tuple[Tensor, Tensor]:
+        """The clean LR images, and the budgets drawn, (N,); refuses what does not fit."""
+        count = self._count(network, hr)
+        return self.clean(network, hr), draw_budget(self.lr_psnr, count, margin_db, hr.device, generator)
 
     @abstractmethod
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
@@ -160,8 +179,10 @@ class NetworkAttack(Attack):
         return network.clean(hr)
 
     def inv_scale(self, network: DegradationNetwork) -> Tensor:
-        """1 / s of the scaled norm, (P,); 0 for what may not move."""
-        return 1 / network.layout.scale_vector(self.scale_factors, network.theta_id.device)
+        """1 / s of the scaled norm, (P,); 0 for what may not move. Shared between calls, so not to be written to."""
+        layout = network.layout
+        sizes = (layout.image_size, layout.scale, layout.channels, layout.blocks, layout.noise_kind)
+        return _inv_scale(sizes, self.scale_factors, network.theta_id.device)
 
     def _count(self, network: DegradationNetwork, hr: Tensor) -> int:
         network.check_images(hr)
@@ -170,6 +191,12 @@ class NetworkAttack(Attack):
     def _deviation(self, network: DegradationNetwork, variable: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         theta = network.theta_id + network.layout.to_taps(variable)
         return variable, theta, scaled_norm(variable, self.inv_scale(network))
+
+
+@lru_cache(maxsize=8)
+def _inv_scale(sizes: tuple, factors: ScaleFactors, device: torch.device) -> Tensor:
+    # Layouts are new for each batch and the same for a whole run.
+    return 1 / ThetaLayout(*sizes).scale_vector(factors, device)
 
 
 class ImageAttack(Attack):

@@ -43,7 +43,13 @@ def network_psnr(lr: Tensor, clean: Tensor, num_networks: int) -> Tensor:
 
 @torch.no_grad()
 def within_budget(
-    network: DegradationNetwork, hr: Tensor, clean: Tensor, delta: Tensor, budget_db: Tensor
+    network: DegradationNetwork,
+    hr: Tensor,
+    clean: Tensor,
+    delta: Tensor,
+    budget_db: Tensor,
+    first: Tensor | None = None,
+    graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Shrink each network's deviation until its LR image is no further from the clean one than the budget.
 
@@ -55,6 +61,9 @@ def within_budget(
         clean: (B, 3, h, w), the clean LR images.
         delta: (N, P), the deviations wished for.
         budget_db: (N,), the least PSNR of an LR image against the clean one.
+        first: (N,), the multiples to try first, in (0, 1]; None: the whole. A good guess saves passes through F.
+        graph: return LR images that carry the graph to the deviations returned, which are then a leaf. It is that
+            of the last try: a gradient that follows needs no pass of its own.
 
     Returns:
         The deviations, (N, P), each a multiple in [0, 1] of its row of `delta`, and their LR images: at most
@@ -62,13 +71,19 @@ def within_budget(
         the compute type's own rounding exceeds at the identity gives a zero deviation, and so does a deviation
         more than ten orders of magnitude too large.
     """
+
+    def degrade(scale: Tensor) -> tuple[Tensor, Tensor]:
+        tried = (delta * scale[:, None]).requires_grad_(graph)
+        with torch.set_grad_enabled(graph):
+            return tried, network(hr, tried)
+
     count = network.num_networks
-    scale = torch.ones_like(budget_db)
+    scale = torch.ones_like(budget_db) if first is None else first
     inside, outside = torch.zeros_like(scale), torch.full_like(scale, math.inf)
     psnr_inside, psnr_outside = torch.full_like(scale, math.inf), torch.full_like(scale, -math.inf)
     aim = budget_db + BUDGET_SLACK_DB / 2
     for attempt in range(SHRINK_TRIES):
-        lr = network(hr, delta * scale[:, None])
+        tried, lr = degrade(scale)
         # An image that overflowed is as far outside as images in [0, 1] can be.
         found = network_psnr(lr, clean, count).nan_to_num(nan=0.0, posinf=math.inf)
         fits = found >= budget_db
@@ -76,16 +91,16 @@ def within_budget(
         outside, psnr_outside = torch.where(fits, outside, scale), torch.where(fits, psnr_outside, found)
         done = fits & ((scale == 1) | (found <= budget_db + BUDGET_SLACK_DB))
         if done.all():
-            return delta * scale[:, None], lr
+            return tried, lr
+        del tried, lr  # with their graph, before the next one
         # The error grows at least with the deviation: exactly so gives the first guess, and from a pair of
         # brackets on the line between them in log(scale) is better. A saturated image does not show how far
         # outside it is, so while nothing fits, later guesses shrink faster and faster.
-        haste = 2 ** max(attempt - 3, 0)
-        proportional = scale * 10 ** ((found - aim).clamp(min=-14) * haste / 20)
+        haste = torch.where(found < aim, 2 ** max(attempt - 3, 0), 1)
+        proportional = (scale * 10 ** ((found - aim).clamp(min=-14) * haste / 20)).clamp(max=1)
         slope = (outside / inside).log() / (psnr_outside - psnr_inside)
         between = inside * ((aim - psnr_inside) * slope).exp()
         within = torch.maximum(torch.minimum(between, 0.98 * outside + 0.02 * inside), 0.02 * outside + 0.98 * inside)
-        guess = torch.where(inside > 0, within, proportional)
+        guess = torch.where((inside > 0) & outside.isfinite(), within, proportional)
         scale = torch.where(done, scale, guess)
-    delta = delta * inside[:, None]
-    return delta, network(hr, delta)
+    return degrade(inside)

@@ -7,14 +7,14 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from andfast.attack import PGD, Attack, Bicubic, Noise, Random
+from andfast.attack import PGD, YOPO, Attack, Bicubic, Free, Noise, Random, Subset
 from andfast.theta import ScaleFactors
 from andfast.training.micro_batch import check_micro_batch
 
@@ -86,36 +86,65 @@ class DegradationConfig:
 
 @dataclass
 class AttackConfig:
-    """The adversary; see `andfast.attack`.
+    """The adversary; see `andfast.attack` and docs/attacks.md.
 
     Attributes:
-        method: pgd, or for comparison random (deviations), noise (adversarial, on the LR image), none (bicubic).
-        steps: gradient steps (pgd, noise); the paper takes 5.
-        step_size: length of a step in the scaled norm (pgd).
-        epsilon: radius of the ball in the scaled norm (pgd, random).
-        scale_factors: the scaled norm's factors by group of parameters (pgd, random).
+        method: pgd, or cheaper yopo (frozen costate), subset (a part of the batch; needs degradation.num_networks 1),
+            free (minibatch replay); for comparison random (deviations), noise (adversarial, on the LR image), none
+            (bicubic).
+        steps: gradient steps (pgd, subset, noise), the paper takes 5; passes through G (yopo).
+        inner_steps: steps in theta for each pass through G (yopo).
+        replays: updates of G for each minibatch (free).
+        share: of the batch's images that the adversary looks at, in (0, 1] (subset).
+        keep: worst returns the worst of all iterates, last the last one, which saves a pass through G (pgd, yopo,
+            subset).
+        step_size: length of a step in the scaled norm (pgd, yopo, subset, free).
+        step_ratio: length of a step relative to epsilon; where given, it takes the place of step_size.
+        epsilon: radius of the ball in the scaled norm (all but noise and none).
+        scale_factors: the scaled norm's factors by group of parameters (all but noise and none).
         lr_psnr: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
             the clean one is drawn.
+        dtype: the type G computes in within the attack; auto: train.precision's.
     """
 
-    method: Literal["pgd", "random", "noise", "none"] = "pgd"
+    method: Literal["pgd", "yopo", "subset", "free", "random", "noise", "none"] = "pgd"
     steps: PositiveInt = 3
+    inner_steps: PositiveInt = YOPO.inner_steps
+    replays: PositiveInt = Free.replays
+    share: PositiveFloat = Subset.share
+    keep: Literal["worst", "last"] = PGD.keep
     step_size: PositiveFloat = PGD.step_size
+    step_ratio: PositiveFloat | None = None
     epsilon: PositiveFloat = PGD.epsilon
     scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
     lr_psnr: tuple[PositiveFloat, PositiveFloat] | None = PGD.lr_psnr
+    dtype: Precision = "auto"
 
     def build(self) -> Attack:
-        """The attack that these settings describe."""
-        if self.method == "none":
-            return Bicubic()
-        if self.method == "noise":
-            if self.lr_psnr is None:
-                raise ValueError("attack.lr_psnr is null; attack.method noise needs a range in dB")
-            return Noise(self.steps, self.lr_psnr)
-        if self.method == "random":
-            return Random(self.epsilon, self.scale_factors, self.lr_psnr)
-        return PGD(self.steps, self.step_size, self.epsilon, self.scale_factors, self.lr_psnr)
+        """The attack that these settings describe.
+
+        Raises:
+            ValueError: values that do not go together; the message names the keys.
+        """
+        if self.method == "noise" and self.lr_psnr is None:
+            raise ValueError("attack.lr_psnr is null; attack.method noise needs a range in dB")
+        kind = _ATTACKS[self.method]
+        try:
+            return kind(**{setting.name: getattr(self, setting.name) for setting in fields(kind)})
+        except ValueError as error:  # it begins with the setting's name
+            raise ValueError(f"attack.{error}") from error
+
+
+# The settings of each stand in AttackConfig by the same names.
+_ATTACKS: dict[str, type[Attack]] = {
+    "pgd": PGD,
+    "yopo": YOPO,
+    "subset": Subset,
+    "free": Free,
+    "random": Random,
+    "noise": Noise,
+    "none": Bicubic,
+}
 
 
 @dataclass
@@ -123,7 +152,7 @@ class TrainConfig:
     """The training steps. The defaults are a first run of minutes on a CPU; `configs/` has longer ones.
 
     Attributes:
-        iterations: generator updates in all.
+        iterations: generator updates in all (attack.method free: minibatches, with attack.replays updates each).
         warmup: the first so many updates see clean LR images (the identity's; bicubic ones for the methods
             without a network): a generator that starts from nothing under attack stays at nearest-neighbour
             level for long.
@@ -211,6 +240,11 @@ class Config:
                 f"degradation.num_networks is {networks}; it must divide train.batch_size, {train.batch_size}, "
                 "or be 'batch'"
             )
+        if self.attack.method == "subset" and networks != 1 and (networks != "batch" or train.batch_size != 1):
+            raise ValueError(
+                f"attack.method subset needs degradation.num_networks 1, not {networks}: all images share the network "
+                "that is found on a part of them"
+            )
         if not train.ema_decay < 1:
             raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")
         if train.micro_batch is not None:
@@ -250,7 +284,7 @@ def dump_yaml(settings: dict[str, Any]) -> str:
     return yaml.safe_dump(settings, sort_keys=False)
 
 
-class _Parser(ArgumentParser):
+class Parser(ArgumentParser):
     """Adds the allowed names to the message about an unknown one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -268,7 +302,7 @@ class _Parser(ArgumentParser):
 
 def make_parser() -> ArgumentParser:
     """The command line of `python -m andfast.train`."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m andfast.train",
         usage="%(prog)s [--config FILE] [--KEY VALUE ...]",
         allow_abbrev=False,
@@ -285,7 +319,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     A wrong key or value ends the program with exit code 2 and a message that names it and what is allowed.
     """
     parser = make_parser()
-    namespace = parser.parse_args(_join_lists(sys.argv[1:] if arguments is None else arguments))
+    namespace = parser.parse_args(join_lists(arguments, "--data.hr", "--data.val_hr"))
     try:
         return _build(parser, namespace)
     except ValueError as error:
@@ -298,11 +332,11 @@ def _build(parser: ArgumentParser, namespace: Namespace) -> Config:
     return Config(**{name: getattr(values, name) for name in Config.__dataclass_fields__})
 
 
-def _join_lists(arguments: Sequence[str]) -> list[str]:
-    """`--data.hr A B` as the one JSON list that the parser takes."""
+def join_lists(arguments: Sequence[str] | None, *options: str) -> list[str]:
+    """The arguments (None: the process's) with `OPTION A B` of `options` as the one JSON list that the parser takes."""
     joined: list[str] = []
     values: list[str] | None = None
-    for argument in [*arguments, "--"]:
+    for argument in [*(sys.argv[1:] if arguments is None else arguments), "--"]:
         option, equals, value = argument.partition("=")
         if values is not None and not argument.startswith("--"):
             values.append(argument)
@@ -312,7 +346,7 @@ def _join_lists(arguments: Sequence[str]) -> list[str]:
             # Without a value the option is left bare, for the parser to complain.
             joined += values if literal or not values else [json.dumps(values)]
             values = None
-        if option in ("--data.hr", "--data.val_hr"):
+        if option in options:
             joined.append(option)
             values = [value] if equals else []
         else:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from andfast.attack import Bicubic, Random
+from andfast.attack import Bicubic, Free, Random
 from andfast.attack.base import NetworkAttack
 from andfast.degradation import DegradationNetwork
 from andfast.losses import l1_objective
@@ -94,7 +94,9 @@ def _attack_peak(trainer: Trainer, images: int, networks: int, size: int) -> tup
     config = trainer.config
     climbs = not isinstance(trainer.attack, (Random, Bicubic))
     with FakeTensorMode(), LiveBytes() as memory, torch.set_grad_enabled(climbs):
-        objective = l1_objective(View(_fake(trainer.frozen.module, memory), trainer.attack_precision))
+        # A replay is an update, too; its weights' gradients are counted elsewhere.
+        view = View(trainer.generator, trainer.precision) if isinstance(trainer.attack, Free) else trainer.frozen
+        objective = l1_objective(View(_fake(view.module, memory), view.dtype))
         objective = by_images(objective, config.train.micro_batch)
         hr = _batch(images, size, trainer.device)
         if not isinstance(trainer.attack, NetworkAttack):

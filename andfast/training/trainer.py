@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from andfast.attack import AttackResult
+from andfast.attack import AttackResult, Free
+from andfast.attack.budget import network_psnr
 from andfast.degradation import DegradationNetwork
 from andfast.devices import choose_device, choose_precision
 from andfast.losses import l1_objective
@@ -47,7 +48,7 @@ class Trainer:
         self.step = 0
         self.device = choose_device(config.device)
         self.precision = choose_precision(config.train.precision, self.device, on_cuda=torch.bfloat16)
-        dtype = getattr(config.attack, "dtype", "auto")
+        dtype = config.attack.dtype
         self.attack_precision = self.precision if dtype == "auto" else choose_precision(dtype, self.device)
         self.generator = _make_generator(config).to(self.device, memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
@@ -92,17 +93,33 @@ class Trainer:
     def train_step(self, patches: Tensor) -> PendingStep:
         """One update of the generator on uint8 patches (B, 3, H, W), without waiting for the device."""
         hr = patches.to(self.device, non_blocking=True).float() / 255
-        lr, attack = self._attacked(hr)
-        loss, norm = self._update(lr, hr)
+        replays = isinstance(self.attack, Free) and self.step >= self.config.train.warmup
+        norm, *found = self._replayed(hr) if replays else self._updated(hr)
         self.step += 1
         if self.step == self.config.train.warmup:
             self.before.load_state_dict(self.ema.state_dict())
         self.intact = True
-        found = (loss, loss, torch.full_like(loss, math.inf))
-        if attack is not None:
-            found = (attack.loss_before.mean(), attack.loss_after.mean(), attack.lr_psnr.mean())
-        rate = self.optimizer.param_groups[0]["lr"]
-        return PendingStep(self.step, rate, self.diverged, norm, loss, *found)
+        return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], self.diverged, norm, *found)
+
+    def _updated(self, hr: Tensor) -> tuple[Tensor, ...]:
+        """A step on what the adversary finds: the norm of the update's gradient, and the fields of `StepResult`."""
+        lr, attack = self._attacked(hr)
+        loss, norm = self._update(lr, hr)
+        if attack is None:
+            return norm, loss, loss, loss, torch.full_like(loss, math.inf)
+        after = loss if attack.loss_after is None else attack.loss_after.mean()
+        return norm, loss, attack.loss_before.mean(), after, attack.lr_psnr.mean()
+
+    def _replayed(self, hr: Tensor) -> tuple[Tensor, ...]:
+        """A step by minibatch replay, several updates on the way; returns what `_updated` does, of the last one."""
+        network, random, margin_db = self._identity(hr)
+        replay = self.attack.begin(network, hr, random, margin_db)
+        first, norm = loss, _ = self._update(replay.lr, hr)
+        while not replay.done:
+            replay.advance(replay.lr.grad)
+            loss, norm = self._update(replay.lr, hr)
+        lr_psnr = network_psnr(replay.lr.detach(), replay.clean, network.num_networks).mean()
+        return norm, loss, first, loss, lr_psnr
 
     def _update(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
         """Sub-step 3, an update of the generator: the loss and its gradient's norm, on the device.
@@ -134,17 +151,21 @@ class Trainer:
 
     def _attacked(self, hr: Tensor) -> tuple[Tensor, AttackResult | None]:
         """Sub-steps 1 and 2: LR images from fresh identity networks, moved by the adversary once warmed up."""
-        train = self.config.train
-        network = self.degradation(self.config.networks)
-        if self.step < train.warmup:
-            return self.attack.clean(network, hr), None
-        random = step_generator(self.config.seed, self.step, self.device)
-        network.reset_identity((hr.shape[2], hr.shape[3]), random)
-        ramped = (self.step - train.warmup) / train.ramp if train.ramp else 1.0
-        margin_db = RAMP_DB * max(1 - ramped, 0.0)
+        if self.step < self.config.train.warmup:
+            return self.attack.clean(self.degradation(self.config.networks), hr), None
+        network, random, margin_db = self._identity(hr)
         with self._first_attack():
             result = self.attack(network, hr, self.attack_objective, random, margin_db)
         return result.lr, result
+
+    def _identity(self, hr: Tensor) -> tuple[DegradationNetwork, torch.Generator, float]:
+        """Sub-step 1, fresh identity networks; the step's random numbers, and how much milder the ramp is still."""
+        train = self.config.train
+        network = self.degradation(self.config.networks)
+        random = step_generator(self.config.seed, self.step, self.device)
+        network.reset_identity((hr.shape[2], hr.shape[3]), random)
+        ramped = (self.step - train.warmup) / train.ramp if train.ramp else 1.0
+        return network, random, RAMP_DB * max(1 - ramped, 0.0)
 
     def _set_learning_rate(self) -> float:
         """A short linear start (against Adam's first, badly scaled steps), then the schedule."""

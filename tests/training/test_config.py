@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from andfast.attack import PGD, Bicubic, Noise, Random
+from andfast.attack import PGD, YOPO, Attack, Bicubic, Free, Noise, Random, Subset
 from andfast.training.config import Config, TrainConfig, dump_yaml, parse_config
 
 
@@ -65,6 +65,18 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         (["--attack.lr_psnr", "[40, 20]"], ["lr_psnr", "low <= high"]),
         (["--attack.method", "noise", "--attack.lr_psnr", "null"], ["attack.lr_psnr", "noise"]),
         (["--attack.scale_factors.noise", "-1"], ["noise", "positive"]),
+        (["--attack.method", "subset"], ["attack.method subset", "degradation.num_networks 1, not 2"]),
+        (
+            ["--attack.method", "subset", "--degradation.num_networks", "1", "--attack.share", "1.5"],
+            ["attack.share is 1.5", "(0, 1]"],
+        ),
+        (["--attack.share", "0"], ["attack.share", "0"]),
+        (["--attack.keep", "best"], ["attack.keep", "'worst'", "'last'", "best"]),
+        (["--attack.step_ratio", "-1"], ["attack.step_ratio", "-1"]),
+        (["--attack.step_ratio", "0.5", "--attack.epsilon", "inf"], ["attack.step_ratio", "infinite epsilon"]),
+        (["--attack.inner_steps", "0"], ["attack.inner_steps", "0"]),
+        (["--attack.replays", "0"], ["attack.replays", "0"]),
+        (["--attack.dtype", "float8"], ["attack.dtype", "'float16'", "float8"]),
         (["--generator.name", "rrdbnet", "--scale", "3"], ["rrdbnet", "3", "compact"]),
         (["--train.micro_batch", "3"], ["train.micro_batch is 3", "divide train.batch_size, 8"]),
         (
@@ -94,9 +106,20 @@ def test_an_unknown_key_in_a_file_is_refused_by_name(tmp_path: Path, capsys: pyt
     assert "did you mean train.iterations?" in message
 
 
-@pytest.mark.parametrize(("method", "kind"), [("pgd", PGD), ("random", Random), ("noise", Noise), ("none", Bicubic)])
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("pgd", PGD),
+        ("yopo", YOPO),
+        ("subset", Subset),
+        ("free", Free),
+        ("random", Random),
+        ("noise", Noise),
+        ("none", Bicubic),
+    ],
+)
 def test_every_method_has_its_attack(method: str, kind: type) -> None:
-    assert isinstance(parse_config(["--attack.method", method]).attack.build(), kind)
+    assert type(parse_config(["--attack.method", method, "--degradation.num_networks", "1"]).attack.build()) is kind
 
 
 def test_the_attack_gets_the_settings() -> None:
@@ -117,6 +140,20 @@ def test_compile_is_said_in_words_in_files_and_options(word: str, tmp_path: Path
         assert parse_config(["--config", str(tmp_path / "dumped.yaml")]) == config
 
 
+def test_the_cheaper_attacks_get_the_settings() -> None:
+    common = ["--degradation.num_networks", "1", "--attack.step_ratio", "0.75", "--attack.lr_psnr", "[24, 30]"]
+    own = ["--attack.steps=2", "--attack.inner_steps=5", "--attack.replays=7", "--attack.share=0.5"]
+
+    def build(method: str, *more: str) -> Attack:
+        return parse_config([*common, *own, *more, "--attack.method", method]).attack.build()
+
+    expected = {"step_ratio": 0.75, "lr_psnr": (24, 30)}
+    assert build("pgd") == PGD(steps=2, **expected)
+    assert build("yopo", "--attack.keep=last") == YOPO(steps=2, inner_steps=5, keep="last", **expected)
+    assert build("free") == Free(replays=7, **expected)
+    assert build("subset") == Subset(steps=2, share=0.5, **expected)
+
+
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
@@ -128,3 +165,32 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
 def test_the_paper_s_budget_can_be_had_by_a_configuration() -> None:
     (path,) = [path for path in CONFIGS if path.name == "paper_budget.yaml"]
     assert parse_config(["--config", str(path)]).attack.build() == PGD.paper()
+
+
+def preset(name: str, *before: str) -> Config:
+    """A preset after other configurations, by the names of their files."""
+    folder = Path(__file__).parents[2] / "configs"
+    return parse_config([item for file in (*before, name) for item in ("--config", str(folder / f"{file}.yaml"))])
+
+
+@pytest.mark.parametrize("before", ["compact_x4", "rrdbnet_x4"])
+def test_the_faithful_preset_is_the_exact_attack_on_every_image_and_leaves_the_rest(before: str) -> None:
+    config, alone = preset("attack_faithful", before), preset(before)
+    assert config.attack.build() == PGD(steps=5)
+    assert config.degradation.num_networks == "batch"
+    assert (config.train, config.data, config.generator) == (alone.train, alone.data, alone.generator)
+
+
+@pytest.mark.parametrize("before", ["compact_x4", "rrdbnet_x4"])
+def test_the_fast_preset_is_one_step_to_the_ball_s_surface_and_leaves_the_rest(before: str) -> None:
+    config, alone = preset("attack_fast", before), preset(before)
+    assert config.attack.build() == PGD(steps=1, step_ratio=1.0, keep="last")
+    assert config.degradation == alone.degradation
+    assert (config.train, config.data, config.generator) == (alone.train, alone.data, alone.generator)
+
+
+def test_presets_replace_each_other_and_keep_the_budget() -> None:
+    assert preset("attack_faithful", "attack_fast").attack == preset("attack_faithful").attack
+    assert preset("attack_fast", "attack_faithful").attack == preset("attack_fast").attack
+    budget = preset("attack_faithful", "paper_budget").attack
+    assert budget.build() == PGD.paper()

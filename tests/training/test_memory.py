@@ -54,6 +54,7 @@ RRDBNET = {"generator__name": "rrdbnet", "generator__depth": 2}
         {"degradation__num_networks": "batch"},
         {"train__micro_batch": 1},
         {"attack__method": "noise"},
+        {"attack__method": "free"},
         RRDBNET,
         RRDBNET | {"attack__method": "none", "train__checkpoint_blocks": True},
         RRDBNET | {"train__micro_batch": 2},

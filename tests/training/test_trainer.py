@@ -170,3 +170,36 @@ def test_a_state_of_an_adam_that_was_not_fused_is_gone_on_from() -> None:
     plain.step()
     for weight, theirs in zip(trainer._weights, other._weights, strict=True):
         torch.testing.assert_close(weight, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_a_single_replay_is_a_plain_step_on_the_identity() -> None:
+    trainer, other = make(attack__method="free", attack__replays=1), make()
+    hr = patches().float() / 255
+    network, _, _ = other._identity(hr)
+    loss, _ = other._update(network(hr), hr)
+    assert trainer.train_step(patches()).read().loss == loss.item()
+    assert all(torch.equal(*pair) for pair in zip(trainer._weights, other._weights, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"train__micro_batch": 2}])
+def test_replays_update_the_generator_and_theta_from_the_same_passes(options: dict[str, Any]) -> None:
+    trainer, other = (make(attack__method="free", attack__replays=3, **more) for more in (options, {}))
+    hr = patches().float() / 255
+    network, random, margin_db = other._identity(hr)
+    replay = other.attack.begin(network, hr, random, margin_db)
+    losses = []
+    for index in range(3):
+        loss = other.objective(replay.lr, hr).mean()
+        other.optimizer.zero_grad()
+        loss.backward()
+        other._set_learning_rate()
+        other.optimizer.step()
+        losses.append(loss.item())
+        if index < 2:
+            replay.advance(replay.lr.grad)
+    result = trainer.train_step(patches()).read()
+    assert trainer.step == 1
+    assert (result.loss_before_attack, result.loss) == pytest.approx((losses[0], losses[2]), rel=1e-5)
+    assert result.loss_after_attack == result.loss
+    for one, two in zip(trainer._weights, other._weights, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=2e-6)
