@@ -5,6 +5,7 @@ Without arguments a small model is trained on scikit-image's photographs in a fe
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from andfast.data.cache import cache_images
 from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, make_loader
 from andfast.files import written_whole
@@ -30,6 +32,7 @@ from andfast.training.state import STATE_FILE, load_state, save_state
 from andfast.training.stop import StopSignal
 from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
+from andfast.training.waiting import DataWait
 from andfast.upscale import NonFiniteError
 
 
@@ -41,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # among them DataError, ModelError, StateError
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # a cache of images can take long to make, and goes on from where it was
+        print("interrupted before the first step", file=sys.stderr)
+        return 128 + signal.SIGINT
     return run.train()
 
 
@@ -48,7 +54,7 @@ class Run:
     """A run directory and all that fills it.
 
     Everything that can be wrong with the settings, the images and the state to resume is found out here, before
-    the first step and before anything is written.
+    the first step and before anything is written; but for the cache of images, which is made last.
     """
 
     def __init__(self, config: Config) -> None:
@@ -56,16 +62,6 @@ class Run:
         self.folder = Path(config.run_dir)
         self.skipped = Skipped()
         self.images = find_images(config, self.skipped)
-        train, data = config.train, config.data
-        self.batches = PatchBatches(
-            self.images.sources,
-            patch=train.patch_size,
-            batch=train.batch_size,
-            seed=config.seed,
-            flip=data.flip,
-            rotate=data.rotate,
-            cache_mib=data.cache_mib,
-        )
         self.trainer = Trainer(config)
         network = self.trainer.degradation(1)  # refuses what it cannot be made from
         try:
@@ -78,6 +74,7 @@ class Run:
         # The step of the state in the folder; of none there is nothing to lose yet.
         self._saved = self.trainer.step if (self.folder / STATE_FILE).exists() else 0
         self.validate = Validator([image for _, image in self.images.held_out], self.images.pairs, config.scale)
+        self.batches = self._batches()
         self.folder.mkdir(parents=True, exist_ok=True)
         needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
         print(
@@ -86,6 +83,21 @@ class Run:
         )
         if free is not None and needed > free:
             print(f"warning: that may be more than there is; it helps {remedies(config)}", file=sys.stderr)
+
+    def _batches(self) -> PatchBatches:
+        train, data = self.config.train, self.config.data
+        sources = self.images.sources
+        if data.cache is not None:
+            sources = cache_images(data.cache, sources, data.workers)
+        return PatchBatches(
+            sources,
+            patch=train.patch_size,
+            batch=train.batch_size,
+            seed=self.config.seed,
+            flip=data.flip,
+            rotate=data.rotate,
+            cache_mib=data.cache_mib,
+        )
 
     def _state_to_resume(self) -> dict[str, Any] | None:
         own, resume = self.folder / STATE_FILE, self.config.resume
@@ -160,6 +172,7 @@ class Run:
 
     def _loop(self, log: RunLog, readout: Readout, stop: StopSignal) -> None:
         trainer, train = self.trainer, self.config.train
+        wait = DataWait()
         pin = trainer.device.type == "cuda"
         loader = make_loader(self.batches, trainer.step, train.iterations, self.config.data.workers, pin)
         bar = tqdm(
@@ -180,13 +193,17 @@ class Run:
                 step = trainer.train_step(patches)
                 # From the end of one step to the end of the next: what reading took is the next one's.
                 begin, seconds = time.perf_counter(), time.perf_counter() - begin
+                wait.add(data_wait, seconds)
                 if readout.add(step, seconds=seconds, data_wait=data_wait):
                     rate = train.batch_size / readout.seconds
                     result = readout.last
                     bar.set_postfix_str(
-                        f"loss {result.loss:.4f}, gain {result.gain:.2f}, {rate:.1f} images/s", refresh=False
+                        f"loss {result.loss:.4f}, gain {result.gain:.2f}, {rate:.1f} images/s, data {wait.recent:.0%}",
+                        refresh=False,
                     )
                 bar.update()
+                if hint := wait.hint(self.config.data):
+                    tqdm.write(hint, file=sys.stderr)
                 validates = _due(trainer.step, train.validate_every, train.iterations)
                 saves = _due(trainer.step, train.save_every, train.iterations)
                 if validates or saves:
@@ -196,6 +213,7 @@ class Run:
                     if saves:
                         self._save()
                     begin = time.perf_counter()
+        print(f"waited for data {wait.whole:.1%} of the time")
         if stop.number:
             self._save()
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from andfast.data.images import DataError, ImageError, image_size, list_images, read_image
+from andfast.data.workers import SourceDataset, SourceLoader
 
 # The streams of random numbers that are drawn from one seed.
 _ORDER, _CROP, _REPLACEMENT = range(3)
@@ -31,7 +29,10 @@ class Source(Protocol):
         """What messages call it."""
 
     def read(self) -> np.ndarray:
-        """The image, uint8 (H, W, 3) RGB; raises ImageError if there is none to be had."""
+        """The image, uint8 (H, W, 3) RGB; raises ImageError if there is none to be had.
+
+        A `np.memmap` says that reading costs next to nothing and takes no memory of the process's own.
+        """
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
     return Scan(paths, skipped)
 
 
-class PatchBatches(Dataset):
+class PatchBatches(SourceDataset):
     """The batches of a training run: item `step` is the whole batch of that step.
 
     An item is a pair: the patches, uint8 tensor (batch, 3, patch, patch) RGB, and a list of `Failure`, one
@@ -170,12 +171,10 @@ class PatchBatches(Dataset):
                 "wanted patch >= 1, batch >= 1, seed >= 0, cache_mib >= 0 and 0 <= rank < world, not "
                 f"{patch=}, {batch=}, {seed=}, {cache_mib=}, {rank=}, {world=}"
             )
-        self.sources = list(sources)
+        super().__init__(sources)
         self.patch, self.batch, self.seed = patch, batch, seed
         self.flip, self.rotate = flip, rotate
         self.rank, self.world = rank, world
-        # Index of the source being read, or -1: whoever finds the worker dead learns from it where.
-        self.reading = torch.full((1,), -1)
         self._images = _Recent(int(cache_mib * 2**20))
         self._unreadable: dict[int, Failure] = {}
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -228,14 +227,16 @@ class PatchBatches(Dataset):
             return None
         finally:
             self.reading[0] = -1
-        self._images.put(index, image)
+        if not isinstance(image, np.memmap):
+            self._images.put(index, image)
         return image
 
     def _crop(self, image: np.ndarray, number: int) -> np.ndarray:
         down, right, mirror, turns = (int(value) for value in self._random(4, _CROP, number))
         top = down % (image.shape[0] - self.patch + 1)
         left = right % (image.shape[1] - self.patch + 1)
-        crop = image[top : top + self.patch, left : left + self.patch]
+        # Copied row by row, as it lies in memory or on disk; to walk down its columns there would cost far more.
+        crop = np.ascontiguousarray(image[top : top + self.patch, left : left + self.patch])
         if self.flip and mirror % 2:
             crop = crop[:, ::-1]
         return np.rot90(crop, turns % 4) if self.rotate else crop
@@ -252,38 +253,19 @@ class PatchBatches(Dataset):
         return np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=key)).random_raw(count)
 
 
-class PatchLoader(DataLoader):
+class PatchLoader(SourceLoader):
     """Yields the items of `PatchBatches` in order, naming each unreadable source only the first time.
 
     Raises:
         DataError: when iterated: no source can be read, or a worker died; the message names the files.
     """
 
-    reading: Tensor
-
     def __iter__(self) -> Iterator[tuple[Tensor, list[Failure]]]:
         named: set[str] = set()
-        try:
-            for patches, failures in super().__iter__():
-                new = [failure for failure in failures if failure.name not in named]
-                named.update(failure.name for failure in new)
-                yield patches, new
-        except Exception as error:
-            if self.num_workers == 0:
-                raise
-            # What a worker raised has its traceback as text. The traceback from here to torch's loader is a
-            # reference cycle, which would keep the workers alive and make their end wait for a time-out.
-            error.__traceback__ = None
-            raise self._explained(error) from None
-
-    def _explained(self, error: Exception) -> Exception:
-        """`error`, as torch passes it on from a worker, in the user's terms."""
-        if isinstance(error, DataError):  # it is the user's affair, the worker's traceback is not
-            return DataError(str(error).rpartition("DataError: ")[2].strip())
-        busy = [self.dataset.sources[index].name for index in self.reading.tolist() if index >= 0]
-        if isinstance(error, RuntimeError) and busy:
-            return DataError(f"{str(error).rstrip('. ')} while reading: {', '.join(busy)}")
-        return error
+        for patches, failures in super().__iter__():
+            new = [failure for failure in failures if failure.name not in named]
+            named.update(failure.name for failure in new)
+            yield patches, new
 
 
 def make_loader(
@@ -306,31 +288,7 @@ def make_loader(
         raise ValueError(
             f"wanted workers >= 0 and 0 <= start_step <= stop_step, not {workers=}, {start_step=}, {stop_step=}"
         )
-    reading = torch.full((max(workers, 1),), -1).share_memory_()
-    loader = PatchLoader(
-        batches,
-        batch_size=None,  # an item is a batch already
-        sampler=range(start_step, stop_step),
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=pin_memory,
-        worker_init_fn=partial(_start_worker, reading),
-    )
-    loader.reading = reading
-    return loader
-
-
-def _start_worker(reading: Tensor, worker: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM go to the whole process group. The training loop answers them, and still wants
-    # its batches.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    get_worker_info().dataset.reading = reading[worker : worker + 1]
-
-
-def _as_it_is(item: tuple[Tensor, list[Failure]]) -> tuple[Tensor, list[Failure]]:
-    return item
+    return PatchLoader(batches, range(start_step, stop_step), workers, pin_memory)
 
 
 class _Recent:

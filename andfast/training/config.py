@@ -32,6 +32,8 @@ class DataConfig:
         val_pairs: a folder with `HR/` and `LR/`, camera-captured pairs to validate on as well.
         workers: processes that decode and crop; 0 does it in the training process.
         cache_mib: memory for decoded images, in MiB, for each worker.
+        cache: a folder for the decoded images of `hr`, three bytes a pixel; made once, used by all workers and all
+            later runs, which change in nothing but speed.
         flip: mirror half of the patches.
         rotate: turn patches by multiples of 90 degrees.
     """
@@ -42,6 +44,7 @@ class DataConfig:
     val_pairs: str | None = None
     workers: NonNegativeInt = 1
     cache_mib: NonNegativeInt = 512
+    cache: str | None = None
     flip: bool = True
     rotate: bool = True
 
@@ -244,6 +247,11 @@ class Config:
             raise ValueError(
                 f"attack.method subset needs degradation.num_networks 1, not {networks}: all images share the network "
                 "that is found on a part of them"
+            )
+        if self.data.cache is not None and not self.data.hr:
+            raise ValueError(
+                f"data.cache is {self.data.cache}; it is for the images of data.hr, and none are given (the bundled "
+                "photographs need no cache)"
             )
         if not train.ema_decay < 1:
             raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")

@@ -89,6 +89,7 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         (["--train.log_every", "0"], ["train.log_every", "0"]),
         (["--config", "missing.yaml"], ["missing.yaml"]),
         (["--data.hr"], ["data.hr"]),
+        (["--data.cache", "pixels"], ["data.cache is pixels", "data.hr"]),
     ],
 )
 def test_wrong_settings_are_refused_by_name(

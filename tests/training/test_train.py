@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from andfast import train
+from andfast.data import cache
 from andfast.models import load_model
 from andfast.ops import backends, use_backend
 from andfast.training.config import parse_config
@@ -354,6 +355,65 @@ def test_images_to_validate_on_are_skipped_by_name_too(tmp_path: Path, capsys: p
     assert "text.png" in message
     assert "skipped image 2" in message
     assert "val/1.png" in message
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cache_changes_nothing_but_where_pixels_come_from(
+    workers: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path / "hr", 8)
+    whole = (tmp_path / "hr" / "0.png").read_bytes()
+    (tmp_path / "hr" / "truncated.png").write_bytes(whole[: len(whole) * 2 // 3])
+    folder = tmp_path / "cache"
+    data = {"data__hr": tmp_path / "hr", "data__held_out": 1, "data__workers": workers}
+    assert train.main(options(tmp_path / "plain", **data)) == 0
+    assert train.main(options(tmp_path / "cached", **data, data__cache=folder)) == 0
+    assert len(list(folder.glob("*.u8"))) == 7
+    assert steps(tmp_path / "cached") == steps(tmp_path / "plain")
+    assert same_weights(tmp_path / "cached" / "model.pth", tmp_path / "plain" / "model.pth")
+    skipped = [line for line in capfd.readouterr().err.splitlines() if "truncated.png" in line]
+    assert len(skipped) == 2
+    assert skipped[0] == skipped[1]
+    # A run may take up a cache half-way, and no image has come or gone for that.
+    assert train.main(options(tmp_path / "plain", **data, data__cache=folder, train__iterations=8)) == 0
+    assert "warning" not in capfd.readouterr().err
+
+
+def test_a_cache_is_not_begun_before_everything_else_is_right(tmp_path: Path) -> None:
+    make_images(tmp_path / "hr", 8)
+    changed = {"data__hr": tmp_path / "hr", "data__cache": tmp_path / "cache"}
+    assert train.main(options(tmp_path / "run", generator__init="nowhere.pth", **changed)) == 2
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "letter.txt").write_text("dear")
+    assert train.main(options(tmp_path / "run", **changed)) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_being_interrupted_while_the_cache_is_made_is_no_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path / "hr", 8)
+    arguments = options(tmp_path / "run", data__hr=tmp_path / "hr", data__cache=tmp_path / "cache")
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "_store", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        assert train.main(arguments) == 130
+    assert "interrupted before the first step" in capsys.readouterr().err
+    assert train.main(arguments) == 0
+
+
+def test_the_time_waited_for_data_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train.DataWait, "recent", 0.37)
+    monkeypatch.setattr(train.DataWait, "hint", lambda self, data: "try this")
+    assert train.main(options(tmp_path)) == 0
+    message = capsys.readouterr()
+    found = [record for record in records(tmp_path) if "validation" not in record]
+    share = sum(record["data_wait"] for record in found) / sum(record["seconds"] for record in found)
+    assert f"waited for data {share:.1%} of the time" in message.out
+    assert "data 37%" in message.err
+    assert "try this" in message.err
 
 
 def test_images_that_came_or_went_are_remarked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

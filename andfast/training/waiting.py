@@ -1,0 +1,56 @@
+"""How much of a run's time goes into waiting for data, and what to do about it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from andfast.training.config import DataConfig
+
+# The workers start, and fill what they keep ahead, during the first steps, which therefore say nothing.
+_STARTING = 10
+# The share of the time from which on it is worth a word.
+_TOO_MUCH = 0.1
+
+
+class DataWait:
+    """Adds up the time of the steps, and what part of it was spent on waiting for their data.
+
+    Args:
+        window: how many of the last steps `recent` is about.
+    """
+
+    def __init__(self, window: int = 100) -> None:
+        self._last: deque[tuple[float, float]] = deque(maxlen=window)
+        self._waited = self._seconds = 0.0
+        self._steps = 0
+        self._hinted = False
+
+    def add(self, waited: float, seconds: float) -> None:
+        """Count a step of `seconds`, of which it `waited`."""
+        self._waited += waited
+        self._seconds += seconds
+        self._steps += 1
+        if self._steps > _STARTING:
+            self._last.append((waited, seconds))
+
+    @property
+    def recent(self) -> float:
+        """The share waited of the last steps' time, 0 to 1; 0 while the workers start."""
+        waited, seconds = (sum(column) for column in zip(*self._last, strict=True)) if self._last else (0.0, 0.0)
+        return waited / seconds if seconds else 0.0
+
+    @property
+    def whole(self) -> float:
+        """The share waited of all steps' time, 0 to 1."""
+        return self._waited / self._seconds if self._seconds else 0.0
+
+    def hint(self, data: DataConfig) -> str | None:
+        """Which settings to change where a tenth of the last steps' time or more was waited, told once."""
+        if self._hinted or len(self._last) < (self._last.maxlen or 0) or self.recent < _TOO_MUCH:
+            return None
+        self._hinted = True
+        remedies = [f"more data.workers than {data.workers}"]
+        if data.hr and data.cache is None:
+            remedies.append("data.cache, a folder to keep images decoded in")
+        remedy = " or ".join(remedies)
+        return f"{self.recent:.0%} of the time of the last {len(self._last)} steps was waiting for data; try {remedy}"
