@@ -136,9 +136,12 @@ class DegradationNetwork(nn.Module):
             RuntimeError, TypeError: as `check_images`.
             ValueError: a shape does not fit.
         """
-        delta = self.delta if delta is None else delta
         self.check_images(hr)
-        lr = degradation_forward(hr, self.theta_id, delta, self.noise_seed, self.layout, self.dtype)
+        return self._degrade(hr, self.theta_id, self.delta if delta is None else delta, self.noise_seed)
+
+    def _degrade(self, hr: Tensor, theta_id: Tensor, delta: Tensor, noise_seed: Tensor) -> Tensor:
+        """`forward` for some rows of the bank and their images."""
+        lr = degradation_forward(hr, theta_id, delta, noise_seed, self.layout, self.dtype)
         # An image file holds nothing outside [0, 1], so the adversary gains nothing there.
         return lr.to(hr.dtype).clamp(0, 1)
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,16 @@ from andfast.data.patches import PatchBatches, make_loader
 from andfast.files import written_whole
 from andfast.models import save_model
 from andfast.ops import backends
+from andfast.training.compilation import CompileError
 from andfast.training.config import Config, dump_yaml, parse_config
 from andfast.training.images import Skipped, find_images
 from andfast.training.log import RunLog
+from andfast.training.memory import describe_memory, estimate_memory, free_memory, is_out_of_memory, remedies
+from andfast.training.readout import DivergedError, Readout
 from andfast.training.sheet import sample_sheet
 from andfast.training.state import STATE_FILE, load_state, save_state
 from andfast.training.stop import StopSignal
-from andfast.training.trainer import DivergedError, Trainer
+from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
 from andfast.training.waiting import DataWait
 from andfast.upscale import NonFiniteError
@@ -69,13 +71,18 @@ class Run:
         state = self._state_to_resume()
         if state is not None:
             self.trainer.load(state)
+        # The step of the state in the folder; of none there is nothing to lose yet.
+        self._saved = self.trainer.step if (self.folder / STATE_FILE).exists() else 0
         self.validate = Validator([image for _, image in self.images.held_out], self.images.pairs, config.scale)
         self.batches = self._batches()
         self.folder.mkdir(parents=True, exist_ok=True)
+        needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
         print(
             f"{len(self.images.sources)} images to train on, {len(self.images.held_out)} held out, "
-            f"{len(self.images.pairs)} camera pairs; {self.trainer.describe()}"
+            f"{len(self.images.pairs)} camera pairs; {self.trainer.describe()}; {describe_memory(needed, free)}"
         )
+        if free is not None and needed > free:
+            print(f"warning: that may be more than there is; it helps {remedies(config)}", file=sys.stderr)
 
     def _batches(self) -> PatchBatches:
         train, data = self.config.train, self.config.data
@@ -123,22 +130,47 @@ class Run:
             # How this time began is not for the next time.
             temporary.write_text(dump_yaml(self.config.to_dict() | {"resume": "auto"}))
         log = RunLog(self.folder, trainer.step)
+        # Where reading costs nothing, it is not put off.
+        readout = Readout(log, train.log_every or (1 if trainer.device.type == "cpu" else 10))
+        exhausted = ""
         try:
             with StopSignal() as stop:
-                self._loop(log, stop)
-        except (DivergedError, NonFiniteError, DataError, OSError) as error:
-            kept = f"; {self.folder / STATE_FILE} is whole" if (self.folder / STATE_FILE).exists() else ""
-            print(f"error: stopped at step {trainer.step}: {error}{kept}", file=sys.stderr)
-            return 3
+                self._loop(log, readout, stop)
+        except (DivergedError, CompileError, NonFiniteError, DataError, OSError) as error:
+            return self._failed(error.step - 1 if isinstance(error, DivergedError) else trainer.step, str(error))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            exhausted = str(error).strip().partition("\n")[0] or type(error).__name__
         finally:
             log.close()
+        if exhausted:  # and the error is gone, which held all that the step had computed
+            return self._out_of_memory(exhausted)
         if stop.number:
             print(f"stopped at step {trainer.step} and saved; --resume auto goes on from there")
             return 128 + stop.number
         print(f"done: {self.folder / 'model.safetensors'}, {self.folder / 'model.pth'}, {self.folder / 'samples'}")
         return 0
 
-    def _loop(self, log: RunLog, stop: StopSignal) -> None:
+    def _failed(self, step: int, reason: str) -> int:
+        """Say what ended the run, and what is left; returns the exit status."""
+        state = self.folder / STATE_FILE
+        kept = f"; {state} is whole, of step {self._saved}" if state.exists() else ""
+        print(f"error: stopped at step {step}: {reason}{kept}", file=sys.stderr)
+        return 3
+
+    def _out_of_memory(self, reason: str) -> int:
+        """Save what there is, if an update did not end half-way, and say what would need less."""
+        trainer = self.trainer
+        trainer.optimizer.zero_grad()
+        if trainer.intact and trainer.step > self._saved:
+            try:
+                self._save()
+            except (MemoryError, RuntimeError, OSError) as error:
+                print(f"error: the state of step {trainer.step} could not be saved: {error}", file=sys.stderr)
+        return self._failed(trainer.step, f"out of memory ({reason}); it helps {remedies(self.config)}")
+
+    def _loop(self, log: RunLog, readout: Readout, stop: StopSignal) -> None:
         trainer, train = self.trainer, self.config.train
         wait = DataWait()
         pin = trainer.device.type == "cuda"
@@ -151,28 +183,36 @@ class Run:
             mininterval=0.1 if sys.stderr.isatty() else 10,
         )
         # Closed also when a step raises: workers that still wait to be asked would keep this process from ending.
-        with bar, closing(iter(loader)) as batches:
+        with bar, closing(iter(loader)) as batches, closing(readout):
+            begin = time.perf_counter()
             while trainer.step < train.iterations and not stop.number:
-                begin = time.perf_counter()
+                asked = time.perf_counter()
                 patches, failures = next(batches)
-                data_wait = time.perf_counter() - begin
+                data_wait = time.perf_counter() - asked
                 self.skipped.report(failures)
-                result = trainer.train_step(patches)
-                seconds = time.perf_counter() - begin
-                log.write({"step": trainer.step, **asdict(result), "seconds": seconds, "data_wait": data_wait})
+                step = trainer.train_step(patches)
+                # From the end of one step to the end of the next: what reading took is the next one's.
+                begin, seconds = time.perf_counter(), time.perf_counter() - begin
                 wait.add(data_wait, seconds)
-                rate = train.batch_size / seconds
-                bar.set_postfix_str(
-                    f"loss {result.loss:.4f}, gain {result.gain:.2f}, {rate:.1f} images/s, data {wait.recent:.0%}",
-                    refresh=False,
-                )
+                if readout.add(step, seconds=seconds, data_wait=data_wait):
+                    rate = train.batch_size / readout.seconds
+                    result = readout.last
+                    bar.set_postfix_str(
+                        f"loss {result.loss:.4f}, gain {result.gain:.2f}, {rate:.1f} images/s, data {wait.recent:.0%}",
+                        refresh=False,
+                    )
                 bar.update()
                 if hint := wait.hint(self.config.data):
                     tqdm.write(hint, file=sys.stderr)
-                if _due(trainer.step, train.validate_every, train.iterations):
-                    self._validate(log)
-                if _due(trainer.step, train.save_every, train.iterations):
-                    self._save()
+                validates = _due(trainer.step, train.validate_every, train.iterations)
+                saves = _due(trainer.step, train.save_every, train.iterations)
+                if validates or saves:
+                    readout.flush()  # nothing is judged or kept that has diverged
+                    if validates:
+                        self._validate(log)
+                    if saves:
+                        self._save()
+                    begin = time.perf_counter()
         print(f"waited for data {wait.whole:.1%} of the time")
         if stop.number:
             self._save()
@@ -194,6 +234,7 @@ class Run:
         for name in ("model.safetensors", "model.pth"):
             save_model(self.trainer.ema, self.folder / name, {"iterations": self.trainer.step})
         save_state(self.folder / STATE_FILE, self.trainer.state() | {"images": self.images.digest()})
+        self._saved = self.trainer.step
 
     def _clear(self) -> None:
         """Remove what an earlier run left here that this one would mix with its own."""

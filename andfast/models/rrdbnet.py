@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from andfast.ops.conv_act import conv_act
 from andfast.ops.dense_block import dense_block
@@ -48,6 +49,20 @@ class RRDB(nn.Module):
         return x + 0.2 * self.rdb3(self.rdb2(self.rdb1(x)))
 
 
+class RRDBs(nn.Sequential):
+    """Blocks in a row. With `checkpoint_blocks` the backward pass keeps their inputs alone, and repeats them."""
+
+    checkpoint_blocks = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
+        return x
+
+
 class RRDBNet(nn.Module):
     """ESRGAN's generator: (B, in_channels, H, W) -> (B, out_channels, scale * H, scale * W), any H, W >= 1.
 
@@ -84,7 +99,7 @@ class RRDBNet(nn.Module):
         self.scale = scale
         self.unshuffle = 4 // scale
         self.conv_first = nn.Conv2d(in_channels * self.unshuffle**2, features, 3, padding=1)
-        self.body = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
+        self.body = RRDBs(*(RRDB(features, growth) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(features, features, 3, padding=1)
         self.conv_up1 = nn.Conv2d(features, features, 3, padding=1)
         self.conv_up2 = nn.Conv2d(features, features, 3, padding=1)

@@ -16,6 +16,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 
 from andfast.attack import PGD, YOPO, Attack, Bicubic, Free, Noise, Random, Subset
 from andfast.theta import ScaleFactors
+from andfast.training.micro_batch import check_micro_batch
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -154,7 +155,7 @@ class TrainConfig:
     """The training steps. The defaults are a first run of minutes on a CPU; `configs/` has longer ones.
 
     Attributes:
-        iterations: generator updates in all.
+        iterations: generator updates in all (attack.method free: minibatches, with attack.replays updates each).
         warmup: the first so many updates see clean LR images (the identity's; bicubic ones for the methods
             without a network): a generator that starts from nothing under attack stays at nearest-neighbour
             level for long.
@@ -164,9 +165,15 @@ class TrainConfig:
         learning_rate: Adam's, at its highest.
         schedule: cosine: down to a hundredth of it at the end; constant: the paper's.
         ema_decay: of the moving average of the weights, which is what is validated and saved.
+        micro_batch: images to compute at once, the result staying that of the whole batch; none: all of it. Takes
+            less memory and more time.
+        checkpoint_blocks: keep the inputs of rrdbnet's residual blocks alone for the backward pass of the update,
+            and compute the rest again. Takes less memory and more time.
         precision: the type G computes in, weights staying float32; auto: bfloat16 where the device is fast at it.
         validate_every: updates between validations with sample sheets; 0: only at the end.
         save_every: updates between saves of the resumable state; 0: only at the end.
+        log_every: updates whose results are read from the device at once; none: 1 on the CPU, 10 on CUDA, which
+            would wait for each reading.
     """
 
     iterations: PositiveInt = 800
@@ -177,9 +184,12 @@ class TrainConfig:
     learning_rate: PositiveFloat = 2e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     ema_decay: NonNegativeFloat = 0.995
+    micro_batch: PositiveInt | None = None
+    checkpoint_blocks: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validate_every: NonNegativeInt = 600
     save_every: NonNegativeInt = 200
+    log_every: PositiveInt | None = None
 
 
 @dataclass
@@ -191,6 +201,7 @@ class Config:
         scale: the super-resolution factor.
         seed: of every random choice; equal seeds give equal runs.
         device: auto takes CUDA where there is one.
+        compile: compile the generator; auto: on CUDA.
         resume: auto goes on from the state in run_dir where there is one, never starts anew, else a state file.
         data: the images.
         generator: the restoration network.
@@ -203,6 +214,8 @@ class Config:
     scale: Literal[2, 3, 4] = 4
     seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # YAML reads a bare on or off as a truth value.
+    compile: Literal["auto", "on", "off"] | bool = "auto"
     resume: str = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -216,6 +229,8 @@ class Config:
         Raises:
             ValueError: values that do not go together; the message names the keys.
         """
+        if isinstance(self.compile, bool):
+            self.compile = "on" if self.compile else "off"
         train, networks = self.train, self.degradation.num_networks
         if self.generator.name == "rrdbnet" and self.scale == 3:
             raise ValueError("generator.name rrdbnet has scales 1, 2 and 4, not 3; compact has it")
@@ -228,19 +243,32 @@ class Config:
                 f"degradation.num_networks is {networks}; it must divide train.batch_size, {train.batch_size}, "
                 "or be 'batch'"
             )
-        if self.data.cache is not None and not self.data.hr:
-            raise ValueError(
-                f"data.cache is {self.data.cache}; it is for the images of data.hr, and none are given (the bundled "
-                "photographs need no cache)"
-            )
         if self.attack.method == "subset" and networks != 1 and (networks != "batch" or train.batch_size != 1):
             raise ValueError(
                 f"attack.method subset needs degradation.num_networks 1, not {networks}: all images share the network "
                 "that is found on a part of them"
             )
+        if self.data.cache is not None and not self.data.hr:
+            raise ValueError(
+                f"data.cache is {self.data.cache}; it is for the images of data.hr, and none are given (the bundled "
+                "photographs need no cache)"
+            )
         if not train.ema_decay < 1:
             raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")
+        if train.micro_batch is not None:
+            check_micro_batch(train.micro_batch, train.batch_size, self.networks, self.degradation.noise)
+        if train.checkpoint_blocks and self.generator.name != "rrdbnet":
+            raise ValueError(
+                f"train.checkpoint_blocks is for generator.name rrdbnet; {self.generator.name} has no blocks (to save "
+                "memory there is train.micro_batch)"
+            )
         self.attack.build()
+
+    @property
+    def networks(self) -> int:
+        """How many degradation networks a batch has."""
+        networks = self.degradation.num_networks
+        return self.train.batch_size if networks == "batch" else networks
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain nested values, as they stand in `config.yaml`."""

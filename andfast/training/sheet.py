@@ -9,11 +9,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from andfast.data.tensors import to_array, to_tensor
-from andfast.training.trainer import Trainer, frozen, step_generator
+from andfast.training.trainer import Trainer, step_generator
 from andfast.training.validation import bicubic_upsample, centre_crop
 
-_CROP = 160
-_ROWS = 4
+CROP = 160
+ROWS = 4
 _GAP = 4
 _HEADER = 22
 
@@ -29,8 +29,8 @@ def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -
         uint8 (H, W, 3), labelled.
     """
     config = trainer.config
-    images = [image for _, image in held_out[:_ROWS]]
-    crop = min(_CROP, *(length for image in images for length in image.shape[:2]))
+    images = [image for _, image in held_out[:ROWS]]
+    crop = min(CROP, *(length for image in images for length in image.shape[:2]))
     crop -= crop % config.scale
     images = [centre_crop(image, config.scale, crop) for image in images]
     hr = torch.cat([to_tensor(image) for image in images]).to(trainer.device)
@@ -38,8 +38,8 @@ def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -
     network = trainer.degradation(1 if config.attack.method == "subset" else len(images))
     random = step_generator(config.seed, 0, trainer.device)
     network.reset_identity((crop, crop), random)
-    with frozen(trainer.generator):
-        attacked = trainer.attack(network, hr, trainer.objective, random).lr
+    with torch.compiler.set_stance("force_eager"):  # these images have a size of their own
+        attacked = trainer.attack(network, hr, trainer.attack_objective, random).lr
     clean = trainer.attack.clean(network, hr)
     attacked_yet = trainer.step >= config.train.warmup > 0
     with torch.no_grad():

@@ -14,9 +14,11 @@ STATE_FILE = "state.pt"
 # Settings that may change half-way: those that say where and how fast to compute, when to stop and save, and what
 # a run that diverged needs changed.
 _FREE = {
-    "run_dir", "resume", "device", "data.workers", "data.cache_mib", "data.cache", "data.val_pairs",
-    "train.iterations", "train.validate_every", "train.save_every",
-    "train.learning_rate", "train.precision", "degradation.precision", "attack.dtype",
+    "run_dir", "resume", "device", "compile", "data.workers", "data.cache_mib", "data.cache",
+    "data.val_pairs",
+    "train.iterations", "train.validate_every", "train.save_every", "train.log_every",
+    "train.micro_batch", "train.checkpoint_blocks", "train.learning_rate", "train.precision", "degradation.precision",
+    "attack.dtype",
 }  # fmt: skip
 
 

@@ -4,60 +4,33 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from andfast.attack import AttackResult
+from andfast.attack import AttackResult, Free
+from andfast.attack.budget import network_psnr
 from andfast.degradation import DegradationNetwork
 from andfast.devices import choose_device, choose_precision
 from andfast.losses import l1_objective
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
+from andfast.training.compilation import FirstPass, compile_regions, wants_compile
 from andfast.training.config import Config
+from andfast.training.micro_batch import MicroBatchedNetwork, by_images
+from andfast.training.readout import PendingStep
+from andfast.training.views import FrozenView, View
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
 RAMP_DB = 20.0
 _BETAS = (0.9, 0.99)
 
 
-class DivergedError(RuntimeError):
-    """The loss or its gradient is no longer a number; nothing was updated with it."""
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Parameters take no gradient inside: the adversary needs none of them."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
-
-
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
     """The source of all random choices of one step: a function of the seed and the step, so a run can resume."""
     number = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(number >> np.uint64(1)))
-
-
-@dataclass
-class StepResult:
-    """What a training step found: mean losses, and the mean PSNR (dB) of the LR images against the clean ones."""
-
-    loss: float
-    loss_before_attack: float
-    loss_after_attack: float
-    lr_psnr: float
-
-    @property
-    def gain(self) -> float:
-        """How much worse the adversary made it: loss after / before the attack."""
-        return self.loss_after_attack / max(self.loss_before_attack, 1e-12)
 
 
 class Trainer:
@@ -75,72 +48,124 @@ class Trainer:
         self.step = 0
         self.device = choose_device(config.device)
         self.precision = choose_precision(config.train.precision, self.device, on_cuda=torch.bfloat16)
+        dtype = config.attack.dtype
+        self.attack_precision = self.precision if dtype == "auto" else choose_precision(dtype, self.device)
         self.generator = _make_generator(config).to(self.device, memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
         # The generator as it was before the adversary first touched it, for the sample sheets.
         self.before = copy.deepcopy(self.ema)
-        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=config.train.learning_rate, betas=_BETAS)
+        self._weights, self._averages = list(self.generator.parameters()), list(self.ema.parameters())
+        self.optimizer = torch.optim.Adam(self._weights, lr=config.train.learning_rate, betas=_BETAS, fused=True)
+        # 1 from the step on whose loss or gradient is no number. A fused Adam that is told so, in the way in which
+        # GradScaler tells it, leaves weights and moments as they are, without the host having looked.
+        self.diverged = torch.zeros((), device=self.device)
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, self.diverged
+        # False while an update is only half done.
+        self.intact = True
         self.attack = config.attack.build()
-        self.objective = l1_objective(self._restore)
+        self.objective = l1_objective(View(self.generator, self.precision))
+        self.frozen = FrozenView(self.generator, self.attack_precision)
+        self.attack_objective = by_images(l1_objective(self.frozen), config.train.micro_batch)
+        if config.train.checkpoint_blocks:
+            self.generator.body.checkpoint_blocks = True
+        compiled = wants_compile(config.compile, self.device)
+        if compiled:
+            compile_regions(self.generator)
+            compile_regions(self.frozen.module)
+        self._first_update = FirstPass("the generator for its update", compiled)
+        self._first_attack = FirstPass("the generator for the attack", compiled)
 
     def degradation(self, num_networks: int) -> DegradationNetwork:
         """A bank of degradation networks as configured, without parameters yet."""
         settings = self.config.degradation
-        return DegradationNetwork(
-            scale=self.config.scale,
-            num_networks=num_networks,
-            channels=settings.channels,
-            blocks=settings.blocks,
-            noise=settings.noise,
-            dtype=choose_precision(settings.precision, self.device),
-            device=self.device,
-        )
+        options = {
+            "scale": self.config.scale,
+            "num_networks": num_networks,
+            "channels": settings.channels,
+            "blocks": settings.blocks,
+            "noise": settings.noise,
+            "dtype": choose_precision(settings.precision, self.device),
+            "device": self.device,
+        }
+        images = self.config.train.micro_batch
+        return DegradationNetwork(**options) if images is None else MicroBatchedNetwork(images, **options)
 
-    def train_step(self, patches: Tensor) -> StepResult:
-        """One update of the generator on uint8 patches (B, 3, H, W)."""
+    def train_step(self, patches: Tensor) -> PendingStep:
+        """One update of the generator on uint8 patches (B, 3, H, W), without waiting for the device."""
         hr = patches.to(self.device, non_blocking=True).float() / 255
-        lr, attack = self._degrade(hr)
-        rate = self._set_learning_rate()
-        loss = self.objective(lr, hr).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        gradients = [parameter.grad for parameter in self.generator.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        value = loss.item()
-        # Before the update: a weight that is no number is one for good.
-        if not (math.isfinite(value) and math.isfinite(norm.item())):
-            raise DivergedError(
-                f"the loss is {value} and its gradient's norm {norm.item()}; try a smaller train.learning_rate (now "
-                f"{rate:g}) or train.precision float32"
-            )
-        self.optimizer.step()
-        self._update_ema()
+        replays = isinstance(self.attack, Free) and self.step >= self.config.train.warmup
+        norm, *found = self._replayed(hr) if replays else self._updated(hr)
         self.step += 1
         if self.step == self.config.train.warmup:
             self.before.load_state_dict(self.ema.state_dict())
-        if attack is None:
-            return StepResult(value, value, value, math.inf)
-        found = value if attack.loss_after is None else attack.loss_after.mean().item()
-        return StepResult(value, attack.loss_before.mean().item(), found, attack.lr_psnr.mean().item())
+        self.intact = True
+        return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], self.diverged, norm, *found)
 
-    def _degrade(self, hr: Tensor) -> tuple[Tensor, AttackResult | None]:
+    def _updated(self, hr: Tensor) -> tuple[Tensor, ...]:
+        """A step on what the adversary finds: the norm of the update's gradient, and the fields of `StepResult`."""
+        lr, attack = self._attacked(hr)
+        loss, norm = self._update(lr, hr)
+        if attack is None:
+            return norm, loss, loss, loss, torch.full_like(loss, math.inf)
+        after = loss if attack.loss_after is None else attack.loss_after.mean()
+        return norm, loss, attack.loss_before.mean(), after, attack.lr_psnr.mean()
+
+    def _replayed(self, hr: Tensor) -> tuple[Tensor, ...]:
+        """A step by minibatch replay, several updates on the way; returns what `_updated` does, of the last one."""
+        network, random, margin_db = self._identity(hr)
+        replay = self.attack.begin(network, hr, random, margin_db)
+        first, norm = loss, _ = self._update(replay.lr, hr)
+        while not replay.done:
+            replay.advance(replay.lr.grad)
+            loss, norm = self._update(replay.lr, hr)
+        lr_psnr = network_psnr(replay.lr.detach(), replay.clean, network.num_networks).mean()
+        return norm, loss, first, loss, lr_psnr
+
+    def _update(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
+        """Sub-step 3, an update of the generator: the loss and its gradient's norm, on the device.
+
+        If they are no numbers nothing changes, now or in later steps: what would is no number for good.
+        """
+        self._set_learning_rate()
+        self.optimizer.zero_grad()
+        loss = self._backward(lr, hr)
+        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.diverged.copy_(torch.maximum(self.diverged, (~(loss.isfinite() & norm.isfinite())).float()))
+        self.intact = False
+        self.optimizer.step()
+        self._update_ema()
+        self.frozen.refresh()
+        return loss, norm
+
+    def _backward(self, lr: Tensor, hr: Tensor) -> Tensor:
+        """The gradients of the mean loss, added up over the micro-batches; returns the loss."""
+        images = self.config.train.micro_batch or len(lr)
+        loss = torch.zeros((), device=self.device)
+        for part, target in zip(lr.split(images), hr.split(images), strict=True):
+            with self._first_update():
+                part_loss = self.objective(part, target).sum() / len(lr)
+                part_loss.backward()
+            loss += part_loss.detach()
+        return loss
+
+    def _attacked(self, hr: Tensor) -> tuple[Tensor, AttackResult | None]:
         """Sub-steps 1 and 2: LR images from fresh identity networks, moved by the adversary once warmed up."""
-        train, networks = self.config.train, self.config.degradation.num_networks
-        network = self.degradation(hr.shape[0] if networks == "batch" else networks)
-        if self.step < train.warmup:
-            return self.attack.clean(network, hr), None
+        if self.step < self.config.train.warmup:
+            return self.attack.clean(self.degradation(self.config.networks), hr), None
+        network, random, margin_db = self._identity(hr)
+        with self._first_attack():
+            result = self.attack(network, hr, self.attack_objective, random, margin_db)
+        return result.lr, result
+
+    def _identity(self, hr: Tensor) -> tuple[DegradationNetwork, torch.Generator, float]:
+        """Sub-step 1, fresh identity networks; the step's random numbers, and how much milder the ramp is still."""
+        train = self.config.train
+        network = self.degradation(self.config.networks)
         random = step_generator(self.config.seed, self.step, self.device)
         network.reset_identity((hr.shape[2], hr.shape[3]), random)
         ramped = (self.step - train.warmup) / train.ramp if train.ramp else 1.0
-        margin_db = RAMP_DB * max(1 - ramped, 0.0)
-        with frozen(self.generator):
-            result = self.attack(network, hr, self.objective, random, margin_db)
-        return result.lr, result
-
-    def _restore(self, lr: Tensor) -> Tensor:
-        lr = lr.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            return self.generator(lr)
+        return network, random, RAMP_DB * max(1 - ramped, 0.0)
 
     def _set_learning_rate(self) -> float:
         """A short linear start (against Adam's first, badly scaled steps), then the schedule."""
@@ -157,7 +182,8 @@ class Trainer:
     def _update_ema(self) -> None:
         # Young averages must not be dominated by the initial weights.
         decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1 - decay)
+        weight = (1 - self.diverged) * (1 - decay)
+        torch._foreach_lerp_(self._averages, self._weights, [weight] * len(self._weights))
 
     def describe(self) -> str:
         """The generator, the device and the type it is computed in, for people."""
@@ -180,8 +206,13 @@ class Trainer:
     def load(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
         self.step = state["step"]
-        for name in ("generator", "ema", "before", "optimizer"):
+        for name in ("generator", "ema", "before"):
             getattr(self, name).load_state_dict(state[name])
+        # The state of an Adam that was not fused would make this one so.
+        groups = [group | {"fused": True} for group in state["optimizer"]["param_groups"]]
+        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        self.diverged.zero_()
+        self.frozen.refresh()
 
 
 # What a generator has where the configuration does not say: the name of its depth, features, depth. Compact is

@@ -78,6 +78,15 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         (["--attack.replays", "0"], ["attack.replays", "0"]),
         (["--attack.dtype", "float8"], ["attack.dtype", "'float16'", "float8"]),
         (["--generator.name", "rrdbnet", "--scale", "3"], ["rrdbnet", "3", "compact"]),
+        (["--train.micro_batch", "3"], ["train.micro_batch is 3", "divide train.batch_size, 8"]),
+        (
+            ["--train.micro_batch", "4", "--train.batch_size", "12", "--degradation.num_networks", "2"],
+            ["train.micro_batch is 4", "num_networks 2", "6 images", "multiple or a divisor"],
+        ),
+        (["--train.micro_batch", "2", "--degradation.noise", "gaussian"], ["train.micro_batch is 2", "multiple of 4"]),
+        (["--train.checkpoint_blocks", "true"], ["train.checkpoint_blocks", "rrdbnet", "compact", "train.micro_batch"]),
+        (["--compile", "never"], ["compile", "'auto'", "'on'", "'off'", "never"]),
+        (["--train.log_every", "0"], ["train.log_every", "0"]),
         (["--config", "missing.yaml"], ["missing.yaml"]),
         (["--data.hr"], ["data.hr"]),
         (["--data.cache", "pixels"], ["data.cache is pixels", "data.hr"]),
@@ -119,6 +128,17 @@ def test_the_attack_gets_the_settings() -> None:
     attack = parse_config([*options, "--attack.scale_factors.slope", "7"]).attack.build()
     assert (attack.steps, attack.step_size, attack.epsilon, attack.lr_psnr) == (3, 0.5, 2, None)
     assert attack.scale_factors.slope == 7
+
+
+@pytest.mark.parametrize("word", ["auto", "on", "off"])
+def test_compile_is_said_in_words_in_files_and_options(word: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"compile: {word}\n")
+    for arguments in (["--compile", word], ["--config", str(file)]):
+        config = parse_config(arguments)
+        assert config.compile == word
+        (tmp_path / "dumped.yaml").write_text(dump_yaml(config.to_dict()))
+        assert parse_config(["--config", str(tmp_path / "dumped.yaml")]) == config
 
 
 def test_the_cheaper_attacks_get_the_settings() -> None:

@@ -21,7 +21,8 @@ from andfast.models import load_model
 from andfast.ops import backends, use_backend
 from andfast.training.config import parse_config
 from andfast.training.images import Skipped, find_images
-from andfast.training.trainer import DivergedError, Trainer
+from andfast.training.readout import DivergedError
+from andfast.training.trainer import Trainer
 
 TINY = {
     "train.iterations": 6,
@@ -475,36 +476,47 @@ def test_a_diverging_run_stops_and_keeps_its_last_state(tmp_path: Path, capsys: 
     assert state["step"] == len(steps(tmp_path))
 
 
+def test_a_run_that_is_read_seldom_is_the_same(finished: Path, tmp_path: Path) -> None:
+    assert train.main(options(tmp_path, train__log_every=5)) == 0
+    assert steps(tmp_path) == steps(finished)
+    assert same_weights(tmp_path / "model.pth", finished / "model.pth")
+
+
+def test_a_diverged_step_is_named_however_late_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    messages = []
+    for every in (1, 4, 100):
+        run_dir = tmp_path / str(every)
+        changed = {"train__learning_rate": 1e30, "train__save_every": 0, "train__validate_every": 0}
+        assert train.main(options(run_dir, train__log_every=every, **changed)) == 3
+        messages.append(capsys.readouterr().err.splitlines()[-1])
+        assert not (run_dir / "state.pt").exists()
+        assert steps(run_dir) == steps(tmp_path / "1")
+    assert len(set(messages)) == 1
+    assert (
+        f"stopped at step {len(steps(tmp_path / '1'))}: in step {len(steps(tmp_path / '1')) + 1} the loss"
+        in messages[0]
+    )
+
+
 def test_a_gradient_that_is_no_number_reaches_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(parse_config(options(tmp_path)))
     before = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
     # The loss is finite, and so are all of its gradients but one.
     next(trainer.generator.parameters()).register_hook(lambda gradient: gradient / 0)
-    with pytest.raises(DivergedError, match="gradient"):
-        trainer.train_step(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
+    first = trainer.train_step(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
+    trainer.train_step(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
+    with pytest.raises(DivergedError, match=r"in step 1 .* gradient") as error:
+        first.read()
+    assert error.value.step == 1
     for model in (trainer.generator, trainer.ema):
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not trainer.optimizer.state
+    assert all(not value.any() for state in trainer.optimizer.state.values() for value in state.values())
 
 
 def test_a_diverged_run_can_go_on_with_a_smaller_learning_rate(finished: Path, tmp_path: Path) -> None:
     changed = {"train__learning_rate": 1e-4, "train__precision": "float32", "train__iterations": 8}
     assert train.main(options(tmp_path, resume=finished / "state.pt", **changed)) == 0
     assert [record["step"] for record in steps(tmp_path)] == [7, 8]
-
-
-def test_a_frozen_generator_takes_no_gradient_in_the_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(parse_config(options(tmp_path, train__warmup=0)))
-    attack, seen = trainer.attack, []
-
-    def watched(*arguments: Any) -> Any:
-        seen.append([parameter.requires_grad for parameter in trainer.generator.parameters()])
-        return attack(*arguments)
-
-    trainer.attack = watched
-    trainer.train_step(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
-    assert not any(seen[0])
-    assert all(parameter.requires_grad for parameter in trainer.generator.parameters())
 
 
 def learning_rates(arguments: Sequence[str]) -> list[float]:

@@ -1,0 +1,206 @@
+"""How much memory a run needs, before it begins; and what to change where there is not enough."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from andfast.attack import Bicubic, Free, Random
+from andfast.attack.base import NetworkAttack
+from andfast.degradation import DegradationNetwork
+from andfast.losses import l1_objective
+from andfast.ops import backends
+from andfast.ops.kernels import kernels_of
+from andfast.theta import ThetaLayout
+from andfast.training.config import Config
+from andfast.training.micro_batch import by_images
+from andfast.training.sheet import CROP, ROWS
+from andfast.training.trainer import Trainer
+from andfast.training.views import View
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory of the tensors that operations make, while they live. Views of a tensor share its memory.
+
+    Attributes:
+        live: bytes there are now.
+        peak: bytes there were at most.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._meet(tensor.untyped_storage())
+        return result
+
+    def know(self, tensor: Tensor) -> Tensor:
+        """Leave a tensor out of the count."""
+        self._known[tensor.untyped_storage()] = None
+        return tensor
+
+    def _meet(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known[storage] = None
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size: int) -> None:
+        self.live -= size
+
+
+def estimate_memory(trainer: Trainer) -> int:
+    """About how many bytes training takes at most, on the device, weights and all.
+
+    The passes of a step are run on tensors that have shapes and no content (PyTorch's own, as its compiler uses them),
+    and what lives at once is added up. Not seen is what libraries take for themselves, such as the device's context and
+    scratch memory. A compiled generator mostly takes less.
+    """
+    train, scale = trainer.config.train, trainer.config.scale
+    weights = sum(weight.nbytes for weight in trainer.generator.parameters())
+    # G, its average, what it was before, and Adam's two moments.
+    held = 5 * weights + trainer.frozen.own_bytes
+    images = train.micro_batch or train.batch_size
+    networks = max(trainer.config.networks * images // train.batch_size, 1)
+    attack, row = _attack_peak(trainer, images, networks, train.patch_size)
+    # Of the networks that wait theta_id, the deviation, the worst one so far and the gradient.
+    attack += 4 * (trainer.config.networks - networks) * row
+    # Of the images that wait: the patches as bytes and as float32, and a few LR images.
+    waiting = (train.batch_size - images) * 3 * train.patch_size**2 * (5 + 16 / scale**2)
+    in_sheet = min(images, ROWS)
+    sheet, _ = _attack_peak(trainer, in_sheet, in_sheet, CROP - CROP % scale)
+    # G's gradients are kept from one update to the next.
+    return int(held + max(attack + waiting + weights, _update_peak(trainer, images) + waiting, sheet + weights))
+
+
+def _attack_peak(trainer: Trainer, images: int, networks: int, size: int) -> tuple[int, int]:
+    """The adversary's step on so many images of size x size, and a network's row of theta: bytes."""
+    config = trainer.config
+    climbs = not isinstance(trainer.attack, (Random, Bicubic))
+    with FakeTensorMode(), LiveBytes() as memory, torch.set_grad_enabled(climbs):
+        # A replay is an update, too; its weights' gradients are counted elsewhere.
+        view = View(trainer.generator, trainer.precision) if isinstance(trainer.attack, Free) else trainer.frozen
+        objective = l1_objective(View(_fake(view.module, memory), view.dtype))
+        objective = by_images(objective, config.train.micro_batch)
+        hr = _batch(images, size, trainer.device)
+        if not isinstance(trainer.attack, NetworkAttack):
+            image = hr.new_empty(images, 3, size // config.scale, size // config.scale).requires_grad_()
+            loss = objective(image, hr)
+            if climbs:
+                torch.autograd.grad(loss.sum(), image)
+            return memory.peak, 0
+        network = trainer.degradation(networks)
+        settings = config.degradation
+        network.layout = ThetaLayout((size, size), config.scale, settings.channels, settings.blocks, settings.noise)
+        bank = torch.empty(networks, network.layout.size, device=trainer.device)
+        network.theta_id = bank
+        delta = torch.empty_like(bank).requires_grad_()
+        lr = network(hr, delta)
+        image = lr.detach().requires_grad_()
+        loss = objective(image, hr)
+        if climbs:
+            (costate,) = torch.autograd.grad(loss.sum(), image)
+        del loss
+        kept = (torch.empty_like(bank), _scratch(network, hr))  # among them the worst deviation so far
+        if climbs:
+            torch.autograd.grad(lr, delta, costate)
+        del kept
+        return memory.peak, bank[0].nbytes
+
+
+def _scratch(network: DegradationNetwork, hr: Tensor) -> Tensor | None:
+    """As much as F's backward pass takes while it runs, which as one operation does not show it.
+
+    That is the gradients of a layer's output and input, of the networks that it does at once.
+    """
+    backend = backends.select_name("degradation_forward", hr.new_empty(0, dtype=network.dtype))
+    if backend == "reference":
+        return None
+    pieces = network.num_networks if kernels_of(backend, network.dtype).one_network else 1
+    return hr.new_empty(2, len(hr) // pieces, network.channels, *hr.shape[2:], dtype=network.dtype)
+
+
+def _update_peak(trainer: Trainer, images: int) -> int:
+    """G's update on so many images, its gradients included."""
+    size = trainer.config.train.patch_size
+    with FakeTensorMode(), LiveBytes() as memory:
+        objective = l1_objective(View(_fake(trainer.generator, memory), trainer.precision))
+        hr = _batch(images, size, trainer.device)
+        lr = hr.new_empty(images, 3, size // trainer.config.scale, size // trainer.config.scale)
+        objective(lr, hr).sum().backward()
+        return memory.peak
+
+
+def _batch(images: int, size: int, device: torch.device) -> Tensor:
+    return torch.empty(images, 3, size, size, dtype=torch.uint8, device=device).float() / 255
+
+
+def _fake(module: nn.Module, memory: LiveBytes) -> nn.Module:
+    """The same module with weights that have no content, which are counted elsewhere."""
+    memo = {
+        id(weight): nn.Parameter(
+            memory.know(torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device=weight.device)),
+            requires_grad=weight.requires_grad,
+        )
+        for weight in module.parameters()
+    }
+    return copy.deepcopy(module, memo)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
+
+
+def describe_memory(needed: int, free: int | None) -> str:
+    """Both in GiB, for people."""
+    words = f"needs about {needed / 2**30:.1f} GiB"
+    return words if free is None else f"{words} of {free / 2**30:.1f} GiB free"
+
+
+# How the allocators that raise no error of their own kind begin.
+_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: of the device or of the machine."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
+
+
+def remedies(config: Config) -> str:
+    """Which settings to change to need less memory, and what they are now."""
+    train = config.train
+    now = f"none, {train.batch_size} images at once" if train.micro_batch is None else train.micro_batch
+    options = [] if train.micro_batch == 1 else [f"a smaller train.micro_batch (now {now})"]
+    if config.generator.name == "rrdbnet" and not train.checkpoint_blocks:
+        options.append("train.checkpoint_blocks true (now false)")
+    anew = (
+        f"a smaller train.patch_size (now {train.patch_size}), train.batch_size (now {train.batch_size}) or "
+        f"degradation.num_networks (now {config.degradation.num_networks})"
+    )
+    return f"{' or '.join(options)}; or, in a new run, {anew}" if options else f"in a new run, {anew}"

@@ -1,0 +1,38 @@
+"""A trainer of a small run, and images for it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from andfast.training.config import parse_config
+from andfast.training.trainer import Trainer
+
+TINY = {
+    "train.iterations": 6,
+    "train.warmup": 0,
+    "train.ramp": 0,
+    "train.batch_size": 4,
+    "train.patch_size": 32,
+    "generator.features": 8,
+    "generator.depth": 2,
+    "degradation.channels": 8,
+    "degradation.blocks": 2,
+    "attack.steps": 2,
+    "train.precision": "float32",
+    "degradation.precision": "float32",
+}
+
+
+def make(**changed: Any) -> Trainer:
+    """With the settings in `changed`, whose dots are written as two underscores."""
+    settings = TINY | {key.replace("__", "."): value for key, value in changed.items()}
+    return Trainer(parse_config([f"--{key}={value}" for key, value in settings.items()]))
+
+
+def patches(count: int = 4, size: int = 32, seed: int = 0) -> Tensor:
+    """Images as the loader gives them: smooth, with some grain."""
+    random = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 5, 5, generator=random)
+    smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
+    return (smooth * 235 + 20 * torch.rand(count, 3, size, size, generator=random)).to(torch.uint8)
