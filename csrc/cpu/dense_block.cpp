@@ -15,7 +15,7 @@ namespace {
 
 // So many bytes of transformed tiles are kept for the next convolutions: as many images at once as that holds. Of an
 // image that is larger they are not kept; they would have to come from main memory, and transforming anew is cheaper.
-constexpr int64_t kKeptBytes = int64_t{16} << 20;
+constexpr int64_t kKeptBytes = int64_t{8} << 20;
 
 constexpr int64_t kGrown = kDenseConvs - 1;
 

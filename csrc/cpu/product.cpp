@@ -36,15 +36,22 @@ ANDFAST_BODY void tile(const float* a, int64_t a_row, int64_t a_depth, const flo
   }
 }
 
-// kTile is chosen so that the sums fill eight registers or so: fewer would leave the multipliers waiting for each
-// other's results, and with twice as many nothing is left for a and b.
+// kTile is chosen so that the sums fill eight registers or more, or the multipliers would wait for each other's results,
+// and leave some for a and b. The rows that do not fill a tile take smaller ones.
 template <typename Vector, int kTile>
 ANDFAST_BODY void product_body(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth,
                                float* c, int64_t c_row, int64_t rows, int64_t columns, int64_t depth, bool add) {
-  static_assert(kRows % kTile == 0);
+  static_assert(kRows % 2 == 0);
   for (int64_t j = 0; j < columns; j += kLane) {
-    for (int64_t r = 0; r < rows; r += kTile) {
+    int64_t r = 0;
+    for (; r + kTile <= rows; r += kTile) {
       tile<Vector, kTile>(a + r * a_row, a_row, a_depth, b + j, b_depth, c + r * c_row + j, c_row, depth, add);
+    }
+    for (; kTile > 4 && r + 4 <= rows; r += 4) {
+      tile<Vector, 4>(a + r * a_row, a_row, a_depth, b + j, b_depth, c + r * c_row + j, c_row, depth, add);
+    }
+    for (; r < rows; r += 2) {
+      tile<Vector, 2>(a + r * a_row, a_row, a_depth, b + j, b_depth, c + r * c_row + j, c_row, depth, add);
     }
   }
 }
@@ -57,7 +64,7 @@ ANDFAST_BODY void product_body(const float* a, int64_t a_row, int64_t a_depth, c
   }
 ANDFAST_PRODUCT(product_baseline, , Float4, 2)
 #if defined(__x86_64__)
-ANDFAST_PRODUCT(product_avx2, __attribute__((target("avx2,fma"))), Float8, 4)
+ANDFAST_PRODUCT(product_avx2, __attribute__((target("avx2,fma"))), Float8, 6)
 ANDFAST_PRODUCT(product_avx512, __attribute__((target("avx512f,fma"))), Float16, 8)
 #endif
 

@@ -11,9 +11,9 @@
 
 namespace andfast::cpu {
 
-// Tiles between two visits of the transformed weights. So few that they, the weights and the products share a
-// second-level cache of half a megabyte.
-constexpr int64_t kTiles = 16;
+// Tiles between two visits of the transformed weights: whole register tiles of rows (product.cpp), and so few that they,
+// the weights and the products share a second-level cache of half a megabyte.
+constexpr int64_t kTiles = 24;
 
 // How far apart the elements of transformed tiles lie: not a power of two, or all sixteen would fall into the same few
 // lines of the first-level cache.
