@@ -153,6 +153,7 @@ while IFS= read -r line; do
   [[ -z $line ]] || bad[step]=1
   case $line in
     "" | *tests/models/* | *tests/test_*attack*) ;;
+    *dense_block* | *conv_act* | *triton_generator*) bad[dense_block]=1 ;;
     *projected_step*) bad[projected_step]=1 ;;
     *blur_pool*) bad[blur_pool]=1 bad[degradation_forward]=1 ;;
     *test_noise* | *triton_noise* | *gaussian_field*) bad[noise]=1 bad[degradation_forward]=1 bad[degradation_block]=1 ;;
@@ -164,7 +165,7 @@ if [[ -n ${failed//$'\n'/} ]]; then
 fi
 
 results=()
-for operation in step degradation_forward degradation_block projected_step blur_pool noise; do
+for operation in step degradation_forward dense_block degradation_block projected_step blur_pool noise; do
   if [[ $gate != 0 ]]; then
     say "bench $operation" "left out: $gate did not end well"
   elif [[ -n ${bad[$operation]-} ]]; then
@@ -172,9 +173,9 @@ for operation in step degradation_forward degradation_block projected_step blur_
   else
     left=$(((budget - SECONDS) / slack))
     case $operation in
-      step) seconds=$((left > 300 ? left - 180 : 120)) ;; # what there is, less the others' time
+      step) seconds=$((left > 300 ? left - 220 : 120)) ;; # what there is, less the others' time
       degradation_forward) seconds=80 ;;
-      degradation_block) seconds=40 ;;
+      degradation_block | dense_block) seconds=40 ;;
       *) seconds=20 ;;
     esac
     stage "bench $operation" "$seconds" bench.log \

@@ -113,10 +113,8 @@ class Adversary:
         hr: Tensor,
         degrade: Callable[[], Tensor],
         budget_db: float,
-        first_try: bool,
     ) -> None:
-        self.network, self.degrade = network, degrade
-        self.budget_db, self.first_try = budget_db, first_try
+        self.network, self.degrade, self.budget_db = network, degrade, budget_db
         self.clean = network.pool(hr)
         self.identity = [parameter.detach().clone() for parameter in network.parameters()]
         self.position = [torch.zeros_like(parameter) for parameter in self.identity]
@@ -132,7 +130,7 @@ class Adversary:
         factor = (epsilon / norm(position)).clamp(max=1)
         self.position = [factor * place for place in position]
         scale = 1.0
-        if self.first_try and before > 0:  # where the budget bound before, it binds again near the same norm
+        if before > 0:  # where the budget bound before, it binds again near the same norm
             ratio = float(before / norm(self.network.unscaled(self.position)))
             scale = min(ratio * 10 ** ((self.lr_psnr - self.budget_db - SLACK_DB / 2) / 20), 1.0)
         self.shrink(scale)
@@ -191,7 +189,6 @@ class Step:
         networks: N of F, each for an equal part of a batch.
         budget_db: the least PSNR of the LR images against the clean ones.
         steps, step_size, epsilon: of the projected gradient ascent; 0 steps: a plain step on bicubic LR images.
-        first_try: look for what the budget allows near the norm where it bound before, not from the whole deviation.
         compiled: compile what repeats: F's and G's blocks.
         dtype: compute in it by autocast.
         channels_last: the memory format.
@@ -205,7 +202,6 @@ class Step:
         steps: int = 5,
         step_size: float = 0.1,
         epsilon: float = 0.5,
-        first_try: bool = True,
         learning_rate: float = 1e-4,
         ema_decay: float = 0.999,
         compiled: bool = False,
@@ -218,7 +214,7 @@ class Step:
         self.ema = copy.deepcopy(generator).requires_grad_(False)
         self.optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate, betas=(0.9, 0.99))
         self.budget_db, self.steps, self.step_size, self.epsilon = budget_db, steps, step_size, epsilon
-        self.first_try, self.ema_decay, self.dtype = first_try, ema_decay, dtype
+        self.ema_decay, self.dtype = ema_decay, dtype
         if compiled:
             for module in repeated(generator):
                 module.compile(dynamic=False)
@@ -246,10 +242,7 @@ class Step:
         """What was found for each network: `lr`, the worst LR images of all iterates, and their `loss`."""
         parts = hr.chunk(len(self.networks))
         degrade = [partial(self.degrade, *pair) for pair in zip(self.networks, parts, strict=True)]
-        adversaries = [
-            Adversary(*given, self.budget_db, self.first_try)
-            for given in zip(self.networks, parts, degrade, strict=True)
-        ]
+        adversaries = [Adversary(*given, self.budget_db) for given in zip(self.networks, parts, degrade, strict=True)]
         parameters = [list(network.parameters()) for network in self.networks]
         self.generator.requires_grad_(False)
         for step in range(self.steps + 1):

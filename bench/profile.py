@@ -157,12 +157,11 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
 
 def make_config(options: argparse.Namespace) -> Config:
     """The settings of the run that is profiled: past its warm-up, on the bundled photographs."""
-    attack = {name: value for name, value in options.attack.items() if name in AttackConfig.__dataclass_fields__}
     return Config(
         data=DataConfig(workers=options.workers),
         generator=GeneratorConfig(options.generator, options.features, options.depth),
         degradation=DegradationConfig(options.networks),
-        attack=AttackConfig(**attack),
+        attack=AttackConfig(**options.attack),
         train=TrainConfig(
             iterations=10**6,
             warmup=10**6 if options.method == "none" else 0,

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from andfast.attack.budget import within_budget
 from andfast.data.patches import ImageArray, PatchBatches
 from andfast.data.photographs import training_photographs
 from andfast.degradation import DegradationNetwork
 from andfast.ops import use_backend
 from andfast.training.config import AttackConfig, Config, DegradationConfig, GeneratorConfig, TrainConfig
+from andfast.training.readout import PendingStep
 from andfast.training.trainer import Trainer
 from bench import paper
 from bench.timing import DEVICE, before_round, matmul_rate, peak_memory
@@ -29,8 +28,6 @@ from bench.variants import FAST_TYPE
 SCALE = 4
 #: The middle of the default range, for all draws alike: how often a deviation is shrunk hangs on it.
 BUDGET_DB = 29.0
-#: Whether andfast's search for what the budget allows is told where to begin.
-FIRST_TRY = "first" in inspect.signature(within_budget).parameters
 #: The largest relative error of a first step's loss, and of its gradient in the 2-norm, that is worth a time: in
 #: float32, in TF32 and half types, and in half types where theta is rounded to them, which cannot hold it.
 EXACT, ROUNDED, ROUNDED_THETA = (1e-3, 1e-2), (0.05, 0.5), (0.05, 0.9)
@@ -83,10 +80,6 @@ class Method:
     attack: tuple[tuple[str, Any], ...]
     passes: tuple[float, float]
 
-    @property
-    def available(self) -> bool:
-        return dict(self.attack)["method"] in get_args(get_type_hints(AttackConfig)["method"])
-
 
 def _method(name: str, passes: tuple[float, float], **attack: Any) -> Method:
     return Method(name, tuple(attack.items()), passes)
@@ -95,6 +88,8 @@ def _method(name: str, passes: tuple[float, float], **attack: Any) -> Method:
 PLAIN = _method("plain", (3, 0), method="none")
 EXACT_5 = _method("exact", (13, 16), method="pgd", steps=5)
 CHEAPER = [
+    _method("pgd-5+last", (12, 16), method="pgd", steps=5, keep="last"),
+    _method("pgd-1@1+last", (5, 4), method="pgd", steps=1, step_size=0.5, keep="last"),
     _method("pgd-3@0.5", (9, 10), method="pgd", steps=3, step_size=0.25),
     _method("yopo-3-2@0.3", (9, 19), method="yopo", steps=3, inner_steps=2, step_size=0.15),
     _method("subset-5-0.5", (8, 8.5), method="subset", steps=5, share=0.5),
@@ -141,7 +136,7 @@ def make_config(case: Case, method: Method, networks: int | str = 1, precision: 
     # During the warm-up a run trains on clean LR images alone: with the method "none" that is the plain step.
     warmup = 10**6 if method == PLAIN else 0
     # What others are compared with is not compiled.
-    plainly = {"compile": "off"} if precision == "float32" and "compile" in Config.__dataclass_fields__ else {}
+    plainly = {"compile": "off"} if precision == "float32" else {}
     return Config(
         scale=SCALE,
         **plainly,
@@ -198,10 +193,9 @@ def found_with(loss: float, generator: nn.Module, optimizer: torch.optim.Optimiz
     return Found(loss, torch.cat([state["exp_avg"].detach().flatten() for state in states]), int(states[0]["step"]))
 
 
-def found_by(trainer: Trainer, result: Any) -> Found:
-    """What andfast's first step found, whether its result is there at once or has to be read."""
-    loss = result.read().loss if hasattr(result, "read") else result.loss
-    return found_with(loss, trainer.generator, trainer.optimizer)
+def found_by(trainer: Trainer, result: PendingStep) -> Found:
+    """What andfast's first step found."""
+    return found_with(result.read().loss, trainer.generator, trainer.optimizer)
 
 
 def own_program(case: Case, variant: Variant) -> Program:
@@ -252,7 +246,7 @@ def written_program(case: Case, variant: Variant, weights: dict[str, Tensor], ba
     options = {name: attack[name] for name in ("steps", "step_size") if name in attack} or {"steps": 0}
     if variant.who == "paper compiled":
         options |= {"compiled": True, "dtype": FAST_TYPE, "channels_last": True}
-    step = paper.Step(generator, written_networks(bank), BUDGET_DB, first_try=FIRST_TRY, ema_decay=0.999, **options)
+    step = paper.Step(generator, written_networks(bank), BUDGET_DB, ema_decay=0.999, **options)
     given = patches(case)
 
     def first() -> Found:
@@ -275,7 +269,7 @@ class Reference:
 def reference(case: Case, method: Method, networks: int | str) -> Reference:
     """What a first step is compared with."""
     config = make_config(case, method, networks, "float32")
-    if DEVICE.type == "cuda" and hasattr(config.train, "micro_batch"):
+    if DEVICE.type == "cuda":
         config.train.micro_batch = min(case.batch, 8)  # without kernels and half types memory would be short
     trainer = Trainer(config)
     weights = {name: weight.clone() for name, weight in trainer.generator.state_dict().items()}

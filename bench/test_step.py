@@ -59,8 +59,6 @@ else:
     ],
 )
 def test_step(benchmark, case, variant, rounds):
-    if not variant.method.available:
-        pytest.skip(f"attack.method has no {dict(variant.method.attack)['method']}")
     try:
         bench_step(benchmark, case, variant, rounds)
     except torch.OutOfMemoryError as error:

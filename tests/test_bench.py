@@ -222,7 +222,7 @@ def test_baseline_finds_what_andfast_finds(bench, kind, networks, budget_db, cou
     generator.requires_grad_(False)
     expected = PGD(steps=count, lr_psnr=(budget_db, budget_db))(bank, hr, l1_objective(generator))
 
-    step = paper.Step(written, steps.written_networks(bank), budget_db, count, first_try=steps.FIRST_TRY)
+    step = paper.Step(written, steps.written_networks(bank), budget_db, count)
     found = step.attack(hr)
     theta = torch.stack(
         [torch.cat([part.flatten() for part in map(torch.add, one.identity, one.deviation())]) for one in found]

@@ -182,8 +182,10 @@ class Trainer:
     def _update_ema(self) -> None:
         # Young averages must not be dominated by the initial weights.
         decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
-        weight = (1 - self.diverged) * (1 - decay)
-        torch._foreach_lerp_(self._averages, self._weights, [weight] * len(self._weights))
+        # Not _foreach_lerp_: with a weight on the device it takes the tensors one by one.
+        change = torch._foreach_sub(self._weights, self._averages)
+        torch._foreach_mul_(change, (1 - self.diverged) * (1 - decay))
+        torch._foreach_add_(self._averages, change)
 
     def describe(self) -> str:
         """The generator, the device and the type it is computed in, for people."""

@@ -1,9 +1,11 @@
 """RRDBNet and Compact: names, sizes, values and gradients."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
-from generator_checks import kept_bytes
+from generator_checks import distance, kept_bytes
 
 from andfast.models import GENERATORS, Compact, RRDBNet, build_generator
 from andfast.ops import backends, use_backend
@@ -222,3 +224,28 @@ def test_frozen_generators_keep_signs_alone(name):
     with use_backend("reference"):
         plain = kept_bytes(lambda: model(image), list(model.parameters()))
     assert sum(kept.values()) < sum(plain.values()) / 16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_on_a_gpu(backend, name, dtype):
+    """At most twice the error of plain PyTorch in the type, both against float64."""
+    if backend in backends.unavailable:
+        pytest.skip(backends.unavailable[backend])
+    model = small(name, 4).to("cuda")
+    image, grad = torch.rand(2, 3, 9, 11, device="cuda"), torch.rand(2, 3, 36, 44, device="cuda")
+
+    def passes(used, kind):
+        with use_backend(used):
+            own = copy.deepcopy(model).to(kind, memory_format=torch.channels_last)
+            given = image.to(dtype).to(kind).requires_grad_()
+            result = own(given)
+            return [result.detach(), *torch.autograd.grad(result, [given, *own.parameters()], grad.to(dtype).to(kind))]
+
+    rounded = copy.deepcopy(model).to(dtype)
+    model.load_state_dict(rounded.state_dict())
+    exact, plain, fused = passes("reference", torch.float64), passes("reference", dtype), passes(backend, dtype)
+    for one, own, true in zip(fused, plain, exact, strict=True):
+        assert distance(one, true) <= 2 * distance(own, true) + (1e-5 if dtype == torch.float32 else 2e-2)
