@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from andfast.models.rrdbnet import DenseBlock
+from andfast.models.rrdbnet import RRDB
 
 
 class CompileError(RuntimeError):
@@ -26,10 +26,11 @@ def wants_compile(setting: str, device: torch.device) -> bool:
 def compile_regions(generator: nn.Module) -> None:
     """Have a generator compiled, in place, when it is first called: for images of the sizes it then sees.
 
-    RRDBNet's dense blocks are all alike: compiled one by one they share one program, which takes a fraction of the
-    time that the whole network takes. A generator without them is compiled whole.
+    RRDBNet's blocks are all alike: compiled one by one they share one program, which takes a fraction of the time that
+    the whole network takes. A generator without them is compiled whole. Our own operations (`andfast.ops`) stay as they
+    are; what is compiled is all that stands between them.
     """
-    regions = [module for module in generator.modules() if isinstance(module, DenseBlock)]
+    regions = [module for module in generator.modules() if isinstance(module, RRDB)]
     for region in regions or [generator]:
         region.compile(dynamic=False, fullgraph=True)
 

@@ -1,0 +1,98 @@
+"""The fast step is the plain one: the same theta, loss and gradient of G, whatever computes them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny_trainer import make, patches
+from torch import Tensor
+
+from andfast.attack import PGD, AttackResult
+from andfast.losses import l1_objective
+from andfast.ops import backends, use_backend
+from andfast.training.trainer import Trainer
+
+pytestmark = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+
+# Blocks of the size that the kernels are made for in little: every layer and way through them is there.
+OPTIONS = {
+    "train__batch_size": 2,
+    "generator__depth": 1,
+    "generator__features": 16,
+    "degradation__channels": 16,
+    "attack__steps": 5,
+}
+
+
+@pytest.fixture
+def _compiler(tmp_path, monkeypatch) -> Iterator[None]:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def step(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
+    """The deviation that the adversary finds, the loss of the update and its gradient, end to end."""
+    attack, seen = trainer.attack, []
+
+    def watched(*arguments: Any) -> AttackResult:
+        seen.append(attack(*arguments))
+        return seen[-1]
+
+    trainer.attack = watched
+    loss = trainer.train_step(patches(2)).read().loss
+    gradient = torch.cat([weight.grad.flatten() for weight in trainer.generator.parameters()])
+    return seen[0].delta, torch.tensor(loss), gradient
+
+
+def distance(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+@pytest.mark.parametrize("generator", ["rrdbnet", "compact"])
+@pytest.mark.parametrize("networks", [1, "batch"])
+@pytest.mark.parametrize("setting", ["off", "on"])
+@pytest.mark.usefixtures("_compiler")
+def test_float32(generator, networks, setting):
+    options = OPTIONS | {"generator__name": generator, "degradation__num_networks": networks}
+    with use_backend("reference"):
+        plain = step(make(**options))
+    fused = step(make(**options, compile=setting))
+    for what, one, other in zip(("theta", "loss", "gradient"), fused, plain, strict=True):
+        assert distance(one, other) < 1e-4, what
+
+
+# What half types round, each step of the search adds to: theta is where it is largest, for a gradient's direction is
+# what is rounded. What the adversary finds, the loss, is hardly touched. Relative bounds, each about twice of what was
+# seen, of the deviation, the loss and the gradient.
+HALF = (0.5, 0.015, 0.8)
+
+
+@pytest.mark.parametrize("generator", ["rrdbnet", "compact"])
+@pytest.mark.parametrize("networks", [1, "batch"])
+def test_bfloat16_against_float64(generator, networks):
+    options = OPTIONS | {"generator__name": generator, "degradation__num_networks": networks}
+    half = {"train__precision": "bfloat16", "degradation__precision": "bfloat16"}
+    trainer = make(**options | half)
+    wide = make(**options | half)
+    exact = step_in_float64(wide)
+    for what, one, other, bound in zip(("theta", "loss", "gradient"), step(trainer), exact, HALF, strict=True):
+        assert distance(one, other) < bound, what
+
+
+def step_in_float64(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
+    """What `step` does, written out on the plain references in float64."""
+    hr = patches(2).double() / 255
+    network, random, _ = trainer._identity(hr)
+    network.dtype = torch.float64  # theta itself is float32 everywhere
+    generator = trainer.generator.double()
+    settings = trainer.config.attack
+    attack = PGD(settings.steps, lr_psnr=settings.lr_psnr)
+    with use_backend("reference"):
+        found = attack(network, hr, l1_objective(generator.requires_grad_(False)), random)
+        weights = list(generator.requires_grad_(True).parameters())
+        loss = l1_objective(generator)(found.lr, hr).mean()
+        gradient = torch.autograd.grad(loss, weights)
+    return found.delta, loss.detach(), torch.cat([part.flatten() for part in gradient])
