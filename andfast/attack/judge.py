@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from andfast.attack.variants import Variant
 from andfast.degradation import DegradationNetwork
-from andfast.losses import Objective, l1_objective
+from andfast.losses import l1_objective
 from andfast.measure import peak_memory
+from andfast.models.views import FrozenView
 
 #: The attacks that shares are shares of; they always take part.
 EXACT = ("pgd-5", "pgd-20")
@@ -68,9 +69,10 @@ class Judge:
     """
 
     def __init__(self, model: nn.Module, network: DegradationNetwork, precision: torch.dtype) -> None:
-        self.model = model.requires_grad_(False).to(memory_format=torch.channels_last)
         self.network = network
         self.precision = precision
+        self._model = model.to(memory_format=torch.channels_last)
+        self._views: dict[torch.dtype, FrozenView] = {}
 
     def __call__(
         self,
@@ -113,13 +115,14 @@ class Judge:
 
     def _measure(self, finding: Finding, hr: Tensor, random: torch.Generator) -> None:
         attack = self._prepare(finding.variant, hr, random)
-        with _counted(self.network, self.model, len(hr)) as passes:
+        view = self._view(finding.variant.dtype or self.precision)
+        with _counted(self.network, view.module, len(hr)) as passes:
             _synchronize(hr.device)
             begin = time.perf_counter()
             result = attack()
             _synchronize(hr.device)
             finding.seconds.append(time.perf_counter() - begin)
-        judged = self._objective(torch.float32)
+        judged = l1_objective(self._view(torch.float32))
         with torch.no_grad():
             before, after = (judged(lr, hr).mean() for lr in (self.network(hr), result.lr))
         finding.increase.append((after - before).item())
@@ -130,7 +133,7 @@ class Judge:
         """The attack, on networks and with budgets that are the same whenever `random` is."""
         self.network.reset_identity((hr.shape[2], hr.shape[3]), random)
         state = random.get_state()
-        objective = self._objective(variant.dtype or self.precision)
+        objective = l1_objective(self._view(variant.dtype or self.precision))
 
         def attack() -> object:
             random.set_state(state)
@@ -138,13 +141,11 @@ class Judge:
 
         return attack
 
-    def _objective(self, dtype: torch.dtype) -> Objective:
-        def restore(lr: Tensor) -> Tensor:
-            lr = lr.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(lr.device.type, dtype, enabled=dtype != torch.float32):
-                return self.model(lr)
-
-        return l1_objective(restore)
+    def _view(self, dtype: torch.dtype) -> FrozenView:
+        """G as the trainer shows it to its adversary."""
+        if dtype not in self._views:
+            self._views[dtype] = FrozenView(self._model, dtype)
+        return self._views[dtype]
 
 
 def _synchronize(device: torch.device) -> None:

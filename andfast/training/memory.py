@@ -17,6 +17,7 @@ from andfast.attack import Bicubic, Free, Random
 from andfast.attack.base import NetworkAttack
 from andfast.degradation import DegradationNetwork
 from andfast.losses import l1_objective
+from andfast.models.views import View
 from andfast.ops import backends
 from andfast.ops.kernels import kernels_of
 from andfast.theta import ThetaLayout
@@ -24,7 +25,6 @@ from andfast.training.config import Config
 from andfast.training.micro_batch import by_images
 from andfast.training.sheet import CROP, ROWS
 from andfast.training.trainer import Trainer
-from andfast.training.views import View
 
 
 class LiveBytes(TorchDispatchMode):

@@ -16,11 +16,11 @@ from andfast.degradation import DegradationNetwork
 from andfast.devices import choose_device, choose_precision
 from andfast.losses import l1_objective
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
+from andfast.models.views import FrozenView, View
 from andfast.training.compilation import FirstPass, compile_regions, wants_compile
 from andfast.training.config import Config
 from andfast.training.micro_batch import MicroBatchedNetwork, by_images
 from andfast.training.readout import PendingStep
-from andfast.training.views import FrozenView, View
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
 RAMP_DB = 20.0

@@ -36,8 +36,8 @@ ANDFAST_BODY void leaky_grad_body(const T* dy, const float* slope, const uint8_t
   unpack_row(signs, bytes, sign_bytes(channels));
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
-    const float value = load(dy[c]), counts = bytes[c];  // 0 or 1: arithmetic, where a choice would be no vector code
-    store(dz[c], value + counts * (value * slope[c] - value));
+    const float counts = bytes[c];  // a choice by bytes would not become vector code
+    store(dz[c], load(dy[c]) * (counts > 0 ? slope[c] : 1.0f));
   }
 }
 ANDFAST_CLONES void leaky_grad_pixel(const float* dy, const float* slope, const uint8_t* signs, float* dz,

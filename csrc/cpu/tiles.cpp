@@ -128,8 +128,8 @@ ANDFAST_CLONES void pass_back(float* dz, const float* slope, const uint8_t* sign
   unpack_row(signs, bytes, sign_bytes(channels));
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
-    const float counts = bytes[c];  // 0 or 1: arithmetic, where a choice would not become vector code
-    dz[c] += counts * (dz[c] * slope[c] - dz[c]);
+    const float counts = bytes[c];  // a choice by bytes would not become vector code
+    dz[c] *= counts > 0 ? slope[c] : 1.0f;
   }
 }
 

@@ -10,9 +10,9 @@ from tiny_trainer import make, patches
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from andfast.losses import l1_objective
+from andfast.models.views import FrozenView, View
 from andfast.training.readout import DivergedError, PendingStep, Readout
 from andfast.training.trainer import Trainer
-from andfast.training.views import FrozenView, View
 
 
 class Looks(TorchDispatchMode):

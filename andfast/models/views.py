@@ -1,4 +1,4 @@
-"""How the trainer looks through G: in a type of its own, and for the adversary without gradients of the weights."""
+"""How training and attacks look through G: in a type of its own, and for the adversary without weight gradients."""
 
 from __future__ import annotations
 
