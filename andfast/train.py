@@ -19,6 +19,7 @@ from andfast.data.cache import cache_images
 from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, make_loader
 from andfast.files import written_whole
+from andfast.host_memory import keep_freed_memory
 from andfast.models import save_model
 from andfast.ops import backends
 from andfast.training.compilation import CompileError
@@ -63,6 +64,8 @@ class Run:
         self.skipped = Skipped()
         self.images = find_images(config, self.skipped)
         self.trainer = Trainer(config)
+        if self.trainer.device.type == "cpu":
+            keep_freed_memory()
         network = self.trainer.degradation(1)  # refuses what it cannot be made from
         try:
             backends.select_name("degradation_forward", network.theta_id.to(network.dtype))

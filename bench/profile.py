@@ -26,6 +26,7 @@ from andfast.attack import Attack
 from andfast.data.patches import ImageArray, PatchBatches, PatchLoader, make_loader
 from andfast.data.photographs import training_photographs
 from andfast.files import written_whole
+from andfast.host_memory import keep_freed_memory
 from andfast.training.config import AttackConfig, Config, DataConfig, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.trainer import Trainer
 from bench.record import commit, machine
@@ -174,13 +175,15 @@ def make_config(options: argparse.Namespace) -> Config:
     )
 
 
-def profile(config: Config, rounds: int) -> dict[str, Any]:
+def profile(config: Config, rounds: int, default_malloc: bool = False) -> dict[str, Any]:
     """Seconds a step, as means: of each phase, their sum, and of whole steps without the profiler.
 
     Every step is taken twice, with and without it: on the same images, from the same identity networks, so that its
     adversary does the same work. The first two do not count.
     """
     trainer = Trainer(config)
+    if trainer.device.type == "cpu" and not default_malloc:
+        keep_freed_memory()  # as a run does
     phases, steps = [], []
 
     def take(watch: bool) -> dict[str, float]:
@@ -252,6 +255,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="of the attack")
     parser.add_argument("--rounds", type=int, default=3, help="steps to take the mean of")
     parser.add_argument("--workers", type=int, default=1, help="processes that load images")
+    parser.add_argument("--default_malloc", action="store_true", help="leave the CPU's memory to glibc's own ways")
     parser.add_argument("--output", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     if min(options.rounds, options.batch, options.steps) < 1:
@@ -267,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = make_config(options)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    result = profile(config, options.rounds)
+    result = profile(config, options.rounds, options.default_malloc)
     print(table(result))
     if options.output is not None:
         given = ["FILE" if word == str(options.output) else word for word in arguments or sys.argv[1:]]
