@@ -32,6 +32,7 @@ from andfast.data.photographs import training_photographs
 from andfast.degradation import DegradationNetwork
 from andfast.devices import choose_device, choose_precision
 from andfast.files import written_whole
+from andfast.host_memory import keep_freed_memory
 from andfast.models import load_model
 from andfast.training.config import AttackConfig, DegradationConfig, Parser, join_lists
 from andfast.training.images import Skipped
@@ -92,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if work.device.type == "cpu":
+        keep_freed_memory()
     try:
         findings = work.judge()
     except (NothingFoundError, DataError) as error:

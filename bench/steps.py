@@ -90,6 +90,7 @@ EXACT_5 = _method("exact", (13, 16), method="pgd", steps=5)
 CHEAPER = [
     _method("pgd-5+last", (12, 16), method="pgd", steps=5, keep="last"),
     _method("pgd-1@1+last", (5, 4), method="pgd", steps=1, step_size=0.5, keep="last"),
+    _method("yopo-1-3@0.5+last", (5, 10), method="yopo", steps=1, inner_steps=3, step_size=0.25, keep="last"),
     _method("pgd-3@0.5", (9, 10), method="pgd", steps=3, step_size=0.25),
     _method("yopo-3-2@0.3", (9, 19), method="yopo", steps=3, inner_steps=2, step_size=0.15),
     _method("subset-5-0.5", (8, 8.5), method="subset", steps=5, share=0.5),

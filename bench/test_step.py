@@ -43,7 +43,7 @@ elif DEVICE.type == "cuda":
     ]
 else:
     PLAN = [
-        (Case("rrdbnet", 2, 128), ALL, 2),
+        (Case("rrdbnet", 2, 128), ALL, 3),
         (Case("rrdbnet", 8, 128), FEWER, 1),
         (Case("compact", 2, 128, depth=16), ALL, 2),
         (Case("compact", 8, 128, depth=16), FEWER, 2),

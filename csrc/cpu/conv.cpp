@@ -9,8 +9,8 @@ namespace andfast::cpu {
 
 namespace {
 
-// z of x, and finish(pixel, network, tiling, place in its images, bytes) for each of its pixels; `bytes` is scratch, eight
-// for each of a pixel's signs, zero past the channels.
+// z of x, and finish(pixel, network, tiling, place in its images, bytes) for each of its pixels; `bytes` is scratch,
+// eight for each of a pixel's signs, zero past the channels.
 template <typename Finish>
 void convolve(const float* x, const Weights& weights, ConvShape shape, int64_t padding, bool backward, float* z,
               int64_t border, ParallelFor parallel_for, Finish finish) {

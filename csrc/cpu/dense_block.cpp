@@ -22,10 +22,10 @@ constexpr int64_t kGrown = kDenseConvs - 1;
 int64_t read_by(DenseShape shape, int64_t conv) { return shape.features + conv * shape.growth; }
 int64_t written_by(DenseShape shape, int64_t conv) { return conv < kGrown ? shape.growth : shape.features; }
 
-// Convolution k of the chain reads all channels of `entry` and the first k parts of `grown`; it writes part k of `grown`,
-// the last one `last`. pack(k, channel, u, step, scratch) transforms its weights from a channel that is read;
-// finish(k, pixel, index, bytes) ends its results for a pixel; `bytes` is scratch, eight for each of a pixel's signs, zero
-// past the channels.
+// Convolution k of the chain reads all channels of `entry` and the first k parts of `grown`; it writes part k of
+// `grown`, the last one `last`. pack(k, channel, u, step, scratch) transforms its weights from a channel that is read;
+// finish(k, pixel, index, bytes) ends its results for a pixel; `bytes` is scratch, eight for each of a pixel's signs,
+// zero past the channels.
 template <typename Pack, typename Finish>
 void chain(const float* entry, float* grown, float* last, DenseShape shape, ParallelFor parallel_for, Pack pack,
            Finish finish) {

@@ -125,8 +125,8 @@ void multiply_group(const Tiling& tiling, int64_t group, const float* weights, i
   for (int64_t t = 0; t < count; ++t) leave(tiling.at(begin + t), m + t * padded, m_step);
 }
 
-// The results of a tile, from `m`, to their pixels; then finish(pixel, its place) for each of those that exist. `unwanted`
-// holds a pixel.
+// The results of a tile, from `m`, to their pixels; then finish(pixel, its place) for each of those that exist.
+// `unwanted` holds a pixel.
 template <typename Finish>
 void leave_tile(const Tiling& tiling, Tiling::Place first, const float* m, int64_t m_step, const Results& results,
                 float* unwanted, Finish finish) {
