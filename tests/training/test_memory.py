@@ -12,6 +12,7 @@ import torch
 from tiny_trainer import make, patches
 
 from andfast import train
+from andfast.measure import peak_memory
 from andfast.training import sheet
 from andfast.training.memory import (
     LiveBytes,
@@ -27,14 +28,7 @@ from andfast.training.trainer import Trainer
 def peak(function: Callable[[], object]) -> int:
     """The most bytes that torch's allocator has given out at once."""
     gc.collect()  # what earlier tests left would be given back in the midst of this
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        function()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    total = highest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        total += event.nbytes()
-        highest = max(highest, total)
-    return highest
+    return peak_memory(function, torch.device("cpu"))
 
 
 SIZES = {

@@ -8,6 +8,7 @@ from tiny_trainer import make, patches
 from torch import Tensor
 
 from andfast.losses import l1_objective
+from andfast.measure import peak_memory
 from andfast.training.micro_batch import by_images
 from andfast.training.trainer import Trainer
 
@@ -110,14 +111,7 @@ def test_checkpointed_blocks_give_the_same_gradients_from_less_memory() -> None:
 def test_a_micro_batch_takes_less_memory() -> None:
     def peak(trainer: Trainer) -> int:
         trainer.train_step(patches(size=64))
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            trainer.train_step(patches(size=64))
-        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-        total = highest = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            total += event.nbytes()
-            highest = max(highest, total)
-        return highest
+        return peak_memory(lambda: trainer.train_step(patches(size=64)), torch.device("cpu"))
 
     options = {"train__patch_size": 64, "degradation__num_networks": 1, "degradation__channels": 32}
     assert peak(make(**options, train__micro_batch=1)) < 0.5 * peak(make(**options))
