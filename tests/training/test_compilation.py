@@ -50,9 +50,10 @@ def test_a_compiler_that_is_not_there_is_named_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "empty"))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     settings = ["--train.batch_size=2", "--train.patch_size=32", "--generator.depth=1", "--generator.features=4"]
-    assert train.main([*settings, f"--run_dir={tmp_path / 'run'}", "--data.workers=0", "--compile=on"]) == 3
+    # Not monkeypatch: what it undoes here, it deletes.
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert train.main([*settings, f"--run_dir={tmp_path / 'run'}", "--data.workers=0", "--compile=on"]) == 3
     message = capsys.readouterr().err
     assert "stopped at step 0: compiling the generator for its update failed" in message
     assert "--compile off" in message
