@@ -7,20 +7,6 @@
 namespace andfast::cpu {
 namespace {
 
-// A pixel. `bytes` is scratch of 8 for each of signs, the last ones zero; `signs` may be null.
-template <typename T>
-ANDFAST_BODY void leaky_body(const T* z, const float* slope, T* y, uint8_t* signs, uint8_t* bytes, int64_t channels) {
-#pragma omp simd
-  for (int64_t c = 0; c < channels; ++c) {
-    const float value = load(z[c]);
-    bytes[c] = !(value > 0);  // at zero as PyTorch has it
-    // Two choices between numbers: one between products would not become vector code.
-    store(y[c], (value > 0 ? value : 0.0f) + slope[c] * (value > 0 ? 0.0f : value));
-  }
-  if (signs) {
-    for (int64_t i = 0; i < sign_bytes(channels); ++i) signs[i] = pack_bits(bytes + 8 * i);
-  }
-}
 ANDFAST_CLONES void leaky_pixel(const float* z, const float* slope, float* y, uint8_t* signs, uint8_t* bytes,
                                 int64_t channels) {
   leaky_body(z, slope, y, signs, bytes, channels);
@@ -30,16 +16,6 @@ ANDFAST_CLONES void leaky_pixel(const bfloat16* z, const float* slope, bfloat16*
   leaky_body(z, slope, y, signs, bytes, channels);
 }
 
-template <typename T>
-ANDFAST_BODY void leaky_grad_body(const T* dy, const float* slope, const uint8_t* signs, T* dz, uint8_t* bytes,
-                                  int64_t channels) {
-  unpack_row(signs, bytes, sign_bytes(channels));
-#pragma omp simd
-  for (int64_t c = 0; c < channels; ++c) {
-    const float counts = bytes[c];  // a choice by bytes would not become vector code
-    store(dz[c], load(dy[c]) * (counts > 0 ? slope[c] : 1.0f));
-  }
-}
 ANDFAST_CLONES void leaky_grad_pixel(const float* dy, const float* slope, const uint8_t* signs, float* dz,
                                      uint8_t* bytes, int64_t channels) {
   leaky_grad_body(dy, slope, signs, dz, bytes, channels);

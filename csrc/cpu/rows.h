@@ -50,6 +50,34 @@ ANDFAST_BODY void unpack_row(const uint8_t* signs, uint8_t* bytes, int64_t count
 
 constexpr int64_t sign_bytes(int64_t channels) { return (channels + 7) / 8; }
 
+// LeakyReLU of a pixel, and a bit a channel for where the slope counts; y may be z. `bytes` is scratch of 8 for each of
+// signs, the last ones zero; `signs` may be null.
+template <typename T>
+ANDFAST_BODY void leaky_body(const T* z, const float* slope, T* y, uint8_t* signs, uint8_t* bytes, int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    const float value = load(z[c]);
+    bytes[c] = !(value > 0);  // at zero as PyTorch has it
+    // Two choices between numbers: one between products would not become vector code.
+    store(y[c], (value > 0 ? value : 0.0f) + slope[c] * (value > 0 ? 0.0f : value));
+  }
+  if (signs) {
+    for (int64_t i = 0; i < sign_bytes(channels); ++i) signs[i] = pack_bits(bytes + 8 * i);
+  }
+}
+
+// The way back through it; dz may be dy.
+template <typename T>
+ANDFAST_BODY void leaky_grad_body(const T* dy, const float* slope, const uint8_t* signs, T* dz, uint8_t* bytes,
+                                  int64_t channels) {
+  unpack_row(signs, bytes, sign_bytes(channels));
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    const float counts = bytes[c];  // a choice by bytes would not become vector code
+    store(dz[c], load(dy[c]) * (counts > 0 ? slope[c] : 1.0f));
+  }
+}
+
 // Fills the border left and right of a row, and above or below it where the row is the image's first or last.
 // `row` is the start of the bordered row h.
 template <typename T>

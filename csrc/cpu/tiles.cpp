@@ -103,15 +103,8 @@ ANDFAST_CLONES void leave_weight_gradients(const float* m, int64_t step, float f
 ANDFAST_CLONES void activate(float* z, const float* bias, const float* slope, uint8_t* signs, uint8_t* bytes,
                              int64_t channels) {
 #pragma omp simd
-  for (int64_t c = 0; c < channels; ++c) {
-    const float value = z[c] + bias[c];
-    bytes[c] = !(value > 0);  // at zero as PyTorch has it
-    // Two choices between numbers: one between products would not become vector code.
-    z[c] = (value > 0 ? value : 0.0f) + slope[c] * (value > 0 ? 0.0f : value);
-  }
-  if (signs) {
-    for (int64_t i = 0; i < sign_bytes(channels); ++i) signs[i] = pack_bits(bytes + 8 * i);
-  }
+  for (int64_t c = 0; c < channels; ++c) z[c] += bias[c];
+  leaky_body(z, slope, z, signs, bytes, channels);
 }
 
 ANDFAST_CLONES void block_tail_pixel(float* z, float bend, float noise, uint8_t* signs, uint8_t* bytes,
@@ -125,12 +118,7 @@ ANDFAST_CLONES void block_tail_pixel(float* z, float bend, float noise, uint8_t*
 }
 
 ANDFAST_CLONES void pass_back(float* dz, const float* slope, const uint8_t* signs, uint8_t* bytes, int64_t channels) {
-  unpack_row(signs, bytes, sign_bytes(channels));
-#pragma omp simd
-  for (int64_t c = 0; c < channels; ++c) {
-    const float counts = bytes[c];  // a choice by bytes would not become vector code
-    dz[c] *= counts > 0 ? slope[c] : 1.0f;
-  }
+  leaky_grad_body(dz, slope, signs, dz, bytes, channels);
 }
 
 ANDFAST_CLONES void add_to_residual(float* z, const float* bias, float gain, const float* residual, int64_t channels) {

@@ -1,0 +1,295 @@
+// The CPU's convolutions, and the generators' operators that are made of them: schemas, checks and registration.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "bindings_cpu.h"
+
+namespace {
+
+using namespace andfast;  // check, empty and the rest of bindings.h
+using andfast::cpu::BlockShape;
+using andfast::cpu::ConvShape;
+using andfast::cpu::DenseShape;
+using andfast::cpu::Weights;
+using andfast::cpu::WeightSteps;
+
+// How the weights of N networks lie as (N, out, in, 9).
+WeightSteps bank_steps(const ConvShape& shape) { return {shape.outputs * shape.inputs * 9, shape.inputs * 9, 9, 1}; }
+
+// How a convolution's weight (out, in, 3, 3) lies, contiguous or channels_last; -1 stands for any size.
+WeightSteps weight_steps(const char* name, const Tensor& weight, const Tensor& like, ScalarType type, int64_t outputs,
+                         int64_t inputs) {
+  STD_TORCH_CHECK(weight.device() == like.device(), name, " must be on the device of the other tensors");
+  STD_TORCH_CHECK(weight.scalar_type() == type, name, " must be of type ", torch::headeronly::toString(type));
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 &&
+                      (outputs == -1 || weight.size(0) == outputs) && (inputs == -1 || weight.size(1) == inputs),
+                  name, " must have the shape (", outputs == -1 ? "any" : std::to_string(outputs), ", ",
+                  inputs == -1 ? "any" : std::to_string(inputs), ", 3, 3)");
+  STD_TORCH_CHECK(weight.stride(2) == 3 * weight.stride(3), name, " must have its nine taps evenly spaced");
+  return {0, weight.stride(0), weight.stride(1), weight.stride(3)};
+}
+
+void check_padding(const ConvShape& shape, int64_t padding) {
+  STD_TORCH_CHECK(padding >= 0, "padding must not be negative, got ", padding);
+  STD_TORCH_CHECK(shape.height + 2 * padding > 2 && shape.width + 2 * padding > 2,
+                  "x must hold 3 x 3 pixels or more, the padding included");
+}
+
+Sizes result_sizes(const ConvShape& shape, int64_t padding, int64_t channels) {
+  return {shape.images, shape.height + 2 * padding - 2, shape.width + 2 * padding - 2, channels};
+}
+
+Tensor conv(const Tensor& x, const Tensor& weights, int64_t padding, bool backward) {
+  check("weights", weights, x, ScalarType::Float, {-1, -1, -1, 9});
+  const int64_t outputs = weights.size(1), inputs = weights.size(2);
+  check("x", x, x, ScalarType::Float, {-1, -1, -1, backward ? outputs : inputs});
+  const ConvShape shape = {weights.size(0), x.size(0), x.size(1), x.size(2), inputs, outputs};
+  check_networks("x", shape.networks, shape.images);
+  check_padding(shape, padding);
+  Tensor z = empty(x, result_sizes(shape, padding, backward ? inputs : outputs), ScalarType::Float);
+  andfast::cpu::conv(read<float>(x), {read<float>(weights), bank_steps(shape)}, write<float>(z), shape, padding,
+                     backward, {}, parallel_for);
+  return z;
+}
+
+std::tuple<Tensor, Tensor> conv_block(const Tensor& x, const Tensor& weights, const Tensor& bend, const Tensor& noise,
+                                      int64_t border) {
+  check("weights", weights, x, ScalarType::Float, {-1, -1, -1, 9});
+  const ConvShape shape = {weights.size(0), x.size(0), x.size(1), x.size(2), weights.size(2), weights.size(1)};
+  check("x", x, x, ScalarType::Float, {-1, -1, -1, shape.inputs});
+  check_networks("x", shape.networks, shape.images);
+  check_padding(shape, 0);
+  check_border(border);
+  const BlockShape block = {shape.networks, shape.images, shape.height - 2, shape.width - 2, shape.outputs};
+  check("bend", bend, x, ScalarType::Float, {shape.networks});
+  check("noise", noise, x, ScalarType::Float, {shape.networks, block.height, block.width});
+  Tensor y = empty(x, sizes_of(block, border), ScalarType::Float);
+  Tensor signs = empty(x, sign_sizes(block), ScalarType::Byte);
+  andfast::cpu::conv_block(read<float>(x), {read<float>(weights), bank_steps(shape)}, read<float>(bend),
+                           read<float>(noise), write<float>(y), write<uint8_t>(signs), shape, border, parallel_for);
+  return {y, signs};
+}
+
+Tensor conv_weight_grad(const Tensor& x, const Tensor& dz, int64_t networks) {
+  check("x", x, x, ScalarType::Float, {-1, -1, -1, -1});
+  const ConvShape shape = {networks, x.size(0), x.size(1), x.size(2), x.size(3), dz.size(-1)};
+  check("dz", dz, x, ScalarType::Float, {shape.images, shape.height - 2, shape.width - 2, -1});
+  check_networks("x", shape.networks, shape.images);
+  Tensor grad = empty(dz, {networks, shape.outputs, shape.inputs, 9}, ScalarType::Float);
+  andfast::cpu::conv_weight_grad(read<float>(x), read<float>(dz), write<float>(grad), shape, 0, bank_steps(shape),
+                                 parallel_for);
+  return grad;
+}
+
+std::tuple<Tensor, Tensor> conv_act(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& slope,
+                                    bool keep) {
+  const WeightSteps steps = weight_steps("weight", weight, x, ScalarType::Float, -1, -1);
+  const ConvShape shape = {1, x.size(0), x.size(1), x.size(2), weight.size(1), weight.size(0)};
+  check("x", x, x, ScalarType::Float, {-1, -1, -1, shape.inputs});
+  check("bias", bias, x, ScalarType::Float, {shape.outputs});
+  check("slope", slope, x, ScalarType::Float, {shape.outputs});
+  check_padding(shape, 1);
+  Tensor y = empty(x, result_sizes(shape, 1, shape.outputs), ScalarType::Float);
+  Tensor signs = empty(x, {keep ? shape.images : 0, shape.height, shape.width, (shape.outputs + 7) / 8},
+                       ScalarType::Byte);
+  andfast::cpu::conv(read<float>(x), {read<float>(weight), steps}, write<float>(y), shape, 1, false,
+                     {read<float>(bias), read<float>(slope), keep ? write<uint8_t>(signs) : nullptr}, parallel_for);
+  return {y, signs};
+}
+
+// How many pixels and channels an image (B, H, W, C) and its slopes (C,) have.
+std::tuple<int64_t, int64_t> leaky_sizes(const char* name, const Tensor& image, const Tensor& slope) {
+  check(name, image, image, image.scalar_type(), {-1, -1, -1, -1});
+  check("slope", slope, image, ScalarType::Float, {image.size(3)});
+  return {image.size(0) * image.size(1) * image.size(2), image.size(3)};
+}
+
+std::tuple<Tensor, Tensor> leaky(const Tensor& z, const Tensor& slope, bool keep) {
+  const auto [pixels, channels] = leaky_sizes("z", z, slope);
+  Tensor y = torch::stable::empty_like(z);
+  Tensor signs = empty(z, {keep ? z.size(0) : 0, z.size(1), z.size(2), (channels + 7) / 8}, ScalarType::Byte);
+  by_type("z", z, [&, count = pixels, each = channels](auto* null) {
+    using T = std::remove_pointer_t<decltype(null)>;
+    andfast::cpu::leaky<T>(read<T>(z), read<float>(slope), write<T>(y), keep ? write<uint8_t>(signs) : nullptr, count,
+                           each, parallel_for);
+  });
+  return {y, signs};
+}
+
+Tensor leaky_grad(const Tensor& dy, const Tensor& signs, const Tensor& slope) {
+  const auto [pixels, channels] = leaky_sizes("dy", dy, slope);
+  check("signs", signs, dy, ScalarType::Byte, {dy.size(0), dy.size(1), dy.size(2), (channels + 7) / 8});
+  Tensor dz = torch::stable::empty_like(dy);
+  by_type("dy", dy, [&, count = pixels, each = channels](auto* null) {
+    using T = std::remove_pointer_t<decltype(null)>;
+    andfast::cpu::leaky_grad<T>(read<T>(dy), read<float>(slope), read<uint8_t>(signs), write<T>(dz), count, each,
+                                parallel_for);
+  });
+  return dz;
+}
+
+Tensor turn_weights(const std::vector<Tensor>& weights, int64_t first, int64_t count, double gain) {
+  const Tensor& one = weights[0];  // there is one: an empty list would not have been dispatched here
+  STD_TORCH_CHECK(first >= 0 && count >= 0, "first and count must not be negative");
+  int64_t outputs = 0;
+  for (const Tensor& weight : weights) {
+    weight_steps("weights", weight, one, one.scalar_type(), -1, -1);
+    STD_TORCH_CHECK(weight.size(1) >= first + count, "weights must have ", first + count, " inputs or more");
+    outputs += weight.size(0);
+  }
+  Tensor turned = empty(one, {count, 3, 3, outputs}, one.scalar_type());
+  by_type("weights", one, [&](auto* null) {
+    using T = std::remove_pointer_t<decltype(null)>;
+    std::vector<andfast::cpu::WeightsOf<T>> taps;
+    for (const Tensor& weight : weights) {
+      taps.push_back({read<T>(weight), weight_steps("weights", weight, one, one.scalar_type(), -1, -1), weight.size(0)});
+    }
+    andfast::cpu::turn_weights<T>(taps, first, count, float(gain), write<T>(turned), parallel_for);
+  });
+  return turned;
+}
+
+Tensor conv_act_input_grad(const Tensor& dz, const Tensor& weight) {
+  const WeightSteps steps = weight_steps("weight", weight, dz, ScalarType::Float, -1, -1);
+  const ConvShape shape = {1, dz.size(0), dz.size(1), dz.size(2), weight.size(1), weight.size(0)};
+  check("dz", dz, dz, ScalarType::Float, {-1, -1, -1, shape.outputs});
+  check_padding(shape, 1);
+  Tensor dx = empty(dz, result_sizes(shape, 1, shape.inputs), ScalarType::Float);
+  andfast::cpu::conv(read<float>(dz), {read<float>(weight), steps}, write<float>(dx), shape, 1, true, {},
+                     parallel_for);
+  return dx;
+}
+
+Tensor conv_act_weight_grad(const Tensor& x, const Tensor& dz, const Tensor& weight) {
+  const WeightSteps steps = weight_steps("weight", weight, x, ScalarType::Float, -1, -1);
+  const ConvShape shape = {1, x.size(0), x.size(1), x.size(2), weight.size(1), weight.size(0)};
+  check("x", x, x, ScalarType::Float, {-1, -1, -1, shape.inputs});
+  check("dz", dz, x, ScalarType::Float, {shape.images, shape.height, shape.width, shape.outputs});
+  Tensor grad = torch::stable::empty_like(weight);
+  andfast::cpu::conv_weight_grad(read<float>(x), read<float>(dz), write<float>(grad), shape, 1, steps, parallel_for);
+  return grad;
+}
+
+// The sizes of a dense block on `x`, its weights checked.
+DenseShape dense_shape(const char* name, const Tensor& x, const std::vector<Tensor>& weights) {
+  STD_TORCH_CHECK(weights.size() == andfast::cpu::kDenseConvs, "weights must be ", andfast::cpu::kDenseConvs);
+  check(name, x, x, ScalarType::Float, {-1, -1, -1, -1});
+  const DenseShape shape = {x.size(0), x.size(1), x.size(2), x.size(3), weights[0].size(0)};
+  STD_TORCH_CHECK(shape.height > 0 && shape.width > 0 && shape.features > 0, name, " must hold pixels");
+  STD_TORCH_CHECK(shape.growth > 0, "a dense block's convolutions must have outputs");
+  return shape;
+}
+
+std::vector<WeightSteps> dense_steps(const std::vector<Tensor>& weights, const Tensor& like, const DenseShape& shape) {
+  std::vector<WeightSteps> steps;
+  for (int64_t k = 0; k < andfast::cpu::kDenseConvs; ++k) {
+    const int64_t outputs = k + 1 < andfast::cpu::kDenseConvs ? shape.growth : shape.features;
+    const int64_t inputs = shape.features + k * shape.growth;
+    steps.push_back(weight_steps("weights", weights[k], like, ScalarType::Float, outputs, inputs));
+  }
+  return steps;
+}
+
+std::vector<Weights> dense_weights(const std::vector<Tensor>& weights, const Tensor& like, const DenseShape& shape) {
+  std::vector<Weights> found;
+  const std::vector<WeightSteps> steps = dense_steps(weights, like, shape);
+  for (size_t k = 0; k < weights.size(); ++k) found.push_back({read<float>(weights[k]), steps[k]});
+  return found;
+}
+
+Sizes grown_sizes(const DenseShape& shape) {
+  return {shape.images, shape.height, shape.width, (andfast::cpu::kDenseConvs - 1) * shape.growth};
+}
+Sizes grown_sign_sizes(const DenseShape& shape) {
+  return {shape.images, shape.height, shape.width, andfast::cpu::kDenseConvs - 1, (shape.growth + 7) / 8};
+}
+
+std::tuple<Tensor, Tensor, Tensor> dense_block(const Tensor& x, const std::vector<Tensor>& weights,
+                                               const std::vector<Tensor>& biases, double slope, double gain,
+                                               bool keep) {
+  const DenseShape shape = dense_shape("x", x, weights);
+  const std::vector<Weights> taps = dense_weights(weights, x, shape);
+  STD_TORCH_CHECK(biases.size() == weights.size(), "biases must be as many as weights");
+  std::vector<const float*> offsets;
+  for (size_t k = 0; k < biases.size(); ++k) {
+    check("biases", biases[k], x, ScalarType::Float, {weights[k].size(0)});
+    offsets.push_back(read<float>(biases[k]));
+  }
+  Tensor y = torch::stable::empty_like(x);
+  Tensor grown = empty(x, grown_sizes(shape), ScalarType::Float);
+  Sizes sizes = grown_sign_sizes(shape);
+  if (!keep) sizes[0] = 0;
+  Tensor signs = empty(x, sizes, ScalarType::Byte);
+  andfast::cpu::dense_block(read<float>(x), taps, offsets, shape, {float(slope), float(gain)}, write<float>(y),
+                            write<float>(grown), keep ? write<uint8_t>(signs) : nullptr, parallel_for);
+  return {y, grown, signs};
+}
+
+std::tuple<Tensor, Tensor> dense_block_input_grad(const Tensor& dy, const std::vector<Tensor>& weights,
+                                                  const Tensor& signs, double slope, double gain) {
+  const DenseShape shape = dense_shape("dy", dy, weights);
+  check("signs", signs, dy, ScalarType::Byte, grown_sign_sizes(shape));
+  Tensor dx = torch::stable::empty_like(dy), dgrown = empty(dy, grown_sizes(shape), ScalarType::Float);
+  andfast::cpu::dense_block_input_grad(read<float>(dy), dense_weights(weights, dy, shape), read<uint8_t>(signs), shape,
+                                       {float(slope), float(gain)}, write<float>(dx), write<float>(dgrown),
+                                       parallel_for);
+  return {dx, dgrown};
+}
+
+std::vector<Tensor> dense_block_weight_grad(const Tensor& x, const Tensor& grown, const Tensor& dy,
+                                            const Tensor& dgrown, const std::vector<Tensor>& weights, double gain) {
+  const DenseShape shape = dense_shape("x", x, weights);
+  check("dy", dy, x, ScalarType::Float, {shape.images, shape.height, shape.width, shape.features});
+  check("grown", grown, x, ScalarType::Float, grown_sizes(shape));
+  check("dgrown", dgrown, x, ScalarType::Float, grown_sizes(shape));
+  const std::vector<WeightSteps> steps = dense_steps(weights, x, shape);
+  std::vector<Tensor> grads;
+  std::vector<float*> to;
+  for (const Tensor& weight : weights) grads.push_back(torch::stable::empty_like(weight));
+  for (Tensor& grad : grads) to.push_back(write<float>(grad));
+  andfast::cpu::dense_block_weight_grad(read<float>(x), read<float>(grown), read<float>(dy), read<float>(dgrown), shape,
+                                        {0, float(gain)}, to, steps, parallel_for);
+  return grads;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(andfast, m) {
+  m.def("conv(Tensor x, Tensor weights, int padding, bool backward) -> Tensor");
+  m.def("conv_block(Tensor x, Tensor weights, Tensor bend, Tensor noise, int border) -> (Tensor, Tensor)");
+  m.def("conv_weight_grad(Tensor x, Tensor dz, int networks) -> Tensor");
+  m.def("conv_act(Tensor x, Tensor weight, Tensor bias, Tensor slope, bool keep) -> (Tensor, Tensor)");
+  m.def("leaky(Tensor z, Tensor slope, bool keep) -> (Tensor, Tensor)");
+  m.def("leaky_grad(Tensor dy, Tensor signs, Tensor slope) -> Tensor");
+  m.def("turn_weights(Tensor[] weights, int first, int count, float gain) -> Tensor");
+  m.def("conv_act_input_grad(Tensor dz, Tensor weight) -> Tensor");
+  m.def("conv_act_weight_grad(Tensor x, Tensor dz, Tensor weight) -> Tensor");
+  m.def(
+      "dense_block(Tensor x, Tensor[] weights, Tensor[] biases, float slope, float gain, bool keep) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "dense_block_input_grad(Tensor dy, Tensor[] weights, Tensor signs, float slope, float gain) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "dense_block_weight_grad(Tensor x, Tensor grown, Tensor dy, Tensor dgrown, Tensor[] weights, float gain) "
+      "-> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(andfast, CPU, m) {
+  m.impl("conv", TORCH_BOX(&conv));
+  m.impl("conv_block", TORCH_BOX(&conv_block));
+  m.impl("conv_weight_grad", TORCH_BOX(&conv_weight_grad));
+  m.impl("conv_act", TORCH_BOX(&conv_act));
+  m.impl("leaky", TORCH_BOX(&leaky));
+  m.impl("leaky_grad", TORCH_BOX(&leaky_grad));
+  m.impl("turn_weights", TORCH_BOX(&turn_weights));
+  m.impl("conv_act_input_grad", TORCH_BOX(&conv_act_input_grad));
+  m.impl("conv_act_weight_grad", TORCH_BOX(&conv_act_weight_grad));
+  m.impl("dense_block", TORCH_BOX(&dense_block));
+  m.impl("dense_block_input_grad", TORCH_BOX(&dense_block_input_grad));
+  m.impl("dense_block_weight_grad", TORCH_BOX(&dense_block_weight_grad));
+}
