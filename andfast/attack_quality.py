@@ -27,15 +27,13 @@ from andfast.attack.findings import as_json, chart, table
 from andfast.attack.judge import EXACT, Finding, Judge, NothingFoundError
 from andfast.attack.variants import FORMS, Variant, default_variants, parse_variant
 from andfast.data.images import DataError
-from andfast.data.patches import Failure, ImageArray, PatchBatches, Source, scan_images
-from andfast.data.photographs import training_photographs
-from andfast.degradation import DegradationNetwork
+from andfast.data.patches import PatchBatches
 from andfast.devices import choose_device, choose_precision
 from andfast.files import written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.models import load_model
 from andfast.training.config import AttackConfig, DegradationConfig, Parser, join_lists
-from andfast.training.images import Skipped
+from andfast.training.images import Skipped, training_sources
 from andfast.training.trainer import step_generator
 
 _NAME = "attack_quality"
@@ -137,20 +135,10 @@ class Work:
                 f"--patch_size is {options.patch_size}; it must be a multiple of the model's scale, {scale}, and at "
                 f"least {2 * scale}"
             )
-        settings = options.degradation
-        self.network = DegradationNetwork(
-            scale=scale,
-            num_networks=networks,
-            channels=settings.channels,
-            blocks=settings.blocks,
-            noise=settings.noise,
-            dtype=choose_precision(settings.precision, self.device),
-            device=self.device,
-        )
+        self.network = options.degradation.build(scale, networks, self.device)
         self.skipped = Skipped()
-        self.patches = PatchBatches(
-            self._sources(), patch=options.patch_size, batch=options.batch_size, seed=options.seed
-        )
+        sources = training_sources(options.data.hr, options.patch_size, self.skipped)
+        self.patches = PatchBatches(sources, patch=options.patch_size, batch=options.batch_size, seed=options.seed)
 
     def _variants(self, networks: int) -> list[Variant]:
         exact = PGD(**{name: getattr(self.options.attack, name) for name in _COMMON})
@@ -161,13 +149,6 @@ class Work:
             if variant.method == "subset" and networks != 1:
                 raise ValueError(f"variant {variant.name} needs --num_networks 1, not {self.options.num_networks}")
         return variants
-
-    def _sources(self) -> list[Source]:
-        if not self.options.data.hr:
-            return [ImageArray(*image) for image in training_photographs()]
-        scan = scan_images([Path(folder) for folder in self.options.data.hr], self.options.patch_size)
-        self.skipped.report([Failure(str(path), reason) for path, reason in scan.skipped])
-        return list(scan.sources)
 
     def judge(self) -> list[Finding]:
         """Run everything; the findings in the order of the variants.

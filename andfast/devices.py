@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: The types to compute in, by their names.
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
@@ -28,7 +29,7 @@ def choose_precision(name: str, device: torch.device, on_cuda: torch.dtype = tor
     a scaled loss to train in.
     """
     if name != "auto":
-        return _TYPES[name]
+        return TYPES[name]
     if device.type == "cuda":
         emulated = on_cuda == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.float32 if emulated else on_cuda

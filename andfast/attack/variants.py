@@ -15,6 +15,7 @@ from andfast.attack.free import Free
 from andfast.attack.pgd import PGD
 from andfast.attack.subset import Subset
 from andfast.attack.yopo import YOPO
+from andfast.devices import TYPES
 
 #: The grammar of `parse_variant`, for people.
 FORMS = (
@@ -24,7 +25,6 @@ FORMS = (
 )
 
 _FORM = re.compile(r"([a-z]+)((?:-[\d.]+)*)(?:@([\d.]+))?(\+last)?(?::(float32|bfloat16|float16))?")
-_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What the numbers behind a method's name are.
 _NUMBERS: dict[str, tuple[type[NetworkAttack], dict[str, Callable[[str], float]]]] = {
     "pgd": (PGD, {"steps": int}),
@@ -84,7 +84,7 @@ def parse_variant(name: str, exact: PGD) -> Variant:
             settings["step_ratio"] = float(ratio)
         if last:
             settings["keep"] = "last"
-        return Variant(name, kind(**settings), _TYPES.get(dtype))
+        return Variant(name, kind(**settings), TYPES.get(dtype))
     except ValueError as error:
         raise ValueError(f"variant {name!r}: {error}; wanted {FORMS}") from error
 

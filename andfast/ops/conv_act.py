@@ -89,9 +89,8 @@ def check_image(x: Tensor) -> None:
 def check_conv(x: Tensor, weight: Tensor, bias: Tensor, inputs: int, outputs: int) -> None:
     """Raise what the generators' operations say about a convolution that does not fit; -1: any number."""
     wanted = f"({'out' if outputs < 0 else outputs}, {inputs}, 3, 3)"
-    if weight.ndim != 4 or weight.shape[0] < 1 or tuple(weight.shape[1:]) != (inputs, 3, 3):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be {wanted}")
-    if outputs >= 0 and weight.shape[0] != outputs:
+    fits = weight.ndim == 4 and weight.shape[0] >= 1 and tuple(weight.shape[1:]) == (inputs, 3, 3)
+    if not fits or (outputs >= 0 and weight.shape[0] != outputs):
         raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be {wanted}")
     if tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({weight.shape[0]},)")

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from andfast.attack import PGD, YOPO, Attack, Bicubic, Free, Noise, Random, Subset
+from andfast.degradation import DegradationNetwork
+from andfast.devices import choose_precision
 from andfast.theta import ScaleFactors
-from andfast.training.micro_batch import check_micro_batch
+from andfast.training.micro_batch import MicroBatchedNetwork, check_micro_batch
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -85,6 +88,26 @@ class DegradationConfig:
     blocks: PositiveInt = 5
     noise: Literal["map", "gaussian"] = "map"
     precision: Precision = "auto"
+
+    def build(
+        self, scale: int, num_networks: int, device: torch.device, micro_batch: int | None = None
+    ) -> DegradationNetwork:
+        """A bank of `num_networks` networks with these settings, without parameters yet.
+
+        Args:
+            scale, num_networks, device: as for `DegradationNetwork`; `num_networks` takes the setting's place.
+            micro_batch: images to keep the activations of at once; None: all.
+        """
+        options = {
+            "scale": scale,
+            "num_networks": num_networks,
+            "channels": self.channels,
+            "blocks": self.blocks,
+            "noise": self.noise,
+            "dtype": choose_precision(self.precision, device),
+            "device": device,
+        }
+        return DegradationNetwork(**options) if micro_batch is None else MicroBatchedNetwork(micro_batch, **options)
 
 
 @dataclass

@@ -53,10 +53,7 @@ def find_images(config: Config, skipped: Skipped) -> Images:
     """
     data = config.data
     pairs = find_pairs(data.val_pairs, config.scale) if data.val_pairs is not None else []
-    if data.hr:
-        sources = _scan(data.hr, config.train.patch_size, skipped)
-    else:
-        sources = [ImageArray(*image) for image in training_photographs()]
+    sources = training_sources(data.hr, config.train.patch_size, skipped)
     if data.val_hr:
         candidates = _scan(data.val_hr, 8 * config.scale, skipped)
     elif data.hr:
@@ -77,6 +74,17 @@ def find_images(config: Config, skipped: Skipped) -> Images:
         found = f"{len(sources)} usable images to train on and {len(held_out)} to validate on"
         raise DataError(f"{', '.join([*data.hr, *data.val_hr])}: {found}; at least one of each is needed")
     return Images(sources, held_out, pairs)
+
+
+def training_sources(folders: Sequence[str], min_size: int, skipped: Skipped) -> list[Source]:
+    """The images in `folders` that can give patches of `min_size`; without folders scikit-image's photographs.
+
+    Raises:
+        DataError: as `scan_images`.
+    """
+    if not folders:
+        return [ImageArray(*image) for image in training_photographs()]
+    return _scan(folders, min_size, skipped)
 
 
 def _scan(folders: Sequence[str], min_size: int, skipped: Skipped) -> list[Source]:

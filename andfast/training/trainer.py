@@ -19,7 +19,7 @@ from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.models.views import FrozenView, View
 from andfast.training.compilation import FirstPass, compile_regions, wants_compile
 from andfast.training.config import Config
-from andfast.training.micro_batch import MicroBatchedNetwork, by_images
+from andfast.training.micro_batch import by_images
 from andfast.training.readout import PendingStep
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
@@ -77,18 +77,8 @@ class Trainer:
 
     def degradation(self, num_networks: int) -> DegradationNetwork:
         """A bank of degradation networks as configured, without parameters yet."""
-        settings = self.config.degradation
-        options = {
-            "scale": self.config.scale,
-            "num_networks": num_networks,
-            "channels": settings.channels,
-            "blocks": settings.blocks,
-            "noise": settings.noise,
-            "dtype": choose_precision(settings.precision, self.device),
-            "device": self.device,
-        }
-        images = self.config.train.micro_batch
-        return DegradationNetwork(**options) if images is None else MicroBatchedNetwork(images, **options)
+        config = self.config
+        return config.degradation.build(config.scale, num_networks, self.device, config.train.micro_batch)
 
     def train_step(self, patches: Tensor) -> PendingStep:
         """One update of the generator on uint8 patches (B, 3, H, W), without waiting for the device."""

@@ -282,7 +282,7 @@ def _run_conv(
     weight: Tensor,
     backward: bool,
     epilogue: tl.constexpr,
-    bias: Tensor | None = None,
+    bias: Tensor,
     slope: Tensor | None = None,
     keep: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -302,7 +302,7 @@ def _run_conv(
                 x,
                 _channels_last(weight),
                 result,
-                x if bias is None else bias,
+                bias,
                 x if slope is None else slope,
                 signs if keep else x,
                 height,
