@@ -11,6 +11,7 @@ from PIL import Image
 
 from andfast import upscale
 from andfast.models import Compact, RRDBNet, save_model
+from andfast.pretrained import load_pretrained
 from andfast.upscale import NonFiniteError, UsageError, find_work, upscale_array, upscale_tensor
 
 
@@ -188,6 +189,15 @@ def test_file(tmp_path, model_file, capsys):
     assert "1 of 1 images upscaled" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("named", [[], ["--model", "andnet_compact_x4"]])
+def test_the_pretrained_model(tmp_path, capsys, named):
+    pixels = picture(tmp_path / "a.png", 21, 34)
+    assert run(tmp_path / "a.png", "--output", tmp_path / "out", *named, "--precision", "float32", "--device", "cpu") == 0
+    assert "model andnet_compact_x4: x4, on cpu in float32" in capsys.readouterr().out
+    result = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    np.testing.assert_array_equal(result, upscale_array(load_pretrained("andnet_compact_x4"), pixels))
+
+
 def test_bad_files_are_named_and_skipped(tmp_path, model_file, capsys):
     picture(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:60])
@@ -232,6 +242,8 @@ def test_failures_say_what_would_help(tmp_path, model_file, capsys, monkeypatch,
     ("arguments", "said"),
     [
         (["{tmp}/a.png", "--model", "{tmp}/none.pth"], "none.pth: no such file"),
+        (["{tmp}/a.png", "--model", "andnet_compact_x5"], "andnet_compact_x5: no such file, nor a pretrained model; those"),
+        (["{tmp}/a.png", "--model", "andnet_compact_x4.pth"], "those are andnet_compact_x4"),
         (["{tmp}/a.png", "--model", "{tmp}/a.png"], "not a model file"),
         (["{tmp}/a.png", "--model", "{tmp}/broken.pth"], "broken.pth"),
         (["{tmp}/none.png", "--model", "{model}"], "none.png: no such file or folder"),
