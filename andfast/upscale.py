@@ -219,8 +219,8 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
         return load_pretrained(name_or_file, device)
     if not Path(name_or_file).exists():
         raise ModelError(
-            f"{name_or_file}: no such file, nor a pretrained model; those are {', '.join(pretrained_names()) or 'none'}, "
-            f"and a file is one of {', '.join(SUFFIXES)}"
+            f"{name_or_file}: no such file ({', '.join(SUFFIXES)}), nor a pretrained model; "
+            f"those are {', '.join(pretrained_names()) or 'none'}"
         )
     return load_model(name_or_file, device)
 

@@ -45,8 +45,8 @@ def count_sources(trained: Sequence[str], held_out: Sequence[str]) -> list[dict[
     if unknown:
         more = f" and {len(unknown) - _NAMED_AT_MOST} more" if len(unknown) > _NAMED_AT_MOST else ""
         raise DataError(
-            f"of unknown licence, which a model card has to tell: {', '.join(unknown[:_NAMED_AT_MOST])}{more}; known are "
-            f"files beginning with {', '.join(source.prefix for source in SOURCES)}; add others to studies/sources.py"
+            f"images of unknown licence, which a model card must tell: {', '.join(unknown[:_NAMED_AT_MOST])}{more}; "
+            f"known are {', '.join(f'{source.prefix}*' for source in SOURCES)}; add others to studies/sources.py"
         )
     counts = [
         {

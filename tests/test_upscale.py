@@ -192,10 +192,12 @@ def test_file(tmp_path, model_file, capsys):
 @pytest.mark.parametrize("named", [[], ["--model", "andnet_compact_x4"]])
 def test_the_pretrained_model(tmp_path, capsys, named):
     pixels = picture(tmp_path / "a.png", 21, 34)
-    assert run(tmp_path / "a.png", "--output", tmp_path / "out", *named, "--precision", "float32", "--device", "cpu") == 0
+    plain = ["--precision", "float32", "--device", "cpu"]
+    assert run(tmp_path / "a.png", "--output", tmp_path / "out", *named, *plain) == 0
     assert "model andnet_compact_x4: x4, on cpu in float32" in capsys.readouterr().out
     result = np.asarray(Image.open(tmp_path / "out" / "a.png"))
-    np.testing.assert_array_equal(result, upscale_array(load_pretrained("andnet_compact_x4"), pixels))
+    expected = upscale_array(load_pretrained("andnet_compact_x4"), pixels)
+    assert np.abs(result.astype(int) - expected.astype(int)).max() <= 1
 
 
 def test_bad_files_are_named_and_skipped(tmp_path, model_file, capsys):
@@ -242,8 +244,11 @@ def test_failures_say_what_would_help(tmp_path, model_file, capsys, monkeypatch,
     ("arguments", "said"),
     [
         (["{tmp}/a.png", "--model", "{tmp}/none.pth"], "none.pth: no such file"),
-        (["{tmp}/a.png", "--model", "andnet_compact_x5"], "andnet_compact_x5: no such file, nor a pretrained model; those"),
-        (["{tmp}/a.png", "--model", "andnet_compact_x4.pth"], "those are andnet_compact_x4"),
+        (
+            ["{tmp}/a.png", "--model", "andnet_compact_x5"],
+            "andnet_compact_x5: no such file (.safetensors,",
+        ),
+        (["{tmp}/a.png", "--model", "andnet_compact_x4.pth"], "nor a pretrained model; those are andnet_compact_x4"),
         (["{tmp}/a.png", "--model", "{tmp}/a.png"], "not a model file"),
         (["{tmp}/a.png", "--model", "{tmp}/broken.pth"], "broken.pth"),
         (["{tmp}/none.png", "--model", "{model}"], "none.png: no such file or folder"),
