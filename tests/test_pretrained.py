@@ -103,22 +103,35 @@ def test_it_beats_bicubic_interpolation(name, title, hr):
     assert scores[0] > scores[1] + 0.05, title
 
 
-def test_wheels_and_sdists_hold_them():
-    """setuptools' own list of what it builds from pyproject.toml, without building."""
-    code = (
+def files_of(name):
+    return {f"andfast/pretrained/{name}.{suffix}" for suffix in ("safetensors", "yaml", "json", "md")}
+
+
+def run_python(*arguments):
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_wheels_hold_them():
+    """setuptools' own list of what goes into a wheel by pyproject.toml, without building one."""
+    listed = run_python(
+        "-c",
         "from setuptools.dist import Distribution\n"
-        "distribution = Distribution()\n"
+        "distribution = Distribution({'script_name': 'setup.py'})\n"
         "distribution.parse_config_files()\n"
+        "distribution.include_package_data = False\n"  # would look for an sdist's list, and write one
         "build = distribution.get_command_obj('build_py')\n"
         "build.ensure_finalized()\n"
-        "print(*build.get_source_files(), sep='\\n')\n"
+        "print(*build.get_output_mapping().values(), sep='\\n')\n",
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    packed = {Path(line).as_posix() for line in done.stdout.splitlines()}
-    expected = {
-        f"andfast/pretrained/{name}.{suffix}" for name in NAMES for suffix in ("safetensors", "yaml", "json", "md")
-    }
-    assert expected | {"andfast/pretrained/__init__.py", "andfast/upscale.py"} <= packed
-    # Nothing but these: no leftovers of an interrupted making.
+    packed = {Path(line).as_posix() for line in listed.splitlines()}
     inside = {path for path in packed if path.startswith("andfast/pretrained/")}
-    assert inside == expected | {"andfast/pretrained/__init__.py"}
+    # Nothing but these: no leftovers of an interrupted making.
+    assert inside == {"andfast/pretrained/__init__.py"}.union(*map(files_of, NAMES))
+
+
+def test_sdists_hold_them(tmp_path):
+    run_python("setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path))
+    packed = set((tmp_path / "andfast.egg-info" / "SOURCES.txt").read_text().splitlines())
+    assert {"andfast/pretrained/__init__.py", "setup.py"}.union(*map(files_of, NAMES)) <= packed
