@@ -39,6 +39,10 @@ _TO_RGB = (
     (1.0, 1.772, 0.0),
 )
 
+# libjpeg takes halves away from zero, and they are common: in flat blocks every second level is one where the table
+# begins with 16. More than float32 errs by.
+_AWAY = 1e-4
+
 
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     """What is left of images that were written as JPEG and read again: libjpeg's defaults, which are Pillow's.
@@ -96,13 +100,15 @@ def _coded(planes: Tensor, table: Tensor) -> Tensor:
     basis = _dct(planes.device)
     blocks = planes.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # (B, C, rows, columns, 8, 8)
     table = table[:, None, None, None]
-    coefficients = _round((blocks.flatten(4) @ basis.T) / table) * table
+    coefficients = _round((blocks.flatten(4) @ basis.T) / table, halves=_AWAY) * table
     blocks = (coefficients @ basis).unflatten(4, (8, 8)).transpose(3, 4)
     return _round(blocks.flatten(4, 5).flatten(2, 3)).clamp(-128, 127)
 
 
-def _round(x: Tensor) -> Tensor:
-    return x + (x.round() - x).detach() if x.requires_grad else x.round()
+def _round(x: Tensor, halves: float = 0.0) -> Tensor:
+    """To the nearest whole number, after a step of `halves` away from zero; the identity backward."""
+    nearest = (x.detach() + halves * x.detach().sign()).round()
+    return x + (nearest - x).detach() if x.requires_grad else nearest
 
 
 @lru_cache(maxsize=32)
