@@ -39,6 +39,9 @@ class DataConfig:
             later runs, which change in nothing but speed.
         flip: mirror half of the patches.
         rotate: turn patches by multiples of 90 degrees.
+        soften: low and high end of the range from which the width of a Gaussian blur is drawn for each HR patch, a
+            standard deviation in HR pixels; none: not. Crops of small, sharp images are crisper than what cameras
+            take (docs/calibration.md), and a generator that expects crisp images sharpens too much.
     """
 
     hr: list[str] = field(default_factory=list)
@@ -50,6 +53,7 @@ class DataConfig:
     cache: str | None = None
     flip: bool = True
     rotate: bool = True
+    soften: tuple[NonNegativeFloat, PositiveFloat] | None = None
 
 
 @dataclass
@@ -319,6 +323,9 @@ class Config:
                 f"data.cache is {self.data.cache}; it is for the images of data.hr, and none are given (the bundled "
                 "photographs need no cache)"
             )
+        soften = self.data.soften
+        if soften is not None and soften[0] > soften[1]:
+            raise ValueError(f"data.soften is {list(soften)}; it must be [low, high] in pixels with low <= high")
         if not train.ema_decay < 1:
             raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")
         if train.micro_batch is not None:

@@ -22,6 +22,7 @@ from andfast.training.micro_batch import by_images
 from andfast.training.mixing import Mixer
 from andfast.training.randomness import step_generator
 from andfast.training.readout import PendingStep
+from andfast.training.softening import soften_patches
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
 RAMP_DB = 20.0
@@ -81,6 +82,8 @@ class Trainer:
     def train_step(self, patches: Tensor) -> PendingStep:
         """One update of the generator on uint8 patches (B, 3, H, W), without waiting for the device."""
         hr = patches.to(self.device, non_blocking=True).float() / 255
+        if self.config.data.soften is not None:
+            hr = soften_patches(hr, self.config.data.soften, self.config.seed, self.step)
         replays = isinstance(self.attack, Free) and self.step >= self.config.train.warmup
         norm, *found = self._replayed(hr) if replays else self._updated(hr)
         self.step += 1
