@@ -19,7 +19,8 @@ class Style(PGD):
 
     All 3x3 kernels are drawn by Xavier's rule, std = sqrt(2 / (9 in + 9 out)), slopes and noise are the identity's. The
     LR images keep a skeleton of the HR images, in other colours and textures; they are clamped to [0, 1] as always.
-    There is no LR-PSNR budget, for nothing is near the clean image; `delta` and `distance` are those from the identity.
+    There is no LR-PSNR budget, for nothing is near the clean image. `delta` and `distance` are those from the identity,
+    `loss_before` is the random network's.
 
     Args:
         steps, keep, step_size, step_ratio, epsilon, scale_factors: as for `PGD`, around the random network.

@@ -68,8 +68,7 @@ def add_poisson(images: Tensor, strength: Tensor, grey: Tensor, generator: torch
         grey: (B,) bool, whether the brightness alone counts, the same noise in all channels.
         generator: a generator of their device; None for torch's own.
     """
-    weights = torch.tensor(_GREY, device=images.device)[:, None, None]
-    brightness = (images * weights).sum(dim=1, keepdim=True)
+    brightness = sum(weight * plane for weight, plane in zip(_GREY, images.split(1, dim=1), strict=True))
     per_image = grey[:, None, None, None]
     light = torch.where(per_image, brightness, images).clamp(0, 1).mul(255).round() / 255
     units = _levels(light)[:, None, None, None]

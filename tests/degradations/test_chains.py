@@ -143,3 +143,23 @@ def test_whole_numbers_are_drawn_up_to_both_ends():
     values, counts = drawn.unique(return_counts=True)
     assert values.tolist() == [2, 3, 4, 5]
     assert counts.min() > 650
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("chain", CHAINS)
+def test_on_a_gpu_nothing_waits_for_it(chain):
+    hr = photograph().repeat(4, 1, 1, 1).cuda()
+    chain(hr, 4, torch.Generator("cuda").manual_seed(0))  # tables that are made once
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results = [chain(hr, 4, torch.Generator("cuda").manual_seed(seed)) for seed in range(10)]
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert all(lr.isfinite().all() for lr in results)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_jpeg_on_a_gpu_is_that_on_the_cpu():
+    images, quality = photograph((64, 80)).repeat(3, 1, 1, 1), torch.tensor([20, 60, 95])
+    assert (psnr(jpeg(images.cuda(), quality.cuda()).cpu(), jpeg(images, quality)) > 45).all()

@@ -1,7 +1,7 @@
 """JPEG against Pillow's, which is libjpeg's.
 
 Over the larger cases below ours lies 42.9 to 58.0 dB from Pillow's result, and its distance to the original differs by
-at most 0.07 dB: Pillow's DCT and colours are computed in whole numbers, which tips coefficients that lie halfway between
+at most 0.07 dB: Pillow computes the DCT and colours in whole numbers, which tips coefficients that lie halfway between
 two steps. In 16 x 9 pixels one such coefficient is a noticeable part; there the least is 39.1 dB.
 """
 
