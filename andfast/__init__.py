@@ -24,6 +24,7 @@ from andfast.attack import (
 from andfast.degradation import DegradationNetwork
 from andfast.losses import l1_objective
 from andfast.models import Compact, RRDBNet, load_model, save_model
+from andfast.pretrained import load_pretrained
 from andfast.theta import ScaleFactors
 
 try:
@@ -51,5 +52,6 @@ __all__ = [
     "Subset",
     "l1_objective",
     "load_model",
+    "load_pretrained",
     "save_model",
 ]

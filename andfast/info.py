@@ -19,12 +19,14 @@ from typing import Any
 import torch
 
 from andfast.ops import _extension, backends
+from andfast.pretrained import pretrained_names
 
 
 def collect() -> dict[str, Any]:
-    """Everything this command shows, as JSON types: "versions", "devices", "operations".
+    """Everything this command shows, as JSON types: "versions", "devices", "pretrained", "operations".
 
-    "operations" maps operation -> backend -> why it cannot run here, null where it can.
+    "pretrained" lists the models that come with andfast; "operations" maps operation -> backend -> why it cannot run
+    here, null where it can.
     """
     packages = ("andfast", "torch", "numpy", "pillow", "triton")
     return {
@@ -34,6 +36,7 @@ def collect() -> dict[str, Any]:
             "extension compiler": _extension.compiler,
         },
         "devices": {"cpu": _cpu(), **_cuda()},
+        "pretrained": pretrained_names(),
         "operations": backends.status(),
     }
 
@@ -98,7 +101,7 @@ def _as_text(info: dict[str, Any]) -> str:
     lines += ["devices"]
     for name, properties in info["devices"].items():
         lines.append(f"  {name:<20}" + ", ".join(f"{key} {value}" for key, value in properties.items()))
-    lines += ["operations"]
+    lines += ["pretrained", *(f"  {name}" for name in info["pretrained"]), "operations"]
     for operation, status in info["operations"].items():
         lines.append(f"  {operation}")
         lines += [f"    {backend:<18}{reason or 'ready'}" for backend, reason in status.items()]

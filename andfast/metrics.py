@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_WINDOW, _WINDOW_SIGMA = 11, 1.5  # SSIM's
+
 
 def to_y(rgb: Tensor) -> Tensor:
     """Luma of RGB after ITU-R BT.601 in the range that MATLAB's `rgb2ycbcr` gives, not rounded.
@@ -34,12 +36,36 @@ def psnr_y(a: Tensor, b: Tensor, border: int) -> Tensor:
         ValueError: the shapes differ or are no images, or the border leaves nothing.
     """
     _check(a, b)
-    height, width = a.shape[-2:]
-    if border < 0 or 2 * border >= min(height, width):
-        raise ValueError(f"a border of {border} leaves nothing of {height} x {width} pixels")
-    inside = (..., slice(border, height - border), slice(border, width - border))
+    inside = _inside(a, border)
     difference = to_y(_eight_bits(a[inside])) - to_y(_eight_bits(b[inside]))
     return _decibels(difference.square().mean(dim=(-2, -1)), peak=255.0)
+
+
+def ssim_y(a: Tensor, b: Tensor, border: int) -> Tensor:
+    """SSIM between the Y channels of two images as they would be saved: clamped and rounded to 8 bits.
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004): windows of
+    11 x 11 pixels weighted by a Gaussian of sigma 1.5, none beyond the image; K1 0.01, K2 0.03, a range of 255.
+
+    Args:
+        a, b: float tensors (3, H, W) or (B, 3, H, W), RGB in [0, 1].
+        border: pixels to cut off each side first; the field uses the scale factor.
+
+    Returns:
+        float64 tensor, (B,) or () for a single image, at most 1; 1 where the images are identical.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point type.
+        ValueError: the shapes differ or are no images, or the border leaves less than a window.
+    """
+    _check(a, b)
+    a, b = (to_y(_eight_bits(image[_inside(image, border, least=_WINDOW)])) for image in (a, b))
+    mean_a, mean_b, square_a, square_b, product = _windowed(torch.stack([a, b, a * a, b * b, a * b]))
+    variances = square_a - mean_a.square() + square_b - mean_b.square()
+    covariance = product - mean_a * mean_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
+    return (luminance * (2 * covariance + c2) / (variances + c2)).mean(dim=(-2, -1))
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -57,6 +83,26 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     """
     _check(a, b, channels=None)
     return _decibels((a.double() - b.double()).square().mean(dim=(-3, -2, -1)), peak=1.0)
+
+
+def _inside(image: Tensor, border: int, least: int = 1) -> tuple:
+    """The index of all but the border, which must leave `least` pixels of height and width."""
+    height, width = image.shape[-2:]
+    if border < 0 or min(height, width) - 2 * border < least:
+        left = "nothing" if least == 1 else f"less than {least} x {least}"
+        raise ValueError(f"a border of {border} leaves {left} of {height} x {width} pixels")
+    return ..., slice(border, height - border), slice(border, width - border)
+
+
+def _windowed(maps: Tensor) -> Tensor:
+    """Gaussian means over all whole windows: (..., H, W) -> (..., H - 10, W - 10)."""
+    offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
+    weights = torch.exp(-0.5 * (offsets / _WINDOW_SIGMA).square())
+    taps = (weights / weights.sum()).tolist()
+    for dim in (-2, -1):
+        count = maps.shape[dim] - _WINDOW + 1
+        maps = sum(tap * maps.narrow(dim, offset, count) for offset, tap in enumerate(taps))
+    return maps
 
 
 def _eight_bits(image: Tensor) -> Tensor:

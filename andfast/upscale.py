@@ -1,4 +1,4 @@
-"""Upscale images with a trained model: `python -m andfast.upscale INPUT... --output DIR --model FILE`."""
+"""Upscale images with a trained model: `python -m andfast.upscale INPUT... --output DIR`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from tqdm import tqdm
 from andfast.data.images import DataError, list_images, read_image, write_png
 from andfast.data.tensors import to_array, to_tensor
 from andfast.devices import choose_device, choose_precision
-from andfast.models import load_model
+from andfast.models import ModelError, load_model
+from andfast.models.checkpoints import SUFFIXES
+from andfast.pretrained import DEFAULT, load_pretrained, pretrained_names
 
 # Tiles with their context begin and end at multiples of this, so that a model that moves 2x2 or 4x4 pixels
 # into channels groups the pixels of a tile as it groups those of the whole image.
@@ -181,12 +183,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="folder for the results, NAME.png each; sub-folders are kept, existing results replaced",
     )  # fmt: skip
     parser.add_argument(
-        "--model",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="RRDBNet or Compact: .safetensors, .pth or .pt",
-    )
+        "--model", default=DEFAULT, metavar="NAME_OR_FILE",
+        help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file with an RRDBNet "
+        "or Compact: .safetensors, .pth or .pt (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--tile", type=int, default=256, metavar="PIXELS",
         help="compute in squares of this size, to bound the memory; 0: all at once (default: %(default)s)",
@@ -208,6 +208,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Module:
+    """The pretrained model of that name, or the one in that file, which names never clash with: files have a suffix.
+
+    Raises:
+        ModelError: there is neither, or the file is no model.
+        OSError: it cannot be read.
+    """
+    if name_or_file in pretrained_names():
+        return load_pretrained(name_or_file, device)
+    if not Path(name_or_file).exists():
+        raise ModelError(
+            f"{name_or_file}: no such file ({', '.join(SUFFIXES)}), nor a pretrained model; "
+            f"those are {', '.join(pretrained_names()) or 'none'}"
+        )
+    return load_model(name_or_file, device)
+
+
 def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], nn.Module]:
     """All that can go wrong before the first image; raises UsageError."""
     if options.output.exists() and not options.output.is_dir():
@@ -215,7 +232,7 @@ def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], nn.M
     try:
         device = choose_device(options.device)
         work = find_work(options.inputs, options.output)
-        model = load_model(options.model, device).to(memory_format=torch.channels_last)
+        model = find_model(options.model, device).to(memory_format=torch.channels_last)
         options.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         raise UsageError(str(error)) from error
@@ -230,7 +247,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
-    precision = choose_precision(options.precision, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    precision = choose_precision(options.precision, device)
+    print(f"model {options.model}: x{model.scale}, on {device} in {str(precision).removeprefix('torch.')}")
 
     failed = 0
     with _bar(len(work), "image", leave=True) as bar:

@@ -7,6 +7,7 @@ import torch
 
 from andfast import info
 from andfast.ops import backends
+from andfast.pretrained import pretrained_names
 
 
 def test_json(capsys):
@@ -15,6 +16,7 @@ def test_json(capsys):
     assert shown["versions"]["torch"] == torch.__version__
     assert shown["devices"]["cpu"]["threads"] == torch.get_num_threads()
     assert len(shown["devices"]) == 1 + torch.cuda.device_count()
+    assert shown["pretrained"] == pretrained_names()
     assert shown["operations"] == backends.status()
 
 

@@ -1,12 +1,12 @@
-"""PSNR against scikit-image, which computes it on its own."""
+"""PSNR and SSIM against scikit-image, which computes them on its own."""
 
 import numpy as np
 import pytest
 import torch
 from skimage.color import rgb2ycbcr
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from andfast.metrics import psnr, psnr_y, to_y
+from andfast.metrics import psnr, psnr_y, ssim_y, to_y
 
 
 @pytest.fixture
@@ -40,6 +40,26 @@ def test_psnr_y_is_that_of_scikit_image(images, border):
         assert psnr_y(*pair, border).item() == value.item()
 
 
+@pytest.mark.parametrize("border", [0, 4, 6])
+def test_ssim_y_is_that_of_scikit_image(images, border):
+    found = ssim_y(*images, border)
+    assert found.dtype == torch.float64
+    assert found.shape == (4,)
+    assert found[0] < 0.5 < found[3]  # nothing alike, nearly identical
+    for value, *pair in zip(found, *images, strict=True):
+        a, b = (rgb2ycbcr(eight_bits(image))[border : 24 - border, border : 30 - border, 0] for image in pair)
+        wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+        assert value.item() == pytest.approx(structural_similarity(a, b, data_range=255, **wang), abs=1e-9)
+        assert ssim_y(*pair, border).item() == pytest.approx(value.item(), abs=1e-12)
+
+
+def test_ssim_y_of_identical_images_is_one(images):
+    a, b = images[0], images[1].clone()
+    b[1] = a[1]
+    assert [value == pytest.approx(1, abs=1e-12) for value in ssim_y(a, b, 2).tolist()] == [False, True, False, False]
+    assert ssim_y(a[0], a[0] + 0.3 / 255 * (a[0] < 0.9), 0).item() < 1
+
+
 def test_psnr_is_that_of_scikit_image(images):
     found = psnr(*images)
     assert found.dtype == torch.float64
@@ -68,12 +88,14 @@ def test_half_precision_is_measured_in_double(images):
 
 def test_wrong_images_are_refused():
     a = torch.rand(2, 3, 8, 8)
-    for metric in (psnr, lambda a, b: psnr_y(a, b, 0)):
+    for metric in (psnr, lambda a, b: psnr_y(a, b, 0), lambda a, b: ssim_y(a, b, 0)):
         with pytest.raises(ValueError, match="one shape"):
             metric(a, a[:1])
         with pytest.raises(TypeError, match="uint8"):
             metric(a, (a * 255).byte())
     with pytest.raises(ValueError, match="border of 4"):
         psnr_y(a, a, 4)
+    with pytest.raises(ValueError, match="border of 1 leaves less than 11 x 11"):
+        ssim_y(torch.rand(3, 12, 20), torch.rand(3, 12, 20), 1)
     with pytest.raises(ValueError, match="one shape"):
         psnr_y(a[:, :1], a[:, :1], 0)

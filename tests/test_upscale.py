@@ -11,6 +11,7 @@ from PIL import Image
 
 from andfast import upscale
 from andfast.models import Compact, RRDBNet, save_model
+from andfast.pretrained import load_pretrained
 from andfast.upscale import NonFiniteError, UsageError, find_work, upscale_array, upscale_tensor
 
 
@@ -188,6 +189,17 @@ def test_file(tmp_path, model_file, capsys):
     assert "1 of 1 images upscaled" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("named", [[], ["--model", "andnet_compact_x4"]])
+def test_the_pretrained_model(tmp_path, capsys, named):
+    pixels = picture(tmp_path / "a.png", 21, 34)
+    plain = ["--precision", "float32", "--device", "cpu"]
+    assert run(tmp_path / "a.png", "--output", tmp_path / "out", *named, *plain) == 0
+    assert "model andnet_compact_x4: x4, on cpu in float32" in capsys.readouterr().out
+    result = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    expected = upscale_array(load_pretrained("andnet_compact_x4"), pixels)
+    assert np.abs(result.astype(int) - expected.astype(int)).max() <= 1
+
+
 def test_bad_files_are_named_and_skipped(tmp_path, model_file, capsys):
     picture(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:60])
@@ -232,6 +244,11 @@ def test_failures_say_what_would_help(tmp_path, model_file, capsys, monkeypatch,
     ("arguments", "said"),
     [
         (["{tmp}/a.png", "--model", "{tmp}/none.pth"], "none.pth: no such file"),
+        (
+            ["{tmp}/a.png", "--model", "andnet_compact_x5"],
+            "andnet_compact_x5: no such file (.safetensors,",
+        ),
+        (["{tmp}/a.png", "--model", "andnet_compact_x4.pth"], "nor a pretrained model; those are andnet_compact_x4"),
         (["{tmp}/a.png", "--model", "{tmp}/a.png"], "not a model file"),
         (["{tmp}/a.png", "--model", "{tmp}/broken.pth"], "broken.pth"),
         (["{tmp}/none.png", "--model", "{model}"], "none.png: no such file or folder"),

@@ -1,0 +1,40 @@
+"""The models that come with andfast: weights, and beside them how they were made, what they reach, their card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from andfast.models.checkpoints import ModelError, load_model
+
+FOLDER = Path(__file__).parent
+DEFAULT = "andnet_compact_x4"
+
+
+def pretrained_names() -> list[str]:
+    """The names of the models that come with this installation, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("[!.]*.safetensors"))
+
+
+def load_pretrained(name: str = DEFAULT, device: str | torch.device = "cpu") -> nn.Module:
+    """Load a model that comes with andfast; nothing is downloaded.
+
+    What it was trained on and what it reaches stands in its model card, `andfast/pretrained/NAME.md`.
+
+    Args:
+        name: one of `pretrained_names()`.
+        device: where the model goes.
+
+    Returns:
+        An `RRDBNet` or a `Compact` in evaluation mode with float32 weights: (B, 3, H, W) in [0, 1] to
+        (B, 3, scale * H, scale * W), with the attribute `scale`.
+
+    Raises:
+        ModelError: there is no such model; the message lists those that there are.
+    """
+    names = pretrained_names()
+    if name not in names:
+        raise ModelError(f"there is no pretrained model {name!r}; there are: {', '.join(names) or 'none'}")
+    return load_model(FOLDER / f"{name}.safetensors", device)

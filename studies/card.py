@@ -1,0 +1,166 @@
+"""A model card from a record of `studies.ship`: everything that changes with the model comes from the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_GENERATORS = {
+    "compact": "a Compact (SRVGGNetCompact, the small generator of Real-ESRGAN)",
+    "rrdbnet": "an RRDBNet (the generator of ESRGAN)",
+}
+_BASELINES = {"bicubic": "bicubic interpolation", "classical": "its classical twin"}
+
+
+def model_card(record: dict[str, Any]) -> str:
+    """The card's Markdown."""
+    sections = [_head(record), _results(record), _training(record), _images(record), _limits(record), _making(record)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _head(record: dict[str, Any]) -> str:
+    model, name, scale = record["model"], record["name"], record["model"]["scale"]
+    generator = record["runs"]["adversarial"]["config"]["generator"]
+    trial = "\n\n**This is a trial in small of how the model is made; it is good for nothing else.**"
+    return f"""# {name}
+
+Blind super-resolution by a factor of {scale}: {_GENERATORS[generator["name"]]} with {model["parameters"]:,} \
+parameters ({model["bytes"] / 2**10:,.0f} KiB), trained against an adversary that searches for the degradation it \
+restores worst, after *AND: Adversarial Neural Degradation for Learning Blind Image Super-Resolution* (Luo, Wu, Guo; \
+NeurIPS 2023).{trial if record["quick"] else ""}
+
+```bash
+python -m andfast.upscale photo.jpg --output upscaled --model {name}
+```
+
+```python
+model = andfast.load_pretrained("{name}")  # (B, 3, H, W) in [0, 1] -> (B, 3, {scale} * H, {scale} * W)
+```
+
+spandrel, chaiNNer and ComfyUI load `{model["file"]}` as it is."""
+
+
+def _results(record: dict[str, Any]) -> str:
+    lines = record["evaluation"]["table"]
+    psnr = [
+        [
+            line["test"],
+            line["images"],
+            *(f"{line['psnr_y'][row]:.2f}" for row in ("bicubic", "classical")),
+            f"**{line['psnr_y']['adversarial']:.2f}**",
+            *(_interval(line["psnr_y_gain"][row]) for row in ("bicubic", "classical")),
+        ]
+        for line in lines
+    ]
+    ssim = [
+        [line["test"], *(f"{line['ssim_y'][row]:.4f}" for row in ("bicubic", "classical", "adversarial"))]
+        for line in lines
+    ]
+    names = ["bicubic interpolation", "classical twin", "this model"]
+    return f"""## What it reaches
+
+PSNR on Y in dB, {record["model"]["scale"]} pixels of border cut. The classical twin is the same network with the same \
+images and as many updates, but trained on bicubic LR images alone (`--attack.method none`). Gains are means over the \
+images, with 95% intervals of the differences, paired by image.
+
+{_table(["", "images", *names, "gain over bicubic", "gain over the twin"], psnr)}
+
+SSIM on Y:
+
+{_table(["", *names], ssim)}
+
+*Real pairs* were taken by a camera at both sizes; these are every second one by name, the part on which nothing was \
+tuned or trained. *Photographs* are from the same collections as those trained on, but held out; they were made small \
+by bicubic downsampling (clean) or by a simulated camera (sigma of the blur in HR pixels, sigma of the noise in 8-bit \
+units, JPEG quality), which no training used."""
+
+
+def _training(record: dict[str, Any]) -> str:
+    run, twin = (record["runs"][name] for name in ("adversarial", "classical"))
+    train, attack, degradation = (run["config"][key] for key in ("train", "attack", "degradation"))
+    course = [
+        [f"{point['step']:,}", f"{point['loss']:.4f}", _or_blank(point["gain"], 2), _or_blank(point["lr_psnr"], 1)]
+        for point in run["course"]
+    ]
+    budget = attack["lr_psnr"]
+    within = "without a limit in dB" if budget is None else f"to {budget[0]:g} to {budget[1]:g} dB from it at most"
+    return f"""## How it was trained
+
+From nothing, no other model's weights: {run["updates"]:,} updates of {train["batch_size"]} patches of \
+{train["patch_size"]} x {train["patch_size"]} HR pixels with an L1 loss, in {_duration(run["seconds_in_steps"])} \
+(the twin: {twin["updates"]:,} updates, {_duration(twin["seconds_in_steps"])}). The first {train["warmup"]:,} saw \
+clean LR images; then the adversary (`{attack["method"]}`, degradation networks of {degradation["channels"]} channels) \
+drove every LR image away from the clean one, {within}. All settings stand in `{record["name"]}.yaml`. Its course, as \
+means over the updates up to each:
+
+{_table(["update", "loss", "raised by the adversary", "LR PSNR, dB"], course, words=0)}"""
+
+
+def _or_blank(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _images(record: dict[str, Any]) -> str:
+    rows = [
+        [f"`{source['prefix']}*`", source["name"], f"[{source['licence']}]({source['url']})", source["trained"],
+         source["held_out"]]
+        for source in record["images"]
+    ]  # fmt: skip
+    return f"""## Images and their licences
+
+{_table(["files", "from", "licence", "trained on", "held out"], rows, words=3)}
+
+The images themselves are not part of andfast. The code that made the model is MIT; whether and how the licences of \
+the images bind what was trained on them is not for us to say, so look at them before you pass the weights on."""
+
+
+def _limits(record: dict[str, Any]) -> str:
+    table = record["evaluation"]["table"]
+    points = []
+    for row, title in _BASELINES.items():
+        gains = {line["test"]: line["psnr_y_gain"][row] for line in table}
+        if below := [test for test, gain in gains.items() if gain["high"] is not None and gain["high"] < 0]:
+            points.append(f"It is below {title} on: {'; '.join(below)}.")
+        if unsure := [test for test, gain in gains.items() if gain["low"] is None or gain["low"] <= 0 <= gain["high"]]:
+            points.append(f"It may be no better than {title} on: {'; '.join(unsure)}.")
+    trained = sum(source["trained"] for source in record["images"])
+    points += [
+        f"It was trained on {trained:,} photographs; drawings, documents and text were not tested.",
+        "It was trained for the least error: it makes images sharper and cleaner, and invents no detail.",
+        f"Its factor is {record['model']['scale']}; for another one, resize the result.",
+        "What it gains on real pairs was measured on few, of the cameras above alone.",
+    ]
+    return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
+
+
+def _making(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    versions = ", ".join(
+        f"{name} {version}" for name, version in machine["versions"].items() if version and name != "andfast"
+    )
+    return f"""## How to make it again
+
+```bash
+{record["command"]}
+```
+
+with the folders' own paths. Made by it on {record["date"]}, at commit {record["commit"]}, on {machine["processor"]} \
+({versions}). All of this, every image's result and the weights' SHA-256 stand in `{record["name"]}.json`, from which \
+this page is made."""
+
+
+def _interval(gain: dict[str, float | None]) -> str:
+    around = "" if gain["low"] is None else f" ({gain['low']:+.2f} to {gain['high']:+.2f})"
+    return f"{gain['mean']:+.2f}{around}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]], words: int = 1) -> str:
+    """A Markdown table whose first `words` columns hold words, and the others numbers."""
+    rule = ["---"] * words + ["--:"] * (len(head) - words)
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in [head, rule, *rows])

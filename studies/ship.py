@@ -1,0 +1,301 @@
+"""Make a model that comes with andfast: `python -m studies.ship --data.hr DIR... --pairs DIR... --output DIR`.
+
+Trains it from nothing, and its classical twin (the same network, images and number of updates, but clean LR images
+alone), compares both with bicubic interpolation on the reporting part of the pairs and on held-out photographs, and
+writes the weights, the configuration, the record of it all and the model card. Called again after an interruption it
+goes on where it was; training that is done is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import shutil
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from andfast import train
+from andfast.attack import Free
+from andfast.devices import choose_device
+from andfast.files import written_whole
+from andfast.info import commit, machine
+from andfast.models import load_model
+from andfast.pretrained import DEFAULT
+from andfast.pretrained import FOLDER as PACKAGE
+from andfast.training.config import Config, dump_yaml, parse_config
+from andfast.training.images import Skipped, find_images
+from andfast.upscale import NonFiniteError
+from bench.record import summary
+from studies.card import model_card
+from studies.evaluate import METRICS, Scores, columns, evaluate_bicubic, evaluate_model
+from studies.intervals import paired
+from studies.sources import count_sources
+from studies.testsets import (
+    CLEAN,
+    REPORTING,
+    STRENGTHS,
+    TUNING,
+    TestSets,
+    digest,
+    held_out_photographs,
+    pair_sets,
+    photograph_sets,
+)
+
+CONFIG = Path(__file__).parents[1] / "configs" / f"{DEFAULT}.yaml"
+
+# The rows of the comparison, and the names of the runs' folders.
+OURS, TWIN, BICUBIC = "adversarial", "classical", "bicubic"
+
+# What --quick changes: enough to go through everything once.
+QUICK = {
+    "data.held_out": 2,
+    "data.workers": 0,
+    "generator.features": 8,
+    "generator.depth": 2,
+    "degradation.channels": 8,
+    "degradation.blocks": 2,
+    "attack.steps": 1,
+    "train.iterations": 40,
+    "train.warmup": 30,
+    "train.ramp": 4,
+    "train.batch_size": 4,
+    "train.patch_size": 32,
+}
+_QUICK_TESTS = 2  # images of each camera
+_COURSE = 16  # points of a run's course in its record
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0 done, 2 not begun, else that of the training that ended."""
+    options = _parse(arguments)
+    commands = _training_commands(options)
+    config = parse_config(commands[OURS])
+    try:  # all that can be wrong with the images, before the hours of training
+        if config.attack.method == "none":
+            raise ValueError(f"{options.config}: attack.method is none; the model would be its own classical twin")
+        images = _image_sources(config)
+        sets = _test_sets(options, config)
+        device = choose_device(config.device)
+    except (ValueError, OSError) as error:  # among them DataError
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if (commit() or "-dirty").endswith("-dirty"):
+        print("warning: there are changes that are not committed; the model card will say so", file=sys.stderr)
+
+    for name, command in commands.items():
+        print(f"{name}: python -m andfast.train {' '.join(command)}")
+        if status := train.main(command):
+            return status
+    try:
+        runs = {name: _run_record(_run_dir(options, name), updates(config)) for name in commands}
+        weights = _run_dir(options, OURS) / "model.safetensors"
+        models = {name: load_model(_run_dir(options, name) / weights.name, device) for name in commands}
+        scores = {BICUBIC: evaluate_bicubic(sets, config.scale)}
+        scores |= {name: evaluate_model(model, sets) for name, model in models.items()}
+        record = {
+            "name": options.config.stem,
+            "quick": options.quick,
+            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "commit": commit(),
+            "command": _shown_command(options),
+            "machine": machine(),
+            "model": _model_record(models[OURS], weights, f"{options.config.stem}.safetensors"),
+            "images": images,
+            "runs": runs,
+            "evaluation": {
+                "digest": digest(sets),
+                "table": table(scores, sets),
+                "images": {name: [case.image for case in cases] for name, cases in sets.items()},
+                "scores": scores,
+            },
+        }
+        write(options.output, weights, record)
+    except (ValueError, OSError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    print(f"done: {options.output / record['name']}.safetensors, .yaml, .json and .md")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m studies.ship", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data.hr", dest="hr", nargs="+", required=True, metavar="DIR", help="folders of HR photographs to train on")
+    add(
+        "--pairs", nargs="+", default=[], metavar="DIR", help="folders with HR/ and LR/; every second pair is tested on"
+    )
+    add("--output", type=Path, required=True, metavar="DIR", help="where to; the package's own is andfast/pretrained")
+    add("--config", type=Path, default=CONFIG, metavar="FILE", help="the training; its file name is the model's name")
+    add("--work", type=Path, default=Path("runs/ship"), metavar="DIR", help="for the training runs (%(default)s)")
+    add("--quick", action="store_true", help="all of it in small, in seconds, for a model that is good for nothing")
+    options = parser.parse_args(arguments)
+    if options.quick and options.output.resolve() == PACKAGE.resolve():
+        parser.error(f"--quick makes a model that is good for nothing; give another --output than {options.output}")
+    return options
+
+
+def _run_dir(options: argparse.Namespace, run: str) -> Path:
+    return options.work / (options.config.stem + ("_quick" if options.quick else "")) / run
+
+
+def _training_commands(options: argparse.Namespace) -> dict[str, list[str]]:
+    """The arguments of `andfast.train` for the model and for its twin."""
+    shared = ["--config", str(options.config), "--data.hr", *options.hr]
+    if options.quick:
+        shared += [f"--{key}={value}" for key, value in QUICK.items()]
+    commands = {name: [*shared, f"--run_dir={_run_dir(options, name)}"] for name in (OURS, TWIN)}
+    commands[TWIN] += ["--attack.method=none", f"--train.iterations={updates(parse_config(shared))}"]
+    return commands
+
+
+def updates(config: Config) -> int:
+    """How often a run updates the generator: minibatch replay does so several times an iteration."""
+    attack, train = config.attack.build(), config.train
+    replays = attack.replays if isinstance(attack, Free) else 1
+    warmup = min(train.warmup, train.iterations)
+    return warmup + (train.iterations - warmup) * replays
+
+
+def _image_sources(config: Config) -> list[dict[str, str | int]]:
+    found = find_images(config, Skipped())
+    return count_sources([source.name for source in found.sources], [name for name, _ in found.held_out])
+
+
+def _test_sets(options: argparse.Namespace, config: Config) -> TestSets:
+    sets = pair_sets(options.pairs, config.scale) | photograph_sets(held_out_photographs(config), config.scale)
+    sets.pop(TUNING, None)
+    if options.quick:
+        for name, cases in sets.items():
+            groups = [case.group for case in cases]
+            sets[name] = [case for i, case in enumerate(cases) if groups[:i].count(case.group) < _QUICK_TESTS]
+    return sets
+
+
+def _run_record(run_dir: Path, expected: int) -> dict[str, Any]:
+    """What `bench.record` keeps of a run, how many updates it made, and its course.
+
+    Raises:
+        ValueError: it made more or fewer updates than the configuration says.
+    """
+    made = updates(parse_config(["--config", str(run_dir / "config.yaml")]))
+    if made != expected:
+        raise ValueError(f"{run_dir} holds a run of {made} updates, not of {expected}; choose another --work")
+    return {"updates": made, **summary(run_dir), "course": _course(run_dir)}
+
+
+def _course(run_dir: Path) -> list[dict[str, float | None]]:
+    """Means over as many parts of a run: its loss, and by how much the adversary raised it how far from clean LR."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "validation" not in line]
+    ends = sorted({(index + 1) * len(steps) // _COURSE for index in range(_COURSE)} - {0})
+    course = []
+    for begin, end in zip([0, *ends], ends, strict=False):
+        part = steps[begin:end]
+        attacked = [step for step in part if step["lr_psnr"] is not None]
+        gains = [step["loss_after_attack"] / step["loss_before_attack"] for step in attacked]
+        course.append(
+            {
+                "step": part[-1]["step"],
+                "loss": statistics.fmean(step["loss"] for step in part),
+                "gain": statistics.fmean(gains) if gains else None,
+                "lr_psnr": statistics.fmean(step["lr_psnr"] for step in attacked) if attacked else None,
+            }
+        )
+    return course
+
+
+def _model_record(model: nn.Module, weights: Path, name: str) -> dict[str, Any]:
+    content = weights.read_bytes()
+    return {
+        "file": name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "scale": model.scale,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def table(scores: Mapping[str, Scores], sets: TestSets) -> list[dict[str, Any]]:
+    """A line for each camera and each degradation: means, and the gains of our model, paired by image.
+
+    Args:
+        scores: of OURS, TWIN and BICUBIC.
+        sets: what they were tested on.
+
+    Returns:
+        Dictionaries of "test", "images", METRICS' names ({row: mean}) and "psnr_y_gain" ({other row: {"mean", "low",
+        "high"}}, the 95% interval; null for a single image).
+    """
+    lines = []
+    for title, (name, indices) in columns(sets).items():
+        found = {metric: {row: [scores[row][metric][name][i] for i in indices] for row in scores} for metric in METRICS}
+        gains = {row: paired([found["psnr_y"][OURS]], [found["psnr_y"][row]]) for row in (BICUBIC, TWIN)}
+        lines.append(
+            {
+                "test": _test_title(title),
+                "images": len(indices),
+                **{metric: {row: statistics.fmean(x) for row, x in rows.items()} for metric, rows in found.items()},
+                "psnr_y_gain": {
+                    row: {
+                        "mean": gain.mean,
+                        "low": gain.low if gain.images > 1 else None,
+                        "high": gain.high if gain.images > 1 else None,
+                    }
+                    for row, gain in gains.items()
+                },
+            }
+        )
+    return lines
+
+
+def _test_title(column: str) -> str:
+    if column == CLEAN:
+        return "photographs, clean"
+    if column in STRENGTHS:
+        of = STRENGTHS[column]
+        return f"photographs, {column} (blur {of.blur_sigma:g}, noise {of.noise_sigma:g}, JPEG {of.jpeg_quality})"
+    return "real pairs, " + column.removeprefix(REPORTING).lstrip(", ")
+
+
+def _shown_command(options: argparse.Namespace) -> str:
+    """The command with folders by their last names: where they lie is this machine's affair."""
+    parts = ["python -m studies.ship --data.hr", *(Path(folder).name for folder in options.hr)]
+    if options.pairs:
+        parts += ["--pairs", *(Path(folder).name for folder in options.pairs)]
+    if options.config != CONFIG:
+        parts += ["--config", options.config.name]
+    output = "andfast/pretrained" if options.output.resolve() == PACKAGE.resolve() else options.output.name
+    return " ".join([*parts, "--output", output, *(["--quick"] if options.quick else [])])
+
+
+def write(folder: Path, weights: Path, record: Mapping[str, Any]) -> None:
+    """Write a model's four files, NAME.safetensors, .yaml, .json and .md, all of them or none.
+
+    Raises:
+        OSError: they cannot be read or written.
+    """
+    name = record["name"]
+    settings = record["runs"][OURS]["config"] | {"run_dir": f"runs/{name}"}
+    with ExitStack() as stack:
+        # They take their places when all are complete.
+        paths = {
+            suffix: stack.enter_context(written_whole(folder / f"{name}.{suffix}"))
+            for suffix in ("md", "json", "yaml", "safetensors")
+        }
+        shutil.copyfile(weights, paths["safetensors"])
+        paths["yaml"].write_text(f"# What {name} was trained with, data.hr apart.\n{dump_yaml(settings)}")
+        paths["json"].write_text(json.dumps(record, indent=1) + "\n")
+        paths["md"].write_text(model_card(record))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

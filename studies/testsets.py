@@ -1,0 +1,112 @@
+"""What models are tested on: camera-captured pairs, and held-out photographs degraded in ways no training uses."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from andfast.data.camera import CameraSettings, bicubic_lr, camera_like
+from andfast.data.images import DataError, read_image
+from andfast.data.pairs import Pair, find_pairs
+from andfast.training.config import Config
+from andfast.training.images import Skipped, find_images
+from studies.pairs import camera_of, split_pairs
+
+#: Blur in HR pixels, noise in 8-bit units and JPEG quality of the unseen degradations, by name.
+STRENGTHS = {
+    "mild": CameraSettings(1, 2, 90),
+    "moderate": CameraSettings(2, 4, 80),
+    "strong": CameraSettings(2, 10, 60),
+    "severe": CameraSettings(3, 15, 40),
+    "noise": CameraSettings(0, 15, 95),
+    "blur": CameraSettings(3, 0, 95),
+    "JPEG": CameraSettings(0, 0, 30),
+}
+REPORTING, TUNING, CLEAN = "reporting", "tuning", "clean"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test: an LR image and the HR image to restore, uint8 (h, w, 3) and (scale * h, scale * w, 3).
+
+    Attributes:
+        image: the name of the image; the held-out photographs have the same one in every set.
+        group: what results are averaged by: the camera of a pair, "photographs" else.
+    """
+
+    image: str
+    group: str
+    lr: np.ndarray = field(repr=False)
+    hr: np.ndarray = field(repr=False)
+
+
+TestSets = dict[str, list[Case]]
+"""The tests by the names of their sets: REPORTING and TUNING pairs, CLEAN LR images, and those of STRENGTHS."""
+
+
+def pair_sets(folders: Sequence[str | os.PathLike[str]], scale: int) -> TestSets:
+    """Camera-captured pairs, every folder split into its tuning and its reporting part.
+
+    Raises:
+        DataError: as `find_pairs`, and for a folder with too few pairs to split; or names that stand twice.
+    """
+    sets: TestSets = {REPORTING: [], TUNING: []}
+    for folder in folders:
+        pairs = find_pairs(folder, scale)
+        if len(pairs) < 2:
+            raise DataError(f"{folder}: {len(pairs)} pair; two at least are needed to tune on one and report the other")
+        for name, part in zip((TUNING, REPORTING), split_pairs(pairs), strict=True):
+            sets[name] += [_pair_case(pair, Path(folder)) for pair in part]
+    if twice := _twice([case.image for cases in sets.values() for case in cases]):
+        raise DataError(f"pairs are told apart by their names, and there are two of {', '.join(twice)}")
+    return sets if folders else {}
+
+
+def _pair_case(pair: Pair, folder: Path) -> Case:
+    return Case(pair.name, camera_of(pair.name) or folder.resolve().name, read_image(pair.lr), read_image(pair.hr))
+
+
+def photograph_sets(photographs: Sequence[tuple[str, np.ndarray]], scale: int) -> TestSets:
+    """Photographs (name, uint8 (H, W, 3), H and W multiples of `scale`) under every degradation.
+
+    The noise of an image is the same whichever other images there are: its seed is made of the image's name.
+    """
+    sets: TestSets = {CLEAN: []} | {strength: [] for strength in STRENGTHS}
+    for name, hr in photographs:
+        sets[CLEAN].append(Case(name, "photographs", bicubic_lr(hr, scale), hr))
+        for strength, settings in STRENGTHS.items():
+            seed = int.from_bytes(hashlib.sha256(f"{name} {strength}".encode()).digest()[:4], "big")
+            sets[strength].append(Case(name, "photographs", camera_like(hr, scale, seed, **vars(settings)), hr))
+    return sets
+
+
+def held_out_photographs(config: Config) -> list[tuple[str, np.ndarray]]:
+    """The photographs that training with `config` validates on and never trains on: (file name, HR image).
+
+    Raises:
+        DataError: there are none, or two of the same name.
+    """
+    images = [(Path(name).name, image) for name, image in find_images(config, Skipped()).held_out]
+    if twice := _twice([name for name, _ in images]):
+        raise DataError(f"photographs are told apart by their names, and two held-out ones are {', '.join(twice)}")
+    return images
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def digest(sets: TestSets) -> str:
+    """A short text that changes with any pixel, name or order of the tests."""
+    state = hashlib.sha256()
+    for name, cases in sets.items():
+        for case in cases:
+            state.update(f"{name}/{case.group}/{case.image}/{case.lr.shape}/{case.hr.shape}".encode())
+            state.update(case.lr.tobytes())
+            state.update(case.hr.tobytes())
+    return state.hexdigest()[:16]

@@ -1,0 +1,216 @@
+"""Making a model that comes with andfast, in small: what it writes, what it refuses, and that nothing is half done."""
+
+import hashlib
+import json
+import statistics
+
+import pytest
+import scipy.stats
+from PIL import Image
+from study_images import photograph, write_pairs
+
+from andfast import train
+from andfast.data.images import DataError, read_image
+from andfast.data.tensors import to_tensor
+from andfast.metrics import psnr_y
+from andfast.models import load_model
+from andfast.pretrained import FOLDER, pretrained_names
+from andfast.training.config import parse_config
+from andfast.training.validation import bicubic_upsample
+from studies import ship
+from studies.card import model_card
+from studies.sources import count_sources
+
+NAME = "andnet_compact_x4"
+SUFFIXES = ("safetensors", "yaml", "json", "md")
+
+
+def arguments(folder, output="out"):
+    folders = {"--data.hr": folder / "hr", "--pairs": folder / "pairs", "--work": folder / "work"}
+    options = [str(part) for option in folders.items() for part in option]
+    return [*options, "--output", str(folder / output), "--quick"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with images, and what the command made of them in `out`."""
+    folder = tmp_path_factory.mktemp("ship")
+    (folder / "hr").mkdir()
+    for seed in range(8):
+        name = f"{'cid22_' if seed < 6 else 'gb82_'}{seed}.png"
+        Image.fromarray(photograph(seed)).save(folder / "hr" / name)
+    write_pairs(folder / "pairs", ["canon_1", "canon_2", "canon_3", "canon_4", "nikon_1", "nikon_2"])
+    assert ship.main(arguments(folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def record(made):
+    return json.loads((made / "out" / f"{NAME}.json").read_text())
+
+
+def test_it_writes_four_files_that_belong_together(made, record):
+    out = made / "out"
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"{NAME}.{suffix}" for suffix in SUFFIXES)
+    weights = out / f"{NAME}.safetensors"
+    assert record["model"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert record["model"]["parameters"] == sum(p.numel() for p in load_model(weights).parameters())
+    assert (out / f"{NAME}.md").read_text() == model_card(record)
+    assert record["quick"]
+    assert "good for nothing else" in model_card(record)
+    config = parse_config(["--config", str(out / f"{NAME}.yaml")])
+    assert config.generator.features == ship.QUICK["generator.features"]
+
+
+def test_its_files_tell_nothing_of_where_it_was_made(made, record):
+    for suffix in SUFFIXES:
+        assert str(made).encode() not in (made / "out" / f"{NAME}.{suffix}").read_bytes()
+    assert record["command"] == "python -m studies.ship --data.hr hr --pairs pairs --output out --quick"
+
+
+def test_the_twin_differs_in_the_adversary_alone(record):
+    ours, twin = record["runs"]["adversarial"], record["runs"]["classical"]
+    assert ours["updates"] == twin["updates"] == ship.QUICK["train.iterations"]
+    assert twin["config"].pop("attack")["method"] == "none"
+    assert ours["config"].pop("attack")["method"] == "pgd"
+    for run in (ours, twin):
+        del run["config"]["run_dir"]
+    assert ours["config"] == twin["config"]
+    assert ours["course"][-1]["gain"] > 1
+    assert twin["course"][-1]["gain"] is None
+    assert ours["course"][-1]["step"] == ours["updates"]
+
+
+def test_the_table_is_of_the_reporting_part(made, record):
+    found = record["evaluation"]
+    assert found["images"]["reporting"] == ["canon_2", "canon_4", "nikon_2"]
+    assert "tuning" not in found["images"]
+    lines = {line["test"]: line for line in found["table"]}
+    assert [lines[f"real pairs, {name}"]["images"] for name in ("canon", "nikon", "all")] == [2, 1, 3]
+    hr, lr = ([read_image(made / "pairs" / kind / f"canon_{i}.png") for i in (2, 4)] for kind in ("HR", "LR"))
+    bicubic = [
+        psnr_y(to_tensor(bicubic_upsample(small, 4)), to_tensor(large), 4).item()
+        for small, large in zip(lr, hr, strict=True)
+    ]
+    assert lines["real pairs, canon"]["psnr_y"]["bicubic"] == pytest.approx(statistics.fmean(bicubic), abs=1e-4)
+
+
+def test_gains_are_paired(record):
+    scores = record["evaluation"]["scores"]
+    (line,) = [line for line in record["evaluation"]["table"] if line["test"] == "real pairs, all"]
+    differences = [
+        a - b
+        for a, b in zip(
+            scores["adversarial"]["psnr_y"]["reporting"], scores["bicubic"]["psnr_y"]["reporting"], strict=True
+        )
+    ]
+    low, high = scipy.stats.t.interval(
+        0.95, len(differences) - 1, statistics.fmean(differences), scipy.stats.sem(differences)
+    )
+    gain = line["psnr_y_gain"]["bicubic"]
+    assert (gain["low"], gain["high"]) == pytest.approx((low, high), abs=1e-6)
+    (alone,) = [line for line in record["evaluation"]["table"] if line["test"] == "real pairs, nikon"]
+    assert alone["psnr_y_gain"]["bicubic"]["low"] is None
+
+
+def test_sources_are_counted(record):
+    counts = {source["prefix"]: source["trained"] + source["held_out"] for source in record["images"]}
+    assert counts == {"cid22_": 6, "gb82_": 2}
+    assert sum(source["held_out"] for source in record["images"]) == ship.QUICK["data.held_out"]
+    with pytest.raises(DataError, match=r"unknown licence.*holiday\.png.*cid22_\*"):
+        count_sources(["a/cid22_1.png", "a/holiday.png"], [])
+
+
+def test_what_is_done_is_not_done_again(made, capsys):
+    written = (made / "out" / f"{NAME}.safetensors").read_bytes()
+    log = made / "work" / f"{NAME}_quick" / "adversarial" / "metrics.jsonl"
+    before = log.stat().st_mtime_ns
+    assert ship.main(arguments(made, "again")) == 0
+    assert log.stat().st_mtime_ns == before
+    assert (made / "again" / f"{NAME}.safetensors").read_bytes() == written
+    assert "iterations are done" in capsys.readouterr().out
+
+
+def test_a_run_of_another_length_is_no_twin(made, capsys, monkeypatch):
+    monkeypatch.setitem(ship.QUICK, "train.iterations", 36)
+    assert ship.main(arguments(made, "other")) == 3
+    assert "holds a run of 40 updates, not of 36; choose another --work" in capsys.readouterr().err
+    assert not (made / "other").exists()
+
+
+def test_training_that_ends_early_writes_nothing(made, monkeypatch):
+    monkeypatch.setattr(train, "main", lambda command: 143)
+    assert ship.main(arguments(made, "stopped")) == 143
+    assert not (made / "stopped").exists()
+
+
+def test_all_files_or_none(made, record, monkeypatch):
+    weights = made / "out" / f"{NAME}.safetensors"
+    folder = made / "earlier"
+    folder.mkdir()
+    for suffix in SUFFIXES:
+        (folder / f"{NAME}.{suffix}").write_text("earlier")
+
+    def fail(record):
+        raise KeyError("runs")
+
+    monkeypatch.setattr(ship, "model_card", fail)
+    with pytest.raises(KeyError):
+        ship.write(folder, weights, record)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        f"{NAME}.{suffix}": "earlier" for suffix in SUFFIXES
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["--pairs", "{tmp}"], "holds HR/ and LR/"),
+        (["--data.hr", "{tmp}/pairs"], "unknown licence"),
+        (["--config", "{tmp}/none.yaml"], "attack.method is none"),
+    ],
+)
+def test_nothing_is_begun(made, tmp_path, capsys, changed, said):
+    write_pairs(tmp_path / "pairs", ["a", "b", "c", "d", "e"])
+    (tmp_path / "none.yaml").write_text("attack: {method: none}\n")
+    work = tmp_path / "work"
+    command = [*arguments(made), "--work", str(work), *(part.format(tmp=tmp_path) for part in changed)]
+    assert ship.main(command) == 2
+    assert said in capsys.readouterr().err
+    assert not work.exists()
+
+
+def test_a_trial_never_takes_the_place_of_the_model(made, capsys):
+    with pytest.raises(SystemExit):
+        ship.main([*arguments(made), "--output", str(FOLDER)])
+    assert "good for nothing" in capsys.readouterr().err
+
+
+def test_replays_count_as_updates():
+    length = ["--train.iterations=10", "--train.warmup=4"]
+    assert ship.updates(parse_config(length)) == 10
+    assert ship.updates(parse_config([*length, "--attack.method=free", "--attack.replays=3"])) == 4 + 6 * 3
+
+
+def test_the_card_tells_where_the_model_does_not_win(record):
+    (line, *_) = record["evaluation"]["table"]
+    record["evaluation"]["table"] = [line]
+    for low, high, said in ((0.1, 0.3, None), (-0.1, 0.2, "may be no better than"), (-0.3, -0.1, "is below")):
+        for row in ("bicubic", "classical"):
+            line["psnr_y_gain"][row] = {"mean": (low + high) / 2, "low": low, "high": high}
+        limits = model_card(record).partition("## Limits")[2]
+        for phrase in ("may be no better than", "is below"):
+            assert limits.count(f"It {phrase}") == (2 if phrase == said else 0)
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_the_packaged_card_is_made_from_its_record(name):
+    assert (FOLDER / f"{name}.md").read_text() == model_card(json.loads((FOLDER / f"{name}.json").read_text()))
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_the_packaged_table_is_that_of_its_images_scores(name):
+    found = json.loads((FOLDER / f"{name}.json").read_text())["evaluation"]
+    (line,) = [line for line in found["table"] if line["test"] == "photographs, clean"]
+    for row, means in line["psnr_y"].items():
+        assert means == pytest.approx(statistics.fmean(found["scores"][row]["psnr_y"]["clean"]))

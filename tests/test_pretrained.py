@@ -1,0 +1,124 @@
+"""The models that come with andfast: that they are what their records say, and better than interpolation."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision_operators
+
+import andfast
+from andfast.data.camera import camera_like, crop_to_multiple
+from andfast.data.photographs import held_out_photographs
+from andfast.data.tensors import to_array, to_tensor
+from andfast.metrics import psnr_y
+from andfast.models import ModelError, build_generator
+from andfast.pretrained import DEFAULT, FOLDER, load_pretrained, pretrained_names
+from andfast.training.config import parse_config
+from andfast.training.validation import bicubic_upsample
+from andfast.upscale import upscale_tensor
+
+ROOT = Path(__file__).parents[1]
+NAMES = pretrained_names()
+
+
+def record(name):
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def test_the_default_is_there():
+    assert DEFAULT in NAMES
+    model = andfast.load_pretrained()
+    assert not model.training
+    assert model.scale == 4
+    named = load_pretrained("andnet_compact_x4").state_dict()
+    assert all(torch.equal(named[key], value) for key, value in model.state_dict().items())
+
+
+def test_an_unknown_name():
+    with pytest.raises(ModelError, match=r"no pretrained model 'andnet'; there are: .*andnet_compact_x4"):
+        load_pretrained("andnet")
+    with pytest.raises(ModelError, match="no pretrained model"):
+        load_pretrained("../pretrained/andnet_compact_x4")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_record_is_that_of_the_weights(name):
+    weights = FOLDER / f"{name}.safetensors"
+    told = record(name)["model"]
+    assert told["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert told["bytes"] == weights.stat().st_size
+    model = load_pretrained(name)
+    assert told["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert told["scale"] == model.scale
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_record_is_no_trial_s(name):
+    """What was made in small, or from files that were not committed, is not what is shipped."""
+    told = record(name)
+    assert not told["quick"]
+    assert "dirty" not in told["commit"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_configuration_makes_such_a_model(name):
+    config = parse_config(["--config", str(FOLDER / f"{name}.yaml")])
+    settings = config.generator
+    sizes = {"compact": "convs", "rrdbnet": "blocks"}
+    made = build_generator(
+        settings.name, config.scale, **{"features": settings.features, sizes[settings.name]: settings.depth}
+    )
+    shapes = {key: value.shape for key, value in made.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in load_pretrained(name).state_dict().items()}
+    # It is made from nothing but the images.
+    assert settings.init is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_spandrel_loads_it(name):
+    torchvision_operators.declare_missing()
+    import spandrel
+
+    loaded = spandrel.ModelLoader(device="cpu").load_from_file(FOLDER / f"{name}.safetensors")
+    model = load_pretrained(name)
+    assert loaded.scale == model.scale
+    image = torch.rand(1, 3, 20, 24, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(image), model(image).clamp(0, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("title", "hr"), held_out_photographs(), ids=[name for name, _ in held_out_photographs()])
+def test_it_beats_bicubic_interpolation(name, title, hr):
+    """On photographs that it was not trained on, taken by no camera that its making knew."""
+    model = load_pretrained(name)
+    hr = crop_to_multiple(hr[:256, :256], model.scale)
+    lr = camera_like(hr, model.scale, seed=0)
+    ours = to_array(upscale_tensor(model, to_tensor(lr)))
+    scores = [psnr_y(to_tensor(image), to_tensor(hr), model.scale).item() for image in (ours, bicubic_upsample(lr, 4))]
+    assert scores[0] > scores[1] + 0.05, title
+
+
+def test_wheels_and_sdists_hold_them():
+    """setuptools' own list of what it builds from pyproject.toml, without building."""
+    code = (
+        "from setuptools.dist import Distribution\n"
+        "distribution = Distribution()\n"
+        "distribution.parse_config_files()\n"
+        "build = distribution.get_command_obj('build_py')\n"
+        "build.ensure_finalized()\n"
+        "print(*build.get_source_files(), sep='\\n')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    packed = {Path(line).as_posix() for line in done.stdout.splitlines()}
+    expected = {
+        f"andfast/pretrained/{name}.{suffix}" for name in NAMES for suffix in ("safetensors", "yaml", "json", "md")
+    }
+    assert expected | {"andfast/pretrained/__init__.py", "andfast/upscale.py"} <= packed
+    # Nothing but these: no leftovers of an interrupted making.
+    inside = {path for path in packed if path.startswith("andfast/pretrained/")}
+    assert inside == expected | {"andfast/pretrained/__init__.py"}
