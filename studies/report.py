@@ -1,12 +1,13 @@
 """Tables of what studies found: `python -m studies.report RESULT... [--figure FILE] [--metric ssim_y]`.
 
-RESULTs are files that `studies.compare` wrote. Prints Markdown; with --figure also draws how much the rows gain over the
-reference, a panel a kind of test.
+RESULTs are files that `studies.compare` wrote. Prints Markdown; with --figure also draws how much the rows gain over
+the reference, a panel a kind of test.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ def report(outcome: Outcome, metrics: Sequence[str] = METRICS) -> str:
                 titles = column_titles(outcome.columns, part)
                 if titles:
                     parts += [f"{title}:", means(outcome, budget, metric, titles)]
-                    parts += ["Differences, paired by image and seed:", differences(outcome, budget, metric, titles)]
+                    parts.append(differences(outcome, budget, metric, titles))
     return "\n\n".join([*parts, "### Cost", costs(outcome)]) + "\n"
 
 
@@ -69,23 +70,27 @@ def means(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> 
             name, value = outcome.worst(row, budget, metric)
             found.append(f"{value:.{digits}f} ({name})")
         lines.append([_line_name(outcome, row), *found])
-    counts = [f"{title} ({outcome.mean(lines_of, budget, metric, title).images})" for title in titles
-              for lines_of in outcome.lines(budget)[:1]]  # fmt: skip
+    counts = [f"{title} ({len(outcome.columns[title][0][1])})" for title in titles]
     return _table(["", *counts, *(["worst strength"] if worst else [])], lines)
 
 
 def differences(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> str:
-    """Two lines a row: its mean over the reference's, and the subject's over its; each with its 95% interval."""
-    lines = []
-    for row in outcome.lines(budget):
-        pairs = [(row, outcome.reference), (outcome.subject, row)]
-        for one, other in pairs:
-            if one == other or (row == outcome.reference and one == outcome.subject):
-                continue  # the latter stands in the subject's own line
-            found = [outcome.difference(one, other, budget, metric, title) for title in titles]
-            lines.append([f"{one} - {other}", *(_signed(each, _DIGITS[metric]) for each in found)])
-    unique = {line[0]: line for line in lines}
-    return _table(["", *titles], list(unique.values()))
+    """Two tables: every row's mean over the reference's, and the subject's over every row's; 95% intervals."""
+    parts = []
+    for caption, pair in (
+        (f"Over {outcome.reference}:", lambda row: (row, outcome.reference)),
+        (f"{outcome.subject} over the others:", lambda row: (outcome.subject, row)),
+    ):
+        lines = [
+            [
+                row,
+                *(_signed(outcome.difference(*pair(row), budget, metric, title), _DIGITS[metric]) for title in titles),
+            ]
+            for row in outcome.lines(budget)
+            if len(set(pair(row))) == 2
+        ]
+        parts += [caption, _table(["", *titles], lines)]
+    return "\n\n".join(parts)
 
 
 def costs(outcome: Outcome) -> str:
@@ -117,9 +122,11 @@ def _line_name(outcome: Outcome, row: str) -> str:
 
 
 def _signed(found: Interval | None, digits: int) -> str:
-    """A difference and half its interval's width; in bold where the interval is on one side of zero."""
+    """A difference and half its interval's width, if it has one; in bold where the interval is on one side of zero."""
     if found is None:
         return ""
+    if math.isinf(found.half):
+        return f"{found.mean:+.{digits}f}"
     text = f"{found.mean:+.{digits}f} ± {found.half:.{digits}f}"
     return f"**{text}**" if found.low > 0 or found.high < 0 else text
 
@@ -130,8 +137,8 @@ def _origin(outcome: Outcome) -> str:
     missing = f" Runs that failed are missing: {', '.join(content['failed'])}." if content["failed"] else ""
     return (
         f"{content['date'][:10]}, commit {content['commit']}, on {device or content['machine']['processor']}, "
-        f"{content['jobs']} at once: `{content['command']}`. Intervals hold 95%, over images after a mean over "
-        f"seeds.{missing}"
+        f"{content['jobs']} at once: `{content['command']}`. Differences are paired by image and seed; "
+        f"intervals hold 95%, over images after a mean over seeds, and bold ones do not hold zero.{missing}"
     )
 
 
