@@ -6,7 +6,21 @@ Guo, NeurIPS 2023).
 
 from importlib.metadata import PackageNotFoundError, version
 
-from andfast.attack import PGD, YOPO, Attack, AttackResult, Bicubic, Free, Noise, Random, Replay, Subset
+from andfast.attack import (
+    BSRGAN,
+    PGD,
+    YOPO,
+    Attack,
+    AttackResult,
+    Bicubic,
+    Free,
+    Noise,
+    Random,
+    RealESRGAN,
+    Replay,
+    Style,
+    Subset,
+)
 from andfast.degradation import DegradationNetwork
 from andfast.losses import l1_objective
 from andfast.models import Compact, RRDBNet, load_model, save_model
@@ -19,6 +33,7 @@ except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "unknown"
 
 __all__ = [
+    "BSRGAN",
     "PGD",
     "YOPO",
     "Attack",
@@ -30,8 +45,10 @@ __all__ = [
     "Noise",
     "RRDBNet",
     "Random",
+    "RealESRGAN",
     "Replay",
     "ScaleFactors",
+    "Style",
     "Subset",
     "l1_objective",
     "load_model",

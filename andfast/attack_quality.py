@@ -34,7 +34,7 @@ from andfast.host_memory import keep_freed_memory
 from andfast.models import load_model
 from andfast.training.config import AttackConfig, DegradationConfig, Parser, join_lists
 from andfast.training.images import Skipped, training_sources
-from andfast.training.trainer import step_generator
+from andfast.training.randomness import step_generator
 
 _NAME = "attack_quality"
 # What the variants have in common.

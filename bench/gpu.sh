@@ -165,7 +165,7 @@ if [[ -n ${failed//$'\n'/} ]]; then
 fi
 
 results=()
-for operation in step degradation_forward dense_block degradation_block projected_step blur_pool noise; do
+for operation in step degradation_forward dense_block degradation_block projected_step blur_pool noise degradations; do
   if [[ $gate != 0 ]]; then
     say "bench $operation" "left out: $gate did not end well"
   elif [[ -n ${bad[$operation]-} ]]; then

@@ -25,10 +25,10 @@ from andfast.models import ModelError, load_model
 from andfast.training.config import parse_config
 from andfast.training.validation import bicubic_upsample
 from andfast.upscale import NonFiniteError, upscale_tensor
-from studies.testsets import REPORTING, TUNING, Case, TestSets, held_out_photographs, pair_sets, photograph_sets
+from studies.outcome import BICUBIC, METRICS, column_values, columns
+from studies.testsets import TestSets, held_out_photographs, pair_sets, photograph_sets
 
-METRICS = {"psnr_y": psnr_y, "ssim_y": ssim_y}
-BICUBIC = "bicubic interpolation"
+_MEASURES = dict(zip(METRICS, (psnr_y, ssim_y), strict=True))
 
 Scores = dict[str, dict[str, list[float]]]
 """The metric's name -> the test set's name -> a value a test, in the order of the set."""
@@ -45,7 +45,7 @@ def evaluate(upscale: Callable[[np.ndarray], Tensor], sets: TestSets, scale: int
     scores: Scores = {metric: {} for metric in METRICS}
     for name, cases in sets.items():
         restored = [(upscale(case.lr).cpu(), to_tensor(case.hr)) for case in cases]
-        for metric, measure in METRICS.items():
+        for metric, measure in _MEASURES.items():
             scores[metric][name] = [round(measure(*pair, scale).item(), 6) for pair in restored]
     return scores
 
@@ -64,26 +64,13 @@ def evaluate_bicubic(sets: TestSets, scale: int) -> Scores:
     return evaluate(lambda lr: to_tensor(bicubic_upsample(lr, scale)), sets, scale)
 
 
-def columns(sets: Mapping[str, Sequence[Case]]) -> dict[str, tuple[str, list[int]]]:
-    """What a table's columns are means over: title -> (set, indices in it). Pairs by camera."""
-    found: dict[str, tuple[str, list[int]]] = {}
-    for name, cases in sets.items():
-        groups = [case.group for case in cases]
-        cameras = list(dict.fromkeys(groups)) if name in (REPORTING, TUNING) else []
-        for camera in cameras:
-            found[f"{name} {camera}"] = (name, [index for index, group in enumerate(groups) if group == camera])
-        if len(cameras) != 1:
-            found[f"{name}, all" if cameras else name] = (name, list(range(len(cases))))
-    return found
-
-
 def table(scores: Mapping[str, Scores], metric: str, sets: TestSets) -> str:
     """Markdown: a line a column of `columns`, a column a model."""
     digits = 2 if metric == "psnr_y" else 4
     lines = [["", "images", *scores], ["---", "--:", *["--:"] * len(scores)]]
-    for title, (name, indices) in columns(sets).items():
-        means = [np.mean([found[metric][name][index] for index in indices]) for found in scores.values()]
-        lines.append([title, str(len(indices)), *(f"{mean:.{digits}f}" for mean in means)])
+    for title, column in columns({name: [case.group for case in cases] for name, cases in sets.items()}).items():
+        values = [column_values(found[metric], column) for found in scores.values()]
+        lines.append([title, str(len(values[0])), *(f"{each.mean():.{digits}f}" for each in values)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

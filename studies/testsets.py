@@ -110,3 +110,17 @@ def digest(sets: TestSets) -> str:
             state.update(case.lr.tobytes())
             state.update(case.hr.tobytes())
     return state.hexdigest()[:16]
+
+
+def reduced(sets: TestSets, images: int | None) -> TestSets:
+    """The first so many tests of every group; None: all."""
+    if images is None:
+        return sets
+    return {
+        name: [
+            case
+            for group in dict.fromkeys(case.group for case in cases)
+            for case in [case for case in cases if case.group == group][:images]
+        ]
+        for name, cases in sets.items()
+    }

@@ -16,7 +16,7 @@ from andfast.attack.findings import pareto
 from andfast.attack.judge import Finding
 from andfast.attack.variants import default_variants, parse_variant
 from andfast.data.patches import PatchBatches, scan_images
-from andfast.training.trainer import step_generator
+from andfast.training.randomness import step_generator
 
 SMALL = {
     "batches": 2,

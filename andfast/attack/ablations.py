@@ -1,10 +1,9 @@
-"""What the paper compares its adversary with (Table 2): random deviations, adversarial noise, bicubic."""
+"""What the paper compares its adversary with (Table 2) and takes a budget: random deviations, adversarial noise."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 
@@ -84,17 +83,4 @@ class Noise(ImageAttack):
         with torch.no_grad():
             lr = (clean + noise.view_as(clean)).clamp(0, 1)
             iterates.see(objective(lr, hr), lr, noise)
-        return iterates
-
-
-@dataclass
-class Bicubic(ImageAttack):
-    """No adversary and no network: the LR image is bicubic-downsampled (Table 2, "classical SR training")."""
-
-    lr_psnr: ClassVar[None] = None
-
-    def _search(self, task: Task) -> Iterates:
-        iterates = Iterates()
-        with torch.no_grad():
-            iterates.see(task.objective(task.clean, task.hr), task.clean, torch.zeros_like(task.clean).flatten(1))
         return iterates

@@ -21,19 +21,20 @@ from andfast.theta import ScaleFactors, ThetaLayout
 class AttackResult:
     """What an attack found. N networks, B images, `steps` gradient steps.
 
-    `Noise` and `Bicubic` have no networks: for them every image stands alone, and N is B.
+    `Noise`, `Bicubic`, `BSRGAN` and `RealESRGAN` have no networks: for them every image stands alone, and N is B.
 
     Attributes:
         lr: (B, 3, h, w) in [0, 1], the degraded images.
         delta: (N, P), the deviation from the identity, or None where no network took part.
         theta: (N, P), theta_id plus the deviation, or None likewise.
         losses: (1 + steps, N): the objective on the clean LR image, then after every step (`YOPO`: every pass through
-            G; `Free`: every replay but the first); the last row is not there where `loss_after` is None.
+            G; `Free`: every replay but the first); the last row is not there where `loss_after` is None, and none is
+            where no loss was looked at (`Simulated`).
         loss_after: (N,) the loss of `lr`. Of a search that is the worst iterate, and its loss the largest found; of
             `Free` the last one. `Subset` has seen no loss but that of its part of the images. None where it was not
-            computed (`keep` "last").
+            computed (`keep` "last", `Simulated`).
         distance: (N,) the scaled norm ||s * delta||_2 reached; for `Noise` the 2-norm of the added noise before
-            the image is clamped to [0, 1].
+            the image is clamped to [0, 1], for `Simulated` that of the difference to the clean LR image.
         lr_psnr: (N,) PSNR in dB of `lr` against the clean LR image.
         budget_db: (N,) the least `lr_psnr` allowed; -inf where there was no such budget. Only a deviation of zero
             may miss it: in half types narrow networks round more than that (bfloat16, 12 draws: 54 dB from the
@@ -50,9 +51,9 @@ class AttackResult:
     budget_db: Tensor
 
     @property
-    def loss_before(self) -> Tensor:
-        """(N,), the loss of the clean LR image."""
-        return self.losses[0]
+    def loss_before(self) -> Tensor | None:
+        """(N,), the loss of the clean LR image; None where no loss was looked at."""
+        return self.losses[0] if len(self.losses) else None
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Attack(ABC):
             lr=found.lr,
             delta=delta,
             theta=theta,
-            losses=torch.stack(found.losses),
+            losses=torch.stack(found.losses) if found.losses else hr.new_empty(0, len(budget_db)),
             loss_after=found.loss,
             distance=distance,
             lr_psnr=network_psnr(found.lr, clean, len(budget_db)),

@@ -175,7 +175,7 @@ class PatchBatches(SourceDataset):
         self.patch, self.batch, self.seed = patch, batch, seed
         self.flip, self.rotate = flip, rotate
         self.rank, self.world = rank, world
-        self._images = _Recent(int(cache_mib * 2**20))
+        self._images = Recent(int(cache_mib * 2**20))
         self._unreadable: dict[int, Failure] = {}
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
@@ -291,7 +291,7 @@ def make_loader(
     return PatchLoader(batches, range(start_step, stop_step), workers, pin_memory)
 
 
-class _Recent:
+class Recent:
     """The most recently used images, up to `capacity` bytes."""
 
     def __init__(self, capacity: int) -> None:

@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from andfast.attack import PGD, YOPO, Attack, Bicubic, Free, Noise, Random, Subset
+from andfast.attack import BSRGAN, PGD, YOPO, Attack, Bicubic, Free, Noise, Random, RealESRGAN, Style, Subset
 from andfast.degradation import DegradationNetwork
 from andfast.devices import choose_precision
 from andfast.theta import ScaleFactors
@@ -39,6 +39,9 @@ class DataConfig:
             later runs, which change in nothing but speed.
         flip: mirror half of the patches.
         rotate: turn patches by multiples of 90 degrees.
+        soften: low and high end of the range from which the width of a Gaussian blur is drawn for each HR patch, a
+            standard deviation in HR pixels; none: not. Crops of small, sharp images are crisper than what cameras
+            take (docs/calibration.md), and a generator that expects crisp images sharpens too much.
     """
 
     hr: list[str] = field(default_factory=list)
@@ -50,6 +53,7 @@ class DataConfig:
     cache: str | None = None
     flip: bool = True
     rotate: bool = True
+    soften: tuple[NonNegativeFloat, PositiveFloat] | None = None
 
 
 @dataclass
@@ -111,29 +115,63 @@ class DegradationConfig:
 
 
 @dataclass
+class MixConfig:
+    """A share of each batch that the adversary is not shown, and another degradation makes, once warmed up.
+
+    Attributes:
+        share: of the batch's images, in [0, 1), rounded to whole images: the last ones.
+        method: clean (the identity's pooling), bicubic, bsrgan, real_esrgan, or pairs: camera-captured ones instead.
+        pairs: a folder with `HR/` and `LR/`, for the method pairs, here or in attack.method.
+    """
+
+    share: NonNegativeFloat = 0.0
+    method: Literal["clean", "bicubic", "bsrgan", "real_esrgan", "pairs"] = "clean"
+    pairs: str | None = None
+
+    def images(self, batch: int) -> int:
+        """How many images of a batch the share is.
+
+        Raises:
+            ValueError: it leaves nothing to the adversary, or is nothing itself.
+        """
+        images = round(self.share * batch)
+        if images >= batch:
+            raise ValueError(
+                f"attack.mix.share is {self.share:g} of train.batch_size {batch}, which is all of it; attack.method "
+                "degrades whole batches"
+            )
+        if self.share and not images:
+            raise ValueError(f"attack.mix.share is {self.share:g} of train.batch_size {batch}: less than half an image")
+        return images
+
+
+@dataclass
 class AttackConfig:
     """The adversary; see `andfast.attack` and docs/attacks.md.
 
     Attributes:
         method: pgd, or cheaper yopo (frozen costate), subset (a part of the batch; needs degradation.num_networks 1),
-            free (minibatch replay); for comparison random (deviations), noise (adversarial, on the LR image), none
-            (bicubic).
-        steps: gradient steps (pgd, subset, noise), the paper takes 5; passes through G (yopo).
+            free (minibatch replay); for comparison random (deviations), noise (adversarial, on the LR image), style
+            (pgd from random networks), none (bicubic), bsrgan, real_esrgan, pairs (camera-captured, of mix.pairs).
+        steps: gradient steps (pgd, subset, style, noise), the paper takes 5; passes through G (yopo).
         inner_steps: steps in theta for each pass through G (yopo).
         replays: updates of G for each minibatch (free).
         share: of the batch's images that the adversary looks at, in (0, 1] (subset).
         keep: worst returns the worst of all iterates, last the last one, which saves a pass through G (pgd, yopo,
-            subset).
-        step_size: length of a step in the scaled norm (pgd, yopo, subset, free).
+            subset, style).
+        step_size: length of a step in the scaled norm (pgd, yopo, subset, free, style).
         step_ratio: length of a step relative to epsilon; where given, it takes the place of step_size.
-        epsilon: radius of the ball in the scaled norm (all but noise and none).
-        scale_factors: the scaled norm's factors by group of parameters (all but noise and none).
+        epsilon: radius of the ball in the scaled norm (pgd, yopo, subset, free, style, random).
+        scale_factors: the scaled norm's factors by group of parameters (likewise).
         lr_psnr: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
-            the clean one is drawn.
+            the clean one is drawn (likewise, but for style, and noise).
         dtype: the type G computes in within the attack; auto: train.precision's.
+        mix: images of each batch that another degradation makes.
     """
 
-    method: Literal["pgd", "yopo", "subset", "free", "random", "noise", "none"] = "pgd"
+    method: Literal[
+        "pgd", "yopo", "subset", "free", "random", "noise", "style", "none", "bsrgan", "real_esrgan", "pairs"
+    ] = "pgd"
     steps: PositiveInt = 3
     inner_steps: PositiveInt = YOPO.inner_steps
     replays: PositiveInt = Free.replays
@@ -145,6 +183,7 @@ class AttackConfig:
     scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
     lr_psnr: tuple[PositiveFloat, PositiveFloat] | None = PGD.lr_psnr
     dtype: Precision = "auto"
+    mix: MixConfig = field(default_factory=MixConfig)
 
     def build(self) -> Attack:
         """The attack that these settings describe.
@@ -169,7 +208,12 @@ _ATTACKS: dict[str, type[Attack]] = {
     "free": Free,
     "random": Random,
     "noise": Noise,
+    "style": Style,
     "none": Bicubic,
+    "bsrgan": BSRGAN,
+    "real_esrgan": RealESRGAN,
+    # Whole batches of them come by way of the mixer; other images (warm-up, sample sheets) are downsampled.
+    "pairs": Bicubic,
 }
 
 
@@ -261,12 +305,15 @@ class Config:
             raise ValueError(f"train.patch_size is {train.patch_size}; it must be a multiple of scale, {self.scale}")
         if train.patch_size < 2 * self.scale:
             raise ValueError(f"train.patch_size is {train.patch_size}; it must be at least {2 * self.scale}")
-        if networks != "batch" and train.batch_size % networks:
+        self._check_mix()
+        attacked = train.batch_size - self.attack.mix.images(train.batch_size)
+        if networks != "batch" and attacked % networks:
+            of_it = "" if attacked == train.batch_size else f" less attack.mix.share {self.attack.mix.share:g}"
             raise ValueError(
-                f"degradation.num_networks is {networks}; it must divide train.batch_size, {train.batch_size}, "
+                f"degradation.num_networks is {networks}; it must divide train.batch_size{of_it}, {attacked}, "
                 "or be 'batch'"
             )
-        if self.attack.method == "subset" and networks != 1 and (networks != "batch" or train.batch_size != 1):
+        if self.attack.method == "subset" and self.networks != 1:
             raise ValueError(
                 f"attack.method subset needs degradation.num_networks 1, not {networks}: all images share the network "
                 "that is found on a part of them"
@@ -276,10 +323,13 @@ class Config:
                 f"data.cache is {self.data.cache}; it is for the images of data.hr, and none are given (the bundled "
                 "photographs need no cache)"
             )
+        soften = self.data.soften
+        if soften is not None and soften[0] > soften[1]:
+            raise ValueError(f"data.soften is {list(soften)}; it must be [low, high] in pixels with low <= high")
         if not train.ema_decay < 1:
             raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")
         if train.micro_batch is not None:
-            check_micro_batch(train.micro_batch, train.batch_size, self.networks, self.degradation.noise)
+            check_micro_batch(train.micro_batch, train.batch_size, attacked, self.networks, self.degradation.noise)
         if train.checkpoint_blocks and self.generator.name != "rrdbnet":
             raise ValueError(
                 f"train.checkpoint_blocks is for generator.name rrdbnet; {self.generator.name} has no blocks (to save "
@@ -287,11 +337,31 @@ class Config:
             )
         self.attack.build()
 
+    def _check_mix(self) -> None:
+        method, mix = self.attack.method, self.attack.mix
+        if method in ("pairs", "free") and mix.share:
+            why = "takes whole batches from pairs" if method == "pairs" else "replays whole batches"
+            raise ValueError(f"attack.mix.share is {mix.share:g}; attack.method {method} {why}: it must be 0")
+        if self.mixed and self.mix_method == "pairs" and mix.pairs is None:
+            key = "attack.method" if method == "pairs" else "attack.mix.method"
+            raise ValueError(f"attack.mix.pairs is null; {key} pairs needs a folder with HR/ and LR/")
+
+    @property
+    def mixed(self) -> int:
+        """How many images of a batch are not the adversary's, once it is warmed up."""
+        batch = self.train.batch_size
+        return batch if self.attack.method == "pairs" else self.attack.mix.images(batch)
+
+    @property
+    def mix_method(self) -> str:
+        """What makes those images."""
+        return "pairs" if self.attack.method == "pairs" else self.attack.mix.method
+
     @property
     def networks(self) -> int:
         """How many degradation networks a batch has."""
-        networks = self.degradation.num_networks
-        return self.train.batch_size if networks == "batch" else networks
+        networks, batch = self.degradation.num_networks, self.train.batch_size
+        return batch - self.attack.mix.images(batch) if networks == "batch" else networks
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain nested values, as they stand in `config.yaml`."""

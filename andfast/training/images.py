@@ -33,15 +33,24 @@ class Skipped:
 
 @dataclass
 class Images:
-    """What a run works with: sources to train on, the middles of held-out HR images by name, camera pairs."""
+    """What a run works with.
+
+    Attributes:
+        sources: what it trains on.
+        held_out: the middles of HR images to validate on, by name.
+        pairs: camera pairs to validate on.
+        trained_pairs: camera pairs to train on (`attack.mix.pairs`).
+    """
 
     sources: list[Source]
     held_out: list[tuple[str, np.ndarray]]
     pairs: list[Pair]
+    trained_pairs: list[Pair]
 
     def digest(self) -> str:
         """A short text that changes when an image comes or goes."""
         names = [source.name for source in self.sources] + [name for name, _ in self.held_out]
+        names += [pair.name for pair in self.trained_pairs]
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
@@ -53,6 +62,8 @@ def find_images(config: Config, skipped: Skipped) -> Images:
     """
     data = config.data
     pairs = find_pairs(data.val_pairs, config.scale) if data.val_pairs is not None else []
+    trains_on_pairs = config.mixed and config.mix_method == "pairs"
+    trained_pairs = find_pairs(config.attack.mix.pairs, config.scale) if trains_on_pairs else []
     sources = training_sources(data.hr, config.train.patch_size, skipped)
     if data.val_hr:
         candidates = _scan(data.val_hr, 8 * config.scale, skipped)
@@ -73,7 +84,7 @@ def find_images(config: Config, skipped: Skipped) -> Images:
     if not held_out or not sources:
         found = f"{len(sources)} usable images to train on and {len(held_out)} to validate on"
         raise DataError(f"{', '.join([*data.hr, *data.val_hr])}: {found}; at least one of each is needed")
-    return Images(sources, held_out, pairs)
+    return Images(sources, held_out, pairs, trained_pairs)
 
 
 def training_sources(folders: Sequence[str], min_size: int, skipped: Skipped) -> list[Source]:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from andfast.attack import Bicubic, Free, Random
+from andfast.attack import Free, Random, Simulated
 from andfast.attack.base import NetworkAttack
 from andfast.degradation import DegradationNetwork
 from andfast.losses import l1_objective
@@ -77,8 +77,10 @@ def estimate_memory(trainer: Trainer) -> int:
     # G, its average, what it was before, and Adam's two moments.
     held = 5 * weights + trainer.frozen.own_bytes
     images = train.micro_batch or train.batch_size
-    networks = max(trainer.config.networks * images // train.batch_size, 1)
-    attack, row = _attack_peak(trainer, images, networks, train.patch_size)
+    searched = train.batch_size - trainer.config.attack.mix.images(train.batch_size)
+    at_once = min(images, searched)
+    networks = max(trainer.config.networks * at_once // searched, 1)
+    attack, row = _attack_peak(trainer, at_once, networks, train.patch_size)
     # Of the networks that wait theta_id, the deviation, the worst one so far and the gradient.
     attack += 4 * (trainer.config.networks - networks) * row
     # Of the images that wait: the patches as bytes and as float32, and a few LR images.
@@ -92,7 +94,7 @@ def estimate_memory(trainer: Trainer) -> int:
 def _attack_peak(trainer: Trainer, images: int, networks: int, size: int) -> tuple[int, int]:
     """The adversary's step on so many images of size x size, and a network's row of theta: bytes."""
     config = trainer.config
-    climbs = not isinstance(trainer.attack, (Random, Bicubic))
+    climbs = not isinstance(trainer.attack, (Random, Simulated))
     with FakeTensorMode(), LiveBytes() as memory, torch.set_grad_enabled(climbs):
         # A replay is an update, too; its weights' gradients are counted elsewhere.
         view = View(trainer.generator, trainer.precision) if isinstance(trainer.attack, Free) else trainer.frozen

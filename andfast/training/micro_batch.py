@@ -18,8 +18,15 @@ from andfast.degradation import DegradationNetwork
 from andfast.losses import Objective
 
 
-def check_micro_batch(images: int, batch: int, networks: int, noise: str) -> None:
+def check_micro_batch(images: int, batch: int, attacked: int, networks: int, noise: str) -> None:
     """Refuse micro-batches of `images` that the step could not be made from.
+
+    Args:
+        images: of a micro-batch.
+        batch: images of the update.
+        attacked: those of them that the adversary is shown.
+        networks: that these share.
+        noise: kind of the noise injections.
 
     Raises:
         ValueError: the message names the keys of the configuration.
@@ -27,7 +34,7 @@ def check_micro_batch(images: int, batch: int, networks: int, noise: str) -> Non
     start = f"train.micro_batch is {images}; "
     if batch % images:
         raise ValueError(f"{start}it must divide train.batch_size, {batch}")
-    each = batch // networks
+    each = attacked // networks
     if images % each and each % images:
         raise ValueError(
             f"{start}degradation.num_networks {networks} gives every network {each} images of the batch: it must be a "

@@ -6,11 +6,10 @@ import copy
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from andfast.attack import AttackResult, Free
+from andfast.attack import AttackResult, Free, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.degradation import DegradationNetwork
 from andfast.devices import choose_device, choose_precision
@@ -20,17 +19,14 @@ from andfast.models.views import FrozenView, View
 from andfast.training.compilation import FirstPass, compile_regions, wants_compile
 from andfast.training.config import Config
 from andfast.training.micro_batch import by_images
+from andfast.training.mixing import Mixer
+from andfast.training.randomness import step_generator
 from andfast.training.readout import PendingStep
+from andfast.training.softening import soften_patches
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
 RAMP_DB = 20.0
 _BETAS = (0.9, 0.99)
-
-
-def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """The source of all random choices of one step: a function of the seed and the step, so a run can resume."""
-    number = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(number >> np.uint64(1)))
 
 
 class Trainer:
@@ -40,7 +36,7 @@ class Trainer:
         config: the run's settings.
 
     Raises:
-        ValueError: the device is not there, or the weights to start from do not fit.
+        ValueError: the device is not there, the weights to start from do not fit, or pairs to mix in are none.
     """
 
     def __init__(self, config: Config) -> None:
@@ -63,6 +59,7 @@ class Trainer:
         # False while an update is only half done.
         self.intact = True
         self.attack = config.attack.build()
+        self.mixer = Mixer(config, self.device)
         self.objective = l1_objective(View(self.generator, self.precision))
         self.frozen = FrozenView(self.generator, self.attack_precision)
         self.attack_objective = by_images(l1_objective(self.frozen), config.train.micro_batch)
@@ -73,7 +70,9 @@ class Trainer:
             compile_regions(self.generator)
             compile_regions(self.frozen.module)
         self._first_update = FirstPass("the generator for its update", compiled)
-        self._first_attack = FirstPass("the generator for the attack", compiled)
+        self._first_attack = FirstPass(
+            "the generator for the attack", compiled and not isinstance(self.attack, Simulated)
+        )
 
     def degradation(self, num_networks: int) -> DegradationNetwork:
         """A bank of degradation networks as configured, without parameters yet."""
@@ -83,6 +82,8 @@ class Trainer:
     def train_step(self, patches: Tensor) -> PendingStep:
         """One update of the generator on uint8 patches (B, 3, H, W), without waiting for the device."""
         hr = patches.to(self.device, non_blocking=True).float() / 255
+        if self.config.data.soften is not None:
+            hr = soften_patches(hr, self.config.data.soften, self.config.seed, self.step)
         replays = isinstance(self.attack, Free) and self.step >= self.config.train.warmup
         norm, *found = self._replayed(hr) if replays else self._updated(hr)
         self.step += 1
@@ -92,52 +93,64 @@ class Trainer:
         return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], self.diverged, norm, *found)
 
     def _updated(self, hr: Tensor) -> tuple[Tensor, ...]:
-        """A step on what the adversary finds: the norm of the update's gradient, and the fields of `StepResult`."""
-        lr, attack = self._attacked(hr)
-        loss, norm = self._update(lr, hr)
+        """A step on what the adversary finds: the norm of the update's gradient, and the fields of `StepResult`.
+
+        Images that are mixed in count in the first loss alone.
+        """
+        mixed = self.mixer.images if self.step >= self.config.train.warmup else 0
+        hr, places = hr.split([len(hr) - mixed, mixed])
+        searched = len(hr)
+        lr, attack = self._attacked(hr) if searched else (None, None)
+        if mixed:
+            more_hr, more_lr = self.mixer(places, self.step)
+            hr, lr = torch.cat([hr, more_hr]), more_lr if lr is None else torch.cat([lr, more_lr])
+        losses, norm = self._update(lr, hr)
+        loss, own = losses.mean(), losses[: searched or len(losses)].mean()
         if attack is None:
-            return norm, loss, loss, loss, torch.full_like(loss, math.inf)
-        after = loss if attack.loss_after is None else attack.loss_after.mean()
-        return norm, loss, attack.loss_before.mean(), after, attack.lr_psnr.mean()
+            return norm, loss, own, own, torch.full_like(loss, math.inf)
+        before, after = (own if found is None else found.mean() for found in (attack.loss_before, attack.loss_after))
+        return norm, loss, before, after, attack.lr_psnr.mean()
 
     def _replayed(self, hr: Tensor) -> tuple[Tensor, ...]:
         """A step by minibatch replay, several updates on the way; returns what `_updated` does, of the last one."""
         network, random, margin_db = self._identity(hr)
         replay = self.attack.begin(network, hr, random, margin_db)
-        first, norm = loss, _ = self._update(replay.lr, hr)
+        first, norm = losses, _ = self._update(replay.lr, hr)
         while not replay.done:
             replay.advance(replay.lr.grad)
-            loss, norm = self._update(replay.lr, hr)
+            losses, norm = self._update(replay.lr, hr)
+        first, loss = first.mean(), losses.mean()
         lr_psnr = network_psnr(replay.lr.detach(), replay.clean, network.num_networks).mean()
         return norm, loss, first, loss, lr_psnr
 
     def _update(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-        """Sub-step 3, an update of the generator: the loss and its gradient's norm, on the device.
+        """Sub-step 3, an update of the generator: the images' losses and the gradient's norm, on the device.
 
         If they are no numbers nothing changes, now or in later steps: what would is no number for good.
         """
         self._set_learning_rate()
         self.optimizer.zero_grad()
-        loss = self._backward(lr, hr)
+        losses = self._backward(lr, hr)
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.diverged.copy_(torch.maximum(self.diverged, (~(loss.isfinite() & norm.isfinite())).float()))
+        self.diverged.copy_(torch.maximum(self.diverged, (~(losses.isfinite().all() & norm.isfinite())).float()))
         self.intact = False
         self.optimizer.step()
         self._update_ema()
         self.frozen.refresh()
-        return loss, norm
+        return losses, norm
 
     def _backward(self, lr: Tensor, hr: Tensor) -> Tensor:
-        """The gradients of the mean loss, added up over the micro-batches; returns the loss."""
+        """The gradients of the mean loss, added up over the micro-batches; returns the images' losses."""
         images = self.config.train.micro_batch or len(lr)
-        loss = torch.zeros((), device=self.device)
+        losses = []
         for part, target in zip(lr.split(images), hr.split(images), strict=True):
             with self._first_update():
-                part_loss = self.objective(part, target).sum() / len(lr)
-                part_loss.backward()
-            loss += part_loss.detach()
-        return loss
+                part_losses = self.objective(part, target)
+                (part_losses.sum() / len(lr)).backward()
+            losses.append(part_losses.detach())
+            del part_losses
+        return torch.cat(losses)
 
     def _attacked(self, hr: Tensor) -> tuple[Tensor, AttackResult | None]:
         """Sub-steps 1 and 2: LR images from fresh identity networks, moved by the adversary once warmed up."""

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from andfast.attack import PGD, YOPO, Attack, Bicubic, Free, Noise, Random, Subset
+from andfast.attack import BSRGAN, PGD, YOPO, Attack, Bicubic, Free, Noise, Random, RealESRGAN, Style, Subset
 from andfast.training.config import Config, TrainConfig, dump_yaml, parse_config
 
 
@@ -116,7 +116,10 @@ def test_an_unknown_key_in_a_file_is_refused_by_name(tmp_path: Path, capsys: pyt
         ("free", Free),
         ("random", Random),
         ("noise", Noise),
+        ("style", Style),
         ("none", Bicubic),
+        ("bsrgan", BSRGAN),
+        ("real_esrgan", RealESRGAN),
     ],
 )
 def test_every_method_has_its_attack(method: str, kind: type) -> None:
@@ -158,6 +161,85 @@ def test_the_cheaper_attacks_get_the_settings() -> None:
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
+TABLE_2 = {
+    "classical": Bicubic(),
+    "adversarial_noise": Noise(steps=5),
+    "synthetic": Random(),
+    "style_shift": Style(steps=5),
+    "complete": PGD(steps=5),
+    "bsrgan": BSRGAN(),
+    "real_esrgan": RealESRGAN(),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_the_rows_of_table_2_change_the_attack_alone(name: str) -> None:
+    config, alone = preset(f"table2/{name}", "andnet_x4"), preset("andnet_x4")
+    assert config.attack.build() == TABLE_2[name]
+    assert config.mixed == 0
+    assert (config.train, config.data, config.generator) == (alone.train, alone.data, alone.generator)
+    assert preset(f"table2/{name}", "compact_x4").attack.lr_psnr == Config().attack.lr_psnr
+
+
+def test_the_oracle_is_the_eighth_row_and_wants_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(__file__).parents[2] / "configs" / "table2"
+    assert {path.stem for path in folder.glob("*.yaml")} == {*TABLE_2, "oracle"}
+    message = refused(["--config", str(folder / "oracle.yaml")], capsys)
+    assert "attack.mix.pairs is null; attack.method pairs needs a folder with HR/ and LR/" in message
+    config = parse_config(["--config", str(folder / "oracle.yaml"), "--attack.mix.pairs", "somewhere"])
+    assert config.mixed == config.train.batch_size
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_andnet_has_the_paper_s_numbers(scale: int) -> None:
+    config = preset(f"andnet_x{scale}")
+    train = config.train
+    assert (config.scale, config.generator.name, config.attack.steps) == (scale, "rrdbnet", 5)
+    assert (train.patch_size, train.batch_size, train.iterations) == (256, 48, 1_000_000)
+    assert (train.learning_rate, train.schedule) == (1e-4, "constant")
+    assert config.networks == 48
+
+
+MIX = "--attack.mix"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([f"{MIX}.share=1"], ["attack.mix.share is 1 of train.batch_size 8", "all of it", "attack.method"]),
+        ([f"{MIX}.share=0.05"], ["attack.mix.share is 0.05", "less than half an image"]),
+        ([f"{MIX}.share=-0.5"], ["attack.mix.share", "-0.5"]),
+        ([f"{MIX}.method=blur"], ["attack.mix.method", "'real_esrgan'", "blur"]),
+        ([f"{MIX}.share=0.5", f"{MIX}.method=pairs"], ["attack.mix.pairs is null; attack.mix.method pairs"]),
+        (["--attack.method=pairs"], ["attack.mix.pairs is null; attack.method pairs"]),
+        (["--attack.method=free", f"{MIX}.share=0.5"], ["attack.mix.share is 0.5; attack.method free", "must be 0"]),
+        (
+            ["--attack.method=pairs", f"{MIX}.pairs=x", f"{MIX}.share=0.5"],
+            ["attack.mix.share is 0.5; attack.method pairs", "must be 0"],
+        ),
+        (
+            [f"{MIX}.share=0.125", "--degradation.num_networks=2"],
+            ["degradation.num_networks is 2", "train.batch_size less attack.mix.share 0.125, 7"],
+        ),
+        (
+            [f"{MIX}.share=0.25", "--degradation.num_networks=1", "--train.micro_batch=4"],
+            ["train.micro_batch is 4", "gives every network 6 images"],
+        ),
+    ],
+)
+def test_mixtures_that_cannot_be_are_refused_by_name(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = " ".join(refused(arguments, capsys).split())
+    for word in words:
+        assert word in message
+
+
+def test_a_mixture_leaves_the_rest_to_the_networks() -> None:
+    config = parse_config([f"{MIX}.share=0.3", "--degradation.num_networks=batch"])
+    assert (config.mixed, config.networks) == (2, 6)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_configuration_is_valid(path: Path) -> None:
     assert parse_config(["--config", str(path)]) != Config()
@@ -174,7 +256,7 @@ def preset(name: str, *before: str) -> Config:
     return parse_config([item for file in (*before, name) for item in ("--config", str(folder / f"{file}.yaml"))])
 
 
-@pytest.mark.parametrize("before", ["compact_x4", "rrdbnet_x4"])
+@pytest.mark.parametrize("before", ["compact_x4", "andnet_x4"])
 def test_the_faithful_preset_is_the_exact_attack_on_every_image_and_leaves_the_rest(before: str) -> None:
     config, alone = preset("attack_faithful", before), preset(before)
     assert config.attack.build() == PGD(steps=5)
@@ -182,7 +264,7 @@ def test_the_faithful_preset_is_the_exact_attack_on_every_image_and_leaves_the_r
     assert (config.train, config.data, config.generator) == (alone.train, alone.data, alone.generator)
 
 
-@pytest.mark.parametrize("before", ["compact_x4", "rrdbnet_x4"])
+@pytest.mark.parametrize("before", ["compact_x4", "andnet_x4"])
 def test_the_fast_preset_is_one_pass_through_g_and_leaves_the_rest(before: str) -> None:
     config, alone = preset("attack_fast", before), preset(before)
     assert config.attack.build() == YOPO(steps=1, inner_steps=3, step_ratio=0.5, keep="last")

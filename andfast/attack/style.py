@@ -1,0 +1,62 @@
+"""The adversary from random networks instead of identities (Table 2, "severe random style shift")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from andfast.attack.base import Iterates, Task
+from andfast.attack.pgd import PGD
+from andfast.degradation import DegradationNetwork
+
+
+@dataclass
+class Style(PGD):
+    """`PGD` without the identity initialisation (Sec 4.5): the ball lies around a random network.
+
+    All 3x3 kernels are drawn by Xavier's rule, std = sqrt(2 / (9 in + 9 out)), slopes and noise are the identity's. The
+    LR images keep a skeleton of the HR images, in other colours and textures; they are clamped to [0, 1] as always.
+    There is no LR-PSNR budget, for nothing is near the clean image. `delta` and `distance` are those from the identity,
+    `loss_before` is the random network's.
+
+    Args:
+        steps, keep, step_size, step_ratio, epsilon, scale_factors: as for `PGD`, around the random network.
+    """
+
+    lr_psnr: ClassVar[None] = None
+
+    def _search(self, task: Task) -> Iterates:
+        start = xavier_deviation(task.network, task.generator)
+        iterates = super()._search(replace(task, network=_From(task.network, start)))
+        iterates.variable = start + iterates.variable
+        return iterates
+
+
+def xavier_deviation(network: DegradationNetwork, generator: torch.Generator | None = None) -> Tensor:
+    """The deviations (N, P) that take a bank's identities to random networks.
+
+    Args:
+        network: has parameters.
+        generator: a generator of its device; None for torch's own.
+    """
+    layout, theta_id = network.layout, network.theta_id
+    wanted = theta_id.clone()
+    for segment in layout.conv:
+        taps = torch.randn((len(theta_id), *segment.shape), device=theta_id.device, generator=generator)
+        out, into, size = segment.shape
+        segment.view(wanted).copy_(taps * (2 / (size * (out + into))) ** 0.5)
+    return layout.to_moments(wanted - theta_id)
+
+
+class _From:
+    """A bank whose deviations count from others: what a search needs of a `DegradationNetwork`."""
+
+    def __init__(self, network: DegradationNetwork, start: Tensor) -> None:
+        self._network, self._start = network, start
+        self.layout, self.theta_id, self.num_networks = network.layout, network.theta_id, network.num_networks
+
+    def __call__(self, hr: Tensor, delta: Tensor) -> Tensor:
+        return self._network(hr, self._start + delta)

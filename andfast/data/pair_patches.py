@@ -1,0 +1,94 @@
+"""Patches of camera-captured pairs: the same crop of both images, a batch a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from andfast.data.images import DataError, image_size, read_image
+from andfast.data.pairs import Pair
+from andfast.data.patches import Recent
+
+# Streams of random numbers beside those of the HR patches (`andfast.data.patches`).
+_ORDER, _CROP = 3, 4
+
+
+class PairPatches:
+    """Batches of aligned patches.
+
+    Numbering the patches of a run from 0, patch k comes from pair `order[k % n]` of n, with an order drawn anew for
+    each epoch `k // n`: every pair is seen once an epoch. Crops lie on whole LR pixels, and both patches of a pair are
+    flipped and turned alike. The numbers are raw output of NumPy's Philox generator, the same in all its versions.
+
+    Args:
+        pairs: as `find_pairs` gives them.
+        scale: of the HR images to the LR images.
+        patch: height and width of the HR patches, a multiple of `scale`.
+        batch: patches a batch.
+        seed: a non-negative integer.
+        flip: mirror each pair of patches with probability 1/2.
+        rotate: turn each by 0, 90, 180 or 270 degrees, equally likely.
+        cache_mib: memory for decoded images, in MiB; when all fit, each is decoded once.
+
+    Raises:
+        DataError: a pair is smaller than the patches; when called: an image cannot be read. The message names it.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        scale: int,
+        patch: int,
+        batch: int,
+        seed: int = 0,
+        flip: bool = True,
+        rotate: bool = True,
+        cache_mib: float = 512,
+    ) -> None:
+        for pair in pairs:
+            if min(size := image_size(pair.hr)) < patch:
+                raise DataError(f"{pair.hr}: {size[0]} x {size[1]} pixels, smaller than the {patch} x {patch} wanted")
+        self.pairs, self.scale, self.patch, self.batch = list(pairs), scale, patch, batch
+        self.seed, self.flip, self.rotate = seed, flip, rotate
+        self._images = Recent(int(cache_mib * 2**20))
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of a step: HR and LR patches, uint8 (batch, 3, patch, patch) and (batch, 3, patch / scale, ...)."""
+        low = self.patch // self.scale
+        hr = np.empty((self.batch, 3, self.patch, self.patch), np.uint8)
+        lr = np.empty((self.batch, 3, low, low), np.uint8)
+        for position in range(self.batch):
+            number = step * self.batch + position
+            pair = self._pair(number)
+            down, right, mirror, turns = (int(value) for value in self._random(4, _CROP, number))
+            whole_hr, whole_lr = self._read(2 * pair), self._read(2 * pair + 1)
+            top, left = down % (whole_lr.shape[0] - low + 1), right % (whole_lr.shape[1] - low + 1)
+            for image, patches, scale in ((whole_hr, hr, self.scale), (whole_lr, lr, 1)):
+                rows, columns = (slice(scale * start, scale * (start + low)) for start in (top, left))
+                crop = image[rows, columns]
+                if self.flip and mirror % 2:
+                    crop = crop[:, ::-1]
+                if self.rotate:
+                    crop = np.rot90(crop, turns % 4)
+                patches[position] = crop.transpose(2, 0, 1)
+        return torch.from_numpy(hr), torch.from_numpy(lr)
+
+    def _read(self, index: int) -> np.ndarray:
+        """The HR image of pair index // 2 for an even index, its LR image for an odd one."""
+        image = self._images.get(index)
+        if image is None:
+            pair = self.pairs[index // 2]
+            image = read_image(pair.lr if index % 2 else pair.hr)
+            self._images.put(index, image)
+        return image
+
+    def _pair(self, number: int) -> int:
+        epoch, place = divmod(number, len(self.pairs))
+        return int(np.argsort(self._random(len(self.pairs), _ORDER, epoch), kind="stable")[place])
+
+    def _random(self, count: int, *key: int) -> np.ndarray:
+        return np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=key)).random_raw(count)

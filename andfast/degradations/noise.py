@@ -1,0 +1,85 @@
+"""Sensor noises, each image with its own strength."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Rec. 601: what both OpenCV and torchvision call grey.
+_GREY = (0.299, 0.587, 0.114)
+
+
+def grey_or_colour(sigma: Tensor, grey: Tensor) -> Tensor:
+    """The matrix that makes three unit noises into grey noise (the same in all channels) or independent colour noise.
+
+    Args:
+        sigma: (B,), standard deviation on the scale of [0, 1].
+        grey: (B,) bool.
+
+    Returns:
+        (B, 3, 3), for `add_gaussian`.
+    """
+    colour = torch.eye(3, device=sigma.device)
+    one_for_all = torch.zeros_like(colour)
+    one_for_all[:, 0] = 1
+    return sigma[:, None, None] * torch.where(grey[:, None, None], one_for_all, colour)
+
+
+def correlated(variances: Tensor, axes: Tensor) -> Tensor:
+    """The matrix that makes three unit noises into noise correlated between the channels.
+
+    Args:
+        variances: (B, 3), along the axes.
+        axes: (B, 3, 3), any three independent columns, which are made orthonormal.
+
+    Returns:
+        (B, 3, 3), for `add_gaussian`: A with A A^T = U diag(variances) U^T.
+    """
+    # Gram and Schmidt: torch.linalg.qr waits for the device.
+    basis: list[Tensor] = []
+    for vector in axes.unbind(dim=-1):
+        for other in basis:
+            vector = vector - (vector * other).sum(dim=-1, keepdim=True) * other
+        basis.append(vector / vector.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+    return torch.stack(basis, dim=-1) * variances.sqrt()[:, None, :]
+
+
+def add_gaussian(images: Tensor, mixing: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Add Gaussian noise of covariance A A^T over the channels, white over the pixels; clamped to [0, 1].
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        mixing: (B, 3, 3), A.
+        generator: a generator of their device; None for torch's own.
+    """
+    unit = torch.randn(images.shape, device=images.device, generator=generator)
+    return (images + (mixing @ unit.flatten(2)).view_as(images)).clamp(0, 1)
+
+
+def add_poisson(images: Tensor, strength: Tensor, grey: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Add shot noise: a pixel counts its light, brighter ones more; clamped to [0, 1].
+
+    As Real-ESRGAN has it: an image counts in as many units as it has levels of 8 bits, rounded up to a power of two,
+    and the noise is multiplied by `strength`.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        strength: (B,).
+        grey: (B,) bool, whether the brightness alone counts, the same noise in all channels.
+        generator: a generator of their device; None for torch's own.
+    """
+    brightness = sum(weight * plane for weight, plane in zip(_GREY, images.split(1, dim=1), strict=True))
+    per_image = grey[:, None, None, None]
+    light = torch.where(per_image, brightness, images).clamp(0, 1).mul(255).round() / 255
+    units = _levels(light)[:, None, None, None]
+    noise = torch.poisson(light * units, generator=generator) / units - light
+    # Of grey images all channels have been counted apart; one stands for all.
+    noise = torch.where(per_image, noise[:, :1], noise)
+    return (images + strength[:, None, None, None] * noise).clamp(0, 1)
+
+
+def _levels(light: Tensor) -> Tensor:
+    """(B,), how many different levels of 8 bits each image has, rounded up to a power of two."""
+    levels = (light * 255).round().long().flatten(1)
+    seen = torch.zeros(len(light), 256, device=light.device).scatter_(1, levels, 1.0)
+    return 2 ** seen.sum(dim=1).log2().ceil()

@@ -1,0 +1,320 @@
+"""Compare ways to train: `python -m studies.compare STUDY --data.hr DIR... --pairs DIR... --work DIR --output FILE`.
+
+STUDY is a YAML file as studies/table2.yaml. For every seed one run on clean LR images makes the weights that all rows
+start from. Then every row gets the same number of generator updates; and again the time that the study's subject took,
+as many updates as fit. What comes out is tested on camera-captured pairs, clean LR images and unseen degradations, and
+written to FILE after every run; `python -m studies.report FILE` makes tables of it.
+
+Every run is kept in the work folder: the same command goes on after an interruption, and computes what is new or was
+changed in the study alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from andfast import info
+from andfast.data.images import DataError
+from andfast.data.pairs import find_pairs
+from andfast.devices import choose_device
+from andfast.files import written_whole
+from andfast.host_memory import keep_freed_memory
+from andfast.models import ModelError, load_model
+from andfast.training.config import Config, TrainConfig
+from andfast.upscale import NonFiniteError
+from studies.evaluate import Scores, evaluate_bicubic, evaluate_model
+from studies.outcome import ALL_STRENGTHS, BICUBIC, START, TIME, UPDATES, Outcome, column_titles, write_outcome
+from studies.pairs import link_pairs, split_pairs
+from studies.runs import Finished, Run, RunError, Runner
+from studies.study import TUNING_PAIRS, Settings, StudyError, checked, filled, merged, read_study
+from studies.testsets import CLEAN, TUNING, TestSets, digest, held_out_photographs, pair_sets, photograph_sets, reduced
+
+# Numbers of updates that are as near as this are the same: time is not measured more precisely.
+_NEAR = 0.03
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of `python -m studies.compare`."""
+    parser = argparse.ArgumentParser(prog="python -m studies.compare", description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("study", type=Path, metavar="STUDY", help="a YAML file as studies/table2.yaml")
+    add("--data.hr", dest="hr", nargs="+", type=Path, default=[], metavar="DIR", help="HR images to train on")
+    add("--pairs", nargs="+", type=Path, default=[], metavar="DIR", help="camera pairs, in HR/ and LR/, to test on")
+    add("--work", type=Path, required=True, metavar="DIR", help="what is computed is kept here")
+    add("--output", type=Path, required=True, metavar="FILE", help="the result, JSON")
+    add("--seeds", nargs="+", type=int, metavar="N", help="instead of the study's")
+    add("--rows", nargs="+", metavar="ROW", help="only these, and those that they are compared with")
+    add("--jobs", type=int, default=1, help="runs at once, each on one core (default: %(default)s)")
+    add("--quick", action="store_true", help="the study's reduced form: does it all work?")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0 done, 2 not begun, 3 some run failed, 128 + n ended by signal n."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = make_parser().parse_args(arguments)
+    command = shlex.join(["python", "-m", "studies.compare", *map(_last_name, arguments)])
+    try:
+        comparison = Comparison(options, command)
+    except (StudyError, DataError, ModelError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return comparison.run()
+
+
+class Comparison:
+    """All runs of a study, and what was found of each so far.
+
+    Everything that can be wrong with the study, the images and the options is found out here.
+
+    Args:
+        options: what the command line says.
+        command: what the result says that made it.
+
+    Raises:
+        StudyError, DataError, ValueError, OSError: what is wrong.
+    """
+
+    def __init__(self, options: argparse.Namespace, command: str) -> None:
+        self.options = options
+        self.study = read_study(options.study, options.quick)
+        if options.jobs < 1:
+            raise StudyError(f"--jobs is {options.jobs}; it must be at least 1")
+        self.rows = self._chosen_rows()
+        self.seeds: list[int] = list(dict.fromkeys(options.seeds or self.study.seeds))
+        self.device = choose_device(options.device)
+        self.runner = Runner(options.work.resolve())
+        self.tuning_pairs = self._tuning_pairs() if options.pairs else None
+        config = self._check()
+        sets = pair_sets(options.pairs, config.scale) | photograph_sets(held_out_photographs(config), config.scale)
+        self.sets: TestSets = reduced(sets, self.study.images)
+        self.digest = digest(self.sets)
+        self.scale = config.scale
+        self.found: list[dict[str, Any]] = []
+        self.failed: dict[str, str] = {}
+        self._made = {"command": command, "commit": info.commit(), "machine": info.machine(), "jobs": options.jobs}
+        self._scores_of_bicubic = evaluate_bicubic(self.sets, config.scale)
+
+    def _chosen_rows(self) -> list[str]:
+        study, chosen = self.study, self.options.rows
+        if strangers := sorted(set(chosen or ()) - set(study.rows)):
+            raise StudyError(f"--rows {' '.join(strangers)}: the rows are {', '.join(study.rows)}")
+        return [name for name in study.rows if not chosen or name in {*chosen, study.reference, study.subject}]
+
+    def _tuning_pairs(self) -> Path | None:
+        """A folder with the tuning part of all pairs, for the rows that train on it."""
+        if not any(TUNING_PAIRS in json.dumps(self.study.rows[name].settings) for name in self.rows):
+            return None
+        scale = self.study.settings.get("scale", Config.scale)
+        pairs = [pair for folder in self.options.pairs for pair in split_pairs(find_pairs(folder, scale))[0]]
+        names = "\n".join(str(pair.hr.resolve()) for pair in pairs)
+        folder = self.runner.work / f"tuning_pairs-{hashlib.sha256(names.encode()).hexdigest()[:10]}"
+        link_pairs(pairs, folder)
+        return folder
+
+    def _check(self) -> Config:
+        """Have every row's settings looked at; returns the start's configuration."""
+        for name in self.rows:
+            checked(self._row_settings(name, self.seeds[0], None, self.study.updates), f"row {name}")
+        return checked(self._start(self.seeds[0]).settings, START)
+
+    # What to run.
+
+    def _common(self, seed: int) -> Settings:
+        device = {"device": self.device.type}
+        data = {"data": {"hr": [str(folder.resolve()) for folder in self.options.hr]}}
+        # Judged here, and at the end alone there: what a run logs on its way costs it time.
+        train = {"train": {"warmup": 0, "validate_every": 0}}
+        return merged(device, data, train, self.study.settings, {"seed": seed})
+
+    def _start(self, seed: int) -> Run:
+        return Run(START, seed, START, merged(self._common(seed), self.study.start))
+
+    def _row_settings(self, name: str, seed: int, start: Path | None, updates: int) -> Settings:
+        """The settings of a row's run of so many generator updates; what is counted in steps grows with them."""
+        settings = merged(self._common(seed), filled(self.study.rows[name].settings, self.tuning_pairs))
+        if start is not None:
+            settings = merged(settings, {"generator": {"init": str(start)}})
+        ramp = settings["train"].get("ramp", TrainConfig.ramp) * updates / self.study.updates
+        per_step = _updates_per_step(settings)
+        steps = {"iterations": max(round(updates / per_step), 1), "ramp": round(ramp / per_step)}
+        return merged(settings, {"train": steps})
+
+    def _row(self, name: str, seed: int, start: Finished, budget: str, updates: int) -> Run:
+        return Run(name, seed, budget, self._row_settings(name, seed, start.model, updates))
+
+    def run(self) -> int:
+        """Make all runs, and the result; returns the exit status of the command."""
+        torch.set_num_threads(1)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        received: list[int] = []
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            self.runner.stop()
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._run_all()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if received:
+            print("stopped; the same command goes on from there", file=sys.stderr)
+            return 128 + received[0]
+        if self.failed:
+            print(f"error: failed, and missing in the result: {', '.join(self.failed)}", file=sys.stderr)
+        print(f"{len(self.found)} runs in {self.options.output}; python -m studies.report makes tables of it")
+        return 3 if self.failed else 0
+
+    def _run_all(self) -> None:
+        starts = self._together([self._start(seed) for seed in self.seeds], [START])
+        equal = self._together(
+            [
+                self._row(name, seed, start, UPDATES, self.study.updates)
+                for name in self.rows
+                for (_, seed), start in starts.items()
+            ],
+            [UPDATES],
+        )
+        same, other = [], []
+        for (name, seed), finished in equal.items():
+            subject = equal.get((self.study.subject, seed))
+            if subject is None:
+                continue
+            updates = self._updates_in_time(subject, finished, name)
+            if abs(updates / self.study.updates - 1) <= _NEAR:
+                same.append((name, seed))
+            else:
+                other.append(self._row(name, seed, starts[START, seed], TIME, updates))
+        for record in self.found:
+            if (record["row"], record["seed"]) in same and UPDATES in record["budgets"]:
+                record["budgets"].append(TIME)
+        self._write()
+        self._together(other, [TIME])
+
+    def _updates_in_time(self, subject: Finished, row: Finished, name: str) -> int:
+        """How many updates a row makes in the time of the subject's."""
+        seconds = subject.seconds_per_step * subject.iterations
+        per_step = _updates_per_step(merged(self.study.settings, self.study.rows[name].settings))
+        return max(round(seconds / row.seconds_per_step) * per_step, 1)
+
+    def _together(self, runs: Sequence[Run], budgets: Sequence[str]) -> dict[tuple[str, int], Finished]:
+        """Train and test runs, several at once; those that are done by row and seed."""
+        done: dict[tuple[str, int], Finished] = {}
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            waiting = {pool.submit(self._one, run): run for run in runs}
+            for future in as_completed(waiting):
+                run = waiting[future]
+                try:
+                    finished, scores = future.result()
+                except (RunError, ModelError, NonFiniteError, OSError) as error:
+                    if not self.runner.stopped:
+                        self.failed[run.name] = str(error)
+                        tqdm.write(f"failed: {error}", file=sys.stderr)
+                    continue
+                done[run.row, run.seed] = finished
+                self._add(run, finished, scores, budgets)
+        return {(run.row, run.seed): done[run.row, run.seed] for run in runs if (run.row, run.seed) in done}
+
+    def _one(self, run: Run) -> tuple[Finished, Scores]:
+        finished = self.runner(run)
+        return finished, self._scores(finished.model)
+
+    def _scores(self, path: Path) -> Scores:
+        """What a model reaches, found once for the same file and tests."""
+        model = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        kept = self.runner.work / "scores" / f"{model}-{self.digest}.json"
+        if not kept.exists():
+            generator = load_model(path, self.device).to(memory_format=torch.channels_last)
+            with written_whole(kept) as temporary:
+                temporary.write_text(json.dumps(evaluate_model(generator, self.sets)))
+        return json.loads(kept.read_text())
+
+    # What was found.
+
+    def _add(self, run: Run, finished: Finished, scores: Scores, budgets: Sequence[str]) -> None:
+        per_step = _updates_per_step(run.settings)
+        self.found.append(
+            {
+                "row": run.row,
+                "seed": run.seed,
+                "budgets": list(budgets),
+                "updates": finished.iterations * per_step,
+                "iterations": finished.iterations,
+                "seconds_per_update": finished.seconds_per_step / per_step,
+                "seconds": finished.seconds,
+                "commit": finished.commit,
+                "scores": scores,
+            }
+        )
+        self._write()
+        outcome = Outcome(self.content())
+        # Not what is reported on: settings are chosen by what is seen here.
+        titles = [*column_titles(outcome.columns, TUNING)[-1:], CLEAN, ALL_STRENGTHS]
+        reached = ", ".join(
+            f"{title} {outcome.values(run.row, budgets[0], 'psnr_y', title, [run.seed]).mean():.2f}" for title in titles
+        )
+        tqdm.write(f"{run.name}: {finished.iterations} steps in {finished.seconds:.0f} s; PSNR-Y {reached}")
+
+    def content(self) -> dict[str, Any]:
+        """The result as far as it is there; folders and files by their last names: where they lie is this machine's
+        affair."""
+        study = self.study
+        order = {name: index for index, name in enumerate([START, *study.rows])}
+        return {
+            "title": study.title,
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            **self._made,
+            "data": {
+                "hr": [folder.resolve().name for folder in self.options.hr],
+                "pairs": [folder.resolve().name for folder in self.options.pairs],
+            },
+            "reference": study.reference,
+            "subject": study.subject,
+            "settings": study.settings,
+            "start": study.start,
+            "rows": {name: vars(study.rows[name]) for name in self.rows},
+            "tests": {
+                name: {"images": [case.image for case in cases], "groups": [case.group for case in cases]}
+                for name, cases in self.sets.items()
+            },
+            "failed": sorted(self.failed),
+            "marks": {BICUBIC: self._scores_of_bicubic},
+            "runs": sorted(self.found, key=lambda run: (run["budgets"], order[run["row"]], run["seed"])),
+        }
+
+    def _write(self) -> None:
+        content = self.content()
+        write_outcome(self.options.output, content | {"tables": Outcome(content).tables()})
+
+
+def _updates_per_step(settings: Settings) -> int:
+    """Generator updates of a training step: several where minibatches are replayed."""
+    attack = checked(settings, "a row").attack
+    return attack.replays if attack.method == "free" else 1
+
+
+def _last_name(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return option + equals + (Path(value).name or value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

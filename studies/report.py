@@ -1,0 +1,172 @@
+"""Tables of what studies found: `python -m studies.report RESULT... [--figure FILE] [--metric ssim_y]`.
+
+RESULTs are files that `studies.compare` wrote. Prints Markdown; with --figure also draws how much the rows gain over
+the reference, a panel a kind of test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from andfast.files import written_whole
+from studies.figure import draw
+from studies.intervals import Interval
+from studies.outcome import (
+    ALL_STRENGTHS,
+    BUDGETS,
+    METRICS,
+    START,
+    Outcome,
+    OutcomeError,
+    column_titles,
+    read_outcome,
+)
+from studies.testsets import CLEAN, REPORTING, TUNING
+
+_BUDGET_NAMES = dict(zip(BUDGETS, ("equal updates", "equal time"), strict=True))
+_METRIC_NAMES = {"psnr_y": "PSNR on Y, dB", "ssim_y": "SSIM on Y"}
+_DIGITS = {"psnr_y": 2, "ssim_y": 4}
+
+
+def report(outcome: Outcome, metrics: Sequence[str] = METRICS) -> str:
+    """A study's tables as Markdown.
+
+    For each budget: means on the real pairs by camera and on photographs by strength, with the worst strength; then
+    differences to the reference and of the subject, with their 95% intervals. At the end what updates cost.
+
+    Args:
+        outcome: what was found.
+        metrics: which of METRICS.
+    """
+    parts = [f"## {outcome.content['title']}", _origin(outcome)]
+    for budget in outcome.budgets():
+        for metric in metrics:
+            parts.append(f"### {_METRIC_NAMES[metric]}, {_BUDGET_NAMES[budget]}")
+            for part, title in (
+                (REPORTING, "Real pairs, reporting part"),
+                (CLEAN, "Held-out photographs: clean LR images and unseen degradations"),
+                (TUNING, "Real pairs, tuning part: settings were chosen by these, and the oracle trained on them"),
+            ):
+                titles = column_titles(outcome.columns, part)
+                if titles:
+                    parts += [f"{title}:", means(outcome, budget, metric, titles)]
+                    parts.append(differences(outcome, budget, metric, titles))
+    return "\n\n".join([*parts, "### Cost", costs(outcome)]) + "\n"
+
+
+def means(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> str:
+    """A line a row, a column a title; with all strengths among them also the worst of them."""
+    digits = _DIGITS[metric]
+    worst = ALL_STRENGTHS in titles
+    lines = []
+    for row in outcome.lines(budget):
+        found = [f"{outcome.mean(row, budget, metric, title).mean:.{digits}f}" for title in titles]
+        if worst:
+            name, value = outcome.worst(row, budget, metric)
+            found.append(f"{value:.{digits}f} ({name})")
+        lines.append([_line_name(outcome, row), *found])
+    counts = [f"{title} ({len(outcome.columns[title][0][1])})" for title in titles]
+    return _table(["", *counts, *(["worst strength"] if worst else [])], lines)
+
+
+def differences(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> str:
+    """Two tables: every row's mean over the reference's, and the subject's over every row's; 95% intervals."""
+    parts = []
+    for caption, pair in (
+        (f"Over {outcome.reference}:", lambda row: (row, outcome.reference)),
+        (f"{outcome.subject} over the others:", lambda row: (outcome.subject, row)),
+    ):
+        lines = [
+            [
+                row,
+                *(_signed(outcome.difference(*pair(row), budget, metric, title), _DIGITS[metric]) for title in titles),
+            ]
+            for row in outcome.lines(budget)
+            if len(set(pair(row))) == 2
+        ]
+        parts += [caption, _table(["", *titles], lines)]
+    return "\n\n".join(parts)
+
+
+def costs(outcome: Outcome) -> str:
+    """A line a row and budget: updates, what an update takes, and what a run took; means over seeds."""
+    lines = []
+    reference = [run["seconds_per_update"] for run in outcome.runs(outcome.reference, BUDGETS[0]).values()]
+    for budget in outcome.budgets():
+        for row in outcome.rows:
+            runs = list(outcome.runs(row, budget).values())
+            if not runs:
+                continue
+            per_update = fmean(run["seconds_per_update"] for run in runs)
+            updates = fmean(run["updates"] for run in runs)
+            times = f"{per_update / fmean(reference):.2f}" if reference else ""
+            minutes = fmean(run["seconds"] for run in runs) / 60
+            seeds = ", ".join(map(str, outcome.seeds(row, budget)))
+            lines.append(
+                [row, _BUDGET_NAMES[budget], seeds, f"{updates:.0f}", f"{per_update:.4f}", times, f"{minutes:.1f}"]
+            )
+    titles = ["", "", "seeds", "updates", "seconds an update", f"{outcome.reference}'s updates", "minutes a run"]
+    return _table(titles, lines)
+
+
+def _line_name(outcome: Outcome, row: str) -> str:
+    if row == START:
+        return "where all rows start"
+    description = outcome.content["rows"].get(row, {}).get("description")
+    return f"{row}: {description}" if description else row
+
+
+def _signed(found: Interval | None, digits: int) -> str:
+    """A difference and half its interval's width, if it has one; in bold where the interval is on one side of zero."""
+    if found is None:
+        return ""
+    if math.isinf(found.half):
+        return f"{found.mean:+.{digits}f}"
+    text = f"{found.mean:+.{digits}f} ± {found.half:.{digits}f}"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+
+
+def _origin(outcome: Outcome) -> str:
+    content = outcome.content
+    device = next((value["name"] for name, value in content["machine"]["devices"].items() if name != "cpu"), None)
+    missing = f" Runs that failed are missing: {', '.join(content['failed'])}." if content["failed"] else ""
+    return (
+        f"{content['date'][:10]}, commit {content['commit']}, on {device or content['machine']['processor']}, "
+        f"{content['jobs']} at once: `{content['command']}`. Differences are paired by image and seed; "
+        f"intervals hold 95%, over images after a mean over seeds, and bold ones do not hold zero.{missing}"
+    )
+
+
+def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["--:"] * (len(titles) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [titles, rule, *lines])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0 done, 2 not begun."""
+    parser = argparse.ArgumentParser(prog="python -m studies.report", description=__doc__.partition("\n")[0])
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="written by studies.compare")
+    parser.add_argument("--metric", choices=METRICS, action="append", help="only this one (default: all)")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="where to draw the first result, PNG")
+    parser.add_argument("--budget", choices=BUDGETS, default=BUDGETS[0], help="what the figure is about")
+    options = parser.parse_args(arguments)
+    try:
+        outcomes = [read_outcome(path) for path in options.results]
+    except (OutcomeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for outcome in outcomes:
+        print(report(outcome, options.metric or METRICS))
+    if options.figure is not None:
+        with written_whole(options.figure) as temporary:
+            draw(outcomes[0], options.budget, _BUDGET_NAMES[options.budget]).save(temporary)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Training runs of a study: each a process of `andfast.train`, gone on with after an interruption, and kept."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from andfast.files import written_whole
+from andfast.info import commit
+from andfast.training.config import dump_yaml
+from studies.study import Settings
+
+_FINISHED = "finished.json"
+
+
+class RunError(RuntimeError):
+    """A training run failed, or was stopped; the message tells which and why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: its row or "start", its seed, what it has in common with the others, its settings."""
+
+    row: str
+    seed: int
+    budget: str
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """Ends in a digest of the settings: with others it is another run, and with the same the same one."""
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self.row.replace(' ', '_')}-{self.budget}-seed{self.seed}-{digest}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done.
+
+    Attributes:
+        model: the moving average of its generator.
+        iterations: its training steps.
+        seconds_per_step: the median of the steps' times, in tens as they are read from a device.
+        seconds: all of its steps'.
+        commit: of the code that finished it.
+    """
+
+    model: Path
+    iterations: int
+    seconds_per_step: float
+    seconds: float
+    commit: str | None
+
+
+class Runner:
+    """Trains runs, one process a run, each on one core.
+
+    A run that was finished before is not made again. One that was interrupted goes on from its last saved state, and
+    one that is still at work, for a process that was killed and left it behind, is waited for.
+
+    Args:
+        work: the folder that keeps everything: a folder a run.
+
+    Attributes:
+        stopped: whether it was told to stop.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self._processes: set[subprocess.Popen] = set()
+        self.stopped = False
+        self._changing = threading.Lock()
+
+    def __call__(self, run: Run) -> Finished:
+        """Train it, if it is not finished; may be called from several threads, for different runs.
+
+        Raises:
+            RunError: it failed or was stopped.
+            OSError: the folder cannot be written.
+        """
+        folder = self.work / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder) as lock:
+            if not (folder / _FINISHED).exists():
+                self._train(run, folder, lock)
+                with written_whole(folder / _FINISHED) as temporary:
+                    temporary.write_text(json.dumps(_summary(folder)) + "\n")
+        return Finished(model=folder / "run" / "model.safetensors", **json.loads((folder / _FINISHED).read_text()))
+
+    def _train(self, run: Run, folder: Path, lock: int) -> None:
+        settings = folder / "settings.yaml"
+        with written_whole(settings) as temporary:
+            temporary.write_text(dump_yaml(run.settings))
+        command = [sys.executable, "-m", "andfast.train", "--config", str(settings), f"--run_dir={folder / 'run'}"]
+        log = folder / "log.txt"
+        with log.open("ab") as output:
+            with self._changing:
+                if self.stopped:
+                    raise RunError(f"{run.name}: stopped before it began")
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | {"OMP_NUM_THREADS": "1"},
+                    # Ctrl-C is for this process, which tells the runs once; a second signal would end them at once.
+                    start_new_session=True,
+                    # Should this process be killed, the lock is held as long as the run goes on.
+                    pass_fds=[lock],
+                )
+                self._processes.add(process)
+            status = process.wait()
+            with self._changing:
+                self._processes.discard(process)
+        if self.stopped:
+            raise RunError(f"{run.name}: stopped; the same command goes on with it")
+        if status:
+            last = "".join(f"\n  {line}" for line in log.read_text(errors="replace").splitlines()[-5:])
+            raise RunError(f"{run.name}: andfast.train ended with status {status}; {log} ends in{last}")
+
+    def stop(self) -> None:
+        """Have all runs save their state and end, and begin none."""
+        with self._changing:
+            self.stopped = True
+            for process in self._processes:
+                process.send_signal(signal.SIGTERM)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Wait until no other process works in the folder; yields the file that says so."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def _summary(folder: Path) -> dict:
+    """What the log of a run that is done says: the fields of `Finished`, but for the model."""
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    seconds = [line["seconds"] for line in lines if "validation" not in line]
+    return {
+        "iterations": len(seconds),
+        "seconds_per_step": _typical(seconds),
+        "seconds": sum(seconds),
+        "commit": commit(),
+    }
+
+
+def _typical(seconds: list[float]) -> float:
+    # Ten steps are read from a GPU at once, and a step's own time is then that of handing it over.
+    size = max(min(10, len(seconds) // 5), 1)
+    return statistics.median(
+        statistics.fmean(seconds[begin : begin + size]) for begin in range(0, len(seconds) - size + 1, size)
+    )

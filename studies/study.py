@@ -1,0 +1,166 @@
+"""What a comparing study is: rows of training settings, read from a YAML file as `studies/table2.yaml`."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from andfast.training.config import Config, dump_yaml, parse_config
+
+TUNING_PAIRS = "{tuning_pairs}"
+
+Settings = dict[str, Any]
+"""Settings of `andfast.train`, nested as in its configuration files."""
+
+
+class StudyError(ValueError):
+    """A study that cannot be made; the message says what would be right."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train: what it is, and its settings over those that all rows have."""
+
+    description: str
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Study:
+    """Ways to train that are compared, all from the same start.
+
+    Attributes:
+        title: what is compared.
+        reference: the row that the others are measured by.
+        subject: the row that the study is about, whose time all rows get.
+        seeds: of the runs.
+        settings: of all rows; train.iterations are their generator updates.
+        start: settings over those of all, of the run that every row of the same seed begins with the weights of.
+        rows: by name.
+        images: how many images of every camera and test set to test on; none: all.
+    """
+
+    title: str
+    reference: str
+    subject: str
+    seeds: list[int]
+    settings: Settings
+    start: Settings
+    rows: dict[str, Row]
+    images: int | None = None
+
+    @property
+    def updates(self) -> int:
+        """Generator updates of every row, where updates are equal."""
+        return self.settings["train"]["iterations"]
+
+
+def read_study(path: Path, quick: bool = False) -> Study:
+    """Read a study.
+
+    Args:
+        path: a YAML file with the fields of `Study`, its settings nested or dotted. `quick` holds `seeds`, `images` and
+            `settings` that replace the others, for a trial of the whole in minutes.
+        quick: whether to take those.
+
+    Raises:
+        StudyError: it is none; the message names the key.
+        OSError: it cannot be read.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path}: not YAML: {error}") from error
+    required = [field.name for field in fields(Study) if field.name != "images"]
+    if not isinstance(content, dict) or set(content) - {"quick"} != set(required):
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise StudyError(f"{path}: a study has the keys {', '.join(required)} and may have quick; found {found}")
+    rows = {}
+    for name, row in content["rows"].items():
+        if not isinstance(row, dict) or set(row) != set(Row.__dataclass_fields__):
+            raise StudyError(f"{path}: rows.{name} must have the keys description and settings, and no others")
+        rows[name] = Row(row["description"], nested(row["settings"] or {}))
+    study = Study(
+        **{key: content[key] for key in ("title", "reference", "subject", "seeds")},
+        settings=nested(content["settings"]),
+        start=nested(content["start"]),
+        rows=rows,
+    )
+    for key in ("reference", "subject"):
+        if getattr(study, key) not in rows:
+            raise StudyError(f"{path}: {key} is {getattr(study, key)}; it must be a row, one of {', '.join(rows)}")
+    if "iterations" not in study.settings.get("train", {}):
+        raise StudyError(f"{path}: settings.train.iterations is missing: the generator updates of every row")
+    if quick:
+        study = _quick(study, content.get("quick"), path)
+    return study
+
+
+def _quick(study: Study, changes: Any, path: Path) -> Study:
+    if not isinstance(changes, dict) or set(changes) != {"seeds", "images", "settings", "start"}:
+        raise StudyError(f"{path}: for a quick trial, quick must have the keys seeds, images, settings and start")
+    return replace(
+        study,
+        seeds=changes["seeds"],
+        images=changes["images"],
+        settings=merged(study.settings, nested(changes["settings"])),
+        start=merged(study.start, nested(changes["start"])),
+    )
+
+
+def nested(settings: Mapping[str, Any]) -> Settings:
+    """Settings with every dotted key (`attack.method`) as nested ones."""
+    result: Settings = {}
+    for key, value in settings.items():
+        first, _, rest = key.partition(".")
+        value = nested({rest: value} if rest else value) if rest or isinstance(value, Mapping) else value
+        result = merged(result, {first: value})
+    return result
+
+
+def merged(*layers: Mapping[str, Any]) -> Settings:
+    """All settings, those of later layers in the place of earlier ones."""
+    result: Settings = {}
+    for layer in layers:
+        for key, value in layer.items():
+            inner = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+            result[key] = merged(result[key], value) if inner else copy.deepcopy(value)
+    return result
+
+
+def filled(settings: Any, tuning_pairs: Path | None) -> Any:
+    """Settings with `{tuning_pairs}` as the folder that holds the tuning part of the real pairs.
+
+    Raises:
+        StudyError: they want it, and there is none.
+    """
+    if isinstance(settings, Mapping):
+        return {key: filled(value, tuning_pairs) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [filled(value, tuning_pairs) for value in settings]
+    if isinstance(settings, str) and TUNING_PAIRS in settings:
+        if tuning_pairs is None:
+            raise StudyError(f"a row trains on {TUNING_PAIRS}; give --pairs")
+        return settings.replace(TUNING_PAIRS, str(tuning_pairs))
+    return settings
+
+
+def checked(settings: Settings, name: str) -> Config:
+    """The configuration that `andfast.train` makes of these settings.
+
+    Raises:
+        StudyError: it refuses them; why was written to standard error.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(dump_yaml(settings))
+        file.flush()
+        try:
+            return parse_config(["--config", file.name])
+        except SystemExit as error:
+            raise StudyError(f"andfast.train refuses the settings of {name}; see above") from error

@@ -1,0 +1,186 @@
+"""Batches of which another degradation, or a camera, makes a share."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_trainer import TINY, make, patches
+from torch import Tensor
+
+from andfast import train
+from andfast.attack import BSRGAN, RealESRGAN
+from andfast.attack.base import bicubic_downsample
+from andfast.ops.blur_pool import blur_pool
+from andfast.training.randomness import step_generator
+from andfast.training.trainer import Trainer
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Two pairs: LR images of one colour each, HR images of another."""
+    for index in range(2):
+        for folder, size, level in (("HR", 48, 200 + index), ("LR", 12, 20 + index)):
+            (tmp_path / "pairs" / folder).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (size, size), (level,) * 3).save(tmp_path / "pairs" / folder / f"{index}.png")
+    return tmp_path / "pairs"
+
+
+def trained_on(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, steps: int = 1) -> tuple[Tensor, Tensor]:
+    """The LR and HR images of the last of so many updates."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    update = trainer._update
+
+    def watched(lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((lr.detach(), hr))
+        return update(lr, hr)
+
+    monkeypatch.setattr(trainer, "_update", watched)
+    for _ in range(steps):
+        trainer.train_step(patches())
+    return seen[-1]
+
+
+@pytest.mark.parametrize("method", ["clean", "bicubic", "bsrgan", "real_esrgan"])
+def test_the_last_images_are_the_other_degradation_s(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lr, hr = trained_on(make(attack__mix__share=0.5, attack__mix__method=method), monkeypatch)
+    given = patches().float() / 255
+    assert torch.equal(hr, given)
+    expected = {
+        "clean": lambda: blur_pool(given[2:], 4),
+        "bicubic": lambda: bicubic_downsample(given[2:], 4),
+        "bsrgan": lambda: BSRGAN().degrade(given[2:], 4, step_generator(0, 0, given.device, 1)),
+        "real_esrgan": lambda: RealESRGAN().degrade(given[2:], 4, step_generator(0, 0, given.device, 1)),
+    }[method]()
+    assert torch.equal(lr[2:], expected)
+    clean = blur_pool(given[:2], 4)
+    assert ((lr[:2] - clean).abs().amax(dim=(1, 2, 3)) > 0.02).all()
+
+
+@pytest.mark.parametrize("networks", [1, 2, "batch"])
+@pytest.mark.parametrize("method", ["pgd", "noise", "random", "style", "yopo"])
+def test_the_adversary_is_shown_the_rest_alone(
+    method: str, networks: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes of mixed images through F or G would be for nothing."""
+    options: dict[str, Any] = {"attack__method": method, "degradation__num_networks": networks}
+    trainer = make(**options, attack__mix__share=0.5, attack__mix__method="bicubic")
+    shown: list[int] = []
+    for module in (trainer.frozen.module, trainer.degradation(1).__class__):
+        forward = module.forward
+        bound = isinstance(module, torch.nn.Module)
+
+        def counted(*arguments: Any, forward: Any = forward, bound: bool = bound, **more: Any) -> Tensor:
+            shown.append(len(arguments[0 if bound else 1]))
+            return forward(*arguments, **more)
+
+        monkeypatch.setattr(module, "forward", counted)
+    trained_on(trainer, monkeypatch)
+    assert set(shown) == {2}
+
+
+def test_the_rest_is_attacked_as_a_batch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed, _ = trained_on(make(attack__mix__share=0.5, degradation__num_networks=2), monkeypatch)
+    trainer = make(train__batch_size=2, degradation__num_networks=2)
+    alone, _ = trainer._attacked(patches()[:2].float() / 255)
+    assert torch.equal(mixed[:2], alone)
+
+
+def test_nothing_is_mixed_in_while_it_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"train__warmup": 1, "attack__mix__share": 0.5, "attack__mix__method": "bsrgan"}
+    given = patches().float() / 255
+    lr, _ = trained_on(make(**options), monkeypatch)
+    assert torch.equal(lr, blur_pool(given, 4))
+    lr, _ = trained_on(make(**options), monkeypatch, steps=2)
+    assert not torch.equal(lr[2:], blur_pool(given[2:], 4))
+
+
+def test_pairs_bring_both_images(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mix = {"attack__mix__method": "pairs", "attack__mix__pairs": pairs, "attack__mix__share": 0.5}
+    lr, hr = trained_on(make(**mix), monkeypatch)
+    assert torch.equal(hr[:2], patches()[:2].float() / 255)
+    kinds = {(round(float(a.mean() * 255)), round(float(b.mean() * 255))) for a, b in zip(lr[2:], hr[2:], strict=True)}
+    assert kinds == {(20, 200), (21, 201)}
+
+
+def test_pairs_alone_are_all_of_the_batch_and_no_adversary_s(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(attack__method="pairs", attack__mix__pairs=pairs)
+    monkeypatch.setattr(trainer, "attack", None)
+    lr, hr = trained_on(trainer, monkeypatch)
+    assert (hr * 255 > 199).all()
+    assert (lr * 255 < 22).all()
+    result = trainer.train_step(patches()).read()
+    assert result.loss == result.loss_before_attack == result.loss_after_attack
+
+
+def test_losses_before_and_after_are_those_of_the_images_attacked() -> None:
+    mixed = make(attack__mix__share=0.5, attack__mix__method="bicubic", degradation__num_networks=2)
+    alone = make(train__batch_size=2, degradation__num_networks=2)
+    last = make(attack__mix__share=0.5, degradation__num_networks=2, attack__keep="last")
+    found, right = mixed.train_step(patches()).read(), alone.train_step(patches()[:2]).read()
+    assert found.loss_before_attack == pytest.approx(right.loss_before_attack, rel=1e-6)
+    assert found.loss_after_attack == pytest.approx(right.loss_after_attack, rel=1e-6)
+    assert found.lr_psnr == pytest.approx(right.lr_psnr, rel=1e-6)
+    assert found.loss < found.loss_after_attack
+    found = last.train_step(patches()).read()
+    assert found.loss < found.loss_after_attack
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_mixture_in_micro_batches_is_the_same(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"attack__mix__share": 0.5, "attack__mix__method": "bsrgan", "degradation__num_networks": 2}
+    whole, parts = make(**options), make(**options, train__micro_batch=images)
+    (lr, _), (found, _) = (trained_on(trainer, monkeypatch) for trainer in (whole, parts))
+    torch.testing.assert_close(found, lr, atol=1e-4, rtol=0)
+    for one, other in zip(whole._weights, parts._weights, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-2)
+
+
+def run(folder: Path, **changed: Any) -> list[dict[str, Any]]:
+    # A cosine would know when the run ends.
+    settings = TINY | {"run_dir": folder, "data.workers": 0, "train.iterations": 4, "train.schedule": "constant"}
+    settings |= {key.replace("__", "."): value for key, value in changed.items()}
+    assert train.main([f"--{key}={value}" for key, value in settings.items()]) == 0
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in ("seconds", "data_wait")} for record in records]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"attack__method": "bsrgan"},
+        {"attack__method": "real_esrgan"},
+        {"attack__method": "style"},
+        {"attack__method": "pairs"},
+        {"attack__mix__share": 0.5, "attack__mix__method": "pairs"},
+        {"attack__mix__share": 0.5, "attack__mix__method": "real_esrgan"},
+    ],
+    ids=lambda changed: "-".join(map(str, changed.values())),
+)
+def test_runs_train_and_go_on_bit_for_bit(changed: dict[str, Any], pairs: Path, tmp_path: Path) -> None:
+    if "pairs" in changed.values():
+        changed = changed | {"attack__mix__pairs": pairs}
+    whole = run(tmp_path / "whole", **changed)
+    assert all(np.isfinite(record["loss"]) for record in whole if "validation" not in record)
+    run(tmp_path / "parts", **changed, train__iterations=2)
+    parts = run(tmp_path / "parts", **changed)
+    last = [records[-2] for records in (whole, parts)]
+    assert last[0]["step"] == 4
+    assert last[0] == last[1]
+    states = [torch.load(tmp_path / name / "state.pt", weights_only=True)["generator"] for name in ("whole", "parts")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("key", ["attack.method", "attack.mix.method"])
+def test_pairs_that_are_none_are_named_before_anything_is_written(
+    key: str, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pairs / "LR" / "1.png").unlink()
+    options = [f"--run_dir={tmp_path / 'run'}", f"--{key}=pairs", f"--attack.mix.pairs={pairs}", "--data.workers=0"]
+    share = [] if key == "attack.method" else ["--attack.mix.share=0.5"]
+    assert train.main([*options, *share, "--degradation.num_networks=1"]) == 2
+    assert "without a partner: HR/1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
