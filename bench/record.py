@@ -26,7 +26,7 @@ def settings(run_dir: Path) -> dict[str, Any]:
         if isinstance(value, str):
             config["data"][key] = Path(value).name
         if isinstance(value, list):
-            config["data"][key] = [Path(item).name for item in value]
+            config["data"][key] = [Path(item).name if isinstance(item, str) else item for item in value]
     return config
 
 

@@ -35,8 +35,9 @@ from andfast.training.images import Skipped, find_images
 from andfast.upscale import NonFiniteError
 from bench.record import summary
 from studies.card import model_card
-from studies.evaluate import METRICS, Scores, columns, evaluate_bicubic, evaluate_model
+from studies.evaluate import Scores, evaluate_bicubic, evaluate_model
 from studies.intervals import paired
+from studies.outcome import METRICS, columns
 from studies.sources import count_sources
 from studies.testsets import (
     CLEAN,
@@ -48,6 +49,7 @@ from studies.testsets import (
     held_out_photographs,
     pair_sets,
     photograph_sets,
+    reduced,
 )
 
 CONFIG = Path(__file__).parents[1] / "configs" / f"{DEFAULT}.yaml"
@@ -173,11 +175,7 @@ def _image_sources(config: Config) -> list[dict[str, str | int]]:
 def _test_sets(options: argparse.Namespace, config: Config) -> TestSets:
     sets = pair_sets(options.pairs, config.scale) | photograph_sets(held_out_photographs(config), config.scale)
     sets.pop(TUNING, None)
-    if options.quick:
-        for name, cases in sets.items():
-            groups = [case.group for case in cases]
-            sets[name] = [case for i, case in enumerate(cases) if groups[:i].count(case.group) < _QUICK_TESTS]
-    return sets
+    return reduced(sets, _QUICK_TESTS if options.quick else None)
 
 
 def _run_record(run_dir: Path, expected: int) -> dict[str, Any]:
@@ -236,7 +234,10 @@ def table(scores: Mapping[str, Scores], sets: TestSets) -> list[dict[str, Any]]:
         "high"}}, the 95% interval; null for a single image).
     """
     lines = []
-    for title, (name, indices) in columns(sets).items():
+    for title, column in columns({name: [case.group for case in cases] for name, cases in sets.items()}).items():
+        if len(column) > 1:  # all strengths, which stand in lines of their own
+            continue
+        [(name, indices)] = column
         found = {metric: {row: [scores[row][metric][name][i] for i in indices] for row in scores} for metric in METRICS}
         gains = {row: paired([found["psnr_y"][OURS]], [found["psnr_y"][row]]) for row in (BICUBIC, TWIN)}
         lines.append(
