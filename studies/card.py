@@ -60,8 +60,8 @@ def _results(record: dict[str, Any]) -> str:
     return f"""## What it reaches
 
 PSNR on Y in dB, {record["model"]["scale"]} pixels of border cut. The classical twin is the same network with the same \
-images and as many updates, but trained on bicubic LR images alone (`--attack.method none`). Gains are means over the \
-images, with 95% intervals of the differences, paired by image.
+HR patches and as many updates, but trained on bicubic LR images alone (`--attack.method none`). Gains are means over \
+the images, with 95% intervals of the differences, paired by image.
 
 {_table(["", "images", *names, "gain over bicubic", "gain over the twin"], psnr)}
 
@@ -82,16 +82,22 @@ def _training(record: dict[str, Any]) -> str:
         [f"{point['step']:,}", f"{point['loss']:.4f}", _or_blank(point["gain"], 2), _or_blank(point["lr_psnr"], 1)]
         for point in run["course"]
     ]
-    budget = attack["lr_psnr"]
+    budget, mix, soften = attack["lr_psnr"], attack["mix"], run["config"]["data"]["soften"]
     within = "without a limit in dB" if budget is None else f"to {budget[0]:g} to {budget[1]:g} dB from it at most"
+    driven = "every LR image"
+    if mix["share"]:
+        driven = f"all LR images but {mix['share']:.0%} of each batch (`{mix['method']}` instead)"
+    softened = ""
+    if soften is not None:
+        softened = f" HR patches were softened by a Gaussian blur of {soften[0]:g} to {soften[1]:g} pixels."
     return f"""## How it was trained
 
 From nothing, no other model's weights: {run["updates"]:,} updates of {train["batch_size"]} patches of \
 {train["patch_size"]} x {train["patch_size"]} HR pixels with an L1 loss, in {_duration(run["seconds_in_steps"])} \
 (the twin: {twin["updates"]:,} updates, {_duration(twin["seconds_in_steps"])}). The first {train["warmup"]:,} saw \
 clean LR images; then the adversary (`{attack["method"]}`, degradation networks of {degradation["channels"]} channels) \
-drove every LR image away from the clean one, {within}. All settings stand in `{record["name"]}.yaml`. Its course, as \
-means over the updates up to each:
+drove {driven} away from the clean one, {within}.{softened} All settings stand in `{record["name"]}.yaml`. Its course, \
+as means over the updates up to each:
 
 {_table(["update", "loss", "raised by the adversary", "LR PSNR, dB"], course, words=0)}"""
 

@@ -12,6 +12,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import math
 import shutil
 import statistics
 import sys
@@ -33,11 +34,11 @@ from andfast.pretrained import FOLDER as PACKAGE
 from andfast.training.config import Config, dump_yaml, parse_config
 from andfast.training.images import Skipped, find_images
 from andfast.upscale import NonFiniteError
-from bench.record import summary
+from bench.record import settings, summary
 from studies.card import model_card
 from studies.evaluate import Scores, evaluate_bicubic, evaluate_model
 from studies.intervals import paired
-from studies.outcome import METRICS, columns
+from studies.outcome import ALL_STRENGTHS, METRICS, column_values, columns, write_outcome
 from studies.sources import count_sources
 from studies.testsets import (
     CLEAN,
@@ -82,8 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = _training_commands(options)
     config = parse_config(commands[OURS])
     try:  # all that can be wrong with the images, before the hours of training
-        if config.attack.method == "none":
-            raise ValueError(f"{options.config}: attack.method is none; the model would be its own classical twin")
+        _check(options, config)
         images = _image_sources(config)
         sets = _test_sets(options, config)
         device = choose_device(config.device)
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "scores": scores,
             },
         }
-        write(options.output, weights, record)
+        write(options.output, weights, settings(weights.parent), record)
     except (ValueError, OSError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
@@ -155,8 +155,19 @@ def _training_commands(options: argparse.Namespace) -> dict[str, list[str]]:
     if options.quick:
         shared += [f"--{key}={value}" for key, value in QUICK.items()]
     commands = {name: [*shared, f"--run_dir={_run_dir(options, name)}"] for name in (OURS, TWIN)}
-    commands[TWIN] += ["--attack.method=none", f"--train.iterations={updates(parse_config(shared))}"]
+    length = updates(parse_config(shared))
+    commands[TWIN] += ["--attack.method=none", "--attack.mix.share=0", f"--train.iterations={length}"]
     return commands
+
+
+def _check(options: argparse.Namespace, config: Config) -> None:
+    """Refuse what would make the comparison or the card untrue."""
+    if config.attack.method == "none":
+        raise ValueError(f"{options.config}: attack.method is none; the model would be its own classical twin")
+    if config.generator.init is not None:
+        raise ValueError(f"{options.config}: generator.init is {config.generator.init}; the model starts from nothing")
+    if config.mixed and config.mix_method == "pairs":
+        raise ValueError(f"{options.config}: trains on camera-captured pairs, whose licences no card tells")
 
 
 def updates(config: Config) -> int:
@@ -187,7 +198,16 @@ def _run_record(run_dir: Path, expected: int) -> dict[str, Any]:
     made = updates(parse_config(["--config", str(run_dir / "config.yaml")]))
     if made != expected:
         raise ValueError(f"{run_dir} holds a run of {made} updates, not of {expected}; choose another --work")
-    return {"updates": made, **summary(run_dir), "course": _course(run_dir)}
+    return {"updates": made, **_json(summary(run_dir)), "course": _course(run_dir)}
+
+
+def _json(value: Any) -> Any:
+    """Infinite numbers as the texts that settings take for them: JSON has no other word."""
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _course(run_dir: Path) -> list[dict[str, float | None]]:
@@ -223,7 +243,7 @@ def _model_record(model: nn.Module, weights: Path, name: str) -> dict[str, Any]:
 
 
 def table(scores: Mapping[str, Scores], sets: TestSets) -> list[dict[str, Any]]:
-    """A line for each camera and each degradation: means, and the gains of our model, paired by image.
+    """A line for each of `studies.outcome.columns`: means, and the gains of our model, paired by image.
 
     Args:
         scores: of OURS, TWIN and BICUBIC.
@@ -235,16 +255,13 @@ def table(scores: Mapping[str, Scores], sets: TestSets) -> list[dict[str, Any]]:
     """
     lines = []
     for title, column in columns({name: [case.group for case in cases] for name, cases in sets.items()}).items():
-        if len(column) > 1:  # all strengths, which stand in lines of their own
-            continue
-        [(name, indices)] = column
-        found = {metric: {row: [scores[row][metric][name][i] for i in indices] for row in scores} for metric in METRICS}
+        found = {metric: {row: column_values(scores[row][metric], column) for row in scores} for metric in METRICS}
         gains = {row: paired([found["psnr_y"][OURS]], [found["psnr_y"][row]]) for row in (BICUBIC, TWIN)}
         lines.append(
             {
                 "test": _test_title(title),
-                "images": len(indices),
-                **{metric: {row: statistics.fmean(x) for row, x in rows.items()} for metric, rows in found.items()},
+                "images": len(found["psnr_y"][OURS]),
+                **{metric: {row: float(x.mean()) for row, x in rows.items()} for metric, rows in found.items()},
                 "psnr_y_gain": {
                     row: {
                         "mean": gain.mean,
@@ -261,6 +278,8 @@ def table(scores: Mapping[str, Scores], sets: TestSets) -> list[dict[str, Any]]:
 def _test_title(column: str) -> str:
     if column == CLEAN:
         return "photographs, clean"
+    if column == ALL_STRENGTHS:
+        return "photographs, all but clean"
     if column in STRENGTHS:
         of = STRENGTHS[column]
         return f"photographs, {column} (blur {of.blur_sigma:g}, noise {of.noise_sigma:g}, JPEG {of.jpeg_quality})"
@@ -278,14 +297,19 @@ def _shown_command(options: argparse.Namespace) -> str:
     return " ".join([*parts, "--output", output, *(["--quick"] if options.quick else [])])
 
 
-def write(folder: Path, weights: Path, record: Mapping[str, Any]) -> None:
+def write(folder: Path, weights: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Write a model's four files, NAME.safetensors, .yaml, .json and .md, all of them or none.
+
+    Args:
+        folder: where to.
+        weights: the model.
+        config: the settings that it was trained with.
+        record: the rest, from which the card is made.
 
     Raises:
         OSError: they cannot be read or written.
     """
     name = record["name"]
-    settings = record["runs"][OURS]["config"] | {"run_dir": f"runs/{name}"}
     with ExitStack() as stack:
         # They take their places when all are complete.
         paths = {
@@ -293,8 +317,9 @@ def write(folder: Path, weights: Path, record: Mapping[str, Any]) -> None:
             for suffix in ("md", "json", "yaml", "safetensors")
         }
         shutil.copyfile(weights, paths["safetensors"])
-        paths["yaml"].write_text(f"# What {name} was trained with, data.hr apart.\n{dump_yaml(settings)}")
-        paths["json"].write_text(json.dumps(record, indent=1) + "\n")
+        settled = dump_yaml({**config, "run_dir": f"runs/{name}"})
+        paths["yaml"].write_text(f"# What {name} was trained with; data.hr is to be given.\n{settled}")
+        write_outcome(paths["json"], record)
         paths["md"].write_text(model_card(record))
 
 

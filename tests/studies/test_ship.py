@@ -60,6 +60,8 @@ def test_it_writes_four_files_that_belong_together(made, record):
     assert "good for nothing else" in model_card(record)
     config = parse_config(["--config", str(out / f"{NAME}.yaml")])
     assert config.generator.features == ship.QUICK["generator.features"]
+    ran = parse_config(["--config", str(made / "work" / f"{NAME}_quick" / "adversarial" / "config.yaml")])
+    assert config.attack == ran.attack
 
 
 def test_its_files_tell_nothing_of_where_it_was_made(made, record):
@@ -71,7 +73,8 @@ def test_its_files_tell_nothing_of_where_it_was_made(made, record):
 def test_the_twin_differs_in_the_adversary_alone(record):
     ours, twin = record["runs"]["adversarial"], record["runs"]["classical"]
     assert ours["updates"] == twin["updates"] == ship.QUICK["train.iterations"]
-    assert twin["config"].pop("attack")["method"] == "none"
+    attack = twin["config"].pop("attack")
+    assert (attack["method"], attack["mix"]["share"]) == ("none", 0)
     assert ours["config"].pop("attack")["method"] == "pgd"
     for run in (ours, twin):
         del run["config"]["run_dir"]
@@ -111,6 +114,16 @@ def test_gains_are_paired(record):
     assert (gain["low"], gain["high"]) == pytest.approx((low, high), abs=1e-6)
     (alone,) = [line for line in record["evaluation"]["table"] if line["test"] == "real pairs, nikon"]
     assert alone["psnr_y_gain"]["bicubic"]["low"] is None
+
+
+def test_a_line_of_all_strengths(record):
+    lines = {line["test"]: line for line in record["evaluation"]["table"]}
+    strengths = [line for name, line in lines.items() if "(blur" in name]
+    whole = lines["photographs, all but clean"]
+    assert len(strengths) == 7
+    assert whole["images"] == 2
+    for row in ("bicubic", "classical", "adversarial"):
+        assert whole["psnr_y"][row] == pytest.approx(statistics.fmean(line["psnr_y"][row] for line in strengths))
 
 
 def test_sources_are_counted(record):
@@ -156,7 +169,7 @@ def test_all_files_or_none(made, record, monkeypatch):
 
     monkeypatch.setattr(ship, "model_card", fail)
     with pytest.raises(KeyError):
-        ship.write(folder, weights, record)
+        ship.write(folder, weights, {}, record)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {
         f"{NAME}.{suffix}": "earlier" for suffix in SUFFIXES
     }
@@ -168,11 +181,15 @@ def test_all_files_or_none(made, record, monkeypatch):
         (["--pairs", "{tmp}"], "holds HR/ and LR/"),
         (["--data.hr", "{tmp}/pairs"], "unknown licence"),
         (["--config", "{tmp}/none.yaml"], "attack.method is none"),
+        (["--config", "{tmp}/pairs.yaml"], "trains on camera-captured pairs"),
+        (["--config", "{tmp}/init.yaml"], "starts from nothing"),
     ],
 )
 def test_nothing_is_begun(made, tmp_path, capsys, changed, said):
     write_pairs(tmp_path / "pairs", ["a", "b", "c", "d", "e"])
     (tmp_path / "none.yaml").write_text("attack: {method: none}\n")
+    (tmp_path / "pairs.yaml").write_text("attack: {method: pairs, mix: {pairs: somewhere}}\n")
+    (tmp_path / "init.yaml").write_text("generator: {init: other.pth}\n")
     work = tmp_path / "work"
     command = [*arguments(made), "--work", str(work), *(part.format(tmp=tmp_path) for part in changed)]
     assert ship.main(command) == 2
