@@ -1,0 +1,1 @@
+"""Studies: training runs compared on real and simulated images, and the tables and figures made of them."""
