@@ -1,0 +1,284 @@
+"""Study the prior beside real cameras: `python -m studies.calibration --model FILE --data.hr DIR... --pairs DIR...`.
+
+What cameras do to an image, what each group of the degradation network's parameters does within a budget, and where the
+two meet. Writes all numbers to one JSON file, and the figures of docs/calibration.md; prints its tables. Reads the
+tuning part of the pairs alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from andfast import info
+from andfast.data.images import DataError, read_image
+from andfast.data.pairs import find_pairs
+from andfast.data.tensors import to_tensor
+from andfast.files import written_whole
+from andfast.host_memory import keep_freed_memory
+from andfast.losses import l1_objective
+from andfast.metrics import psnr
+from andfast.models import load_model
+from andfast.ops.blur_pool import blur_pool
+from andfast.theta import ScaleFactors
+from andfast.training.images import Skipped, training_sources
+from studies import calibration_report
+from studies.kernels import Kernel, KernelFit, inside, pooling_kernel
+from studies.measures import FREQUENCIES, Measures, measure
+from studies.pairs import camera_of, split_pairs
+from studies.prior import GROUPS, Case, Found, Mixture, cases, run
+
+SCALE = 4
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+#: What adversaries and cameras are compared by: everything that the budget itself does not set.
+COMPARED = (
+    "dc_share",
+    "gain",
+    "response_half",
+    "response_full",
+    "residual_psnr",
+    "tone_share",
+    "neighbour_correlation",
+    "colour_correlation",
+    "gradient_correlation",
+    "flat_noise",
+)
+DEFAULT = Mixture("default")
+PROPOSED = Mixture("proposed", ScaleFactors(slope=2.5))
+#: The ranges of budgets that the mixtures are trained with.
+RANGES = {"default": (22.0, 36.0), "proposed": (25.0, 35.0)}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of `python -m studies.calibration`."""
+    parser = argparse.ArgumentParser(prog="python -m studies.calibration", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--model", required=True, metavar="FILE", help="the x4 generator that the adversary attacks")
+    add("--data.hr", dest="hr", nargs="+", required=True, metavar="DIR", help="photographs that are degraded")
+    add("--pairs", nargs="+", required=True, metavar="DIR", help="camera-captured x4 pairs, HR/ and LR/ in each")
+    add("--output", type=Path, required=True, metavar="FILE", help="the JSON file")
+    add("--figures", type=Path, required=True, metavar="DIR", help="where the figures are written")
+    add("--images", type=int, default=16, help="crops that are degraded; a multiple of --batch")
+    add("--batch", type=int, default=4, help="crops an attack")
+    add("--size", type=int, default=128, help="height and width of the HR crops, of cameras and prior alike")
+    add("--at_most", type=int, default=None, metavar="N", help="pairs to read of each folder's tuning part; none: all")
+    add("--budgets", type=float, nargs="+", default=[24.0, 28.0, 32.0, 36.0], help="LR-PSNR in dB")
+    add("--middle", type=float, default=28.0, help="the budget at which everything else is compared")
+    add("--seed", type=int, default=0)
+    add("--quick", action="store_true", help="4 crops of 64, the middle budget, two pairs a folder: seconds")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study; returns its exit status: 0 done, 2 the options or files do not fit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.images, options.batch, options.size = 4, 2, 64
+        options.budgets, options.at_most = [options.middle], 2
+    if options.size % SCALE or options.size < 16 * SCALE:
+        parser.error(f"--size is {options.size}; it must be a multiple of {SCALE}, and at least {16 * SCALE}")
+    if options.batch < 1 or options.images < 1 or options.images % options.batch:
+        parser.error(f"--images is {options.images}; it must be a multiple of --batch, {options.batch}")
+    if options.middle not in options.budgets:
+        parser.error(f"--middle is {options.middle:g}; it must be one of --budgets")
+    keep_freed_memory()
+    try:
+        generator = load_model(options.model).eval().requires_grad_(False)
+        if generator.scale != SCALE:
+            raise ValueError(f"{options.model}: a model for x{generator.scale}; the study is about x{SCALE}")
+        hr = photographs(options.hr, options.images, options.size)
+        taken = camera_images(options.pairs, options.at_most)
+    except (ValueError, OSError) as error:  # among them DataError and ModelError
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    samples = {camera: camera_crops(pairs, options.size) for camera, pairs in taken.items()}
+    ranges = common_ranges(samples)
+    work = cases([*GROUPS, DEFAULT, PROPOSED], options.budgets, options.middle, RANGES, [options.size // 2])
+    objective = l1_objective(generator)
+    prior = []
+    for case in tqdm(work, unit="case", dynamic_ncols=True, disable=None):
+        found = run(case, hr, objective, options.batch, options.seed)
+        prior.append(describe(case) | findings(found) | {"inside": share_inside(found.measures, ranges)})
+    record = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": info.commit(),
+        "command": shlex.join(["python", "-m", "studies.calibration", *map(_last_name, arguments)]),
+        "machine": info.machine(),
+        "settings": {name: getattr(options, name) for name in ("images", "batch", "size", "budgets", "middle", "seed")},
+        "quantiles": QUANTILES,
+        "frequencies": FREQUENCIES,
+        "ranges": ranges,
+        "pooling": kernel_record(pooling_kernel(SCALE)),
+        "cameras": {
+            camera: camera_record(pairs, samples[camera], hr) | {"inside": share_inside(samples[camera], ranges)}
+            for camera, pairs in taken.items()
+        },
+        "prior": prior,
+    }
+    with written_whole(options.output) as temporary:
+        temporary.write_text(json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
+    calibration_report.main([str(options.output), "--figures", str(options.figures)])
+    return 0
+
+
+def photographs(folders: Sequence[str], count: int, size: int) -> Tensor:
+    """The middles, (count, 3, size, size), of images spread evenly over the folders.
+
+    Raises:
+        DataError: there are too few that are large enough.
+    """
+    sources = training_sources(folders, size, Skipped())
+    if len(sources) < count:
+        raise DataError(f"{', '.join(folders)}: {len(sources)} images of at least {size} x {size}; {count} are needed")
+    chosen = [sources[index * len(sources) // count].read() for index in range(count)]
+    corners = [((image.shape[0] - size) // 2, (image.shape[1] - size) // 2) for image in chosen]
+    crops = [image[y : y + size, x : x + size] for image, (y, x) in zip(chosen, corners, strict=True)]
+    return torch.cat([to_tensor(crop) for crop in crops])
+
+
+def camera_images(folders: Sequence[str], at_most: int | None) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """(HR, LR) of the tuning pairs, or of the first `at_most` of each folder, by camera.
+
+    Raises:
+        DataError: a folder of pairs is none.
+    """
+    found = defaultdict(list)
+    for folder in folders:
+        tuning, _ = split_pairs(find_pairs(folder, SCALE))
+        for pair in tuning[:at_most]:
+            hr, lr = (to_tensor(read_image(path))[0] for path in (pair.hr, pair.lr))
+            found[camera_of(pair.name)].append((hr, lr))
+    return dict(found)
+
+
+def camera_crops(pairs: Sequence[tuple[Tensor, Tensor]], size: int) -> list[Measures]:
+    """Measures of all crops of `size` side by side that have any contrast: as much of an image as the prior is given.
+
+    A crop that is one flat colour has no kernel.
+    """
+    found, low = [], size // SCALE
+    for hr, lr in pairs:
+        for y in range(0, lr.shape[1] - low + 1, low):
+            for x in range(0, lr.shape[2] - low + 1, low):
+                part = hr[:, SCALE * y : SCALE * y + size, SCALE * x : SCALE * x + size]
+                if part.std() > 1 / 255:
+                    found.append(measure(part, lr[:, y : y + low, x : x + low]))
+    return found
+
+
+def camera_record(
+    pairs: Sequence[tuple[Tensor, Tensor]], crops: Sequence[Measures], photographs: Tensor
+) -> dict[str, Any]:
+    """What one camera does: whole images, crops, its kernel, and how far that kernel takes sharp photographs."""
+    fit = KernelFit(SCALE)
+    for hr, lr in pairs:
+        fit.add(hr, lr)
+    kernel = fit.solve()
+    wide = photographs.double()
+    clean = inside(blur_pool(wide, SCALE), SCALE)
+    blurred = [psnr(kernel(hr), lr).item() for hr, lr in zip(wide, clean, strict=True)]
+    return {
+        "images": len(pairs),
+        "crops": len(crops),
+        "kernel": kernel_record(kernel),
+        "kernel_on_photographs": np.quantile(blurred, QUANTILES).tolist(),
+        "whole": statistics([measure(hr, lr) for hr, lr in pairs]),
+        "measures": statistics(crops),
+    }
+
+
+def kernel_record(kernel: Kernel) -> dict[str, Any]:
+    return {
+        "gain": kernel.gain,
+        "offset": kernel.offset,
+        "shift": kernel.shift,
+        "width": kernel.width,
+        "profile": kernel.profile.tolist(),
+        "response": [kernel.response(frequency) for frequency in FREQUENCIES],
+    }
+
+
+def common_ranges(samples: dict[str, list[Measures]]) -> dict[str, list[float]]:
+    """From 10 to 90% of what all cameras do, each camera counting alike."""
+    weights = np.concatenate([np.full(len(crops), 1 / len(crops)) for crops in samples.values()])
+    ranges = {}
+    for name in COMPARED:
+        values = np.array([getattr(each, name) for crops in samples.values() for each in crops])
+        order = values.argsort()
+        reached = weights[order].cumsum() / weights.sum()
+        ranges[name] = [float(values[order][np.searchsorted(reached, edge)]) for edge in (0.1, 0.9)]
+    return ranges
+
+
+def share_inside(measures: Sequence[Measures], ranges: dict[str, list[float]]) -> dict[str, float]:
+    """By measure, the share of samples within the cameras' range."""
+    return {
+        name: float(np.mean([low <= getattr(each, name) <= high for each in measures]))
+        for name, (low, high) in ranges.items()
+    }
+
+
+def statistics(measures: Sequence[Measures]) -> dict[str, list[float]]:
+    """By measure, its `QUANTILES`; of those with several values, each one's median."""
+    found = {}
+    for name in Measures.__dataclass_fields__:
+        values = np.array([getattr(each, name) for each in measures])
+        found[name] = np.quantile(values, QUANTILES if values.ndim == 1 else 0.5, axis=0).tolist()
+    return found
+
+
+def describe(case: Case) -> dict[str, Any]:
+    return {
+        "name": case.mixture.name,
+        "factors": vars(case.mixture.factors),
+        "noise": case.mixture.noise,
+        "method": case.method,
+        "lr_psnr": case.lr_psnr,
+        "channels": case.channels,
+        "per_image": case.per_image,
+        "size": case.size,
+    }
+
+
+def findings(found: Found) -> dict[str, Any]:
+    return {
+        "loss_ratio": float(np.mean(found.loss_ratio)),
+        "distance": float(np.median(found.distance)),
+        "shares": {group: float(np.median(values)) for group, values in found.shares.items()},
+        "measures": statistics(found.measures),
+    }
+
+
+def _last_name(argument: str) -> str:
+    """A path cut down to its last name: where it lies is this machine's affair."""
+    return Path(argument).name if "/" in argument else argument
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no word for infinity."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 5) if math.isfinite(value) else str(value)
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""The tables and figures of docs/calibration.md: `python -m studies.calibration_report FILE [--figures DIR]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from andfast.chart import GROUPS, OLD, OWN
+from andfast.files import written_whole
+from studies.plots import Column, Line, Panel, intervals, lines
+
+Record = dict[str, Any]
+
+CAMERAS = ("#1f2328", "#6b4c9a", "#2e8b57")
+_TITLES = {
+    "dc_share": "DC share",
+    "gain": "gain",
+    "response_half": "response\nhalf Nyquist",
+    "response_full": "response\nNyquist",
+    "residual_psnr": "residual\nPSNR (dB)",
+    "tone_share": "tone share",
+    "neighbour_correlation": "neighbour\ncorrelation",
+    "colour_correlation": "colour\ncorrelation",
+    "gradient_correlation": "gradient\ncorrelation",
+    "flat_noise": "flat noise",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables of a result file, and draw its figures."""
+    parser = argparse.ArgumentParser(prog="python -m studies.calibration_report", description=__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="what studies.calibration wrote")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="where to write the figures; none: not drawn")
+    options = parser.parse_args(arguments)
+    record = json.loads(options.file.read_text())
+    print("\n\n".join(f"<!-- {name} -->\n{table(record)}" for name, table in TABLES.items()))
+    if options.figures is not None:
+        for name, draw in FIGURES.items():
+            with written_whole(options.figures / name) as temporary:
+                draw(record).save(temporary, optimize=True)
+    return 0
+
+
+def cameras(record: Record) -> str:
+    """Whole images: the cameras beside each other."""
+    found = record["cameras"]
+    rows = {
+        "pairs": lambda camera: str(camera["images"]),
+        "PSNR to the clean LR image, dB": _spread("whole", "psnr", 1),
+        "the same to bicubic LR": _spread("whole", "psnr_bicubic", 1),
+        "DC share of the difference": _spread("whole", "dc_share", 3),
+        "kernel: gain": lambda camera: f"{camera['kernel']['gain']:.3f}",
+        "kernel: offset": lambda camera: f"{camera['kernel']['offset']:.3f}",
+        "kernel: shift x, y, HR pixels": lambda camera: ", ".join(
+            f"{value:.2f}" for value in camera["kernel"]["shift"]
+        ),
+        "kernel: width x, y, HR pixels": lambda camera: ", ".join(
+            f"{value:.2f}" for value in camera["kernel"]["width"]
+        ),
+        "kernel: response at half of Nyquist": lambda camera: f"{camera['kernel']['response'][4]:.2f}",
+        "kernel: response at Nyquist": lambda camera: f"{camera['kernel']['response'][8]:.2f}",
+        "the kernel on sharp photographs, dB": lambda camera: _quantiles(camera["kernel_on_photographs"], 1),
+        "residual PSNR, own kernels, dB": _spread("whole", "residual_psnr", 1),
+        "residual: tone share": _spread("whole", "tone_share", 2),
+        "residual: correlation of neighbours": _spread("whole", "neighbour_correlation", 2),
+        "residual: correlation of colours": _spread("whole", "colour_correlation", 2),
+        "residual: size with level": _spread("whole", "level_correlation", 2),
+        "residual: size with gradient": _spread("whole", "gradient_correlation", 2),
+        "residual: in flat parts, of 255": _spread("whole", "flat_noise", 1),
+    }
+    return _table(["", *found], [[name, *(cell(camera) for camera in found.values())] for name, cell in rows.items()])
+
+
+def overlap(record: Record) -> str:
+    """Crops: medians of all measures by source, and the share inside the cameras' range."""
+    names = ["psnr", *record["ranges"]]
+    head = ["", "PSNR", *(_TITLES[name].replace("\n", " ") for name in record["ranges"]), "in range", "loss"]
+    low, high = (["-", *(f"{edges[side]:.2f}" for edges in record["ranges"].values()), "", ""] for side in (0, 1))
+    rows = [["cameras: 10%", *low], ["cameras: 90%", *high]]
+    for name, camera in record["cameras"].items():
+        rows.append([name, *_medians(camera, names), _percent(camera), ""])
+    for name, row in compared(record):
+        rows.append([name, *_medians(row, names), _percent(row), f"{row['loss_ratio']:.2f}x"])
+    return _table(head, rows)
+
+
+def budgets(record: Record) -> str:
+    """What each group does as the budget grows: N = 1, the narrow F."""
+    levels = record["settings"]["budgets"]
+    head = ["", *(f"{level:g} dB" for level in levels)]
+    rows = []
+    for name in _names(record):
+        cells = [_find(record, name, lr_psnr=[level, level]) for level in levels]
+        texts = [
+            f"{row['loss_ratio']:.2f}x, {_median(row, 'response_half'):.2f}, {_median(row, 'dc_share'):.2f}, "
+            f"{row['distance']:.2g}"
+            for row in cells
+        ]
+        rows.append([name, *texts])
+    return _table(head, rows)
+
+
+def widths(record: Record) -> str:
+    """The narrow F beside the wide one, at the middle budget."""
+    names = ("response_half", "response_full", "neighbour_correlation", "colour_correlation", "residual_psnr")
+    head = ["16 channels / 64", *(_TITLES[name].replace("\n", " ") for name in names), "loss", "distance", "in range"]
+    rows = []
+    for method in ("pgd", "random"):
+        for name in _names(record):
+            pair = [_find(record, name, method=method, channels=channels) for channels in (16, 64)]
+            cells = [" / ".join(f"{_median(row, key):.2f}" for row in pair) for key in names]
+            cells += [" / ".join(f"{row['loss_ratio']:.2f}x" for row in pair)]
+            cells += [" / ".join(f"{row['distance']:.2g}" for row in pair), " / ".join(_percent(row) for row in pair)]
+            rows.append([f"{name}, random" if method == "random" else name, *cells])
+    return _table(head, rows)
+
+
+def shares(record: Record) -> str:
+    """What each group makes of the squared difference when it acts alone."""
+    groups = list(record["prior"][0]["shares"])
+    rows = [
+        [label, *(f"{row['shares'][group]:.2f}" for group in groups)]
+        for label, row in compared(record)
+        if row["name"] in ("default", "proposed")
+    ]
+    return _table(["", *groups], rows)
+
+
+def compared(record: Record) -> list[tuple[str, Record]]:
+    """The rows of the overlap, with their labels: everything at the middle budget, and the mixtures as trained."""
+    rows = []
+    for name in _names(record):
+        rows.append((f"{name}, random", _find(record, name, method="random")))
+        rows.append((f"{name}, N = B", _find(record, name, per_image=True)))
+        rows.append((f"{name}, N = 1", _find(record, name)))
+    for row in record["prior"]:
+        low, high = row["lr_psnr"]
+        if row["size"] is not None:
+            rows.append((f"{row['name']}, N = 1, {row['size']} x {row['size']}", row))
+        elif low < high:
+            rows.append((f"**{row['name']}, N = 1, {low:g} to {high:g} dB**", row))
+    return rows
+
+
+def spectra(record: Record) -> Image.Image:
+    """The difference's spectrum, and the kernels' responses."""
+    rings = len(record["prior"][0]["measures"]["spectrum"])
+    centres = [(index + 0.5) / rings for index in range(rings)]
+    sources = [(name, colour, camera, False) for (name, camera), colour in zip(_cameras(record), CAMERAS, strict=False)]
+    shown = ("conv AC", "noise map", "slope", "default")
+    colours = (GROUPS[1], GROUPS[4], OLD, GROUPS[0])
+    sources += [
+        (f"{name}, N = 1", colour, _find(record, name), True) for name, colour in zip(shown, colours, strict=True)
+    ]
+    (trained,) = (item for item in compared(record) if item[0].startswith("**proposed"))
+    sources.append((trained[0].replace("*", ""), "#e0a100", trained[1], False))
+    spectrum = [Line(name, colour, row["measures"]["spectrum"], dashed) for name, colour, row, dashed in sources]
+    response = [Line(name, colour, row["measures"]["response"], dashed) for name, colour, row, dashed in sources]
+    axis = "frequency, in units of the LR image's Nyquist"
+    pooling = Line("pooling", "#c8ced5", record["pooling"]["response"], True)
+    return lines(
+        "Where in frequency cameras and adversaries differ from the clean LR image",
+        f"Medians over crops; adversaries at {record['settings']['middle']:g} dB unless they say otherwise.",
+        [
+            Panel("spectrum of the difference (shares)", axis, centres, spectrum),
+            Panel(
+                "response of the kernel (gray: the clean image's)", axis, record["frequencies"], [*response, pooling]
+            ),
+        ],
+    )
+
+
+def ranges(record: Record) -> Image.Image:
+    """All measures that are compared, as intervals."""
+    sources = [(name, colour, camera) for (name, camera), colour in zip(_cameras(record), CAMERAS, strict=False)]
+    sources += [
+        (label.replace("*", ""), OWN if row["name"] == "proposed" else OLD, row) for label, row in compared(record)
+    ]
+    columns = [
+        Column(_TITLES[name], tuple(edges), [row["measures"][name] for *_, row in sources])
+        for name, edges in record["ranges"].items()
+    ]
+    return intervals(
+        "What cameras do, and what the prior does within a budget",
+        f"Line: 10 to 90% of crops; box: 25 to 75%; dot: median; shaded: 10 to 90% of all cameras' crops. "
+        f"The prior at {record['settings']['middle']:g} dB.",
+        [(name, colour) for name, colour, _ in sources],
+        columns,
+    )
+
+
+TABLES: dict[str, Callable[[Record], str]] = {
+    "cameras": cameras,
+    "overlap": overlap,
+    "budgets": budgets,
+    "shares": shares,
+    "widths": widths,
+}
+FIGURES: dict[str, Callable[[Record], Image.Image]] = {
+    "calibration_spectra.png": spectra,
+    "calibration_ranges.png": ranges,
+}
+
+
+def _names(record: Record) -> list[str]:
+    return list(dict.fromkeys(row["name"] for row in record["prior"]))
+
+
+def _cameras(record: Record) -> list[tuple[str, Record]]:
+    return list(record["cameras"].items())
+
+
+def _find(record: Record, name: str, **wanted: Any) -> Record:
+    """The row of a mixture: exact PGD, N = 1, the narrow F, the middle budget, or as asked."""
+    middle = record["settings"]["middle"]
+    wanted = {"method": "pgd", "channels": 16, "per_image": False, "lr_psnr": [middle, middle], "size": None} | wanted
+    (row,) = (
+        row
+        for row in record["prior"]
+        if row["name"] == name and all(row[key] == value for key, value in wanted.items())
+    )
+    return row
+
+
+def _median(row: Record, name: str) -> float:
+    values = row["measures"][name]
+    return values[len(values) // 2]
+
+
+def _medians(row: Record, names: Sequence[str]) -> list[str]:
+    return [f"{_median(row, name):.{1 if name.endswith('psnr') else 2}f}" for name in names]
+
+
+def _percent(row: Record) -> str:
+    inside = row["inside"].values()
+    return f"{100 * sum(inside) / len(inside):.0f}%"
+
+
+def _spread(group: str, name: str, digits: int) -> Callable[[Record], str]:
+    return lambda camera: _quantiles(camera[group][name], digits)
+
+
+def _quantiles(values: Sequence[float], digits: int) -> str:
+    """The median, and the 10 and 90% quantiles in brackets."""
+    low, middle, high = (f"{value:.{digits}f}" for value in (values[0], values[2], values[4]))
+    return f"{middle} ({low} to {high})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines_ = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
+    return "\n".join([*lines_, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

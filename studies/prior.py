@@ -1,0 +1,166 @@
+"""What the degradation prior does within a budget: which deviations are tried, and what becomes of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from andfast.attack import PGD, Random
+from andfast.degradation import DegradationNetwork
+from andfast.losses import Objective
+from andfast.theta import NoiseKind, ScaleFactors
+from studies.measures import Measures, measure
+
+_NONE = dict.fromkeys(("conv_dc", "conv_shift", "conv", "noise", "slope"), math.inf)
+# The LR-PSNR budget alone is to bind, whichever group is free: the ball is wide, and a step far longer than what the
+# budget leaves of it.
+_WIDE = {"pgd": 4.0, "random": 30.0}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A way to weigh the groups: what distinguishes one adversary from another.
+
+    Attributes:
+        name: what tables call it.
+        factors: of the scaled norm.
+        noise: what a noise injection adds.
+        single: only one group is free, so that its factor means nothing and the ball is made wide.
+    """
+
+    name: str
+    factors: ScaleFactors = field(default_factory=ScaleFactors)
+    noise: NoiseKind = "map"
+    single: bool = False
+
+
+def _only(name: str, group: str, noise: NoiseKind = "map") -> Mixture:
+    return Mixture(name, ScaleFactors(**{**_NONE, group: 1.0}), noise, single=True)
+
+
+GROUPS = (
+    _only("conv DC", "conv_dc"),
+    _only("conv shift", "conv_shift"),
+    _only("conv AC", "conv"),
+    _only("noise map", "noise"),
+    _only("noise gaussian", "noise", "gaussian"),
+    _only("slope", "slope"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the study.
+
+    Attributes:
+        mixture: how the groups are weighed.
+        method: "pgd" (5 steps) or "random".
+        lr_psnr: (low, high), the range of budgets in dB.
+        channels: width of F.
+        per_image: every image has a network of its own (N = B); else a batch shares one (N = 1).
+        size: height and width of what is degraded, the middle of each crop; None: all of it.
+    """
+
+    mixture: Mixture
+    method: str
+    lr_psnr: tuple[float, float]
+    channels: int
+    per_image: bool = True
+    size: int | None = None
+
+    def attack(self) -> PGD | Random:
+        common = {"scale_factors": self.mixture.factors, "lr_psnr": self.lr_psnr}
+        if self.method == "random":
+            return Random(epsilon=_WIDE["random"], **common)
+        wide = {"epsilon": _WIDE["pgd"], "step_ratio": 0.3} if self.mixture.single else {}
+        return PGD(steps=5, **wide, **common)
+
+
+@dataclass
+class Found:
+    """What a case gave; lists hold one value an image.
+
+    Attributes:
+        measures: of the degraded images.
+        loss_ratio: the generator's loss on the degraded image over that on the clean one.
+        distance: the deviation's scaled norm.
+        shares: of the squared difference from the clean image, what each group of the deviation makes when it acts
+            alone; they need not sum to one.
+    """
+
+    measures: list[Measures]
+    loss_ratio: list[float]
+    distance: list[float]
+    shares: dict[str, list[float]]
+
+
+def run(case: Case, hr: Tensor, objective: Objective, batch: int, seed: int) -> Found:
+    """Degrade images, `batch` at a time, with fresh networks.
+
+    Args:
+        case: what is tried.
+        hr: (B, 3, H, W) in [0, 1]; B a multiple of `batch`.
+        objective: what the adversary makes large.
+        batch: images of one attack.
+        seed: of networks, directions and budgets.
+    """
+    attack, found = case.attack(), Found([], [], [], {group: [] for group in _NONE})
+    generator = torch.Generator().manual_seed(seed)
+    networks = batch if case.per_image else 1
+    network = DegradationNetwork(4, networks, channels=case.channels, noise=case.mixture.noise)
+    edge = 0 if case.size is None else (hr.shape[-1] - case.size) // 2
+    for images in hr[..., edge : hr.shape[-2] - edge, edge : hr.shape[-1] - edge].split(batch):
+        network.reset_identity(tuple(images.shape[-2:]), generator)
+        result = attack(network, images, objective, generator)
+        with torch.no_grad():
+            clean = network.clean(images)
+            ratio = objective(result.lr, images) / objective(clean, images)
+            alone = {group: network(images, _part(network, result.delta, group)) for group in _NONE}
+        found.loss_ratio += ratio.tolist()
+        found.distance += result.distance.tolist()
+        moved = (result.lr - clean).square().mean(dim=(1, 2, 3))
+        for group, lr in alone.items():
+            found.shares[group] += ((lr - clean).square().mean(dim=(1, 2, 3)) / moved).tolist()
+        found.measures += [measure(image, lr) for image, lr in zip(images, result.lr, strict=True)]
+    return found
+
+
+def _part(network: DegradationNetwork, delta: Tensor, group: str) -> Tensor:
+    """The deviation with nothing but one group left."""
+    factors = ScaleFactors(**{**_NONE, group: 1.0})
+    return delta * network.layout.scale_vector(factors).isfinite()
+
+
+def cases(
+    mixtures: Sequence[Mixture],
+    budgets: Sequence[float],
+    middle: float,
+    ranges: dict[str, tuple[float, float]],
+    sizes: Sequence[int],
+) -> list[Case]:
+    """All cells: every mixture at every budget, N = 1, with a narrow F; at the middle one, everything else.
+
+    Args:
+        mixtures: what is weighed, `GROUPS` and more.
+        budgets: LR-PSNR in dB.
+        middle: the one of them at which random directions, a network for each image and the wide F are compared.
+        ranges: for each mixture by name that is trained with, its range of budgets; measured as it is trained.
+        sizes: smaller crops, on which those mixtures are measured, too.
+    """
+    found = []
+    for mixture in mixtures:
+        found += [Case(mixture, "pgd", (budget, budget), 16, per_image=False) for budget in budgets]
+        at = Case(mixture, "pgd", (middle, middle), 16, per_image=False)
+        found += [
+            replace(at, method="random"),
+            replace(at, per_image=True),
+            replace(at, channels=64),
+            replace(at, method="random", channels=64),
+        ]
+        if mixture.name in ranges:
+            found += [replace(at, lr_psnr=ranges[mixture.name]), *(replace(at, size=size) for size in sizes)]
+    return found
