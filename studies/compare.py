@@ -151,7 +151,7 @@ class Comparison:
         if start is not None:
             settings = merged(settings, {"generator": {"init": str(start)}})
         ramp = settings["train"].get("ramp", TrainConfig.ramp) * updates / self.study.updates
-        per_step = _updates_per_step(settings)
+        per_step = _updates_per_step(settings, name)
         steps = {"iterations": max(round(updates / per_step), 1), "ramp": round(ramp / per_step)}
         return merged(settings, {"train": steps})
 
@@ -212,7 +212,7 @@ class Comparison:
     def _updates_in_time(self, subject: Finished, row: Finished, name: str) -> int:
         """How many updates a row makes in the time of the subject's."""
         seconds = subject.seconds_per_step * subject.iterations
-        per_step = _updates_per_step(merged(self.study.settings, self.study.rows[name].settings))
+        per_step = _updates_per_step(self._row_settings(name, self.seeds[0], None, self.study.updates), name)
         return max(round(seconds / row.seconds_per_step) * per_step, 1)
 
     def _together(self, runs: Sequence[Run], budgets: Sequence[str]) -> dict[tuple[str, int], Finished]:
@@ -250,7 +250,7 @@ class Comparison:
     # What was found.
 
     def _add(self, run: Run, finished: Finished, scores: Scores, budgets: Sequence[str]) -> None:
-        per_step = _updates_per_step(run.settings)
+        per_step = _updates_per_step(run.settings, run.row)
         self.found.append(
             {
                 "row": run.row,
@@ -305,9 +305,9 @@ class Comparison:
         write_outcome(self.options.output, content | {"tables": Outcome(content).tables()})
 
 
-def _updates_per_step(settings: Settings) -> int:
-    """Generator updates of a training step: several where minibatches are replayed."""
-    attack = checked(settings, "a row").attack
+def _updates_per_step(settings: Settings, name: str) -> int:
+    """Generator updates of a training step of row `name`: several where minibatches are replayed."""
+    attack = checked(settings, f"row {name}").attack
     return attack.replays if attack.method == "free" else 1
 
 

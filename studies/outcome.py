@@ -127,23 +127,30 @@ class Outcome:
         means = {name: self.mean(row, budget, metric, name).mean for name in STRENGTHS if name in self.columns}
         return min(means.items(), key=lambda item: item[1])
 
-    def tables(self) -> list[dict[str, Any]]:
-        """All means, and differences to the reference and of the subject, with their intervals, as JSON values."""
-        return [
-            {
-                "budget": budget,
-                "row": row,
-                "metric": metric,
-                "column": column,
-                "mean": _plain(self.mean(row, budget, metric, column)),
-                "over_reference": _plain(self.difference(row, self.reference, budget, metric, column)),
-                "subject_over_it": _plain(self.difference(self.subject, row, budget, metric, column)),
+    def tables(self) -> dict[str, Any]:
+        """All means, and differences to the reference and of the subject, with their intervals, as JSON values.
+
+        By budget, metric, column and row.
+        """
+
+        def cell(budget: str, metric: str, column: str, row: str) -> dict[str, Any]:
+            where = budget, metric, column
+            return {
+                "mean": _plain(self.mean(row, *where)),
+                "over_reference": _plain(self.difference(row, self.reference, *where)),
+                "subject_over_it": _plain(self.difference(self.subject, row, *where)),
+            }
+
+        return {
+            budget: {
+                metric: {
+                    column: {row: cell(budget, metric, column, row) for row in self.lines(budget)}
+                    for column in self.columns
+                }
+                for metric in METRICS
             }
             for budget in self.budgets()
-            for row in self.lines(budget)
-            for metric in METRICS
-            for column in self.columns
-        ]
+        }
 
 
 def _plain(found: Interval | None) -> dict[str, Any] | None:
