@@ -62,7 +62,7 @@ def _panel(outcome: Outcome, budget: str, title: str, rows: list[str]) -> _Panel
     gains = {row: outcome.difference(row, outcome.reference, budget, "psnr_y", title) for row in rows}
     # Bicubic interpolation and a row that breaks down would take up all of the scale.
     shown = [gain for row, gain in gains.items() if gain is not None and row != BICUBIC and gain.mean > -2]
-    ends = [end for gain in shown for end in (gain.low, gain.high) if math.isfinite(end)]
+    ends = [end for gain in shown for end in (gain.low, gain.mean, gain.high) if math.isfinite(end)]
     low, high = min(ends, default=0.0), max(ends, default=0.0)
     margin = 0.08 * max(high - low, 0.1)
     return _Panel(title, gains, min(low, 0) - margin, max(high, 0) + margin)
