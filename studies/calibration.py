@@ -77,8 +77,19 @@ def make_parser() -> argparse.ArgumentParser:
     add("--at_most", type=int, default=None, metavar="N", help="pairs to read of each folder's tuning part; none: all")
     add("--budgets", type=float, nargs="+", default=[24.0, 28.0, 32.0, 36.0], help="LR-PSNR in dB")
     add("--middle", type=float, default=28.0, help="the budget at which everything else is compared")
+    add(
+        "--channels",
+        type=int,
+        nargs=2,
+        default=[16, 64],
+        help="width of F: the narrow one, and the one compared with it",
+    )
     add("--seed", type=int, default=0)
-    add("--quick", action="store_true", help="4 crops of 64, the middle budget, two pairs a folder: seconds")
+    add(
+        "--quick",
+        action="store_true",
+        help="2 crops of 64, the middle budget, 2 pairs a folder, F of 6 and 12 channels: seconds",
+    )
     return parser
 
 
@@ -88,8 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.quick:
-        options.images, options.batch, options.size = 4, 2, 64
-        options.budgets, options.at_most = [options.middle], 2
+        options.images, options.batch, options.size = 2, 2, 64
+        options.budgets, options.at_most, options.channels = [options.middle], 2, [6, 12]
     if options.size % SCALE or options.size < 16 * SCALE:
         parser.error(f"--size is {options.size}; it must be a multiple of {SCALE}, and at least {16 * SCALE}")
     if options.batch < 1 or options.images < 1 or options.images % options.batch:
@@ -108,7 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     samples = {camera: camera_crops(pairs, options.size) for camera, pairs in taken.items()}
     ranges = common_ranges(samples)
-    work = cases([*GROUPS, DEFAULT, PROPOSED], options.budgets, options.middle, RANGES, [options.size // 2])
+    work = cases(
+        [*GROUPS, DEFAULT, PROPOSED], options.budgets, options.middle, RANGES, [options.size // 2], options.channels
+    )
     objective = l1_objective(generator)
     prior = []
     for case in tqdm(work, unit="case", dynamic_ncols=True, disable=None):
