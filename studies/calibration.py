@@ -43,7 +43,7 @@ from studies.prior import GROUPS, Case, Found, Mixture, cases, run
 
 SCALE = 4
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-#: What adversaries and cameras are compared by: everything that the budget itself does not set.
+#: What adversaries and cameras are compared by. The budget sets the PSNR itself, and in part the residual's size.
 COMPARED = (
     "dc_share",
     "gain",
@@ -58,7 +58,7 @@ COMPARED = (
 )
 DEFAULT = Mixture("default")
 PROPOSED = Mixture("proposed", ScaleFactors(slope=2.5))
-#: The ranges of budgets that the mixtures are trained with.
+#: The ranges of budgets that the mixtures are meant to be trained with.
 RANGES = {"default": (22.0, 36.0), "proposed": (25.0, 35.0)}
 
 
@@ -117,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
+    commit = info.commit()  # now: the files may change while the study runs
     samples = {camera: camera_crops(pairs, options.size) for camera, pairs in taken.items()}
     ranges = common_ranges(samples)
     work = cases(
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prior.append(describe(case) | findings(found) | {"inside": share_inside(found.measures, ranges)})
     record = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": info.commit(),
+        "commit": commit,
         "command": shlex.join(["python", "-m", "studies.calibration", *map(_last_name, arguments)]),
         "machine": info.machine(),
         "settings": {name: getattr(options, name) for name in ("images", "batch", "size", "budgets", "middle", "seed")},
