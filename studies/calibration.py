@@ -43,7 +43,7 @@ from studies.prior import GROUPS, Case, Found, Mixture, cases, run
 
 SCALE = 4
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-#: What adversaries and cameras are compared by: everything that the budget itself does not set.
+#: What adversaries and cameras are compared by. The budget sets the PSNR itself, and in part the residual's size.
 COMPARED = (
     "dc_share",
     "gain",
@@ -58,7 +58,7 @@ COMPARED = (
 )
 DEFAULT = Mixture("default")
 PROPOSED = Mixture("proposed", ScaleFactors(slope=2.5))
-#: The ranges of budgets that the mixtures are trained with.
+#: The ranges of budgets that the mixtures are meant to be trained with.
 RANGES = {"default": (22.0, 36.0), "proposed": (25.0, 35.0)}
 
 
@@ -77,8 +77,19 @@ def make_parser() -> argparse.ArgumentParser:
     add("--at_most", type=int, default=None, metavar="N", help="pairs to read of each folder's tuning part; none: all")
     add("--budgets", type=float, nargs="+", default=[24.0, 28.0, 32.0, 36.0], help="LR-PSNR in dB")
     add("--middle", type=float, default=28.0, help="the budget at which everything else is compared")
+    add(
+        "--channels",
+        type=int,
+        nargs=2,
+        default=[16, 64],
+        help="width of F: the narrow one, and the one compared with it",
+    )
     add("--seed", type=int, default=0)
-    add("--quick", action="store_true", help="4 crops of 64, the middle budget, two pairs a folder: seconds")
+    add(
+        "--quick",
+        action="store_true",
+        help="2 crops of 64, the middle budget, 2 pairs a folder, F of 6 and 12 channels: seconds",
+    )
     return parser
 
 
@@ -88,8 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.quick:
-        options.images, options.batch, options.size = 4, 2, 64
-        options.budgets, options.at_most = [options.middle], 2
+        options.images, options.batch, options.size = 2, 2, 64
+        options.budgets, options.at_most, options.channels = [options.middle], 2, [6, 12]
     if options.size % SCALE or options.size < 16 * SCALE:
         parser.error(f"--size is {options.size}; it must be a multiple of {SCALE}, and at least {16 * SCALE}")
     if options.batch < 1 or options.images < 1 or options.images % options.batch:
@@ -106,9 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
+    commit = info.commit()  # now: the files may change while the study runs
     samples = {camera: camera_crops(pairs, options.size) for camera, pairs in taken.items()}
     ranges = common_ranges(samples)
-    work = cases([*GROUPS, DEFAULT, PROPOSED], options.budgets, options.middle, RANGES, [options.size // 2])
+    work = cases(
+        [*GROUPS, DEFAULT, PROPOSED], options.budgets, options.middle, RANGES, [options.size // 2], options.channels
+    )
     objective = l1_objective(generator)
     prior = []
     for case in tqdm(work, unit="case", dynamic_ncols=True, disable=None):
@@ -116,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prior.append(describe(case) | findings(found) | {"inside": share_inside(found.measures, ranges)})
     record = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": info.commit(),
+        "commit": commit,
         "command": shlex.join(["python", "-m", "studies.calibration", *map(_last_name, arguments)]),
         "machine": info.machine(),
         "settings": {name: getattr(options, name) for name in ("images", "batch", "size", "budgets", "middle", "seed")},

@@ -109,11 +109,17 @@ def budgets(record: Record) -> str:
 def widths(record: Record) -> str:
     """The narrow F beside the wide one, at the middle budget."""
     names = ("response_half", "response_full", "neighbour_correlation", "colour_correlation", "residual_psnr")
-    head = ["16 channels / 64", *(_TITLES[name].replace("\n", " ") for name in names), "loss", "distance", "in range"]
+    head = [
+        " / ".join(map(str, _channels(record))) + " channels",
+        *(_TITLES[name].replace("\n", " ") for name in names),
+        "loss",
+        "distance",
+        "in range",
+    ]
     rows = []
     for method in ("pgd", "random"):
         for name in _names(record):
-            pair = [_find(record, name, method=method, channels=channels) for channels in (16, 64)]
+            pair = [_find(record, name, method=method, channels=channels) for channels in _channels(record)]
             cells = [" / ".join(f"{_median(row, key):.2f}" for row in pair) for key in names]
             cells += [" / ".join(f"{row['loss_ratio']:.2f}x" for row in pair)]
             cells += [" / ".join(f"{row['distance']:.2g}" for row in pair), " / ".join(_percent(row) for row in pair)]
@@ -212,6 +218,11 @@ def _names(record: Record) -> list[str]:
     return list(dict.fromkeys(row["name"] for row in record["prior"]))
 
 
+def _channels(record: Record) -> list[int]:
+    """The narrow F's and the wide one's."""
+    return sorted({row["channels"] for row in record["prior"]})
+
+
 def _cameras(record: Record) -> list[tuple[str, Record]]:
     return list(record["cameras"].items())
 
@@ -219,7 +230,13 @@ def _cameras(record: Record) -> list[tuple[str, Record]]:
 def _find(record: Record, name: str, **wanted: Any) -> Record:
     """The row of a mixture: exact PGD, N = 1, the narrow F, the middle budget, or as asked."""
     middle = record["settings"]["middle"]
-    wanted = {"method": "pgd", "channels": 16, "per_image": False, "lr_psnr": [middle, middle], "size": None} | wanted
+    wanted = {
+        "method": "pgd",
+        "channels": _channels(record)[0],
+        "per_image": False,
+        "lr_psnr": [middle, middle],
+        "size": None,
+    } | wanted
     (row,) = (
         row
         for row in record["prior"]

@@ -15,8 +15,8 @@ from andfast.ops.blur_pool import pooling_taps
 # cameras' sharpening leaves.
 MARGIN = 6
 # In units of the windows' mean variance. Cameras' HR images have nearly no power at the highest frequencies: what they
-# cannot tell stays as the pooling has it, instead of fitting noise. Much smaller ones explain the images they were fitted
-# to as well, but others worse.
+# cannot tell stays as the pooling has it, instead of fitting noise. Much smaller ones explain the images that they were
+# found from as well, but others worse.
 RIDGE = 0.03
 
 

@@ -141,6 +141,7 @@ def cases(
     middle: float,
     ranges: dict[str, tuple[float, float]],
     sizes: Sequence[int],
+    channels: tuple[int, int],
 ) -> list[Case]:
     """All cells: every mixture at every budget, N = 1, with a narrow F; at the middle one, everything else.
 
@@ -150,16 +151,17 @@ def cases(
         middle: the one of them at which random directions, a network for each image and the wide F are compared.
         ranges: for each mixture by name that is trained with, its range of budgets; measured as it is trained.
         sizes: smaller crops, on which those mixtures are measured, too.
+        channels: of the narrow F and of the wide one.
     """
-    found = []
+    found, (narrow, wide) = [], channels
     for mixture in mixtures:
-        found += [Case(mixture, "pgd", (budget, budget), 16, per_image=False) for budget in budgets]
-        at = Case(mixture, "pgd", (middle, middle), 16, per_image=False)
+        found += [Case(mixture, "pgd", (budget, budget), narrow, per_image=False) for budget in budgets]
+        at = Case(mixture, "pgd", (middle, middle), narrow, per_image=False)
         found += [
             replace(at, method="random"),
             replace(at, per_image=True),
-            replace(at, channels=64),
-            replace(at, method="random", channels=64),
+            replace(at, channels=wide),
+            replace(at, method="random", channels=wide),
         ]
         if mixture.name in ranges:
             found += [replace(at, lr_psnr=ranges[mixture.name]), *(replace(at, size=size) for size in sizes)]
