@@ -395,9 +395,13 @@ def test_being_interrupted_while_the_cache_is_made_is_no_defect(
 ) -> None:
     make_images(tmp_path / "hr", 8)
     arguments = options(tmp_path / "run", data__hr=tmp_path / "hr", data__cache=tmp_path / "cache")
-    with monkeypatch.context() as patched:
-        patched.setattr(cache, "_store", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
-        assert train.main(arguments) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(cache, "_store", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+            assert train.main(arguments) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "interrupted before the first step" in capsys.readouterr().err
     assert train.main(arguments) == 0
 
