@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from andfast.data.images import DataError
-
-_NAMED_AT_MOST = 5  # how many files an error message names
+from andfast.data.pairs import listed
 
 
 class ImageSource(NamedTuple):
@@ -43,9 +42,8 @@ def count_sources(trained: Sequence[str], held_out: Sequence[str]) -> list[dict[
     """
     unknown = [name for name in [*trained, *held_out] if not any(_from(source, name) for source in SOURCES)]
     if unknown:
-        more = f" and {len(unknown) - _NAMED_AT_MOST} more" if len(unknown) > _NAMED_AT_MOST else ""
         raise DataError(
-            f"images of unknown licence, which a model card must tell: {', '.join(unknown[:_NAMED_AT_MOST])}{more}; "
+            f"images of unknown licence, which a model card must tell: {listed(unknown)}; "
             f"known are {', '.join(f'{source.prefix}*' for source in SOURCES)}; add others to studies/sources.py"
         )
     counts = [

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from andfast.data.images import DataError, image_size, read_image
 from andfast.data.pairs import Pair
-from andfast.data.patches import Recent
+from andfast.data.patches import Recent, permutation, random_numbers, too_small, turned
 
 # Streams of random numbers beside those of the HR patches (`andfast.data.patches`).
 _ORDER, _CROP = 3, 4
@@ -51,10 +51,11 @@ class PairPatches:
     ) -> None:
         for pair in pairs:
             if min(size := image_size(pair.hr)) < patch:
-                raise DataError(f"{pair.hr}: {size[0]} x {size[1]} pixels, smaller than the {patch} x {patch} wanted")
+                raise DataError(f"{pair.hr}: {too_small(*size, patch)}")
         self.pairs, self.scale, self.patch, self.batch = list(pairs), scale, patch, batch
         self.seed, self.flip, self.rotate = seed, flip, rotate
         self._images = Recent(int(cache_mib * 2**20))
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step: HR and LR patches, uint8 (batch, 3, patch, patch) and (batch, 3, patch / scale, ...)."""
@@ -64,17 +65,13 @@ class PairPatches:
         for position in range(self.batch):
             number = step * self.batch + position
             pair = self._pair(number)
-            down, right, mirror, turns = (int(value) for value in self._random(4, _CROP, number))
+            down, right, mirror, turns = (int(value) for value in random_numbers(4, self.seed, _CROP, number))
+            mirror, turns = mirror if self.flip else 0, turns if self.rotate else 0
             whole_hr, whole_lr = self._read(2 * pair), self._read(2 * pair + 1)
             top, left = down % (whole_lr.shape[0] - low + 1), right % (whole_lr.shape[1] - low + 1)
             for image, patches, scale in ((whole_hr, hr, self.scale), (whole_lr, lr, 1)):
                 rows, columns = (slice(scale * start, scale * (start + low)) for start in (top, left))
-                crop = image[rows, columns]
-                if self.flip and mirror % 2:
-                    crop = crop[:, ::-1]
-                if self.rotate:
-                    crop = np.rot90(crop, turns % 4)
-                patches[position] = crop.transpose(2, 0, 1)
+                patches[position] = turned(image[rows, columns], mirror, turns).transpose(2, 0, 1)
         return torch.from_numpy(hr), torch.from_numpy(lr)
 
     def _read(self, index: int) -> np.ndarray:
@@ -88,7 +85,6 @@ class PairPatches:
 
     def _pair(self, number: int) -> int:
         epoch, place = divmod(number, len(self.pairs))
-        return int(np.argsort(self._random(len(self.pairs), _ORDER, epoch), kind="stable")[place])
-
-    def _random(self, count: int, *key: int) -> np.ndarray:
-        return np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=key)).random_raw(count)
+        if self._order[0] != epoch:
+            self._order = (epoch, permutation(len(self.pairs), self.seed, _ORDER, epoch))
+        return int(self._order[1][place])

@@ -38,13 +38,13 @@ def find_pairs(folder: str | os.PathLike[str], scale: int) -> list[Pair]:
     hr, lr = _by_name(folder / "HR"), _by_name(folder / "LR")
     alone = [f"HR/{name}" for name in hr.keys() - lr.keys()] + [f"LR/{name}" for name in lr.keys() - hr.keys()]
     if alone:
-        raise DataError(f"{folder}: without a partner: {_listed(sorted(alone))}")
+        raise DataError(f"{folder}: without a partner: {listed(sorted(alone))}")
     if not hr:
         raise DataError(f"{folder}: HR/ and LR/ hold no images")
     pairs = [Pair(name, hr[name], lr[name]) for name in sorted(hr)]
     misfits = [text for pair in pairs if (text := _misfit(pair, scale))]
     if misfits:
-        raise DataError(f"{folder}: HR is not {scale} times LR in: {_listed(misfits)}")
+        raise DataError(f"{folder}: HR is not {scale} times LR in: {listed(misfits)}")
     return pairs
 
 
@@ -65,6 +65,7 @@ def _misfit(pair: Pair, scale: int) -> str | None:
     return f"{pair.name} (HR {height} x {width}, LR {low_height} x {low_width})"
 
 
-def _listed(items: list[str]) -> str:
+def listed(items: list[str]) -> str:
+    """The first few of `items`, and how many more there are: for an error message."""
     more = len(items) - _NAMED_AT_MOST
     return ", ".join(items[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

@@ -106,7 +106,7 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
             skipped.append((path, str(error)))
             continue
         if min(height, width) < min_size:
-            skipped.append((path, f"{path}: {_too_small(height, width, min_size)}"))
+            skipped.append((path, f"{path}: {too_small(height, width, min_size)}"))
         else:
             paths.append(path)
     if not paths:
@@ -221,7 +221,7 @@ class PatchBatches(SourceDataset):
         try:
             image = source.read()
             if min(image.shape[:2]) < self.patch:
-                raise ImageError(f"{source.name}: {_too_small(*image.shape[:2], self.patch)}")
+                raise ImageError(f"{source.name}: {too_small(*image.shape[:2], self.patch)}")
         except ImageError as error:
             failures[source.name] = self._unreadable[index] = Failure(source.name, str(error))
             return None
@@ -237,20 +237,31 @@ class PatchBatches(SourceDataset):
         left = right % (image.shape[1] - self.patch + 1)
         # Copied row by row, as it lies in memory or on disk; to walk down its columns there would cost far more.
         crop = np.ascontiguousarray(image[top : top + self.patch, left : left + self.patch])
-        if self.flip and mirror % 2:
-            crop = crop[:, ::-1]
-        return np.rot90(crop, turns % 4) if self.rotate else crop
+        return turned(crop, mirror if self.flip else 0, turns if self.rotate else 0)
 
     def _order_of(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
-            # Sorting random numbers of 64 bits gives a uniform permutation; stable, should two be the same.
-            order = np.argsort(self._random(len(self.sources), _ORDER, epoch), kind="stable")
-            self._order = (epoch, order)
+            self._order = (epoch, permutation(len(self.sources), self.seed, _ORDER, epoch))
         return self._order[1]
 
     def _random(self, count: int, *key: int) -> np.ndarray:
-        """`count` random numbers of 64 bits that belong to `key`, as uint64."""
-        return np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=key)).random_raw(count)
+        return random_numbers(count, self.seed, *key)
+
+
+def random_numbers(count: int, seed: int, *key: int) -> np.ndarray:
+    """`count` random numbers of 64 bits that belong to a seed and a key, as uint64: the same in all NumPy versions."""
+    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)).random_raw(count)
+
+
+def permutation(count: int, seed: int, *key: int) -> np.ndarray:
+    """The numbers below `count` in a random order that belongs to a seed and a key."""
+    # Sorting random numbers of 64 bits gives a uniform permutation; stable, should two be the same.
+    return np.argsort(random_numbers(count, seed, *key), kind="stable")
+
+
+def turned(crop: np.ndarray, mirror: int, turns: int) -> np.ndarray:
+    """A view of `crop` (H, W, 3), mirrored for an odd `mirror`, then turned by so many quarters."""
+    return np.rot90(crop[:, ::-1] if mirror % 2 else crop, turns % 4)
 
 
 class PatchLoader(SourceLoader):
@@ -314,7 +325,7 @@ class Recent:
             self.size -= self._images.popitem(last=False)[1].nbytes
 
 
-def _too_small(height: int, width: int, wanted: int) -> str:
+def too_small(height: int, width: int, wanted: int) -> str:
     return f"{height} x {width} pixels, smaller than the {wanted} x {wanted} wanted"
 
 
