@@ -306,9 +306,8 @@ class Comparison:
 
 
 def _updates_per_step(settings: Settings, name: str) -> int:
-    """Generator updates of a training step of row `name`: several where minibatches are replayed."""
-    attack = checked(settings, f"row {name}").attack
-    return attack.replays if attack.method == "free" else 1
+    """Generator updates of a training step of row `name`."""
+    return checked(settings, f"row {name}").attack.updates_per_step
 
 
 def _last_name(argument: str) -> str:

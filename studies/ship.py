@@ -24,7 +24,6 @@ from typing import Any
 from torch import nn
 
 from andfast import train
-from andfast.attack import Free
 from andfast.devices import choose_device
 from andfast.files import written_whole
 from andfast.info import commit, machine
@@ -172,10 +171,9 @@ def _check(options: argparse.Namespace, config: Config) -> None:
 
 def updates(config: Config) -> int:
     """How often a run updates the generator: minibatch replay does so several times an iteration."""
-    attack, train = config.attack.build(), config.train
-    replays = attack.replays if isinstance(attack, Free) else 1
+    train = config.train
     warmup = min(train.warmup, train.iterations)
-    return warmup + (train.iterations - warmup) * replays
+    return warmup + (train.iterations - warmup) * config.attack.updates_per_step
 
 
 def _image_sources(config: Config) -> list[dict[str, str | int]]:

@@ -185,6 +185,11 @@ class AttackConfig:
     dtype: Precision = "auto"
     mix: MixConfig = field(default_factory=MixConfig)
 
+    @property
+    def updates_per_step(self) -> int:
+        """Generator updates of a training step under attack: several where minibatches are replayed."""
+        return self.replays if self.method == "free" else 1
+
     def build(self) -> Attack:
         """The attack that these settings describe.
 
