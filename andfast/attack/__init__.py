@@ -15,6 +15,8 @@ Every method is an `Attack`, called with a degradation network, HR images and th
 `RealESRGAN`  the same twice in a fixed order, and ringing (Wang et al. 2021)
 ============  ==========================================================================================
 
+Those with degradation networks let them see HR images as they are, or through a `Lens`: as cameras do.
+
 What each costs, and when to use it, stands in its docstring; `python -m andfast.attack_quality` measures how much of
 the exact attack's effect the cheaper ones have.
 """
@@ -22,6 +24,7 @@ the exact attack's effect the cheaper ones have.
 from andfast.attack.ablations import Noise, Random
 from andfast.attack.base import Attack, AttackResult
 from andfast.attack.free import Free, Replay
+from andfast.attack.lens import Lens
 from andfast.attack.pgd import PGD
 from andfast.attack.simulated import BSRGAN, Bicubic, RealESRGAN, Simulated
 from andfast.attack.style import Style
@@ -36,6 +39,7 @@ __all__ = [
     "AttackResult",
     "Bicubic",
     "Free",
+    "Lens",
     "Noise",
     "Random",
     "RealESRGAN",

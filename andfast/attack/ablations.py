@@ -9,6 +9,7 @@ import torch
 
 from andfast.attack.base import ImageAttack, Iterates, NetworkAttack, Task, by_network
 from andfast.attack.budget import check_range, within_budget
+from andfast.attack.lens import Lens
 from andfast.attack.pgd import PGD
 from andfast.ops import projected_step
 from andfast.theta import ScaleFactors
@@ -25,6 +26,7 @@ class Random(NetworkAttack):
     epsilon: float = PGD.epsilon
     scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
     lr_psnr: tuple[float, float] | None = PGD.lr_psnr
+    lens: Lens | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < math.inf:
@@ -37,10 +39,10 @@ class Random(NetworkAttack):
         direction = torch.randn(network.theta_id.shape, device=hr.device, generator=task.generator)
         direction *= inv_scale > 0
         delta = self.epsilon * inv_scale * direction / direction.norm(dim=1, keepdim=True)
-        delta, lr = within_budget(network, hr, task.clean, delta, task.budget_db)
+        delta, lr = within_budget(network, task.seen, task.clean, delta, task.budget_db)
         iterates = Iterates()
         with torch.no_grad():
-            before = by_network(objective(network(hr), hr), network.num_networks)
+            before = by_network(objective(network(task.seen), hr), network.num_networks)
             # Not the worse of the two: a random deviation is taken as it comes.
             iterates.see(by_network(objective(lr, hr), network.num_networks), lr, delta)
             iterates.losses.insert(0, before)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from andfast.attack.base import NetworkAttack, by_network
 from andfast.attack.budget import BUDGET_SLACK_DB, check_range, network_psnr, within_budget
+from andfast.attack.lens import Lens
 from andfast.degradation import DegradationNetwork
 from andfast.losses import Objective
 from andfast.ops import projected_step
@@ -32,6 +33,7 @@ class GradientAttack(NetworkAttack):
         lr_psnr: (low, high) in dB; each network draws its budget from this range: the least PSNR of its LR image
             against the clean one. None: the ball alone. Camera-captured LR images lie 22 to 36 dB from the
             downsampled HR image.
+        lens: what the networks see HR images through; None: as they are, as in the paper.
     """
 
     step_size: float = 0.1
@@ -39,6 +41,7 @@ class GradientAttack(NetworkAttack):
     epsilon: float = 0.5
     scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
     lr_psnr: tuple[float, float] | None = (22.0, 36.0)
+    lens: Lens | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.step_size < math.inf:
@@ -62,7 +65,8 @@ class Ascent:
 
     Args:
         attack: the steps' settings.
-        network, hr: as in `Attack.__call__`.
+        network: as in `Attack.__call__`.
+        seen: (B, 3, H, W), what it degrades.
         clean: (B, 3, h, w), the clean LR images.
         budget_db: (N,), the least PSNR of an LR image against the clean one.
         climbs: whether a step follows at all.
@@ -77,17 +81,17 @@ class Ascent:
         self,
         attack: GradientAttack,
         network: DegradationNetwork,
-        hr: Tensor,
+        seen: Tensor,
         clean: Tensor,
         budget_db: Tensor,
         climbs: bool = True,
     ) -> None:
-        self._attack, self._network, self._hr = attack, network, hr
+        self._attack, self._network, self._seen = attack, network, seen
         self._clean, self._budget_db = clean, budget_db
         self._inv_scale = attack.inv_scale(network)
         self.delta = torch.zeros_like(network.theta_id).requires_grad_(climbs)
         with torch.set_grad_enabled(climbs):
-            self.lr = network(hr, self.delta)
+            self.lr = network(seen, self.delta)
 
     def step(self, costate: Tensor, last: bool = False) -> None:
         """Take a step along F's gradient of <costate, lr>, and stay within ball and budget.
@@ -104,7 +108,7 @@ class Ascent:
         # Nothing of this graph may live beside the next.
         del self.lr, self.delta, gradient
         self.delta, self.lr = within_budget(
-            self._network, self._hr, self._clean, delta, self._budget_db, first, graph=not last
+            self._network, self._seen, self._clean, delta, self._budget_db, first, graph=not last
         )
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from andfast.attack.budget import draw_budget, network_psnr
+from andfast.attack.lens import Lens
 from andfast.degradation import DegradationNetwork
 from andfast.losses import Objective
 from andfast.ops import scaled_norm
@@ -35,7 +36,8 @@ class AttackResult:
             computed (`keep` "last", `Simulated`).
         distance: (N,) the scaled norm ||s * delta||_2 reached; for `Noise` the 2-norm of the added noise before
             the image is clamped to [0, 1], for `Simulated` that of the difference to the clean LR image.
-        lr_psnr: (N,) PSNR in dB of `lr` against the clean LR image.
+        lr_psnr: (N,) PSNR in dB of `lr` against the clean LR image, what the identity makes of the HR image (through
+            its lens).
         budget_db: (N,) the least `lr_psnr` allowed; -inf where there was no such budget. Only a deviation of zero
             may miss it: in half types narrow networks round more than that (bfloat16, 12 draws: 54 dB from the
             clean image at 64 channels, 42 at 16, 27 at 8).
@@ -62,12 +64,14 @@ class Task:
 
     Attributes:
         network, hr, objective, generator: as in `Attack.__call__`.
+        seen: (B, 3, H, W), the HR images as the network gets them: through a lens, if there is one.
         clean: (B, 3, h, w), the clean LR images.
         budget_db: (N,), the least PSNR of an LR image against the clean one.
     """
 
     network: DegradationNetwork
     hr: Tensor
+    seen: Tensor
     clean: Tensor
     objective: Objective
     budget_db: Tensor
@@ -132,8 +136,8 @@ class Attack(ABC):
         Raises:
             RuntimeError, TypeError, ValueError: the network has no parameters, or the images do not fit it.
         """
-        clean, budget_db = self._begin(network, hr, generator, margin_db)
-        found = self._search(Task(network, hr, clean, objective, budget_db, generator))
+        seen, clean, budget_db = self._begin(network, hr, generator, margin_db)
+        found = self._search(Task(network, hr, seen, clean, objective, budget_db, generator))
         delta, theta, distance = self._deviation(network, found.variable)
         return AttackResult(
             lr=found.lr,
@@ -148,10 +152,15 @@ class Attack(ABC):
 
     def _begin(
         self, network: DegradationNetwork, hr: Tensor, generator: torch.Generator | None, margin_db: float
-    ) -> tuple[Tensor, Tensor]:
-        """The clean LR images, and the budgets drawn, (N,); refuses what does not fit."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the network sees, its clean LR images, and the budgets drawn, (N,); refuses what does not fit."""
         count = self._count(network, hr)
-        return self.clean(network, hr), draw_budget(self.lr_psnr, count, margin_db, hr.device, generator)
+        seen = self._see(hr, count, generator)
+        return seen, self.clean(network, seen), draw_budget(self.lr_psnr, count, margin_db, hr.device, generator)
+
+    def _see(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+        """The HR images as they are degraded, (B, 3, H, W)."""
+        return hr
 
     @abstractmethod
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
@@ -171,9 +180,17 @@ class Attack(ABC):
 
 
 class NetworkAttack(Attack):
-    """An attack whose variable is `delta`, the networks' deviation from the identity."""
+    """An attack whose variable is `delta`, the networks' deviation from the identity.
+
+    Attributes:
+        lens: what HR images are seen through by the networks; each draws a lens of its own. None: as they are.
+    """
 
     scale_factors: ScaleFactors
+    lens: Lens | None
+
+    def _see(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+        return hr if self.lens is None else self.lens(hr, count, generator)
 
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
         """The images of the identity: pooled."""

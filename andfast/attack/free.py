@@ -42,7 +42,7 @@ class Free(GradientAttack):
 
     Args:
         replays: m, updates of G for each minibatch.
-        step_size, step_ratio, epsilon, scale_factors, lr_psnr: as for `GradientAttack`.
+        step_size, step_ratio, epsilon, scale_factors, lr_psnr, lens: as for `GradientAttack`.
     """
 
     replays: int = 4
@@ -60,12 +60,11 @@ class Free(GradientAttack):
         margin_db: float = 0.0,
     ) -> Replay:
         """Begin a minibatch; the arguments and errors are those of `Attack.__call__`."""
-        clean, budget_db = self._begin(network, hr, generator, margin_db)
-        return Replay(self, network, hr, clean, budget_db)
+        return Replay(self, network, *self._begin(network, hr, generator, margin_db))
 
     def _search(self, task: Task) -> Iterates:
         hr, count = task.hr, task.network.num_networks
-        replay = Replay(self, task.network, hr, task.clean, task.budget_db)
+        replay = Replay(self, task.network, task.seen, task.clean, task.budget_db)
         iterates = Iterates()
         while not replay.done:
             loss, costate = loss_and_costate(replay.lr, hr, task.objective, count)
@@ -87,10 +86,12 @@ class Replay:
         budget_db: (N,), the least PSNR of an LR image against the clean one; -inf without such a budget.
     """
 
-    def __init__(self, attack: Free, network: DegradationNetwork, hr: Tensor, clean: Tensor, budget_db: Tensor) -> None:
+    def __init__(
+        self, attack: Free, network: DegradationNetwork, seen: Tensor, clean: Tensor, budget_db: Tensor
+    ) -> None:
         self.clean, self.budget_db = clean, budget_db
         self._left = attack.replays - 1
-        self._ascent = Ascent(attack, network, hr, clean, budget_db, climbs=not self.done)
+        self._ascent = Ascent(attack, network, seen, clean, budget_db, climbs=not self.done)
         self.lr = self._ascent.lr.detach().requires_grad_()
 
     @property

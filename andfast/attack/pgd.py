@@ -28,7 +28,7 @@ class PGD(GradientAttack):
         steps: gradient steps, K.
         keep: "worst" judges the last iterate, too, and returns the worst of all; "last" returns the last one
             unjudged: its loss is what the training step computes anyway.
-        step_size, step_ratio, epsilon, scale_factors, lr_psnr: as for `GradientAttack`.
+        step_size, step_ratio, epsilon, scale_factors, lr_psnr, lens: as for `GradientAttack`.
     """
 
     steps: int = 5
@@ -53,7 +53,7 @@ class PGD(GradientAttack):
 
     def _search(self, task: Task) -> Iterates:
         hr, count = task.hr, task.network.num_networks
-        ascent = Ascent(self, task.network, hr, task.clean, task.budget_db)
+        ascent = Ascent(self, task.network, task.seen, task.clean, task.budget_db)
         iterates = Iterates()
         for step in range(1, self.steps + 1):
             loss, costate = loss_and_costate(ascent.lr, hr, task.objective, count)

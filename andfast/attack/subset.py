@@ -31,7 +31,7 @@ class Subset(PGD):
     Args:
         share: of the batch's images, in (0, 1]; at least one image is taken.
         steps, keep: as for `PGD`, on the part.
-        step_size, step_ratio, epsilon, scale_factors, lr_psnr: as for `GradientAttack`.
+        step_size, step_ratio, epsilon, scale_factors, lr_psnr, lens: as for `GradientAttack`.
     """
 
     share: float = 0.25
@@ -53,8 +53,9 @@ class Subset(PGD):
         images = max(1, round(self.share * len(task.hr)))
         if images == len(task.hr):
             return super()._search(task)
-        iterates = super()._search(replace(task, hr=task.hr[:images], clean=task.clean[:images]))
+        part = {name: getattr(task, name)[:images] for name in ("hr", "seen", "clean")}
+        iterates = super()._search(replace(task, **part))
         iterates.variable, iterates.lr = within_budget(
-            task.network, task.hr, task.clean, iterates.variable, task.budget_db
+            task.network, task.seen, task.clean, iterates.variable, task.budget_db
         )
         return iterates

@@ -26,7 +26,7 @@ class YOPO(PGD):
         steps: passes through G, m.
         inner_steps: steps in theta for each of them, n.
         keep: as for `PGD`.
-        step_size, step_ratio, epsilon, scale_factors, lr_psnr: as for `GradientAttack`; a step is one in theta.
+        step_size, step_ratio, epsilon, scale_factors, lr_psnr, lens: as for `GradientAttack`; a step is one in theta.
     """
 
     inner_steps: int = 2

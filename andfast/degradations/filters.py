@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +34,27 @@ def filter_images(images: Tensor, kernels: Tensor) -> Tensor:
     padded = images[:, :, rows[:, None], columns]
     weight = kernels.to(images.dtype).repeat_interleave(channels, dim=0)[:, None]
     return F.conv2d(padded.flatten(0, 1)[None], weight, groups=len(weight))[0].unflatten(0, (-1, channels))
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
+    """Blur each image with a Gaussian of its own; beyond the borders it goes on mirrored at the outermost pixels.
+
+    Args:
+        images: (B, C, H, W).
+        sigma: (B,), standard deviations in pixels; 0 leaves an image as it is.
+        largest: no sigma is larger; kernels end at four times that, or where a small image does.
+
+    Returns:
+        (B, C, H, W), of `images`'s type.
+    """
+    radius = min(math.ceil(4 * largest), min(images.shape[-2:]) - 1)
+    offset = torch.arange(-radius, radius + 1, device=images.device)
+    taps = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-2)[:, None]) ** 2)
+    taps = (taps / taps.sum(dim=1, keepdim=True)).to(images.dtype)
+    # Images as channels: every one has a kernel of its own.
+    blurred = F.pad(images, (radius,) * 4, mode="reflect").transpose(0, 1)
+    blurred = F.conv2d(blurred, taps[:, None, None, :], groups=len(images))
+    return F.conv2d(blurred, taps[:, None, :, None], groups=len(images)).transpose(0, 1).contiguous()
 
 
 def _mirrored(length: int, margin: int, device: torch.device) -> Tensor:

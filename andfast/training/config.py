@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from andfast.attack import BSRGAN, PGD, YOPO, Attack, Bicubic, Free, Noise, Random, RealESRGAN, Style, Subset
+from andfast.attack import BSRGAN, PGD, YOPO, Attack, Bicubic, Free, Lens, Noise, Random, RealESRGAN, Style, Subset
 from andfast.degradation import DegradationNetwork
 from andfast.devices import choose_precision
 from andfast.theta import ScaleFactors
@@ -165,6 +165,8 @@ class AttackConfig:
         scale_factors: the scaled norm's factors by group of parameters (likewise).
         lr_psnr: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
             the clean one is drawn (likewise, but for style, and noise).
+        lens: what the degradation networks see HR images through, each its own (pgd, yopo, subset, free, style,
+            random); none: HR images as they are, as in the paper.
         dtype: the type G computes in within the attack; auto: train.precision's.
         mix: images of each batch that another degradation makes.
     """
@@ -182,6 +184,7 @@ class AttackConfig:
     epsilon: PositiveFloat = PGD.epsilon
     scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
     lr_psnr: tuple[PositiveFloat, PositiveFloat] | None = PGD.lr_psnr
+    lens: Lens | None = None
     dtype: Precision = "auto"
     mix: MixConfig = field(default_factory=MixConfig)
 

@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import correlate
+from scipy.ndimage import correlate, gaussian_filter
 
-from andfast.degradations.filters import filter_images
+from andfast.degradations.filters import filter_images, gaussian_blur
 from andfast.degradations.resize import check_scale, resize
 
 
@@ -67,3 +67,18 @@ def test_images_without_a_whole_lr_image_are_named():
         ValueError, match=re.escape("(2, 3, 12, 18); it must be (B, 3, H, W), H and W multiples of the")
     ):
         check_scale(torch.rand(2, 3, 12, 18), 4)
+
+
+def test_each_image_is_blurred_by_a_gaussian_of_its_own_width() -> None:
+    images = torch.rand(4, 3, 40, 33, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.0, 0.4, 1.3, 2.5], dtype=torch.float64)
+    found = gaussian_blur(images, sigma, 2.5)
+    for image, width, blurred in zip(images.numpy(), sigma.tolist(), found.numpy(), strict=True):
+        axes = [width and gaussian_filter(channel, width, mode="mirror", radius=10) for channel in image]
+        wanted = np.stack(axes) if width else image
+        np.testing.assert_allclose(blurred, wanted, atol=1e-12)
+
+
+def test_kernels_end_where_small_images_do() -> None:
+    found = gaussian_blur(torch.full((2, 3, 4, 5), 0.3), torch.tensor([1.0, 3.0]), 3.0)
+    torch.testing.assert_close(found, torch.full((2, 3, 4, 5), 0.3))
