@@ -44,7 +44,7 @@ from studies.study import TUNING_PAIRS, Settings, StudyError, checked, filled, m
 from studies.testsets import CLEAN, TUNING, TestSets, digest, held_out_photographs, pair_sets, photograph_sets, reduced
 
 # Numbers of updates that are as near as this are the same: time is not measured more precisely.
-_NEAR = 0.03
+_NEAR = 0.1
 
 
 def make_parser() -> argparse.ArgumentParser:
