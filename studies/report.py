@@ -1,7 +1,7 @@
 """Tables of what studies found: `python -m studies.report RESULT... [--figure FILE] [--metric ssim_y]`.
 
 RESULTs are files that `studies.compare` wrote. Prints Markdown; with --figure also draws how much the rows gain over
-the reference, a panel a kind of test.
+the reference, a panel a kind of test. With --page prints the few tables that docs/results.md shows.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -21,6 +21,8 @@ from studies.outcome import (
     BUDGETS,
     METRICS,
     START,
+    TIME,
+    UPDATES,
     Outcome,
     OutcomeError,
     column_titles,
@@ -59,6 +61,16 @@ def report(outcome: Outcome, metrics: Sequence[str] = METRICS) -> str:
     return "\n\n".join([*parts, "### Cost", costs(outcome)]) + "\n"
 
 
+def page(name: str, outcome: Outcome) -> str:
+    """The tables of docs/results.md, each under the marker by which it is found there.
+
+    Args:
+        name: of the result file, in studies/results.
+        outcome: its content.
+    """
+    return "\n\n".join(f"<!-- studies/results/{name}: {title} -->\n{table(outcome)}" for title, table in PAGE.items())
+
+
 def means(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> str:
     """A line a row, a column a title; with all strengths among them also the worst of them."""
     digits = _DIGITS[metric]
@@ -93,6 +105,56 @@ def differences(outcome: Outcome, budget: str, metric: str, titles: Sequence[str
     return "\n\n".join(parts)
 
 
+def summary(outcome: Outcome, budget: str) -> str:
+    """A line a row: what it reaches in PSNR-Y on real pairs (reporting part) by camera, on clean LR images and under
+    all strengths, and what of that is gained over the reference, with half the 95% interval's width."""
+    reporting = column_titles(outcome.columns, REPORTING)
+    everything = [title for title in (*reporting[-1:], ALL_STRENGTHS) if title in outcome.columns]
+    titles = [*reporting, *(title for title in (CLEAN, ALL_STRENGTHS) if title in outcome.columns)]
+    lines = []
+    for row in outcome.lines(budget):
+        line = [_line_name(outcome, row)]
+        for title in titles:
+            line.append(f"{outcome.mean(row, budget, 'psnr_y', title).mean:.2f}")
+            if title in everything:
+                gain = outcome.difference(row, outcome.reference, budget, "psnr_y", title)
+                line.append("" if row == outcome.reference else _signed(gain, 2))
+        worst, value = outcome.worst(row, budget, "psnr_y")
+        lines.append([*line, f"{value:.2f} ({worst})"])
+    heads = []
+    for title in titles:
+        heads.append("real pairs" if title in reporting[-1:] else title.removeprefix(REPORTING).strip())
+        if title in everything:
+            heads.append(f"over {outcome.reference}")
+    return _table(["", *heads, "worst strength"], lines)
+
+
+def lead(outcome: Outcome, budget: str) -> str:
+    """A line for each other row: by how much the subject is above it, with half the 95% interval's width."""
+    columns = [
+        (metric, title, name)
+        for metric, unit in (("psnr_y", "PSNR"), ("ssim_y", "SSIM"))
+        for title, name in (
+            (column_titles(outcome.columns, REPORTING)[-1], f"real pairs, {unit}"),
+            (CLEAN, f"{CLEAN}, {unit}"),
+            (ALL_STRENGTHS, f"{ALL_STRENGTHS}, {unit}"),
+        )
+        if title in outcome.columns
+    ]
+    lines = [
+        [
+            row,
+            *(
+                _signed(outcome.difference(outcome.subject, row, budget, metric, title), _DIGITS[metric])
+                for metric, title, _ in columns
+            ),
+        ]
+        for row in outcome.lines(budget)
+        if row not in (outcome.subject, START)
+    ]
+    return _table([f"{outcome.subject} over", *(name for *_, name in columns)], lines)
+
+
 def costs(outcome: Outcome) -> str:
     """A line a row and budget: updates, what an update takes, and what a run took; means over seeds."""
     lines = []
@@ -112,6 +174,16 @@ def costs(outcome: Outcome) -> str:
             )
     titles = ["", "", "seeds", "updates", "seconds an update", f"{outcome.reference}'s updates", "minutes a run"]
     return _table(titles, lines)
+
+
+PAGE: dict[str, Callable[[Outcome], str]] = {
+    "equal updates": lambda outcome: summary(outcome, UPDATES),
+    "lead, equal updates": lambda outcome: lead(outcome, UPDATES),
+    "equal time": lambda outcome: summary(outcome, TIME),
+    "lead, equal time": lambda outcome: lead(outcome, TIME),
+    "cost": costs,
+}
+"""The tables of docs/results.md by the names in its markers."""
 
 
 def _line_name(outcome: Outcome, row: str) -> str:
@@ -152,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m studies.report", description=__doc__.partition("\n")[0])
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="written by studies.compare")
     parser.add_argument("--metric", choices=METRICS, action="append", help="only this one (default: all)")
+    parser.add_argument("--page", action="store_true", help="the tables of docs/results.md alone, with their markers")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="where to draw the first result, PNG")
     parser.add_argument("--budget", choices=BUDGETS, default=BUDGETS[0], help="what the figure is about")
     options = parser.parse_args(arguments)
@@ -160,8 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OutcomeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for outcome in outcomes:
-        print(report(outcome, options.metric or METRICS))
+    for path, outcome in zip(options.results, outcomes, strict=True):
+        print(page(path.name, outcome) if options.page else report(outcome, options.metric or METRICS))
     if options.figure is not None:
         with written_whole(options.figure) as temporary:
             draw(outcomes[0], options.budget, _BUDGET_NAMES[options.budget]).save(temporary)

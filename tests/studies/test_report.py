@@ -161,3 +161,25 @@ def test_what_is_no_result_is_named(tmp_path, capsys):
             read_outcome(path)
     assert report.main([str(path)]) == 2
     assert "other.json is no result" in capsys.readouterr().err
+
+
+def test_the_page_s_tables_hold_gains_and_leads(content, tmp_path, capsys):
+    path = tmp_path / "some.json"
+    write_outcome(path, content)
+    assert report.main([str(path), "--page"]) == 0
+    printed = capsys.readouterr().out
+    outcome = Outcome(content)
+    for name, table in report.PAGE.items():
+        assert f"<!-- studies/results/some.json: {name} -->\n{table(outcome)}\n" in printed
+    summary = dict(
+        line.strip("| ").split(" | ", 1)
+        for line in report.PAGE["equal updates"](outcome).splitlines()
+        if "---" not in line
+    )
+    cells = summary["complete: complete training"].split(" | ")
+    gain = outcome.difference("complete", "classical", "updates", "psnr_y", "reporting, all")
+    assert cells[2] == f"{outcome.mean('complete', 'updates', 'psnr_y', 'reporting, all').mean:.2f}"
+    assert cells[3] == f"**{gain.mean:+.2f} ± {gain.half:.2f}**"
+    lead = report.PAGE["lead, equal updates"](outcome)
+    assert f"| classical | **{gain.mean:+.2f} ± {gain.half:.2f}** |" in lead
+    assert "| complete |" not in lead
