@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -60,13 +60,16 @@ def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -
     return draw_sheet(list(columns.items()), crop)
 
 
-def draw_sheet(columns: Sequence[tuple[str, Sequence[np.ndarray]]], size: int) -> np.ndarray:
+def draw_sheet(
+    columns: Sequence[tuple[str, Sequence[np.ndarray]]], size: int, notes: Mapping[str, Sequence[str]] | None = None
+) -> np.ndarray:
     """A labelled table of images.
 
     Args:
         columns: (label, images), from left to right; every column has the same number of images, uint8
             (h, w, 3), which are enlarged to `size` x `size` pixels by repeating pixels.
         size: height and width of a cell in pixels.
+        notes: what stands in the lower left corner of a column's images, by its label.
 
     Returns:
         uint8 (H, W, 3).
@@ -82,4 +85,8 @@ def draw_sheet(columns: Sequence[tuple[str, Sequence[np.ndarray]]], size: int) -
         for row, image in enumerate(images):
             cell = Image.fromarray(image).resize((size, size), Image.Resampling.NEAREST)
             sheet.paste(cell, (left, _HEADER + row * step))
+        for row, note in enumerate((notes or {}).get(label, ())):
+            at, bottom = (left, _HEADER + row * step + size), "lb"
+            draw.rectangle(draw.textbbox(at, note, font=font, anchor=bottom), fill="white")
+            draw.text(at, note, fill="black", font=font, anchor=bottom)
     return np.array(sheet)
