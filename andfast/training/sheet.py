@@ -86,7 +86,8 @@ def draw_sheet(
             cell = Image.fromarray(image).resize((size, size), Image.Resampling.NEAREST)
             sheet.paste(cell, (left, _HEADER + row * step))
         for row, note in enumerate((notes or {}).get(label, ())):
-            at, bottom = (left, _HEADER + row * step + size), "lb"
-            draw.rectangle(draw.textbbox(at, note, font=font, anchor=bottom), fill="white")
-            draw.text(at, note, fill="black", font=font, anchor=bottom)
+            bottom = _HEADER + row * step + size
+            _, _, width, height = draw.textbbox((0, 0), note, font=font)
+            draw.rectangle((left, bottom - height - 4, left + width + 6, bottom - 1), fill="white")
+            draw.text((left + 3, bottom - height - 3), note, fill="black", font=font)
     return np.array(sheet)
