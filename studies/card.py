@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from andfast.training.config import MixConfig
+
 _GENERATORS = {
     "compact": "a Compact (SRVGGNetCompact, the small generator of Real-ESRGAN)",
     "rrdbnet": "an RRDBNet (the generator of ESRGAN)",
@@ -96,10 +98,25 @@ From nothing, no other model's weights: {run["updates"]:,} updates of {train["ba
 {train["patch_size"]} x {train["patch_size"]} HR pixels with an L1 loss, in {_duration(run["seconds_in_steps"])} \
 (the twin: {twin["updates"]:,} updates, {_duration(twin["seconds_in_steps"])}). The first {train["warmup"]:,} saw \
 clean LR images; then the adversary (`{attack["method"]}`, degradation networks of {degradation["channels"]} channels) \
-drove {driven} away from the clean one, {within}.{softened} All settings stand in `{record["name"]}.yaml`. Its course, \
-as means over the updates up to each:
+drove {driven} away from the clean one, {within}.{softened}{_networks(run["config"])} All settings stand in \
+`{record["name"]}.yaml`. Its course, as means over the updates up to each:
 
 {_table(["update", "loss", "raised by the adversary", "LR PSNR, dB"], course, words=0)}"""
+
+
+def _networks(config: dict[str, Any]) -> str:
+    """What the degradation networks saw, and how many images shared one, where either is unusual."""
+    train, attack, degradation = (config[key] for key in ("train", "attack", "degradation"))
+    told = ""
+    if lens := attack.get("lens"):  # older records know of none
+        blur, sharpen = (f"{low:g} to {high:g}" for low, high in (lens["blur"], lens["sharpen"]))
+        told = f""" The degradation networks saw HR patches through lenses, drawn for each: a Gaussian blur of {blur} \
+pixels, then sharpening (unsharp masking) by {sharpen}; clean is what the lens alone makes."""
+    if degradation["num_networks"] != "batch":
+        attacked = train["batch_size"] - MixConfig(attack["mix"]["share"]).images(train["batch_size"])
+        if (sharing := attacked // degradation["num_networks"]) > 1:
+            told += f" Every {sharing} images shared a network."
+    return told
 
 
 def _or_blank(value: float | None, digits: int) -> str:

@@ -1,7 +1,8 @@
 """Crops of real photographs side by side: `python -m studies.crops IMAGE... --model NAME=FILE... --output FILE`.
 
-From left to right bicubic interpolation and the models' restorations, an image a line. There is no original to compare
-with: these are photographs as they were found.
+From left to right bicubic interpolation and the models' restorations, an image a line. Photographs as they were found
+have no original to compare with. With `--strength` the images are HR photographs, which are made small first as in
+`studies.testsets`, and stand at the right.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from andfast.data.camera import crop_to_multiple
 from andfast.data.images import DataError, read_image, write_png
 from andfast.data.tensors import to_array, to_tensor
 from andfast.models import ModelError, load_model
@@ -21,6 +23,7 @@ from andfast.training.sheet import draw_sheet
 from andfast.training.validation import bicubic_upsample
 from andfast.upscale import upscale_tensor
 from studies.outcome import BICUBIC
+from studies.testsets import STRENGTHS, photograph_sets
 
 # How much of an image around a crop models see.
 _CONTEXT = 32
@@ -68,18 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("images", nargs="+", metavar="IMAGE", help="a file, or FILE@LEFT,TOP; else the part with the most detail")
     add("--model", action="append", required=True, metavar="NAME=FILE", help="a model and what stands above it")
     add("--output", type=Path, required=True, metavar="FILE", help="the sheet, PNG")
-    add("--size", type=int, default=64, help="of a crop, in pixels of the image (default: %(default)s)")
+    add("--size", type=int, default=64, help="of a crop, in pixels of the (small) image (default: %(default)s)")
+    add("--strength", choices=list(STRENGTHS), help="make the images small, by a simulated camera of this strength")
     options = parser.parse_args(arguments)
     try:
         models = _models(options.model)
-        lines = []
-        for given in options.images:
-            image, corner = _image(given, options.size)
-            lines.append(crops(image, corner, options.size, models))
+        lines = [_line(given, options.size, options.strength, models) for given in options.images]
     except (DataError, ModelError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    columns = list(zip([BICUBIC, *models], zip(*lines, strict=True), strict=True))
+    labels = [BICUBIC, *models, *(["original"] if options.strength else [])]
+    columns = list(zip(labels, zip(*lines, strict=True), strict=True))
     write_png(options.output, draw_sheet(columns, lines[0][0].shape[0]))
     return 0
 
@@ -96,24 +98,49 @@ def _models(given: Sequence[str]) -> dict[str, nn.Module]:
     return models
 
 
-def _image(given: str, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image and the corner of its crop."""
-    path, at, place = given.rpartition("@")
-    if not at or Path(given).exists():
-        path, place = given, ""
+def _line(given: str, size: int, strength: str | None, models: Mapping[str, nn.Module]) -> list[np.ndarray]:
+    """An image's crops; at last the original, where it was made small."""
+    path, place = split_place(given)
     image = read_image(path)
+    if strength is None:
+        return crops(image, find_corner(image, size, place, given), size, models)
+    scale = next(iter(models.values())).scale
+    (case,) = photograph_sets([(path.name, crop_to_multiple(image, scale))], scale)[strength]
+    corner = find_corner(case.lr, size, place, given)
+    rows, columns = (slice(scale * begin, scale * (begin + size)) for begin in corner)
+    return [*crops(case.lr, corner, size, models), case.hr[rows, columns]]
+
+
+def split_place(given: str) -> tuple[Path, str]:
+    """FILE or FILE@LEFT,TOP -> the file, and what stands after @ or nothing."""
+    path, at, place = given.rpartition("@")
+    return (Path(path), place) if at and not Path(given).exists() else (Path(given), "")
+
+
+def find_corner(image: np.ndarray, size: int, place: str, given: str) -> tuple[int, int]:
+    """Top and left of a crop.
+
+    Args:
+        image: uint8 (H, W, 3).
+        size: height and width of the crop in pixels.
+        place: "LEFT,TOP"; empty for the busiest part.
+        given: what a message is to name.
+
+    Raises:
+        ValueError: there is no such crop in the image.
+    """
     height, width = image.shape[:2]
     if not 1 <= size <= min(height, width):
-        raise ValueError(f"{path}: {width} x {height} pixels hold no crop of {size} x {size}; choose another --size")
+        raise ValueError(f"{given}: {width} x {height} pixels hold no crop of {size} x {size}; choose another --size")
     if not place:
-        return image, busiest(image, size)
+        return busiest(image, size)
     try:
         left, top = map(int, place.split(","))
     except ValueError as error:
         raise ValueError(f"{given}: after @ stand the pixels LEFT,TOP of the crop") from error
     if not (0 <= left <= width - size and 0 <= top <= height - size):
         raise ValueError(f"{given}: a crop of {size} x {size} there leaves the image of {width} x {height} pixels")
-    return image, (top, left)
+    return top, left
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -60,13 +60,16 @@ def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -
     return draw_sheet(list(columns.items()), crop)
 
 
-def draw_sheet(columns: Sequence[tuple[str, Sequence[np.ndarray]]], size: int) -> np.ndarray:
+def draw_sheet(
+    columns: Sequence[tuple[str, Sequence[np.ndarray]]], size: int, notes: Mapping[str, Sequence[str]] | None = None
+) -> np.ndarray:
     """A labelled table of images.
 
     Args:
         columns: (label, images), from left to right; every column has the same number of images, uint8
             (h, w, 3), which are enlarged to `size` x `size` pixels by repeating pixels.
         size: height and width of a cell in pixels.
+        notes: what stands in the lower left corner of a column's images, by its label.
 
     Returns:
         uint8 (H, W, 3).
@@ -82,4 +85,9 @@ def draw_sheet(columns: Sequence[tuple[str, Sequence[np.ndarray]]], size: int) -
         for row, image in enumerate(images):
             cell = Image.fromarray(image).resize((size, size), Image.Resampling.NEAREST)
             sheet.paste(cell, (left, _HEADER + row * step))
+        for row, note in enumerate((notes or {}).get(label, ())):
+            bottom = _HEADER + row * step + size
+            _, _, width, height = draw.textbbox((0, 0), note, font=font)
+            draw.rectangle((left, bottom - height - 4, left + width + 6, bottom - 1), fill="white")
+            draw.text((left + 3, bottom - height - 3), note, fill="black", font=font)
     return np.array(sheet)

@@ -9,6 +9,7 @@ from andfast.data.tensors import to_array, to_tensor
 from andfast.models import build_generator, save_model
 from andfast.training.validation import bicubic_upsample
 from studies.crops import busiest, crops, main
+from studies.testsets import photograph_sets
 
 
 def test_a_crop_is_that_of_the_whole_image():
@@ -42,6 +43,19 @@ def test_the_command_writes_a_sheet(tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert main([images[0], "--model", "a.pth", "--output", str(sheet)]) == 2
     assert "NAME=FILE" in capsys.readouterr().err
+
+
+def test_photographs_are_made_small_as_in_the_studies_tests(tmp_path):
+    hr = photograph(2, size=130)
+    Image.fromarray(hr).save(tmp_path / "a.png")
+    save_model(build_generator("compact", 4, features=8, convs=1), tmp_path / "a.pth")
+    sheet = tmp_path / "sheet.png"
+    options = ["--model", f"ours={tmp_path / 'a.pth'}", "--size", "16", "--strength", "strong", "--output", str(sheet)]
+    assert main([f"{tmp_path / 'a.png'}@8,4", *options]) == 0
+    (case,) = photograph_sets([("a.png", hr[:128, :128])], 4)["strong"]
+    cells = np.array(Image.open(sheet))[22:86]
+    assert np.array_equal(cells[:, 4:68], bicubic_upsample(case.lr, 4)[16:80, 32:96])
+    assert np.array_equal(cells[:, 140:204], hr[16:80, 32:96])
 
 
 @pytest.mark.parametrize("size", [0, 100])
