@@ -18,6 +18,7 @@ from studies.plots import Column, Line, Panel, intervals, lines
 Record = dict[str, Any]
 
 CAMERAS = ("#1f2328", "#6b4c9a", "#2e8b57")
+TRAINED = "#e0a100"
 _TITLES = {
     "dc_share": "DC share",
     "gain": "gain",
@@ -95,7 +96,7 @@ def budgets(record: Record) -> str:
     levels = record["settings"]["budgets"]
     head = ["", *(f"{level:g} dB" for level in levels)]
     rows = []
-    for name in _names(record):
+    for name in _mixtures(record):
         cells = [_find(record, name, lr_psnr=[level, level]) for level in levels]
         texts = [
             f"{row['loss_ratio']:.2f}x, {_median(row, 'response_half'):.2f}, {_median(row, 'dc_share'):.2f}, "
@@ -118,7 +119,7 @@ def widths(record: Record) -> str:
     ]
     rows = []
     for method in ("pgd", "random"):
-        for name in _names(record):
+        for name in _mixtures(record):
             pair = [_find(record, name, method=method, channels=channels) for channels in _channels(record)]
             cells = [" / ".join(f"{_median(row, key):.2f}" for row in pair) for key in names]
             cells += [" / ".join(f"{row['loss_ratio']:.2f}x" for row in pair)]
@@ -133,25 +134,50 @@ def shares(record: Record) -> str:
     rows = [
         [label, *(f"{row['shares'][group]:.2f}" for group in groups)]
         for label, row in compared(record)
-        if row["name"] in ("default", "proposed")
+        if row["name"] in ("default", "trained")
     ]
     return _table(["", *groups], rows)
 
 
+def behind(record: Record) -> str:
+    """The lens, the adversary behind it, and the same adversary without it: how far each one's crops spread."""
+    names = ("response_half", "response_full", "neighbour_correlation", "colour_correlation", "residual_psnr")
+    rows = [(name, camera, "") for name, camera in record["cameras"].items()]
+    rows += [
+        (label, row, f"{row['loss_ratio']:.2f}x")
+        for label, row in compared(record)
+        if row["lens"] is not None or (row["name"] == "trained" and row["method"] == "pgd" and row["size"] is None)
+    ]
+    cells = [
+        [label, *(_quantiles(row["measures"][name], 2) for name in names), _percent(row), loss]
+        for label, row, loss in rows
+    ]
+    return _table(["", *(_TITLES[name].replace("\n", " ") for name in names), "in range", "loss"], cells)
+
+
 def compared(record: Record) -> list[tuple[str, Record]]:
-    """The rows of the overlap, with their labels: everything at the middle budget, and the mixtures as trained."""
-    rows = []
-    for name in _names(record):
-        rows.append((f"{name}, random", _find(record, name, method="random")))
-        rows.append((f"{name}, N = B", _find(record, name, per_image=True)))
-        rows.append((f"{name}, N = 1", _find(record, name)))
-    for row in record["prior"]:
-        low, high = row["lr_psnr"]
-        if row["size"] is not None:
-            rows.append((f"{row['name']}, N = 1, {row['size']} x {row['size']}", row))
-        elif low < high:
-            rows.append((f"**{row['name']}, N = 1, {low:g} to {high:g} dB**", row))
-    return rows
+    """The rows of the overlap, with their labels: the narrow F at the middle budget, at those trained with, at none."""
+    middle, narrow = record["settings"]["middle"], _channels(record)[0]
+    return [
+        (_label(row), row)
+        for row in record["prior"]
+        if row["channels"] == narrow and (row["lr_psnr"] in (None, [middle, middle]) or _is_range(row))
+    ]
+
+
+def _label(row: Record) -> str:
+    if row["lr_psnr"] is None:
+        return "the lens alone"
+    if row["method"] == "random":
+        return f"{row['name']}, random"
+    low, high = row["lr_psnr"]
+    parts = [
+        row["name"] + (" + lens" if row["lens"] else ""),
+        "N = B" if row["per_image"] else "N = 1",
+        f"{low:g}-{high:g} dB" if low < high else "",
+        f"{row['size']} x {row['size']}" if row["size"] else "",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def spectra(record: Record) -> Image.Image:
@@ -159,13 +185,14 @@ def spectra(record: Record) -> Image.Image:
     rings = len(record["prior"][0]["measures"]["spectrum"])
     centres = [(index + 0.5) / rings for index in range(rings)]
     sources = [(name, colour, camera, False) for (name, camera), colour in zip(_cameras(record), CAMERAS, strict=False)]
-    shown = ("conv AC", "noise map", "slope", "default")
-    colours = (GROUPS[1], GROUPS[4], OLD, GROUPS[0])
-    sources += [
-        (f"{name}, N = 1", colour, _find(record, name), True) for name, colour in zip(shown, colours, strict=True)
-    ]
-    (trained,) = (item for item in compared(record) if item[0].startswith("**proposed"))
-    sources.append((trained[0].replace("*", ""), "#e0a100", trained[1], False))
+    rows = dict(compared(record))
+    for name, colour in (("conv AC, N = 1", GROUPS[1]), ("noise map, N = 1", GROUPS[4])):
+        sources.append((name, colour, rows[name], True))
+    low, high = next(row["lr_psnr"] for row in rows.values() if row["name"] == "trained" and _is_range(row))
+    for name, colour in (("trained", TRAINED), ("trained + lens", OWN)):
+        label = f"{name}, N = B, {low:g}-{high:g} dB"
+        sources.append((label, colour, rows[label], False))
+    sources.append(("the lens alone", OWN, rows["the lens alone"], True))
     spectrum = [Line(name, colour, row["measures"]["spectrum"], dashed) for name, colour, row, dashed in sources]
     response = [Line(name, colour, row["measures"]["response"], dashed) for name, colour, row, dashed in sources]
     axis = "frequency, in units of the LR image's Nyquist"
@@ -183,10 +210,12 @@ def spectra(record: Record) -> Image.Image:
 
 
 def ranges(record: Record) -> Image.Image:
-    """All measures that are compared, as intervals."""
+    """All measures that are compared, as intervals; of random directions only the table tells."""
     sources = [(name, colour, camera) for (name, camera), colour in zip(_cameras(record), CAMERAS, strict=False)]
     sources += [
-        (label.replace("*", ""), OWN if row["name"] == "proposed" else OLD, row) for label, row in compared(record)
+        (label, OWN if row["lens"] else TRAINED if row["name"] == "trained" else OLD, row)
+        for label, row in compared(record)
+        if row["method"] != "random"
     ]
     columns = [
         Column(_TITLES[name], tuple(edges), [row["measures"][name] for *_, row in sources])
@@ -195,7 +224,7 @@ def ranges(record: Record) -> Image.Image:
     return intervals(
         "What cameras do, and what the prior does within a budget",
         f"Line: 10 to 90% of crops; box: 25 to 75%; dot: median; shaded: 10 to 90% of all cameras' crops. "
-        f"The prior at {record['settings']['middle']:g} dB.",
+        f"At {record['settings']['middle']:g} dB unless said otherwise.",
         [(name, colour) for name, colour, _ in sources],
         columns,
     )
@@ -206,6 +235,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "overlap": overlap,
     "budgets": budgets,
     "shares": shares,
+    "behind": behind,
     "widths": widths,
 }
 FIGURES: dict[str, Callable[[Record], Image.Image]] = {
@@ -214,8 +244,13 @@ FIGURES: dict[str, Callable[[Record], Image.Image]] = {
 }
 
 
-def _names(record: Record) -> list[str]:
-    return list(dict.fromkeys(row["name"] for row in record["prior"]))
+def _mixtures(record: Record) -> list[str]:
+    return list(dict.fromkeys(row["name"] for row in record["prior"] if row["lens"] is None))
+
+
+def _is_range(row: Record) -> bool:
+    """Whether the budgets are drawn from a range, as in training."""
+    return row["lr_psnr"] is not None and row["lr_psnr"][0] < row["lr_psnr"][1]
 
 
 def _channels(record: Record) -> list[int]:
@@ -228,7 +263,7 @@ def _cameras(record: Record) -> list[tuple[str, Record]]:
 
 
 def _find(record: Record, name: str, **wanted: Any) -> Record:
-    """The row of a mixture: exact PGD, N = 1, the narrow F, the middle budget, or as asked."""
+    """The row of a mixture without a lens: exact PGD, N = 1, the narrow F, the middle budget, or as asked."""
     middle = record["settings"]["middle"]
     wanted = {
         "method": "pgd",
@@ -236,6 +271,7 @@ def _find(record: Record, name: str, **wanted: Any) -> Record:
         "per_image": False,
         "lr_psnr": [middle, middle],
         "size": None,
+        "lens": None,
     } | wanted
     (row,) = (
         row

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from andfast.attack import PGD, Random
+from andfast.attack import PGD, Lens, Random
 from andfast.degradation import DegradationNetwork
 from andfast.losses import Objective
 from andfast.theta import NoiseKind, ScaleFactors
@@ -58,21 +59,27 @@ class Case:
 
     Attributes:
         mixture: how the groups are weighed.
-        method: "pgd" (5 steps) or "random".
-        lr_psnr: (low, high), the range of budgets in dB.
+        method: "pgd" (5 steps), "random", or "none": the identity.
+        lr_psnr: (low, high), the range of budgets in dB; None for the identity, which needs none.
         channels: width of F.
         per_image: every image has a network of its own (N = B); else a batch shares one (N = 1).
         size: height and width of what is degraded, the middle of each crop; None: all of it.
+        lens: what the networks see HR images through; None: as they are. Budgets count from what the identity makes of
+            images through it.
     """
 
     mixture: Mixture
     method: str
-    lr_psnr: tuple[float, float]
+    lr_psnr: tuple[float, float] | None
     channels: int
     per_image: bool = True
     size: int | None = None
+    lens: Lens | None = None
 
-    def attack(self) -> PGD | Random:
+    def attack(self) -> PGD | Random | None:
+        """What looks for the deviation; without the lens, which `run` draws for itself. None: nothing does."""
+        if self.method == "none":
+            return None
         common = {"scale_factors": self.mixture.factors, "lr_psnr": self.lr_psnr}
         if self.method == "random":
             return Random(epsilon=_WIDE["random"], **common)
@@ -85,11 +92,11 @@ class Found:
     """What a case gave; lists hold one value an image.
 
     Attributes:
-        measures: of the degraded images.
-        loss_ratio: the generator's loss on the degraded image over that on the clean one.
+        measures: of the degraded images, against the HR images as they are.
+        loss_ratio: the generator's loss on the degraded image over that on the pooled HR image.
         distance: the deviation's scaled norm.
-        shares: of the squared difference from the clean image, what each group of the deviation makes when it acts
-            alone; they need not sum to one.
+        shares: of the squared difference from what the identity makes (behind the lens, if there is one), what each
+            group of the deviation makes when it acts alone; they need not sum to one. Empty for the identity itself.
     """
 
     measures: list[Measures]
@@ -106,27 +113,42 @@ def run(case: Case, hr: Tensor, objective: Objective, batch: int, seed: int) -> 
         hr: (B, 3, H, W) in [0, 1]; B a multiple of `batch`.
         objective: what the adversary makes large.
         batch: images of one attack.
-        seed: of networks, directions and budgets.
+        seed: of networks, lenses, directions and budgets.
     """
     attack, found = case.attack(), Found([], [], [], {group: [] for group in _NONE})
     generator = torch.Generator().manual_seed(seed)
+    # One of their own: with lenses and without, attacks draw the same networks and budgets, and the other way round.
+    lenses = torch.Generator().manual_seed(seed + 1)
     networks = batch if case.per_image else 1
     network = DegradationNetwork(4, networks, channels=case.channels, noise=case.mixture.noise)
     edge = 0 if case.size is None else (hr.shape[-1] - case.size) // 2
     for images in hr[..., edge : hr.shape[-2] - edge, edge : hr.shape[-1] - edge].split(batch):
         network.reset_identity(tuple(images.shape[-2:]), generator)
-        result = attack(network, images, objective, generator)
+        # Drawn here and not by the attack, which would keep what it saw to itself.
+        seen = images if case.lens is None else case.lens(images, networks, lenses)
+        lr = clean = network.clean(seen)
+        if attack is not None:
+            result = attack(network, seen, partial(_towards, images, objective), generator)
+            lr = result.lr
+            moved = _square(lr - clean)
+            for group, shares in found.shares.items():
+                with torch.no_grad():
+                    alone = network(seen, _part(network, result.delta, group))
+                shares += (_square(alone - clean) / moved).tolist()
+            found.distance += result.distance.tolist()
         with torch.no_grad():
-            clean = network.clean(images)
-            ratio = objective(result.lr, images) / objective(clean, images)
-            alone = {group: network(images, _part(network, result.delta, group)) for group in _NONE}
-        found.loss_ratio += ratio.tolist()
-        found.distance += result.distance.tolist()
-        moved = (result.lr - clean).square().mean(dim=(1, 2, 3))
-        for group, lr in alone.items():
-            found.shares[group] += ((lr - clean).square().mean(dim=(1, 2, 3)) / moved).tolist()
-        found.measures += [measure(image, lr) for image, lr in zip(images, result.lr, strict=True)]
+            found.loss_ratio += (objective(lr, images) / objective(network.clean(images), images)).tolist()
+        found.measures += [measure(image, each) for image, each in zip(images, lr, strict=True)]
     return found
+
+
+def _towards(hr: Tensor, objective: Objective, lr: Tensor, seen: Tensor) -> Tensor:
+    """The objective of an attack on images through a lens: the generator's target is the HR image as it is."""
+    return objective(lr, hr)
+
+
+def _square(difference: Tensor) -> Tensor:
+    return difference.square().mean(dim=(1, 2, 3))
 
 
 def _part(network: DegradationNetwork, delta: Tensor, group: str) -> Tensor:
@@ -139,19 +161,24 @@ def cases(
     mixtures: Sequence[Mixture],
     budgets: Sequence[float],
     middle: float,
-    ranges: dict[str, tuple[float, float]],
+    ranges: dict[str, Sequence[tuple[float, float]]],
     sizes: Sequence[int],
     channels: tuple[int, int],
+    lens: Lens,
+    behind: Mixture,
 ) -> list[Case]:
-    """All cells: every mixture at every budget, N = 1, with a narrow F; at the middle one, everything else.
+    """All cells: every mixture at every budget, N = 1, with a narrow F; at the middle one, everything else; and what
+    is behind a lens.
 
     Args:
         mixtures: what is weighed, `GROUPS` and more.
         budgets: LR-PSNR in dB.
         middle: the one of them at which random directions, a network for each image and the wide F are compared.
-        ranges: for each mixture by name that is trained with, its range of budgets; measured as it is trained.
+        ranges: for each mixture by name that is trained with, its ranges of budgets; measured as it is trained.
         sizes: smaller crops, on which those mixtures are measured, too.
         channels: of the narrow F and of the wide one.
+        lens: what is measured alone, and
+        behind: the mixture that is behind it, at the middle budget and at its ranges.
     """
     found, (narrow, wide) = [], channels
     for mixture in mixtures:
@@ -164,5 +191,10 @@ def cases(
             replace(at, method="random", channels=wide),
         ]
         if mixture.name in ranges:
-            found += [replace(at, lr_psnr=ranges[mixture.name]), *(replace(at, size=size) for size in sizes)]
+            trained = [replace(at, lr_psnr=each) for each in ranges[mixture.name]]
+            found += [replace(case, per_image=per_image) for case in trained for per_image in (False, True)]
+            found += [replace(at, size=size) for size in sizes]
+    found.append(Case(Mixture("lens"), "none", None, narrow, lens=lens))
+    for budget in ((middle, middle), *ranges[behind.name]):
+        found += [Case(behind, "pgd", budget, narrow, per_image, lens=lens) for per_image in (False, True)]
     return found

@@ -68,7 +68,16 @@ def test_the_whole_study_at_a_reduced_size(folder, capsys):
     for row in (*cameras.values(), *record["prior"]):
         assert row["inside"].keys() == set(calibration.COMPARED)
         assert row["measures"].keys() == Measures.__dataclass_fields__.keys()
+    behind = [row for row in record["prior"] if row["lens"] is not None]
+    assert [(row["name"], row["method"], row["per_image"]) for row in behind] == [
+        ("lens", "none", True),
+        *(("trained", "pgd", per_image) for _ in range(3) for per_image in (False, True)),
+    ]
+    # Of a network for each image it is known that the lenses are those of the lens alone.
+    assert all(row["loss_ratio"] > behind[0]["loss_ratio"] for row in behind[1:] if row["per_image"])
     for row in record["prior"]:
+        if row["lens"] is not None:  # the budget is from what is behind it
+            continue
         assert row["measures"]["psnr"][0] >= row["lr_psnr"][0] - (0 if row["per_image"] else 6)
         assert row["loss_ratio"] >= 1 or row["method"] == "random"
     for name, table in TABLES.items():

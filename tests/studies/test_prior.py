@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 
+from andfast.attack import Lens
 from andfast.losses import l1_objective
 from andfast.models import Compact
+from andfast.ops.blur_pool import blur_pool
 from andfast.theta import ScaleFactors
+from studies.measures import measure
 from studies.prior import GROUPS, Case, Mixture, cases, run
 
 BY_NAME = {mixture.name: mixture for mixture in GROUPS}
@@ -61,7 +64,52 @@ def test_smaller_crops_are_the_middles(objective):
     assert run(case, whole, objective, batch=2, seed=0) == expected
 
 
+FIXED = Lens(blur=(3.0, 3.0), sharpen=(1.0, 1.0))
+
+
+def test_the_lens_alone_is_what_it_makes_of_images_and_is_measured_against_these(objective):
+    hr = images()
+    found = run(Case(Mixture("lens"), "none", None, channels=16, lens=FIXED), hr, objective, batch=2, seed=0)
+    lr = blur_pool(FIXED(hr, 2), 4)
+    assert found.measures == [measure(image, each) for image, each in zip(hr, lr, strict=True)]
+    assert found.loss_ratio == pytest.approx((objective(lr, hr) / objective(blur_pool(hr, 4), hr)).tolist())
+    assert found.distance == []
+    assert all(shares == [] for shares in found.shares.values())
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+def test_the_adversary_behind_a_lens_is_judged_by_the_images_as_they_are(objective, per_image):
+    hr, targets = images(), []
+
+    def watched(lr: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        targets.append(target)
+        return objective(lr, target)
+
+    case = Case(BY_NAME["conv AC"], "pgd", (34.0, 34.0), channels=16, per_image=per_image, lens=FIXED)
+    found = run(case, hr, watched, batch=2, seed=0)
+    alone = run(Case(Mixture("lens"), "none", None, channels=16, lens=FIXED), hr, objective, batch=2, seed=0)
+    assert len(targets) > 2
+    assert all(torch.equal(target, hr) for target in targets)
+    assert sum(found.loss_ratio) > sum(alone.loss_ratio) > 2
+    # Shares count from what is behind the lens, so that the only group is still all of it.
+    assert found.shares["conv"] == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_images_share_a_lens_where_they_share_a_network(objective):
+    same = images(1).repeat(2, 1, 1, 1)
+
+    def blurs(per_image: bool) -> list[float]:
+        case = Case(Mixture("lens"), "none", None, channels=16, per_image=per_image, lens=Lens())
+        return [each.response_half for each in run(case, same, objective, batch=2, seed=0).measures]
+
+    shared, own = blurs(False), blurs(True)
+    assert shared[0] == shared[1]
+    assert own[0] != own[1]
+
+
 def test_no_case_is_there_twice():
     mixtures = [*GROUPS, Mixture("one"), Mixture("two", ScaleFactors(slope=2.0))]
-    found = cases(mixtures, [24.0, 28.0], 28.0, {"two": (22.0, 36.0)}, [64], (16, 64))
-    assert len({str(case) for case in found}) == len(found) == 8 * 6 + 2
+    ranges = {"two": [(22.0, 36.0), (34.0, 50.0)]}
+    found = cases(mixtures, [24.0, 28.0], 28.0, ranges, [64], (16, 64), Lens(), mixtures[-1])
+    assert len({str(case) for case in found}) == len(found) == 8 * 6 + (2 * 2 + 1) + (1 + 3 * 2)
+    assert sum(case.lens is not None for case in found) == 1 + 3 * 2
