@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,3 +184,15 @@ def test_the_page_s_tables_hold_gains_and_leads(content, tmp_path, capsys):
     lead = report.PAGE["lead, equal updates"](outcome)
     assert f"| classical | **{gain.mean:+.2f} ± {gain.half:.2f}** |" in lead
     assert "| complete |" not in lead
+
+
+@pytest.mark.parametrize("name", ["table2_compact.json"])
+def test_the_page_shows_the_committed_results(name):
+    root = Path(__file__).parents[2]
+    outcome = read_outcome(root / "studies" / "results" / name)
+    text = (root / "docs" / "results.md").read_text()
+    for title, table in report.PAGE.items():
+        marker = f"<!-- studies/results/{name}: {title} -->\n"
+        assert marker in text
+        assert f"{marker}{table(outcome)}\n" in text, title
+    assert not outcome.content["commit"].endswith("-dirty")
