@@ -69,7 +69,7 @@ QUICK = {
     "train.iterations": 40,
     "train.warmup": 30,
     "train.ramp": 4,
-    "train.batch_size": 4,
+    "train.batch_size": 8,
     "train.patch_size": 32,
 }
 _QUICK_TESTS = 2  # images of each camera
