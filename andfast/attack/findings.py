@@ -88,7 +88,7 @@ def as_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 def _own_settings(finding: Finding) -> dict[str, Any]:
     """What distinguishes the variant's attack from others; what all have in common is said once, elsewhere."""
     attack = finding.variant.attack
-    common = {"epsilon", "scale_factors", "lr_psnr"}
+    common = {"epsilon", "scale_factors", "lr_psnr", "lens"}
     return {item.name: getattr(attack, item.name) for item in fields(attack) if item.name not in common}
 
 

@@ -75,7 +75,7 @@ def parse_variant(name: str, exact: PGD) -> Variant:
     given = numbers.split("-")[1:]
     if len(given) != len(names) or (ratio and not steps) or (last and not issubclass(kind, PGD)):
         raise ValueError(f"variant {name!r} is none; wanted {FORMS}")
-    settings = {"epsilon": exact.epsilon, "scale_factors": exact.scale_factors, "lr_psnr": exact.lr_psnr}
+    settings = {name: getattr(exact, name) for name in ("epsilon", "scale_factors", "lr_psnr", "lens")}
     if steps:
         settings |= {"step_size": exact.step_size, "step_ratio": exact.step_ratio}
     try:
