@@ -59,12 +59,10 @@ def degrade(hr: Tensor, config: Config, model: nn.Module) -> dict[str, Tensor]:
         raise ValueError(f"crops are {height} x {width}; wanted are multiples of {scale}, {2 * scale} at least")
     attack, network = config.attack.build(), config.degradation.build(scale, count, hr.device)
     network.reset_identity((height, width), step_generator(config.seed, 0, hr.device))
-    made = {CLEAN: attack.clean(network, hr)}
-    if isinstance(attack, NetworkAttack) and attack.lens is not None:
-        # An attack's first draws are its lenses, so from an equal generator come the same.
-        made[LENS] = network.clean(attack.lens(hr, count, step_generator(config.seed, 1, hr.device)))
-    made[ATTACKED] = attack(network, hr, l1_objective(model), step_generator(config.seed, 1, hr.device)).lr
-    return made
+    result = attack(network, hr, l1_objective(model), step_generator(config.seed, 1, hr.device))
+    behind = isinstance(attack, NetworkAttack) and attack.lens is not None
+    through = {LENS: result.clean} if behind else {}
+    return {CLEAN: attack.clean(network, hr)} | through | {ATTACKED: result.lr}
 
 
 def sheet(hr: Tensor, config: Config, model: nn.Module) -> np.ndarray:

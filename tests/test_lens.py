@@ -61,6 +61,7 @@ def test_the_network_sees_images_through_the_lens_and_the_generator_is_judged_by
     torch.testing.assert_close(result.lr, expected, atol=2e-5, rtol=0)
     assert all(torch.equal(target, hr[: len(target)]) for target in targets)
     torch.testing.assert_close(result.loss_before, OBJECTIVE(network(seen), hr)[: len(targets[0])].mean()[None])
+    assert torch.equal(result.clean, network.clean(seen))
     mse = (result.lr - network.clean(seen)).square().mean()
     torch.testing.assert_close(result.lr_psnr, -10 * mse.log10()[None])
 

@@ -26,6 +26,7 @@ class AttackResult:
 
     Attributes:
         lr: (B, 3, h, w) in [0, 1], the degraded images.
+        clean: (B, 3, h, w) in [0, 1], the clean LR images: the identity's, behind its lens if it has one, or bicubic.
         delta: (N, P), the deviation from the identity, or None where no network took part.
         theta: (N, P), theta_id plus the deviation, or None likewise.
         losses: (1 + steps, N): the objective on the clean LR image, then after every step (`YOPO`: every pass through
@@ -36,14 +37,14 @@ class AttackResult:
             computed (`keep` "last", `Simulated`).
         distance: (N,) the scaled norm ||s * delta||_2 reached; for `Noise` the 2-norm of the added noise before
             the image is clamped to [0, 1], for `Simulated` that of the difference to the clean LR image.
-        lr_psnr: (N,) PSNR in dB of `lr` against the clean LR image, what the identity makes of the HR image (through
-            its lens).
+        lr_psnr: (N,) PSNR in dB of `lr` against `clean`.
         budget_db: (N,) the least `lr_psnr` allowed; -inf where there was no such budget. Only a deviation of zero
             may miss it: in half types narrow networks round more than that (bfloat16, 12 draws: 54 dB from the
             clean image at 64 channels, 42 at 16, 27 at 8).
     """
 
     lr: Tensor
+    clean: Tensor
     delta: Tensor | None
     theta: Tensor | None
     losses: Tensor
@@ -141,6 +142,7 @@ class Attack(ABC):
         delta, theta, distance = self._deviation(network, found.variable)
         return AttackResult(
             lr=found.lr,
+            clean=clean,
             delta=delta,
             theta=theta,
             losses=torch.stack(found.losses) if found.losses else hr.new_empty(0, len(budget_db)),

@@ -2,9 +2,8 @@
 
 The paper's search starts at the identity, whose LR images are pooled HR images. Cameras do not lie around that point:
 their LR images have lost the finest octave, and most have mid frequencies made good by sharpening
-(docs/calibration.md). An adversary that starts at the identity finds blur and sharpening in turn, whichever hurts
-more, and with both of them amplified fine detail that no lens lets through. From behind a lens it searches around
-images that a camera could have taken.
+(docs/calibration.md). An adversary that starts at the identity leaves far more of the finest octave than they do. From
+behind a lens it searches around images that a camera could have taken.
 """
 
 from __future__ import annotations
@@ -55,11 +54,8 @@ class Lens:
             (B, C, H, W) in [0, 1].
         """
         drawn = torch.rand(2, cameras, device=hr.device, generator=generator).repeat_interleave(len(hr) // cameras, 1)
-        sigma, amount = (low + (high - low) * part for (low, high), part in zip(self._ranges, drawn, strict=True))
+        ranges = (self.blur, self.sharpen)
+        sigma, amount = (low + (high - low) * part for (low, high), part in zip(ranges, drawn, strict=True))
         blurred = gaussian_blur(hr, sigma, self.blur[1])
         smooth = gaussian_blur(blurred, torch.full_like(sigma, self.sharpen_radius), self.sharpen_radius)
         return torch.lerp(smooth, blurred, 1 + amount[:, None, None, None].to(hr.dtype)).clamp(0, 1)
-
-    @property
-    def _ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        return self.blur, self.sharpen
