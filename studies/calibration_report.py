@@ -13,6 +13,7 @@ from PIL import Image
 
 from andfast.chart import GROUPS, OLD, OWN
 from andfast.files import written_whole
+from studies import markdown
 from studies.plots import Column, Line, Panel, intervals, lines
 
 Record = dict[str, Any]
@@ -75,7 +76,9 @@ def cameras(record: Record) -> str:
         "residual: size with gradient": _spread("whole", "gradient_correlation", 2),
         "residual: in flat parts, of 255": _spread("whole", "flat_noise", 1),
     }
-    return _table(["", *found], [[name, *(cell(camera) for camera in found.values())] for name, cell in rows.items()])
+    return markdown.table(
+        ["", *found], [[name, *(cell(camera) for camera in found.values())] for name, cell in rows.items()]
+    )
 
 
 def overlap(record: Record) -> str:
@@ -88,7 +91,7 @@ def overlap(record: Record) -> str:
         rows.append([name, *_medians(camera, names), _percent(camera), ""])
     for name, row in compared(record):
         rows.append([name, *_medians(row, names), _percent(row), f"{row['loss_ratio']:.2f}x"])
-    return _table(head, rows)
+    return markdown.table(head, rows)
 
 
 def budgets(record: Record) -> str:
@@ -104,7 +107,7 @@ def budgets(record: Record) -> str:
             for row in cells
         ]
         rows.append([name, *texts])
-    return _table(head, rows)
+    return markdown.table(head, rows)
 
 
 def widths(record: Record) -> str:
@@ -125,7 +128,7 @@ def widths(record: Record) -> str:
             cells += [" / ".join(f"{row['loss_ratio']:.2f}x" for row in pair)]
             cells += [" / ".join(f"{row['distance']:.2g}" for row in pair), " / ".join(_percent(row) for row in pair)]
             rows.append([f"{name}, random" if method == "random" else name, *cells])
-    return _table(head, rows)
+    return markdown.table(head, rows)
 
 
 def shares(record: Record) -> str:
@@ -136,7 +139,7 @@ def shares(record: Record) -> str:
         for label, row in compared(record)
         if row["name"] in ("default", "trained")
     ]
-    return _table(["", *groups], rows)
+    return markdown.table(["", *groups], rows)
 
 
 def behind(record: Record) -> str:
@@ -152,7 +155,7 @@ def behind(record: Record) -> str:
         [label, *(_quantiles(row["measures"][name], 2) for name in names), _percent(row), loss]
         for label, row, loss in rows
     ]
-    return _table(["", *(_TITLES[name].replace("\n", " ") for name in names), "in range", "loss"], cells)
+    return markdown.table(["", *(_TITLES[name].replace("\n", " ") for name in names), "in range", "loss"], cells)
 
 
 def compared(record: Record) -> list[tuple[str, Record]]:
@@ -303,11 +306,6 @@ def _quantiles(values: Sequence[float], digits: int) -> str:
     """The median, and the 10 and 90% quantiles in brackets."""
     low, middle, high = (f"{value:.{digits}f}" for value in (values[0], values[2], values[4]))
     return f"{middle} ({low} to {high})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines_ = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
-    return "\n".join([*lines_, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 if __name__ == "__main__":

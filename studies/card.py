@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from andfast.training.config import MixConfig
+from studies import markdown
 
 _GENERATORS = {
     "compact": "a Compact (SRVGGNetCompact, the small generator of Real-ESRGAN)",
@@ -65,11 +65,11 @@ PSNR on Y in dB, {record["model"]["scale"]} pixels of border cut. The classical 
 HR patches and as many updates, but trained on bicubic LR images alone (`--attack.method none`). Gains are means over \
 the images, with 95% intervals of the differences, paired by image.
 
-{_table(["", "images", *names, "gain over bicubic", "gain over the twin"], psnr)}
+{markdown.table(["", "images", *names, "gain over bicubic", "gain over the twin"], psnr)}
 
 SSIM on Y:
 
-{_table(["", *names], ssim)}
+{markdown.table(["", *names], ssim)}
 
 *Real pairs* were taken by a camera at both sizes; these are every second one by name, the part on which nothing was \
 tuned or trained. *Photographs* are from the same collections as those trained on, but held out; they were made small \
@@ -88,7 +88,7 @@ def _training(record: dict[str, Any]) -> str:
     within = "without a limit in dB" if budget is None else f"to {budget[0]:g} to {budget[1]:g} dB from it at most"
     driven = "every LR image"
     if mix["share"]:
-        driven = f"all LR images but {mix['share']:.0%} of each batch (`{mix['method']}` instead)"
+        driven = f"all LR images but {100 * mix['share']:g}% of each batch (`{mix['method']}` instead)"
     softened = ""
     if soften is not None:
         softened = f" HR patches were softened by a Gaussian blur of {soften[0]:g} to {soften[1]:g} pixels."
@@ -101,7 +101,7 @@ clean LR images; then the adversary (`{attack["method"]}`, degradation networks 
 drove {driven} away from the clean one, {within}.{softened}{_networks(run["config"])} All settings stand in \
 `{record["name"]}.yaml`. Its course, as means over the updates up to each:
 
-{_table(["update", "loss", "raised by the adversary", "LR PSNR, dB"], course, words=0)}"""
+{markdown.table(["update", "loss", "raised by the adversary", "LR PSNR, dB"], course, words=0)}"""
 
 
 def _networks(config: dict[str, Any]) -> str:
@@ -131,7 +131,7 @@ def _images(record: dict[str, Any]) -> str:
     ]  # fmt: skip
     return f"""## Images and their licences
 
-{_table(["files", "from", "licence", "trained on", "held out"], rows, words=3)}
+{markdown.table(["files", "from", "licence", "trained on", "held out"], rows, words=3)}
 
 The images themselves are not part of andfast. The code that made the model is MIT; whether and how the licences of \
 the images bind what was trained on them is not for us to say, so look at them before you pass the weights on."""
@@ -181,9 +181,3 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]], words: int = 1) -> str:
-    """A Markdown table whose first `words` columns hold words, and the others numbers."""
-    rule = ["---"] * words + ["--:"] * (len(head) - words)
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in [head, rule, *rows])

@@ -25,6 +25,7 @@ from andfast.models import ModelError, load_model
 from andfast.training.config import parse_config
 from andfast.training.validation import bicubic_upsample
 from andfast.upscale import NonFiniteError, upscale_tensor
+from studies import markdown
 from studies.outcome import BICUBIC, METRICS, column_values, columns
 from studies.testsets import TestSets, held_out_photographs, pair_sets, photograph_sets
 
@@ -67,11 +68,11 @@ def evaluate_bicubic(sets: TestSets, scale: int) -> Scores:
 def table(scores: Mapping[str, Scores], metric: str, sets: TestSets) -> str:
     """Markdown: a line a column of `columns`, a column a model."""
     digits = 2 if metric == "psnr_y" else 4
-    lines = [["", "images", *scores], ["---", "--:", *["--:"] * len(scores)]]
+    lines = []
     for title, column in columns({name: [case.group for case in cases] for name, cases in sets.items()}).items():
         values = [column_values(found[metric], column) for found in scores.values()]
         lines.append([title, str(len(values[0])), *(f"{each.mean():.{digits}f}" for each in values)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown.table(["", "images", *scores], lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from andfast.files import written_whole
+from studies import markdown
 from studies.figure import draw
 from studies.intervals import Interval
 from studies.outcome import (
@@ -83,7 +84,7 @@ def means(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> 
             found.append(f"{value:.{digits}f} ({name})")
         lines.append([_line_name(outcome, row), *found])
     counts = [f"{title} ({len(outcome.columns[title][0][1])})" for title in titles]
-    return _table(["", *counts, *(["worst strength"] if worst else [])], lines)
+    return markdown.table(["", *counts, *(["worst strength"] if worst else [])], lines)
 
 
 def differences(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> str:
@@ -101,7 +102,7 @@ def differences(outcome: Outcome, budget: str, metric: str, titles: Sequence[str
             for row in outcome.lines(budget)
             if len(set(pair(row))) == 2
         ]
-        parts += [caption, _table(["", *titles], lines)]
+        parts += [caption, markdown.table(["", *titles], lines)]
     return "\n\n".join(parts)
 
 
@@ -126,7 +127,7 @@ def summary(outcome: Outcome, budget: str) -> str:
         heads.append("real pairs" if title in reporting[-1:] else title.removeprefix(REPORTING).strip())
         if title in everything:
             heads.append(f"over {outcome.reference}")
-    return _table(["", *heads, "worst strength"], lines)
+    return markdown.table(["", *heads, "worst strength"], lines)
 
 
 def lead(outcome: Outcome, budget: str) -> str:
@@ -152,7 +153,7 @@ def lead(outcome: Outcome, budget: str) -> str:
         for row in outcome.lines(budget)
         if row not in (outcome.subject, START)
     ]
-    return _table([f"{outcome.subject} over", *(name for *_, name in columns)], lines)
+    return markdown.table([f"{outcome.subject} over", *(name for *_, name in columns)], lines)
 
 
 def costs(outcome: Outcome) -> str:
@@ -173,7 +174,7 @@ def costs(outcome: Outcome) -> str:
                 [row, _BUDGET_NAMES[budget], seeds, f"{updates:.0f}", f"{per_update:.4f}", times, f"{minutes:.1f}"]
             )
     titles = ["", "", "seeds", "updates", "seconds an update", f"{outcome.reference}'s updates", "minutes a run"]
-    return _table(titles, lines)
+    return markdown.table(titles, lines)
 
 
 PAGE: dict[str, Callable[[Outcome], str]] = {
@@ -212,11 +213,6 @@ def _origin(outcome: Outcome) -> str:
         f"{content['jobs']} at once: `{content['command']}`. Differences are paired by image and seed; "
         f"intervals hold 95%, over images after a mean over seeds, and bold ones do not hold zero.{missing}"
     )
-
-
-def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["--:"] * (len(titles) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [titles, rule, *lines])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
