@@ -10,6 +10,7 @@ import torch
 from andfast.attack.base import ImageAttack, Iterates, NetworkAttack, Task, by_network
 from andfast.attack.budget import check_range, within_budget
 from andfast.attack.lens import Lens
+from andfast.attack.origin import random_direction
 from andfast.attack.pgd import PGD
 from andfast.ops import projected_step
 from andfast.theta import ScaleFactors
@@ -35,10 +36,7 @@ class Random(NetworkAttack):
 
     def _search(self, task: Task) -> Iterates:
         network, hr, objective = task.network, task.hr, task.objective
-        inv_scale = self.inv_scale(network)
-        direction = torch.randn(network.theta_id.shape, device=hr.device, generator=task.generator)
-        direction *= inv_scale > 0
-        delta = self.epsilon * inv_scale * direction / direction.norm(dim=1, keepdim=True)
+        delta = self.epsilon * random_direction(network, self.inv_scale(network), task.generator)
         delta, lr = within_budget(network, task.seen, task.clean, delta, task.budget_db)
         iterates = Iterates()
         with torch.no_grad():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,12 +11,21 @@ from torch import Tensor
 
 from andfast.attack.ascent import Ascent, GradientAttack, loss_and_costate
 from andfast.attack.base import Iterates, Task, by_network
+from andfast.attack.budget import within_budget
+from andfast.attack.origin import From, random_direction
 from andfast.theta import ScaleFactors
+
+# In the scaled norm, where a random start may lie at most: so far that no image stays within any budget in dB.
+_START_RADIUS = 30.0
 
 
 @dataclass
 class PGD(GradientAttack):
     """Projected gradient ascent on theta, from the identity (Sec 3.3 and 4.3; Madry et al. 2018).
+
+    Or from a random deviation, as Madry et al. begin: training then meets the neighbourhood of many degradations, and
+    not of the clean image alone. The start takes its share of the budget, the search the rest of it: its ball lies
+    around the start, `delta` and `distance` count from the identity, and `loss_before` is the start's.
 
     The exact attack, and what the cheaper ones are measured by. Fewer steps need longer ones: a `step_ratio` of
     0.5 for 3 steps, 0.75 for 2, 1 for a single one reaches the ball's surface as 5 steps of 0.2 do.
@@ -28,18 +38,25 @@ class PGD(GradientAttack):
         steps: gradient steps, K.
         keep: "worst" judges the last iterate, too, and returns the worst of all; "last" returns the last one
             unjudged: its loss is what the training step computes anyway.
+        random_start: the share of the squared error that the LR-PSNR budget allows which a random deviation uses up
+            before the search begins, in [0, 1); 0 is the identity.
         step_size, step_ratio, epsilon, scale_factors, lr_psnr, lens: as for `GradientAttack`.
     """
 
     steps: int = 5
     keep: Literal["worst", "last"] = "worst"
+    random_start: float = 0.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
         if self.keep not in ("worst", "last"):
             raise ValueError(f"keep is {self.keep!r}; it must be 'worst' or 'last'")
+        if not 0 <= self.random_start < 1:
+            raise ValueError(f"random_start is {self.random_start}; it must be in [0, 1)")
         super().__post_init__()
+        if self.random_start and self.lr_psnr is None:
+            raise ValueError(f"random_start is {self.random_start}, a share of the LR-PSNR budget; give lr_psnr")
 
     @classmethod
     def paper(cls) -> PGD:
@@ -52,6 +69,22 @@ class PGD(GradientAttack):
         return cls(steps=5, step_size=6.0, epsilon=20.0, scale_factors=factors, lr_psnr=None)
 
     def _search(self, task: Task) -> Iterates:
+        origin = self._origin(task)
+        if origin is None:
+            return self._ascend(task)
+        iterates = self._ascend(replace(task, network=From(task.network, origin)))
+        iterates.variable = origin + iterates.variable
+        return iterates
+
+    def _origin(self, task: Task) -> Tensor | None:
+        """The deviations (N, P) that the search begins at; None: zero."""
+        if not self.random_start:
+            return None
+        far = _START_RADIUS * random_direction(task.network, self.inv_scale(task.network), task.generator)
+        budget_db = task.budget_db - 10 * math.log10(self.random_start)
+        return within_budget(task.network, task.seen, task.clean, far, budget_db)[0]
+
+    def _ascend(self, task: Task) -> Iterates:
         hr, count = task.hr, task.network.num_networks
         ascent = Ascent(self, task.network, task.seen, task.clean, task.budget_db)
         iterates = Iterates()

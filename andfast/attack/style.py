@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from andfast.attack.base import Iterates, Task
+from andfast.attack.base import Task
 from andfast.attack.pgd import PGD
 from andfast.degradation import DegradationNetwork
 
@@ -27,12 +27,10 @@ class Style(PGD):
     """
 
     lr_psnr: ClassVar[None] = None
+    random_start: ClassVar[float] = 0.0
 
-    def _search(self, task: Task) -> Iterates:
-        start = xavier_deviation(task.network, task.generator)
-        iterates = super()._search(replace(task, network=_From(task.network, start)))
-        iterates.variable = start + iterates.variable
-        return iterates
+    def _origin(self, task: Task) -> Tensor:
+        return xavier_deviation(task.network, task.generator)
 
 
 def xavier_deviation(network: DegradationNetwork, generator: torch.Generator | None = None) -> Tensor:
@@ -49,14 +47,3 @@ def xavier_deviation(network: DegradationNetwork, generator: torch.Generator | N
         out, into, size = segment.shape
         segment.view(wanted).copy_(taps * (2 / (size * (out + into))) ** 0.5)
     return layout.to_moments(wanted - theta_id)
-
-
-class _From:
-    """A bank whose deviations count from others: what a search needs of a `DegradationNetwork`."""
-
-    def __init__(self, network: DegradationNetwork, start: Tensor) -> None:
-        self._network, self._start = network, start
-        self.layout, self.theta_id, self.num_networks = network.layout, network.theta_id, network.num_networks
-
-    def __call__(self, hr: Tensor, delta: Tensor) -> Tensor:
-        return self._network(hr, self._start + delta)

@@ -159,6 +159,8 @@ class AttackConfig:
         share: of the batch's images that the adversary looks at, in (0, 1] (subset).
         keep: worst returns the worst of all iterates, last the last one, which saves a pass through G (pgd, yopo,
             subset, style).
+        random_start: the share of the budget in dB that a random deviation takes before the search begins, in [0, 1)
+            (pgd, yopo, subset).
         step_size: length of a step in the scaled norm (pgd, yopo, subset, free, style).
         step_ratio: length of a step relative to epsilon; where given, it takes the place of step_size.
         epsilon: radius of the ball in the scaled norm (pgd, yopo, subset, free, style, random).
@@ -179,6 +181,7 @@ class AttackConfig:
     replays: PositiveInt = Free.replays
     share: PositiveFloat = Subset.share
     keep: Literal["worst", "last"] = PGD.keep
+    random_start: NonNegativeFloat = PGD.random_start
     step_size: PositiveFloat = PGD.step_size
     step_ratio: PositiveFloat | None = None
     epsilon: PositiveFloat = PGD.epsilon
