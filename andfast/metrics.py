@@ -101,7 +101,10 @@ def _windowed(maps: Tensor) -> Tensor:
     taps = (weights / weights.sum()).tolist()
     for dim in (-2, -1):
         count = maps.shape[dim] - _WINDOW + 1
-        maps = sum(tap * maps.narrow(dim, offset, count) for offset, tap in enumerate(taps))
+        means = taps[0] * maps.narrow(dim, 0, count)
+        for offset, tap in enumerate(taps[1:], start=1):
+            means.add_(maps.narrow(dim, offset, count), alpha=tap)
+        maps = means
     return maps
 
 

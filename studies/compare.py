@@ -1,8 +1,9 @@
 """Compare ways to train: `python -m studies.compare STUDY --data.hr DIR... --pairs DIR... --work DIR --output FILE`.
 
 STUDY is a YAML file as studies/table2.yaml. For every seed one run on clean LR images makes the weights that all rows
-start from. Then every row gets the same number of generator updates; and again the time that the study's subject took,
-as many updates as fit. What comes out is tested on camera-captured pairs, clean LR images and unseen degradations, and
+start from. Then the rows are timed, one after the other, a few steps each; so let the machine have no other work. Every
+row gets the same number of generator updates; and again the time that the study's subject takes for them, as many
+updates as fit. What comes out is tested on camera-captured pairs, clean LR images and unseen degradations, and
 written to FILE after every run; `python -m studies.report FILE` makes tables of it.
 
 Every run is kept in the work folder: the same command goes on after an interruption, and computes what is new or was
@@ -17,8 +18,9 @@ import hashlib
 import json
 import shlex
 import signal
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import FrameType
@@ -45,6 +47,8 @@ from studies.testsets import CLEAN, TUNING, TestSets, digest, held_out_photograp
 
 # Numbers of updates that are as near as this are the same: time is not measured more precisely.
 _NEAR = 0.1
+# Steps to time a row by; all seeds' runs are, which tells a moment's disturbance.
+_TIMED_STEPS = 20
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -105,6 +109,7 @@ class Comparison:
         self.sets: TestSets = reduced(sets, self.study.images)
         self.digest = digest(self.sets)
         self.scale = config.scale
+        self.seconds: dict[str, float] = {}
         self.found: list[dict[str, Any]] = []
         self.failed: dict[str, str] = {}
         self._made = {"command": command, "commit": info.commit(), "machine": info.machine(), "jobs": options.jobs}
@@ -128,9 +133,10 @@ class Comparison:
         return folder
 
     def _check(self) -> Config:
-        """Have every row's settings looked at; returns the start's configuration."""
+        """Have every row's settings looked at, for its updates a step as well; returns the start's configuration."""
+        self._per_step = {START: 1}
         for name in self.rows:
-            checked(self._row_settings(name, self.seeds[0], None, self.study.updates), f"row {name}")
+            self._per_step[name] = checked(self._settings(name, self.seeds[0]), f"row {name}").attack.updates_per_step
         return checked(self._start(self.seeds[0]).settings, START)
 
     # What to run.
@@ -145,18 +151,17 @@ class Comparison:
     def _start(self, seed: int) -> Run:
         return Run(START, seed, START, merged(self._common(seed), self.study.start))
 
-    def _row_settings(self, name: str, seed: int, start: Path | None, updates: int) -> Settings:
-        """The settings of a row's run of so many generator updates; what is counted in steps grows with them."""
-        settings = merged(self._common(seed), filled(self.study.rows[name].settings, self.tuning_pairs))
-        if start is not None:
-            settings = merged(settings, {"generator": {"init": str(start)}})
-        ramp = settings["train"].get("ramp", TrainConfig.ramp) * updates / self.study.updates
-        per_step = _updates_per_step(settings, name)
-        steps = {"iterations": max(round(updates / per_step), 1), "ramp": round(ramp / per_step)}
-        return merged(settings, {"train": steps})
+    def _settings(self, name: str, seed: int) -> Settings:
+        """Those of a row that do not depend on what came before."""
+        return merged(self._common(seed), filled(self.study.rows[name].settings, self.tuning_pairs))
 
     def _row(self, name: str, seed: int, start: Finished, budget: str, updates: int) -> Run:
-        return Run(name, seed, budget, self._row_settings(name, seed, start.model, updates))
+        """A row's run of so many generator updates; what is counted in steps grows with them."""
+        settings, per_step = self._settings(name, seed), self._per_step[name]
+        ramp = settings["train"].get("ramp", TrainConfig.ramp) * updates / self.study.updates
+        steps = {"iterations": max(round(updates / per_step), 1), "ramp": round(ramp / per_step)}
+        init = {"generator": {"init": str(start.model)}}
+        return Run(name, seed, budget, merged(settings, init, {"train": steps}))
 
     def run(self) -> int:
         """Make all runs, and the result; returns the exit status of the command."""
@@ -184,54 +189,61 @@ class Comparison:
         return 3 if self.failed else 0
 
     def _run_all(self) -> None:
-        starts = self._together([self._start(seed) for seed in self.seeds], [START])
-        equal = self._together(
-            [
-                self._row(name, seed, start, UPDATES, self.study.updates)
-                for name in self.rows
-                for (_, seed), start in starts.items()
-            ],
-            [UPDATES],
-        )
-        same, other = [], []
-        for (name, seed), finished in equal.items():
-            subject = equal.get((self.study.subject, seed))
-            if subject is None:
-                continue
-            updates = self._updates_in_time(subject, finished, name)
-            if abs(updates / self.study.updates - 1) <= _NEAR:
-                same.append((name, seed))
-            else:
-                other.append(self._row(name, seed, starts[START, seed], TIME, updates))
-        for record in self.found:
-            if (record["row"], record["seed"]) in same and UPDATES in record["budgets"]:
-                record["budgets"].append(TIME)
-        self._write()
-        self._together(other, [TIME])
+        starts = self._together([(self._start(seed), [START]) for seed in self.seeds])
+        self.seconds = self._time(starts)
+        equal, in_time = [], []
+        for name in self.rows:
+            updates = self._updates_in_time(name)
+            same = updates is not None and abs(updates / self.study.updates - 1) <= _NEAR
+            for (_, seed), start in starts.items():
+                run = self._row(name, seed, start, UPDATES, self.study.updates)
+                equal.append((run, [UPDATES, TIME] if same else [UPDATES]))
+                if updates is not None and not same:
+                    in_time.append((self._row(name, seed, start, TIME, updates), [TIME]))
+        self._together(equal)
+        self._together(in_time)
 
-    def _updates_in_time(self, subject: Finished, row: Finished, name: str) -> int:
-        """How many updates a row makes in the time of the subject's."""
-        seconds = subject.seconds_per_step * subject.iterations
-        per_step = _updates_per_step(self._row_settings(name, self.seeds[0], None, self.study.updates), name)
-        return max(round(seconds / row.seconds_per_step) * per_step, 1)
+    def _time(self, starts: Mapping[tuple[str, int], Finished]) -> dict[str, float]:
+        """Seconds of an update by row, the median over seeds: of one run at a time, whatever --jobs is."""
+        seconds: dict[str, list[float]] = {}
+        for (_, seed), start in starts.items():
+            for name in self.rows:
+                run = self._row(name, seed, start, "timed", _TIMED_STEPS * self._per_step[name])
+                try:
+                    finished = self.runner(run)
+                except (RunError, OSError) as error:
+                    self._failed(run, error)
+                else:
+                    seconds.setdefault(name, []).append(finished.seconds_per_step / self._per_step[name])
+        return {name: statistics.median(each) for name, each in seconds.items()}
 
-    def _together(self, runs: Sequence[Run], budgets: Sequence[str]) -> dict[tuple[str, int], Finished]:
-        """Train and test runs, several at once; those that are done by row and seed."""
+    def _updates_in_time(self, name: str) -> int | None:
+        """How many updates a row makes in the time of the subject's; None where either could not be timed."""
+        if not {name, self.study.subject} <= self.seconds.keys():
+            return None
+        fit = self.study.updates * self.seconds[self.study.subject] / self.seconds[name]
+        return max(round(fit / self._per_step[name]), 1) * self._per_step[name]
+
+    def _together(self, runs: Sequence[tuple[Run, list[str]]]) -> dict[tuple[str, int], Finished]:
+        """Train and test runs, several at once, each of the budgets beside it; those that are done by row and seed."""
         done: dict[tuple[str, int], Finished] = {}
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            waiting = {pool.submit(self._one, run): run for run in runs}
+            waiting = {pool.submit(self._one, run): (run, budgets) for run, budgets in runs}
             for future in as_completed(waiting):
-                run = waiting[future]
+                run, budgets = waiting[future]
                 try:
                     finished, scores = future.result()
                 except (RunError, ModelError, NonFiniteError, OSError) as error:
-                    if not self.runner.stopped:
-                        self.failed[run.name] = str(error)
-                        tqdm.write(f"failed: {error}", file=sys.stderr)
+                    self._failed(run, error)
                     continue
                 done[run.row, run.seed] = finished
                 self._add(run, finished, scores, budgets)
-        return {(run.row, run.seed): done[run.row, run.seed] for run in runs if (run.row, run.seed) in done}
+        return {(run.row, run.seed): done[run.row, run.seed] for run, _ in runs if (run.row, run.seed) in done}
+
+    def _failed(self, run: Run, error: Exception) -> None:
+        if not self.runner.stopped:
+            self.failed[run.name] = str(error)
+            tqdm.write(f"failed: {error}", file=sys.stderr)
 
     def _one(self, run: Run) -> tuple[Finished, Scores]:
         finished = self.runner(run)
@@ -250,7 +262,7 @@ class Comparison:
     # What was found.
 
     def _add(self, run: Run, finished: Finished, scores: Scores, budgets: Sequence[str]) -> None:
-        per_step = _updates_per_step(run.settings, run.row)
+        per_step = self._per_step[run.row]
         self.found.append(
             {
                 "row": run.row,
@@ -258,7 +270,7 @@ class Comparison:
                 "budgets": list(budgets),
                 "updates": finished.iterations * per_step,
                 "iterations": finished.iterations,
-                "seconds_per_update": finished.seconds_per_step / per_step,
+                "seconds_per_update": self.seconds.get(run.row, finished.seconds_per_step / per_step),
                 "seconds": finished.seconds,
                 "commit": finished.commit,
                 "scores": scores,
@@ -303,11 +315,6 @@ class Comparison:
     def _write(self) -> None:
         content = self.content()
         write_outcome(self.options.output, content | {"tables": Outcome(content).tables()})
-
-
-def _updates_per_step(settings: Settings, name: str) -> int:
-    """Generator updates of a training step of row `name`."""
-    return checked(settings, f"row {name}").attack.updates_per_step
 
 
 def _last_name(argument: str) -> str:

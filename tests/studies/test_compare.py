@@ -17,7 +17,7 @@ from andfast.models import load_model
 from studies import compare
 from studies.evaluate import evaluate_model
 from studies.outcome import Outcome, read_outcome
-from studies.runs import Run, RunError, Runner
+from studies.runs import Finished, Run, RunError, Runner
 from studies.study import StudyError, checked, filled, merged, nested, read_study
 
 FOLDER = Path(__file__).parents[2] / "studies"
@@ -119,6 +119,9 @@ def test_rows_get_the_same_updates_and_then_the_same_time(data, outcome):
     subject, equal = (outcome.runs(row, "updates")[3] for row in ("complete", "classical"))
     assert outcome.runs("complete", "time")[3] is outcome.runs("complete", "updates")[3]
     expected = round(subject["seconds_per_update"] * 6 / equal["seconds_per_update"])
+    timed = {row: json.loads(next(data.glob(f"work/{row}-timed-*/finished.json")).read_text()) for row in outcome.rows}
+    assert {row: found["iterations"] for row, found in timed.items()} == dict.fromkeys(outcome.rows, 20)
+    assert subject["seconds_per_update"] == timed["complete"]["seconds_per_step"]
     assert outcome.runs("classical", "time")[3]["updates"] == expected > 6
 
 
@@ -171,7 +174,7 @@ def test_a_run_that_fails_says_why(tmp_path, monkeypatch):
 
 
 def test_the_oracle_gets_the_tuning_pairs(data):
-    settings = comparison(data)._row_settings("oracle", 3, None, 6)
+    settings = comparison(data)._settings("oracle", 3)
     assert [pair.name for pair in find_pairs(settings["attack"]["mix"]["pairs"], 4)] == [
         "canon_1",
         "canon_3",
@@ -180,7 +183,10 @@ def test_the_oracle_gets_the_tuning_pairs(data):
 
 
 def test_replayed_minibatches_are_counted_as_updates(data):
-    assert comparison(data)._row_settings("free", 3, None, 30)["train"]["iterations"] == 10
+    start = Finished(Path("model"), 60, 1.0, 60.0, None)
+    train = comparison(data)._row("free", 3, start, "updates", 30).settings["train"]
+    # The ramp of 4 updates in 6 is one of 20 in 30, and these are 7 steps.
+    assert (train["iterations"], train["ramp"]) == (10, 7)
 
 
 def test_a_quick_study_is_the_whole_in_small(data):
