@@ -105,13 +105,15 @@ drove {driven} away from the clean one, {within}.{softened}{_networks(run["confi
 
 
 def _networks(config: dict[str, Any]) -> str:
-    """What the degradation networks saw, and how many images shared one, where either is unusual."""
+    """What the degradation networks saw, where the search began, and how many images shared one, if unusual."""
     train, attack, degradation = (config[key] for key in ("train", "attack", "degradation"))
     told = ""
     if lens := attack.get("lens"):  # older records know of none
         blur, sharpen = (f"{low:g} to {high:g}" for low, high in (lens["blur"], lens["sharpen"]))
         told = f""" The degradation networks saw HR patches through lenses, drawn for each: a Gaussian blur of {blur} \
 pixels, then sharpening (unsharp masking) by {sharpen}; clean is what the lens alone makes."""
+    if share := attack.get("random_start"):
+        told += f" The search began at a random deviation that takes {100 * share:g}% of the error allowed."
     if degradation["num_networks"] != "batch":
         attacked = train["batch_size"] - MixConfig(attack["mix"]["share"]).images(train["batch_size"])
         if (sharing := attacked // degradation["num_networks"]) > 1:

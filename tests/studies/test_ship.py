@@ -222,17 +222,20 @@ def test_the_card_tells_where_the_model_does_not_win(record):
 
 def test_the_card_tells_what_networks_saw_and_who_shared_one(record):
     config = record["runs"]["adversarial"]["config"]
-    config["attack"]["lens"] = None
+    config["attack"]["lens"], config["attack"]["random_start"] = None, 0.0
     assert config["degradation"]["num_networks"] == "batch"
     plain = model_card(record)
     assert "lens" not in plain
+    assert "random deviation" not in plain
     assert "shared a network" not in plain
-    del config["attack"]["lens"]  # as records were before there were any
+    del config["attack"]["lens"], config["attack"]["random_start"]  # as records were before there were any
     assert model_card(record) == plain
 
     config["attack"]["lens"] = {"blur": [2.0, 4.0], "sharpen": [0.5, 1.75], "sharpen_radius": 4.0}
     told = model_card(record)
     assert "a Gaussian blur of 2 to 4 pixels, then sharpening (unsharp masking) by 0.5 to 1.75;" in told
+    config["attack"]["random_start"] = 0.25
+    assert "The search began at a random deviation that takes 25% of the error allowed." in model_card(record)
     config["train"]["batch_size"], config["attack"]["mix"]["share"] = 8, 0.25
     for networks, said in ((2, "Every 3 images shared a network."), (1, "Every 6 images shared"), (6, None)):
         config["degradation"]["num_networks"] = networks
