@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from andfast.attack.base import ImageAttack, Iterates, NetworkAttack, Task, by_network
-from andfast.attack.budget import check_range, within_budget
+from andfast.attack.budget import check_range
 from andfast.attack.lens import Lens
-from andfast.attack.origin import random_direction
+from andfast.attack.origin import random_deviation
 from andfast.attack.pgd import PGD
 from andfast.ops import projected_step
 from andfast.theta import ScaleFactors
@@ -36,8 +36,10 @@ class Random(NetworkAttack):
 
     def _search(self, task: Task) -> Iterates:
         network, hr, objective = task.network, task.hr, task.objective
-        delta = self.epsilon * random_direction(network, self.inv_scale(network), task.generator)
-        delta, lr = within_budget(network, task.seen, task.clean, delta, task.budget_db)
+        inv_scale = self.inv_scale(network)
+        delta, lr = random_deviation(
+            network, task.seen, task.clean, inv_scale, self.epsilon, task.budget_db, task.generator
+        )
         iterates = Iterates()
         with torch.no_grad():
             before = by_network(objective(network(task.seen), hr), network.num_networks)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from andfast.attack.budget import within_budget
 from andfast.degradation import DegradationNetwork
+
+# In the scaled norm: a random deviation so small that the image's error grows in proportion to it.
+_PROBE = 0.3
 
 
 def random_direction(network: DegradationNetwork, inv_scale: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -19,6 +23,31 @@ def random_direction(network: DegradationNetwork, inv_scale: Tensor, generator: 
     direction = torch.randn(network.theta_id.shape, device=inv_scale.device, generator=generator)
     direction *= inv_scale > 0
     return inv_scale * direction / direction.norm(dim=1, keepdim=True)
+
+
+def random_deviation(
+    network: DegradationNetwork,
+    seen: Tensor,
+    clean: Tensor,
+    inv_scale: Tensor,
+    radius: float,
+    budget_db: Tensor,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """Deviations (N, P) of norm `radius` in a random direction, shrunk into their budgets, and their LR images.
+
+    Args:
+        network: as in `Attack.__call__`.
+        seen, clean: as in `Task`.
+        inv_scale: (P,), as for `random_direction`.
+        radius: in the scaled norm.
+        budget_db: (N,), the least PSNR of an LR image against the clean one.
+        generator: of the network's device; None for torch's own.
+    """
+    wished = radius * random_direction(network, inv_scale, generator)
+    # A wish may be far beyond the budget, where images are saturated and say little of how far.
+    first = torch.full_like(budget_db, min(_PROBE / radius, 1.0))
+    return within_budget(network, seen, clean, wished, budget_db, first)
 
 
 class From:

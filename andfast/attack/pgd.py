@@ -11,11 +11,10 @@ from torch import Tensor
 
 from andfast.attack.ascent import Ascent, GradientAttack, loss_and_costate
 from andfast.attack.base import Iterates, Task, by_network
-from andfast.attack.budget import within_budget
-from andfast.attack.origin import From, random_direction
+from andfast.attack.origin import From, random_deviation
 from andfast.theta import ScaleFactors
 
-# In the scaled norm, where a random start may lie at most: so far that no image stays within any budget in dB.
+# In the scaled norm, where a random start may lie at most: so far that it is the budget in dB that ends it.
 _START_RADIUS = 30.0
 
 
@@ -80,9 +79,10 @@ class PGD(GradientAttack):
         """The deviations (N, P) that the search begins at; None: zero."""
         if not self.random_start:
             return None
-        far = _START_RADIUS * random_direction(task.network, self.inv_scale(task.network), task.generator)
+        network, inv_scale = task.network, self.inv_scale(task.network)
         budget_db = task.budget_db - 10 * math.log10(self.random_start)
-        return within_budget(task.network, task.seen, task.clean, far, budget_db)[0]
+        found = random_deviation(network, task.seen, task.clean, inv_scale, _START_RADIUS, budget_db, task.generator)
+        return found[0]
 
     def _ascend(self, task: Task) -> Iterates:
         hr, count = task.hr, task.network.num_networks
