@@ -28,7 +28,11 @@ def test_files_it_points_to_exist() -> None:
     links = re.findall(r"\]\(([^)]+)\)", README)
     assert links
     for link in [*links, *re.findall(r"configs/\w+\.yaml", README)]:
-        assert (ROOT / link).exists(), link
+        name, _, heading = link.partition("#")
+        assert (ROOT / name).exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)", (ROOT / name).read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings], link
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
