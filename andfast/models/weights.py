@@ -116,7 +116,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
             return _without_prefixes(state), file.metadata() or {}
     except SafetensorError as error:
-        raise ModelError(f"{path}: not a safetensors file, or truncated ({first_sentence(error)})") from error
+        raise ModelError(f"{path}: not a safetensors file, or truncated ({_first_sentence(error)})") from error
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -131,7 +131,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:
         raise ModelError(
             f"{path}: not a file of PyTorch weights, or truncated, or with objects other than weights in it, "
-            f"which are never loaded because they can run code ({first_sentence(error)})"
+            f"which are never loaded because they can run code ({_first_sentence(error)})"
         ) from error
     record = content.get("metadata") if isinstance(content, dict) else None
     for _ in range(3):  # wrappers inside wrappers, but never endless: a dict can hold itself
@@ -160,5 +160,5 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def first_sentence(error: Exception) -> str:
+def _first_sentence(error: Exception) -> str:
     return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
