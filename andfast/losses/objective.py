@@ -26,9 +26,9 @@ def l1_loss(restored: Tensor, hr: Tensor) -> Tensor:
 class GeneratorLoss:
     """L1 + perceptual_weight * perceptual + gan_weight * adversarial, for each image: L_cont + lambda L_GAN (Eq. 1).
 
-    It is one loss for both: G minimises it, and the degradation network F, the adversary, maximises it. Eq. 1 has
-    min over G and max over F before L_GAN as before L_cont; only D is on the side of F in both. What is not there, or
-    has weight 0, is not computed: without both this is `l1_loss`.
+    It is one loss for both: G minimises it, and the degradation network F, the adversary, maximises it. Eq. 1 has min
+    over G and max over F before L_GAN as before L_cont. It writes a maximum for each; as in Fig. 2 there is one search
+    here, for the sum. What is not there, or has weight 0, is not computed: without both this is `l1_loss`.
 
     Args:
         perceptual: the second term of L_cont; None: without.

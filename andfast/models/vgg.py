@@ -48,8 +48,8 @@ class VGGFeatures(nn.Module):
     (B, 3, H, W) in [0, 1] -> by layer (B, C, H / 2^b, W / 2^b), channels_last; sizes are rounded down, b counts the
     poolings before the layer, C is 64, 128, 256, 512, 512. Images are normalised as ImageNet's in float32, and the rest
     is computed in the type of the weights. Nothing deeper than the deepest layer wanted is computed. The weights take
-    no gradient, and so the forward pass keeps no activations for its gradient: signs and places of maxima alone. The
-    names in the state dict are those of torchvision's `vgg19`.
+    no gradient, so that convolutions keep nothing but signs for that of the image. The names in the state dict are
+    those of torchvision's `vgg19`.
 
     Args:
         layers: names of `LAYERS`, in any order.

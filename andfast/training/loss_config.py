@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from andfast.losses import GAN_LOSSES, PERCEPTUAL_WEIGHTS, AdversarialLoss, GANLoss, GeneratorLoss, PerceptualLoss
 from andfast.models import DISCRIMINATORS, build_discriminator, load_discriminator, load_vgg_features
-from andfast.models.vgg import DOWNLOAD, URL, least_size
+from andfast.models.vgg import DOWNLOAD, LAYERS, URL, least_size
 
 
 @dataclass
@@ -135,12 +135,12 @@ class LossConfig:
                 f"loss.perceptual is {self.perceptual:g} and loss.vgg null; it needs the weights of VGG19: give "
                 f"torchvision's file ({URL}), or {DOWNLOAD}, which fetches it"
             )
+        unknown = [layer for layer in self.perceptual_layers if layer not in LAYERS]
+        if unknown:
+            raise ValueError(f"loss.perceptual_layers has {', '.join(unknown)}; VGG19's layers are {', '.join(LAYERS)}")
         if not self.layers:
             raise ValueError(f"loss.perceptual is {self.perceptual:g}; no layer of loss.perceptual_layers is above 0")
-        try:
-            least = least_size(self.layers)
-        except ValueError as error:
-            raise ValueError(f"loss.perceptual_layers: {error}") from None
+        least = least_size(self.layers)
         if patch_size < least:
             raise ValueError(
                 f"train.patch_size is {patch_size}; the deepest layer of loss.perceptual_layers needs at least {least}"
