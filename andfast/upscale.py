@@ -17,7 +17,7 @@ from andfast.data.images import DataError, list_images, read_image, write_png
 from andfast.data.tensors import to_array, to_tensor
 from andfast.devices import choose_device, choose_precision
 from andfast.models import ModelError, load_model
-from andfast.models.checkpoints import SUFFIXES
+from andfast.models.weights import SUFFIXES
 from andfast.pretrained import DEFAULT, load_pretrained, pretrained_names
 
 # Tiles with their context begin and end at multiples of this, so that a model that moves 2x2 or 4x4 pixels

@@ -1,7 +1,31 @@
 """Generators, discriminators and perceptual features."""
 
-from andfast.models.checkpoints import GENERATORS, ModelError, build_generator, load_model, save_model
+from andfast.models.checkpoints import GENERATORS, build_generator, load_model, save_model
 from andfast.models.compact import Compact
+from andfast.models.discriminators import (
+    DISCRIMINATORS,
+    UNetDiscriminatorSN,
+    VGGStyleDiscriminator,
+    build_discriminator,
+    load_discriminator,
+)
 from andfast.models.rrdbnet import RRDBNet
+from andfast.models.vgg import VGGFeatures, load_vgg_features
+from andfast.models.weights import ModelError
 
-__all__ = ["GENERATORS", "Compact", "ModelError", "RRDBNet", "build_generator", "load_model", "save_model"]
+__all__ = [
+    "DISCRIMINATORS",
+    "GENERATORS",
+    "Compact",
+    "ModelError",
+    "RRDBNet",
+    "UNetDiscriminatorSN",
+    "VGGFeatures",
+    "VGGStyleDiscriminator",
+    "build_discriminator",
+    "build_generator",
+    "load_discriminator",
+    "load_model",
+    "load_vgg_features",
+    "save_model",
+]

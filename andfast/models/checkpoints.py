@@ -5,34 +5,22 @@ from __future__ import annotations
 import math
 import os
 import re
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from andfast.files import written_whole
 from andfast.models.compact import Compact
 from andfast.models.rrdbnet import RRDBNet
+from andfast.models.weights import SUFFIXES, ModelError, Shapes, read_model, some
 
 GENERATORS: dict[str, type[nn.Module]] = {"rrdbnet": RRDBNet, "compact": Compact}
 """The generators by the names that configurations and model files use."""
-
-SUFFIXES = (".safetensors", ".pth", ".pt")
-
-# Under which keys training programs keep the weights, the preferred one (the moving average) first.
-_WRAPPERS = ("params_ema", "params-ema", "params", "state_dict")
-# What DistributedDataParallel and torch.compile put in front of every name.
-_PREFIXES = ("module.", "_orig_mod.")
-
-
-class ModelError(ValueError):
-    """A file that is not a model that andfast can run; the message names it and says what would be right."""
 
 
 def build_generator(name: str, scale: int, **options: Any) -> nn.Module:
@@ -114,102 +102,22 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
             turn RGB into RGB.
         OSError: it cannot be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a model is a {', '.join(SUFFIXES)} file")
-    if path.suffix.lower() not in SUFFIXES:
-        raise ModelError(f"{path}: not a model file; give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
-    state, record = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
-    try:
-        model = _empty_model_for(state, record)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
-    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    return model.requires_grad_().eval().to(device)
+    return read_model(path, _recognise).eval().to(device)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            return _without_prefixes(state), file.metadata() or {}
-    except SafetensorError as error:
-        raise ModelError(f"{path}: not a safetensors file, or truncated ({_first_sentence(error)})") from error
+def _recognise(shapes: Shapes, record: Mapping[str, str]) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The architecture that the names and shapes describe, and its arguments."""
+    if "conv_first.weight" in shapes and any(key.startswith("body.0.rdb1.") for key in shapes):
+        return RRDBNet, _rrdbnet_options(shapes)
+    if "body.0.weight" in shapes and len(shapes["body.0.weight"]) == 4:
+        return Compact, _compact_options(shapes, record)
+    raise ModelError(
+        f"an unknown architecture (its weights are called {some(shapes)}); known are RRDBNet "
+        "(ESRGAN, Real-ESRGAN; with the names that BasicSR gives now) and Compact (SRVGGNetCompact)"
+    )
 
 
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what becomes an error here, or needs no attention
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
-        raise
-    # What PyTorch's reader raises on damaged or foreign bytes is not documented: UnpicklingError, EOFError,
-    # RuntimeError and OSError among others.
-    except Exception as error:
-        raise ModelError(
-            f"{path}: not a file of PyTorch weights, or truncated, or with objects other than weights in it, "
-            f"which are never loaded because they can run code ({_first_sentence(error)})"
-        ) from error
-    record = content.get("metadata") if isinstance(content, dict) else None
-    for _ in range(3):  # wrappers inside wrappers, but never endless: a dict can hold itself
-        if isinstance(content, dict):
-            content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
-    named = isinstance(content, dict) and all(isinstance(key, str) for key in content)
-    tensors = named and all(isinstance(value, Tensor) for value in content.values())
-    if not tensors or not content:
-        raise ModelError(
-            f"{path}: holds no model weights; expected are tensors by name, flat or under one of "
-            + ", ".join(_WRAPPERS)
-        )
-    return _without_prefixes(content), record if isinstance(record, dict) else {}
-
-
-def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    state = dict(state)
-    for prefix in _PREFIXES * 2:  # either may stand outside the other
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _empty_model_for(state: Mapping[str, Tensor], record: Mapping[str, str]) -> nn.Module:
-    """The architecture that the names and shapes in `state` describe, on the meta device: without memory."""
-    shapes = {key: tuple(value.shape) for key, value in state.items()}
-    try:
-        if "conv_first.weight" in shapes and any(key.startswith("body.0.rdb1.") for key in shapes):
-            kind, options = RRDBNet, _rrdbnet_options(shapes)
-        elif "body.0.weight" in shapes and len(shapes["body.0.weight"]) == 4:
-            kind, options = Compact, _compact_options(shapes, record)
-        else:
-            raise ModelError(
-                f"an unknown architecture (its weights are called {_some(shapes)}); known are RRDBNet "
-                "(ESRGAN, Real-ESRGAN; with the names that BasicSR gives now) and Compact (SRVGGNetCompact)"
-            )
-    except KeyError as error:
-        raise ModelError(f"the weights are incomplete: {error} is missing") from None
-    except (IndexError, TypeError) as error:  # a tensor of another rank than its name says
-        raise ModelError(f"the weights do not have the shapes of a convolutional network ({error})") from None
-
-    try:
-        with torch.device("meta"):
-            model = kind(**options)
-    except ValueError as error:
-        raise ModelError(f"the weights do not make a {kind.__name__}: {error}") from None
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    if shapes != expected:
-        wrong = [key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key)]
-        built = ", ".join(f"{key}={value}" for key, value in options.items())
-        raise ModelError(
-            f"looks like {kind.__name__}({built}), but of the weights {len(wrong)} are missing, too many or "
-            f"of another shape: {_some(sorted(wrong))}"
-        )
-    if not all(value.is_floating_point() for value in state.values()):
-        raise ModelError("its weights are whole numbers; quantised models are not supported")
-    return model
-
-
-def _rrdbnet_options(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _rrdbnet_options(shapes: Shapes) -> dict[str, Any]:
     features, channels = shapes["conv_first.weight"][0], shapes["conv_first.weight"][1]
     scales = {3: 4, 12: 2, 48: 1}
     outputs = shapes["conv_last.weight"][0]
@@ -226,7 +134,7 @@ def _rrdbnet_options(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def _compact_options(shapes: Mapping[str, tuple[int, ...]], record: Mapping[str, str]) -> dict[str, Any]:
+def _compact_options(shapes: Shapes, record: Mapping[str, str]) -> dict[str, Any]:
     features, channels = shapes["body.0.weight"][0], shapes["body.0.weight"][1]
     convs = [key for key, shape in shapes.items() if re.fullmatch(r"body\.\d+\.weight", key) and len(shape) == 4]
     outputs = shapes[max(convs, key=lambda key: int(key.split(".")[1]))][0]
@@ -244,15 +152,6 @@ def _compact_options(shapes: Mapping[str, tuple[int, ...]], record: Mapping[str,
             "which records it"
         )
     return {"scale": scale, "features": features, "convs": len(convs) - 2, "activation": activation}
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def _version() -> str:

@@ -27,10 +27,12 @@ class View:
 
 
 class FrozenView(View):
-    """A module whose weights take no gradient, for an adversary that needs none of them.
+    """A module in evaluation mode whose weights take no gradient, for those who need none of them.
 
-    In float32 its weights are the source's own memory. In a half type they are a copy in that type, for autocast keeps
-    its casts for weights alone that want a gradient, and would cast these anew in every pass.
+    That is the adversary, which looks through G and D, and G, which looks through D: a pass changes nothing and no
+    image sees another. In float32 its weights are the source's own memory. In a half type they are a copy in that
+    type, for autocast keeps its casts for weights alone that want a gradient, and would cast these anew in every pass;
+    but for those of batch norms, which stay in float32 as their statistics do. Buffers are the source's own.
 
     Args:
         source: the module to look through, on its device; not changed.
@@ -38,12 +40,18 @@ class FrozenView(View):
     """
 
     def __init__(self, source: nn.Module, dtype: torch.dtype) -> None:
-        self._source = list(source.parameters())
-        frozen = [nn.Parameter(weight.detach().to(dtype), requires_grad=False) for weight in self._source]
-        # A deep copy copies what it does not find in its memo: all but the weights.
-        memo = {id(weight): own for weight, own in zip(self._source, frozen, strict=True)}
-        super().__init__(copy.deepcopy(source, memo), dtype)
-        self._weights = frozen if dtype != torch.float32 else []
+        norms = [module for module in source.modules() if isinstance(module, nn.BatchNorm2d)]
+        kept = {id(weight) for norm in norms for weight in norm.parameters()}
+        # A deep copy copies what it does not find in its memo: all but weights and buffers.
+        memo: dict[int, Tensor] = {id(buffer): buffer for buffer in source.buffers()}
+        self._source, self._weights = [], []
+        for weight in source.parameters():
+            own = weight.detach() if id(weight) in kept else weight.detach().to(dtype)
+            memo[id(weight)] = nn.Parameter(own, requires_grad=False)
+            if own.dtype != weight.dtype:
+                self._source.append(weight)
+                self._weights.append(memo[id(weight)])
+        super().__init__(copy.deepcopy(source, memo).eval(), dtype)
 
     @property
     def own_bytes(self) -> int:

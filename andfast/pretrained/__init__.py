@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from andfast.models.checkpoints import ModelError, load_model
+from andfast.models import ModelError, load_model
 
 FOLDER = Path(__file__).parent
 DEFAULT = "andnet_compact_x4"

@@ -384,6 +384,8 @@ def _plain(value: Any) -> Any:
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     # The parser's restricted numbers are subclasses, which YAML does not know.
     for kind in (bool, int, float, str):
         if isinstance(value, kind):

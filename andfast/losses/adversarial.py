@@ -1,0 +1,146 @@
+"""GAN losses: Eq. 3, and what it is taken for.
+
+With the logits f of restored and r of real images and D = sigmoid(logit), Eq. 3 is L_GAN = log D(r) - log D(f), and
+Eq. 1 reads min over G of max over D and F of it. So G is to lower -log D(f), which makes D take its images for real; F
+is to raise that same term, which makes G's images "easier for the discriminator to distinguish" (Sec 3.4); and log D(r)
+concerns D alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from andfast.losses.per_image import per_image, widened
+from andfast.losses.targets import Targets
+
+
+class GANLoss(ABC):
+    """What the logits of restored and of real images are worth, to G (and F) and to D.
+
+    Logits are (B, ...): one an image, or a map. A map's losses are averaged over its places, so that an image counts
+    the same with any discriminator.
+    """
+
+    needs_real: ClassVar[bool] = False
+    """Whether G's term looks at the logits of real images."""
+
+    couples_images: ClassVar[bool] = False
+    """Whether an image's loss depends on the logits of other images in the batch."""
+
+    @abstractmethod
+    def generator(self, restored: Tensor, real: Tensor | None = None) -> Tensor:
+        """G's term, which G lowers and the adversary raises, for each image, (B,).
+
+        Args:
+            restored: logits of restored images, (B, ...).
+            real: logits of HR images, (B, ...), constants; looked at only with `needs_real`.
+        """
+
+    @abstractmethod
+    def discriminator(self, restored: Tensor, real: Tensor) -> Tensor:
+        """What D lowers, for each pair of images, (B,)."""
+
+
+class Vanilla(GANLoss):
+    """Eq. 3 for G and F: -log D(f). For D: -log D(r) - log(1 - D(f)), as in SRGAN, which the paper cites for L_GAN.
+
+    That is Goodfellow's loss with G's gradient where D is right, too ("non-saturating"). Eq. 3 to the letter is `Eq3`.
+    """
+
+    def generator(self, restored: Tensor, real: Tensor | None = None) -> Tensor:
+        return per_image(-F.logsigmoid(restored))
+
+    def discriminator(self, restored: Tensor, real: Tensor) -> Tensor:
+        return per_image(-F.logsigmoid(real)) + per_image(-F.logsigmoid(-restored))
+
+
+class Eq3(Vanilla):
+    """Eq. 3 to the letter for D as well: -L_GAN = -log D(r) + log D(f).
+
+    Here to be studied. It has no lower bound: D can lower it for ever where it is right about restored images, as
+    logits fall, and learns next to nothing from those that it takes for real.
+    """
+
+    def discriminator(self, restored: Tensor, real: Tensor) -> Tensor:
+        return per_image(-F.logsigmoid(real)) + per_image(F.logsigmoid(restored))
+
+
+class Relativistic(GANLoss):
+    """ESRGAN's relativistic average (Jolicoeur-Martineau 2018, arXiv:1807.00734): is r more real than f is on average?
+
+    D: -log sigmoid(r - mean f) - log(1 - sigmoid(f - mean r)), G: the same with f and r exchanged. Means are over all
+    images given and all places. ESRGAN's published code halves both.
+    """
+
+    needs_real = True
+    couples_images = True
+
+    def generator(self, restored: Tensor, real: Tensor | None = None) -> Tensor:
+        if real is None:
+            raise ValueError("the relativistic loss of G needs the logits of real images")
+        return self.discriminator(real, restored)
+
+    def discriminator(self, restored: Tensor, real: Tensor) -> Tensor:
+        return per_image(-F.logsigmoid(real - restored.mean())) + per_image(-F.logsigmoid(real.mean() - restored))
+
+
+class Hinge(GANLoss):
+    """The hinge loss (Lim and Ye 2017, arXiv:1705.02894): D: max(0, 1 - r) + max(0, 1 + f); G: -f."""
+
+    def generator(self, restored: Tensor, real: Tensor | None = None) -> Tensor:
+        return per_image(-restored)
+
+    def discriminator(self, restored: Tensor, real: Tensor) -> Tensor:
+        return per_image(F.relu(1 - real)) + per_image(F.relu(1 + restored))
+
+
+GAN_LOSSES: dict[str, type[GANLoss]] = {
+    "vanilla": Vanilla,
+    "eq3": Eq3,
+    "relativistic": Relativistic,
+    "hinge": Hinge,
+}
+"""The GAN losses by the names that configurations use."""
+
+
+class AdversarialLoss:
+    """L_GAN as far as G and F move it, for each image.
+
+    Args:
+        discriminator: (B, 3, H, W) -> logits (B, ...). For G and the adversary a `FrozenView`: batch norms then use
+            their running statistics, so that images stand alone, and no pass changes D.
+        gan: what its logits are worth.
+    """
+
+    def __init__(self, discriminator: Callable[[Tensor], Tensor], gan: GANLoss) -> None:
+        self._discriminator, self.gan = discriminator, gan
+        self.targets = Targets(lambda hr: [widened(discriminator(hr))] if gan.needs_real else [])
+
+    def __call__(self, restored: Tensor, hr: Tensor) -> Tensor:
+        """(restored (B,3,H,W), hr (B,3,H,W) in [0, 1]) -> (B,) in float32 or wider; no gradient flows to `hr`."""
+        return self.gan.generator(widened(self._discriminator(restored)), *self.targets(hr))
+
+
+def discriminator_loss(discriminator: Callable[[Tensor], Tensor], restored: Tensor, hr: Tensor, gan: GANLoss) -> Tensor:
+    """What D minimises (sub-step 4), for each pair of images.
+
+    Restored and real images go through D as one batch. Where it has batch norms, their statistics are then those of
+    both kinds, which is what the running statistics mean that G and the adversary see D with.
+
+    Args:
+        discriminator: (2B, 3, H, W) -> logits (2B, ...), in training mode.
+        restored: (B, 3, H, W); no gradient flows there.
+        hr: (B, 3, H, W) in [0, 1].
+        gan: what the logits are worth.
+
+    Returns:
+        (B,), in float32 or wider.
+    """
+    logits = widened(discriminator(torch.cat([restored.detach(), hr])))
+    return gan.discriminator(*logits.chunk(2))

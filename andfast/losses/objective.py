@@ -1,0 +1,101 @@
+"""The generator's loss: L1, and with ANDGAN what features and a discriminator say (Eq. 1 and 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from andfast.losses.adversarial import AdversarialLoss
+from andfast.losses.per_image import per_image
+from andfast.losses.perceptual import PerceptualLoss
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""(lr (B,3,h,w), hr (B,3,H,W)) -> a loss for each image, (B,)."""
+
+ImageLoss = Callable[[Tensor, Tensor], Tensor]
+"""(restored (B,3,H,W), hr (B,3,H,W)) -> a loss for each image, (B,)."""
+
+
+def l1_loss(restored: Tensor, hr: Tensor) -> Tensor:
+    """||HR - restored||_1 as a mean over channels and pixels, for each image, (B,) (Eq. 2, first term)."""
+    return per_image((restored - hr).abs())
+
+
+class GeneratorLoss:
+    """L1 + perceptual_weight * perceptual + gan_weight * adversarial, for each image: L_cont + lambda L_GAN (Eq. 1).
+
+    It is one loss for both: G minimises it, and the degradation network F, the adversary, maximises it. Eq. 1 has min
+    over G and max over F before L_GAN as before L_cont. It writes a maximum for each; as in Fig. 2 there is one search
+    here, for the sum. What is not there, or has weight 0, is not computed: without both this is `l1_loss`.
+
+    Args:
+        perceptual: the second term of L_cont; None: without.
+        adversarial: L_GAN as far as G and F move it; None: without.
+        perceptual_weight: not negative; the paper's is 1.
+        gan_weight: lambda, not negative; the paper's is 0.1.
+
+    Raises:
+        ValueError: a weight is negative or no number.
+    """
+
+    def __init__(
+        self,
+        perceptual: PerceptualLoss | None = None,
+        adversarial: AdversarialLoss | None = None,
+        perceptual_weight: float = 1.0,
+        gan_weight: float = 0.1,
+    ) -> None:
+        for name, weight in (("perceptual_weight", perceptual_weight), ("gan_weight", gan_weight)):
+            if not weight >= 0:
+                raise ValueError(f"{name} is {weight}; it must be at least 0")
+        pairs = ((perceptual_weight, perceptual), (gan_weight, adversarial))
+        self._terms = [(weight, term) for weight, term in pairs if term is not None and weight]
+
+    def __call__(self, restored: Tensor, hr: Tensor) -> Tensor:
+        """(restored (B,3,H,W), hr (B,3,H,W) in [0, 1]) -> (B,)."""
+        loss = l1_loss(restored, hr)
+        for weight, term in self._terms:
+            loss = loss + weight * term(restored, hr)
+        return loss
+
+    @contextmanager
+    def step(self, hr: Tensor) -> Iterator[None]:
+        """Around a step's attack and generator update: what the terms compute of HR images alone is computed once.
+
+        It then serves for `hr` and for any range of its rows; other images are none the worse. The discriminator must
+        not change in between.
+
+        Args:
+            hr: (B, 3, H, W) in [0, 1], the step's batch.
+        """
+        try:
+            for _, term in self._terms:
+                term.targets.remember(hr)
+            yield
+        finally:
+            for _, term in self._terms:
+                term.targets.forget()
+
+
+def generator_objective(generator: Callable[[Tensor], Tensor], loss: ImageLoss) -> Objective:
+    """What G minimises and the adversary maximises: the loss of the images that G restores.
+
+    The attack's objective looks through a frozen view of G, the update's through G itself; both share the loss, and
+    with it what it remembers.
+
+    Args:
+        generator: (B, 3, h, w) -> (B, 3, H, W).
+        loss: usually a `GeneratorLoss`.
+    """
+
+    def objective(lr: Tensor, hr: Tensor) -> Tensor:
+        return loss(generator(lr).float(), hr)
+
+    return objective
+
+
+def l1_objective(generator: Callable[[Tensor], Tensor]) -> Objective:
+    """ANDNet's objective: `l1_loss` alone."""
+    return generator_objective(generator, l1_loss)

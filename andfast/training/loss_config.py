@@ -1,0 +1,173 @@
+"""What a training run is told about its losses and its discriminator: ANDNet's L1 alone, or ANDGAN's (Sec 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from andfast.losses import GAN_LOSSES, PERCEPTUAL_WEIGHTS, AdversarialLoss, GANLoss, GeneratorLoss, PerceptualLoss
+from andfast.models import DISCRIMINATORS, build_discriminator, load_discriminator, load_vgg_features
+from andfast.models.vgg import DOWNLOAD, LAYERS, URL, least_size
+
+
+@dataclass
+class DiscriminatorConfig:
+    """The discriminator D, for loss.gan above 0.
+
+    Attributes:
+        name: vgg (ESRGAN's, one verdict an image; patches of 4, 5, 6 or 7 times a power of two, from 16 on) or unet
+            (Real-ESRGAN's, with spectral normalisation, one verdict a pixel; patches of multiples of 8).
+        features: width; none: 64, or what the weights in init have.
+        init: a file of weights to start from.
+    """
+
+    name: Literal["vgg", "unet"] = "vgg"
+    features: PositiveInt | None = None
+    init: str | None = None
+
+    def check(self, patch_size: int) -> None:
+        """Refuse HR patches that the discriminator cannot judge.
+
+        Raises:
+            ValueError: the message names the keys of the configuration.
+        """
+        try:
+            DISCRIMINATORS[self.name].check_patch_size(patch_size)
+        except ValueError as error:
+            raise ValueError(f"train.patch_size is {patch_size}; discriminator.name {self.name}: {error}") from None
+
+    def build(self, patch_size: int) -> nn.Module:
+        """The discriminator, in training mode on the CPU: with new weights from torch's generator, or those of init.
+
+        Args:
+            patch_size: height and width of the HR patches.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the patches do not fit, or the file holds no discriminator (`ModelError`) or another one.
+        """
+        self.check(patch_size)
+        if self.init is None:
+            return build_discriminator(self.name, patch_size, features=self.features or 64)
+        model = load_discriminator(self.init)
+        made_for = getattr(model, "patch_size", patch_size)
+        if not isinstance(model, DISCRIMINATORS[self.name]):
+            wrong = f"a {type(model).__name__}; discriminator.name is {self.name}"
+        elif self.features not in (None, model.features):
+            wrong = f"a network of {model.features} features; discriminator.features is {self.features}"
+        elif made_for != patch_size:
+            wrong = f"a discriminator of patches of {made_for}; train.patch_size is {patch_size}"
+        elif model.in_channels != 3:
+            wrong = f"a discriminator of images with {model.in_channels} channels; RGB has 3"
+        else:
+            return model
+        raise ValueError(f"discriminator.init {self.init}: {wrong}")
+
+
+@dataclass
+class LossConfig:
+    """What the generator minimises and the adversary maximises: L1 + perceptual * L_VGG + gan * L_GAN.
+
+    The default is ANDNet's, L1 alone. The paper's ANDGAN has perceptual 1 and gan 0.1, and starts from an ANDNet
+    (generator.init) with train.learning_rate 1e-4 (Sec 3.4 and 4.3).
+
+    Attributes:
+        perceptual: weight of the distance in VGG19's features; 0: without. The paper's is 1.
+        perceptual_layers: weights of the features' layers within it.
+        perceptual_distance: l2, the squared 2-norm of the paper, or l1, as in ESRGAN and Real-ESRGAN; a mean both.
+        vgg: torchvision's file of VGG19's weights, for perceptual above 0; download: fetch it.
+        gan: weight of the GAN loss, lambda; 0: without, and without a discriminator. The paper's is 0.1.
+        gan_loss: vanilla (SRGAN's, which for the generator is the paper's Eq. 3), relativistic (ESRGAN's), hinge, or
+            eq3 (Eq. 3 to the letter for the discriminator, too, which leaves its loss without a lower bound).
+    """
+
+    perceptual: NonNegativeFloat = 0.0
+    perceptual_layers: dict[str, NonNegativeFloat] = field(default_factory=lambda: dict(PERCEPTUAL_WEIGHTS))
+    perceptual_distance: Literal["l2", "l1"] = "l2"
+    vgg: str | None = None
+    gan: NonNegativeFloat = 0.0
+    gan_loss: Literal["vanilla", "relativistic", "hinge", "eq3"] = "vanilla"
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers of VGG19 that count."""
+        return [layer for layer, weight in self.perceptual_layers.items() if weight]
+
+    def gan_kind(self) -> GANLoss:
+        """The GAN loss that these settings name, for the discriminator's update."""
+        return GAN_LOSSES[self.gan_loss]()
+
+    def check(self, discriminator: DiscriminatorConfig, patch_size: int, micro_batch: int | None = None) -> None:
+        """Refuse settings that do not go together. No file is looked at.
+
+        Args:
+            discriminator: its settings.
+            patch_size: height and width of the HR patches.
+            micro_batch: images that are computed at once; None: all of a batch.
+
+        Raises:
+            ValueError: the message names the keys of the configuration.
+        """
+        if self.perceptual:
+            self._check_perceptual(patch_size)
+        if not self.gan:
+            return
+        discriminator.check(patch_size)
+        if micro_batch is not None:
+            for key, kind in (
+                (f"loss.gan_loss {self.gan_loss}", GAN_LOSSES[self.gan_loss]),
+                (f"discriminator.name {discriminator.name}", DISCRIMINATORS[discriminator.name]),
+            ):
+                if kind.couples_images:
+                    raise ValueError(
+                        f"train.micro_batch is {micro_batch}; {key} looks at all images of a batch at once: it must be "
+                        "null (discriminator.name unet with loss.gan_loss vanilla or hinge looks at them one by one)"
+                    )
+
+    def _check_perceptual(self, patch_size: int) -> None:
+        if self.vgg is None:
+            raise ValueError(
+                f"loss.perceptual is {self.perceptual:g} and loss.vgg null; it needs the weights of VGG19: give "
+                f"torchvision's file ({URL}), or {DOWNLOAD}, which fetches it"
+            )
+        unknown = [layer for layer in self.perceptual_layers if layer not in LAYERS]
+        if unknown:
+            raise ValueError(f"loss.perceptual_layers has {', '.join(unknown)}; VGG19's layers are {', '.join(LAYERS)}")
+        if not self.layers:
+            raise ValueError(f"loss.perceptual is {self.perceptual:g}; no layer of loss.perceptual_layers is above 0")
+        least = least_size(self.layers)
+        if patch_size < least:
+            raise ValueError(
+                f"train.patch_size is {patch_size}; the deepest layer of loss.perceptual_layers needs at least {least}"
+            )
+
+    def build(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        discriminator: Callable[[Tensor], Tensor] | None = None,
+    ) -> GeneratorLoss:
+        """The loss that these settings describe; with the defaults it is L1, and takes nothing else.
+
+        Args:
+            device, dtype: where VGG19 computes, and in what type.
+            discriminator: a frozen view of D, where gan is above 0.
+
+        Raises:
+            FileNotFoundError: there is no such file as vgg.
+            ValueError: that file is none of VGG19's weights (`ModelError`), or there is no discriminator.
+        """
+        perceptual = adversarial = None
+        if self.perceptual:
+            features = load_vgg_features(self.vgg, self.layers, device, dtype)
+            perceptual = PerceptualLoss(features, self.perceptual_layers, self.perceptual_distance)
+        if self.gan:
+            if discriminator is None:
+                raise ValueError(f"loss.gan is {self.gan:g}; it needs a discriminator")
+            adversarial = AdversarialLoss(discriminator, self.gan_kind())
+        return GeneratorLoss(perceptual, adversarial, self.perceptual, self.gan)
