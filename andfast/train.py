@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from andfast.data.cache import cache_images
@@ -35,6 +36,8 @@ from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
 from andfast.training.waiting import DataWait
 from andfast.upscale import NonFiniteError
+
+BAD_BATCH = "bad_batch.pt"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,13 +137,16 @@ class Run:
             temporary.write_text(dump_yaml(self.config.to_dict() | {"resume": "auto"}))
         log = RunLog(self.folder, trainer.step)
         # Where reading costs nothing, it is not put off.
-        readout = Readout(log, train.log_every or (1 if trainer.device.type == "cpu" else 10))
+        every = train.log_every or (1 if trainer.device.type == "cpu" else 10)
+        readout = Readout(log, every, train.max_bad_steps)
         exhausted = ""
         try:
             with StopSignal() as stop:
                 self._loop(log, readout, stop)
-        except (DivergedError, CompileError, NonFiniteError, DataError, OSError) as error:
-            return self._failed(error.step - 1 if isinstance(error, DivergedError) else trainer.step, str(error))
+        except DivergedError as error:
+            return self._failed(error.step - 1, f"{error}; {self._save_bad_batch(error.step)}")
+        except (CompileError, NonFiniteError, DataError, OSError) as error:
+            return self._failed(trainer.step, str(error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -161,6 +167,17 @@ class Run:
         kept = f"; {state} is whole, of step {self._saved}" if state.exists() else ""
         print(f"error: stopped at step {step}: {reason}{kept}", file=sys.stderr)
         return 3
+
+    def _save_bad_batch(self, step: int) -> str:
+        """Keep the images of the first update that was left out, to be studied; returns what to say of it."""
+        path = self.folder / BAD_BATCH
+        hr, lr = (images.cpu() for images in self.trainer.guard.batch)
+        try:
+            with written_whole(path) as temporary:
+                torch.save({"step": step, "hr": hr, "lr": lr}, temporary)
+        except OSError as error:
+            return f"its images could not be saved: {error}"
+        return f"its images are in {path}"
 
     def _out_of_memory(self, reason: str) -> int:
         """Save what there is, if an update did not end half-way, and say what would need less."""
@@ -210,11 +227,13 @@ class Run:
                 validates = _due(trainer.step, train.validate_every, train.iterations)
                 saves = _due(trainer.step, train.save_every, train.iterations)
                 if validates or saves:
-                    readout.flush()  # nothing is judged or kept that has diverged
-                    if validates:
-                        self._validate(log)
-                    if saves:
-                        self._save()
+                    readout.flush()
+                    # What may be diverging is neither judged nor kept.
+                    if not readout.last.skipped or trainer.step == train.iterations:
+                        if validates:
+                            self._validate(log)
+                        if saves:
+                            self._save()
                     begin = time.perf_counter()
         print(f"waited for data {wait.whole:.1%} of the time")
         if stop.number:
@@ -241,7 +260,7 @@ class Run:
 
     def _clear(self) -> None:
         """Remove what an earlier run left here that this one would mix with its own."""
-        names = [STATE_FILE, "metrics.jsonl", "model.safetensors", "model.pth"]
+        names = [STATE_FILE, "metrics.jsonl", "model.safetensors", "model.pth", BAD_BATCH]
         found = [*self.folder.glob("samples/step_*.png"), *self.folder.glob("tensorboard/events.*")]
         for path in [*(self.folder / name for name in names), *found]:
             path.unlink(missing_ok=True)

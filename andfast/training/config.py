@@ -250,6 +250,7 @@ class TrainConfig:
         precision: the type G computes in, weights staying float32; auto: bfloat16 where the device is fast at it.
         validate_every: updates between validations with sample sheets; 0: only at the end.
         save_every: updates between saves of the resumable state; 0: only at the end.
+        max_bad_steps: so many updates in a row whose loss or gradient is not finite end the run; each is left out.
         log_every: updates whose results are read from the device at once; none: 1 on the CPU, 10 on CUDA, which
             would wait for each reading.
     """
@@ -267,6 +268,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validate_every: NonNegativeInt = 600
     save_every: NonNegativeInt = 200
+    max_bad_steps: PositiveInt = 10
     log_every: PositiveInt | None = None
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from andfast.training.log import RunLog
 
 
 class DivergedError(RuntimeError):
-    """The loss of a step or its gradient is no longer a number; from that step on nothing was updated.
+    """Too many updates in a row were left out, for their losses or gradients were no numbers.
 
     Attributes:
-        step: the step that it happened in; the weights are those after the step before.
+        step: the first of them; the weights are those after the step before.
     """
 
     def __init__(self, step: int, message: str) -> None:
@@ -24,12 +26,16 @@ class DivergedError(RuntimeError):
 
 @dataclass
 class StepResult:
-    """What a training step found: mean losses, and the mean PSNR (dB) of the LR images against the clean ones."""
+    """What a training step found: mean losses, and the mean PSNR (dB) of the LR images against the clean ones.
+
+    `skipped` says how many updates in a row have been left out by now, for they were no numbers; of a good one 0.
+    """
 
     loss: float
     loss_before_attack: float
     loss_after_attack: float
     lr_psnr: float
+    skipped: int
 
     @property
     def gain(self) -> float:
@@ -43,15 +49,15 @@ class PendingStep:
     Args:
         step: its number, from 1.
         learning_rate: what it was taken with.
-        diverged: whether nothing is updated any more, 0 or 1; this and all that follow are scalars on the device.
+        skipped: how many updates in a row were left out; this and all that follow are scalars on the device.
         norm: of the gradient.
-        values: the fields of `StepResult`.
+        values: the other fields of `StepResult`.
     """
 
-    def __init__(self, step: int, learning_rate: float, diverged: Tensor, norm: Tensor, *values: Tensor) -> None:
+    def __init__(self, step: int, learning_rate: float, skipped: Tensor, norm: Tensor, *values: Tensor) -> None:
         self.step = step
         self._learning_rate = learning_rate
-        found = torch.stack([diverged, norm, *values])
+        found = torch.stack([skipped, norm, *values])
         self._values = found.to("cpu", non_blocking=True)
         self._arrived = None
         if found.device.type == "cuda":
@@ -59,22 +65,19 @@ class PendingStep:
             self._arrived.record(torch.cuda.current_stream(found.device))
 
     def read(self) -> StepResult:
-        """The result, once it is there.
-
-        Raises:
-            DivergedError: there is none; the first step that says so, in their order, is where it happened.
-        """
+        """The result, once it is there."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        diverged, norm, *values = self._values.tolist()
-        result = StepResult(*values)
-        if diverged:
-            raise DivergedError(
-                self.step,
-                f"in step {self.step} the loss is {result.loss} and its gradient's norm {norm}; try a smaller "
-                f"train.learning_rate (now {self._learning_rate:g}) or train.precision float32",
-            )
-        return result
+        skipped, _, *values = self._values.tolist()
+        return StepResult(*values, skipped=int(skipped))
+
+    def describe(self) -> str:
+        """What its loss and gradient are, and what may help if they are no numbers."""
+        norm = self._values[1].item()
+        return (
+            f"in step {self.step} the loss is {self.read().loss} and its gradient's norm {norm}; try a smaller "
+            f"train.learning_rate (now {self._learning_rate:g}) or train.precision float32"
+        )
 
 
 class Readout:
@@ -83,16 +86,18 @@ class Readout:
     Args:
         log: where to.
         every: how many steps to wait for at most.
+        max_skipped: how many updates left out in a row end the run.
 
     Attributes:
         last: the result that was read last; None before the first.
         seconds: the mean time of the steps that were read last.
     """
 
-    def __init__(self, log: RunLog, every: int) -> None:
+    def __init__(self, log: RunLog, every: int, max_skipped: int) -> None:
         self.last: StepResult | None = None
         self.seconds = 0.0
-        self._log, self._every = log, every
+        self._log, self._every, self._max_skipped = log, every, max_skipped
+        self._first_skipped: PendingStep | None = None
         self._waiting: list[tuple[PendingStep, dict[str, float]]] = []
 
     def add(self, step: PendingStep, seconds: float, **timing: float) -> bool:
@@ -107,13 +112,23 @@ class Readout:
         """Read and write all steps taken in so far.
 
         Raises:
-            DivergedError: one has no result; those before it are written.
+            DivergedError: too many updates in a row were left out; all until then are written.
         """
         waiting, self._waiting = self._waiting, []
         for step, timing in waiting:
             self.last = step.read()
             self._log.write({"step": step.step, **asdict(self.last), **timing})
+            if self.last.skipped:
+                self._skipped(step, self.last.skipped)
         if waiting:
             self.seconds = sum(timing["seconds"] for _, timing in waiting) / len(waiting)
 
     close = flush
+
+    def _skipped(self, step: PendingStep, count: int) -> None:
+        if count == 1 or self._first_skipped is None:
+            self._first_skipped = step
+            tqdm.write(f"warning: {step.describe()}; the update was left out", file=sys.stderr)
+        if count >= self._max_skipped:
+            first = self._first_skipped
+            raise DivergedError(first.step, f"{first.describe()}; {count} updates in a row were left out")

@@ -16,7 +16,7 @@ STATE_FILE = "state.pt"
 _FREE = {
     "run_dir", "resume", "device", "compile", "data.workers", "data.cache_mib", "data.cache",
     "data.val_pairs",
-    "train.iterations", "train.validate_every", "train.save_every", "train.log_every",
+    "train.iterations", "train.validate_every", "train.save_every", "train.log_every", "train.max_bad_steps",
     "train.micro_batch", "train.checkpoint_blocks", "train.learning_rate", "train.precision", "degradation.precision",
     "attack.dtype",
 }  # fmt: skip

@@ -18,6 +18,7 @@ from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.models.views import FrozenView, View
 from andfast.training.compilation import FirstPass, compile_regions, wants_compile
 from andfast.training.config import Config
+from andfast.training.guard import Guard
 from andfast.training.micro_batch import by_images
 from andfast.training.mixing import Mixer
 from andfast.training.randomness import step_generator
@@ -52,10 +53,8 @@ class Trainer:
         self.before = copy.deepcopy(self.ema)
         self._weights, self._averages = list(self.generator.parameters()), list(self.ema.parameters())
         self.optimizer = torch.optim.Adam(self._weights, lr=config.train.learning_rate, betas=_BETAS, fused=True)
-        # 1 from the step on whose loss or gradient is no number. A fused Adam that is told so, in the way in which
-        # GradScaler tells it, leaves weights and moments as they are, without the host having looked.
-        self.diverged = torch.zeros((), device=self.device)
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, self.diverged
+        self.guard = Guard(self.device)
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, self.guard.bad
         # False while an update is only half done.
         self.intact = True
         self.attack = config.attack.build()
@@ -90,7 +89,7 @@ class Trainer:
         if self.step == self.config.train.warmup:
             self.before.load_state_dict(self.ema.state_dict())
         self.intact = True
-        return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], self.diverged, norm, *found)
+        return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], self.guard.in_row, norm, *found)
 
     def _updated(self, hr: Tensor) -> tuple[Tensor, ...]:
         """A step on what the adversary finds: the norm of the update's gradient, and the fields of `StepResult`.
@@ -126,14 +125,14 @@ class Trainer:
     def _update(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
         """Sub-step 3, an update of the generator: the images' losses and the gradient's norm, on the device.
 
-        If they are no numbers nothing changes, now or in later steps: what would is no number for good.
+        If they are no numbers nothing changes.
         """
         self._set_learning_rate()
         self.optimizer.zero_grad()
         losses = self._backward(lr, hr)
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.diverged.copy_(torch.maximum(self.diverged, (~(losses.isfinite().all() & norm.isfinite())).float()))
+        self.guard.judge(losses, norm, hr, lr)
         self.intact = False
         self.optimizer.step()
         self._update_ema()
@@ -187,7 +186,7 @@ class Trainer:
         decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
         # Not _foreach_lerp_: with a weight on the device it takes the tensors one by one.
         change = torch._foreach_sub(self._weights, self._averages)
-        torch._foreach_mul_(change, (1 - self.diverged) * (1 - decay))
+        torch._foreach_mul_(change, (1 - self.guard.bad) * (1 - decay))
         torch._foreach_add_(self._averages, change)
 
     def describe(self) -> str:
@@ -216,7 +215,6 @@ class Trainer:
         # The state of an Adam that was not fused would make this one so.
         groups = [group | {"fused": True} for group in state["optimizer"]["param_groups"]]
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
-        self.diverged.zero_()
         self.frozen.refresh()
 
 

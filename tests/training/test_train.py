@@ -21,7 +21,6 @@ from andfast.models import load_model
 from andfast.ops import backends, use_backend
 from andfast.training.config import parse_config
 from andfast.training.images import Skipped, find_images
-from andfast.training.readout import DivergedError
 from andfast.training.trainer import Trainer
 
 TINY = {
@@ -486,35 +485,47 @@ def test_a_run_that_is_read_seldom_is_the_same(finished: Path, tmp_path: Path) -
     assert same_weights(tmp_path / "model.pth", finished / "model.pth")
 
 
-def test_a_diverged_step_is_named_however_late_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    messages = []
+def test_a_run_that_diverges_is_ended_however_late_it_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    messages, batches = [], []
     for every in (1, 4, 100):
         run_dir = tmp_path / str(every)
-        changed = {"train__learning_rate": 1e30, "train__save_every": 0, "train__validate_every": 0}
+        changed = {"train__learning_rate": 1e30, "train__iterations": 12, "train__save_every": 3}
+        changed |= {"train__validate_every": 3, "train__max_bad_steps": 5}
         assert train.main(options(run_dir, train__log_every=every, **changed)) == 3
-        messages.append(capsys.readouterr().err.splitlines()[-1])
-        assert not (run_dir / "state.pt").exists()
+        messages.append(capsys.readouterr().err.splitlines()[-1].replace(str(run_dir), "RUN"))
         assert steps(run_dir) == steps(tmp_path / "1")
+        batches.append(torch.load(run_dir / "bad_batch.pt"))
+        # Saved between updates that were left out, it would have taken the place of a good one.
+        assert not (run_dir / "state.pt").exists()
     assert len(set(messages)) == 1
-    assert (
-        f"stopped at step {len(steps(tmp_path / '1'))}: in step {len(steps(tmp_path / '1')) + 1} the loss"
-        in messages[0]
-    )
+    skipped = [record["skipped"] for record in steps(tmp_path / "1")]
+    first = skipped.index(1) + 1
+    assert skipped == [0] * (first - 1) + [1, 2, 3, 4, 5]
+    assert f"stopped at step {first - 1}: in step {first} the loss" in messages[0]
+    assert "5 updates in a row were left out; its images are in RUN/bad_batch.pt" in messages[0]
+    for batch in batches:
+        assert batch["step"] == first
+        assert batch["hr"].shape[1:] == (3, 32, 32)
+        assert torch.equal(batch["hr"], batches[0]["hr"])
+        assert torch.equal(batch["lr"], batches[0]["lr"])
 
 
-def test_a_gradient_that_is_no_number_reaches_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(parse_config(options(tmp_path)))
-    before = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
-    # The loss is finite, and so are all of its gradients but one.
-    next(trainer.generator.parameters()).register_hook(lambda gradient: gradient / 0)
-    first = trainer.train_step(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
-    trainer.train_step(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
-    with pytest.raises(DivergedError, match=r"in step 1 .* gradient") as error:
-        first.read()
-    assert error.value.step == 1
-    for model in (trainer.generator, trainer.ema):
-        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(not value.any() for state in trainer.optimizer.state.values() for value in state.values())
+def test_a_passing_disturbance_does_not_end_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Disturbed(Trainer):
+        def _backward(self, lr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+            losses = super()._backward(lr, hr)
+            return losses * torch.nan if self.step in (2, 3) else losses
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "Trainer", Disturbed)
+        assert train.main(options(tmp_path, train__save_every=3)) == 0
+    found = steps(tmp_path)
+    assert [record["skipped"] for record in found] == [0, 0, 1, 2, *[0] * (len(found) - 4)]
+    assert [record["loss"] is None for record in found] == [bool(record["skipped"]) for record in found]
+    assert capsys.readouterr().err.count("warning: in step 3 the loss is nan") == 1
+    assert torch.load(tmp_path / "state.pt")["step"] == len(found)
 
 
 def test_a_diverged_run_can_go_on_with_a_smaller_learning_rate(finished: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import copy
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -91,32 +93,79 @@ def test_the_attack_leaves_no_gradient_on_the_generator(precision: str) -> None:
     assert all(weight.grad is not None for weight in trainer.generator.parameters())
 
 
-def test_nothing_changes_from_the_diverged_step_on() -> None:
-    trainer = make(train__warmup=9)
-    good = [trainer.train_step(patches(seed=seed)) for seed in range(2)]
+@pytest.mark.parametrize("where", ["loss", "gradient", "theta"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_update_that_is_no_number_is_left_out_and_the_next_one_is_made(where: str, value: float) -> None:
+    """Of one image, of one value of a gradient, or of one network's theta."""
+    trainer, untouched = make(train__micro_batch=2), make(train__micro_batch=2)
+    for seed in range(2):
+        assert trainer.train_step(patches(seed=seed)).read().skipped == 0
+        untouched.train_step(patches(seed=seed))
     kept = {name: [tensor.clone() for tensor in tensors] for name, tensors in _all_tensors(trainer).items()}
-    hook = trainer._weights[0].register_hook(lambda gradient: gradient / 0)
-    bad = trainer.train_step(patches(seed=2))
-    hook.remove()
-    later = trainer.train_step(patches(seed=3))
+    with _injected(trainer, where, value):
+        bad = trainer.train_step(patches(seed=2)).read()
+        assert bad.skipped == 1
+        assert trainer.train_step(patches(seed=2)).read().skipped == 2
     for name, tensors in _all_tensors(trainer).items():
         assert all(torch.equal(*pair) for pair in zip(tensors, kept[name], strict=True)), name
-    assert all(step.read().loss > 0 for step in good)
-    with pytest.raises(DivergedError, match=r"in step 3 .*train\.learning_rate \(now 4\.5") as error:
-        bad.read()
-    assert error.value.step == 3
-    with pytest.raises(DivergedError):
-        later.read()
-    # A state that was loaded is gone on from.
-    trainer.load(trainer.state())
+    # Later ones are what they would have been.
+    untouched.step = trainer.step
+    for one in (trainer, untouched):
+        assert one.train_step(patches(seed=3)).read().skipped == 0
+    for name, tensors in _all_tensors(trainer).items():
+        assert all(torch.equal(*pair) for pair in zip(tensors, _all_tensors(untouched)[name], strict=True)), name
+        assert name == "frozen" or not all(torch.equal(*pair) for pair in zip(tensors, kept[name], strict=True)), name
+
+
+@contextmanager
+def _injected(trainer: Trainer, where: str, value: float) -> Iterator[None]:
+    """Steps of the trainer in which one number is another."""
+    if where == "gradient":
+
+        def spoil(gradient: torch.Tensor) -> torch.Tensor:
+            gradient = gradient.clone()
+            gradient.view(-1)[3] = value
+            return gradient
+
+        hook = trainer._weights[1].register_hook(spoil)
+        yield
+        hook.remove()
+        return
+    attack = trainer.attack
+
+    def spoilt(network: Any, hr: torch.Tensor, *more: Any) -> Any:
+        if where == "theta":
+            network.theta_id[1, 4] = value  # a centre tap, of which the identity is made
+            return attack(network, hr, *more)
+        result = attack(network, hr, *more)
+        result.lr[2, 0, 3, 3] = value
+        return result
+
+    trainer.attack = spoilt
+    yield
+    trainer.attack = attack
+
+
+def test_the_first_bad_batch_in_a_row_is_kept() -> None:
+    trainer = make(attack__method="none")
+    trainer.train_step(patches(seed=0))
+    with _injected(trainer, "loss", torch.nan):
+        for seed in (1, 2):
+            trainer.train_step(patches(seed=seed))
     trainer.train_step(patches(seed=3))
-    assert not torch.equal(trainer._weights[0], kept["weights"][0])
+    hr, lr = trainer.guard.batch
+    assert torch.equal(hr, patches(seed=1).float() / 255)
+    assert lr.isnan().nonzero().tolist() == [[2, 0, 3, 3]]
+    with _injected(trainer, "loss", torch.nan):
+        trainer.train_step(patches(seed=4))
+    assert torch.equal(trainer.guard.batch[0], patches(seed=4).float() / 255)
 
 
 def _all_tensors(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
     return {
         "weights": list(trainer.generator.parameters()),
         "average": list(trainer.ema.parameters()),
+        "frozen": list(trainer.frozen.module.parameters()),
         "optimizer": [value for state in trainer.optimizer.state.values() for value in state.values()],
     }
 
@@ -129,27 +178,36 @@ class Lines:
         self.written.append(record)
 
 
+def pending(step: int, skipped: int) -> PendingStep:
+    loss = torch.nan if skipped else step
+    return PendingStep(step, 4.5e-3, *(torch.tensor(float(value)) for value in (skipped, 0, loss, 1, 1, 1)))
+
+
 @pytest.mark.parametrize("every", [1, 2, 3, 100])
-def test_what_is_logged_does_not_depend_on_how_often(every: int) -> None:
+def test_what_is_logged_does_not_depend_on_how_often(every: int, capsys: pytest.CaptureFixture[str]) -> None:
     log = Lines()
-    readout = Readout(log, every)
-    ones = [torch.tensor(1.0)] * 3
-    for step in range(1, 6):
-        diverged, norm, loss = (torch.tensor(float(value)) for value in (step == 5, 0, step))
-        pending = PendingStep(step, 1e-3, diverged, norm, loss, *ones)
-        if every == 1 and step == 5:
-            break
-        assert readout.add(pending, seconds=1.0, data_wait=0.5) == (step % every == 0)
+    readout = Readout(log, every, max_skipped=3)
+    in_row = [0, 1, 2, 0, 0, 1, 2]
+    for step, skipped in enumerate(in_row, start=1):
+        assert readout.add(pending(step, skipped), seconds=1.0, data_wait=0.5) == (step % every == 0)
         assert len(log.written) == step - step % every
-    if every == 1:
-        with pytest.raises(DivergedError):
-            readout.add(pending, seconds=1.0, data_wait=0.5)
-    else:
-        with pytest.raises(DivergedError):
-            readout.flush()
-    assert [(record["step"], record["loss"]) for record in log.written] == [(step, step) for step in range(1, 5)]
+
+    def last() -> None:
+        readout.add(pending(8, 3), seconds=1.0, data_wait=0.5)
+        readout.flush()
+
+    with pytest.raises(DivergedError, match=r"in step 6 .*train\.learning_rate \(now 0\.0045.*3 updates") as error:
+        last()
+    assert error.value.step == 6
+    assert [record["step"] for record in log.written] == list(range(1, 9))
+    assert [record["skipped"] for record in log.written] == [*in_row, 3]
+    # Once a row.
+    assert [line.partition(" the loss")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "warning: in step 2",
+        "warning: in step 6",
+    ]
     readout.close()
-    assert len(log.written) == 4
+    assert len(log.written) == 8
 
 
 def test_a_state_of_an_adam_that_was_not_fused_is_gone_on_from() -> None:

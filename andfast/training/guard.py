@@ -1,0 +1,42 @@
+"""What keeps numbers that are none out of the weights, without the host waiting for the device at each step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Guard:
+    """Judges updates: one whose losses or gradient are not finite is left out, the moving average's as well.
+
+    All of it happens on the device. A fused Adam whose `found_inf` is `bad` leaves weights and moments as they are
+    where it is 1, in the way in which GradScaler tells it.
+
+    Attributes:
+        bad: 1. where the last update was left out, else 0.
+        in_row: how many were, in a row.
+        batch: the HR and LR images of the first update of the last such row; None before any update.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.bad = torch.zeros((), device=device)
+        self.in_row = torch.zeros((), device=device)
+        self.batch: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def judge(self, losses: Tensor, norm: Tensor, hr: Tensor, lr: Tensor) -> None:
+        """Set `bad` for the update that follows.
+
+        Args:
+            losses: of the images, (B,).
+            norm: of the whole gradient, ().
+            hr, lr: the images that gave them, kept if they are the first bad ones in a row.
+        """
+        self.bad.copy_(~(losses.isfinite().all() & norm.isfinite()))
+        self.in_row.add_(1).mul_(self.bad)
+        images = hr.detach(), lr.detach()
+        if self.batch is None or self.batch[0].shape != hr.shape:
+            self.batch = tuple(torch.zeros_like(each) for each in images)
+        first = self.in_row == 1
+        for kept, new in zip(self.batch, images, strict=True):
+            torch.where(first, new, kept, out=kept)
