@@ -5,6 +5,8 @@ Without arguments a small model is trained on scikit-image's photographs in a fe
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 import time
@@ -13,16 +15,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from andfast.data.cache import cache_images
 from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, make_loader
-from andfast.files import written_whole
+from andfast.files import remove_unfinished, sync, write_torch, written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.models import save_model
 from andfast.ops import backends
+from andfast.training.best import BEST_FILE, BestModel
 from andfast.training.compilation import CompileError
 from andfast.training.config import Config, dump_yaml, parse_config
 from andfast.training.images import Skipped, find_images
@@ -30,10 +32,10 @@ from andfast.training.log import RunLog
 from andfast.training.memory import describe_memory, estimate_memory, free_memory, is_out_of_memory, remedies
 from andfast.training.readout import DivergedError, Readout
 from andfast.training.sheet import sample_sheet
-from andfast.training.state import STATE_FILE, load_state, save_state
+from andfast.training.state import PREVIOUS_FILE, STATE_FILE, load_newest, load_state, make_newest, save_state
 from andfast.training.stop import StopSignal
 from andfast.training.trainer import Trainer
-from andfast.training.validation import Validator
+from andfast.training.validation import Validator, lacks_validation
 from andfast.training.waiting import DataWait
 from andfast.upscale import NonFiniteError
 
@@ -74,11 +76,13 @@ class Run:
             backends.select_name("degradation_forward", network.theta_id.to(network.dtype))
         except RuntimeError as error:  # one is forced that is not there
             raise ValueError(error) from error
+        # The state in the folder that is gone on from, and the step of the newest one; None: there is none.
+        self._own: Path | None = None
+        self._saved: int | None = None
         state = self._state_to_resume()
         if state is not None:
             self.trainer.load(state)
-        # The step of the state in the folder; of none there is nothing to lose yet.
-        self._saved = self.trainer.step if (self.folder / STATE_FILE).exists() else 0
+        self.best = BestModel(self.folder, _warn)
         self.validate = Validator([image for _, image in self.images.held_out], self.images.pairs, config.scale)
         self.batches = self._batches()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -106,53 +110,59 @@ class Run:
         )
 
     def _state_to_resume(self) -> dict[str, Any] | None:
-        own, resume = self.folder / STATE_FILE, self.config.resume
-        if resume == "never" or (resume == "auto" and not own.exists()):
+        resume, settings = self.config.resume, self.config.to_dict()
+        if resume == "never":
             return None
-        path = own if resume == "auto" else Path(resume)
-        if not path.exists():
-            raise ValueError(f"--resume {path}: no such file; give a {STATE_FILE}, 'auto' or 'never'")
-        if own.exists() and not own.samefile(path):
-            raise ValueError(f"--resume {path}: --run_dir {self.folder} holds another run; choose another folder")
-        state = load_state(path, self.config.to_dict())
+        if resume == "auto":
+            found = load_newest(self.folder, settings, _warn)
+            if found is None:
+                return None
+            path, state = found
+            self._own = path
+        else:
+            path = Path(resume)
+            if not path.exists():
+                raise ValueError(f"--resume {path}: no such file; give a {STATE_FILE}, 'auto' or 'never'")
+            own = [name for name in (self.folder / STATE_FILE, self.folder / PREVIOUS_FILE) if name.exists()]
+            self._own = next((name for name in own if name.samefile(path)), None)
+            if own and self._own is None:
+                raise ValueError(f"--resume {path}: --run_dir {self.folder} holds another run; choose another folder")
+            state = load_state(path, settings)
         if state["images"] != self.images.digest():
-            tqdm.write(
-                f"warning: the images are not those that {path} was trained on; what is held out from now on may "
-                "have been trained on before",
-                file=sys.stderr,
+            _warn(
+                f"the images are not those that {path} was trained on; what is held out from now on may have been "
+                "trained on before"
             )
+        if self._own is not None:
+            self._saved = state["step"]
         print(f"resuming {path} at step {state['step']}")
         return state
 
     def train(self) -> int:
         """Train to the end, or until told to stop; returns the exit status of the command."""
         trainer, train = self.trainer, self.config.train
-        if trainer.step >= train.iterations:
+        if trainer.step >= train.iterations and not self._owes_validation():
             print(f"{self.folder}: all {train.iterations} iterations are done; --resume never starts over")
             return 0
-        if trainer.step == 0:
-            self._clear()
-        with written_whole(self.folder / "config.yaml") as temporary:
-            # How this time began is not for the next time.
-            temporary.write_text(dump_yaml(self.config.to_dict() | {"resume": "auto"}))
-        log = RunLog(self.folder, trainer.step)
-        # Where reading costs nothing, it is not put off.
-        every = train.log_every or (1 if trainer.device.type == "cpu" else 10)
-        readout = Readout(log, every, train.max_bad_steps)
         exhausted = ""
         try:
             with StopSignal() as stop:
-                self._loop(log, readout, stop)
+                self._begin()
+                with closing(RunLog(self.folder, trainer.step)) as log:
+                    # Where reading costs nothing, it is not put off.
+                    every = train.log_every or (1 if trainer.device.type == "cpu" else 10)
+                    readout = Readout(log, every, train.max_bad_steps)
+                    self._loop(log, readout, stop)
+        except BrokenPipeError:  # who read what is printed is gone, often by the same Ctrl-C as the one here
+            return self._unheard(stop.number or signal.SIGPIPE)
         except DivergedError as error:
             return self._failed(error.step - 1, f"{error}; {self._save_bad_batch(error.step)}")
         except (CompileError, NonFiniteError, DataError, OSError) as error:
-            return self._failed(trainer.step, str(error))
+            return self._failed(trainer.step, _reason(error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             exhausted = str(error).strip().partition("\n")[0] or type(error).__name__
-        finally:
-            log.close()
         if exhausted:  # and the error is gone, which held all that the step had computed
             return self._out_of_memory(exhausted)
         if stop.number:
@@ -161,10 +171,21 @@ class Run:
         print(f"done: {self.folder / 'model.safetensors'}, {self.folder / 'model.pth'}, {self.folder / 'samples'}")
         return 0
 
+    def _begin(self) -> None:
+        """Put the folder in order: what earlier starts left half-done or to be replaced, and the configuration."""
+        for folder in (self.folder, self.folder / "samples"):
+            remove_unfinished(folder)
+        if self._own is not None:
+            make_newest(self._own)
+        if self.trainer.step == 0:
+            self._clear()
+        with written_whole(self.folder / "config.yaml") as temporary:
+            # How this time began is not for the next time.
+            temporary.write_text(dump_yaml(self.config.to_dict() | {"resume": "auto"}))
+
     def _failed(self, step: int, reason: str) -> int:
         """Say what ended the run, and what is left; returns the exit status."""
-        state = self.folder / STATE_FILE
-        kept = f"; {state} is whole, of step {self._saved}" if state.exists() else ""
+        kept = "" if self._saved is None else f"; {self.folder / STATE_FILE} is whole, of step {self._saved}"
         print(f"error: stopped at step {step}: {reason}{kept}", file=sys.stderr)
         return 3
 
@@ -174,16 +195,25 @@ class Run:
         hr, lr = (images.cpu() for images in self.trainer.guard.batch)
         try:
             with written_whole(path) as temporary:
-                torch.save({"step": step, "hr": hr, "lr": lr}, temporary)
+                write_torch({"step": step, "hr": hr, "lr": lr}, temporary)
         except OSError as error:
             return f"its images could not be saved: {error}"
         return f"its images are in {path}"
+
+    def _unheard(self, number: int) -> int:
+        """Save what there is when nothing can be printed any more; returns the exit status."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        if self.trainer.step != self._saved:
+            self._save()
+        return 128 + number
 
     def _out_of_memory(self, reason: str) -> int:
         """Save what there is, if an update did not end half-way, and say what would need less."""
         trainer = self.trainer
         trainer.optimizer.zero_grad()
-        if trainer.intact and trainer.step > self._saved:
+        if trainer.intact and trainer.step != self._saved:
             try:
                 self._save()
             except (MemoryError, RuntimeError, OSError) as error:
@@ -204,6 +234,8 @@ class Run:
         )
         # Closed also when a step raises: workers that still wait to be asked would keep this process from ending.
         with bar, closing(iter(loader)) as batches, closing(readout):
+            if self._owes_validation():
+                self._validate(log, stop)
             begin = time.perf_counter()
             while trainer.step < train.iterations and not stop.number:
                 asked = time.perf_counter()
@@ -231,23 +263,34 @@ class Run:
                     # What may be diverging is neither judged nor kept.
                     if not readout.last.skipped or trainer.step == train.iterations:
                         if validates:
-                            self._validate(log)
+                            self._validate(log, stop)
                         if saves:
                             self._save()
                     begin = time.perf_counter()
-        print(f"waited for data {wait.whole:.1%} of the time")
-        if stop.number:
+        if stop.number and trainer.step != self._saved:
             self._save()
+        print(f"waited for data {wait.whole:.1%} of the time")
 
-    def _validate(self, log: RunLog) -> None:
+    def _owes_validation(self) -> bool:
+        """Whether a stop came before the last step was validated."""
+        step, train = self.trainer.step, self.config.train
+        due = _due(step, train.validate_every, train.iterations)
+        return due and lacks_validation(self.folder / "metrics.jsonl", step)
+
+    def _validate(self, log: RunLog, stop: StopSignal) -> None:
+        """Validate, unless told to stop, which need not wait for it: it is done when the run goes on."""
         step = self.trainer.step
-        results = self.validate(self.trainer.ema)
+        results = self.validate(self.trainer.ema, stop)
+        if results is None:
+            return
+        # Without, there is only one, of the last model.
+        best = self.config.train.validate_every and self.best.offer(self.trainer.ema, step, results)
         log.write({"step": step, "validation": results})
         scores = "; ".join(
             f"{name} LR {found['psnr_y']:.2f} dB (bicubic interpolation {found['bicubic_psnr_y']:.2f})"
             for name, found in results.items()
         )
-        tqdm.write(f"step {step}: PSNR-Y on {scores}")
+        tqdm.write(f"step {step}: PSNR-Y on {scores}{', the best so far' if best else ''}")
         sheet = sample_sheet(self.trainer, self.images.held_out)
         write_png(self.folder / "samples" / f"step_{step:07d}.png", sheet)
 
@@ -255,15 +298,28 @@ class Run:
         """Write the state and the model as they are now."""
         for name in ("model.safetensors", "model.pth"):
             save_model(self.trainer.ema, self.folder / name, {"iterations": self.trainer.step})
+        sync(self.folder / "metrics.jsonl")  # a state never knows more than the lines before it
         save_state(self.folder / STATE_FILE, self.trainer.state() | {"images": self.images.digest()})
         self._saved = self.trainer.step
 
     def _clear(self) -> None:
         """Remove what an earlier run left here that this one would mix with its own."""
-        names = [STATE_FILE, "metrics.jsonl", "model.safetensors", "model.pth", BAD_BATCH]
+        # The newest state last but one: killed in between, the earlier run is still what it was.
+        names = [PREVIOUS_FILE, STATE_FILE, "metrics.jsonl", "model.safetensors", "model.pth", BEST_FILE, BAD_BATCH]
         found = [*self.folder.glob("samples/step_*.png"), *self.folder.glob("tensorboard/events.*")]
         for path in [*(self.folder / name for name in names), *found]:
             path.unlink(missing_ok=True)
+        self._saved = None
+
+
+def _warn(message: str) -> None:
+    tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error}); make room, and the same command goes on"
+    return str(error)
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from andfast.data.images import DataError
+
+# Windows has no masks of signals.
+_HELD = (signal.SIGINT, signal.SIGTERM) if hasattr(signal, "pthread_sigmask") else ()
 
 
 class Named(Protocol):
@@ -79,7 +83,9 @@ class SourceLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from super().__iter__()
+            with _signals_held():
+                items = super().__iter__()
+            yield from items
         except Exception as error:
             if self.num_workers == 0:
                 raise
@@ -98,11 +104,26 @@ class SourceLoader(DataLoader):
         return error
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Keeps signals that stop a run until later, also from the processes started inside, until they ignore them."""
+    if not _HELD:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(reading: Tensor, worker: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM go to the whole process group. The training loop answers them, and still wants
     # its batches.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if _HELD:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     get_worker_info().dataset.reading = reading[worker : worker + 1]
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from andfast.files import written_whole
+from andfast.files import write_torch, written_whole
 from andfast.models.compact import Compact
 from andfast.models.rrdbnet import RRDBNet
 from andfast.models.weights import SUFFIXES, ModelError, Shapes, read_model, some
@@ -76,9 +76,10 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping
     state = {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in state.items()}
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".safetensors":
-            save_file(state, temporary, metadata=record)
+            # Not save_file, whose errors of the disk are no OSError.
+            temporary.write_bytes(save(state, record))
         else:
-            torch.save({"params_ema": state, "metadata": record}, temporary)
+            write_torch({"params_ema": state, "metadata": record}, temporary)
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:

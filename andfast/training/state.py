@@ -1,15 +1,31 @@
-"""The resumable state of a run: everything that is not a function of the configuration and the step."""
+"""The resumable state of a run: everything that is not a function of the configuration and the step.
+
+Random numbers are such functions (`andfast.training.randomness`, `andfast.data.patches`), and so is the place in the
+images; what is kept is what `Trainer.state` returns.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from andfast.files import written_whole
+from andfast.files import sync_folder, write_torch, written_whole
+from andfast.training.config import Config
+from andfast.training.seal import SealError, check_seal, seal
 
 STATE_FILE = "state.pt"
+PREVIOUS_FILE = "state.previous.pt"
+
+FORMAT = 2
+"""The number that states are written with. It goes up when what `Trainer.state` returns gets another meaning."""
+
+# What makes a state of one format, by its number, one of the next.
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda state: state,  # the same, but for the number, which it had not, and the checksum
+}
 
 # Settings that may change half-way: those that say where and how fast to compute, when to stop and save, and what
 # a run that diverged needs changed.
@@ -26,10 +42,21 @@ class StateError(ValueError):
     """A state that cannot be gone on from; the message names the file and what is wrong with it."""
 
 
+class DamagedStateError(StateError):
+    """A file that is no whole state; the one before it may be."""
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a state (nested dicts and lists of tensors and plain values), whole or not at all."""
-    with written_whole(path) as temporary:
-        torch.save(state, temporary)
+    """Write a state (nested dicts and lists of tensors and plain values), whole or not at all.
+
+    Where `path` is, the state that was there becomes `PREVIOUS_FILE` beside it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with written_whole(path, previous=path.with_name(PREVIOUS_FILE)) as temporary:
+        write_torch(state | {"format": FORMAT}, temporary)
+        seal(temporary)
 
 
 def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -37,20 +64,17 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         path: the file.
-        settings: the run's configuration as nested values; must agree with the "config" in the state.
+        settings: the run's configuration as nested values; must agree with the "config" in the state. A setting that
+            the state does not know had its default's meaning when it was written.
 
     Raises:
-        StateError: the file is damaged or foreign, or from a run with other settings.
+        DamagedStateError: the file is damaged or foreign.
+        StateError: it is from a run with other settings, or from a later version of andfast.
+        OSError: it cannot be read.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    # What torch raises on damaged bytes is not documented: EOFError, OSError, RuntimeError and others.
-    except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise StateError(f"{path}: not a state that can be resumed, or damaged ({reason})") from error
-    if not isinstance(state, dict) or not {"step", "config", "images"} <= state.keys():
-        raise StateError(f"{path}: not the state of a training run")
+    state = _migrated(path, _read(path))
     then, now = _flat(state["config"]), _flat(settings)
+    then = _flat(Config().to_dict()) | then
     different = [key for key in sorted(then.keys() | now.keys()) if key not in _FREE and then.get(key) != now.get(key)]
     if different:
         lines = "".join(f"\n  {key}: {then.get(key)} then, {now.get(key)} now" for key in different)
@@ -59,6 +83,78 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             "Use the same ones, another --run_dir, or --resume never to start over."
         )
     return state
+
+
+def load_newest(folder: Path, settings: dict[str, Any], tell: Callable[[str], None]) -> tuple[Path, dict] | None:
+    """The newest state in a run's folder that is whole, and its file; None: there is no state.
+
+    Args:
+        folder: of the run.
+        settings: as for `load_state`.
+        tell: is given a warning for one that is damaged.
+
+    Raises:
+        StateError: as `load_state`, or all of them are damaged.
+        OSError: one cannot be read.
+    """
+    damaged = []
+    for path in (folder / STATE_FILE, folder / PREVIOUS_FILE):
+        if not path.exists():
+            continue
+        try:
+            state = load_state(path, settings)
+        except DamagedStateError as error:
+            damaged.append(str(error))
+            continue
+        if damaged:
+            tell(f"{damaged[0]}; going on from the one before it, {path}, which takes its place")
+        return path, state
+    if damaged:
+        raise StateError(
+            "\n".join(damaged) + f"\n{folder} has no other state. Put a copy back as {folder / STATE_FILE}; or begin "
+            f"again: in another --run_dir, there from the model that is left with --generator.init "
+            f"{folder / 'model.safetensors'} --train.warmup 0, or here with --resume never, which removes all of this."
+        )
+    return None
+
+
+def make_newest(path: Path) -> None:
+    """Let a state be the newest of its folder, in the place of one that is damaged, gone, or not gone on from."""
+    if path.name == PREVIOUS_FILE:
+        path.replace(path.with_name(STATE_FILE))
+        sync_folder(path.parent)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        sealed = check_seal(path)
+    except SealError as error:
+        raise DamagedStateError(f"{path}: not a state that can be resumed, or damaged ({error})") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    # What torch raises on damaged bytes is not documented: EOFError, OSError, RuntimeError and others.
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DamagedStateError(f"{path}: not a state that can be resumed, or damaged ({reason})") from error
+    if not isinstance(state, dict) or not {"step", "config", "images"} <= state.keys():
+        raise DamagedStateError(f"{path}: not the state of a training run")
+    if "format" in state and not sealed:
+        raise DamagedStateError(f"{path}: damaged (its checksum is gone)")
+    return state
+
+
+def _migrated(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    found = state.get("format", 1)
+    if found > FORMAT:
+        raise StateError(
+            f"{path}: a state of format {found}, which a later version of andfast wrote; this one reads up to "
+            f"{FORMAT}. Update andfast, or choose another --run_dir."
+        )
+    for number in range(found, FORMAT):
+        state = _MIGRATIONS[number](state)
+    return state | {"format": FORMAT}
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

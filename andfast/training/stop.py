@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
 
 
@@ -27,4 +28,5 @@ class StopSignal:
         self.number = number
         self.__exit__()
         # Not print: the signal may have come in the midst of one, and streams do not take two at a time.
-        os.write(2, b"\nfinishing this step, then saving\n")
+        with suppress(OSError):  # a pipe's reader may have got the same signal
+            os.write(2, b"\nfinishing this step, then saving\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,6 +16,7 @@ from andfast.data.images import read_image
 from andfast.data.pairs import Pair
 from andfast.data.tensors import to_tensor
 from andfast.metrics import psnr_y
+from andfast.training.stop import StopSignal
 from andfast.upscale import upscale_tensor
 
 # Held-out images may be of any size; so much of their middle is enough, and bounds the time.
@@ -66,16 +69,39 @@ class Validator:
         upsampled = bicubic_upsample(lr, self.scale)
         return _Case(lr, hr, psnr_y(to_tensor(upsampled), to_tensor(hr), self.scale).item())
 
-    def __call__(self, generator: nn.Module) -> dict[str, dict[str, float]]:
-        """{"bicubic": {"psnr_y": dB, "bicubic_psnr_y": dB of bicubic upsampling}, "camera": ..., "pairs": ...}."""
+    def __call__(self, generator: nn.Module, stop: StopSignal | None = None) -> dict[str, dict[str, float]] | None:
+        """{"bicubic": {"psnr_y": dB, "bicubic_psnr_y": dB of bicubic upsampling}, "camera": ..., "pairs": ...}.
+
+        Args:
+            generator: what is validated.
+            stop: ends it between two images; None is returned then.
+        """
         results = {}
         for name, cases in self._sets.items():
-            found = [
-                psnr_y(upscale_tensor(generator, to_tensor(case.lr)), to_tensor(case.hr), self.scale).item()
-                for case in cases
-            ]
+            found = []
+            for case in cases:
+                if stop is not None and stop.number:
+                    return None
+                restored = upscale_tensor(generator, to_tensor(case.lr))
+                found.append(psnr_y(restored, to_tensor(case.hr), self.scale).item())
             results[name] = {
                 "psnr_y": float(np.mean(found)),
                 "bicubic_psnr_y": float(np.mean([case.bicubic_db for case in cases])),
             }
         return results
+
+
+def lacks_validation(metrics: Path, step: int) -> bool:
+    """Whether a run's `metrics.jsonl` has lines of a step, but none of its validation."""
+    if not metrics.exists():
+        return False
+    found = []
+    for line in reversed(metrics.read_text().splitlines(keepends=True)):
+        if not line.endswith("\n"):  # cut off while it was written
+            continue
+        record = json.loads(line)
+        if record["step"] < step:
+            break
+        if record["step"] == step:
+            found.append(record)
+    return bool(found) and not any("validation" in record for record in found)
