@@ -28,12 +28,15 @@ from andfast.training.images import Skipped, find_images
 from andfast.training.log import RunLog
 from andfast.training.memory import describe_memory, estimate_memory, free_memory, is_out_of_memory, remedies
 from andfast.training.readout import DivergedError, Readout
+from andfast.training.records import METRICS_FILE, RecordError
 from andfast.training.sheet import sample_sheet
 from andfast.training.state import STATE_FILE, load_state, save_state
 from andfast.training.stop import StopSignal
+from andfast.training.summary import summarise
 from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
 from andfast.training.waiting import DataWait
+from andfast.training.wandb_run import WANDB_FILE, WandbError, import_wandb
 from andfast.upscale import NonFiniteError
 
 
@@ -61,6 +64,8 @@ class Run:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.folder = Path(config.run_dir)
+        if config.train.wandb is not None:
+            import_wandb(config.train.wandb)
         self.skipped = Skipped()
         self.images = find_images(config, self.skipped)
         self.trainer = Trainer(config)
@@ -132,7 +137,11 @@ class Run:
         with written_whole(self.folder / "config.yaml") as temporary:
             # How this time began is not for the next time.
             temporary.write_text(dump_yaml(self.config.to_dict() | {"resume": "auto"}))
-        log = RunLog(self.folder, trainer.step)
+        try:
+            log = RunLog(self.folder, trainer.step, train.wandb, self.config.to_dict())
+        except (RecordError, WandbError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         # Where reading costs nothing, it is not put off.
         readout = Readout(log, train.log_every or (1 if trainer.device.type == "cpu" else 10))
         exhausted = ""
@@ -149,11 +158,11 @@ class Run:
             log.close()
         if exhausted:  # and the error is gone, which held all that the step had computed
             return self._out_of_memory(exhausted)
-        if stop.number:
-            print(f"stopped at step {trainer.step} and saved; --resume auto goes on from there")
-            return 128 + stop.number
-        print(f"done: {self.folder / 'model.safetensors'}, {self.folder / 'model.pth'}, {self.folder / 'samples'}")
-        return 0
+        how = (
+            f"stopped at step {trainer.step} and saved; --resume auto goes on from there\n" if stop.number else "done: "
+        )
+        print(how + summarise(self.folder, train.batch_size))
+        return 128 + stop.number if stop.number else 0
 
     def _failed(self, step: int, reason: str) -> int:
         """Say what ended the run, and what is left; returns the exit status."""
@@ -199,11 +208,7 @@ class Run:
                 wait.add(data_wait, seconds)
                 if readout.add(step, seconds=seconds, data_wait=data_wait):
                     rate = train.batch_size / readout.seconds
-                    result = readout.last
-                    bar.set_postfix_str(
-                        f"loss {result.loss:.4f}, gain {result.gain:.2f}, {rate:.1f} images/s, data {wait.recent:.0%}",
-                        refresh=False,
-                    )
+                    bar.set_postfix_str(f"{readout.last}, {rate:.1f} images/s, data {wait.recent:.0%}", refresh=False)
                 bar.update()
                 if hint := wait.hint(self.config.data):
                     tqdm.write(hint, file=sys.stderr)
@@ -216,7 +221,6 @@ class Run:
                     if saves:
                         self._save()
                     begin = time.perf_counter()
-        print(f"waited for data {wait.whole:.1%} of the time")
         if stop.number:
             self._save()
 
@@ -241,7 +245,7 @@ class Run:
 
     def _clear(self) -> None:
         """Remove what an earlier run left here that this one would mix with its own."""
-        names = [STATE_FILE, "metrics.jsonl", "model.safetensors", "model.pth"]
+        names = [STATE_FILE, METRICS_FILE, WANDB_FILE, "model.safetensors", "model.pth"]
         found = [*self.folder.glob("samples/step_*.png"), *self.folder.glob("tensorboard/events.*")]
         for path in [*(self.folder / name for name in names), *found]:
             path.unlink(missing_ok=True)

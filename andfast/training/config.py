@@ -252,6 +252,8 @@ class TrainConfig:
         save_every: updates between saves of the resumable state; 0: only at the end.
         log_every: updates whose results are read from the device at once; none: 1 on the CPU, 10 on CUDA, which
             would wait for each reading.
+        wandb: a project of Weights & Biases that the numbers of metrics.jsonl go to as well; none: not. Needs the
+            package wandb.
     """
 
     iterations: PositiveInt = 800
@@ -268,6 +270,7 @@ class TrainConfig:
     validate_every: NonNegativeInt = 600
     save_every: NonNegativeInt = 200
     log_every: PositiveInt | None = None
+    wandb: str | None = None
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -24,17 +26,21 @@ class DivergedError(RuntimeError):
 
 @dataclass
 class StepResult:
-    """What a training step found: mean losses, and the mean PSNR (dB) of the LR images against the clean ones."""
+    """What a training step found: the mean loss, and what `andfast.training.statistics` says of its adversary."""
 
     loss: float
     loss_before_attack: float
     loss_after_attack: float
+    gain: float
     lr_psnr: float
+    budgets_bound: float
+    distance_conv: float
+    distance_noise: float
+    distance_slope: float
 
-    @property
-    def gain(self) -> float:
-        """How much worse the adversary made it: loss after / before the attack."""
-        return self.loss_after_attack / max(self.loss_before_attack, 1e-12)
+    def __str__(self) -> str:
+        """The loss, and the gain where there was an adversary."""
+        return f"loss {self.loss:.4f}" + ("" if math.isnan(self.gain) else f", gain {self.gain:.2f}")
 
 
 class PendingStep:
@@ -45,13 +51,16 @@ class PendingStep:
         learning_rate: what it was taken with.
         diverged: whether nothing is updated any more, 0 or 1; this and all that follow are scalars on the device.
         norm: of the gradient.
-        values: the fields of `StepResult`.
+        values: by the names of `StepResult`'s fields.
     """
 
-    def __init__(self, step: int, learning_rate: float, diverged: Tensor, norm: Tensor, *values: Tensor) -> None:
+    def __init__(
+        self, step: int, learning_rate: float, diverged: Tensor, norm: Tensor, values: Mapping[str, Tensor]
+    ) -> None:
         self.step = step
         self._learning_rate = learning_rate
-        found = torch.stack([diverged, norm, *values])
+        self._names = list(values)
+        found = torch.stack([diverged, norm, *values.values()])
         self._values = found.to("cpu", non_blocking=True)
         self._arrived = None
         if found.device.type == "cuda":
@@ -67,7 +76,7 @@ class PendingStep:
         if self._arrived is not None:
             self._arrived.synchronize()
         diverged, norm, *values = self._values.tolist()
-        result = StepResult(*values)
+        result = StepResult(**dict(zip(self._names, values, strict=True)))
         if diverged:
             raise DivergedError(
                 self.step,

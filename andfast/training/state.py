@@ -17,6 +17,7 @@ _FREE = {
     "run_dir", "resume", "device", "compile", "data.workers", "data.cache_mib", "data.cache",
     "data.val_pairs",
     "train.iterations", "train.validate_every", "train.save_every", "train.log_every",
+    "train.wandb",
     "train.micro_batch", "train.checkpoint_blocks", "train.learning_rate", "train.precision", "degradation.precision",
     "attack.dtype",
 }  # fmt: skip

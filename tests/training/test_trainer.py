@@ -2,6 +2,7 @@
 
 import copy
 import traceback
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from andfast.losses import l1_objective
 from andfast.models.views import FrozenView, View
-from andfast.training.readout import DivergedError, PendingStep, Readout
+from andfast.training.readout import DivergedError, PendingStep, Readout, StepResult
 from andfast.training.trainer import Trainer
 
 
@@ -36,7 +37,9 @@ class Looks(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("generator", ["compact", "rrdbnet"])
-@pytest.mark.parametrize("options", [{}, {"train__warmup": 5}, {"train__precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"train__warmup": 5}, {"train__precision": "bfloat16"}, {"attack__method": "free"}]
+)
 def test_a_step_waits_for_the_device_in_the_trust_region_alone(generator: str, options: dict[str, Any]) -> None:
     trainer = make(generator__name=generator, **options)
     with Looks() as looks:
@@ -133,10 +136,10 @@ class Lines:
 def test_what_is_logged_does_not_depend_on_how_often(every: int) -> None:
     log = Lines()
     readout = Readout(log, every)
-    ones = [torch.tensor(1.0)] * 3
+    values = {field.name: torch.tensor(1.0) for field in fields(StepResult)}
     for step in range(1, 6):
         diverged, norm, loss = (torch.tensor(float(value)) for value in (step == 5, 0, step))
-        pending = PendingStep(step, 1e-3, diverged, norm, loss, *ones)
+        pending = PendingStep(step, 1e-3, diverged, norm, {**values, "loss": loss})
         if every == 1 and step == 5:
             break
         assert readout.add(pending, seconds=1.0, data_wait=0.5) == (step % every == 0)
