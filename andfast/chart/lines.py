@@ -115,7 +115,7 @@ def _legend(panels: Sequence[Panel]) -> Iterator[tuple[float, int, float, Line]]
 
 def _draw_panel(sheet: Sheet, panel: Panel, left: float, right: float, top: float, height: float) -> None:
     stretches = [(line, stretch) for line in panel.lines for stretch in line.stretches()]
-    sheet.text(left, top - 14, panel.title, INK, 20, "ls")
+    sheet.text(left, top - 20, panel.title, INK, 20, "ls")
     if not stretches:
         sheet.text((left + right) / 2, top + height / 2, panel.empty, FAINT, 20, "mm")
         return

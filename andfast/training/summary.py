@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +41,11 @@ def summarise(run_dir: Path, batch_size: int) -> str:
             seconds += record["seconds"]
             waited += record["data_wait"]
         for name, found in record.get("validation", {}).items():
-            last, step = found["psnr_y"], record["step"]
+            last, bicubic = (_decibels(found[key]) for key in ("psnr_y", "bicubic_psnr_y"))
+            step = record["step"]
             before = scores.get(name)
             best, best_step = (before.best, before.best_step) if before and before.best >= last else (last, step)
-            scores[name] = _Score(best, best_step, last, step, found["bicubic_psnr_y"])
+            scores[name] = _Score(best, best_step, last, step, bicubic)
     rate, share = (steps * batch_size / seconds, waited / seconds) if seconds else (0.0, 0.0)
     names = ("model.safetensors", "model.pth", "state.pt", "samples", METRICS_FILE)
     return "\n".join(
@@ -54,6 +56,11 @@ def summarise(run_dir: Path, batch_size: int) -> str:
             f"in {run_dir}: {', '.join(name for name in names if (run_dir / name).exists())}",
         ]
     )
+
+
+def _decibels(value: float | None) -> float:
+    """A PSNR as it was before it was recorded: without an error, of a plain image, it is infinite."""
+    return math.inf if value is None else value
 
 
 def _describe(name: str, score: _Score) -> str:

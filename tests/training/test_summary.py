@@ -49,6 +49,13 @@ def test_a_run_without_a_step_has_one_too(tmp_path: Path) -> None:
     assert last == f"in {tmp_path}: metrics.jsonl"
 
 
+def test_images_restored_without_an_error_have_infinite_psnr(tmp_path: Path) -> None:
+    line = {"step": 1, "validation": {"bicubic": {"psnr_y": 30.0, "bicubic_psnr_y": None}}}
+    perfect = {"step": 2, "validation": {"bicubic": {"psnr_y": None, "bicubic_psnr_y": None}}}
+    told = summarise(record(tmp_path, [line, perfect]), 1)
+    assert "PSNR-Y on bicubic LR: inf dB at step 2, the best (bicubic interpolation inf)" in told
+
+
 def test_the_first_of_equally_good_validations_is_the_best(tmp_path: Path) -> None:
     lines = [step(1), *(validation(number, pairs=27.5) for number in (1, 2))]
     assert "27.50 dB at step 2, best 27.50 at step 1" in summarise(record(tmp_path, lines), 1)
