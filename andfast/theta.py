@@ -129,6 +129,11 @@ class ThetaLayout:
     def segments(self) -> list[Segment]:
         return [*self.conv, *self.noise, *self.slope]
 
+    @property
+    def groups(self) -> dict[str, slice]:
+        """The columns of all parameters of a kind, which lie side by side: "conv", "noise", "slope", in this order."""
+        return {run[0].group: slice(run[0].start, run[-1].stop) for run in (self.conv, self.noise, self.slope)}
+
     def split(self, row: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """One network's row (P,) as views: its convolutions, noise and slopes, each in the order of the layers.
 

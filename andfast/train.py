@@ -31,12 +31,15 @@ from andfast.training.images import Skipped, find_images
 from andfast.training.log import RunLog
 from andfast.training.memory import describe_memory, estimate_memory, free_memory, is_out_of_memory, remedies
 from andfast.training.readout import DivergedError, Readout
+from andfast.training.records import METRICS_FILE, RecordError
 from andfast.training.sheet import sample_sheet
 from andfast.training.state import PREVIOUS_FILE, STATE_FILE, load_newest, load_state, make_newest, save_state
 from andfast.training.stop import StopSignal
+from andfast.training.summary import summarise
 from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator, lacks_validation
 from andfast.training.waiting import DataWait
+from andfast.training.wandb_run import WANDB_FILE, WandbError, import_wandb
 from andfast.upscale import NonFiniteError
 
 BAD_BATCH = "bad_batch.pt"
@@ -66,6 +69,8 @@ class Run:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.folder = Path(config.run_dir)
+        if config.train.wandb is not None:
+            import_wandb(config.train.wandb)
         self.skipped = Skipped()
         self.images = find_images(config, self.skipped)
         self.trainer = Trainer(config)
@@ -148,11 +153,14 @@ class Run:
         try:
             with StopSignal() as stop:
                 self._begin()
-                with closing(RunLog(self.folder, trainer.step)) as log:
+                with closing(RunLog(self.folder, trainer.step, train.wandb, self.config.to_dict())) as log:
                     # Where reading costs nothing, it is not put off.
                     every = train.log_every or (1 if trainer.device.type == "cpu" else 10)
                     readout = Readout(log, every, train.max_bad_steps)
                     self._loop(log, readout, stop)
+        except (RecordError, WandbError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         except BrokenPipeError:  # who read what is printed is gone, often by the same Ctrl-C as the one here
             return self._unheard(stop.number or signal.SIGPIPE)
         except DivergedError as error:
@@ -165,11 +173,11 @@ class Run:
             exhausted = str(error).strip().partition("\n")[0] or type(error).__name__
         if exhausted:  # and the error is gone, which held all that the step had computed
             return self._out_of_memory(exhausted)
-        if stop.number:
-            print(f"stopped at step {trainer.step} and saved; --resume auto goes on from there")
-            return 128 + stop.number
-        print(f"done: {self.folder / 'model.safetensors'}, {self.folder / 'model.pth'}, {self.folder / 'samples'}")
-        return 0
+        how = (
+            f"stopped at step {trainer.step} and saved; --resume auto goes on from there\n" if stop.number else "done: "
+        )
+        print(how + summarise(self.folder, train.batch_size))
+        return 128 + stop.number if stop.number else 0
 
     def _begin(self) -> None:
         """Put the folder in order: what earlier starts left half-done or to be replaced, and the configuration."""
@@ -248,11 +256,7 @@ class Run:
                 wait.add(data_wait, seconds)
                 if readout.add(step, seconds=seconds, data_wait=data_wait):
                     rate = train.batch_size / readout.seconds
-                    result = readout.last
-                    bar.set_postfix_str(
-                        f"loss {result.loss:.4f}, gain {result.gain:.2f}, {rate:.1f} images/s, data {wait.recent:.0%}",
-                        refresh=False,
-                    )
+                    bar.set_postfix_str(f"{readout.last}, {rate:.1f} images/s, data {wait.recent:.0%}", refresh=False)
                 bar.update()
                 if hint := wait.hint(self.config.data):
                     tqdm.write(hint, file=sys.stderr)
@@ -269,13 +273,12 @@ class Run:
                     begin = time.perf_counter()
         if stop.number and trainer.step != self._saved:
             self._save()
-        print(f"waited for data {wait.whole:.1%} of the time")
 
     def _owes_validation(self) -> bool:
         """Whether a stop came before the last step was validated."""
         step, train = self.trainer.step, self.config.train
         due = _due(step, train.validate_every, train.iterations)
-        return due and lacks_validation(self.folder / "metrics.jsonl", step)
+        return due and lacks_validation(self.folder / METRICS_FILE, step)
 
     def _validate(self, log: RunLog, stop: StopSignal) -> None:
         """Validate, unless told to stop, which need not wait for it: it is done when the run goes on."""
@@ -305,7 +308,8 @@ class Run:
     def _clear(self) -> None:
         """Remove what an earlier run left here that this one would mix with its own."""
         # The newest state last but one: killed in between, the earlier run is still what it was.
-        names = [PREVIOUS_FILE, STATE_FILE, "metrics.jsonl", "model.safetensors", "model.pth", BEST_FILE, BAD_BATCH]
+        names = [PREVIOUS_FILE, STATE_FILE, METRICS_FILE, WANDB_FILE, BEST_FILE, BAD_BATCH]
+        names += ["model.safetensors", "model.pth"]
         found = [*self.folder.glob("samples/step_*.png"), *self.folder.glob("tensorboard/events.*")]
         for path in [*(self.folder / name for name in names), *found]:
             path.unlink(missing_ok=True)

@@ -11,10 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from andfast.chart import GROUPS, OLD, OWN
+from andfast.chart import GROUPS, OLD, OWN, PALE, Line, Panel, lines
 from andfast.files import written_whole
 from studies import markdown
-from studies.plots import Column, Line, Panel, intervals, lines
+from studies.plots import Column, intervals
 
 Record = dict[str, Any]
 
@@ -196,19 +196,24 @@ def spectra(record: Record) -> Image.Image:
         label = f"{name}, N = B, {low:g}-{high:g} dB"
         sources.append((label, colour, rows[label], False))
     sources.append(("the lens alone", OWN, rows["the lens alone"], True))
-    spectrum = [Line(name, colour, row["measures"]["spectrum"], dashed) for name, colour, row, dashed in sources]
-    response = [Line(name, colour, row["measures"]["response"], dashed) for name, colour, row, dashed in sources]
+    spectrum = [(name, colour, centres, row["measures"]["spectrum"], dashed) for name, colour, row, dashed in sources]
+    frequencies = record["frequencies"]
+    response = [
+        (name, colour, frequencies, row["measures"]["response"], dashed) for name, colour, row, dashed in sources
+    ]
+    response.append(("pooling", PALE, frequencies, record["pooling"]["response"], True))
     axis = "frequency, in units of the LR image's Nyquist"
-    pooling = Line("pooling", "#c8ced5", record["pooling"]["response"], True)
     return lines(
         "Where in frequency cameras and adversaries differ from the clean LR image",
         f"Medians over crops; adversaries at {record['settings']['middle']:g} dB unless they say otherwise.",
         [
-            Panel("spectrum of the difference (shares)", axis, centres, spectrum),
-            Panel(
-                "response of the kernel (gray: the clean image's)", axis, record["frequencies"], [*response, pooling]
-            ),
+            Panel(title, axis, [Line(*line) for line in found], x_range=(0.0, 1.0), from_zero=True)
+            for title, found in (
+                ("spectrum of the difference (shares)", spectrum),
+                ("response of the kernel", response),
+            )
         ],
+        columns=2,
     )
 
 

@@ -141,3 +141,13 @@ def test_factors_must_be_positive(name, value):
 def test_one_group_at_least_must_be_free():
     with pytest.raises(ValueError, match="at least one group"):
         ScaleFactors(**dict.fromkeys(("conv_dc", "conv_shift", "conv", "noise", "slope"), math.inf))
+
+
+@pytest.mark.parametrize("noise", ["map", "gaussian"])
+def test_groups_are_the_columns_of_their_segments(noise):
+    own = layout(noise)
+    columns = torch.arange(own.size)
+    assert list(own.groups) == ["conv", "noise", "slope"]
+    for group, columns_of in own.groups.items():
+        wanted = [columns[segment.start : segment.stop] for segment in own.segments if segment.group == group]
+        assert torch.equal(columns[columns_of], torch.cat(wanted))

@@ -37,6 +37,8 @@ class AttackResult:
             computed (`keep` "last", `Simulated`).
         distance: (N,) the scaled norm ||s * delta||_2 reached; for `Noise` the 2-norm of the added noise before
             the image is clamped to [0, 1], for `Simulated` that of the difference to the clean LR image.
+        distance_by_group: (N, 3) the same of the convolutions, the noise and the slopes alone, whose squares add up to
+            that of `distance`; None where no network took part.
         lr_psnr: (N,) PSNR in dB of `lr` against `clean`.
         budget_db: (N,) the least `lr_psnr` allowed; -inf where there was no such budget. Only a deviation of zero
             may miss it: in half types narrow networks round more than that (bfloat16, 12 draws: 54 dB from the
@@ -50,6 +52,7 @@ class AttackResult:
     losses: Tensor
     loss_after: Tensor | None
     distance: Tensor
+    distance_by_group: Tensor | None
     lr_psnr: Tensor
     budget_db: Tensor
 
@@ -139,7 +142,7 @@ class Attack(ABC):
         """
         seen, clean, budget_db = self._begin(network, hr, generator, margin_db)
         found = self._search(Task(network, hr, seen, clean, objective, budget_db, generator))
-        delta, theta, distance = self._deviation(network, found.variable)
+        delta, theta, distance, by_group = self._deviation(network, found.variable)
         return AttackResult(
             lr=found.lr,
             clean=clean,
@@ -148,6 +151,7 @@ class Attack(ABC):
             losses=torch.stack(found.losses) if found.losses else hr.new_empty(0, len(budget_db)),
             loss_after=found.loss,
             distance=distance,
+            distance_by_group=by_group,
             lr_psnr=network_psnr(found.lr, clean, len(budget_db)),
             budget_db=budget_db,
         )
@@ -177,8 +181,10 @@ class Attack(ABC):
         """Find the variables, (N, ...)."""
 
     @abstractmethod
-    def _deviation(self, network: DegradationNetwork, variable: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """The result's delta, theta and distance for the variables found."""
+    def _deviation(
+        self, network: DegradationNetwork, variable: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
+        """The result's delta, theta, distance and distance_by_group for the variables found."""
 
 
 class NetworkAttack(Attack):
@@ -204,13 +210,19 @@ class NetworkAttack(Attack):
         sizes = (layout.image_size, layout.scale, layout.channels, layout.blocks, layout.noise_kind)
         return _inv_scale(sizes, self.scale_factors, network.theta_id.device)
 
+    def distance_by_group(self, network: DegradationNetwork, delta: Tensor) -> Tensor:
+        """The scaled norms of the parts of a deviation, by `ThetaLayout.groups`: (N, P) -> (N, 3)."""
+        inv_scale, groups = self.inv_scale(network), network.layout.groups.values()
+        return torch.stack([scaled_norm(delta[:, columns], inv_scale[columns]) for columns in groups], dim=1)
+
     def _count(self, network: DegradationNetwork, hr: Tensor) -> int:
         network.check_images(hr)
         return network.num_networks
 
-    def _deviation(self, network: DegradationNetwork, variable: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _deviation(self, network: DegradationNetwork, variable: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         theta = network.theta_id + network.layout.to_taps(variable)
-        return variable, theta, scaled_norm(variable, self.inv_scale(network))
+        by_group = self.distance_by_group(network, variable)
+        return variable, theta, by_group.norm(dim=1), by_group
 
 
 @lru_cache(maxsize=8)
@@ -229,8 +241,8 @@ class ImageAttack(Attack):
     def _count(self, network: DegradationNetwork, hr: Tensor) -> int:
         return len(hr)
 
-    def _deviation(self, network: DegradationNetwork, variable: Tensor) -> tuple[None, None, Tensor]:
-        return None, None, variable.norm(dim=1)
+    def _deviation(self, network: DegradationNetwork, variable: Tensor) -> tuple[None, None, Tensor, None]:
+        return None, None, variable.norm(dim=1), None
 
 
 def by_network(per_image: Tensor, num_networks: int) -> Tensor:

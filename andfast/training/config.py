@@ -253,6 +253,8 @@ class TrainConfig:
         max_bad_steps: so many updates in a row whose loss or gradient is not finite end the run; each is left out.
         log_every: updates whose results are read from the device at once; none: 1 on the CPU, 10 on CUDA, which
             would wait for each reading.
+        wandb: a project of Weights & Biases that the numbers of metrics.jsonl go to as well; none: not. Needs the
+            package wandb.
     """
 
     iterations: PositiveInt = 800
@@ -270,6 +272,7 @@ class TrainConfig:
     save_every: NonNegativeInt = 200
     max_bad_steps: PositiveInt = 10
     log_every: PositiveInt | None = None
+    wandb: str | None = None
 
 
 @dataclass

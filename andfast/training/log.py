@@ -1,4 +1,4 @@
-"""What a run records: `metrics.jsonl`, and TensorBoard events where tensorboard is installed."""
+"""What a run records: `metrics.jsonl`, TensorBoard events where tensorboard is installed, and wandb where asked for."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import json
 import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from andfast.files import written_whole
+from andfast.training.records import METRICS_FILE, read_records
+from andfast.training.wandb_run import WandbRun
+
+
+class Sink(Protocol):
+    """Takes in numbers by their names."""
+
+    def write(self, step: int, scalars: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class RunLog:
@@ -20,39 +30,59 @@ class RunLog:
         run_dir: where; must exist.
         step: the number of steps done: lines of later steps, from a run that went on after its last saved state,
             are dropped.
+        wandb: the project of Weights & Biases to write to as well; None: not.
+        settings: the run's configuration as nested values, for wandb.
+
+    Raises:
+        RecordError: the file is damaged.
+        WandbError: wandb cannot be used.
     """
 
-    def __init__(self, run_dir: Path, step: int) -> None:
-        path = run_dir / "metrics.jsonl"
+    def __init__(
+        self, run_dir: Path, step: int, wandb: str | None = None, settings: dict[str, Any] | None = None
+    ) -> None:
+        path = run_dir / METRICS_FILE
         if path.exists():
-            with written_whole(path) as temporary:
-                temporary.write_text(
-                    "".join(line for line in _complete_lines(path) if json.loads(line)["step"] <= step)
-                )
-        self._file = path.open("a", buffering=1)
-        self._events = None
+            with written_whole(path) as temporary, temporary.open("w") as kept:
+                kept.writelines(_line(record) for record in read_records(path) if record["step"] <= step)
+        self._sinks: list[Sink] = []
+        if wandb is not None:
+            self._sinks.append(WandbRun(wandb, run_dir, settings or {}))
         if find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+            self._sinks.append(_Events(run_dir / "tensorboard", step))
+        self._file = path.open("a", buffering=1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Record values at `record["step"]`; nested dicts become nested names in TensorBoard."""
-        self._file.write(json.dumps(_finite(record)) + "\n")
-        if self._events is not None:
-            for name, value in _scalars(record):
-                if name != "step":
-                    self._events.add_scalar(name, value, record["step"])
+        """Record values at `record["step"]`; nested dicts become nested names in TensorBoard and wandb."""
+        self._file.write(_line(record))
+        scalars = _scalars({key: value for key, value in record.items() if key != "step"})
+        for sink in self._sinks:
+            sink.write(record["step"], scalars)
 
     def close(self) -> None:
         self._file.close()
-        if self._events is not None:
-            self._events.close()
+        for sink in self._sinks:
+            sink.close()
 
 
-def _complete_lines(path: Path) -> list[str]:
-    """The lines of a file but for a last one that was cut off while it was written."""
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+class _Events:
+    """TensorBoard's."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(_finite(record)) + "\n"
 
 
 def _finite(value: Any) -> Any:
@@ -61,11 +91,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _scalars(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    scalars = []
+def _scalars(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """All finite numbers of a record, those of nested dicts by "outer/inner"."""
+    scalars: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, dict):
-            scalars += _scalars(value, f"{prefix}{key}/")
+            scalars |= _scalars(value, f"{prefix}{key}/")
         elif isinstance(value, (int, float)) and math.isfinite(value):
-            scalars.append((prefix + key, value))
+            scalars[prefix + key] = value
     return scalars

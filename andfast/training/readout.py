@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -26,7 +28,7 @@ class DivergedError(RuntimeError):
 
 @dataclass
 class StepResult:
-    """What a training step found: mean losses, and the mean PSNR (dB) of the LR images against the clean ones.
+    """What a training step found: the mean loss, and what `andfast.training.statistics` says of its adversary.
 
     `skipped` says how many updates in a row have been left out by now, for they were no numbers; of a good one 0.
     """
@@ -34,13 +36,17 @@ class StepResult:
     loss: float
     loss_before_attack: float
     loss_after_attack: float
+    gain: float
     lr_psnr: float
+    budgets_bound: float
+    distance_conv: float
+    distance_noise: float
+    distance_slope: float
     skipped: int
 
-    @property
-    def gain(self) -> float:
-        """How much worse the adversary made it: loss after / before the attack."""
-        return self.loss_after_attack / max(self.loss_before_attack, 1e-12)
+    def __str__(self) -> str:
+        """The loss, and the gain where there was an adversary."""
+        return f"loss {self.loss:.4f}" + ("" if math.isnan(self.gain) else f", gain {self.gain:.2f}")
 
 
 class PendingStep:
@@ -51,13 +57,16 @@ class PendingStep:
         learning_rate: what it was taken with.
         skipped: how many updates in a row were left out; this and all that follow are scalars on the device.
         norm: of the gradient.
-        values: the other fields of `StepResult`.
+        values: by the names of the other fields of `StepResult`.
     """
 
-    def __init__(self, step: int, learning_rate: float, skipped: Tensor, norm: Tensor, *values: Tensor) -> None:
+    def __init__(
+        self, step: int, learning_rate: float, skipped: Tensor, norm: Tensor, values: Mapping[str, Tensor]
+    ) -> None:
         self.step = step
         self._learning_rate = learning_rate
-        found = torch.stack([skipped, norm, *values])
+        self._names = list(values)
+        found = torch.stack([skipped, norm, *values.values()])
         self._values = found.to("cpu", non_blocking=True)
         self._arrived = None
         if found.device.type == "cuda":
@@ -69,7 +78,7 @@ class PendingStep:
         if self._arrived is not None:
             self._arrived.synchronize()
         skipped, _, *values = self._values.tolist()
-        return StepResult(*values, skipped=int(skipped))
+        return StepResult(**dict(zip(self._names, values, strict=True)), skipped=int(skipped))
 
     def describe(self) -> str:
         """What its loss and gradient are, and what may help if they are no numbers."""

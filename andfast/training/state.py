@@ -33,6 +33,7 @@ _FREE = {
     "run_dir", "resume", "device", "compile", "data.workers", "data.cache_mib", "data.cache",
     "data.val_pairs",
     "train.iterations", "train.validate_every", "train.save_every", "train.log_every", "train.max_bad_steps",
+    "train.wandb",
     "train.micro_batch", "train.checkpoint_blocks", "train.learning_rate", "train.precision", "degradation.precision",
     "attack.dtype",
 }  # fmt: skip

@@ -24,6 +24,7 @@ from andfast.training.mixing import Mixer
 from andfast.training.randomness import step_generator
 from andfast.training.readout import PendingStep
 from andfast.training.softening import soften_patches
+from andfast.training.statistics import attacked, unattacked
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
 RAMP_DB = 20.0
@@ -84,14 +85,14 @@ class Trainer:
         if self.config.data.soften is not None:
             hr = soften_patches(hr, self.config.data.soften, self.config.seed, self.step)
         replays = isinstance(self.attack, Free) and self.step >= self.config.train.warmup
-        norm, *found = self._replayed(hr) if replays else self._updated(hr)
+        norm, found = self._replayed(hr) if replays else self._updated(hr)
         self.step += 1
         if self.step == self.config.train.warmup:
             self.before.load_state_dict(self.ema.state_dict())
         self.intact = True
-        return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], self.guard.in_row, norm, *found)
+        return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], self.guard.in_row, norm, found)
 
-    def _updated(self, hr: Tensor) -> tuple[Tensor, ...]:
+    def _updated(self, hr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """A step on what the adversary finds: the norm of the update's gradient, and the fields of `StepResult`.
 
         Images that are mixed in count in the first loss alone.
@@ -104,13 +105,15 @@ class Trainer:
             more_hr, more_lr = self.mixer(places, self.step)
             hr, lr = torch.cat([hr, more_hr]), more_lr if lr is None else torch.cat([lr, more_lr])
         losses, norm = self._update(lr, hr)
-        loss, own = losses.mean(), losses[: searched or len(losses)].mean()
+        own = losses[: searched or len(losses)].mean()
         if attack is None:
-            return norm, loss, own, own, torch.full_like(loss, math.inf)
-        before, after = (own if found is None else found.mean() for found in (attack.loss_before, attack.loss_after))
-        return norm, loss, before, after, attack.lr_psnr.mean()
+            return norm, {"loss": losses.mean(), **unattacked(own)}
+        before = None if attack.loss_before is None else attack.loss_before.mean()
+        after = own if attack.loss_after is None else attack.loss_after.mean()
+        found = attacked(before, after, attack.lr_psnr, attack.budget_db, attack.distance_by_group)
+        return norm, {"loss": losses.mean(), **found}
 
-    def _replayed(self, hr: Tensor) -> tuple[Tensor, ...]:
+    def _replayed(self, hr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """A step by minibatch replay, several updates on the way; returns what `_updated` does, of the last one."""
         network, random, margin_db = self._identity(hr)
         replay = self.attack.begin(network, hr, random, margin_db)
@@ -118,9 +121,10 @@ class Trainer:
         while not replay.done:
             replay.advance(replay.lr.grad)
             losses, norm = self._update(replay.lr, hr)
-        first, loss = first.mean(), losses.mean()
-        lr_psnr = network_psnr(replay.lr.detach(), replay.clean, network.num_networks).mean()
-        return norm, loss, first, loss, lr_psnr
+        loss = losses.mean()
+        lr_psnr = network_psnr(replay.lr.detach(), replay.clean, network.num_networks)
+        by_group = self.attack.distance_by_group(network, replay.delta)
+        return norm, {"loss": loss, **attacked(first.mean(), loss, lr_psnr, replay.budget_db, by_group)}
 
     def _update(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
         """Sub-step 3, an update of the generator: the images' losses and the gradient's norm, on the device.

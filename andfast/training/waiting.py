@@ -13,7 +13,7 @@ _TOO_MUCH = 0.1
 
 
 class DataWait:
-    """Adds up the time of the steps, and what part of it was spent on waiting for their data.
+    """Adds up the time of the last steps, and what part of it was spent on waiting for their data.
 
     Args:
         window: how many of the last steps `recent` is about.
@@ -21,14 +21,11 @@ class DataWait:
 
     def __init__(self, window: int = 100) -> None:
         self._last: deque[tuple[float, float]] = deque(maxlen=window)
-        self._waited = self._seconds = 0.0
         self._steps = 0
         self._hinted = False
 
     def add(self, waited: float, seconds: float) -> None:
         """Count a step of `seconds`, of which it `waited`."""
-        self._waited += waited
-        self._seconds += seconds
         self._steps += 1
         if self._steps > _STARTING:
             self._last.append((waited, seconds))
@@ -38,11 +35,6 @@ class DataWait:
         """The share waited of the last steps' time, 0 to 1; 0 while the workers start."""
         waited, seconds = (sum(column) for column in zip(*self._last, strict=True)) if self._last else (0.0, 0.0)
         return waited / seconds if seconds else 0.0
-
-    @property
-    def whole(self) -> float:
-        """The share waited of all steps' time, 0 to 1."""
-        return self._waited / self._seconds if self._seconds else 0.0
 
     def hint(self, data: DataConfig) -> str | None:
         """Which settings to change where a tenth of the last steps' time or more was waited, told once."""

@@ -92,10 +92,13 @@ def test_a_run_leaves_its_files(finished: Path) -> None:
 def test_every_step_has_its_record(finished: Path) -> None:
     lines = [record for record in records(finished) if "validation" not in record]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    keys = {"step", "loss", "loss_before_attack", "loss_after_attack", "lr_psnr", "seconds", "data_wait"}
-    assert all(line.keys() == keys for line in lines)
+    keys = {"step", "loss", "loss_before_attack", "loss_after_attack", "seconds", "data_wait"}
+    adversary = {"gain", "lr_psnr", "budgets_bound", "distance_conv", "distance_noise", "distance_slope"}
+    assert all(line.keys() == keys | adversary for line in lines)
     # Clean LR images while it warms up: no attack, no distance.
-    assert all(line["lr_psnr"] is None and line["loss_after_attack"] == line["loss"] for line in lines[:2])
+    assert all(line["loss_after_attack"] == line["loss"] for line in lines[:2])
+    assert all(line[name] is None for line in lines[:2] for name in adversary)
+    assert all(line[name] is not None for line in lines[2:] for name in adversary)
     attacked = lines[2:]
     assert all(line["loss_after_attack"] > line["loss_before_attack"] for line in attacked)
     # What the generator is trained on is what the adversary found, but for batch-wise rounding.
@@ -415,6 +418,7 @@ def test_the_time_waited_for_data_is_told(
     found = [record for record in records(tmp_path) if "validation" not in record]
     share = sum(record["data_wait"] for record in found) / sum(record["seconds"] for record in found)
     assert f"waited for data {share:.1%} of the time" in message.out
+    assert "done: 6 iterations in " in message.out
     assert "data 37%" in message.err
     assert "try this" in message.err
 

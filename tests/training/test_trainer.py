@@ -4,6 +4,7 @@ import copy
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from andfast.losses import l1_objective
 from andfast.models.views import FrozenView, View
-from andfast.training.readout import DivergedError, PendingStep, Readout
+from andfast.training.readout import DivergedError, PendingStep, Readout, StepResult
 from andfast.training.trainer import Trainer
 
 
@@ -38,7 +39,9 @@ class Looks(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("generator", ["compact", "rrdbnet"])
-@pytest.mark.parametrize("options", [{}, {"train__warmup": 5}, {"train__precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"train__warmup": 5}, {"train__precision": "bfloat16"}, {"attack__method": "free"}]
+)
 def test_a_step_waits_for_the_device_in_the_trust_region_alone(generator: str, options: dict[str, Any]) -> None:
     trainer = make(generator__name=generator, **options)
     with Looks() as looks:
@@ -179,8 +182,9 @@ class Lines:
 
 
 def pending(step: int, skipped: int) -> PendingStep:
-    loss = torch.nan if skipped else step
-    return PendingStep(step, 4.5e-3, *(torch.tensor(float(value)) for value in (skipped, 0, loss, 1, 1, 1)))
+    values = {field.name: torch.tensor(1.0) for field in fields(StepResult) if field.name != "skipped"}
+    values["loss"] = torch.tensor(torch.nan if skipped else float(step))
+    return PendingStep(step, 4.5e-3, torch.tensor(float(skipped)), torch.tensor(0.0), values)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 100])

@@ -15,13 +15,12 @@ def waiting(share: float, steps: int, wait: DataWait | None = None) -> DataWait:
 
 def test_the_shares_are_of_time_not_of_steps() -> None:
     wait = DataWait(window=3)
-    assert (wait.recent, wait.whole) == (0, 0)
+    assert wait.recent == 0
     waiting(0.5, 10, wait)
-    assert (wait.recent, wait.whole) == (0, 0.5)  # of the steps at the start, only the sum counts
+    assert wait.recent == 0  # the steps at the start do not count
     for waited, seconds in ((9.0, 10.0), (1.0, 2.0), (0.0, 4.0), (1.0, 4.0)):
         wait.add(waited, seconds)
     assert wait.recent == pytest.approx(2 / 10)
-    assert wait.whole == pytest.approx((10 + 11) / (20 + 20))
 
 
 def test_the_hint_comes_once_and_only_where_much_is_waited_for_long() -> None:

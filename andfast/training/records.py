@@ -1,0 +1,36 @@
+"""Reading `metrics.jsonl`, the record of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class RecordError(ValueError):
+    """A record that cannot be read; the message names the file and the line."""
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, one after the other: those of steps have a "loss", others a "validation".
+
+    A last line that does not end is left out: it is being written, or was when the run was killed.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        RecordError: a line is none that a run writes.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+            except ValueError as error:  # among them bytes that are no text
+                raise RecordError(f"{path}: line {number} is damaged ({error}); delete the line") from error
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise RecordError(f"{path}: line {number} has no step; it is none that andfast.train writes")
+            yield record
