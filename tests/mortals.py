@@ -1,0 +1,194 @@
+"""Training commands that can be killed: each in a process of its own, forked from one that has imported everything.
+
+A process that imports PyTorch takes seconds to come up; these take a fraction of one, so that a test can have many.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import multiprocessing
+import os
+import pkgutil
+import resource
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from andfast import train
+
+Plan = Callable[..., None]
+"""What is done in the process before the command begins, to bring about what shall happen to it."""
+
+SMALL = {
+    "scale": 2,
+    "train.iterations": 12,
+    "train.warmup": 3,
+    "train.ramp": 4,
+    "train.batch_size": 2,
+    "train.patch_size": 16,
+    "train.validate_every": 4,
+    "train.save_every": 2,
+    "train.precision": "float32",
+    "generator.features": 4,
+    "generator.depth": 1,
+    "degradation.channels": 4,
+    "degradation.blocks": 1,
+    "degradation.precision": "float32",
+    "attack.steps": 1,
+    "data.held_out": 1,
+    "data.workers": 0,
+}
+
+
+def arguments(run_dir: Path, images: Path, **changed: Any) -> list[str]:
+    settings = SMALL | {"run_dir": run_dir, "data.hr": images}
+    settings |= {key.replace("__", "."): value for key, value in changed.items()}
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+def make_images(folder: Path, count: int = 6) -> None:
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(count):
+        coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((32, 24), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+
+
+def begin(command: Sequence[str], output: Path, plan: Plan | None = None, *values: Any) -> BaseProcess:
+    """A process that runs the command, adding what it prints to `output`; it leads a group of its own.
+
+    What it prints goes through a pipe, which has no part in what happens to its files.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # What Adam and the log import when they are made, too.
+    context.set_forkserver_preload(["andfast.train", "torch._dynamo", "torch.utils.tensorboard"])
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=_live, args=(list(command), writer, plan, values))
+    process.start()
+    writer.close()
+    process.listener = threading.Thread(target=_listen, args=(reader, output), daemon=True)
+    process.listener.start()
+    return process
+
+
+def _listen(reader: Connection, output: Path) -> None:
+    with reader, output.open("ab") as file:
+        while text := os.read(reader.fileno(), 1 << 16):
+            file.write(text)
+            file.flush()
+
+
+def end(process: BaseProcess, seconds: float = 60) -> int:
+    """The exit status of a process, -n if signal n killed it."""
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError(f"it had not ended after {seconds} seconds")
+    process.listener.join(seconds)
+    return process.exitcode
+
+
+def _live(command: list[str], output: Connection, plan: Plan | None, values: tuple[Any, ...]) -> None:
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(output.fileno(), stream)
+    output.close()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A shell's background jobs begin with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    if plan is not None:
+        plan(*values)
+    raise SystemExit(train.main(command))
+
+
+def all_of(*plans: tuple[Any, ...]) -> None:
+    """Several plans, each with its arguments."""
+    for plan, *values in plans:
+        plan(*values)
+
+
+def slow_disk(seconds: float) -> None:
+    """Let every file be whole for a while before it gets its name."""
+    _before("os.fsync", lambda _: time.sleep(seconds))
+
+
+def signal_at(target: str, call: int, number: int) -> None:
+    """Send a signal to the process and those that it has started, before that call (from 0) of what `target` names."""
+    _before(target, lambda calls: calls == call and os.killpg(os.getpgid(0), number))
+
+
+def die_at_file_call(call: int) -> None:
+    """Be killed before that call (from 0) of all that make, sync, rename or remove a file."""
+    calls = itertools.count()
+    for target in ("tempfile.mkstemp", "os.fsync", "os.replace", "os.unlink"):
+        _before(target, lambda _: next(calls) == call and os.kill(os.getpid(), signal.SIGKILL))
+
+
+def full_disk(name: str, count: int, number: int = 0, fatal: bool = False) -> None:
+    """Let no file grow beyond `count` bytes from that one on (from 0) that is written whole under a name like `name`.
+
+    The kernel sees to that: a write that goes further is an error or, where `fatal`, kills the process in its midst.
+    """
+    if fatal:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    mkstemp, numbers = tempfile.mkstemp, itertools.count()
+
+    def limited(*values: Any, **options: Any) -> tuple[int, str]:
+        descriptor, path = mkstemp(*values, **options)
+        if name in Path(path).name and next(numbers) == number:
+            limit_files(count)
+        return descriptor, path
+
+    tempfile.mkstemp = limited
+
+
+def full_metrics(path: Path, record: int) -> None:
+    """Let `metrics.jsonl` have no room for more than a part of that record."""
+    _before(
+        "andfast.training.log.RunLog.write", lambda calls: calls == record and limit_files(path.stat().st_size + 20)
+    )
+
+
+def limit_files(count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, resource.RLIM_INFINITY))
+
+
+def lose_listener(step: int, number: int) -> None:
+    """Let what the process prints go into a pipe, whose reader is gone when the step begins, by the same signal."""
+    reader, writer = os.pipe()
+    for stream in (1, 2):
+        os.dup2(writer, stream)
+
+    def leave(calls: int) -> None:
+        if calls == step:
+            os.close(reader)
+            os.kill(os.getpid(), number)
+
+    _before("andfast.training.trainer.Trainer.train_step", leave)
+
+
+def _before(target: str, act: Callable[[int], Any]) -> None:
+    """Have `act`, which is given how many calls there were before, done before each call of a function."""
+    module, name = target.rpartition(".")[::2]
+    owner = pkgutil.resolve_name(module)
+    function, calls = getattr(owner, name), itertools.count()
+
+    @functools.wraps(function)
+    def call(*values: Any, **options: Any) -> Any:
+        act(next(calls))
+        return function(*values, **options)
+
+    setattr(owner, name, call)

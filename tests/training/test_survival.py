@@ -1,0 +1,320 @@
+"""Runs that are killed, stopped, or find the disk full or their state damaged, each a real process."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mortals
+import pytest
+import torch
+from mortals import arguments, begin, end
+from PIL import Image
+from safetensors import safe_open
+
+from andfast.models import load_model
+from andfast.training.config import parse_config
+from andfast.training.state import PREVIOUS_FILE, STATE_FILE, load_newest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+
+TIMES = ("seconds", "data_wait")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images") / "hr"
+    mortals.make_images(folder)
+    return folder
+
+
+@pytest.fixture
+def live(images: Path, tmp_path: Path) -> Callable[..., int]:
+    """Runs a command with a plan in a process of its own; returns its exit status."""
+
+    def run(run_dir: Path, plan: tuple[Any, ...] = (None,), **changed: Any) -> int:
+        return end(begin(arguments(run_dir, images, **changed), tmp_path / "output", *plan))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    assert end(begin(arguments(folder / "run", images), folder / "output")) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def _stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    plan = (mortals.signal_at, "andfast.training.trainer.Trainer.train_step", 6, signal.SIGTERM)
+    assert end(begin(arguments(folder / "run", images), folder / "output", *plan)) == 128 + signal.SIGTERM
+    return folder / "run"
+
+
+@pytest.fixture
+def half(_stopped: Path, tmp_path: Path) -> Path:
+    """A run with states of the steps 7 and 6."""
+    return Path(shutil.copytree(_stopped, tmp_path / "run"))
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    """The records, without what is different each time."""
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+def content(run_dir: Path) -> dict[str, Any]:
+    """What a finished run has found, for comparison."""
+    found: dict[str, Any] = {"lines": lines(run_dir)}
+    for path in run_dir.glob("samples/*"):
+        found[path.name] = path.read_bytes()
+    for path in run_dir.glob("*.safetensors"):  # whose metadata come in any order
+        with safe_open(path, "pt") as file:
+            found[path.name] = [file.metadata(), {name: file.get_tensor(name).tolist() for name in file.keys()}]  # noqa: SIM118
+    for name in ("model.pth", STATE_FILE):
+        state = torch.load(run_dir / name, weights_only=True)
+        state.pop("config", None)
+        found[name] = _plain(state)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+def unfinished(run_dir: Path) -> list[Path]:
+    return [path for path in run_dir.rglob(".*") if path.is_file()]
+
+
+def newest_step(run_dir: Path, images: Path) -> int | None:
+    """The step of the newest state, of which none may be damaged."""
+    settings = parse_config(arguments(run_dir, images)).to_dict()
+    settings["train"]["iterations"] = 0  # it may be another
+    found = load_newest(run_dir, settings, pytest.fail)
+    return None if found is None else found[1]["step"]
+
+
+def check_files(run_dir: Path) -> None:
+    """All that has its final name is whole."""
+    for path in (*run_dir.glob("*.safetensors"), *run_dir.glob("*.pth")):
+        assert load_model(path).scale == 2
+    for path in run_dir.glob("samples/*.png"):
+        Image.open(path).load()
+    if (run_dir / "config.yaml").exists():
+        parse_config(["--config", str(run_dir / "config.yaml")])
+
+
+def test_twenty_kills_leave_no_trace(images: Path, tmp_path: Path) -> None:
+    """At any time, with a slow disk so that writes are often hit; at any call that touches a file; within a write."""
+    draw = random.Random(0)
+    options = {"train__iterations": 60, "train__save_every": 1, "data__workers": 1}
+    whole, killed, output = tmp_path / "whole", tmp_path / "killed", tmp_path / "output"
+    assert end(begin(arguments(whole, images, **options), output)) == 0
+    plans = [(mortals.slow_disk, 0.03)] * 6
+    plans += [(mortals.die_at_file_call, draw.randrange(50)) for _ in range(8)]
+    plans += [(mortals.full_disk, "", draw.randrange(30_000), draw.randrange(8), True) for _ in range(6)]
+    draw.shuffle(plans)
+    before = 0
+    for plan in plans:
+        process = begin(arguments(killed, images, **options), output, *plan)
+        if plan[0] is mortals.slow_disk:
+            process.join(draw.uniform(0.2, 1.5))
+            process.kill()
+        assert end(process) in (-signal.SIGKILL, -signal.SIGXFSZ)
+        check_files(killed)
+        step = newest_step(killed, images)
+        assert before == 0 or step is not None
+        assert (step or 0) >= before
+        before = step or 0
+    assert 0 < before < 60
+    assert end(begin(arguments(killed, images, **options), output)) == 0
+    assert content(killed) == content(whole)
+    assert not unfinished(killed)
+
+
+def test_a_run_that_was_killed_between_the_names_goes_on_from_the_previous_state(
+    half: Path, uninterrupted: Path, live: Callable[..., int]
+) -> None:
+    (half / STATE_FILE).unlink()
+    assert live(half) == 0
+    assert content(half) == content(uninterrupted)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_state_is_named_and_the_one_before_is_gone_on_from(
+    damage: str, half: Path, uninterrupted: Path, live: Callable[..., int], tmp_path: Path
+) -> None:
+    state = half / STATE_FILE
+    whole = bytearray(state.read_bytes())
+    whole[len(whole) // 2] ^= 16
+    state.write_bytes({"flip": whole, "cut": whole[:-1000], "empty": b""}[damage])
+    # Killed at once: what is damaged must not take the place of what is whole.
+    calls = [(mortals.die_at_file_call, call) for call in (0, 3, 12)] if damage == "flip" else []
+    for plan in calls:
+        assert live(half, plan) == -signal.SIGKILL
+        assert any(
+            (half / name).stat().st_size > 1000 for name in (STATE_FILE, PREVIOUS_FILE) if (half / name).exists()
+        )
+    assert live(half) == 0
+    assert content(half) == content(uninterrupted)
+    message = (tmp_path / "output").read_text()
+    assert f"warning: {state}: not a state that can be resumed, or damaged" in message
+    assert f"resuming {half / PREVIOUS_FILE} at step 6" in message
+
+
+def test_without_a_whole_state_it_is_said_what_to_do(half: Path, live: Callable[..., int], tmp_path: Path) -> None:
+    for name in (STATE_FILE, PREVIOUS_FILE):
+        (half / name).write_bytes((half / name).read_bytes()[:-1])
+    before = {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
+    assert live(half) == 2
+    message = (tmp_path / "output").read_text()
+    for word in (str(half / STATE_FILE), str(half / PREVIOUS_FILE), "--resume never", "--generator.init"):
+        assert word in message
+    assert {path: path.read_bytes() for path in half.rglob("*") if path.is_file()} == before
+
+
+FILES = [
+    "config.yaml",
+    "model.safetensors",
+    "model.best.safetensors",
+    "model.pth",
+    "state.pt",
+    "samples/step_0000008.png",
+]
+
+
+@pytest.mark.parametrize("name", [*FILES, "metrics.jsonl"])
+def test_a_write_that_fails_ends_the_run_and_harms_nothing(
+    name: str, half: Path, uninterrupted: Path, live: Callable[..., int], tmp_path: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in half.iterdir() if path.is_file()}
+    if name == "metrics.jsonl":
+        plan = (mortals.full_metrics, half / name, 1)
+    else:
+        path = Path(name)
+        # model.pth follows model.safetensors, and of the temporary names both have the same part.
+        plan = (mortals.full_disk, f"{path.stem}-", 100, int(name == "model.pth"))
+    if name == "model.best.safetensors":  # so that there is a better one
+        (half / name).unlink()
+    assert live(half, plan) == 3
+    message = (tmp_path / "output").read_text()
+    assert "File too large" in message
+    assert f"{half / STATE_FILE} is whole, of step" in message
+    assert name == "metrics.jsonl" or str(half / name) in message
+    assert not unfinished(half)
+    check_files(half)
+    if name in ("state.pt", "config.yaml"):
+        assert (half / name).read_bytes() == before[name]
+    assert live(half) == 0
+    ours, theirs = content(half), content(uninterrupted)
+    if name == "model.best.safetensors":
+        del ours[name], theirs[name]
+    assert ours == theirs
+
+
+def test_a_full_disk_ends_the_run_in_plain_words(
+    images: Path, uninterrupted: Path, live: Callable[..., int], tmp_path: Path
+) -> None:
+    """On a file system of its own, with room for a state but not for two."""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    (tmp_path / "kept").mkdir()
+    command = [sys.executable, "-m", "andfast.train", *arguments(mounted / "run", images)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    try:
+        keep = f"status=$?; cp -a {mounted}/. {tmp_path}/kept; exit $status"
+        script = f'mount -t tmpfs -o size=128k tmpfs {mounted} || exit 99; "$@"; {keep}'
+        ended = subprocess.run(
+            ["unshare", "-rm", "sh", "-c", script, "sh", *command],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            env=environment,
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if ended.returncode in (1, 99) and ("unshare" in ended.stderr or "mount" in ended.stderr):
+        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
+    assert ended.returncode == 3, ended.stderr
+    assert "the disk is full ([Errno 28] No space left on device: " in ended.stderr
+    assert "make room" in ended.stderr
+    run_dir = tmp_path / "kept" / "run"
+    check_files(run_dir)
+    assert not unfinished(run_dir)
+    assert live(run_dir) == 0
+    assert content(run_dir) == content(uninterrupted)
+
+
+PLACES = {
+    "step": ("andfast.training.trainer.Trainer.train_step", 5),
+    "validation": ("andfast.training.validation.upscale_tensor", 3),
+    "last validation": ("andfast.training.validation.upscale_tensor", 5),
+    "sample sheet": ("andfast.train.sample_sheet", 1),
+    "model": ("andfast.models.checkpoints.save", 1),
+    "state": ("andfast.training.state.seal", 2),
+    "start": ("andfast.train.RunLog.__init__", 0),
+    "reading": ("andfast.data.patches.read_image", 1),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signal_stops_and_saves_wherever_it_comes(
+    place: str, number: signal.Signals, uninterrupted: Path, live: Callable[..., int], images: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    assert live(run_dir, (mortals.signal_at, *PLACES[place], number)) == 128 + number
+    step = newest_step(run_dir, images)
+    assert step == len([line for line in lines(run_dir) if "validation" not in line])
+    assert not unfinished(run_dir)
+    assert f"stopped at step {step} and saved" in (tmp_path / "output").read_text()
+    assert live(run_dir) == 0
+    assert content(run_dir) == content(uninterrupted)
+
+
+def test_a_signal_need_not_wait_for_a_validation(uninterrupted: Path, live: Callable[..., int], tmp_path: Path) -> None:
+    """It is made up for, and by a signal then again."""
+    run_dir = tmp_path / "run"
+    plan = (mortals.signal_at, "andfast.training.validation.upscale_tensor", 0, signal.SIGTERM)
+    for _ in range(2):
+        assert live(run_dir, plan) == 128 + signal.SIGTERM
+        assert [line["step"] for line in lines(run_dir)] == [1, 2, 3, 4]
+        assert not list(run_dir.glob("samples/*"))
+    assert live(run_dir) == 0
+    assert content(run_dir) == content(uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_nobody_listens_to_any_more_is_saved(
+    number: signal.Signals, uninterrupted: Path, live: Callable[..., int], tmp_path: Path
+) -> None:
+    """As when Ctrl-C also ends the `tee` behind the run."""
+    run_dir = tmp_path / "run"
+    assert live(run_dir, (mortals.lose_listener, 4, number)) == 128 + number
+    assert torch.load(run_dir / STATE_FILE, weights_only=True)["step"] == 5
+    assert live(run_dir) == 0
+    assert content(run_dir) == content(uninterrupted)
+
+
+def test_the_best_model_is_the_one_that_the_metrics_say(uninterrupted: Path) -> None:
+    scores = {
+        line["step"]: line["validation"]["camera"]["psnr_y"] for line in lines(uninterrupted) if "validation" in line
+    }
+    with safe_open(uninterrupted / "model.best.safetensors", "pt") as file:
+        record = file.metadata()
+    best = max(scores, key=scores.get)
+    assert (record["validation"], int(record["iterations"])) == ("camera", best)
+    assert float(record["psnr_y"]) == scores[best]
