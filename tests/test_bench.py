@@ -252,7 +252,7 @@ def test_a_first_step_is_the_references(bench, who, networks, method):
     case = steps.Case("compact", 2, 16, features=8, depth=1, channels=8, blocks=2)
     exact = steps.reference(case, getattr(steps, method), networks).found
     found = steps.make_program(case, steps.Variant(who, getattr(steps, method), networks)).first()
-    bounds = steps.EXACT if torch.float32 == steps.FAST_TYPE else steps.ROUNDED
+    bounds = steps.EXACT if steps.fast_type(case) == torch.float32 else steps.ROUNDED
     steps.check(found, exact, bounds)
     assert found.updates == 1
     for wrong in (

@@ -8,8 +8,9 @@ from torch import Tensor
 from andfast.attack.budget import within_budget
 from andfast.degradation import DegradationNetwork
 
-# In the scaled norm: a random deviation so small that the image's error grows in proportion to it.
-_PROBE = 0.3
+# In the scaled norm: a random deviation so small that the image's error grows in proportion to it, and one from which
+# on images are saturated and say little of how far beyond their budget they are.
+_PROBE, _FAR = 0.3, 1.0
 
 
 def random_direction(network: DegradationNetwork, inv_scale: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -45,8 +46,7 @@ def random_deviation(
         generator: of the network's device; None for torch's own.
     """
     wished = radius * random_direction(network, inv_scale, generator)
-    # A wish may be far beyond the budget, where images are saturated and say little of how far.
-    first = torch.full_like(budget_db, min(_PROBE / radius, 1.0))
+    first = torch.full_like(budget_db, _PROBE / radius if radius > _FAR else 1.0)
     return within_budget(network, seen, clean, wished, budget_db, first)
 
 
