@@ -186,7 +186,7 @@ def test_the_page_s_tables_hold_gains_and_leads(content, tmp_path, capsys):
     assert "| complete |" not in lead
 
 
-@pytest.mark.parametrize("name", ["table2_compact.json"])
+@pytest.mark.parametrize("name", ["table2_compact.json", "attacks_compact.json"])
 def test_the_page_shows_the_committed_results(name):
     root = Path(__file__).parents[2]
     outcome = read_outcome(root / "studies" / "results" / name)
