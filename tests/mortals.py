@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -96,8 +97,9 @@ def end(process: BaseProcess, seconds: float = 60) -> int:
         process.kill()
         process.join()
         raise AssertionError(f"it had not ended after {seconds} seconds")
-    if process.exitcode >= 0:  # the workers of one that was killed hold its pipe for a while
-        process.listener.join(seconds)
+    with suppress(ProcessLookupError):  # what one that was killed has left behind
+        os.killpg(process.pid, signal.SIGKILL)
+    process.listener.join(seconds)
     return process.exitcode
 
 
