@@ -31,13 +31,13 @@ from andfast.training.images import Skipped, find_images
 from andfast.training.log import RunLog
 from andfast.training.memory import describe_memory, estimate_memory, free_memory, is_out_of_memory, remedies
 from andfast.training.readout import DivergedError, Readout
-from andfast.training.records import METRICS_FILE, RecordError
+from andfast.training.records import METRICS_FILE, RecordError, lacks_validation
 from andfast.training.sheet import sample_sheet
 from andfast.training.state import PREVIOUS_FILE, STATE_FILE, load_newest, load_state, make_newest, save_state
 from andfast.training.stop import StopSignal
 from andfast.training.summary import summarise
 from andfast.training.trainer import Trainer
-from andfast.training.validation import Validator, lacks_validation
+from andfast.training.validation import Validator
 from andfast.training.waiting import DataWait
 from andfast.training.wandb_run import WANDB_FILE, WandbError, import_wandb
 from andfast.upscale import NonFiniteError
@@ -87,6 +87,8 @@ class Run:
         state = self._state_to_resume()
         if state is not None:
             self.trainer.load(state)
+        # Whether a stop came before the step gone on from was validated.
+        self._owes_validation = state is not None and self._lacks_validation()
         self.best = BestModel(self.folder, _warn)
         self.validate = Validator([image for _, image in self.images.held_out], self.images.pairs, config.scale)
         self.batches = self._batches()
@@ -146,7 +148,7 @@ class Run:
     def train(self) -> int:
         """Train to the end, or until told to stop; returns the exit status of the command."""
         trainer, train = self.trainer, self.config.train
-        if trainer.step >= train.iterations and not self._owes_validation():
+        if trainer.step >= train.iterations and not self._owes_validation:
             print(f"{self.folder}: all {train.iterations} iterations are done; --resume never starts over")
             return 0
         exhausted = ""
@@ -242,7 +244,7 @@ class Run:
         )
         # Closed also when a step raises: workers that still wait to be asked would keep this process from ending.
         with bar, closing(iter(loader)) as batches, closing(readout):
-            if self._owes_validation():
+            if self._owes_validation:
                 self._validate(log, stop)
             begin = time.perf_counter()
             while trainer.step < train.iterations and not stop.number:
@@ -274,8 +276,8 @@ class Run:
         if stop.number and trainer.step != self._saved:
             self._save()
 
-    def _owes_validation(self) -> bool:
-        """Whether a stop came before the last step was validated."""
+    def _lacks_validation(self) -> bool:
+        """Whether the last step was to be validated and is not."""
         step, train = self.trainer.step, self.config.train
         due = _due(step, train.validate_every, train.iterations)
         return due and lacks_validation(self.folder / METRICS_FILE, step)
@@ -301,7 +303,7 @@ class Run:
         """Write the state and the model as they are now."""
         for name in ("model.safetensors", "model.pth"):
             save_model(self.trainer.ema, self.folder / name, {"iterations": self.trainer.step})
-        sync(self.folder / "metrics.jsonl")  # a state never knows more than the lines before it
+        sync(self.folder / METRICS_FILE)  # a state never knows more than the lines before it
         save_state(self.folder / STATE_FILE, self.trainer.state() | {"images": self.images.digest()})
         self._saved = self.trainer.step
 

@@ -16,6 +16,7 @@ import yaml
 
 from andfast.files import written_whole
 from andfast.info import commit, machine
+from andfast.training.records import METRICS_FILE, read_records
 
 
 def settings(run_dir: Path) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def _median(values: list[float]) -> float | None:
 
 def summary(run_dir: Path) -> dict[str, Any]:
     """A run's settings, its validations, and medians over its steps, with and without attack."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = list(read_records(run_dir / METRICS_FILE))
     steps = [line for line in lines if "validation" not in line]
     parts = {
         "clean": [step for step in steps if step["loss_before_attack"] == step["loss_after_attack"]],

@@ -19,6 +19,7 @@ from pathlib import Path
 from andfast.files import written_whole
 from andfast.info import commit
 from andfast.training.config import dump_yaml
+from andfast.training.records import METRICS_FILE, read_records
 from studies.study import Settings
 
 _FINISHED = "finished.json"
@@ -147,8 +148,8 @@ def _alone(folder: Path) -> Iterator[int]:
 
 def _summary(folder: Path) -> dict:
     """What the log of a run that is done says: the fields of `Finished`, but for the model."""
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    seconds = [line["seconds"] for line in lines if "validation" not in line]
+    records = read_records(folder / "run" / METRICS_FILE)
+    seconds = [record["seconds"] for record in records if "validation" not in record]
     return {
         "iterations": len(seconds),
         "seconds_per_step": _typical(seconds),

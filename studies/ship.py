@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-import json
 import math
 import shutil
 import statistics
@@ -32,6 +31,7 @@ from andfast.pretrained import DEFAULT
 from andfast.pretrained import FOLDER as PACKAGE
 from andfast.training.config import Config, dump_yaml, parse_config
 from andfast.training.images import Skipped, find_images
+from andfast.training.records import METRICS_FILE, read_records
 from andfast.upscale import NonFiniteError
 from bench.record import settings, summary
 from studies.card import model_card
@@ -210,8 +210,7 @@ def _json(value: Any) -> Any:
 
 def _course(run_dir: Path) -> list[dict[str, float | None]]:
     """Means over as many parts of a run: its loss, and by how much the adversary raised it how far from clean LR."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "validation" not in line]
+    steps = [record for record in read_records(run_dir / METRICS_FILE) if "validation" not in record]
     ends = sorted({(index + 1) * len(steps) // _COURSE for index in range(_COURSE)} - {0})
     course = []
     for begin, end in zip([0, *ends], ends, strict=False):

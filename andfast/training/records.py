@@ -34,3 +34,15 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
                 raise RecordError(f"{path}: line {number} has no step; it is none that andfast.train writes")
             yield record
+
+
+def lacks_validation(path: Path, step: int) -> bool:
+    """Whether a run's `metrics.jsonl` has lines of a step, but none of its validation.
+
+    Raises:
+        OSError, RecordError: as `read_records`; but where there is no such file, it has no lines.
+    """
+    if not path.exists():
+        return False
+    found = [record for record in read_records(path) if record["step"] == step]
+    return bool(found) and not any("validation" in record for record in found)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -89,19 +87,3 @@ class Validator:
                 "bicubic_psnr_y": float(np.mean([case.bicubic_db for case in cases])),
             }
         return results
-
-
-def lacks_validation(metrics: Path, step: int) -> bool:
-    """Whether a run's `metrics.jsonl` has lines of a step, but none of its validation."""
-    if not metrics.exists():
-        return False
-    found = []
-    for line in reversed(metrics.read_text().splitlines(keepends=True)):
-        if not line.endswith("\n"):  # cut off while it was written
-            continue
-        record = json.loads(line)
-        if record["step"] < step:
-            break
-        if record["step"] == step:
-            found.append(record)
-    return bool(found) and not any("validation" in record for record in found)
