@@ -36,10 +36,7 @@ class Random(NetworkAttack):
 
     def _search(self, task: Task) -> Iterates:
         network, hr, objective = task.network, task.hr, task.objective
-        inv_scale = self.inv_scale(network)
-        delta, lr = random_deviation(
-            network, task.seen, task.clean, inv_scale, self.epsilon, task.budget_db, task.generator
-        )
+        delta, lr = random_deviation(task, self.inv_scale(network), self.epsilon)
         iterates = Iterates()
         with torch.no_grad():
             before = by_network(objective(network(task.seen), hr), network.num_networks)

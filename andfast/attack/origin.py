@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from andfast.attack.base import Task
 from andfast.attack.budget import within_budget
 from andfast.degradation import DegradationNetwork
 
@@ -26,28 +27,17 @@ def random_direction(network: DegradationNetwork, inv_scale: Tensor, generator: 
     return inv_scale * direction / direction.norm(dim=1, keepdim=True)
 
 
-def random_deviation(
-    network: DegradationNetwork,
-    seen: Tensor,
-    clean: Tensor,
-    inv_scale: Tensor,
-    radius: float,
-    budget_db: Tensor,
-    generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor]:
+def random_deviation(task: Task, inv_scale: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     """Deviations (N, P) of norm `radius` in a random direction, shrunk into their budgets, and their LR images.
 
     Args:
-        network: as in `Attack.__call__`.
-        seen, clean: as in `Task`.
+        task: says of what networks and images, and within which budgets.
         inv_scale: (P,), as for `random_direction`.
         radius: in the scaled norm.
-        budget_db: (N,), the least PSNR of an LR image against the clean one.
-        generator: of the network's device; None for torch's own.
     """
-    wished = radius * random_direction(network, inv_scale, generator)
-    first = torch.full_like(budget_db, _PROBE / radius if radius > _FAR else 1.0)
-    return within_budget(network, seen, clean, wished, budget_db, first)
+    wished = radius * random_direction(task.network, inv_scale, task.generator)
+    first = torch.full_like(task.budget_db, _PROBE / radius if radius > _FAR else 1.0)
+    return within_budget(task.network, task.seen, task.clean, wished, task.budget_db, first)
 
 
 class From:

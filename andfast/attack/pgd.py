@@ -79,10 +79,8 @@ class PGD(GradientAttack):
         """The deviations (N, P) that the search begins at; None: zero."""
         if not self.random_start:
             return None
-        network, inv_scale = task.network, self.inv_scale(task.network)
-        budget_db = task.budget_db - 10 * math.log10(self.random_start)
-        found = random_deviation(network, task.seen, task.clean, inv_scale, _START_RADIUS, budget_db, task.generator)
-        return found[0]
+        part = replace(task, budget_db=task.budget_db - 10 * math.log10(self.random_start))
+        return random_deviation(part, self.inv_scale(task.network), _START_RADIUS)[0]
 
     def _ascend(self, task: Task) -> Iterates:
         hr, count = task.hr, task.network.num_networks

@@ -44,7 +44,7 @@ class SpectralNormConv2d(nn.Module):
     def normalised(self) -> Tensor:
         """The weight over its largest singular value, (out, in, k, k), in float32 or wider; in training mode after one
         turn of the power iteration, whose vectors count as constants for the gradient."""
-        weight = self.weight_orig.to(_wide(self.weight_orig))
+        weight = self.weight_orig.to(torch.promote_types(self.weight_orig.dtype, torch.float32))
         with torch.autocast(weight.device.type, enabled=False):
             matrix = weight.flatten(1)
             # What is in the graph must not be what the next pass writes to.
@@ -58,7 +58,3 @@ class SpectralNormConv2d(nn.Module):
         self.weight_u.copy_(u)
         self.weight_v.copy_(v)
         return u, v
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
