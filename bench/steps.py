@@ -48,6 +48,11 @@ class Case:
     def __str__(self) -> str:
         return f"{self.generator} {self.batch}x{self.patch}"
 
+    @property
+    def narrow(self) -> bool:
+        """Whether F has so few channels that a half type's rounding alone leads an attack elsewhere."""
+        return self.channels < 16
+
     def flops(self, passes: tuple[float, float]) -> float:
         """Floating-point operations of so many passes of the whole batch through G and through F."""
         return self.batch * (passes[0] * self._generator_flops() + passes[1] * self._degradation_flops())
@@ -200,14 +205,13 @@ def found_by(trainer: Trainer, result: PendingStep) -> Found:
 
 
 def fast_type(case: Case) -> torch.dtype:
-    """What a case is computed in: the device's fast type, which leads attacks on very narrow networks elsewhere."""
-    return FAST_TYPE if case.channels >= 16 else torch.float32
+    """The type that a case is fast in: the device's own, but for cases that a half type leads elsewhere."""
+    return torch.float32 if case.narrow else FAST_TYPE
 
 
 def own_program(case: Case, variant: Variant) -> Program:
     """andfast's own step."""
-    plain = variant.who == "reference" or fast_type(case) == torch.float32
-    precision = "float32" if plain else "auto"
+    precision = "float32" if variant.who == "reference" or case.narrow else "auto"
     trainer = Trainer(make_config(case, variant.method, variant.networks, precision))
     given = patches(case)
 
