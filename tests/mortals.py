@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from commands import as_options
 from PIL import Image
 
 from andfast import train
@@ -53,9 +54,7 @@ SMALL = {
 
 
 def arguments(run_dir: Path, images: Path, **changed: Any) -> list[str]:
-    settings = SMALL | {"run_dir": run_dir, "data.hr": images}
-    settings |= {key.replace("__", "."): value for key, value in changed.items()}
-    return [f"--{key}={value}" for key, value in settings.items()]
+    return as_options(SMALL | {"run_dir": run_dir, "data.hr": images}, **changed)
 
 
 def make_images(folder: Path, count: int = 6) -> None:

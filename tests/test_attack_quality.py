@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import as_options
 from PIL import Image
 
 import andfast
@@ -45,8 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(folder: Path, output: Path, variants: list[str], **changed: object) -> list[str]:
-    settings = SMALL | {key.replace("__", "."): value for key, value in changed.items()}
-    options = [f"--{key}={value}" for key, value in settings.items()]
+    options = as_options(SMALL, **changed)
     return ["--model", str(folder / "tiny.safetensors"), f"--data.hr={folder / 'photos'}", f"--output={output}",
             *options, *(["--variants", *variants] if variants else [])]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from commands import as_options
 from torch import Tensor
 
 from andfast.training.config import parse_config
@@ -26,8 +27,7 @@ TINY = {
 
 def make(**changed: Any) -> Trainer:
     """With the settings in `changed`, whose dots are written as two underscores."""
-    settings = TINY | {key.replace("__", "."): value for key, value in changed.items()}
-    return Trainer(parse_config([f"--{key}={value}" for key, value in settings.items()]))
+    return Trainer(parse_config(as_options(TINY, **changed)))
 
 
 def patches(count: int = 4, size: int = 32, seed: int = 0) -> Tensor:

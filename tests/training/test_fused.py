@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import as_options
 
 from andfast import train
 from andfast.ops import backends, use_backend
@@ -27,8 +28,7 @@ OPTIONS = {
 
 
 def losses(run_dir: Path, **options: str) -> list[dict[str, float]]:
-    settings = OPTIONS | {"run_dir": run_dir} | {key.replace("__", "."): value for key, value in options.items()}
-    train.main([f"--{key}={value}" for key, value in settings.items()])
+    train.main(as_options(OPTIONS | {"run_dir": run_dir}, **options))
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [record for record in records if "validation" not in record]
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from commands import as_options
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from andfast import train
@@ -84,8 +85,7 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def options(run_dir: Path, **changed: Any) -> list[str]:
-    settings = TINY | {"run_dir": run_dir} | {key.replace("__", "."): value for key, value in changed.items()}
-    return [f"--{key}={value}" for key, value in settings.items()]
+    return as_options(TINY | {"run_dir": run_dir}, **changed)
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import as_options
 from tiny_trainer import make, patches
 
 from andfast import train
@@ -139,8 +140,8 @@ def options(run_dir: Path, **changed: Any) -> list[str]:
         "degradation.blocks": 2,
         "attack.steps": 1,
         "data.workers": 0,
-    } | {key.replace("__", "."): value for key, value in changed.items()}
-    return [f"--{key}={value}" for key, value in settings.items()]
+    }
+    return as_options(settings, **changed)
 
 
 @pytest.mark.parametrize("fail", [ask_for_too_much, raise_memory_error, raise_cuda_s_error])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import as_options
 from PIL import Image
 from tiny_trainer import TINY, make, patches
 from torch import Tensor
@@ -142,8 +143,7 @@ def test_a_mixture_in_micro_batches_is_the_same(images: int, monkeypatch: pytest
 def run(folder: Path, **changed: Any) -> list[dict[str, Any]]:
     # A cosine would know when the run ends.
     settings = TINY | {"run_dir": folder, "data.workers": 0, "train.iterations": 4, "train.schedule": "constant"}
-    settings |= {key.replace("__", "."): value for key, value in changed.items()}
-    assert train.main([f"--{key}={value}" for key, value in settings.items()]) == 0
+    assert train.main(as_options(settings, **changed)) == 0
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key not in ("seconds", "data_wait")} for record in records]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import as_options
 from PIL import Image
 
 from andfast import train
@@ -41,8 +42,7 @@ TINY = {
 
 
 def options(run_dir: Path, **changed: Any) -> list[str]:
-    settings = TINY | {"run_dir": run_dir} | {key.replace("__", "."): value for key, value in changed.items()}
-    return [f"--{key}={value}" for key, value in settings.items()]
+    return as_options(TINY | {"run_dir": run_dir}, **changed)
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
