@@ -39,9 +39,10 @@ def summary(run_dir: Path) -> dict[str, Any]:
     """A run's settings, its validations, and medians over its steps, with and without attack."""
     lines = list(read_records(run_dir / METRICS_FILE))
     steps = [line for line in lines if "validation" not in line]
+    made = [step for step in steps if step["loss"] is not None]  # and not left out, as no numbers are
     parts = {
-        "clean": [step for step in steps if step["loss_before_attack"] == step["loss_after_attack"]],
-        "attacked": [step for step in steps if step["loss_before_attack"] != step["loss_after_attack"]],
+        "clean": [step for step in made if step["loss_before_attack"] == step["loss_after_attack"]],
+        "attacked": [step for step in made if step["loss_before_attack"] != step["loss_after_attack"]],
     }
     return {
         "config": settings(run_dir),

@@ -210,7 +210,8 @@ def _json(value: Any) -> Any:
 
 def _course(run_dir: Path) -> list[dict[str, float | None]]:
     """Means over as many parts of a run: its loss, and by how much the adversary raised it how far from clean LR."""
-    steps = [record for record in read_records(run_dir / METRICS_FILE) if "validation" not in record]
+    # Validations have no loss, and updates that were left out none that is a number.
+    steps = [record for record in read_records(run_dir / METRICS_FILE) if record.get("loss") is not None]
     ends = sorted({(index + 1) * len(steps) // _COURSE for index in range(_COURSE)} - {0})
     course = []
     for begin, end in zip([0, *ends], ends, strict=False):

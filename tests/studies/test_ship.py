@@ -17,6 +17,7 @@ from andfast.models import load_model
 from andfast.pretrained import FOLDER, pretrained_names
 from andfast.training.config import parse_config
 from andfast.training.validation import bicubic_upsample
+from bench.record import summary
 from studies import ship
 from studies.card import model_card
 from studies.sources import count_sources
@@ -254,3 +255,19 @@ def test_the_packaged_table_is_that_of_its_images_scores(name):
     (line,) = [line for line in found["table"] if line["test"] == "photographs, clean"]
     for row, means in line["psnr_y"].items():
         assert means == pytest.approx(statistics.fmean(found["scores"][row]["psnr_y"]["clean"]))
+
+
+def test_updates_that_were_left_out_are_no_part_of_a_run_s_course(tmp_path):
+    (tmp_path / "config.yaml").write_text("run_dir: run\ndata: {}\n")
+    common = {"seconds": 1.0, "data_wait": 0.25}
+    clean = {"step": 1, "loss": 0.5, "loss_before_attack": 0.5, "loss_after_attack": 0.5, "lr_psnr": None} | common
+    left_out = {"step": 2, "loss": None, "loss_before_attack": 0.5, "loss_after_attack": None, "lr_psnr": 30} | common
+    attacked = {"step": 3, "loss": 0.8, "loss_before_attack": 0.4, "loss_after_attack": 0.8, "lr_psnr": 31} | common
+    records = [clean, left_out, attacked, {"step": 3, "validation": {}}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    course = ship._course(tmp_path)
+    assert [(point["step"], point["loss"], point["gain"]) for point in course] == [(1, 0.5, None), (3, 0.8, 2.0)]
+    found = summary(tmp_path)
+    assert {name: part["count"] for name, part in found["steps"].items()} == {"clean": 1, "attacked": 1}
+    assert found["seconds_in_steps"] == 3
+    assert found["steps"]["attacked"]["median_gain"] == 2
