@@ -22,7 +22,7 @@ from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, make_loader
 from andfast.files import remove_unfinished, sync, write_torch, written_whole
 from andfast.host_memory import keep_freed_memory
-from andfast.models import save_model
+from andfast.models import save_discriminator, save_model
 from andfast.ops import backends
 from andfast.training.best import BEST_FILE, BestModel
 from andfast.training.compilation import CompileError
@@ -43,6 +43,7 @@ from andfast.training.wandb_run import WANDB_FILE, WandbError, import_wandb
 from andfast.upscale import NonFiniteError
 
 BAD_BATCH = "bad_batch.pt"
+DISCRIMINATOR_FILE = "discriminator.pth"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,7 +203,7 @@ class Run:
     def _save_bad_batch(self, step: int) -> str:
         """Keep the images of the first update that was left out, to be studied; returns what to say of it."""
         path = self.folder / BAD_BATCH
-        hr, lr = (images.cpu() for images in self.trainer.guard.batch)
+        hr, lr = (images.cpu() for images in self.trainer.bad_batch)
         try:
             with written_whole(path) as temporary:
                 write_torch({"step": step, "hr": hr, "lr": lr}, temporary)
@@ -303,6 +304,8 @@ class Run:
         """Write the state and the model as they are now."""
         for name in ("model.safetensors", "model.pth"):
             save_model(self.trainer.ema, self.folder / name, {"iterations": self.trainer.step})
+        if self.trainer.discrimination is not None:
+            save_discriminator(self.trainer.discrimination.module, self.folder / DISCRIMINATOR_FILE)
         sync(self.folder / METRICS_FILE)  # a state never knows more than the lines before it
         save_state(self.folder / STATE_FILE, self.trainer.state() | {"images": self.images.digest()})
         self._saved = self.trainer.step
@@ -311,7 +314,7 @@ class Run:
         """Remove what an earlier run left here that this one would mix with its own."""
         # The newest state last but one: killed in between, the earlier run is still what it was.
         names = [PREVIOUS_FILE, STATE_FILE, METRICS_FILE, WANDB_FILE, BEST_FILE, BAD_BATCH]
-        names += ["model.safetensors", "model.pth"]
+        names += ["model.safetensors", "model.pth", DISCRIMINATOR_FILE]
         found = [*self.folder.glob("samples/step_*.png"), *self.folder.glob("tensorboard/events.*")]
         for path in [*(self.folder / name for name in names), *found]:
             path.unlink(missing_ok=True)

@@ -120,12 +120,12 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
 
         return run
 
-    def objective(*arguments: Any) -> Any:
+    def view(*arguments: Any) -> Any:
         if timeline.phase != G_FORWARD:
             timeline.enter(UPDATE_FORWARD)
-        return given_objective(*arguments)
+        return given_view(*arguments)
 
-    attack, gradient, given_objective = Attack.__call__, torch.autograd.grad, trainer.objective
+    attack, gradient, given_view = Attack.__call__, torch.autograd.grad, trainer.view
 
     def watched_attack(self: Attack, network: Any, hr: Tensor, objective: Any, *rest: Any, **options: Any) -> Any:
         with timeline.within(ATTACK):
@@ -146,7 +146,7 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
             (torch.autograd, "grad", watched_gradient),
             (Tensor, "backward", then(UPDATE_ADAM, inside(UPDATE_BACKWARD, Tensor.backward))),
             (trainer.optimizer, "step", then(UPDATE_ADAM, trainer.optimizer.step)),
-            (trainer, "objective", objective),
+            (trainer, "view", view),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
         for name in ("begin", "clean"):  # of a replay, and of clean images

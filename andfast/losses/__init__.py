@@ -1,6 +1,12 @@
 """What the generator minimises and the adversary maximises, and what the discriminator minimises (Sec 3.4)."""
 
-from andfast.losses.adversarial import GAN_LOSSES, AdversarialLoss, GANLoss, discriminator_loss
+from andfast.losses.adversarial import (
+    GAN_LOSSES,
+    AdversarialLoss,
+    GANLoss,
+    discriminator_logits,
+    discriminator_loss,
+)
 from andfast.losses.objective import (
     GeneratorLoss,
     ImageLoss,
@@ -20,6 +26,7 @@ __all__ = [
     "ImageLoss",
     "Objective",
     "PerceptualLoss",
+    "discriminator_logits",
     "discriminator_loss",
     "generator_objective",
     "l1_loss",

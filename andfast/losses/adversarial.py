@@ -127,20 +127,26 @@ class AdversarialLoss:
         return self.gan.generator(widened(self._discriminator(restored)), *self.targets(hr))
 
 
-def discriminator_loss(discriminator: Callable[[Tensor], Tensor], restored: Tensor, hr: Tensor, gan: GANLoss) -> Tensor:
-    """What D minimises (sub-step 4), for each pair of images.
+def discriminator_logits(
+    discriminator: Callable[[Tensor], Tensor], restored: Tensor, hr: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What D says of restored and of real images in its own update (sub-step 4).
 
-    Restored and real images go through D as one batch. Where it has batch norms, their statistics are then those of
-    both kinds, which is what the running statistics mean that G and the adversary see D with.
+    They go through D as one batch. Where it has batch norms, their statistics are then those of both kinds, which is
+    what the running statistics mean that G and the adversary see D with.
 
     Args:
         discriminator: (2B, 3, H, W) -> logits (2B, ...), in training mode.
         restored: (B, 3, H, W); no gradient flows there.
         hr: (B, 3, H, W) in [0, 1].
-        gan: what the logits are worth.
 
     Returns:
-        (B,), in float32 or wider.
+        Logits of both, (B, ...) each, in float32 or wider.
     """
-    logits = widened(discriminator(torch.cat([restored.detach(), hr])))
-    return gan.discriminator(*logits.chunk(2))
+    return widened(discriminator(torch.cat([restored.detach(), hr]))).chunk(2)
+
+
+def discriminator_loss(discriminator: Callable[[Tensor], Tensor], restored: Tensor, hr: Tensor, gan: GANLoss) -> Tensor:
+    """What D minimises for each pair of images, (B,): what `gan` makes of `discriminator_logits`, whose arguments these
+    are."""
+    return gan.discriminator(*discriminator_logits(discriminator, restored, hr))

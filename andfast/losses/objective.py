@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -50,15 +50,27 @@ class GeneratorLoss:
         for name, weight in (("perceptual_weight", perceptual_weight), ("gan_weight", gan_weight)):
             if not weight >= 0:
                 raise ValueError(f"{name} is {weight}; it must be at least 0")
-        pairs = ((perceptual_weight, perceptual), (gan_weight, adversarial))
-        self._terms = [(weight, term) for weight, term in pairs if term is not None and weight]
+        more = {"perceptual": (perceptual_weight, perceptual), "gan": (gan_weight, adversarial)}
+        self._more = {name: pair for name, pair in more.items() if pair[1] is not None and pair[0]}
 
     def __call__(self, restored: Tensor, hr: Tensor) -> Tensor:
         """(restored (B,3,H,W), hr (B,3,H,W) in [0, 1]) -> (B,)."""
-        loss = l1_loss(restored, hr)
-        for weight, term in self._terms:
-            loss = loss + weight * term(restored, hr)
+        return self.total(self.terms(restored, hr))
+
+    def terms(self, restored: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        """The terms without their weights, each (B,): "l1", and "perceptual" and "gan" where they are there."""
+        return {"l1": l1_loss(restored, hr), **{name: term(restored, hr) for name, (_, term) in self._more.items()}}
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of what `terms` gave, (B,)."""
+        loss = terms["l1"]
+        for name, (weight, _) in self._more.items():
+            loss = loss + weight * terms[name]
         return loss
+
+    def targets_of(self, hr: Tensor) -> list[list[Tensor]]:
+        """What the terms compute of HR images (B, 3, H, W) alone, term by term."""
+        return [term.targets(hr) for _, term in self._more.values()]
 
     @contextmanager
     def step(self, hr: Tensor) -> Iterator[None]:
@@ -71,11 +83,11 @@ class GeneratorLoss:
             hr: (B, 3, H, W) in [0, 1], the step's batch.
         """
         try:
-            for _, term in self._terms:
+            for _, term in self._more.values():
                 term.targets.remember(hr)
             yield
         finally:
-            for _, term in self._terms:
+            for _, term in self._more.values():
                 term.targets.forget()
 
 

@@ -8,6 +8,7 @@ from andfast.models.discriminators import (
     VGGStyleDiscriminator,
     build_discriminator,
     load_discriminator,
+    save_discriminator,
 )
 from andfast.models.rrdbnet import RRDBNet
 from andfast.models.vgg import VGGFeatures, load_vgg_features
@@ -27,5 +28,6 @@ __all__ = [
     "load_discriminator",
     "load_model",
     "load_vgg_features",
+    "save_discriminator",
     "save_model",
 ]

@@ -17,7 +17,7 @@ from torch import nn
 from andfast.files import write_torch, written_whole
 from andfast.models.compact import Compact
 from andfast.models.rrdbnet import RRDBNet
-from andfast.models.weights import SUFFIXES, ModelError, Shapes, read_model, some
+from andfast.models.weights import SUFFIXES, ModelError, Shapes, portable, read_model, some
 
 GENERATORS: dict[str, type[nn.Module]] = {"rrdbnet": RRDBNet, "compact": Compact}
 """The generators by the names that configurations and model files use."""
@@ -71,9 +71,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping
     if isinstance(model, Compact):
         record["activation"] = model.activation
     record = {key: str(value) for key, value in (record | dict(metadata or {})).items()}
-    # A model compiled block by block has the wrapper's prefix inside its names.
-    state = {key.replace("_orig_mod.", ""): value for key, value in model.state_dict().items()}
-    state = {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in state.items()}
+    state = portable(model)
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".safetensors":
             # Not save_file, whose errors of the disk are no OSError.

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from andfast.files import write_torch, written_whole
 from andfast.models.spectral_norm import SpectralNormConv2d
-from andfast.models.weights import ModelError, Shapes, read_model, some
+from andfast.models.weights import ModelError, Shapes, portable, read_model, some
 
 _SLOPE = 0.2
 
@@ -167,6 +168,20 @@ def build_discriminator(name: str, patch_size: int, **options: Any) -> nn.Module
     kind = DISCRIMINATORS[name]
     kind.check_patch_size(patch_size)
     return kind(patch_size, **options) if kind is VGGStyleDiscriminator else kind(**options)
+
+
+def save_discriminator(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a discriminator's weights for `load_discriminator`, and for BasicSR and Real-ESRGAN, whole or not at all.
+
+    Args:
+        model: one of `DISCRIMINATORS`.
+        path: where to, a `.pth` file; the weights stand under "params", where those programs look for them.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with written_whole(path) as temporary:
+        write_torch({"params": portable(model)}, temporary)
 
 
 def load_discriminator(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:

@@ -155,6 +155,17 @@ def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
+def portable(model: nn.Module) -> dict[str, Tensor]:
+    """A network's weights as files hold them: contiguous, on the CPU, under the names of no wrapper; floating ones in
+    float32."""
+    # A model compiled block by block has the wrapper's prefix inside its names.
+    state = {key.replace("_orig_mod.", ""): value.detach() for key, value in model.state_dict().items()}
+    return {
+        key: value.to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True).contiguous()
+        for key, value in _without_prefixes(state).items()
+    }
+
+
 def some(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -19,6 +19,7 @@ from andfast.attack import BSRGAN, PGD, YOPO, Attack, Bicubic, Free, Lens, Noise
 from andfast.degradation import DegradationNetwork
 from andfast.devices import choose_precision
 from andfast.theta import ScaleFactors
+from andfast.training.loss_config import DiscriminatorConfig, LossConfig
 from andfast.training.micro_batch import MicroBatchedNetwork, check_micro_batch
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -290,6 +291,8 @@ class Config:
         generator: the restoration network.
         degradation: the degradation network.
         attack: the adversary.
+        loss: what the generator minimises and the adversary maximises.
+        discriminator: the discriminator, for loss.gan above 0.
         train: the training steps.
     """
 
@@ -304,6 +307,8 @@ class Config:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
@@ -352,6 +357,7 @@ class Config:
                 "memory there is train.micro_batch)"
             )
         self.attack.build()
+        self.loss.check(self.discriminator, train.patch_size, train.micro_batch)
 
     def _check_mix(self) -> None:
         method, mix = self.attack.method, self.attack.mix

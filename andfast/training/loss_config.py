@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from andfast.losses import GAN_LOSSES, PERCEPTUAL_WEIGHTS, AdversarialLoss, GANLoss, GeneratorLoss, PerceptualLoss
 from andfast.models import DISCRIMINATORS, build_discriminator, load_discriminator, load_vgg_features
-from andfast.models.vgg import DOWNLOAD, LAYERS, URL, least_size
+from andfast.models.vgg import DOWNLOAD, LAYERS, URL, VGGFeatures, least_size
 
 
 @dataclass
@@ -24,11 +24,13 @@ class DiscriminatorConfig:
             (Real-ESRGAN's, with spectral normalisation, one verdict a pixel; patches of multiples of 8).
         features: width; none: 64, or what the weights in init have.
         init: a file of weights to start from.
+        learning_rate: Adam's, at its highest; none: train.learning_rate. It follows the same schedule.
     """
 
     name: Literal["vgg", "unet"] = "vgg"
     features: PositiveInt | None = None
     init: str | None = None
+    learning_rate: PositiveFloat | None = None
 
     def check(self, patch_size: int) -> None:
         """Refuse HR patches that the discriminator cannot judge.
@@ -146,28 +148,51 @@ class LossConfig:
                 f"train.patch_size is {patch_size}; the deepest layer of loss.perceptual_layers needs at least {least}"
             )
 
-    def build(
-        self,
-        device: torch.device,
-        dtype: torch.dtype,
-        discriminator: Callable[[Tensor], Tensor] | None = None,
-    ) -> GeneratorLoss:
-        """The loss that these settings describe; with the defaults it is L1, and takes nothing else.
+    def load_features(self, device: torch.device, dtype: torch.dtype) -> VGGFeatures | None:
+        """VGG19's features as far as the perceptual term needs them; None without that term.
 
         Args:
-            device, dtype: where VGG19 computes, and in what type.
-            discriminator: a frozen view of D, where gan is above 0.
+            device, dtype: where they are computed, and in what type.
 
         Raises:
             FileNotFoundError: there is no such file as vgg.
-            ValueError: that file is none of VGG19's weights (`ModelError`), or there is no discriminator.
+            ModelError: that file is none of VGG19's weights.
+        """
+        return load_vgg_features(self.vgg, self.layers, device, dtype) if self.perceptual else None
+
+    def build(
+        self,
+        features: Callable[[Tensor], Mapping[str, Tensor]] | None,
+        discriminator: Callable[[Tensor], Tensor] | None,
+    ) -> GeneratorLoss:
+        """The loss that these settings describe; with the defaults it is L1, and needs nothing else.
+
+        Args:
+            features: what `load_features` gave.
+            discriminator: a frozen view of D, where gan is above 0.
+
+        Raises:
+            ValueError: a term lacks what it looks through.
         """
         perceptual = adversarial = None
         if self.perceptual:
-            features = load_vgg_features(self.vgg, self.layers, device, dtype)
+            if features is None:
+                raise ValueError(f"loss.perceptual is {self.perceptual:g}; it needs VGG19's features")
             perceptual = PerceptualLoss(features, self.perceptual_layers, self.perceptual_distance)
         if self.gan:
             if discriminator is None:
                 raise ValueError(f"loss.gan is {self.gan:g}; it needs a discriminator")
             adversarial = AdversarialLoss(discriminator, self.gan_kind())
         return GeneratorLoss(perceptual, adversarial, self.perceptual, self.gan)
+
+    def describe(self) -> str:
+        """For people, e.g. "L1 + 0.1 GAN (vanilla), without a perceptual term (loss.perceptual 0)"."""
+        words = "L1"
+        if self.perceptual:
+            words += (
+                f" + {self.perceptual:g} perceptual ({self.perceptual_distance} in VGG19's {', '.join(self.layers)})"
+            )
+        if self.gan:
+            words += f" + {self.gan:g} GAN ({self.gan_loss})"
+            words += "" if self.perceptual else ", without a perceptual term (loss.perceptual is 0)"
+        return words

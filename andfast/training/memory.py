@@ -16,13 +16,12 @@ from torch.utils._pytree import tree_iter
 from andfast.attack import Free, Random, Simulated
 from andfast.attack.base import NetworkAttack
 from andfast.degradation import DegradationNetwork
-from andfast.losses import l1_objective
+from andfast.losses import GeneratorLoss, discriminator_loss, generator_objective, l1_loss
 from andfast.models.views import View
 from andfast.ops import backends
 from andfast.ops.kernels import kernels_of
 from andfast.theta import ThetaLayout
 from andfast.training.config import Config
-from andfast.training.micro_batch import by_images
 from andfast.training.sheet import CROP, ROWS
 from andfast.training.trainer import Trainer
 
@@ -74,8 +73,8 @@ def estimate_memory(trainer: Trainer) -> int:
     """
     train, scale = trainer.config.train, trainer.config.scale
     weights = sum(weight.nbytes for weight in trainer.generator.parameters())
-    # G, its average, what it was before, and Adam's two moments.
-    held = 5 * weights + trainer.frozen.own_bytes
+    # G, its average, what it was before, and Adam's two moments; of D there is one.
+    held = 5 * weights + trainer.frozen.own_bytes + _held_for_loss(trainer)
     images = train.micro_batch or train.batch_size
     searched = train.batch_size - trainer.config.attack.mix.images(train.batch_size)
     at_once = min(images, searched)
@@ -86,26 +85,45 @@ def estimate_memory(trainer: Trainer) -> int:
     # Of the images that wait: the patches as bytes and as float32, and a few LR images.
     waiting = (train.batch_size - images) * 3 * train.patch_size**2 * (5 + 16 / scale**2)
     in_sheet = min(images, ROWS)
-    sheet, _ = _attack_peak(trainer, in_sheet, in_sheet, CROP - CROP % scale)
-    # G's gradients are kept from one update to the next.
-    return int(held + max(attack + waiting + weights, _update_peak(trainer, images) + waiting, sheet + weights))
+    sheet, _ = _attack_peak(trainer, in_sheet, in_sheet, CROP - CROP % scale, of_sheet=True)
+    # Gradients are kept from one update to the next.
+    of_d = _discriminator_bytes(trainer)
+    step = max(
+        attack + weights + of_d, _update_peak(trainer, images) + of_d, _discriminator_peak(trainer, images) + weights
+    )
+    return int(held + max(step + waiting, sheet + weights + of_d))
 
 
-def _attack_peak(trainer: Trainer, images: int, networks: int, size: int) -> tuple[int, int]:
+def _held_for_loss(trainer: Trainer) -> int:
+    """What the loss looks through: VGG19's weights, D's with Adam's moments, and the view of D: bytes."""
+    features = 0 if trainer.features is None else sum(weight.nbytes for weight in trainer.features.parameters())
+    view = 0 if trainer.discrimination is None else trainer.discrimination.frozen.own_bytes
+    return features + 3 * _discriminator_bytes(trainer) + view
+
+
+def _discriminator_bytes(trainer: Trainer) -> int:
+    """D's weights, and as much again for each copy of them."""
+    found = trainer.discrimination
+    return 0 if found is None else sum(weight.nbytes for weight in found.module.parameters())
+
+
+def _attack_peak(trainer: Trainer, images: int, networks: int, size: int, of_sheet: bool = False) -> tuple[int, int]:
     """The adversary's step on so many images of size x size, and a network's row of theta: bytes."""
     config = trainer.config
     climbs = not isinstance(trainer.attack, (Random, Simulated))
     with FakeTensorMode(), LiveBytes() as memory, torch.set_grad_enabled(climbs):
         # A replay is an update, too; its weights' gradients are counted elsewhere.
-        view = View(trainer.generator, trainer.precision) if isinstance(trainer.attack, Free) else trainer.frozen
-        objective = l1_objective(View(_fake(view.module, memory), view.dtype))
-        objective = by_images(objective, config.train.micro_batch)
+        view = trainer.view if isinstance(trainer.attack, Free) else trainer.frozen
+        loss = l1_loss if of_sheet else _fake_loss(trainer, memory)
+        objective = trainer.by_images(generator_objective(View(_fake(view.module, memory), view.dtype), loss))
         hr = _batch(images, size, trainer.device)
+        targets = None if of_sheet else _targets(trainer, loss, hr)
         if not isinstance(trainer.attack, NetworkAttack):
             image = hr.new_empty(images, 3, size // config.scale, size // config.scale).requires_grad_()
             loss = objective(image, hr)
             if climbs:
                 torch.autograd.grad(loss.sum(), image)
+            del targets
             return memory.peak, 0
         network = trainer.degradation(networks)
         settings = config.degradation
@@ -122,7 +140,7 @@ def _attack_peak(trainer: Trainer, images: int, networks: int, size: int) -> tup
         kept = (torch.empty_like(bank), _scratch(network, hr))  # among them the worst deviation so far
         if climbs:
             torch.autograd.grad(lr, delta, costate)
-        del kept
+        del kept, targets
         return memory.peak, bank[0].nbytes
 
 
@@ -142,11 +160,37 @@ def _update_peak(trainer: Trainer, images: int) -> int:
     """G's update on so many images, its gradients included."""
     size = trainer.config.train.patch_size
     with FakeTensorMode(), LiveBytes() as memory:
-        objective = l1_objective(View(_fake(trainer.generator, memory), trainer.precision))
+        loss = _fake_loss(trainer, memory)
+        objective = generator_objective(View(_fake(trainer.generator, memory), trainer.precision), loss)
         hr = _batch(images, size, trainer.device)
+        targets = _targets(trainer, loss, hr)
         lr = hr.new_empty(images, 3, size // trainer.config.scale, size // trainer.config.scale)
         objective(lr, hr).sum().backward()
+        del targets
         return memory.peak
+
+
+def _discriminator_peak(trainer: Trainer, images: int) -> int:
+    """D's update on so many images, its gradients included."""
+    found = trainer.discrimination
+    if found is None:
+        return 0
+    with FakeTensorMode(), LiveBytes() as memory:
+        view = View(_fake(found.module, memory), found.frozen.dtype)
+        hr = _batch(images, trainer.config.train.patch_size, trainer.device)
+        discriminator_loss(view, torch.empty_like(hr), hr, trainer.config.loss.gan_kind()).sum().backward()
+        return memory.peak
+
+
+def _fake_loss(trainer: Trainer, memory: LiveBytes) -> GeneratorLoss:
+    features, found = trainer.features, trainer.discrimination
+    view = None if found is None else View(_fake(found.frozen.module, memory), found.frozen.dtype)
+    return trainer.config.loss.build(None if features is None else _fake(features, memory), view)
+
+
+def _targets(trainer: Trainer, loss: GeneratorLoss, hr: Tensor) -> list[list[Tensor]]:
+    """What the loss keeps of the HR images, for as long as a step takes; with micro-batches nothing."""
+    return [] if trainer.config.train.micro_batch is not None else loss.targets_of(hr)
 
 
 def _batch(images: int, size: int, device: torch.device) -> Tensor:
@@ -155,13 +199,14 @@ def _batch(images: int, size: int, device: torch.device) -> Tensor:
 
 def _fake(module: nn.Module, memory: LiveBytes) -> nn.Module:
     """The same module with weights that have no content, which are counted elsewhere."""
-    memo = {
-        id(weight): nn.Parameter(
-            memory.know(torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device=weight.device)),
-            requires_grad=weight.requires_grad,
-        )
-        for weight in module.parameters()
-    }
+
+    def empty(tensor: Tensor) -> Tensor:
+        options = {"dtype": tensor.dtype, "device": tensor.device}
+        return memory.know(torch.empty_strided(tensor.shape, tensor.stride(), **options))
+
+    memo: dict[int, Tensor] = {id(buffer): empty(buffer) for buffer in module.buffers()}
+    for weight in module.parameters():
+        memo[id(weight)] = nn.Parameter(empty(weight), requires_grad=weight.requires_grad)
     return copy.deepcopy(module, memo)
 
 

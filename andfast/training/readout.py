@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class StepResult:
     """What a training step found: the mean loss, and what `andfast.training.statistics` says of its adversary.
 
     `skipped` says how many updates in a row have been left out by now, for they were no numbers; of a good one 0.
+    `terms` has what there is with ANDGAN alone: the loss's terms, and what the discriminator found.
     """
 
     loss: float
@@ -43,10 +44,19 @@ class StepResult:
     distance_noise: float
     distance_slope: float
     skipped: int
+    terms: dict[str, float] = field(default_factory=dict)
+
+    def record(self) -> dict[str, float]:
+        """All of it by names, as it is recorded."""
+        record = asdict(self)
+        return record | record.pop("terms")
 
     def __str__(self) -> str:
         """The loss, and the gain where there was an adversary."""
         return f"loss {self.loss:.4f}" + ("" if math.isnan(self.gain) else f", gain {self.gain:.2f}")
+
+
+_FIELDS = {each.name for each in fields(StepResult)}
 
 
 class PendingStep:
@@ -57,7 +67,7 @@ class PendingStep:
         learning_rate: what it was taken with.
         skipped: how many updates in a row were left out; this and all that follow are scalars on the device.
         norm: of the gradient.
-        values: by the names of the other fields of `StepResult`.
+        values: by the names of the other fields of `StepResult`; those of no field are its `terms`.
     """
 
     def __init__(
@@ -78,13 +88,16 @@ class PendingStep:
         if self._arrived is not None:
             self._arrived.synchronize()
         skipped, _, *values = self._values.tolist()
-        return StepResult(**dict(zip(self._names, values, strict=True)), skipped=int(skipped))
+        found = dict(zip(self._names, values, strict=True))
+        terms = {name: found.pop(name) for name in self._names if name not in _FIELDS}
+        return StepResult(**found, skipped=int(skipped), terms=terms)
 
     def describe(self) -> str:
         """What its loss and gradient are, and what may help if they are no numbers."""
-        norm = self._values[1].item()
+        result, norm = self.read(), self._values[1].item()
+        of_d = f", the discriminator's loss {result.terms['loss_d']}" if "loss_d" in result.terms else ""
         return (
-            f"in step {self.step} the loss is {self.read().loss} and its gradient's norm {norm}; try a smaller "
+            f"in step {self.step} the loss is {result.loss} and its gradient's norm {norm}{of_d}; try a smaller "
             f"train.learning_rate (now {self._learning_rate:g}) or train.precision float32"
         )
 
@@ -126,7 +139,7 @@ class Readout:
         waiting, self._waiting = self._waiting, []
         for step, timing in waiting:
             self.last = step.read()
-            self._log.write({"step": step.step, **asdict(self.last), **timing})
+            self._log.write({"step": step.step, **self.last.record(), **timing})
             if self.last.skipped:
                 self._skipped(step, self.last.skipped)
         if waiting:

@@ -22,6 +22,8 @@ _HEADER = 22
 def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     """Held-out images, what the adversary makes of them within the full budget, and the restorations.
 
+    The adversary raises the L1 loss here, in ANDGAN, too: a discriminator judges images of its own size alone.
+
     Args:
         trainer: the run; not changed.
         held_out: images (name, uint8 (H, W, 3)); the middles of the first few are taken.
@@ -40,7 +42,7 @@ def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -
     random = step_generator(config.seed, 0, trainer.device)
     network.reset_identity((crop, crop), random)
     with torch.compiler.set_stance("force_eager"):  # these images have a size of their own
-        attacked = trainer.attack(network, hr, trainer.attack_objective, random).lr
+        attacked = trainer.attack(network, hr, trainer.sheet_objective, random).lr
     clean = trainer.attack.clean(network, hr)
     attacked_yet = trainer.step >= config.train.warmup > 0
     with torch.no_grad():

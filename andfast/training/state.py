@@ -35,7 +35,7 @@ _FREE = {
     "train.iterations", "train.validate_every", "train.save_every", "train.log_every", "train.max_bad_steps",
     "train.wandb",
     "train.micro_batch", "train.checkpoint_blocks", "train.learning_rate", "train.precision", "degradation.precision",
-    "attack.dtype",
+    "attack.dtype", "loss.vgg", "discriminator.learning_rate",
 }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def summarise(run_dir: Path, batch_size: int) -> str:
             best, best_step = (before.best, before.best_step) if before and before.best >= last else (last, step)
             scores[name] = _Score(best, best_step, last, step, bicubic)
     rate, share = (steps * batch_size / seconds, waited / seconds) if seconds else (0.0, 0.0)
-    names = ("model.safetensors", "model.pth", "state.pt", "samples", METRICS_FILE)
+    names = ("model.safetensors", "model.pth", "discriminator.pth", "state.pt", "samples", METRICS_FILE)
     return "\n".join(
         [
             f"{steps:,} iteration{'s' * (steps != 1)} in {_duration(seconds)}, {rate:.1f} images/s; "

@@ -1,9 +1,12 @@
-"""One training run of ANDNet: the paper's sub-steps (Fig. 2), with L1 as the objective."""
+"""One training run: the paper's sub-steps (Fig. 2), of ANDNet with L1 alone, of ANDGAN with a discriminator as well."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +16,16 @@ from andfast.attack import AttackResult, Free, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.degradation import DegradationNetwork
 from andfast.devices import choose_device, choose_precision
-from andfast.losses import l1_objective
+from andfast.losses import Objective, generator_objective, l1_objective
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.models.views import FrozenView, View
 from andfast.training.compilation import FirstPass, compile_regions, wants_compile
 from andfast.training.config import Config
+from andfast.training.discrimination import Discrimination
 from andfast.training.guard import Guard
 from andfast.training.micro_batch import by_images
 from andfast.training.mixing import Mixer
+from andfast.training.optimizer import guarded_adam, load_adam
 from andfast.training.randomness import step_generator
 from andfast.training.readout import PendingStep
 from andfast.training.softening import soften_patches
@@ -28,17 +33,34 @@ from andfast.training.statistics import attacked, unattacked
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
 RAMP_DB = 20.0
-_BETAS = (0.9, 0.99)
+
+
+@dataclass
+class Update:
+    """What an update of the generator gave.
+
+    Attributes:
+        losses: of the images, (B,).
+        norm: of the gradient, a scalar.
+        terms: the losses' terms as means, scalars, where there is more than one: `loss_l1` and so on.
+        restored: (B, 3, H, W), what it was made of, where there is a discriminator to be shown it.
+    """
+
+    losses: Tensor
+    norm: Tensor
+    terms: dict[str, Tensor]
+    restored: Tensor | None
 
 
 class Trainer:
-    """Generator, its moving average, optimizer and adversary of a run, and one step of it.
+    """Generator, its moving average, optimizer, adversary and discriminator of a run, and one step of it.
 
     Args:
         config: the run's settings.
 
     Raises:
-        ValueError: the device is not there, the weights to start from do not fit, or pairs to mix in are none.
+        FileNotFoundError: weights to start from, or VGG19's, are not there.
+        ValueError: the device is not there, weights do not fit, or pairs to mix in are none.
     """
 
     def __init__(self, config: Config) -> None:
@@ -53,16 +75,21 @@ class Trainer:
         # The generator as it was before the adversary first touched it, for the sample sheets.
         self.before = copy.deepcopy(self.ema)
         self._weights, self._averages = list(self.generator.parameters()), list(self.ema.parameters())
-        self.optimizer = torch.optim.Adam(self._weights, lr=config.train.learning_rate, betas=_BETAS, fused=True)
         self.guard = Guard(self.device)
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, self.guard.bad
+        self.optimizer = guarded_adam(self._weights, config.train.learning_rate, self.guard)
         # False while an update is only half done.
         self.intact = True
         self.attack = config.attack.build()
         self.mixer = Mixer(config, self.device)
-        self.objective = l1_objective(View(self.generator, self.precision))
+        self.view = View(self.generator, self.precision)
         self.frozen = FrozenView(self.generator, self.attack_precision)
-        self.attack_objective = by_images(l1_objective(self.frozen), config.train.micro_batch)
+        self.discrimination = Discrimination(config, self.device, self.precision) if config.loss.gan else None
+        self.features = config.loss.load_features(self.device, self.precision)
+        # One loss for both: the adversary raises what the update lowers (Eq. 1).
+        self.loss = config.loss.build(self.features, self.discrimination and self.discrimination.frozen)
+        self.attack_objective = self.by_images(generator_objective(self.frozen, self.loss))
+        # For images of any size: a discriminator has one of its own.
+        self.sheet_objective = self.by_images(l1_objective(self.frozen))
         if config.train.checkpoint_blocks:
             self.generator.body.checkpoint_blocks = True
         compiled = wants_compile(config.compile, self.device)
@@ -86,54 +113,70 @@ class Trainer:
             hr = soften_patches(hr, self.config.data.soften, self.config.seed, self.step)
         replays = isinstance(self.attack, Free) and self.step >= self.config.train.warmup
         norm, found = self._replayed(hr) if replays else self._updated(hr)
+        bad = self.guard.in_row
+        if self.discrimination is not None:
+            bad = torch.maximum(bad, self.discrimination.guard.in_row)
         self.step += 1
         if self.step == self.config.train.warmup:
             self.before.load_state_dict(self.ema.state_dict())
         self.intact = True
-        return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], self.guard.in_row, norm, found)
+        return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], bad, norm, found)
 
     def _updated(self, hr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """A step on what the adversary finds: the norm of the update's gradient, and the fields of `StepResult`.
+        """A step on what the adversary finds: the norm of the update's gradient, and what the step tells.
 
         Images that are mixed in count in the first loss alone.
         """
         mixed = self.mixer.images if self.step >= self.config.train.warmup else 0
-        hr, places = hr.split([len(hr) - mixed, mixed])
-        searched = len(hr)
-        lr, attack = self._attacked(hr) if searched else (None, None)
+        searched = len(hr) - mixed
         if mixed:
-            more_hr, more_lr = self.mixer(places, self.step)
-            hr, lr = torch.cat([hr, more_hr]), more_lr if lr is None else torch.cat([lr, more_lr])
-        losses, norm = self._update(lr, hr)
-        own = losses[: searched or len(losses)].mean()
+            more_hr, more_lr = self.mixer(hr[searched:], self.step)
+            hr = torch.cat([hr[:searched], more_hr])
+        with self._targets_of(hr):
+            lr, attack = self._attacked(hr[:searched]) if searched else (None, None)
+            if mixed:
+                lr = more_lr if lr is None else torch.cat([lr, more_lr])
+            update = self._update(lr, hr)
+        told = {"loss": update.losses.mean(), **update.terms, **self._discriminated(update, hr, lr)}
+        own = update.losses[: searched or len(hr)].mean()
         if attack is None:
-            return norm, {"loss": losses.mean(), **unattacked(own)}
+            return update.norm, told | unattacked(own)
         before = None if attack.loss_before is None else attack.loss_before.mean()
         after = own if attack.loss_after is None else attack.loss_after.mean()
         found = attacked(before, after, attack.lr_psnr, attack.budget_db, attack.distance_by_group)
-        return norm, {"loss": losses.mean(), **found}
+        return update.norm, told | found
 
     def _replayed(self, hr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """A step by minibatch replay, several updates on the way; returns what `_updated` does, of the last one."""
         network, random, margin_db = self._identity(hr)
         replay = self.attack.begin(network, hr, random, margin_db)
-        first, norm = losses, _ = self._update(replay.lr, hr)
-        while not replay.done:
-            replay.advance(replay.lr.grad)
-            losses, norm = self._update(replay.lr, hr)
-        loss = losses.mean()
+        with self._targets_of(hr):
+            first = update = self._update(replay.lr, hr)
+            while not replay.done:
+                replay.advance(replay.lr.grad)
+                update = self._update(replay.lr, hr)
+        loss = update.losses.mean()
+        # Once a minibatch, after all of G's updates on it: D does not change while it is raised and lowered.
+        told = {"loss": loss, **update.terms, **self._discriminated(update, hr, replay.lr)}
         lr_psnr = network_psnr(replay.lr.detach(), replay.clean, network.num_networks)
         by_group = self.attack.distance_by_group(network, replay.delta)
-        return norm, {"loss": loss, **attacked(first.mean(), loss, lr_psnr, replay.budget_db, by_group)}
+        return update.norm, told | attacked(first.losses.mean(), loss, lr_psnr, replay.budget_db, by_group)
 
-    def _update(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-        """Sub-step 3, an update of the generator: the images' losses and the gradient's norm, on the device.
+    @contextmanager
+    def _targets_of(self, hr: Tensor) -> Iterator[None]:
+        """Around an attack and the update: what the loss computes of HR images alone is computed once, if it may
+        lie there for the whole batch."""
+        if self.config.train.micro_batch is not None:
+            yield
+            return
+        with self.loss.step(hr):
+            yield
 
-        If they are no numbers nothing changes.
-        """
+    def _update(self, lr: Tensor, hr: Tensor) -> Update:
+        """Sub-step 3, an update of the generator. If losses or gradient are no numbers nothing changes."""
         self._set_learning_rate()
         self.optimizer.zero_grad()
-        losses = self._backward(lr, hr)
+        losses, terms, restored = self._backward(lr, hr)
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.guard.judge(losses, norm, hr, lr)
@@ -141,19 +184,34 @@ class Trainer:
         self.optimizer.step()
         self._update_ema()
         self.frozen.refresh()
-        return losses, norm
+        return Update(losses, norm, terms, restored)
 
-    def _backward(self, lr: Tensor, hr: Tensor) -> Tensor:
-        """The gradients of the mean loss, added up over the micro-batches; returns the images' losses."""
+    def _backward(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """The gradients of the mean loss, added up over the micro-batches; and `Update`'s fields but the norm."""
         images = self.config.train.micro_batch or len(lr)
-        losses = []
+        found: dict[str, list[Tensor]] = {}
         for part, target in zip(lr.split(images), hr.split(images), strict=True):
             with self._first_update():
-                part_losses = self.objective(part, target)
-                (part_losses.sum() / len(lr)).backward()
-            losses.append(part_losses.detach())
-            del part_losses
-        return torch.cat(losses)
+                restored = self.view(part).float()
+                terms = self.loss.terms(restored, target)
+                losses = self.loss.total(terms)
+                (losses.sum() / len(lr)).backward()
+            of_part = {"losses": losses} | terms
+            if self.discrimination is not None:
+                of_part["restored"] = restored
+            for name, values in of_part.items():
+                found.setdefault(name, []).append(values.detach())
+            del restored, losses, of_part
+        whole = {name: torch.cat(parts) for name, parts in found.items()}
+        means = {f"loss_{name}": whole[name].mean() for name in terms} if len(terms) > 1 else {}
+        return whole["losses"], means, whole.get("restored")
+
+    def _discriminated(self, update: Update, hr: Tensor, lr: Tensor) -> dict[str, Tensor]:
+        """Sub-step 4, an update of the discriminator, the last one (Fig. 2): on what the generator's was made of."""
+        if self.discrimination is None:
+            return {}
+        rate = self.discrimination.learning_rate * self._schedule()
+        return self.discrimination.update(update.restored, hr, lr, rate)
 
     def _attacked(self, hr: Tensor) -> tuple[Tensor, AttackResult | None]:
         """Sub-steps 1 and 2: LR images from fresh identity networks, moved by the adversary once warmed up."""
@@ -173,16 +231,24 @@ class Trainer:
         ramped = (self.step - train.warmup) / train.ramp if train.ramp else 1.0
         return network, random, RAMP_DB * max(1 - ramped, 0.0)
 
+    def by_images(self, objective: Objective) -> Objective:
+        """An objective as the adversary is given it: of `train.micro_batch` images at a time."""
+        return by_images(objective, self.config.train.micro_batch)
+
     def _set_learning_rate(self) -> float:
-        """A short linear start (against Adam's first, badly scaled steps), then the schedule."""
-        train = self.config.train
-        rate = train.learning_rate * min(1.0, (self.step + 1) / 100)
-        if train.schedule == "cosine":
-            progress = min(self.step / train.iterations, 1.0)
-            rate *= 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
+        rate = self.config.train.learning_rate * self._schedule()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+    def _schedule(self) -> float:
+        """The share of a learning rate: a linear start (against Adam's first, badly scaled steps), then as set."""
+        train = self.config.train
+        share = min(1.0, (self.step + 1) / 100)
+        if train.schedule == "cosine":
+            progress = min(self.step / train.iterations, 1.0)
+            share *= 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
+        return share
 
     @torch.no_grad()
     def _update_ema(self) -> None:
@@ -198,11 +264,20 @@ class Trainer:
         count = sum(parameter.numel() for parameter in self.generator.parameters())
         precision = str(self.precision).removeprefix("torch.")
         name, scale = self.config.generator.name, self.config.scale
-        return f"{name} x{scale} with {count:,} parameters on {self.device} in {precision}"
+        words = f"{name} x{scale} with {count:,} parameters on {self.device} in {precision}"
+        if self.discrimination is not None:
+            words += f"; {self.discrimination.describe()}"
+        return f"{words}; loss: {self.config.loss.describe()}"
+
+    @property
+    def bad_batch(self) -> tuple[Tensor, Tensor]:
+        """HR and LR images of the first of the last updates in a row that were left out, of G's or, if none, of D's."""
+        guards = [self.guard] if self.discrimination is None else [self.guard, self.discrimination.guard]
+        return max(guards, key=lambda guard: guard.in_row.item()).batch
 
     def state(self) -> dict[str, Any]:
         """What `load` needs to go on as if nothing had happened."""
-        return {
+        state = {
             "step": self.step,
             "config": self.config.to_dict(),
             "generator": self.generator.state_dict(),
@@ -210,15 +285,16 @@ class Trainer:
             "before": self.before.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        return state if self.discrimination is None else state | {"discriminator": self.discrimination.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
         self.step = state["step"]
         for name in ("generator", "ema", "before"):
             getattr(self, name).load_state_dict(state[name])
-        # The state of an Adam that was not fused would make this one so.
-        groups = [group | {"fused": True} for group in state["optimizer"]["param_groups"]]
-        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        load_adam(self.optimizer, state["optimizer"])
+        if self.discrimination is not None:
+            self.discrimination.load(state["discriminator"])
         self.frozen.refresh()
 
 

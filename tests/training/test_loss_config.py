@@ -41,7 +41,7 @@ def test_the_default_is_l1_alone():
     config = parse()
     assert config == Nested()
     config.loss.check(config.discriminator, patch_size=66)  # which no discriminator would take
-    loss = config.loss.build(torch.device("cpu"), torch.float32)
+    loss = config.loss.build(None, None)
     restored, hr = torch.rand(2, 3, 6, 6), torch.rand(2, 3, 6, 6)
     assert torch.equal(loss(restored, hr), l1_loss(restored, hr))
 
@@ -107,7 +107,7 @@ def test_the_whole_loss(tmp_path, dtype):
     settings = LossConfig(perceptual=1, vgg=str(tmp_path / "vgg.pth"), perceptual_layers={"conv2_1": 1.0}, gan=0.1)
     torch.manual_seed(0)
     discriminator = FrozenView(DiscriminatorConfig(features=2).build(16), dtype)
-    loss = settings.build(torch.device("cpu"), dtype, discriminator)
+    loss = settings.build(settings.load_features(torch.device("cpu"), dtype), discriminator)
     restored, hr = torch.rand(2, 3, 16, 16, requires_grad=True), torch.rand(2, 3, 16, 16)
     with loss.step(hr):
         value = loss(restored, hr)
@@ -121,9 +121,11 @@ def test_the_whole_loss(tmp_path, dtype):
 def test_what_is_not_there_is_refused_when_built(tmp_path):
     device = torch.device("cpu")
     with pytest.raises(FileNotFoundError, match=r"no-vgg\.pth: no such file.*vgg19-dcbb9e9d"):
-        LossConfig(perceptual=1, vgg=str(tmp_path / "no-vgg.pth")).build(device, torch.float32)
+        LossConfig(perceptual=1, vgg=str(tmp_path / "no-vgg.pth")).load_features(device, torch.float32)
+    with pytest.raises(ValueError, match=r"loss\.perceptual is 1; it needs VGG19's features"):
+        LossConfig(perceptual=1, vgg="f").build(None, None)
     with pytest.raises(ValueError, match=r"loss\.gan is 0\.1; it needs a discriminator"):
-        LossConfig(gan=0.1).build(device, torch.float32)
+        LossConfig(gan=0.1).build(None, None)
 
 
 @pytest.mark.parametrize(("name", "patch"), [("vgg", 32), ("unet", 40)])

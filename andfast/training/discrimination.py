@@ -1,0 +1,108 @@
+"""The discriminator D of a run, and its update: the last sub-step (Fig. 2; Sec 3.4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from andfast.losses import discriminator_logits
+from andfast.losses.per_image import per_image
+from andfast.models.views import FrozenView, View
+from andfast.training.config import Config
+from andfast.training.guard import Guard
+from andfast.training.optimizer import guarded_adam, load_adam
+
+# The names of what `Discrimination.update` tells: D's mean loss, and its mean verdicts on real and on restored images.
+DISCRIMINATOR_FIELDS = ("loss_d", "logit_real", "logit_restored")
+
+
+class Discrimination:
+    """D, its optimizer, and how others see it.
+
+    Args:
+        config: the run's settings, with `loss.gan` above 0.
+        device: where D lives.
+        precision: the type it computes in.
+
+    Attributes:
+        module: D, in training mode.
+        frozen: the view that G and the adversary have of D: it judges each image by itself, and no pass changes it.
+        guard: leaves an update out that is no number.
+        learning_rate: Adam's, at its highest.
+
+    Raises:
+        FileNotFoundError, ValueError: as `DiscriminatorConfig.build`.
+    """
+
+    def __init__(self, config: Config, device: torch.device, precision: torch.dtype) -> None:
+        settings = config.discriminator
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            module = settings.build(config.train.patch_size)
+        self.module = module.to(device, memory_format=torch.channels_last)
+        self.frozen = FrozenView(self.module, precision)
+        self.guard = Guard(device)
+        self.learning_rate = settings.learning_rate or config.train.learning_rate
+        self._weights = list(self.module.parameters())
+        self.optimizer = guarded_adam(self._weights, self.learning_rate, self.guard)
+        self._view = View(self.module, precision)
+        self._gan = config.loss.gan_kind()
+        self._micro_batch = config.train.micro_batch
+
+    def update(self, restored: Tensor, hr: Tensor, lr: Tensor, learning_rate: float) -> dict[str, Tensor]:
+        """Sub-step 4. If losses or gradient are no numbers nothing changes, running statistics included.
+
+        Args:
+            restored: (B, 3, H, W), what G made, of its update's own forward pass; no gradient flows there.
+            hr: (B, 3, H, W) in [0, 1].
+            lr: (B, 3, h, w), what it was made of, to be studied should the numbers be none.
+            learning_rate: of this update.
+
+        Returns:
+            Scalars on the device, by `DISCRIMINATOR_FIELDS`.
+        """
+        before = [buffer.clone() for buffer in self.module.buffers()]
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad()
+        losses, real, fake = self._backward(restored, hr)
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None])
+        self.guard.judge(losses, norm, hr, lr)
+        self.optimizer.step()
+        for buffer, old in zip(self.module.buffers(), before, strict=True):
+            torch.where(self.guard.bad > 0, old, buffer, out=buffer)
+        self.frozen.refresh()
+        return dict(zip(DISCRIMINATOR_FIELDS, (losses.mean(), real.mean(), fake.mean()), strict=True))
+
+    def _backward(self, restored: Tensor, hr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of the mean loss, added up over the micro-batches; losses and mean logits, (B,) each."""
+        images = self._micro_batch or len(hr)
+        found = []
+        try:
+            for part, target in zip(restored.split(images), hr.split(images), strict=True):
+                fake, real = discriminator_logits(self._view, part, target)
+                losses = self._gan.discriminator(fake, real)
+                (losses.sum() / len(hr)).backward()
+                found.append([each.detach() for each in (losses, per_image(real), per_image(fake))])
+                # One turn of the power iterations an update, however many parts it has: D is one network for all.
+                self.module.eval()
+        finally:
+            self.module.train()
+        return tuple(torch.cat(each) for each in zip(*found, strict=True))
+
+    def describe(self) -> str:
+        """For people."""
+        count = sum(weight.numel() for weight in self._weights)
+        return f"{type(self.module).__name__} with {count:,} parameters"
+
+    def state(self) -> dict[str, Any]:
+        """What `load` needs to go on as if nothing had happened."""
+        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.module.load_state_dict(state["module"])
+        load_adam(self.optimizer, state["optimizer"])
+        self.frozen.refresh()
