@@ -121,7 +121,8 @@ def test_steps_are_those_of_plain_pytorch(
     ):
         own, other = own.state_dict(), other.state_dict()
         for key, value in other.items():
-            if value.is_floating_point():
+            # What is added to all logits alike makes no difference to the relativistic loss: its gradient is rounding.
+            if value.is_floating_point() and (kind, key) != ("relativistic", "linear2.bias"):
                 assert (own[key] - value).norm() <= 0.03 * (value - before[key]).norm(), key
 
 
