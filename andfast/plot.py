@@ -1,6 +1,7 @@
 """Draw what training runs recorded: `python -m andfast.plot RUN... [--output FILE] [--smooth STEPS]`.
 
-Loss, gain and the PSNR-Y of the validations over the steps, of one run or of several beside each other, in one PNG.
+Loss, gain, the discriminator's loss where there is one, and the PSNR-Y of the validations over the steps, of one run or
+of several beside each other, in one PNG.
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ class Curves:
 
     Attributes:
         steps: the numbers of its steps.
-        loss, gain: of each of them; not a number where there is none.
+        loss, gain, loss_d: of each of them; not a number where there is none.
         validations: by the kind of LR images.
     """
 
     steps: np.ndarray
     loss: np.ndarray
     gain: np.ndarray
+    loss_d: np.ndarray
     validations: dict[str, Validation]
 
     @property
@@ -120,12 +122,13 @@ def read_curves(run: Path) -> Curves:
     path = run / METRICS_FILE
     if not path.is_file():
         raise PlotError(f"{path}: no such file; {run} is not the folder of a run")
-    steps: list[tuple[float, float, float]] = []
+    steps: list[tuple[float, ...]] = []
     validations: dict[str, Validation] = {}
     for record in read_records(path):
         try:
             if "loss" in record:
-                steps.append((record["step"], _number(record["loss"]), _number(record.get("gain"))))
+                numbers = (_number(value) for value in (record["loss"], record.get("gain"), record.get("loss_d")))
+                steps.append((record["step"], *numbers))
             for name, found in record.get("validation", {}).items():
                 validation = validations.setdefault(name, Validation([], [], math.nan))
                 validation.steps.append(record["step"])
@@ -187,6 +190,9 @@ def draw(runs: dict[str, Curves], smooth: int | None = None) -> Image.Image:
         panel("loss", loss, "no loss is a number", _positive(loss)),
         panel("gain: loss after / before the attack", gain, "no step has met an adversary", _positive(gain)),
     ]
+    if any(np.isfinite(run.loss_d).any() for run in runs.values()):
+        loss_d = by_step("loss_d")
+        panels.append(panel("loss of the discriminator", loss_d, "", _positive(loss_d)))
     kinds = dict.fromkeys(kind for run in runs.values() for kind in run.validations)
     panels += [
         panel(f"PSNR-Y on {kind} LR, dB", _validated(runs, kind, colours, reach), "no result is a number")
@@ -203,9 +209,9 @@ def _title(runs: dict[str, Curves]) -> str:
 
 def _subtitle(window: int, runs: int) -> str:
     if window == 1:
-        return "Loss and gain: each step, not smoothed."
+        return "Losses and gain: each step, not smoothed."
     single = " The pale line is each step." if runs == 1 else ""
-    return f"Loss and gain: mean of the {window:,} steps around each.{single}"
+    return f"Losses and gain: mean of the {window:,} steps around each.{single}"
 
 
 def _positive(found: Sequence[Line]) -> bool:

@@ -71,6 +71,21 @@ def test_curves_pass_where_the_records_say(tmp_path: Path) -> None:
     assert np.abs(rows - slope * wanted - start)[between].max() < 2
 
 
+def test_a_discriminator_s_loss_has_a_panel_of_its_own(tmp_path: Path) -> None:
+    """Where the validations' first one is otherwise; a run without one is not in it."""
+    lines = [step(n, 0.1) | {"loss_d": 0.5 ** (n / 10)} for n in range(1, 101)]
+    gan = record(tmp_path / "gan", [*lines, validation(100, 28.0)])
+    image = drawn(gan, "--smooth", 1, output=tmp_path / "one.png")
+    columns, rows = heights(inside(image, BICUBIC), GROUPS[0])
+    slope, start = np.polyfit(columns, rows, 1)
+    assert slope > 0.4
+    assert np.abs(rows - slope * columns - start)[5:-5].max() < 1.5
+    plain = run(tmp_path / "plain")
+    both = drawn(gan, plain, output=tmp_path / "both.png")
+    assert of_colour(inside(both, BICUBIC), GROUPS[0]).any()
+    assert not of_colour(inside(both, BICUBIC), GROUPS[1]).any()
+
+
 def test_bicubic_interpolation_is_where_it_belongs(tmp_path: Path) -> None:
     """A validation that reaches just that lies on its line, which is dashed."""
     image = drawn(record(tmp_path / "run", [step(1, 1.0), validation(1, 28.0)]), output=tmp_path / "plot.png")
