@@ -12,10 +12,11 @@ import os
 import pkgutil
 import resource
 import signal
+import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -65,7 +66,13 @@ def make_images(folder: Path, count: int = 6) -> None:
         Image.fromarray(coarse).resize((32, 24), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
 
 
-def begin(command: Sequence[str], output: Path, plan: Plan | None = None, *values: Any) -> BaseProcess:
+def begin(
+    command: Sequence[str],
+    output: Path,
+    plan: Plan | None = None,
+    *values: Any,
+    environment: Mapping[str, str] | None = None,
+) -> BaseProcess:
     """A process that runs the command, adding what it prints to `output`; it leads a group of its own.
 
     What it prints goes through a pipe, which has no part in what happens to its files.
@@ -74,12 +81,36 @@ def begin(command: Sequence[str], output: Path, plan: Plan | None = None, *value
     # What Adam and the log import when they are made, too.
     context.set_forkserver_preload(["andfast.train", "torch._dynamo", "torch.utils.tensorboard"])
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_live, args=(list(command), writer, plan, values))
+    process = context.Process(target=_live, args=(list(command), writer, plan, values, dict(environment or {})))
     process.start()
     writer.close()
     process.listener = threading.Thread(target=_listen, args=(reader, output), daemon=True)
     process.listener.start()
     return process
+
+
+def begin_several(
+    command: Sequence[str], output: Path, size: int = 2, plans: Mapping[int, tuple[Any, ...]] | None = None
+) -> list[BaseProcess]:
+    """The processes of a run of several; what rank r prints goes to `output` with its number behind it.
+
+    Args:
+        plans: by rank a plan and its arguments.
+    """
+    processes = []
+    port = str(free_port())
+    for rank in range(size):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+        environment = {key: str(value) for key, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        plan = (plans or {}).get(rank, (None,))
+        processes.append(begin(command, output.with_name(f"{output.name}{rank}"), *plan, environment=environment))
+    return processes
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def _listen(reader: Connection, output: Path) -> None:
@@ -102,7 +133,10 @@ def end(process: BaseProcess, seconds: float = 60) -> int:
     return process.exitcode
 
 
-def _live(command: list[str], output: Connection, plan: Plan | None, values: tuple[Any, ...]) -> None:
+def _live(
+    command: list[str], output: Connection, plan: Plan | None, values: tuple[Any, ...], environment: dict[str, str]
+) -> None:
+    os.environ.update(environment)
     os.setsid()
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)

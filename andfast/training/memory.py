@@ -194,10 +194,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
-def remedies(config: Config) -> str:
-    """Which settings to change to need less memory, and what they are now."""
+def remedies(config: Config, size: int = 1) -> str:
+    """Which settings to change to need less memory, and what they are now, in a run of so many processes."""
     train = config.train
-    now = f"none, {train.batch_size} images at once" if train.micro_batch is None else train.micro_batch
+    now = f"none, {train.batch_size // size} images at once" if train.micro_batch is None else train.micro_batch
     options = [] if train.micro_batch == 1 else [f"a smaller train.micro_batch (now {now})"]
     if config.generator.name == "rrdbnet" and not train.checkpoint_blocks:
         options.append("train.checkpoint_blocks true (now false)")

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from andfast.attack import AttackResult, Free, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.degradation import DegradationNetwork
-from andfast.devices import choose_device, choose_precision
+from andfast.devices import choose_precision
 from andfast.losses import l1_objective
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.models.views import FrozenView, View
+from andfast.shares import own_places
 from andfast.training.compilation import FirstPass, compile_regions, wants_compile
 from andfast.training.config import Config
 from andfast.training.guard import Guard
@@ -24,7 +25,8 @@ from andfast.training.mixing import Mixer
 from andfast.training.randomness import step_generator
 from andfast.training.readout import PendingStep
 from andfast.training.softening import soften_patches
-from andfast.training.statistics import attacked, unattacked
+from andfast.training.statistics import attacked, of_all, unattacked
+from andfast.training.world import World, averaged_at_last, rehearse
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
 RAMP_DB = 20.0
@@ -35,16 +37,18 @@ class Trainer:
     """Generator, its moving average, optimizer and adversary of a run, and one step of it.
 
     Args:
-        config: the run's settings.
+        config: the run's settings, or of several processes what each has of them (`Config.split`).
+        world: the processes; None: there is one. Of several each calls `connect` before the first step.
 
     Raises:
         ValueError: the device is not there, the weights to start from do not fit, or pairs to mix in are none.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, world: World | None = None) -> None:
         self.config = config
+        self.world = world or World()
         self.step = 0
-        self.device = choose_device(config.device)
+        self.device = self.world.device(config.device)
         self.precision = choose_precision(config.train.precision, self.device, on_cuda=torch.bfloat16)
         dtype = config.attack.dtype
         self.attack_precision = self.precision if dtype == "auto" else choose_precision(dtype, self.device)
@@ -54,13 +58,14 @@ class Trainer:
         self.before = copy.deepcopy(self.ema)
         self._weights, self._averages = list(self.generator.parameters()), list(self.ema.parameters())
         self.optimizer = torch.optim.Adam(self._weights, lr=config.train.learning_rate, betas=_BETAS, fused=True)
-        self.guard = Guard(self.device)
+        self.guard = Guard(self.device, self.world)
         self.optimizer.grad_scale, self.optimizer.found_inf = None, self.guard.bad
         # False while an update is only half done.
         self.intact = True
         self.attack = config.attack.build()
-        self.mixer = Mixer(config, self.device)
-        self.objective = l1_objective(View(self.generator, self.precision))
+        self.mixer = Mixer(config, self.device, self.world)
+        self.view = View(self.generator, self.precision)
+        self.objective = l1_objective(self.view)
         self.frozen = FrozenView(self.generator, self.attack_precision)
         self.attack_objective = by_images(l1_objective(self.frozen), config.train.micro_batch)
         if config.train.checkpoint_blocks:
@@ -69,10 +74,16 @@ class Trainer:
         if compiled:
             compile_regions(self.generator)
             compile_regions(self.frozen.module)
-        self._first_update = FirstPass("the generator for its update", compiled)
+        self._first_update = FirstPass("the generator for its update", compiled, self.world.main)
         self._first_attack = FirstPass(
-            "the generator for the attack", compiled and not isinstance(self.attack, Simulated)
+            "the generator for the attack", compiled and not isinstance(self.attack, Simulated), self.world.main
         )
+
+    def connect(self) -> None:
+        """Have updates be those of all processes together: all must call this, after `load` if they do."""
+        self.view.module = self.world.wrap(self.generator)
+        if self.world.size > 1:
+            rehearse(self.view, self.device)
 
     def degradation(self, num_networks: int) -> DegradationNetwork:
         """A bank of degradation networks as configured, without parameters yet."""
@@ -83,9 +94,12 @@ class Trainer:
         """One update of the generator on uint8 patches (B, 3, H, W), without waiting for the device."""
         hr = patches.to(self.device, non_blocking=True).float() / 255
         if self.config.data.soften is not None:
-            hr = soften_patches(hr, self.config.data.soften, self.config.seed, self.step)
+            config, world, mixed = self.config, self.world, self.config.mixed
+            places = own_places((len(hr) - mixed, mixed), world.rank, world.size)
+            hr = soften_patches(hr, config.data.soften, config.seed, self.step, places, world.size * len(hr))
         replays = isinstance(self.attack, Free) and self.step >= self.config.train.warmup
         norm, found = self._replayed(hr) if replays else self._updated(hr)
+        found = of_all(found, self.world)
         self.step += 1
         if self.step == self.config.train.warmup:
             self.before.load_state_dict(self.ema.state_dict())
@@ -147,8 +161,10 @@ class Trainer:
         """The gradients of the mean loss, added up over the micro-batches; returns the images' losses."""
         images = self.config.train.micro_batch or len(lr)
         losses = []
+        left = len(lr)
         for part, target in zip(lr.split(images), hr.split(images), strict=True):
-            with self._first_update():
+            left -= len(part)
+            with self._first_update(), averaged_at_last(self.view.module, last=left == 0):
                 part_losses = self.objective(part, target)
                 (part_losses.sum() / len(lr)).backward()
             losses.append(part_losses.detach())
@@ -168,7 +184,8 @@ class Trainer:
         """Sub-step 1, fresh identity networks; the step's random numbers, and how much milder the ramp is still."""
         train = self.config.train
         network = self.degradation(self.config.networks)
-        random = step_generator(self.config.seed, self.step, self.device)
+        rank, size = self.world.rank, self.world.size
+        random = step_generator(self.config.seed, self.step, self.device, rank=rank, size=size)
         network.reset_identity((hr.shape[2], hr.shape[3]), random)
         ramped = (self.step - train.warmup) / train.ramp if train.ramp else 1.0
         return network, random, RAMP_DB * max(1 - ramped, 0.0)
@@ -201,10 +218,9 @@ class Trainer:
         return f"{name} x{scale} with {count:,} parameters on {self.device} in {precision}"
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs to go on as if nothing had happened."""
+        """What `load` needs to go on as if nothing had happened; the same in all processes."""
         return {
             "step": self.step,
-            "config": self.config.to_dict(),
             "generator": self.generator.state_dict(),
             "ema": self.ema.state_dict(),
             "before": self.before.state_dict(),
