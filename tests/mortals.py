@@ -13,6 +13,7 @@ import pkgutil
 import resource
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -29,6 +30,8 @@ from commands import as_options
 from PIL import Image
 
 from andfast import train
+from andfast.training import world
+from andfast.training.trainer import Trainer
 
 Plan = Callable[..., None]
 """What is done in the process before the command begins, to bring about what shall happen to it."""
@@ -228,3 +231,72 @@ def _before(target: str, act: Callable[[int], Any]) -> None:
         return function(*values, **options)
 
     setattr(owner, name, call)
+
+
+def untouchable(folder: Path) -> None:
+    """End the process with status 99 when it opens, makes, renames or removes anything in a folder."""
+
+    def watch(event: str, values: tuple[Any, ...]) -> None:
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.listdir", "os.scandir", "shutil.rmtree"):
+            paths = [value for value in values[:2] if isinstance(value, (str, Path))]
+            if any(Path(path).is_relative_to(folder) for path in paths):
+                os._exit(99)
+
+    sys.addaudithook(watch)
+
+
+def fail_at(target: str, call: int, kind: type[Exception], message: str) -> None:
+    """Raise an error in the place of that call (from 0) of what `target` names."""
+
+    def fail(calls: int) -> None:
+        if calls == call:
+            raise kind(message)
+
+    _before(target, fail)
+
+
+def disturbed(first: int, last: int) -> None:
+    """Let the losses of the updates from step `first` to `last` (from 0) be no numbers, but not their gradients."""
+    backward = Trainer._backward
+
+    def disturbed_backward(trainer: Trainer, *values: torch.Tensor) -> torch.Tensor:
+        losses = backward(trainer, *values)
+        return losses * torch.nan if first <= trainer.step <= last else losses
+
+    Trainer._backward = disturbed_backward
+
+
+def keep_all(path: Path) -> None:
+    """Keep what the process has at the end of its training, to compare it with others'."""
+    loop = train.Run._loop
+
+    def kept(run: train.Run, *values: Any) -> int:
+        stopped = loop(run, *values)
+        torch.save(run.trainer.state(), path)
+        return stopped
+
+    train.Run._loop = kept
+
+
+def same_patches(path: Path) -> None:
+    """Let the process have the first one's patches, and keep the images of its last update, HR and LR."""
+    update, batches = Trainer._update, train.PatchBatches
+    train.PatchBatches = lambda *values, **options: batches(*values, **options | {"rank": 0})
+
+    def watched(trainer: Trainer, lr: torch.Tensor, hr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.save((hr, lr.detach()), path)
+        return update(trainer, lr, hr)
+
+    Trainer._update = watched
+
+
+def add_option(option: str) -> None:
+    """Let the process have a command line with one more option."""
+    main = train.main
+    train.main = lambda command: main([*command, option])
+
+
+def stuck(target: str, call: int) -> None:
+    """Be stuck in that call (from 0) of what `target` names, and have little patience with it."""
+    world._GRACE_SECONDS = 0.1
+    _before(target, lambda calls: calls == call and time.sleep(60))
