@@ -21,6 +21,8 @@ from andfast.devices import choose_device
 from andfast.models.views import View
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+# For the others to start, too.
+_MEETING = timedelta(minutes=10)
 # Processes wait for one that writes, validates or makes a cache of images. That another has died they learn at once.
 _TIMEOUT = timedelta(hours=6)
 # Of a run: as long as nobody dies nothing comes.
@@ -128,11 +130,17 @@ class World:
         return torch.device("cuda", self.local_rank)
 
     def join(self) -> None:
-        """Find the other processes, and wait for all of them."""
+        """Find the other processes, and wait for all of them.
+
+        Raises:
+            torch.distributed.DistError: they do not come.
+        """
         if self.size == 1:
             return
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, rank=self.rank, world_size=self.size, timeout=_TIMEOUT)
+        store, rank, size = next(dist.rendezvous("env://", timeout=_MEETING))
+        store.set_timeout(_MEETING)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
         # A receiver learns of a closed connection, however its process came to end. The others hang on the main one.
         self._group = dist.new_group(backend="gloo", timeout=_LIFE)
         for peer in range(1, self.size) if self.main else [0]:

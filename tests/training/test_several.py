@@ -249,6 +249,17 @@ def test_one_process_alone_touches_the_run_folder(
     assert live(run_dir, {0: (mortals.untouchable, run_dir)})[0] == 99
 
 
+def test_three_processes_add_up_in_the_same_order_after_a_start(images: Path, tmp_path: Path) -> None:
+    """Of two numbers the order is none; where a gradient lies says in which three are added."""
+    sizes = {"train__batch_size": 6, "generator__features": 12, "generator__depth": 4, "train__iterations": 8}
+    stop = {2: (mortals.signal_at, "andfast.training.trainer.Trainer.train_step", 5, signal.SIGTERM)}
+    for name, plans, status in (("whole", {}, 0), ("cut", stop, 143), ("cut", {}, 0)):
+        command = arguments(tmp_path / name, images, degradation__num_networks="batch", **sizes)
+        processes = begin_several(command, tmp_path / "output", 3, plans)
+        assert [end(process) for process in processes] == [status] * 3
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
 def test_a_run_goes_on_with_another_number_of_processes(
     uninterrupted: Path, images: Path, live: Callable[..., list[int]], tmp_path: Path
 ) -> None:
