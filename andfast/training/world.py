@@ -137,7 +137,8 @@ class World:
         """
         if self.size == 1:
             return
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        nccl = torch.cuda.is_available() and dist.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
         store, rank, size = next(dist.rendezvous("env://", timeout=_MEETING))
         store.set_timeout(_MEETING)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
