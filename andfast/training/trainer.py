@@ -83,7 +83,7 @@ class Trainer:
         """Have updates be those of all processes together: all must call this, after `load` if they do."""
         self.view.module = self.world.wrap(self.generator)
         if self.world.size > 1:
-            rehearse(self.view, self.device)
+            rehearse(self.view, torch.zeros(1, 3, 16, 16, device=self.device))
 
     def degradation(self, num_networks: int) -> DegradationNetwork:
         """A bank of degradation networks as configured, without parameters yet."""

@@ -280,13 +280,16 @@ def averaged_at_last(module: nn.Module, last: bool) -> AbstractContextManager[No
     return nullcontext() if last or not isinstance(module, DistributedDataParallel) else module.no_sync()
 
 
-def rehearse(view: View, device: torch.device) -> None:
-    """Let a wrapped module settle, on an image of nothing.
+def rehearse(view: View, images: Tensor) -> None:
+    """Let a wrapped module settle, on any images that it takes; its weights and buffers stay as they are.
 
     After its first backward pass it lays the gradients out in the order in which they came, and where one lies decides
     in which order it is added up. Each start must have that behind it, or a run that was resumed would round otherwise.
     """
+    buffers = [buffer.clone() for buffer in view.module.buffers()]
     with torch.compiler.set_stance("force_eager"):
-        view(torch.zeros(1, 3, 16, 16, device=device)).sum().backward()
+        view(images).sum().backward()
     for weight in view.module.parameters():
         weight.grad = None
+    for buffer, before in zip(view.module.buffers(), buffers, strict=True):
+        buffer.copy_(before)

@@ -1,5 +1,6 @@
 """How a process finds its place among others, and what of a step goes through them."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,9 +12,10 @@ from tiny_trainer import TINY, make, patches
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from andfast.models.views import View
 from andfast.training.config import parse_config
 from andfast.training.trainer import Trainer
-from andfast.training.world import World
+from andfast.training.world import World, rehearse
 
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -124,6 +126,15 @@ def test_updates_alone_go_through_the_others(
     assert seen == 2 * passes
     for weight, expected in zip(trainer.generator.parameters(), alone.generator.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-7)
+
+
+def test_a_rehearsal_changes_nothing(lonely: World) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = copy.deepcopy(module.state_dict())
+    rehearse(View(lonely.wrap(module), torch.float32), torch.rand(2, 3, 8, 8))
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+    assert all(weight.grad is None for weight in module.parameters())
 
 
 @pytest.mark.parametrize(
