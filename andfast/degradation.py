@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from andfast.ops.blur_pool import blur_pool
 from andfast.ops.degradation_forward import degradation_forward
 from andfast.ops.identity_init import identity_centres
+from andfast.shares import draw_rows
 from andfast.theta import NoiseKind, ThetaLayout
 
 _NO_PARAMETERS = "the network has no parameters yet: call reset_identity(image_size) first"
@@ -116,7 +117,9 @@ class DegradationNetwork(nn.Module):
         self.layout = layout
         self.theta_id = theta_id
         self.delta = torch.zeros_like(theta_id)
-        self.noise_seed = torch.empty_like(self.noise_seed).random_(generator=generator)
+        self.noise_seed = draw_rows(
+            lambda count: self.noise_seed.new_empty(count).random_(generator=generator), self.num_networks, generator
+        )
 
     def clean(self, hr: Tensor) -> Tensor:
         """The LR image that the identity stands for: `hr` pooled, (B, 3, H/scale, W/scale), in its own type."""

@@ -1,20 +1,24 @@
 """Train a blind super-resolution model: `python -m andfast.train [--config FILE] [--KEY VALUE ...]`.
 
-Without arguments a small model is trained on scikit-image's photographs in a few minutes on a CPU.
+Without arguments a small model is trained on scikit-image's photographs in a few minutes on a CPU. On several GPUs, or
+several machines with them: `torchrun --nproc-per-node GPUS -m andfast.train ...`.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from andfast.data.cache import cache_images
@@ -24,6 +28,7 @@ from andfast.files import remove_unfinished, sync, write_torch, written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.models import save_discriminator, save_model
 from andfast.ops import backends
+from andfast.shares import own_places
 from andfast.training.best import BEST_FILE, BestModel
 from andfast.training.compilation import CompileError
 from andfast.training.config import Config, dump_yaml, parse_config
@@ -33,31 +38,62 @@ from andfast.training.memory import describe_memory, estimate_memory, free_memor
 from andfast.training.readout import DivergedError, Readout
 from andfast.training.records import METRICS_FILE, RecordError, lacks_validation
 from andfast.training.sheet import sample_sheet
-from andfast.training.state import PREVIOUS_FILE, STATE_FILE, load_newest, load_state, make_newest, save_state
+from andfast.training.state import PREVIOUS_FILE, STATE_FILE, flat, load_newest, load_state, make_newest, save_state
 from andfast.training.stop import StopSignal
 from andfast.training.summary import summarise
 from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
 from andfast.training.waiting import DataWait
 from andfast.training.wandb_run import WANDB_FILE, WandbError, import_wandb
+from andfast.training.world import World
 from andfast.upscale import NonFiniteError
 
 BAD_BATCH = "bad_batch.pt"
 DISCRIMINATOR_FILE = "discriminator.pth"
 
+# What may be another setting in each process.
+_PRIVATE = {"run_dir", "resume", "data.workers", "data.cache_mib", "data.cache"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun, 3 failed, 128 + n ended by signal n."""
-    config = parse_config(arguments)
     try:
-        run = Run(config)
-    except (ValueError, OSError) as error:  # among them DataError, ModelError, StateError
+        world = World.from_environment()
+        world.join()
+    except (ValueError, torch.distributed.DistError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    try:
+        run = Run(_read_config(arguments, world), world)
+    except (ValueError, OSError) as error:  # among them DataError, ModelError, StateError
+        if world.main:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # a cache of images can take long to make, and goes on from where it was
-        print("interrupted before the first step", file=sys.stderr)
+        if world.main:
+            print("interrupted before the first step", file=sys.stderr)
         return 128 + signal.SIGINT
+    except RuntimeError:
+        if not world.is_broken():
+            raise
+        print(f"error: {world.named(world.epitaph)}", file=sys.stderr)
+        return 3
     return run.train()
+
+
+def _read_config(arguments: Sequence[str] | None, world: World) -> Config:
+    """As `parse_config`; of several processes one says for all what is wrong."""
+    if world.size == 1:
+        return parse_config(arguments)
+    with world.together():
+        said = io.StringIO()
+        try:
+            with redirect_stderr(said):
+                return parse_config(arguments)
+        except SystemExit as end:
+            if not end.code:  # help was asked for
+                raise
+            raise ValueError(said.getvalue().strip()) from end
 
 
 class Run:
@@ -65,56 +101,101 @@ class Run:
 
     Everything that can be wrong with the settings, the images and the state to resume is found out here, before
     the first step and before anything is written; but for the cache of images, which is made last.
+
+    Of several processes the main one has the directory, and tells of everything; the others need not see it.
+
+    Args:
+        config: the settings of the whole run.
+        world: its processes; None: there is one.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, world: World | None = None) -> None:
+        self.config, self.world = config, world or World()
         self.folder = Path(config.run_dir)
-        if config.train.wandb is not None:
-            import_wandb(config.train.wandb)
-        self.skipped = Skipped()
-        self.images = find_images(config, self.skipped)
-        self.trainer = Trainer(config)
-        if self.trainer.device.type == "cpu":
-            keep_freed_memory()
-        network = self.trainer.degradation(1)  # refuses what it cannot be made from
-        try:
-            backends.select_name("degradation_forward", network.theta_id.to(network.dtype))
-        except RuntimeError as error:  # one is forced that is not there
-            raise ValueError(error) from error
         # The state in the folder that is gone on from, and the step of the newest one; None: there is none.
         self._own: Path | None = None
         self._saved: int | None = None
-        state = self._state_to_resume()
+        state, owes_validation = None, False
+        with self.world.together():
+            if config.train.wandb is not None and self.world.main:
+                import_wandb(config.train.wandb)
+            # All find the same ones.
+            self.skipped = Skipped(self.world.named, tells=self.world.main)
+            self.images = find_images(config, self.skipped)
+            self.trainer = Trainer(config.split(self.world.size), self.world)
+            if self.trainer.device.type == "cpu":
+                keep_freed_memory()
+            network = self.trainer.degradation(1)  # refuses what it cannot be made from
+            try:
+                backends.select_name("degradation_forward", network.theta_id.to(network.dtype))
+            except RuntimeError as error:  # one is forced that is not there
+                raise ValueError(error) from error
+            if self.world.main:
+                state = self._state_to_resume()
+                owes_validation = state is not None and self._lacks_validation(state["step"])
+            self.best = BestModel(self.folder, _warn)
+            held_out = [image for _, image in self.images.held_out]
+            self.validate = Validator(held_out, self.images.pairs, config.scale, self.world)
+        self._check_alike()
+        # Whether a stop came before the step gone on from was validated.
+        state, self._saved, self._owes_validation = self.world.broadcast((state, self._saved, owes_validation))
         if state is not None:
             self.trainer.load(state)
-        # Whether a stop came before the step gone on from was validated.
-        self._owes_validation = state is not None and self._lacks_validation()
-        self.best = BestModel(self.folder, _warn)
-        self.validate = Validator([image for _, image in self.images.held_out], self.images.pairs, config.scale)
         self.batches = self._batches()
+        with self.world.together():
+            if self.world.main:
+                self._introduce()
+        self.trainer.connect()
+        # From now on images are each process's own.
+        self.skipped.tells = True
+
+    def _introduce(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        size = self.world.size
         needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
         print(
             f"{len(self.images.sources)} images to train on, {len(self.images.held_out)} held out, "
-            f"{len(self.images.pairs)} camera pairs; {self.trainer.describe()}; {describe_memory(needed, free)}"
+            f"{len(self.images.pairs)} camera pairs; {self.trainer.describe()}; "
+            f"{f'{size} processes, each ' if size > 1 else ''}{describe_memory(needed, free)}"
         )
         if free is not None and needed > free:
-            print(f"warning: that may be more than there is; it helps {remedies(config)}", file=sys.stderr)
+            print(f"warning: that may be more than there is; it helps {remedies(self.config, size)}", file=sys.stderr)
+
+    def _check_alike(self) -> None:
+        """Refuse processes that were started with other settings than the main one, or find other images.
+
+        Raises:
+            ValueError: in all of them.
+        """
+        main, *others = self.world.gather((flat(self.config.to_dict()), self.images.digest()))
+        for rank, (settings, digest) in enumerate(others, start=1):
+            keys = [key for key, value in settings.items() if main[0][key] != value and key not in _PRIVATE]
+            if keys:
+                found = "".join(f"\n  {key}: {settings[key]}, not {main[0][key]}" for key in keys)
+                raise ValueError(f"process {rank} was started with other settings than process 0:{found}")
+            if digest != main[1]:
+                raise ValueError(f"process {rank} finds other images than process 0; all must see the same ones")
 
     def _batches(self) -> PatchBatches:
-        train, data = self.config.train, self.config.data
+        config, data, world = self.trainer.config, self.config.data, self.world
         sources = self.images.sources
         if data.cache is not None:
-            sources = cache_images(data.cache, sources, data.workers)
+            # The first process of a machine makes it, and shows how far it is; the others find it done.
+            for turn in (True, False)[: world.size]:
+                with world.together():
+                    if turn == (world.local_rank == 0):
+                        sources = cache_images(data.cache, sources, data.workers)
         return PatchBatches(
             sources,
-            patch=train.patch_size,
-            batch=train.batch_size,
-            seed=self.config.seed,
+            patch=config.train.patch_size,
+            batch=config.train.batch_size,
+            seed=config.seed,
             flip=data.flip,
             rotate=data.rotate,
             cache_mib=data.cache_mib,
+            rank=world.rank,
+            world=world.size,
+            mixed=config.mixed,
         )
 
     def _state_to_resume(self) -> dict[str, Any] | None:
@@ -148,42 +229,52 @@ class Run:
 
     def train(self) -> int:
         """Train to the end, or until told to stop; returns the exit status of the command."""
-        trainer, train = self.trainer, self.config.train
+        trainer, train, world = self.trainer, self.config.train, self.world
         if trainer.step >= train.iterations and not self._owes_validation:
-            print(f"{self.folder}: all {train.iterations} iterations are done; --resume never starts over")
+            if world.main:
+                print(f"{self.folder}: all {train.iterations} iterations are done; --resume never starts over")
+            world.leave()
             return 0
         exhausted = ""
         try:
-            with StopSignal() as stop:
-                self._begin()
-                with closing(RunLog(self.folder, trainer.step, train.wandb, self.config.to_dict())) as log:
-                    # Where reading costs nothing, it is not put off.
-                    every = train.log_every or (1 if trainer.device.type == "cpu" else 10)
-                    readout = Readout(log, every, train.max_bad_steps)
-                    self._loop(log, readout, stop)
+            with StopSignal(world.main) as stop, self._begin() as log:
+                # Where reading costs nothing, it is not put off.
+                every = train.log_every or (1 if trainer.device.type == "cpu" else 10)
+                stopped = self._loop(log, Readout(log, every, train.max_bad_steps), stop)
+            world.leave()
         except (RecordError, WandbError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except BrokenPipeError:  # who read what is printed is gone, often by the same Ctrl-C as the one here
             return self._unheard(stop.number or signal.SIGPIPE)
-        except DivergedError as error:
-            return self._failed(error.step - 1, f"{error}; {self._save_bad_batch(error.step)}")
+        except DivergedError as error:  # in all processes
+            kept = self._save_bad_batch(error.step)
+            return self._failed(error.step - 1, f"{error}; {kept}") if world.main else 3
         except (CompileError, NonFiniteError, DataError, OSError) as error:
             return self._failed(trainer.step, _reason(error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
+                if world.is_broken():
+                    return self._failed(trainer.step, world.epitaph)
                 raise
             exhausted = str(error).strip().partition("\n")[0] or type(error).__name__
         if exhausted:  # and the error is gone, which held all that the step had computed
             return self._out_of_memory(exhausted)
-        how = (
-            f"stopped at step {trainer.step} and saved; --resume auto goes on from there\n" if stop.number else "done: "
-        )
-        print(how + summarise(self.folder, train.batch_size))
-        return 128 + stop.number if stop.number else 0
+        if world.main:
+            how = (
+                f"stopped at step {trainer.step} and saved; --resume auto goes on from there\n" if stopped else "done: "
+            )
+            print(how + summarise(self.folder, train.batch_size))
+        return 128 + stopped if stopped else 0
 
-    def _begin(self) -> None:
-        """Put the folder in order: what earlier starts left half-done or to be replaced, and the configuration."""
+    def _begin(self) -> AbstractContextManager[RunLog | None]:
+        """Put the folder in order: what earlier starts left half-done or to be replaced, and the configuration.
+
+        Returns:
+            The log, to be closed; None in all processes but the main one.
+        """
+        if not self.world.main:
+            return nullcontext()
         for folder in (self.folder, self.folder / "samples"):
             remove_unfinished(folder)
         if self._own is not None:
@@ -193,23 +284,37 @@ class Run:
         with written_whole(self.folder / "config.yaml") as temporary:
             # How this time began is not for the next time.
             temporary.write_text(dump_yaml(self.config.to_dict() | {"resume": "auto"}))
+        return closing(RunLog(self.folder, self.trainer.step, self.config.train.wandb, self.config.to_dict()))
 
     def _failed(self, step: int, reason: str) -> int:
         """Say what ended the run, and what is left; returns the exit status."""
         kept = "" if self._saved is None else f"; {self.folder / STATE_FILE} is whole, of step {self._saved}"
-        print(f"error: stopped at step {step}: {reason}{kept}", file=sys.stderr)
+        print(f"error: {self.world.named(f'stopped at step {step}: {reason}{kept}')}", file=sys.stderr)
         return 3
 
     def _save_bad_batch(self, step: int) -> str:
         """Keep the images of the first update that was left out, to be studied; returns what to say of it."""
         path = self.folder / BAD_BATCH
-        hr, lr = (images.cpu() for images in self.trainer.bad_batch)
+        parts = self.world.gather([images.cpu() for images in self.trainer.bad_batch])
+        if not self.world.main:
+            return ""
+        hr, lr = (self._joined([part[which] for part in parts]) for which in range(2))
         try:
             with written_whole(path) as temporary:
                 write_torch({"step": step, "hr": hr, "lr": lr}, temporary)
         except OSError as error:
             return f"its images could not be saved: {error}"
         return f"its images are in {path}"
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        """The whole batch of all processes' images, in the order in which one would have it."""
+        mixed, size = self.trainer.config.mixed, self.world.size
+        images = len(parts[0])
+        places = [own_places((images - mixed, mixed), rank, size) for rank in range(size)]
+        whole = torch.empty(size * images, *parts[0].shape[1:])
+        for own, part in zip(places, parts, strict=True):
+            whole[own] = part
+        return whole
 
     def _unheard(self, number: int) -> int:
         """Save what there is when nothing can be printed any more; returns the exit status."""
@@ -229,10 +334,13 @@ class Run:
                 self._save()
             except (MemoryError, RuntimeError, OSError) as error:
                 print(f"error: the state of step {trainer.step} could not be saved: {error}", file=sys.stderr)
-        return self._failed(trainer.step, f"out of memory ({reason}); it helps {remedies(self.config)}")
+        return self._failed(
+            trainer.step, f"out of memory ({reason}); it helps {remedies(self.config, self.world.size)}"
+        )
 
-    def _loop(self, log: RunLog, readout: Readout, stop: StopSignal) -> None:
-        trainer, train = self.trainer, self.config.train
+    def _loop(self, log: RunLog | None, readout: Readout, stop: StopSignal) -> int:
+        """Train; returns the signal that stopped it, in whichever process it came, or 0."""
+        trainer, train, world = self.trainer, self.config.train, self.world
         wait = DataWait()
         pin = trainer.device.type == "cuda"
         loader = make_loader(self.batches, trainer.step, train.iterations, self.config.data.workers, pin)
@@ -242,13 +350,14 @@ class Run:
             unit="step",
             dynamic_ncols=True,
             mininterval=0.1 if sys.stderr.isatty() else 10,
+            disable=not world.main,
         )
         # Closed also when a step raises: workers that still wait to be asked would keep this process from ending.
         with bar, closing(iter(loader)) as batches, closing(readout):
             if self._owes_validation:
                 self._validate(log, stop)
             begin = time.perf_counter()
-            while trainer.step < train.iterations and not stop.number:
+            while not (stopped := world.agree(stop.number)) and trainer.step < train.iterations:
                 asked = time.perf_counter()
                 patches, failures = next(batches)
                 data_wait = time.perf_counter() - asked
@@ -261,7 +370,7 @@ class Run:
                     rate = train.batch_size / readout.seconds
                     bar.set_postfix_str(f"{readout.last}, {rate:.1f} images/s, data {wait.recent:.0%}", refresh=False)
                 bar.update()
-                if hint := wait.hint(self.config.data):
+                if world.main and (hint := wait.hint(self.config.data)):
                     tqdm.write(hint, file=sys.stderr)
                 validates = _due(trainer.step, train.validate_every, train.iterations)
                 saves = _due(trainer.step, train.save_every, train.iterations)
@@ -274,20 +383,21 @@ class Run:
                         if saves:
                             self._save()
                     begin = time.perf_counter()
-        if stop.number and trainer.step != self._saved:
+        if stopped and trainer.step != self._saved:
             self._save()
+        return stopped
 
-    def _lacks_validation(self) -> bool:
+    def _lacks_validation(self, step: int) -> bool:
         """Whether the last step was to be validated and is not."""
-        step, train = self.trainer.step, self.config.train
+        train = self.config.train
         due = _due(step, train.validate_every, train.iterations)
         return due and lacks_validation(self.folder / METRICS_FILE, step)
 
-    def _validate(self, log: RunLog, stop: StopSignal) -> None:
+    def _validate(self, log: RunLog | None, stop: StopSignal) -> None:
         """Validate, unless told to stop, which need not wait for it: it is done when the run goes on."""
         step = self.trainer.step
         results = self.validate(self.trainer.ema, stop)
-        if results is None:
+        if results is None or log is None:
             return
         # Without, there is only one, of the last model.
         best = self.config.train.validate_every and self.best.offer(self.trainer.ema, step, results)
@@ -301,14 +411,19 @@ class Run:
         write_png(self.folder / "samples" / f"step_{step:07d}.png", sheet)
 
     def _save(self) -> None:
-        """Write the state and the model as they are now."""
+        """Write the state and the model as they are now; the main process does."""
+        if self.world.main:
+            self._write()
+        self._saved = self.trainer.step
+
+    def _write(self) -> None:
         for name in ("model.safetensors", "model.pth"):
             save_model(self.trainer.ema, self.folder / name, {"iterations": self.trainer.step})
         if self.trainer.discrimination is not None:
             save_discriminator(self.trainer.discrimination.module, self.folder / DISCRIMINATOR_FILE)
         sync(self.folder / METRICS_FILE)  # a state never knows more than the lines before it
-        save_state(self.folder / STATE_FILE, self.trainer.state() | {"images": self.images.digest()})
-        self._saved = self.trainer.step
+        run = {"config": self.config.to_dict(), "images": self.images.digest()}
+        save_state(self.folder / STATE_FILE, self.trainer.state() | run)
 
     def _clear(self) -> None:
         """Remove what an earlier run left here that this one would mix with its own."""

@@ -12,10 +12,12 @@ import os
 import pkgutil
 import resource
 import signal
+import socket
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -28,6 +30,8 @@ from commands import as_options
 from PIL import Image
 
 from andfast import train
+from andfast.training import world
+from andfast.training.trainer import Trainer
 
 Plan = Callable[..., None]
 """What is done in the process before the command begins, to bring about what shall happen to it."""
@@ -65,7 +69,13 @@ def make_images(folder: Path, count: int = 6) -> None:
         Image.fromarray(coarse).resize((32, 24), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
 
 
-def begin(command: Sequence[str], output: Path, plan: Plan | None = None, *values: Any) -> BaseProcess:
+def begin(
+    command: Sequence[str],
+    output: Path,
+    plan: Plan | None = None,
+    *values: Any,
+    environment: Mapping[str, str] | None = None,
+) -> BaseProcess:
     """A process that runs the command, adding what it prints to `output`; it leads a group of its own.
 
     What it prints goes through a pipe, which has no part in what happens to its files.
@@ -74,12 +84,36 @@ def begin(command: Sequence[str], output: Path, plan: Plan | None = None, *value
     # What Adam and the log import when they are made, too.
     context.set_forkserver_preload(["andfast.train", "torch._dynamo", "torch.utils.tensorboard"])
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_live, args=(list(command), writer, plan, values))
+    process = context.Process(target=_live, args=(list(command), writer, plan, values, dict(environment or {})))
     process.start()
     writer.close()
     process.listener = threading.Thread(target=_listen, args=(reader, output), daemon=True)
     process.listener.start()
     return process
+
+
+def begin_several(
+    command: Sequence[str], output: Path, size: int = 2, plans: Mapping[int, tuple[Any, ...]] | None = None
+) -> list[BaseProcess]:
+    """The processes of a run of several; what rank r prints goes to `output` with its number behind it.
+
+    Args:
+        plans: by rank a plan and its arguments.
+    """
+    processes = []
+    port = str(free_port())
+    for rank in range(size):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+        environment = {key: str(value) for key, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        plan = (plans or {}).get(rank, (None,))
+        processes.append(begin(command, output.with_name(f"{output.name}{rank}"), *plan, environment=environment))
+    return processes
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def _listen(reader: Connection, output: Path) -> None:
@@ -102,7 +136,10 @@ def end(process: BaseProcess, seconds: float = 60) -> int:
     return process.exitcode
 
 
-def _live(command: list[str], output: Connection, plan: Plan | None, values: tuple[Any, ...]) -> None:
+def _live(
+    command: list[str], output: Connection, plan: Plan | None, values: tuple[Any, ...], environment: dict[str, str]
+) -> None:
+    os.environ.update(environment)
     os.setsid()
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
@@ -194,3 +231,77 @@ def _before(target: str, act: Callable[[int], Any]) -> None:
         return function(*values, **options)
 
     setattr(owner, name, call)
+
+
+def untouchable(folder: Path) -> None:
+    """End the process with status 99 when it opens, makes, renames or removes anything in a folder."""
+
+    def watch(event: str, values: tuple[Any, ...]) -> None:
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.listdir", "os.scandir", "shutil.rmtree"):
+            paths = [value for value in values[:2] if isinstance(value, (str, Path))]
+            if any(Path(path).is_relative_to(folder) for path in paths):
+                os._exit(99)
+
+    sys.addaudithook(watch)
+
+
+def fail_at(target: str, call: int, kind: type[Exception], message: str) -> None:
+    """Raise an error in the place of that call (from 0) of what `target` names."""
+
+    def fail(calls: int) -> None:
+        if calls == call:
+            raise kind(message)
+
+    _before(target, fail)
+
+
+def disturbed(first: int, last: int) -> None:
+    """Let losses and restored images of the updates from step `first` to `last` (from 0) be no numbers.
+
+    G's gradients are.
+    """
+    backward = Trainer._backward
+
+    def disturbed_backward(trainer: Trainer, *values: torch.Tensor) -> tuple[Any, ...]:
+        losses, means, restored = backward(trainer, *values)
+        if not first <= trainer.step <= last:
+            return losses, means, restored
+        return losses * torch.nan, means, None if restored is None else restored * torch.nan
+
+    Trainer._backward = disturbed_backward
+
+
+def keep_all(path: Path) -> None:
+    """Keep what the process has at the end of its training, to compare it with others'."""
+    loop = train.Run._loop
+
+    def kept(run: train.Run, *values: Any) -> int:
+        stopped = loop(run, *values)
+        torch.save(run.trainer.state(), path)
+        return stopped
+
+    train.Run._loop = kept
+
+
+def same_patches(path: Path) -> None:
+    """Let the process have the first one's patches, and keep the images of its last update, HR and LR."""
+    update, batches = Trainer._update, train.PatchBatches
+    train.PatchBatches = lambda *values, **options: batches(*values, **options | {"rank": 0})
+
+    def watched(trainer: Trainer, lr: torch.Tensor, hr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.save((hr, lr.detach()), path)
+        return update(trainer, lr, hr)
+
+    Trainer._update = watched
+
+
+def add_option(option: str) -> None:
+    """Let the process have a command line with one more option."""
+    main = train.main
+    train.main = lambda command: main([*command, option])
+
+
+def stuck(target: str, call: int) -> None:
+    """Be stuck in that call (from 0) of what `target` names, and have little patience with it."""
+    world._GRACE_SECONDS = 0.1
+    _before(target, lambda calls: calls == call and time.sleep(60))

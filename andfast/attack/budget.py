@@ -9,6 +9,7 @@ from torch import Tensor
 
 from andfast.degradation import DegradationNetwork
 from andfast.metrics import psnr
+from andfast.shares import draw_rows
 
 # How far a shrunk LR image may stay inside its budget: closer costs more passes through F than it is worth.
 BUDGET_SLACK_DB = 1.0
@@ -26,7 +27,8 @@ def draw_budget(
     if lr_psnr is None:
         return torch.full((count,), -math.inf, device=device)
     low, high = lr_psnr
-    return low + margin_db + (high - low) * torch.rand(count, device=device, generator=generator)
+    drawn = draw_rows(lambda rows: torch.rand(rows, device=device, generator=generator), count, generator)
+    return low + margin_db + (high - low) * drawn
 
 
 def check_range(lr_psnr: tuple[float, float] | None) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from andfast.degradations.filters import gaussian_blur
+from andfast.shares import draw_rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Lens:
         Returns:
             (B, C, H, W) in [0, 1].
         """
-        drawn = torch.rand(2, cameras, device=hr.device, generator=generator).repeat_interleave(len(hr) // cameras, 1)
+        drawn = draw_rows(
+            lambda count: torch.rand(2, count, device=hr.device, generator=generator), cameras, generator, dim=1
+        ).repeat_interleave(len(hr) // cameras, 1)
         ranges = (self.blur, self.sharpen)
         sigma, amount = (low + (high - low) * part for (low, high), part in zip(ranges, drawn, strict=True))
         blurred = gaussian_blur(hr, sigma, self.blur[1])

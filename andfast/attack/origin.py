@@ -8,6 +8,7 @@ from torch import Tensor
 from andfast.attack.base import Task
 from andfast.attack.budget import within_budget
 from andfast.degradation import DegradationNetwork
+from andfast.shares import draw_rows
 
 # In the scaled norm: a random deviation so small that the image's error grows in proportion to it, and one from which
 # on images are saturated and say little of how far beyond their budget they are.
@@ -22,7 +23,10 @@ def random_direction(network: DegradationNetwork, inv_scale: Tensor, generator: 
         inv_scale: (P,), 1 / s of the scaled norm; what has 0 there does not move.
         generator: of the network's device; None for torch's own.
     """
-    direction = torch.randn(network.theta_id.shape, device=inv_scale.device, generator=generator)
+    count, columns = network.theta_id.shape
+    direction = draw_rows(
+        lambda rows: torch.randn(rows, columns, device=inv_scale.device, generator=generator), count, generator
+    )
     direction *= inv_scale > 0
     return inv_scale * direction / direction.norm(dim=1, keepdim=True)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from andfast.attack.base import Task
 from andfast.attack.pgd import PGD
 from andfast.degradation import DegradationNetwork
+from andfast.shares import draw_rows
 
 
 @dataclass
@@ -43,7 +44,11 @@ def xavier_deviation(network: DegradationNetwork, generator: torch.Generator | N
     layout, theta_id = network.layout, network.theta_id
     wanted = theta_id.clone()
     for segment in layout.conv:
-        taps = torch.randn((len(theta_id), *segment.shape), device=theta_id.device, generator=generator)
         out, into, size = segment.shape
+        taps = draw_rows(
+            lambda count, shape=segment.shape: torch.randn(count, *shape, device=theta_id.device, generator=generator),
+            len(theta_id),
+            generator,
+        )
         segment.view(wanted).copy_(taps * (2 / (size * (out + into))) ** 0.5)
     return layout.to_moments(wanted - theta_id)

@@ -32,6 +32,7 @@ class PairPatches:
         flip: mirror each pair of patches with probability 1/2.
         rotate: turn each by 0, 90, 180 or 270 degrees, equally likely.
         cache_mib: memory for decoded images, in MiB; when all fit, each is decoded once.
+        rank, world: as for `PatchBatches`, which process this is, of how many that share the whole batch.
 
     Raises:
         DataError: a pair is smaller than the patches; when called: an image cannot be read. The message names it.
@@ -48,12 +49,15 @@ class PairPatches:
         flip: bool = True,
         rotate: bool = True,
         cache_mib: float = 512,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         for pair in pairs:
             if min(size := image_size(pair.hr)) < patch:
                 raise DataError(f"{pair.hr}: {too_small(*size, patch)}")
         self.pairs, self.scale, self.patch, self.batch = list(pairs), scale, patch, batch
         self.seed, self.flip, self.rotate = seed, flip, rotate
+        self.rank, self.world = rank, world
         self._images = Recent(int(cache_mib * 2**20))
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
@@ -63,7 +67,7 @@ class PairPatches:
         hr = np.empty((self.batch, 3, self.patch, self.patch), np.uint8)
         lr = np.empty((self.batch, 3, low, low), np.uint8)
         for position in range(self.batch):
-            number = step * self.batch + position
+            number = (step * self.world + self.rank) * self.batch + position
             pair = self._pair(number)
             down, right, mirror, turns = (int(value) for value in random_numbers(4, self.seed, _CROP, number))
             mirror, turns = mirror if self.flip else 0, turns if self.rotate else 0

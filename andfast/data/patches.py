@@ -14,6 +14,7 @@ from torch import Tensor
 
 from andfast.data.images import DataError, ImageError, image_size, list_images, read_image
 from andfast.data.workers import SourceDataset, SourceLoader
+from andfast.shares import own_places
 
 # The streams of random numbers that are drawn from one seed.
 _ORDER, _CROP, _REPLACEMENT = range(3)
@@ -132,7 +133,8 @@ class PatchBatches(SourceDataset):
     same in all versions.
 
     With `world` processes, the batch of process `rank` is its part of the batch that one process would make
-    of `world * batch` patches.
+    of `world * batch` patches. The last `mixed` ones of each are a part by itself: the batch that one process would
+    make ends with those of all processes.
 
     Args:
         sources: the images, each at least `patch` pixels high and wide. Their order matters: sort them.
@@ -145,6 +147,7 @@ class PatchBatches(SourceDataset):
             than cropping; when all images fit, each worker decodes them once.
         rank: index of this process, 0 <= rank < world.
         world: number of processes.
+        mixed: patches of a batch that are used for something else (`attack.mix`).
 
     Raises:
         DataError: there are no sources; when indexed: none of them can be read.
@@ -163,18 +166,19 @@ class PatchBatches(SourceDataset):
         cache_mib: float = 512,
         rank: int = 0,
         world: int = 1,
+        mixed: int = 0,
     ) -> None:
         if not sources:
             raise DataError("no image to train on: the list of sources is empty")
-        if patch < 1 or batch < 1 or seed < 0 or cache_mib < 0 or not 0 <= rank < world:
+        if patch < 1 or batch < 1 or seed < 0 or cache_mib < 0 or not 0 <= rank < world or not 0 <= mixed <= batch:
             raise ValueError(
-                "wanted patch >= 1, batch >= 1, seed >= 0, cache_mib >= 0 and 0 <= rank < world, not "
-                f"{patch=}, {batch=}, {seed=}, {cache_mib=}, {rank=}, {world=}"
+                "wanted patch >= 1, batch >= 1, seed >= 0, cache_mib >= 0, 0 <= rank < world and 0 <= mixed <= batch, "
+                f"not {patch=}, {batch=}, {seed=}, {cache_mib=}, {rank=}, {world=}, {mixed=}"
             )
         super().__init__(sources)
         self.patch, self.batch, self.seed = patch, batch, seed
         self.flip, self.rotate = flip, rotate
-        self.rank, self.world = rank, world
+        self._places, self._whole = own_places((batch - mixed, mixed), rank, world), world * batch
         self._images = Recent(int(cache_mib * 2**20))
         self._unreadable: dict[int, Failure] = {}
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -184,10 +188,9 @@ class PatchBatches(SourceDataset):
             raise IndexError(f"steps count from 0, not {step}")
         patches = np.empty((self.batch, 3, self.patch, self.patch), np.uint8)
         failures: dict[str, Failure] = {}
-        first = (step * self.world + self.rank) * self.batch
-        for position in range(self.batch):
-            image = self._image(first + position, failures)
-            patches[position] = self._crop(image, first + position).transpose(2, 0, 1)
+        for position, place in enumerate(self._places):
+            number = step * self._whole + place
+            patches[position] = self._crop(self._image(number, failures), number).transpose(2, 0, 1)
         return torch.from_numpy(patches), list(failures.values())
 
     def _image(self, number: int, failures: dict[str, Failure]) -> np.ndarray:

@@ -8,6 +8,8 @@ import random
 import torch
 from torch import Tensor
 
+from andfast.shares import SharedGenerator
+
 
 class Draws:
     """Random numbers for a batch.
@@ -15,7 +17,8 @@ class Draws:
     Args:
         images: how many.
         device: theirs.
-        generator: a generator of that device, which everything follows from; None for torch's own on the CPU.
+        generator: a generator of that device, which everything follows from; None for torch's own on the CPU. Of a
+            `SharedGenerator` it is the process's own: what is decided on the host cannot be drawn for all processes.
 
     Attributes:
         generator: the generator, for what an image is made of.
@@ -26,6 +29,8 @@ class Draws:
     def __init__(self, images: int, device: torch.device, generator: torch.Generator | None = None) -> None:
         if generator is None:
             generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+        elif isinstance(generator, SharedGenerator):
+            generator = generator.own
         self.images, self.device, self.generator = images, device, generator
         state = hashlib.blake2b(generator.get_state().numpy().tobytes(), digest_size=8)
         self.host = random.Random(int.from_bytes(state.digest(), "big"))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from andfast.ops import backends
+from andfast.shares import draw_rows
 
 
 def identity_centres(
@@ -39,7 +40,12 @@ def identity_centres(
         raise ValueError(f"widths has {len(widths)} entries; a network needs at least two convolutions, so three")
     centres = []
     for into, out in pairwise(widths[:-1]):
-        centre = torch.randn(num_networks, out, into, generator=generator, device=device)
+        shape = out, into
+        centre = draw_rows(
+            lambda count, shape=shape: torch.randn(count, *shape, generator=generator, device=device),
+            num_networks,
+            generator,
+        )
         centres.append((centre * (2 / (into + out)) ** 0.5).to(dtype).float())
     return [*centres, backends.select("identity_last", centres[0])(centres)]
 

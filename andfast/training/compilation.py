@@ -41,10 +41,11 @@ class FirstPass:
     Args:
         what: is compiled, for people.
         compiled: whether it is.
+        tells: whether to show it, or only what goes wrong.
     """
 
-    def __init__(self, what: str, compiled: bool) -> None:
-        self._what = what
+    def __init__(self, what: str, compiled: bool, tells: bool = True) -> None:
+        self._what, self._tells = what, tells
         self._pending = compiled
 
     @contextmanager
@@ -57,7 +58,7 @@ class FirstPass:
         if not self._pending:
             yield
             return
-        _say(f"compiling {self._what} (once; later runs find it in the cache) ...")
+        self._say(f"compiling {self._what} (once; later runs find it in the cache) ...")
         begin = time.perf_counter()
         try:
             yield
@@ -69,11 +70,11 @@ class FirstPass:
                 f"compiling {self._what} failed: {type(error).__name__}: {reason}; --compile off does without"
             ) from error
         self._pending = False
-        _say(f"compiled {self._what}: {time.perf_counter() - begin:.1f} s with its first pass")
+        self._say(f"compiled {self._what}: {time.perf_counter() - begin:.1f} s with its first pass")
 
-
-def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
+    def _say(self, line: str) -> None:
+        if self._tells:
+            tqdm.write(line, file=sys.stderr)
 
 
 def _from_compiler(error: Exception) -> bool:

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -34,7 +34,7 @@ class DataConfig:
         val_hr: folders of HR images to validate on; none: `held_out` images of `hr` are kept from training.
         held_out: how many images of `hr` to hold out where no `val_hr` is given, at most a quarter of them.
         val_pairs: a folder with `HR/` and `LR/`, camera-captured pairs to validate on as well.
-        workers: processes that decode and crop; 0 does it in the training process.
+        workers: processes that decode and crop, for each training process; 0 does it in the training process.
         cache_mib: memory for decoded images, in MiB, for each worker.
         cache: a folder for the decoded images of `hr`, three bytes a pixel; made once, used by all workers and all
             later runs, which change in nothing but speed.
@@ -80,7 +80,8 @@ class DegradationConfig:
     """The degradation network F; see `andfast.DegradationNetwork`.
 
     Attributes:
-        num_networks: networks a batch; "batch" gives every image its own (the paper's Eq. 1), which costs more.
+        num_networks: networks a batch, of all processes together; "batch" gives every image its own (the paper's
+            Eq. 1), which costs more.
         channels: width of the hidden layers.
         blocks: blocks before the pooling, and again after it.
         noise: what a noise injection adds: a map, or Gaussian noise of a strength.
@@ -239,13 +240,13 @@ class TrainConfig:
             without a network): a generator that starts from nothing under attack stays at nearest-neighbour
             level for long.
         ramp: over so many updates after them the LR-PSNR budget comes down to its range.
-        batch_size: images an update.
+        batch_size: images an update, of all processes together.
         patch_size: height and width of the HR patches.
         learning_rate: Adam's, at its highest.
         schedule: cosine: down to a hundredth of it at the end; constant: the paper's.
         ema_decay: of the moving average of the weights, which is what is validated and saved.
-        micro_batch: images to compute at once, the result staying that of the whole batch; none: all of it. Takes
-            less memory and more time.
+        micro_batch: images that a process computes at once, the result staying that of the whole batch; none: all that
+            it has. Takes less memory and more time.
         checkpoint_blocks: keep the inputs of rrdbnet's residual blocks alone for the backward pass of the update,
             and compute the rest again. Takes less memory and more time.
         precision: the type G computes in, weights staying float32; auto: bfloat16 where the device is fast at it.
@@ -278,7 +279,7 @@ class TrainConfig:
 
 @dataclass
 class Config:
-    """A whole training run.
+    """A whole training run: however many processes it has, what stands here is about all of them together.
 
     Attributes:
         run_dir: where everything the run makes is written.
@@ -384,6 +385,39 @@ class Config:
         """How many degradation networks a batch has."""
         networks, batch = self.degradation.num_networks, self.train.batch_size
         return batch - self.attack.mix.images(batch) if networks == "batch" else networks
+
+    def split(self, size: int) -> Config:
+        """The settings of each of `size` processes that share the run's batches and degradation networks.
+
+        With attack.method subset each has one network of its own, for all images share that of their process.
+
+        Raises:
+            ValueError: they cannot be shared evenly; the message names the keys.
+        """
+        if size == 1:
+            return self
+        batch, networks = self.train.batch_size, self.degradation.num_networks
+        shared = {"train.batch_size": batch, f"attack.mix.share {self.attack.mix.share:g} of it": self.mixed}
+        if networks != "batch" and self.attack.method != "subset":
+            shared["degradation.num_networks"] = networks
+            networks //= size
+        for key, count in shared.items():
+            if count % size:
+                otherwise = ", or 'batch'" if key == "degradation.num_networks" else ""
+                raise ValueError(
+                    f"{key} is {count}; with {size} processes, which share it evenly, it must be a multiple of "
+                    f"{size}{otherwise}"
+                )
+        try:
+            return replace(
+                self,
+                train=replace(self.train, batch_size=batch // size),
+                degradation=replace(self.degradation, num_networks=networks),
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"for each of {size} processes, which has train.batch_size {batch // size}: {error}"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain nested values, as they stand in `config.yaml`."""

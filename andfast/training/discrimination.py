@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from andfast.losses import discriminator_logits
 from andfast.losses.per_image import per_image
@@ -13,6 +13,7 @@ from andfast.models.views import FrozenView, View
 from andfast.training.config import Config
 from andfast.training.guard import Guard
 from andfast.training.optimizer import guarded_adam, load_adam
+from andfast.training.world import World, averaged_at_last, rehearse
 
 # The names of what `Discrimination.update` tells: D's mean loss, and its mean verdicts on real and on restored images.
 DISCRIMINATOR_FIELDS = ("loss_d", "logit_real", "logit_restored")
@@ -25,6 +26,7 @@ class Discrimination:
         config: the run's settings, with `loss.gan` above 0.
         device: where D lives.
         precision: the type it computes in.
+        world: the processes; None: there is one. Of several each calls `connect` before the first update.
 
     Attributes:
         module: D, in training mode.
@@ -36,20 +38,30 @@ class Discrimination:
         FileNotFoundError, ValueError: as `DiscriminatorConfig.build`.
     """
 
-    def __init__(self, config: Config, device: torch.device, precision: torch.dtype) -> None:
+    def __init__(
+        self, config: Config, device: torch.device, precision: torch.dtype, world: World | None = None
+    ) -> None:
         settings = config.discriminator
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             module = settings.build(config.train.patch_size)
         self.module = module.to(device, memory_format=torch.channels_last)
         self.frozen = FrozenView(self.module, precision)
-        self.guard = Guard(device)
+        self._world = world or World()
+        self.guard = Guard(device, self._world)
         self.learning_rate = settings.learning_rate or config.train.learning_rate
         self._weights = list(self.module.parameters())
         self.optimizer = guarded_adam(self._weights, self.learning_rate, self.guard)
         self._view = View(self.module, precision)
         self._gan = config.loss.gan_kind()
-        self._micro_batch = config.train.micro_batch
+        self._micro_batch, self._patch_size = config.train.micro_batch, config.train.patch_size
+
+    def connect(self) -> None:
+        """Have updates be those of all processes together: all must call this, after `load` if they do."""
+        self._view.module = self._world.wrap(self.module)
+        if self._world.size > 1:
+            size = self._patch_size
+            rehearse(self._view, torch.zeros(2, 3, size, size, device=self.guard.bad.device))
 
     def update(self, restored: Tensor, hr: Tensor, lr: Tensor, learning_rate: float) -> dict[str, Tensor]:
         """Sub-step 4. If losses or gradient are no numbers nothing changes, running statistics included.
@@ -71,6 +83,7 @@ class Discrimination:
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None])
         self.guard.judge(losses, norm, hr, lr)
         self.optimizer.step()
+        self._share_statistics()
         for buffer, old in zip(self.module.buffers(), before, strict=True):
             torch.where(self.guard.bad > 0, old, buffer, out=buffer)
         self.frozen.refresh()
@@ -80,17 +93,27 @@ class Discrimination:
         """The gradients of the mean loss, added up over the micro-batches; losses and mean logits, (B,) each."""
         images = self._micro_batch or len(hr)
         found = []
+        left = len(hr)
         try:
             for part, target in zip(restored.split(images), hr.split(images), strict=True):
-                fake, real = discriminator_logits(self._view, part, target)
-                losses = self._gan.discriminator(fake, real)
-                (losses.sum() / len(hr)).backward()
+                left -= len(part)
+                with averaged_at_last(self._view.module, last=left == 0):
+                    fake, real = discriminator_logits(self._view, part, target)
+                    losses = self._gan.discriminator(fake, real)
+                    (losses.sum() / len(hr)).backward()
                 found.append([each.detach() for each in (losses, per_image(real), per_image(fake))])
                 # One turn of the power iterations an update, however many parts it has: D is one network for all.
                 self.module.eval()
         finally:
             self.module.train()
         return tuple(torch.cat(each) for each in zip(*found, strict=True))
+
+    def _share_statistics(self) -> None:
+        """Let batch norms have one running mean and variance in all processes, of the images of all."""
+        for norm in self.module.modules():
+            if isinstance(norm, nn.BatchNorm2d) and self._world.size > 1:
+                for own in (norm.running_mean, norm.running_var):
+                    own.copy_(self._world.mean(own))
 
     def describe(self) -> str:
         """For people."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from andfast.training.world import World
+
 
 class Guard:
     """Judges updates: one whose losses or gradient are not finite is left out, the moving average's as well.
+
+    What is bad in one process is bad in all.
 
     All of it happens on the device. A fused Adam whose `found_inf` is `bad` leaves weights and moments as they are
     where it is 1, in the way in which GradScaler tells it.
@@ -18,7 +22,8 @@ class Guard:
         batch: the HR and LR images of the first update of the last such row; None before any update.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, world: World) -> None:
+        self._world = world
         self.bad = torch.zeros((), device=device)
         self.in_row = torch.zeros((), device=device)
         self.batch: tuple[Tensor, Tensor] | None = None
@@ -33,6 +38,7 @@ class Guard:
             hr, lr: the images that gave them, kept if they are the first bad ones in a row.
         """
         self.bad.copy_(~(losses.isfinite().all() & norm.isfinite()))
+        self._world.any(self.bad)
         self.in_row.add_(1).mul_(self.bad)
         images = hr.detach(), lr.detach()
         if self.batch is None or self.batch[0].shape != hr.shape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +20,22 @@ from andfast.training.validation import centre_crop
 
 
 class Skipped:
-    """Names images that had to be skipped, counting them."""
+    """Names images that had to be skipped, counting them.
 
-    def __init__(self) -> None:
+    Args:
+        word: makes of a message what is told.
+        tells: whether it is told.
+    """
+
+    def __init__(self, word: Callable[[str], str] = str, tells: bool = True) -> None:
         self.count = 0
+        self.word, self.tells = word, tells
 
     def report(self, failures: Sequence[Failure]) -> None:
         for failure in failures:
             self.count += 1
-            tqdm.write(f"skipped image {self.count}: {failure.reason}", file=sys.stderr)
+            if self.tells:
+                tqdm.write(self.word(f"skipped image {self.count}: {failure.reason}"), file=sys.stderr)
 
 
 @dataclass

@@ -113,7 +113,7 @@ def _attack_peak(trainer: Trainer, images: int, networks: int, size: int, of_she
     climbs = not isinstance(trainer.attack, (Random, Simulated))
     with FakeTensorMode(), LiveBytes() as memory, torch.set_grad_enabled(climbs):
         # A replay is an update, too; its weights' gradients are counted elsewhere.
-        view = trainer.view if isinstance(trainer.attack, Free) else trainer.frozen
+        view = View(trainer.generator, trainer.precision) if isinstance(trainer.attack, Free) else trainer.frozen
         loss = l1_loss if of_sheet else _fake_loss(trainer, memory)
         objective = trainer.by_images(generator_objective(View(_fake(view.module, memory), view.dtype), loss))
         hr = _batch(images, size, trainer.device)
@@ -239,10 +239,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
-def remedies(config: Config) -> str:
-    """Which settings to change to need less memory, and what they are now."""
+def remedies(config: Config, size: int = 1) -> str:
+    """Which settings to change to need less memory, and what they are now, in a run of so many processes."""
     train = config.train
-    now = f"none, {train.batch_size} images at once" if train.micro_batch is None else train.micro_batch
+    now = f"none, {train.batch_size // size} images at once" if train.micro_batch is None else train.micro_batch
     options = [] if train.micro_batch == 1 else [f"a smaller train.micro_batch (now {now})"]
     if config.generator.name == "rrdbnet" and not train.checkpoint_blocks:
         options.append("train.checkpoint_blocks true (now false)")

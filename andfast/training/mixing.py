@@ -12,6 +12,7 @@ from andfast.data.pairs import find_pairs
 from andfast.ops.blur_pool import blur_pool
 from andfast.training.config import Config
 from andfast.training.randomness import step_generator
+from andfast.training.world import World
 
 _SIMULATED: dict[str, Simulated] = {"bicubic": Bicubic(), "bsrgan": BSRGAN(), "real_esrgan": RealESRGAN()}
 # The stream of each step's random numbers; the adversary has another, and so neither changes the other's.
@@ -22,8 +23,9 @@ class Mixer:
     """What takes the places of the last images of a batch.
 
     Args:
-        config: the run's settings.
+        config: the process's settings.
         device: where the images are wanted.
+        world: the processes, of which each takes its places of the whole batch.
 
     Attributes:
         images: how many places of a batch are taken.
@@ -32,7 +34,8 @@ class Mixer:
         DataError: `attack.mix.pairs` holds no pairs, or too small ones; the message names them.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, world: World) -> None:
+        self._world = world
         self.images, self.method = config.mixed, config.mix_method
         self._scale, self._seed, self._device = config.scale, config.seed, device
         self._pairs = None
@@ -47,6 +50,8 @@ class Mixer:
                 flip=data.flip,
                 rotate=data.rotate,
                 cache_mib=data.cache_mib,
+                rank=world.rank,
+                world=world.size,
             )
 
     @torch.no_grad()
@@ -62,4 +67,6 @@ class Mixer:
             return tuple(both)
         if self.method == "clean":
             return hr, blur_pool(hr, self._scale)
-        return hr, _SIMULATED[self.method].degrade(hr, self._scale, step_generator(self._seed, step, hr.device, _MIX))
+        rank, size = self._world.rank, self._world.size
+        random = step_generator(self._seed, step, hr.device, _MIX, rank=rank, size=size)
+        return hr, _SIMULATED[self.method].degrade(hr, self._scale, random)

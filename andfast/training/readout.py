@@ -106,7 +106,7 @@ class Readout:
     """Writes a run's steps to its log, a line a step, several at a time.
 
     Args:
-        log: where to.
+        log: where to; None: nowhere, and nothing is told: another process does it.
         every: how many steps to wait for at most.
         max_skipped: how many updates left out in a row end the run.
 
@@ -115,7 +115,7 @@ class Readout:
         seconds: the mean time of the steps that were read last.
     """
 
-    def __init__(self, log: RunLog, every: int, max_skipped: int) -> None:
+    def __init__(self, log: RunLog | None, every: int, max_skipped: int) -> None:
         self.last: StepResult | None = None
         self.seconds = 0.0
         self._log, self._every, self._max_skipped = log, every, max_skipped
@@ -139,7 +139,8 @@ class Readout:
         waiting, self._waiting = self._waiting, []
         for step, timing in waiting:
             self.last = step.read()
-            self._log.write({"step": step.step, **self.last.record(), **timing})
+            if self._log is not None:
+                self._log.write({"step": step.step, **self.last.record(), **timing})
             if self.last.skipped:
                 self._skipped(step, self.last.skipped)
         if waiting:
@@ -150,7 +151,8 @@ class Readout:
     def _skipped(self, step: PendingStep, count: int) -> None:
         if count == 1 or self._first_skipped is None:
             self._first_skipped = step
-            tqdm.write(f"warning: {step.describe()}; the update was left out", file=sys.stderr)
+            if self._log is not None:
+                tqdm.write(f"warning: {step.describe()}; the update was left out", file=sys.stderr)
         if count >= self._max_skipped:
             first = self._first_skipped
             raise DivergedError(first.step, f"{first.describe()}; {count} updates in a row were left out")

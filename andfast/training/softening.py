@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,9 @@ from andfast.training.randomness import step_generator
 _SOFTEN = 2
 
 
-def soften_patches(hr: Tensor, widths: tuple[float, float], seed: int, step: int) -> Tensor:
+def soften_patches(
+    hr: Tensor, widths: tuple[float, float], seed: int, step: int, places: Sequence[int] | None = None, batch: int = 0
+) -> Tensor:
     """Blur by widths drawn uniformly from a range, each step's the same whenever it is made.
 
     Args:
@@ -20,7 +24,9 @@ def soften_patches(hr: Tensor, widths: tuple[float, float], seed: int, step: int
         widths: (low, high), standard deviations in pixels.
         seed: of the run.
         step: from 0.
+        places: where the images stand in the whole batch, of `batch` images; None: they are all of it.
     """
     low, high = widths
-    drawn = torch.rand(len(hr), generator=step_generator(seed, step, torch.device("cpu"), _SOFTEN))
+    random = step_generator(seed, step, torch.device("cpu"), _SOFTEN)
+    drawn = torch.rand(len(hr), generator=random) if places is None else torch.rand(batch, generator=random)[places]
     return gaussian_blur(hr, (low + (high - low) * drawn).to(hr.device), high)

@@ -74,8 +74,8 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     state = _migrated(path, _read(path))
-    then, now = _flat(state["config"]), _flat(settings)
-    then = _flat(Config().to_dict()) | then
+    then, now = flat(state["config"]), flat(settings)
+    then = flat(Config().to_dict()) | then
     different = [key for key in sorted(then.keys() | now.keys()) if key not in _FREE and then.get(key) != now.get(key)]
     if different:
         lines = "".join(f"\n  {key}: {then.get(key)} then, {now.get(key)} now" for key in different)
@@ -158,8 +158,9 @@ def _migrated(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     return state | {"format": FORMAT}
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
     for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found

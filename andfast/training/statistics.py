@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from andfast.attack.budget import BUDGET_SLACK_DB
+from andfast.training.world import World
 
 _DISTANCES = ("distance_conv", "distance_noise", "distance_slope")
 
@@ -52,8 +53,27 @@ def attacked(
     return {
         "loss_before_attack": after if before is None else before,
         "loss_after_attack": after,
-        "gain": none if before is None else after / before.clamp(min=1e-12),
+        "gain": none if before is None else _gain(before, after),
         "lr_psnr": lr_psnr.mean(),
         "budgets_bound": torch.where(budget_db.isfinite(), bound, math.nan).mean(),
         **dict(zip(_DISTANCES, distances, strict=True)),
     }
+
+
+def of_all(found: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """The statistics of all processes together, whose numbers of images and networks are the same: what one has.
+
+    Args:
+        found: a process's own, "loss" among them.
+        world: the processes.
+    """
+    if world.size == 1:
+        return found
+    means = dict(zip(found, world.mean(torch.stack(list(found.values()))), strict=True))
+    # A ratio of means, and not the mean of ratios.
+    gain = _gain(means["loss_before_attack"], means["loss_after_attack"])
+    return means | {"gain": torch.where(means["gain"].isnan(), math.nan, gain)}
+
+
+def _gain(before: Tensor, after: Tensor) -> Tensor:
+    return after / before.clamp(min=1e-12)

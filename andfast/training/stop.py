@@ -9,10 +9,15 @@ from types import FrameType
 
 
 class StopSignal:
-    """SIGINT and SIGTERM inside only set `number`, for the step to be finished and saved; a second acts at once."""
+    """SIGINT and SIGTERM inside only set `number`, for the step to be finished and saved; a second acts at once.
 
-    def __init__(self) -> None:
+    Args:
+        tells: whether to say so when one comes.
+    """
+
+    def __init__(self, tells: bool = True) -> None:
         self.number = 0
+        self._tells = tells
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
@@ -27,6 +32,8 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self.__exit__()
+        if not self._tells:
+            return
         # Not print: the signal may have come in the midst of one, and streams do not take two at a time.
         with suppress(OSError):  # a pipe's reader may have got the same signal
             os.write(2, b"\nfinishing this step, then saving\n")

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from andfast.attack import AttackResult, Free, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.degradation import DegradationNetwork
-from andfast.devices import choose_device, choose_precision
+from andfast.devices import choose_precision
 from andfast.losses import Objective, generator_objective, l1_objective
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.models.views import FrozenView, View
+from andfast.shares import own_places
 from andfast.training.compilation import FirstPass, compile_regions, wants_compile
 from andfast.training.config import Config
 from andfast.training.discrimination import Discrimination
@@ -29,7 +30,8 @@ from andfast.training.optimizer import guarded_adam, load_adam
 from andfast.training.randomness import step_generator
 from andfast.training.readout import PendingStep
 from andfast.training.softening import soften_patches
-from andfast.training.statistics import attacked, unattacked
+from andfast.training.statistics import attacked, of_all, unattacked
+from andfast.training.world import World, averaged_at_last, rehearse
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
 RAMP_DB = 20.0
@@ -56,17 +58,19 @@ class Trainer:
     """Generator, its moving average, optimizer, adversary and discriminator of a run, and one step of it.
 
     Args:
-        config: the run's settings.
+        config: the run's settings, or of several processes what each has of them (`Config.split`).
+        world: the processes; None: there is one. Of several each calls `connect` before the first step.
 
     Raises:
         FileNotFoundError: weights to start from, or VGG19's, are not there.
         ValueError: the device is not there, weights do not fit, or pairs to mix in are none.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, world: World | None = None) -> None:
         self.config = config
+        self.world = world or World()
         self.step = 0
-        self.device = choose_device(config.device)
+        self.device = self.world.device(config.device)
         self.precision = choose_precision(config.train.precision, self.device, on_cuda=torch.bfloat16)
         dtype = config.attack.dtype
         self.attack_precision = self.precision if dtype == "auto" else choose_precision(dtype, self.device)
@@ -75,15 +79,17 @@ class Trainer:
         # The generator as it was before the adversary first touched it, for the sample sheets.
         self.before = copy.deepcopy(self.ema)
         self._weights, self._averages = list(self.generator.parameters()), list(self.ema.parameters())
-        self.guard = Guard(self.device)
+        self.guard = Guard(self.device, self.world)
         self.optimizer = guarded_adam(self._weights, config.train.learning_rate, self.guard)
         # False while an update is only half done.
         self.intact = True
         self.attack = config.attack.build()
-        self.mixer = Mixer(config, self.device)
+        self.mixer = Mixer(config, self.device, self.world)
         self.view = View(self.generator, self.precision)
         self.frozen = FrozenView(self.generator, self.attack_precision)
-        self.discrimination = Discrimination(config, self.device, self.precision) if config.loss.gan else None
+        self.discrimination = None
+        if config.loss.gan:
+            self.discrimination = Discrimination(config, self.device, self.precision, self.world)
         self.features = config.loss.load_features(self.device, self.precision)
         # One loss for both: the adversary raises what the update lowers (Eq. 1).
         self.loss = config.loss.build(self.features, self.discrimination and self.discrimination.frozen)
@@ -96,10 +102,18 @@ class Trainer:
         if compiled:
             compile_regions(self.generator)
             compile_regions(self.frozen.module)
-        self._first_update = FirstPass("the generator for its update", compiled)
+        self._first_update = FirstPass("the generator for its update", compiled, self.world.main)
         self._first_attack = FirstPass(
-            "the generator for the attack", compiled and not isinstance(self.attack, Simulated)
+            "the generator for the attack", compiled and not isinstance(self.attack, Simulated), self.world.main
         )
+
+    def connect(self) -> None:
+        """Have updates be those of all processes together: all must call this, after `load` if they do."""
+        self.view.module = self.world.wrap(self.generator)
+        if self.world.size > 1:
+            rehearse(self.view, torch.zeros(1, 3, 16, 16, device=self.device))
+        if self.discrimination is not None:
+            self.discrimination.connect()
 
     def degradation(self, num_networks: int) -> DegradationNetwork:
         """A bank of degradation networks as configured, without parameters yet."""
@@ -110,9 +124,12 @@ class Trainer:
         """One update of the generator on uint8 patches (B, 3, H, W), without waiting for the device."""
         hr = patches.to(self.device, non_blocking=True).float() / 255
         if self.config.data.soften is not None:
-            hr = soften_patches(hr, self.config.data.soften, self.config.seed, self.step)
+            config, world, mixed = self.config, self.world, self.config.mixed
+            places = own_places((len(hr) - mixed, mixed), world.rank, world.size)
+            hr = soften_patches(hr, config.data.soften, config.seed, self.step, places, world.size * len(hr))
         replays = isinstance(self.attack, Free) and self.step >= self.config.train.warmup
         norm, found = self._replayed(hr) if replays else self._updated(hr)
+        found = of_all(found, self.world)
         bad = self.guard.in_row
         if self.discrimination is not None:
             bad = torch.maximum(bad, self.discrimination.guard.in_row)
@@ -190,8 +207,10 @@ class Trainer:
         """The gradients of the mean loss, added up over the micro-batches; and `Update`'s fields but the norm."""
         images = self.config.train.micro_batch or len(lr)
         found: dict[str, list[Tensor]] = {}
+        left = len(lr)
         for part, target in zip(lr.split(images), hr.split(images), strict=True):
-            with self._first_update():
+            left -= len(part)
+            with self._first_update(), averaged_at_last(self.view.module, last=left == 0):
                 restored = self.view(part).float()
                 terms = self.loss.terms(restored, target)
                 losses = self.loss.total(terms)
@@ -226,7 +245,8 @@ class Trainer:
         """Sub-step 1, fresh identity networks; the step's random numbers, and how much milder the ramp is still."""
         train = self.config.train
         network = self.degradation(self.config.networks)
-        random = step_generator(self.config.seed, self.step, self.device)
+        rank, size = self.world.rank, self.world.size
+        random = step_generator(self.config.seed, self.step, self.device, rank=rank, size=size)
         network.reset_identity((hr.shape[2], hr.shape[3]), random)
         ramped = (self.step - train.warmup) / train.ramp if train.ramp else 1.0
         return network, random, RAMP_DB * max(1 - ramped, 0.0)
@@ -276,10 +296,9 @@ class Trainer:
         return max(guards, key=lambda guard: guard.in_row.item()).batch
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs to go on as if nothing had happened."""
+        """What `load` needs to go on as if nothing had happened; the same in all processes."""
         state = {
             "step": self.step,
-            "config": self.config.to_dict(),
             "generator": self.generator.state_dict(),
             "ema": self.ema.state_dict(),
             "before": self.before.state_dict(),

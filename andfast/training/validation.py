@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from PIL import Image
@@ -15,6 +17,7 @@ from andfast.data.pairs import Pair
 from andfast.data.tensors import to_tensor
 from andfast.metrics import psnr_y
 from andfast.training.stop import StopSignal
+from andfast.training.world import World
 from andfast.upscale import upscale_tensor
 
 # Held-out images may be of any size; so much of their middle is enough, and bounds the time.
@@ -52,16 +55,23 @@ class Validator:
         held_out: HR images, uint8 (H, W, 3), H and W multiples of `scale`.
         pairs: camera-captured pairs.
         scale: the super-resolution factor.
+        world: the processes, which share the images; None: there is one.
     """
 
-    def __init__(self, held_out: Sequence[np.ndarray], pairs: Sequence[Pair], scale: int) -> None:
-        self.scale = scale
+    def __init__(
+        self, held_out: Sequence[np.ndarray], pairs: Sequence[Pair], scale: int, world: World | None = None
+    ) -> None:
+        self.scale, self._world = scale, world or World()
+        # Every so many images one is this process's.
+        own = slice(self._world.rank, None, self._world.size)
+        self._counts = {"bicubic": len(held_out), "camera": len(held_out)}
         self._sets: dict[str, list[_Case]] = {
-            "bicubic": [self._case(bicubic_lr(hr, scale), hr) for hr in held_out],
-            "camera": [self._case(camera_like(hr, scale, seed), hr) for seed, hr in enumerate(held_out)],
+            "bicubic": [self._case(bicubic_lr(hr, scale), hr) for hr in held_out[own]],
+            "camera": [self._case(camera_like(hr, scale, seed), hr) for seed, hr in list(enumerate(held_out))[own]],
         }
         if pairs:
-            self._sets["pairs"] = [self._case(read_image(pair.lr), read_image(pair.hr)) for pair in pairs]
+            self._counts["pairs"] = len(pairs)
+            self._sets["pairs"] = [self._case(read_image(pair.lr), read_image(pair.hr)) for pair in pairs[own]]
 
     def _case(self, lr: np.ndarray, hr: np.ndarray) -> _Case:
         upsampled = bicubic_upsample(lr, self.scale)
@@ -72,18 +82,21 @@ class Validator:
 
         Args:
             generator: what is validated.
-            stop: ends it between two images; None is returned then.
+            stop: ends it between two images, of whichever process it is; None is returned then.
         """
-        results = {}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in self._sets}
         for name, cases in self._sets.items():
-            found = []
-            for case in cases:
-                if stop is not None and stop.number:
+            # As often for all, though for some there is nothing left at last.
+            for turn in range(math.ceil(self._counts[name] / self._world.size)):
+                if self._world.agree(0 if stop is None else stop.number):
                     return None
-                restored = upscale_tensor(generator, to_tensor(case.lr))
-                found.append(psnr_y(restored, to_tensor(case.hr), self.scale).item())
-            results[name] = {
-                "psnr_y": float(np.mean(found)),
-                "bicubic_psnr_y": float(np.mean([case.bicubic_db for case in cases])),
-            }
+                for case in cases[turn : turn + 1]:
+                    restored = upscale_tensor(generator, to_tensor(case.lr))
+                    found[name].append((psnr_y(restored, to_tensor(case.hr), self.scale).item(), case.bicubic_db))
+        everyone = self._world.gather(found)
+        results = {}
+        for name in self._sets:
+            turns = zip_longest(*(each[name] for each in everyone))
+            psnr, bicubic = zip(*(case for turn in turns for case in turn if case is not None), strict=True)
+            results[name] = {"psnr_y": float(np.mean(psnr)), "bicubic_psnr_y": float(np.mean(bicubic))}
         return results

@@ -240,7 +240,7 @@ def test_workers_end_with_the_loop_over_them(arrays):
 
 
 def test_wrong_arguments_are_refused(arrays):
-    for wrong in ({"patch": 0}, {"batch": 0}, {"seed": -1}, {"cache_mib": -1}, {"rank": 1}, {"world": 0}):
+    for wrong in ({"patch": 0}, {"batch": 0}, {"seed": -1}, {"cache_mib": -1}, {"rank": 1}, {"world": 0}, {"mixed": 3}):
         with pytest.raises(ValueError, match="wanted patch"):
             PatchBatches(arrays, **{"patch": 16, "batch": 2, **wrong})
     with pytest.raises(DataError, match="empty"):

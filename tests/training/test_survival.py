@@ -1,6 +1,5 @@
 """Runs that are killed, stopped, or find the disk full or their state damaged, each a real process."""
 
-import json
 import os
 import random
 import shutil
@@ -16,6 +15,7 @@ import pytest
 import torch
 from mortals import arguments, begin, end
 from PIL import Image
+from runs import content, lines, unfinished
 from safetensors import safe_open
 
 from andfast.models import load_model
@@ -23,8 +23,6 @@ from andfast.training.config import parse_config
 from andfast.training.state import PREVIOUS_FILE, STATE_FILE, load_newest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-
-TIMES = ("seconds", "data_wait")
 
 
 @pytest.fixture(scope="module")
@@ -63,39 +61,6 @@ def _stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def half(_stopped: Path, tmp_path: Path) -> Path:
     """A run with states of the steps 7 and 6."""
     return Path(shutil.copytree(_stopped, tmp_path / "run"))
-
-
-def lines(run_dir: Path) -> list[dict[str, Any]]:
-    """The records, without what is different each time."""
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
-
-
-def content(run_dir: Path) -> dict[str, Any]:
-    """What a finished run has found, for comparison."""
-    found: dict[str, Any] = {"lines": lines(run_dir)}
-    for path in run_dir.glob("samples/*"):
-        found[path.name] = path.read_bytes()
-    for path in run_dir.glob("*.safetensors"):  # whose metadata come in any order
-        with safe_open(path, "pt") as file:
-            found[path.name] = [file.metadata(), {name: file.get_tensor(name).tolist() for name in file.keys()}]  # noqa: SIM118
-    for name in ("model.pth", STATE_FILE):
-        state = torch.load(run_dir / name, weights_only=True)
-        state.pop("config", None)
-        found[name] = _plain(state)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value.tolist() if isinstance(value, torch.Tensor) else value
-
-
-def unfinished(run_dir: Path) -> list[Path]:
-    return [path for path in run_dir.rglob(".*") if path.is_file()]
 
 
 def newest_step(run_dir: Path, images: Path) -> int | None:
