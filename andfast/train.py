@@ -357,7 +357,9 @@ class Run:
             if self._owes_validation:
                 self._validate(log, stop)
             begin = time.perf_counter()
-            while not (stopped := world.agree(stop.number)) and trainer.step < train.iterations:
+            stopped = world.agree(stop.number)
+            while not stopped and trainer.step < train.iterations:
+                broken_off = False
                 asked = time.perf_counter()
                 patches, failures = next(batches)
                 data_wait = time.perf_counter() - asked
@@ -379,10 +381,12 @@ class Run:
                     # What may be diverging is neither judged nor kept.
                     if not readout.last.skipped or trainer.step == train.iterations:
                         if validates:
-                            self._validate(log, stop)
+                            broken_off = not self._validate(log, stop)
                         if saves:
                             self._save()
                     begin = time.perf_counter()
+                if broken_off or trainer.step % world.patience == 0 or trainer.step == train.iterations:
+                    stopped = world.agree(stop.number)
         if stopped and trainer.step != self._saved:
             self._save()
         return stopped
@@ -393,12 +397,15 @@ class Run:
         due = _due(step, train.validate_every, train.iterations)
         return due and lacks_validation(self.folder / METRICS_FILE, step)
 
-    def _validate(self, log: RunLog | None, stop: StopSignal) -> None:
-        """Validate, unless told to stop, which need not wait for it: it is done when the run goes on."""
+    def _validate(self, log: RunLog | None, stop: StopSignal) -> bool:
+        """Validate, unless told to stop, which need not wait for it: it is done when the run goes on.
+
+        Returns whether it was.
+        """
         step = self.trainer.step
         results = self.validate(self.trainer.ema, stop)
         if results is None or log is None:
-            return
+            return results is not None
         # Without, there is only one, of the last model.
         best = self.config.train.validate_every and self.best.offer(self.trainer.ema, step, results)
         log.write({"step": step, "validation": results})
@@ -409,6 +416,7 @@ class Run:
         tqdm.write(f"step {step}: PSNR-Y on {scores}{', the best so far' if best else ''}")
         sheet = sample_sheet(self.trainer, self.images.held_out)
         write_png(self.folder / "samples" / f"step_{step:07d}.png", sheet)
+        return True
 
     def _save(self) -> None:
         """Write the state and the model as they are now; the main process does."""

@@ -32,6 +32,7 @@ from PIL import Image
 from andfast import train
 from andfast.training import world
 from andfast.training.trainer import Trainer
+from andfast.training.world import World
 
 Plan = Callable[..., None]
 """What is done in the process before the command begins, to bring about what shall happen to it."""
@@ -269,6 +270,11 @@ def disturbed(first: int, last: int) -> None:
         return losses * torch.nan, means, None if restored is None else restored * torch.nan
 
     Trainer._backward = disturbed_backward
+
+
+def patient(steps: int) -> None:
+    """Let the processes agree whether to stop every so many steps alone, as very many do."""
+    World.patience = property(lambda world: steps)
 
 
 def keep_all(path: Path) -> None:

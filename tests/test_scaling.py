@@ -22,6 +22,7 @@ from andfast.models.spectral_norm import SpectralNormConv2d
 from andfast.ops import use_backend
 from andfast.training.config import AttackConfig, Config, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.trainer import Trainer
+from andfast.training.world import World
 from bench import allreduce, scaling
 from bench.counts import Counts, count
 
@@ -271,7 +272,10 @@ def test_the_pages_sentences_are_the_results(record, counts):
         f"A million updates take {eight * 1e6 / 3600:.0f} hours instead of {alone * 1e6 / 3600:.0f}",
         f"costs {on_64_slow['share']:.0%} besides; 400 Gb/s for each GPU {on_64['share']:.1%}.",
         f"takes {large['starts_share']:.0%} of a step and {large['starts_bytes'] / 1e9:.1f} GB on every GPU",
-        f"in each step, {1000 * large['gloo_seconds']:.0f} ms of {step_ms:.0f}.",
+        f"{1000 * large['gloo_seconds']:.0f} ms: in each step it would be "
+        f"{1000 * large['gloo_seconds']:.0f} of {step_ms:.0f}, so it is made in every {World(0, 512).patience}nd.",
+        f"with 64 in every {World(0, 64).patience}th, with 512 in every {World(0, 512).patience}nd, "
+        f"{1000 * large['gloo_seconds'] / World(0, 512).patience:.0f} ms a step",
         f"take {on_512['share']:.1%} on a fast network, {on_512_slow['share']:.0%} on a slow one",
         f"computes {steps[scaling.ANDNET]['macs'] / steps[scaling.PLAIN]['macs']:.1f} times as much",
         f"is {64**2 // given.tile} tiles of {given.tile} pixels, for {given.multiprocessors} multiprocessors",
@@ -279,7 +283,6 @@ def test_the_pages_sentences_are_the_results(record, counts):
         f"{large['images']} images an update are as many images in {48_000_000 // large['images']:,} updates",
         f"({counts.centres:,} numbers a network)",
         f"{counts.parameters['F']:,} numbers: a tenth of a step at {middle['images']} images",
-        f"a dozen floats, take {1000 * large['metrics_seconds']:.1f} ms there",
         f"eats {one['patches_per_second']:.0f} patches a second, {one['patch_bytes_per_second'] / 1e6:.0f} MB/s",
         f"{one['decoded_bytes_per_second'] / 1e9:.1f} GB/s of pixels a GPU",
         f"256 pieces of {one['patch_bytes'] // 256} bytes",

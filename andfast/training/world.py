@@ -107,6 +107,15 @@ class World:
         """Whether this is the process that writes and speaks for all."""
         return self.rank == 0
 
+    @property
+    def patience(self) -> int:
+        """How many steps to take before the processes agree again whether to stop.
+
+        Gloo's ring takes twice as many hops as there are processes, so that this costs hundreds of them a part of each
+        step (docs/scaling.md).
+        """
+        return max(self.size // 16, 1)
+
     def named(self, message: str) -> str:
         """A message that begins with who says it, where that is not the main process."""
         return message if self.main else f"process {self.rank}: {message}"

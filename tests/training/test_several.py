@@ -222,6 +222,27 @@ def test_a_signal_stops_all_after_the_same_step_whoever_gets_it(
     assert content(run_dir) == content(uninterrupted)
 
 
+@pytest.mark.parametrize(
+    ("place", "call", "step"),
+    [
+        ("andfast.training.trainer.Trainer.train_step", 8, 10),
+        ("andfast.training.validation.upscale_tensor", 0, 4),
+        ("andfast.training.trainer.Trainer.train_step", 10, 12),
+    ],
+)
+def test_processes_that_seldom_agree_stop_together_too(
+    place: str, call: int, step: int, uninterrupted: Path, live: Callable[..., list[int]], tmp_path: Path
+) -> None:
+    """At their next agreement, at the validation that is broken off, or at the end."""
+    run_dir = tmp_path / "run"
+    patient = (mortals.patient, 5)
+    plans = {0: patient, 1: (mortals.all_of, patient, (mortals.signal_at, place, call, signal.SIGTERM))}
+    assert live(run_dir, plans) == [128 + signal.SIGTERM] * 2
+    assert torch.load(run_dir / STATE_FILE, weights_only=True)["step"] == step
+    assert live(run_dir) == [0, 0]
+    assert content(run_dir) == content(uninterrupted)
+
+
 def test_a_process_that_fails_ends_all(uninterrupted: Path, live: Callable[..., list[int]], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     place = "andfast.data.patches.PatchBatches.__getitem__"
