@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_WINDOW, _WINDOW_SIGMA = 11, 1.5  # SSIM's
+SSIM_WINDOW = 11
+"""Height and width of what SSIM looks at, in pixels."""
+
+_WINDOW_SIGMA = 1.5
 
 
 def to_y(rgb: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ def ssim_y(a: Tensor, b: Tensor, border: int) -> Tensor:
         ValueError: the shapes differ or are no images, or the border leaves less than a window.
     """
     _check(a, b)
-    a, b = (to_y(_eight_bits(image[_inside(image, border, least=_WINDOW)])) for image in (a, b))
+    a, b = (to_y(_eight_bits(image[_inside(image, border, least=SSIM_WINDOW)])) for image in (a, b))
     mean_a, mean_b, square_a, square_b, product = _windowed(torch.stack([a, b, a * a, b * b, a * b]))
     variances = square_a - mean_a.square() + square_b - mean_b.square()
     covariance = product - mean_a * mean_b
@@ -96,11 +99,11 @@ def _inside(image: Tensor, border: int, least: int = 1) -> tuple:
 
 def _windowed(maps: Tensor) -> Tensor:
     """Gaussian means over all whole windows: (..., H, W) -> (..., H - 10, W - 10)."""
-    offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     weights = torch.exp(-0.5 * (offsets / _WINDOW_SIGMA).square())
     taps = (weights / weights.sum()).tolist()
     for dim in (-2, -1):
-        count = maps.shape[dim] - _WINDOW + 1
+        count = maps.shape[dim] - SSIM_WINDOW + 1
         means = taps[0] * maps.narrow(dim, 0, count)
         for offset, tap in enumerate(taps[1:], start=1):
             means.add_(maps.narrow(dim, offset, count), alpha=tap)

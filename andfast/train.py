@@ -410,10 +410,11 @@ class Run:
         best = self.config.train.validate_every and self.best.offer(self.trainer.ema, step, results)
         log.write({"step": step, "validation": results})
         scores = "; ".join(
-            f"{name} LR {found['psnr_y']:.2f} dB (bicubic interpolation {found['bicubic_psnr_y']:.2f})"
+            f"{name} LR {found['psnr_y']:.2f} dB, {found['ssim_y']:.4f} (bicubic interpolation "
+            f"{found['bicubic_psnr_y']:.2f}, {found['bicubic_ssim_y']:.4f})"
             for name, found in results.items()
         )
-        tqdm.write(f"step {step}: PSNR-Y on {scores}{', the best so far' if best else ''}")
+        tqdm.write(f"step {step}: PSNR-Y, SSIM-Y on {scores}{', the best so far' if best else ''}")
         sheet = sample_sheet(self.trainer, self.images.held_out)
         write_png(self.folder / "samples" / f"step_{step:07d}.png", sheet)
         return True

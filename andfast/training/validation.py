@@ -9,13 +9,14 @@ from itertools import zip_longest
 
 import numpy as np
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from andfast.data.camera import bicubic_lr, camera_like, crop_to_multiple
-from andfast.data.images import read_image
+from andfast.data.images import DataError, read_image
 from andfast.data.pairs import Pair
+from andfast.data.patches import too_small
 from andfast.data.tensors import to_tensor
-from andfast.metrics import psnr_y
+from andfast.metrics import SSIM_WINDOW, psnr_y, ssim_y
 from andfast.training.stop import StopSignal
 from andfast.training.world import World
 from andfast.upscale import upscale_tensor
@@ -36,17 +37,20 @@ def centre_crop(image: np.ndarray, scale: int, largest: int = _LARGEST) -> np.nd
     return crop_to_multiple(image[top : top + largest, left : left + largest], scale)
 
 
+_METRICS = {"psnr_y": psnr_y, "ssim_y": ssim_y}
+
+
 @dataclass
 class _Case:
-    """One pair of images, uint8, and what bicubic upsampling makes of it, in dB on Y."""
+    """One pair of images, uint8, and how near to HR bicubic upsampling comes, by the names of `_METRICS`."""
 
     lr: np.ndarray
     hr: np.ndarray
-    bicubic_db: float
+    bicubic: dict[str, float]
 
 
 class Validator:
-    """Validates under several degradations: PSNR on Y, border of `scale` pixels cut, mean over the images.
+    """Validates under several degradations: PSNR and SSIM on Y, border of `scale` pixels cut, mean over the images.
 
     "bicubic": LR made by Pillow's bicubic downsampling. "camera": blur, noise and JPEG, which no degradation
     network has a part in (`andfast.data.camera`). "pairs": camera-captured pairs, where given.
@@ -56,6 +60,9 @@ class Validator:
         pairs: camera-captured pairs.
         scale: the super-resolution factor.
         world: the processes, which share the images; None: there is one.
+
+    Raises:
+        DataError: a pair is too small to be judged.
     """
 
     def __init__(
@@ -71,32 +78,44 @@ class Validator:
         }
         if pairs:
             self._counts["pairs"] = len(pairs)
-            self._sets["pairs"] = [self._case(read_image(pair.lr), read_image(pair.hr)) for pair in pairs[own]]
+            self._sets["pairs"] = [self._pair(pair) for pair in pairs[own]]
+
+    def _pair(self, pair: Pair) -> _Case:
+        lr, hr = read_image(pair.lr), read_image(pair.hr)
+        least = SSIM_WINDOW + 2 * self.scale
+        if min(hr.shape[:2]) < least:
+            raise DataError(f"{pair.hr}: {too_small(*hr.shape[:2], least)} for a validation")
+        return self._case(lr, hr)
 
     def _case(self, lr: np.ndarray, hr: np.ndarray) -> _Case:
-        upsampled = bicubic_upsample(lr, self.scale)
-        return _Case(lr, hr, psnr_y(to_tensor(upsampled), to_tensor(hr), self.scale).item())
+        return _Case(lr, hr, self._judge(to_tensor(bicubic_upsample(lr, self.scale)), hr))
+
+    def _judge(self, restored: Tensor, hr: np.ndarray) -> dict[str, float]:
+        restored = restored.cpu()
+        return {name: metric(restored, to_tensor(hr), self.scale).item() for name, metric in _METRICS.items()}
 
     def __call__(self, generator: nn.Module, stop: StopSignal | None = None) -> dict[str, dict[str, float]] | None:
-        """{"bicubic": {"psnr_y": dB, "bicubic_psnr_y": dB of bicubic upsampling}, "camera": ..., "pairs": ...}.
+        """{"bicubic": {"psnr_y": dB, "ssim_y": at most 1, "bicubic_psnr_y": dB, ...}, "camera": ..., "pairs": ...}.
+
+        What begins with "bicubic_" is of bicubic upsampling.
 
         Args:
             generator: what is validated.
             stop: ends it between two images, of whichever process it is; None is returned then.
         """
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in self._sets}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in self._sets}
         for name, cases in self._sets.items():
             # As often for all, though for some there is nothing left at last.
             for turn in range(math.ceil(self._counts[name] / self._world.size)):
                 if self._world.agree(0 if stop is None else stop.number):
                     return None
                 for case in cases[turn : turn + 1]:
-                    restored = upscale_tensor(generator, to_tensor(case.lr))
-                    found[name].append((psnr_y(restored, to_tensor(case.hr), self.scale).item(), case.bicubic_db))
+                    judged = self._judge(upscale_tensor(generator, to_tensor(case.lr)), case.hr)
+                    found[name].append(judged | {f"bicubic_{key}": value for key, value in case.bicubic.items()})
         everyone = self._world.gather(found)
         results = {}
         for name in self._sets:
             turns = zip_longest(*(each[name] for each in everyone))
-            psnr, bicubic = zip(*(case for turn in turns for case in turn if case is not None), strict=True)
-            results[name] = {"psnr_y": float(np.mean(psnr)), "bicubic_psnr_y": float(np.mean(bicubic))}
+            cases = [case for turn in turns for case in turn if case is not None]
+            results[name] = {key: float(np.mean([case[key] for case in cases])) for key in cases[0]}
         return results

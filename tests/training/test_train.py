@@ -519,9 +519,9 @@ def test_a_run_that_diverges_is_ended_however_late_it_is_read(
 
 def test_a_passing_disturbance_does_not_end_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Disturbed(Trainer):
-        def _backward(self, lr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
-            losses = super()._backward(lr, hr)
-            return losses * torch.nan if self.step in (2, 3) else losses
+        def _backward(self, lr: torch.Tensor, hr: torch.Tensor) -> tuple[Any, ...]:
+            losses, *rest = super()._backward(lr, hr)
+            return losses * torch.nan if self.step in (2, 3) else losses, *rest
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "Trainer", Disturbed)

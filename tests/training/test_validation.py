@@ -1,0 +1,69 @@
+"""What a validation finds, against scikit-image on images written out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from study_images import photograph, write_pairs
+from torch import Tensor, nn
+
+from andfast.data.camera import bicubic_lr, camera_like
+from andfast.data.images import DataError, read_image
+from andfast.data.pairs import find_pairs
+from andfast.training.validation import Validator
+
+
+class Enlarge(nn.Module):
+    """Repeats pixels."""
+
+    scale = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return lr.repeat_interleave(4, -1).repeat_interleave(4, -2) * self.weight
+
+
+def y(image: np.ndarray) -> np.ndarray:
+    return (image.astype(float) @ [65.481, 128.553, 24.966]) / 255 + 16
+
+
+def judged(restored: np.ndarray, hr: np.ndarray) -> tuple[float, float]:
+    a, b = (y(image)[4:-4, 4:-4] for image in (restored, hr))
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    _, similarity = structural_similarity(a, b, full=True, **options)
+    return peak_signal_noise_ratio(a, b, data_range=255), similarity[5:-5, 5:-5].mean()
+
+
+def test_it_is_what_scikit_image_says(tmp_path: Path) -> None:
+    held_out = [photograph(seed, 64) for seed in range(3)]
+    pairs = find_pairs(str(write_pairs(tmp_path, ["a", "b"])), 4)
+    results = Validator(held_out, pairs, 4)(Enlarge())
+    sets = {
+        "bicubic": [(bicubic_lr(hr, 4), hr) for hr in held_out],
+        "camera": [(camera_like(hr, 4, seed), hr) for seed, hr in enumerate(held_out)],
+        "pairs": [(read_image(pair.lr), read_image(pair.hr)) for pair in pairs],
+    }
+    assert results.keys() == sets.keys()
+    for name, images in sets.items():
+        own = [judged(lr.repeat(4, 0).repeat(4, 1), hr) for lr, hr in images]
+        bicubic = [
+            judged(np.array(Image.fromarray(lr).resize(hr.shape[1::-1], Image.Resampling.BICUBIC)), hr)
+            for lr, hr in images
+        ]
+        expected = dict(zip(("psnr_y", "ssim_y"), np.mean(own, axis=0), strict=True))
+        expected |= dict(zip(("bicubic_psnr_y", "bicubic_ssim_y"), np.mean(bicubic, axis=0), strict=True))
+        assert results[name] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_pair_that_is_too_small_is_named(tmp_path: Path) -> None:
+    for kind, size in (("HR", 16), ("LR", 4)):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(photograph(0, 16)).resize((size, size)).save(tmp_path / kind / "small.png")
+    with pytest.raises(DataError, match=r"small\.png: 16 x 16 pixels, smaller than the 19 x 19 wanted"):
+        Validator([photograph(0, 64)], find_pairs(str(tmp_path), 4), 4)
