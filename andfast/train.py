@@ -38,7 +38,16 @@ from andfast.training.memory import describe_memory, estimate_memory, free_memor
 from andfast.training.readout import DivergedError, Readout
 from andfast.training.records import METRICS_FILE, RecordError, lacks_validation
 from andfast.training.sheet import sample_sheet
-from andfast.training.state import PREVIOUS_FILE, STATE_FILE, flat, load_newest, load_state, make_newest, save_state
+from andfast.training.state import (
+    PREVIOUS_FILE,
+    STATE_FILE,
+    different,
+    flat,
+    load_newest,
+    load_state,
+    make_newest,
+    save_state,
+)
 from andfast.training.stop import StopSignal
 from andfast.training.summary import summarise
 from andfast.training.trainer import Trainer
@@ -52,7 +61,7 @@ BAD_BATCH = "bad_batch.pt"
 DISCRIMINATOR_FILE = "discriminator.pth"
 
 # What may be another setting in each process.
-_PRIVATE = {"run_dir", "resume", "data.workers", "data.cache_mib", "data.cache"}
+_PRIVATE = {"run_dir", "resume", "data.workers", "data.cache_mib", "data.cache", "loss.vgg"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -169,9 +178,9 @@ class Run:
         """
         main, *others = self.world.gather((flat(self.config.to_dict()), self.images.digest()))
         for rank, (settings, digest) in enumerate(others, start=1):
-            keys = [key for key, value in settings.items() if main[0][key] != value and key not in _PRIVATE]
+            keys = [key for key in different(main[0], settings) if key not in _PRIVATE]
             if keys:
-                found = "".join(f"\n  {key}: {settings[key]}, not {main[0][key]}" for key in keys)
+                found = "".join(f"\n  {key}: {settings.get(key)}, not {main[0].get(key)}" for key in keys)
                 raise ValueError(f"process {rank} was started with other settings than process 0:{found}")
             if digest != main[1]:
                 raise ValueError(f"process {rank} finds other images than process 0; all must see the same ones")
@@ -295,7 +304,7 @@ class Run:
     def _save_bad_batch(self, step: int) -> str:
         """Keep the images of the first update that was left out, to be studied; returns what to say of it."""
         path = self.folder / BAD_BATCH
-        parts = self.world.gather([images.cpu() for images in self.trainer.bad_batch])
+        parts = self.world.gather([images.cpu() for images in self.trainer.bad_batch(step - 1)])
         if not self.world.main:
             return ""
         hr, lr = (self._joined([part[which] for part in parts]) for which in range(2))
@@ -328,7 +337,7 @@ class Run:
     def _out_of_memory(self, reason: str) -> int:
         """Save what there is, if an update did not end half-way, and say what would need less."""
         trainer = self.trainer
-        trainer.optimizer.zero_grad()
+        trainer.drop_gradients()
         if trainer.intact and trainer.step != self._saved:
             try:
                 self._save()

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from andfast.models.spectral_norm import SpectralNormConv2d
+
 
 class View:
     """A module as images see it: channels_last, and autocast to a type.
@@ -32,7 +34,8 @@ class FrozenView(View):
     That is the adversary, which looks through G and D, and G, which looks through D: a pass changes nothing and no
     image sees another. In float32 its weights are the source's own memory. In a half type they are a copy in that
     type, for autocast keeps its casts for weights alone that want a gradient, and would cast these anew in every pass;
-    but for those of batch norms, which stay in float32 as their statistics do. Buffers are the source's own.
+    but for those of batch norms, which stay in float32 as their statistics do, and those that are normalised in each
+    pass. Buffers are the source's own.
 
     Args:
         source: the module to look through, on its device; not changed.
@@ -40,8 +43,8 @@ class FrozenView(View):
     """
 
     def __init__(self, source: nn.Module, dtype: torch.dtype) -> None:
-        norms = [module for module in source.modules() if isinstance(module, nn.BatchNorm2d)]
-        kept = {id(weight) for norm in norms for weight in norm.parameters()}
+        wide = [module for module in source.modules() if isinstance(module, (nn.BatchNorm2d, SpectralNormConv2d))]
+        kept = {id(weight) for module in wide for weight in module.parameters()}
         # A deep copy copies what it does not find in its memo: all but weights and buffers.
         memo: dict[int, Tensor] = {id(buffer): buffer for buffer in source.buffers()}
         self._source, self._weights = [], []

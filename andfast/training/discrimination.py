@@ -15,8 +15,8 @@ from andfast.training.guard import Guard
 from andfast.training.optimizer import guarded_adam, load_adam
 from andfast.training.world import World, averaged_at_last, rehearse
 
-# The names of what `Discrimination.update` tells: D's mean loss, and its mean verdicts on real and on restored images.
-DISCRIMINATOR_FIELDS = ("loss_d", "logit_real", "logit_restored")
+# What `Discrimination.update` tells: D's mean loss, its gradient's norm, its mean verdicts on real and restored images.
+_FIELDS = ("loss_d", "norm_d", "logit_real", "logit_restored")
 
 
 class Discrimination:
@@ -63,17 +63,18 @@ class Discrimination:
             size = self._patch_size
             rehearse(self._view, torch.zeros(2, 3, size, size, device=self.guard.bad.device))
 
-    def update(self, restored: Tensor, hr: Tensor, lr: Tensor, learning_rate: float) -> dict[str, Tensor]:
+    def update(self, step: int, restored: Tensor, hr: Tensor, lr: Tensor, learning_rate: float) -> dict[str, Tensor]:
         """Sub-step 4. If losses or gradient are no numbers nothing changes, running statistics included.
 
         Args:
+            step: from 0.
             restored: (B, 3, H, W), what G made, of its update's own forward pass; no gradient flows there.
             hr: (B, 3, H, W) in [0, 1].
             lr: (B, 3, h, w), what it was made of, to be studied should the numbers be none.
             learning_rate: of this update.
 
         Returns:
-            Scalars on the device, by `DISCRIMINATOR_FIELDS`.
+            Scalars on the device: `loss_d`, the gradient's `norm_d`, and the means `logit_real` and `logit_restored`.
         """
         before = [buffer.clone() for buffer in self.module.buffers()]
         for group in self.optimizer.param_groups:
@@ -81,13 +82,13 @@ class Discrimination:
         self.optimizer.zero_grad()
         losses, real, fake = self._backward(restored, hr)
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None])
-        self.guard.judge(losses, norm, hr, lr)
+        self.guard.judge(step, losses, norm, hr, lr)
         self.optimizer.step()
         self._share_statistics()
         for buffer, old in zip(self.module.buffers(), before, strict=True):
             torch.where(self.guard.bad > 0, old, buffer, out=buffer)
         self.frozen.refresh()
-        return dict(zip(DISCRIMINATOR_FIELDS, (losses.mean(), real.mean(), fake.mean()), strict=True))
+        return dict(zip(_FIELDS, (losses.mean(), norm, real.mean(), fake.mean()), strict=True))
 
     def _backward(self, restored: Tensor, hr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of the mean loss, added up over the micro-batches; losses and mean logits, (B,) each."""

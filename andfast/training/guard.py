@@ -19,20 +19,23 @@ class Guard:
     Attributes:
         bad: 1. where the last update was left out, else 0.
         in_row: how many were, in a row.
-        batch: the HR and LR images of the first update of the last such row; None before any update.
+        first: the step (from 0) of the first update of the last such row; -1: there was none.
+        batch: its HR and LR images; None before any update.
     """
 
     def __init__(self, device: torch.device, world: World) -> None:
         self._world = world
         self.bad = torch.zeros((), device=device)
         self.in_row = torch.zeros((), device=device)
+        self.first = torch.full((), -1, device=device)
         self.batch: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
-    def judge(self, losses: Tensor, norm: Tensor, hr: Tensor, lr: Tensor) -> None:
+    def judge(self, step: int, losses: Tensor, norm: Tensor, hr: Tensor, lr: Tensor) -> None:
         """Set `bad` for the update that follows.
 
         Args:
+            step: that it belongs to, from 0.
             losses: of the images, (B,).
             norm: of the whole gradient, ().
             hr, lr: the images that gave them, kept if they are the first bad ones in a row.
@@ -44,5 +47,6 @@ class Guard:
         if self.batch is None or self.batch[0].shape != hr.shape:
             self.batch = tuple(torch.zeros_like(each) for each in images)
         first = self.in_row == 1
+        self.first.masked_fill_(first, step)
         for kept, new in zip(self.batch, images, strict=True):
             torch.where(first, new, kept, out=kept)

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from andfast.data.images import DataError, ImageError
 from andfast.data.pairs import Pair, find_pairs
-from andfast.data.patches import Failure, ImageArray, Source, scan_images
+from andfast.data.patches import Failure, ImageArray, Source, scan_images, too_small
 from andfast.data.photographs import held_out_photographs, training_photographs
 from andfast.training.config import Config
-from andfast.training.validation import centre_crop
+from andfast.training.validation import centre_crop, least_size
 
 
 class Skipped:
@@ -82,12 +82,16 @@ def find_images(config: Config, skipped: Skipped) -> Images:
         sources = [source for source in sources if source not in candidates]
     else:
         candidates = [ImageArray(*image) for image in held_out_photographs()]
-    held_out = []
+    held_out, least = [], least_size(config.scale)
     for source in candidates:
         try:
-            held_out.append((source.name, centre_crop(source.read(), config.scale)))
+            image = centre_crop(source.read(), config.scale)
+            if min(image.shape[:2]) < least:
+                raise ImageError(f"{source.name}: {too_small(*image.shape[:2], least)} to validate on")
         except ImageError as error:
             skipped.report([Failure(source.name, str(error))])
+        else:
+            held_out.append((source.name, image))
     if not held_out or not sources:
         found = f"{len(sources)} usable images to train on and {len(held_out)} to validate on"
         raise DataError(f"{', '.join([*data.hr, *data.val_hr])}: {found}; at least one of each is needed")

@@ -120,16 +120,20 @@ class LossConfig:
         if not self.gan:
             return
         discriminator.check(patch_size)
-        if micro_batch is not None:
-            for key, kind in (
-                (f"loss.gan_loss {self.gan_loss}", GAN_LOSSES[self.gan_loss]),
-                (f"discriminator.name {discriminator.name}", DISCRIMINATORS[discriminator.name]),
-            ):
-                if kind.couples_images:
-                    raise ValueError(
-                        f"train.micro_batch is {micro_batch}; {key} looks at all images of a batch at once: it must be "
-                        "null (discriminator.name unet with loss.gan_loss vanilla or hinge looks at them one by one)"
-                    )
+        coupled = self.coupled(discriminator)
+        if micro_batch is not None and coupled:
+            raise ValueError(
+                f"train.micro_batch is {micro_batch}; {coupled[0]} looks at all images of a batch at once: it must be "
+                "null (discriminator.name unet with loss.gan_loss vanilla, hinge or eq3 looks at them one by one)"
+            )
+
+    def coupled(self, discriminator: DiscriminatorConfig) -> list[str]:
+        """The settings for which the images of a batch must be looked at together."""
+        kinds = {
+            f"loss.gan_loss {self.gan_loss}": GAN_LOSSES[self.gan_loss],
+            f"discriminator.name {discriminator.name}": DISCRIMINATORS[discriminator.name],
+        }
+        return [key for key, kind in kinds.items() if self.gan and kind.couples_images]
 
     def _check_perceptual(self, patch_size: int) -> None:
         if self.vgg is None:

@@ -82,8 +82,9 @@ def estimate_memory(trainer: Trainer) -> int:
     attack, row = _attack_peak(trainer, at_once, networks, train.patch_size)
     # Of the networks that wait theta_id, the deviation, the worst one so far and the gradient.
     attack += 4 * (trainer.config.networks - networks) * row
-    # Of the images that wait: the patches as bytes and as float32, and a few LR images.
-    waiting = (train.batch_size - images) * 3 * train.patch_size**2 * (5 + 16 / scale**2)
+    # Of the images that wait: the patches as bytes and as float32, a few LR images, and restored ones for D.
+    restored = 0 if trainer.discrimination is None else 4
+    waiting = (train.batch_size - images) * 3 * train.patch_size**2 * (5 + 16 / scale**2 + restored)
     in_sheet = min(images, ROWS)
     sheet, _ = _attack_peak(trainer, in_sheet, in_sheet, CROP - CROP % scale, of_sheet=True)
     # Gradients are kept from one update to the next.
@@ -243,7 +244,8 @@ def remedies(config: Config, size: int = 1) -> str:
     """Which settings to change to need less memory, and what they are now, in a run of so many processes."""
     train = config.train
     now = f"none, {train.batch_size // size} images at once" if train.micro_batch is None else train.micro_batch
-    options = [] if train.micro_batch == 1 else [f"a smaller train.micro_batch (now {now})"]
+    coupled = config.loss.coupled(config.discriminator)
+    options = [] if train.micro_batch == 1 or coupled else [f"a smaller train.micro_batch (now {now})"]
     if config.generator.name == "rrdbnet" and not train.checkpoint_blocks:
         options.append("train.checkpoint_blocks true (now false)")
     anew = (

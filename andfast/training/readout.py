@@ -95,10 +95,14 @@ class PendingStep:
     def describe(self) -> str:
         """What its loss and gradient are, and what may help if they are no numbers."""
         result, norm = self.read(), self._values[1].item()
-        of_d = f", the discriminator's loss {result.terms['loss_d']}" if "loss_d" in result.terms else ""
+        found, smaller = f"the loss is {result.loss} and its gradient's norm {norm}", "train.learning_rate"
+        if "loss_d" in result.terms:
+            loss_d, norm_d = (result.terms[name] for name in ("loss_d", "norm_d"))
+            found += f", of the discriminator {loss_d} and {norm_d}"
+            smaller += " or discriminator.learning_rate"
         return (
-            f"in step {self.step} the loss is {result.loss} and its gradient's norm {norm}{of_d}; try a smaller "
-            f"train.learning_rate (now {self._learning_rate:g}) or train.precision float32"
+            f"in step {self.step} {found}; try a smaller {smaller} (now {self._learning_rate:g}) or train.precision "
+            "float32"
         )
 
 

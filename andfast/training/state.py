@@ -39,6 +39,10 @@ _FREE = {
 }  # fmt: skip
 
 
+# Settings that are a mapping, and of which no part can be missing.
+_WHOLE = {"loss.perceptual_layers"}
+
+
 class StateError(ValueError):
     """A state that cannot be gone on from; the message names the file and what is wrong with it."""
 
@@ -76,9 +80,9 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     state = _migrated(path, _read(path))
     then, now = flat(state["config"]), flat(settings)
     then = flat(Config().to_dict()) | then
-    different = [key for key in sorted(then.keys() | now.keys()) if key not in _FREE and then.get(key) != now.get(key)]
-    if different:
-        lines = "".join(f"\n  {key}: {then.get(key)} then, {now.get(key)} now" for key in different)
+    changed = [key for key in different(then, now) if key not in _FREE]
+    if changed:
+        lines = "".join(f"\n  {key}: {then.get(key)} then, {now.get(key)} now" for key in changed)
         raise StateError(
             f"{path}: the state of a run with other settings:{lines}\n"
             "Use the same ones, another --run_dir, or --resume never to start over."
@@ -162,5 +166,11 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        nested = isinstance(value, dict) and prefix + key not in _WHOLE
+        found |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return found
+
+
+def different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The dotted names of settings that are not the same in both, which `flat` gave."""
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))

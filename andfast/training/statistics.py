@@ -76,4 +76,5 @@ def of_all(found: dict[str, Tensor], world: World) -> dict[str, Tensor]:
 
 
 def _gain(before: Tensor, after: Tensor) -> Tensor:
-    return after / before.clamp(min=1e-12)
+    """Of losses that are not positive, as those with a hinge loss can be, there is no ratio."""
+    return torch.where(before > 0, after / before, math.nan)

@@ -196,7 +196,7 @@ class Trainer:
         losses, terms, restored = self._backward(lr, hr)
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.guard.judge(losses, norm, hr, lr)
+        self.guard.judge(self.step, losses, norm, hr, lr)
         self.intact = False
         self.optimizer.step()
         self._update_ema()
@@ -230,7 +230,7 @@ class Trainer:
         if self.discrimination is None:
             return {}
         rate = self.discrimination.learning_rate * self._schedule()
-        return self.discrimination.update(update.restored, hr, lr, rate)
+        return self.discrimination.update(self.step, update.restored, hr, lr, rate)
 
     def _attacked(self, hr: Tensor) -> tuple[Tensor, AttackResult | None]:
         """Sub-steps 1 and 2: LR images from fresh identity networks, moved by the adversary once warmed up."""
@@ -279,6 +279,12 @@ class Trainer:
         torch._foreach_mul_(change, (1 - self.guard.bad) * (1 - decay))
         torch._foreach_add_(self._averages, change)
 
+    def drop_gradients(self) -> None:
+        """Let go of what an update that ended half-way has left."""
+        self.optimizer.zero_grad()
+        if self.discrimination is not None:
+            self.discrimination.optimizer.zero_grad()
+
     def describe(self) -> str:
         """The generator, the device and the type it is computed in, for people."""
         count = sum(parameter.numel() for parameter in self.generator.parameters())
@@ -289,11 +295,11 @@ class Trainer:
             words += f"; {self.discrimination.describe()}"
         return f"{words}; loss: {self.config.loss.describe()}"
 
-    @property
-    def bad_batch(self) -> tuple[Tensor, Tensor]:
-        """HR and LR images of the first of the last updates in a row that were left out, of G's or, if none, of D's."""
+    def bad_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """HR and LR images of the first of the updates in a row that were left out, which was at `step` (from 0)."""
         guards = [self.guard] if self.discrimination is None else [self.guard, self.discrimination.guard]
-        return max(guards, key=lambda guard: guard.in_row.item()).batch
+        # G's row and D's may overlap: the one that began nearest.
+        return min(guards, key=lambda guard: abs(guard.first.item() - step)).batch
 
     def state(self) -> dict[str, Any]:
         """What `load` needs to go on as if nothing had happened; the same in all processes."""

@@ -40,6 +40,11 @@ def centre_crop(image: np.ndarray, scale: int, largest: int = _LARGEST) -> np.nd
 _METRICS = {"psnr_y": psnr_y, "ssim_y": ssim_y}
 
 
+def least_size(scale: int) -> int:
+    """The least height and width of an HR image to validate on."""
+    return SSIM_WINDOW + 2 * scale
+
+
 @dataclass
 class _Case:
     """One pair of images, uint8, and how near to HR bicubic upsampling comes, by the names of `_METRICS`."""
@@ -82,9 +87,8 @@ class Validator:
 
     def _pair(self, pair: Pair) -> _Case:
         lr, hr = read_image(pair.lr), read_image(pair.hr)
-        least = SSIM_WINDOW + 2 * self.scale
-        if min(hr.shape[:2]) < least:
-            raise DataError(f"{pair.hr}: {too_small(*hr.shape[:2], least)} for a validation")
+        if min(hr.shape[:2]) < least_size(self.scale):
+            raise DataError(f"{pair.hr}: {too_small(*hr.shape[:2], least_size(self.scale))} to validate on")
         return self._case(lr, hr)
 
     def _case(self, lr: np.ndarray, hr: np.ndarray) -> _Case:

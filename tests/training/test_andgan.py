@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from vgg_file import WANTED, vgg_features, write_vgg
 
 from andfast import train
+from andfast.losses import generator_objective
 from andfast.measure import peak_memory
 from andfast.models import build_generator, load_discriminator, load_model, save_model
-from andfast.training.memory import estimate_memory
+from andfast.training.memory import estimate_memory, remedies
 from andfast.training.trainer import Trainer
 
 GAN = {"loss__gan": 0.1, "discriminator__features": 4, "train__learning_rate": 1e-3}
@@ -112,7 +114,13 @@ def test_steps_are_those_of_plain_pytorch(
         plain_d.zero_grad()
         loss_d.backward()
         plain_d.step()
-        expected |= {"loss_d": loss_d, "logit_real": real.mean(), "logit_restored": fake.mean()}
+        squares = [weight.grad.square().sum() for weight in discriminator.parameters()]
+        expected |= {
+            "loss_d": loss_d,
+            "norm_d": sum(squares).sqrt(),
+            "logit_real": real.mean(),
+            "logit_restored": fake.mean(),
+        }
         assert result.terms == pytest.approx({key: value.item() for key, value in expected.items()}, rel=2e-3, abs=1e-4)
         assert result.loss == pytest.approx(loss.item(), rel=1e-4)
     for own, other, before in (
@@ -145,9 +153,10 @@ def trained_discriminator(trainer: Trainer) -> nn.Module:
 def attacked_terms(trainer: Trainer, weights: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
     """The mean terms of the loss on clean LR images, and on those that an adversary finds that raises their sum."""
     hr = patches().float() / 255
-    trainer.loss._more = {name: (weights.get(name, 0.0), term) for name, (_, term) in trainer.loss._more.items()}
+    settings = replace(trainer.config.loss, perceptual=weights.get("perceptual", 0), gan=weights.get("gan", 0))
+    loss = settings.build(trainer.features, trainer.discrimination.frozen)
     network, random, margin_db = trainer._identity(hr)
-    result = trainer.attack(network, hr, trainer.attack_objective, random, margin_db)
+    result = trainer.attack(network, hr, generator_objective(trainer.frozen, loss), random, margin_db)
     found = []
     with torch.no_grad():
         for lr in (result.clean, result.lr):
@@ -171,7 +180,6 @@ def test_each_term_of_the_loss_is_raised_by_the_adversary(name: str, vgg: tuple[
         gains[term] = {each: after[each] - before[each] for each in before}
     # Nobody raises a term as much as the one who looks at it.
     for term in gains:
-        assert gains[term][term] == max(gain[term] for gain in gains.values())
         others = [gains[other][term] for other in gains if other != term]
         assert gains[term][term] > max(others)
     # "Easier for the discriminator to distinguish" (Sec 3.4): D takes them for real less than before.
@@ -180,17 +188,58 @@ def test_each_term_of_the_loss_is_raised_by_the_adversary(name: str, vgg: tuple[
 
 
 def test_the_generator_s_update_moves_it_the_other_way() -> None:
-    trainer = make(**UNET, train__warmup=100)
+    trainer = make(**UNET | {"loss__gan": 1e3}, train__warmup=100)
     trained_discriminator(trainer)
     hr = patches().float() / 255
     lr = trainer.attack.clean(trainer.degradation(1), hr)
     with torch.no_grad():
         before = trainer.discrimination.frozen(trainer.generator(lr)).mean()
-        trainer.loss._more = {"gan": (1e3, trainer.loss._more["gan"][1])}
     for _ in range(5):
         trainer._update(lr, hr)
     with torch.no_grad():
         assert trainer.discrimination.frozen(trainer.generator(lr)).mean() > before
+
+
+@pytest.mark.parametrize("options", [GAN, UNET])
+def test_in_half_types_the_view_of_the_discriminator_follows_it(options: dict[str, Any]) -> None:
+    """After an update, and after a state was taken over. What is normalised in each pass stays in float32."""
+    trainer, other = (make(**options | {"train__precision": "bfloat16"}) for _ in range(2))
+    before = tensors(trainer, "frozen")
+    trainer.train_step(patches())
+    other.load(trainer.state())
+    for each in (trainer, other):
+        module, frozen = each.discrimination.module.state_dict(), each.discrimination.frozen.module.state_dict()
+        halves = {key for key, value in frozen.items() if value.dtype == torch.bfloat16}
+        assert halves == {key for key in module if key.endswith(("weight", "bias")) and not key.startswith("bn")}
+        assert all(torch.equal(frozen[key], value.to(frozen[key].dtype)) for key, value in module.items())
+    assert not same(tensors(trainer, "frozen"), before)
+
+
+def test_real_images_pass_vgg_once_a_step(vgg: tuple[Path, dict[str, Tensor]]) -> None:
+    more = {"loss__perceptual": 1, "loss__vgg": vgg[0], "loss__perceptual_layers": {"conv1_1": 1}, "attack__steps": 2}
+    for options, expected in (({}, 4 * (1 + 3 + 1)), ({"attack__mix__share": 0.5}, 4 + 2 * 3 + 4)):
+        trainer = make(**GAN | more | options, degradation__num_networks="batch")
+        seen = []
+        trainer.features.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(len(inputs[0])))
+        trainer.train_step(patches())
+        assert sum(seen) == expected  # HR once; the attack's passes; the update's
+
+
+def test_there_is_no_gain_over_a_loss_that_is_not_positive() -> None:
+    trainer = make(**UNET | {"loss__gan_loss": "hinge", "loss__gan": 100.0})
+    with torch.no_grad():
+        trainer.discrimination.module.conv9.bias.fill_(5.0)
+    trainer.discrimination.frozen.refresh()
+    result = trainer.train_step(patches()).read()
+    assert result.loss_before_attack < result.loss_after_attack < 0
+    assert math.isnan(result.gain)
+
+
+@pytest.mark.parametrize(
+    ("options", "offered"), [(GAN, False), (UNET, True), (UNET | {"loss__gan_loss": "relativistic"}, False), ({}, True)]
+)
+def test_what_is_advised_is_allowed(options: dict[str, Any], offered: bool) -> None:
+    assert ("train.micro_batch" in remedies(make(**options).config)) == offered
 
 
 def test_replays_update_the_discriminator_once_a_minibatch() -> None:
@@ -236,7 +285,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("options", [GAN, UNET])
+@pytest.mark.parametrize("options", [GAN, UNET, UNET | {"train__precision": "bfloat16"}])
 def test_an_image_that_is_no_number_reaches_neither_network_nor_statistics(options: dict[str, Any]) -> None:
     trainer = make(**options)
     trainer.train_step(patches())
@@ -251,7 +300,7 @@ def test_an_image_that_is_no_number_reaches_neither_network_nor_statistics(optio
     trainer.attack = spoilt
     assert trainer.train_step(patches(seed=1)).read().skipped == 1
     assert same(tensors(trainer), kept)
-    assert trainer.bad_batch[1].isnan().sum() == 1
+    assert trainer.bad_batch(1)[1].isnan().sum() == 1
     trainer.attack = attack
     assert trainer.train_step(patches(seed=2)).read().skipped == 0
     now = tensors(trainer)
@@ -266,13 +315,15 @@ def test_a_gradient_of_the_discriminator_that_is_no_number_leaves_its_update_out
     hook = next(trainer.discrimination.module.parameters()).register_hook(lambda gradient: gradient * torch.inf)
     step = trainer.train_step(patches(seed=1))
     assert step.read().skipped == 1
-    assert "the discriminator's loss" in step.describe()
+    assert "of the discriminator 1." in step.describe()
+    assert "and inf; try a smaller train.learning_rate or discriminator.learning_rate" in step.describe()
     assert same(tensors(trainer, "d", "adam"), d)
     assert not same(tensors(trainer, "g"), g)
-    assert torch.equal(trainer.bad_batch[0], patches(seed=1).float() / 255)
     hook.remove()
     assert trainer.train_step(patches(seed=2)).read().skipped == 0
     assert not same(tensors(trainer, "d"), {key: d[key] for key in tensors(trainer, "d")})
+    # Also when it is asked for later.
+    assert torch.equal(trainer.bad_batch(1)[0], patches(seed=1).float() / 255)
 
 
 @pytest.mark.parametrize("options", [GAN, UNET | {"train__micro_batch": 2}])
@@ -358,11 +409,9 @@ def test_a_run_from_an_andnet(
     assert sum(line["logit_real"] - line["logit_restored"] for line in late) > 0
     before = lines(andnet[0])[-1]["validation"]["bicubic"]["psnr_y"]
     after = lines(tmp_path / "run")[-1]["validation"]["bicubic"]["psnr_y"]
-    assert before - 3 < after
+    assert before - 1 < after
     assert isinstance(load_discriminator(tmp_path / "run" / "discriminator.pth"), nn.Module)
     assert load_model(tmp_path / "run" / "model.safetensors").scale == 4
-    if perceptual:
-        return
     # The same in two goes.
     more |= {"run_dir": tmp_path / "two"}
     assert train.main(as_options(SMALL | more | {"train.schedule": "constant", "train.iterations": 7})) == 0
@@ -386,6 +435,10 @@ def test_it_goes_on_from_another_run_s_discriminator(andnet: tuple[Path, Path], 
     assert same(trainer.discrimination.module.state_dict(), load_discriminator(file).state_dict())
     assert trainer.discrimination.learning_rate == 3e-4
     assert train.main(as_options(second | {"train.iterations": 3, "discriminator.init": file})) == 0
+    # It has seen some before, and says so.
+    early = [lines(tmp_path / name)[0]["loss_d"] for name in ("first", "second")]
+    assert early[1] != early[0]
+    assert early[1] == pytest.approx(lines(tmp_path / "first")[2]["loss_d"], abs=0.2)
 
 
 def test_weights_that_are_not_there_are_named_before_anything_is_made(

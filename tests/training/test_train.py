@@ -555,3 +555,14 @@ def test_learning_rates_follow_the_schedule(tmp_path: Path) -> None:
     cosine = learning_rates(options(tmp_path, train__iterations=300))
     assert cosine[150] == pytest.approx(2e-3 * (0.01 + 0.99 / 2))
     assert cosine[-1] == pytest.approx(2e-5, rel=0.02)
+
+
+def test_a_held_out_image_that_is_too_small_to_judge_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path / "hr", 6, (18, 40))
+    make_images(tmp_path / "val", 2)
+    small = {"data__hr": tmp_path / "hr", "train__patch_size": 16, "train__iterations": 1, "scale": 4}
+    assert train.main(options(tmp_path / "run", **small)) == 2
+    assert "png: 16 x 40 pixels, smaller than the 19 x 19 wanted to validate on" in capsys.readouterr().err
+    assert train.main(options(tmp_path / "run", **small, data__val_hr=tmp_path / "val")) == 0

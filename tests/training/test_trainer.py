@@ -40,7 +40,8 @@ class Looks(TorchDispatchMode):
 
 @pytest.mark.parametrize("generator", ["compact", "rrdbnet"])
 @pytest.mark.parametrize(
-    "options", [{}, {"train__warmup": 5}, {"train__precision": "bfloat16"}, {"attack__method": "free"}]
+    "options",
+    [{}, {"train__warmup": 5}, {"train__precision": "bfloat16"}, {"attack__method": "free"}, {"loss__gan": 0.1}],
 )
 def test_a_step_waits_for_the_device_in_the_trust_region_alone(generator: str, options: dict[str, Any]) -> None:
     trainer = make(generator__name=generator, **options)
