@@ -6,7 +6,7 @@ is its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -42,17 +42,15 @@ def draw_rows(draw: Callable[[int], Tensor], count: int, generator: torch.Genera
     return draw(generator.size * count).narrow(dim, generator.rank * count, count).clone()
 
 
-def own_places(parts: Sequence[int], rank: int, size: int) -> list[int]:
-    """Where the images of a process stand in the whole batch.
+def own_places(images: int, mixed: int, rank: int, size: int) -> list[int]:
+    """Where the images of a process stand in the whole batch, whose last ones are mixed in.
 
     Args:
-        parts: how many images the process has of each part of the batch, in the order of the parts: each part is
-            divided evenly, so that the parts of all processes are those of a single one.
+        images: of the process.
+        mixed: how many of them are mixed in. Both parts of the batch are divided evenly, so that those of all processes
+            together are those of a single one.
         rank, size: as for `SharedGenerator`.
     """
-    places: list[int] = []
-    start = 0
-    for images in parts:
-        places += range(start + rank * images, start + (rank + 1) * images)
-        start += size * images
-    return places
+    searched = images - mixed
+    own = range(rank * searched, (rank + 1) * searched)
+    return [*own, *range(size * searched + rank * mixed, size * searched + (rank + 1) * mixed)]

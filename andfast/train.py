@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, closing, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,13 @@ from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
 from andfast.training.waiting import DataWait
 from andfast.training.wandb_run import WANDB_FILE, WandbError, import_wandb
-from andfast.training.world import World
+from andfast.training.world import LostError, World
 from andfast.upscale import NonFiniteError
 
 BAD_BATCH = "bad_batch.pt"
 DISCRIMINATOR_FILE = "discriminator.pth"
 
-# What may be another setting in each process.
+# What may be another setting in each process: where things lie on its machine, and how they are read.
 _PRIVATE = {"run_dir", "resume", "data.workers", "data.cache_mib", "data.cache", "loss.vgg"}
 
 
@@ -69,9 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         world = World.from_environment()
         world.join()
-    except (ValueError, torch.distributed.DistError) as error:
+    except (ValueError, RuntimeError) as error:  # among them torch.distributed's
         print(f"error: {error}", file=sys.stderr)
         return 2
+    try:
+        return world.end(_run(arguments, world))
+    except BaseException:
+        if world.size > 1:
+            traceback.print_exc()
+            world.end(1)
+        raise
+
+
+def _run(arguments: Sequence[str] | None, world: World) -> int:
     try:
         run = Run(_read_config(arguments, world), world)
     except (ValueError, OSError) as error:  # among them DataError, ModelError, StateError
@@ -97,11 +108,11 @@ def _read_config(arguments: Sequence[str] | None, world: World) -> Config:
     with world.together():
         said = io.StringIO()
         try:
-            with redirect_stderr(said):
+            with redirect_stderr(said), nullcontext() if world.main else redirect_stdout(io.StringIO()):
                 return parse_config(arguments)
         except SystemExit as end:
             if not end.code:  # help was asked for
-                raise
+                world.end(0)
             raise ValueError(said.getvalue().strip()) from end
 
 
@@ -171,29 +182,31 @@ class Run:
             print(f"warning: that may be more than there is; it helps {remedies(self.config, size)}", file=sys.stderr)
 
     def _check_alike(self) -> None:
-        """Refuse processes that were started with other settings than the main one, or find other images.
+        """Refuse processes that were started otherwise than the main one, find other images, or compute in other types.
 
         Raises:
             ValueError: in all of them.
         """
-        main, *others = self.world.gather((flat(self.config.to_dict()), self.images.digest()))
-        for rank, (settings, digest) in enumerate(others, start=1):
+        images = self.images.digest(), [pair.name for pair in self.images.pairs]
+        main, *others = self.world.gather((flat(self.config.to_dict()), images, self.trainer.computes))
+        for rank, (settings, images, computes) in enumerate(others, start=1):
             keys = [key for key in different(main[0], settings) if key not in _PRIVATE]
             if keys:
                 found = "".join(f"\n  {key}: {settings.get(key)}, not {main[0].get(key)}" for key in keys)
                 raise ValueError(f"process {rank} was started with other settings than process 0:{found}")
-            if digest != main[1]:
+            if images != main[1]:
                 raise ValueError(f"process {rank} finds other images than process 0; all must see the same ones")
+            if computes != main[2]:
+                raise ValueError(f"process {rank} computes on {computes}, process 0 on {main[2]}; name what all can do")
 
     def _batches(self) -> PatchBatches:
         config, data, world = self.trainer.config, self.config.data, self.world
         sources = self.images.sources
-        if data.cache is not None:
-            # The first process of a machine makes it, and shows how far it is; the others find it done.
-            for turn in (True, False)[: world.size]:
-                with world.together():
-                    if turn == (world.local_rank == 0):
-                        sources = cache_images(data.cache, sources, data.workers)
+        # The first process of a machine makes it, and shows how far it is; the others find it done.
+        for turn in (True, False) if world.size > 1 else (True,):
+            with world.together():
+                if data.cache is not None and turn == (world.local_rank == 0):
+                    sources = cache_images(data.cache, sources, data.workers)
         return PatchBatches(
             sources,
             patch=config.train.patch_size,
@@ -242,15 +255,17 @@ class Run:
         if trainer.step >= train.iterations and not self._owes_validation:
             if world.main:
                 print(f"{self.folder}: all {train.iterations} iterations are done; --resume never starts over")
-            world.leave()
+            with suppress(LostError):  # nothing is left to be done
+                world.leave()
             return 0
         exhausted = ""
         try:
-            with StopSignal(world.main) as stop, self._begin() as log:
-                # Where reading costs nothing, it is not put off.
-                every = train.log_every or (1 if trainer.device.type == "cpu" else 10)
-                stopped = self._loop(log, Readout(log, every, train.max_bad_steps), stop)
-            world.leave()
+            with StopSignal(world.main) as stop:
+                with self._begin() as log:
+                    # Where reading costs nothing, it is not put off.
+                    every = train.log_every or (1 if trainer.device.type == "cpu" else 10)
+                    stopped = self._loop(log, Readout(log, every, train.max_bad_steps), stop)
+                world.leave()
         except (RecordError, WandbError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -296,30 +311,35 @@ class Run:
         return closing(RunLog(self.folder, self.trainer.step, self.config.train.wandb, self.config.to_dict()))
 
     def _failed(self, step: int, reason: str) -> int:
-        """Say what ended the run, and what is left; returns the exit status."""
-        kept = "" if self._saved is None else f"; {self.folder / STATE_FILE} is whole, of step {self._saved}"
+        """Say what ended the run and, in the process that knows, what is left; returns the exit status."""
+        knows = self.world.main and self._saved is not None
+        kept = f"; {self.folder / STATE_FILE} is whole, of step {self._saved}" if knows else ""
         print(f"error: {self.world.named(f'stopped at step {step}: {reason}{kept}')}", file=sys.stderr)
         return 3
 
     def _save_bad_batch(self, step: int) -> str:
         """Keep the images of the first update that was left out, to be studied; returns what to say of it."""
-        path = self.folder / BAD_BATCH
-        parts = self.world.gather([images.cpu() for images in self.trainer.bad_batch(step - 1)])
-        if not self.world.main:
-            return ""
-        hr, lr = (self._joined([part[which] for part in parts]) for which in range(2))
+        path, world = self.folder / BAD_BATCH, self.world
         try:
-            with written_whole(path) as temporary:
-                write_torch({"step": step, "hr": hr, "lr": lr}, temporary)
+            parts = world.gather([images.cpu() for images in self.trainer.bad_batch(step - 1)])
+            if world.main:
+                hr, lr = (self._joined([part[which] for part in parts]) for which in range(2))
+                with written_whole(path) as temporary:
+                    write_torch({"step": step, "hr": hr, "lr": lr}, temporary)
+            world.agree(0)  # the end of another has this one ended, too, by who started both
         except OSError as error:
             return f"its images could not be saved: {error}"
+        except RuntimeError:
+            if not world.is_broken():
+                raise
+            return f"its images could not be gathered: {world.epitaph}"
         return f"its images are in {path}"
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
         """The whole batch of all processes' images, in the order in which one would have it."""
         mixed, size = self.trainer.config.mixed, self.world.size
         images = len(parts[0])
-        places = [own_places((images - mixed, mixed), rank, size) for rank in range(size)]
+        places = [own_places(images, mixed, rank, size) for rank in range(size)]
         whole = torch.empty(size * images, *parts[0].shape[1:])
         for own, part in zip(places, parts, strict=True):
             whole[own] = part
@@ -338,9 +358,12 @@ class Run:
         """Save what there is, if an update did not end half-way, and say what would need less."""
         trainer = self.trainer
         trainer.drop_gradients()
-        if trainer.intact and trainer.step != self._saved:
+        if not self.world.main:
+            self.world.is_broken()  # time for the main one to save, should it be there as well
+        elif trainer.intact and trainer.step != self._saved:
             try:
-                self._save()
+                with StopSignal(tells=False):  # the others' end may have this one told to stop
+                    self._save()
             except (MemoryError, RuntimeError, OSError) as error:
                 print(f"error: the state of step {trainer.step} could not be saved: {error}", file=sys.stderr)
         return self._failed(
@@ -361,8 +384,10 @@ class Run:
             mininterval=0.1 if sys.stderr.isatty() else 10,
             disable=not world.main,
         )
-        # Closed also when a step raises: workers that still wait to be asked would keep this process from ending.
-        with bar, closing(iter(loader)) as batches, closing(readout):
+        # Closed also when a step raises: workers that still wait to be asked would keep this process from ending. What
+        # was not read yet is read then, but not of several processes: the others may not be there to compute it with.
+        at_last = closing(readout) if world.size == 1 else nullcontext()
+        with bar, closing(iter(loader)) as batches, at_last:
             if self._owes_validation:
                 self._validate(log, stop)
             begin = time.perf_counter()
@@ -396,6 +421,7 @@ class Run:
                     begin = time.perf_counter()
                 if broken_off or trainer.step % world.patience == 0 or trainer.step == train.iterations:
                     stopped = world.agree(stop.number)
+            readout.flush()
         if stopped and trainer.step != self._saved:
             self._save()
         return stopped

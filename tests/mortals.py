@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,7 +31,7 @@ from commands import as_options
 from PIL import Image
 
 from andfast import train
-from andfast.training import world
+from andfast.training import images, world
 from andfast.training.trainer import Trainer
 from andfast.training.world import World
 
@@ -109,6 +110,15 @@ def begin_several(
         plan = (plans or {}).get(rank, (None,))
         processes.append(begin(command, output.with_name(f"{output.name}{rank}"), *plan, environment=environment))
     return processes
+
+
+def wait_for(path: Path, words: str, times: int, process: BaseProcess, seconds: float = 60) -> None:
+    """Until a process that goes on has printed something so many times."""
+    until = time.monotonic() + seconds
+    while not path.exists() or path.read_text().count(words) < times:
+        assert process.exitcode is None, f"it has ended without {words!r}"
+        assert time.monotonic() < until, f"no {words!r} in {seconds} seconds"
+        time.sleep(0.02)
 
 
 def free_port() -> int:
@@ -294,11 +304,27 @@ def same_patches(path: Path) -> None:
     update, batches = Trainer._update, train.PatchBatches
     train.PatchBatches = lambda *values, **options: batches(*values, **options | {"rank": 0})
 
-    def watched(trainer: Trainer, lr: torch.Tensor, hr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def watched(trainer: Trainer, lr: torch.Tensor, hr: torch.Tensor) -> Any:
         torch.save((hr, lr.detach()), path)
         return update(trainer, lr, hr)
 
     Trainer._update = watched
+
+
+def fewer_pairs() -> None:
+    """Let the process find one pair less to validate on."""
+    find = images.find_pairs
+    images.find_pairs = lambda *values: find(*values)[:-1]
+
+
+def hasty(seconds: float) -> None:
+    """Give the processes little time to find each other."""
+    world._MEETING = timedelta(seconds=seconds)
+
+
+def slow_save(seconds: float) -> None:
+    """Let states take that long to be written."""
+    _before("andfast.train.save_state", lambda calls: time.sleep(seconds))
 
 
 def add_option(option: str) -> None:

@@ -62,6 +62,6 @@ def test_what_the_host_decides_is_each_process_s_own() -> None:
 
 
 def test_every_part_of_a_batch_is_divided_evenly() -> None:
-    assert own_places((3, 1), 0, 1) == [0, 1, 2, 3]
-    assert [own_places((3, 1), rank, 2) for rank in (0, 1)] == [[0, 1, 2, 6], [3, 4, 5, 7]]
-    assert own_places((2, 0), 2, 3) == [4, 5]
+    assert own_places(4, 1, 0, 1) == [0, 1, 2, 3]
+    assert [own_places(4, 1, rank, 2) for rank in (0, 1)] == [[0, 1, 2, 6], [3, 4, 5, 7]]
+    assert own_places(2, 0, 2, 3) == [4, 5]

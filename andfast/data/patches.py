@@ -178,7 +178,7 @@ class PatchBatches(SourceDataset):
         super().__init__(sources)
         self.patch, self.batch, self.seed = patch, batch, seed
         self.flip, self.rotate = flip, rotate
-        self._places, self._whole = own_places((batch - mixed, mixed), rank, world), world * batch
+        self._places, self._whole = own_places(batch, mixed, rank, world), world * batch
         self._images = Recent(int(cache_mib * 2**20))
         self._unreadable: dict[int, Failure] = {}
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))

@@ -397,15 +397,16 @@ class Config:
         if size == 1:
             return self
         batch, networks = self.train.batch_size, self.degradation.num_networks
-        shared = {"train.batch_size": batch, f"attack.mix.share {self.attack.mix.share:g} of it": self.mixed}
+        mixed = f"attack.mix.share {self.attack.mix.share:g} of it"
+        shared = {"train.batch_size": batch, mixed: self.mixed}
         if networks != "batch" and self.attack.method != "subset":
             shared["degradation.num_networks"] = networks
             networks //= size
-        for key, count in shared.items():
+        for what, count in shared.items():
             if count % size:
-                otherwise = ", or 'batch'" if key == "degradation.num_networks" else ""
+                otherwise = ", or 'batch'" if what == "degradation.num_networks" else ""
                 raise ValueError(
-                    f"{key} is {count}; with {size} processes, which share it evenly, it must be a multiple of "
+                    f"{what} is {count}; with {size} processes, which share it evenly, it must be a multiple of "
                     f"{size}{otherwise}"
                 )
         try:

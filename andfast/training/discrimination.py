@@ -110,11 +110,13 @@ class Discrimination:
         return tuple(torch.cat(each) for each in zip(*found, strict=True))
 
     def _share_statistics(self) -> None:
-        """Let batch norms have one running mean and variance in all processes, of the images of all."""
-        for norm in self.module.modules():
-            if isinstance(norm, nn.BatchNorm2d) and self._world.size > 1:
-                for own in (norm.running_mean, norm.running_var):
-                    own.copy_(self._world.mean(own))
+        """Let batch norms have the same running means and variances in all processes, averaged over these."""
+        norms = [module for module in self.module.modules() if isinstance(module, nn.BatchNorm2d)]
+        if self._world.size == 1 or not norms:
+            return
+        own = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+        whole = self._world.mean(torch.cat(own))
+        torch._foreach_copy_(own, list(whole.split([len(statistic) for statistic in own])))
 
     def describe(self) -> str:
         """For people."""

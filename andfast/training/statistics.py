@@ -38,7 +38,7 @@ def unattacked(loss: Tensor) -> dict[str, Tensor]:
 def attacked(
     before: Tensor | None, after: Tensor, lr_psnr: Tensor, budget_db: Tensor, distance_by_group: Tensor | None
 ) -> dict[str, Tensor]:
-    """The statistics of a step with an adversary.
+    """The statistics of a step with an adversary, but for a gain that there is: `of_all` adds it.
 
     A budget counts as used up where the LR image ends within `BUDGET_SLACK_DB` of it, which is as near as an attack
     brings an image whose deviation it had to shrink.
@@ -51,9 +51,8 @@ def attacked(
     bound = (lr_psnr <= budget_db + BUDGET_SLACK_DB).float()
     distances = none.expand(3) if distance_by_group is None else distance_by_group.mean(dim=0)
     return {
-        "loss_before_attack": after if before is None else before,
+        **({"loss_before_attack": after, "gain": none} if before is None else {"loss_before_attack": before}),
         "loss_after_attack": after,
-        "gain": none if before is None else _gain(before, after),
         "lr_psnr": lr_psnr.mean(),
         "budgets_bound": torch.where(budget_db.isfinite(), bound, math.nan).mean(),
         **dict(zip(_DISTANCES, distances, strict=True)),
@@ -61,20 +60,18 @@ def attacked(
 
 
 def of_all(found: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """The statistics of all processes together, whose numbers of images and networks are the same: what one has.
+    """The statistics of all processes together, whose numbers of images and networks are the same; gain among them.
 
     Args:
-        found: a process's own, "loss" among them.
+        found: a process's own.
         world: the processes.
     """
-    if world.size == 1:
-        return found
-    means = dict(zip(found, world.mean(torch.stack(list(found.values()))), strict=True))
-    # A ratio of means, and not the mean of ratios.
-    gain = _gain(means["loss_before_attack"], means["loss_after_attack"])
-    return means | {"gain": torch.where(means["gain"].isnan(), math.nan, gain)}
-
-
-def _gain(before: Tensor, after: Tensor) -> Tensor:
-    """Of losses that are not positive, as those with a hinge loss can be, there is no ratio."""
-    return torch.where(before > 0, after / before, math.nan)
+    means = found
+    if world.size > 1:
+        means = dict(zip(found, world.mean(torch.stack(list(found.values()))), strict=True))
+    if "gain" in means:
+        return means
+    # Of means, for a mean of gains would be another number. Of losses that are not positive, as those with a hinge loss
+    # can be, there is no ratio.
+    before, after = means["loss_before_attack"], means["loss_after_attack"]
+    return means | {"gain": torch.where(before > 0, after / before, math.nan)}

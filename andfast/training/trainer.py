@@ -125,7 +125,7 @@ class Trainer:
         hr = patches.to(self.device, non_blocking=True).float() / 255
         if self.config.data.soften is not None:
             config, world, mixed = self.config, self.world, self.config.mixed
-            places = own_places((len(hr) - mixed, mixed), world.rank, world.size)
+            places = own_places(len(hr), mixed, world.rank, world.size)
             hr = soften_patches(hr, config.data.soften, config.seed, self.step, places, world.size * len(hr))
         replays = isinstance(self.attack, Free) and self.step >= self.config.train.warmup
         norm, found = self._replayed(hr) if replays else self._updated(hr)
@@ -278,6 +278,12 @@ class Trainer:
         change = torch._foreach_sub(self._weights, self._averages)
         torch._foreach_mul_(change, (1 - self.guard.bad) * (1 - decay))
         torch._foreach_add_(self._averages, change)
+
+    @property
+    def computes(self) -> str:
+        """On what kind of device and in what types: of G, of G in the attack, and of F."""
+        types = self.precision, self.attack_precision, self.degradation(1).dtype
+        return " ".join([self.device.type, *(str(each).removeprefix("torch.") for each in types)])
 
     def drop_gradients(self) -> None:
         """Let go of what an update that ended half-way has left."""

@@ -25,7 +25,7 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MEETING = timedelta(minutes=10)
 # Processes wait for one that writes, validates or makes a cache of images. That another has died they learn at once.
 _TIMEOUT = timedelta(hours=6)
-# Of a run: as long as nobody dies nothing comes.
+# Of the lifelines: as long as nobody dies nothing comes.
 _LIFE = timedelta(days=3650)
 # What is said on the lifelines.
 _BYE, _LOST = 1, 2
@@ -34,7 +34,7 @@ _GRACE_SECONDS = 20.0
 # After an error of the network, the time for the news to arrive whether another process is gone.
 _NEWS_SECONDS = 10.0
 
-# What has DDP leave buffers alone, by its name: PyTorch 2.13 has another.
+# DDP's option not to broadcast buffers in each forward pass: PyTorch 2.13 has another name for it.
 _BUFFERS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -51,10 +51,10 @@ class LostError(RuntimeError):
 class World:
     """All processes of a run, as one of them sees them. A single process touches nothing of `torch.distributed`.
 
-    What they do together (`join`, `leave`, `together`, `mean`, `any`, `agree`, `gather`, `broadcast`, `wrap` and
-    passes through what it returns) all must do, in the same order. When a process dies, or ends without `leave`, such
-    calls raise a RuntimeError in the others, and `is_broken` says that this was why. One that waits for its device in
-    vain is ended.
+    Every process must call `join`, `leave`, `together`, `mean`, `any`, `agree`, `gather`, `broadcast` and `wrap`, and
+    pass through what `wrap` returns, in the same order as the others. When a process dies, or ends without `leave`,
+    such calls raise a RuntimeError in the others, and `is_broken` says that this was why. One that waits for its device
+    in vain is ended.
 
     Args:
         rank: index of this process, 0 <= rank < size.
@@ -67,7 +67,8 @@ class World:
         self._lost = threading.Event()
         self._lifelines: dict[int, threading.Thread] = {}
         self._group: dist.ProcessGroup | None = None
-        self._ends = threading.Lock()
+        self._first_loss = threading.Lock()
+        self._left = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
@@ -139,13 +140,17 @@ class World:
         return torch.device("cuda", self.local_rank)
 
     def join(self) -> None:
-        """Find the other processes, and wait for all of them.
+        """Find the other processes, and wait for all of them; ends this one, should one die on the way.
 
         Raises:
-            torch.distributed.DistError: they do not come.
+            RuntimeError: they do not come, or there is no network to them.
         """
         if self.size == 1:
             return
+        # Gloo's own meetings last as long as what it is to wait for later.
+        late = threading.Timer(_MEETING.total_seconds() + 1, self._give_up)
+        late.daemon = True
+        late.start()
         nccl = torch.cuda.is_available() and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
         store, rank, size = next(dist.rendezvous("env://", timeout=_MEETING))
@@ -153,9 +158,16 @@ class World:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
         # A receiver learns of a closed connection, however its process came to end. The others hang on the main one.
         self._group = dist.new_group(backend="gloo", timeout=_LIFE)
-        for peer in range(1, self.size) if self.main else [0]:
-            self._lifelines[peer] = threading.Thread(target=self._hold, args=(peer,), daemon=True)
-            self._lifelines[peer].start()
+        peers = range(1, self.size) if self.main else [0]
+        self._lifelines = {peer: threading.Thread(target=self._hold, args=(peer,), daemon=True) for peer in peers}
+        for line in self._lifelines.values():
+            line.start()
+        late.cancel()
+
+    def _give_up(self) -> None:
+        message = f"the {self.size} processes of this run have not found each other in {_MEETING}; are all there?"
+        print(f"error: {self.named(message)}", file=sys.stderr, flush=True)
+        os._exit(2)
 
     def leave(self) -> None:
         """Part when all is done, and all have got here.
@@ -175,6 +187,19 @@ class World:
             for peer in self._lifelines:
                 self._say(peer, _BYE)
         dist.destroy_process_group()
+        self._left = True
+
+    def end(self, status: int) -> int:
+        """The exit status of this process; one that has not left ends here.
+
+        The end of the others would wake its threads while the interpreter goes down, which aborts it.
+        """
+        if self._lifelines and not self._left:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):
+                    stream.flush()
+            os._exit(status)
+        return status
 
     @property
     def epitaph(self) -> str:
@@ -194,7 +219,7 @@ class World:
             word.fill_(_LOST)
         if word.item() == _BYE:
             return
-        with self._ends:
+        with self._first_loss:
             if self._lost.is_set():
                 return
             self._lost.set()

@@ -15,7 +15,7 @@ from typing import Any
 import mortals
 import pytest
 import torch
-from mortals import arguments, begin, begin_several, end
+from mortals import arguments, begin, begin_several, end, wait_for
 from PIL import Image
 from runs import content, lines, unfinished
 
@@ -90,8 +90,9 @@ def pairs(tmp_path: Path) -> Path:
         {"attack__method": "free", "attack__mix__share": 0},
         {"attack__mix": '{"share": 0.5, "method": "pairs", "pairs": "PAIRS"}', "train__max_bad_steps": 1},
         {"loss__gan": 0.1, "discriminator__name": "unet", "discriminator__features": 2, "train__micro_batch": 1},
+        {"compile": "on", "data__workers": 1, "train__validate_every": 0, "train__iterations": 4, "train__warmup": 2},
     ],
-    ids=["own networks", "shared networks", "style", "free", "pairs", "gan"],
+    ids=["own networks", "shared networks", "style", "free", "pairs", "gan", "compiled"],
 )
 def test_two_processes_do_what_one_does(
     changed: dict[str, Any], images: Path, pairs: Path, live: Callable[..., list[int]], tmp_path: Path
@@ -171,13 +172,14 @@ def test_kills_leave_no_trace(images: Path, live: Callable[..., list[int]], tmp_
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert live(whole, **options) == [0, 0]
     before = 0
-    for victims in ([0], [1], [0, 1], [1], "a write"):
+    for start, victims in enumerate(([0], [1], [0, 1], [1], "a write"), start=2):
         if victims == "a write":
             assert live(killed, {0: (mortals.die_at_file_call, draw.randrange(12, 40))}, **options) == [-9, 3]
         else:
             command = arguments(killed, images, **(FOUR | options))
             processes = begin_several(command, tmp_path / "output", plans={0: (mortals.slow_disk, 0.02)})
-            processes[0].join(draw.uniform(0.8, 2.5))
+            wait_for(tmp_path / "output0", "images to train on", start, processes[0])
+            processes[0].join(draw.uniform(0, 1.5))
             for rank in victims:
                 processes[rank].kill()
             statuses = [end(process) for process in processes]
@@ -249,7 +251,7 @@ def test_a_process_that_fails_ends_all(uninterrupted: Path, live: Callable[..., 
     failing = (mortals.fail_at, place, 5, DataError, "the disk is gone")
     assert live(run_dir, {1: failing}) == [3, 3]
     kept = f"{run_dir / STATE_FILE} is whole, of step 4"
-    assert f"error: process 1: stopped at step 5: the disk is gone; {kept}" in said(tmp_path, 1)
+    assert "error: process 1: stopped at step 5: the disk is gone\n" in said(tmp_path, 1)
     assert f"error: stopped at step 5: {LOST}, and without it the others cannot go on; {kept}" in said(tmp_path, 0)
     assert live(run_dir) == [0, 0]
     assert content(run_dir) == content(uninterrupted)
@@ -264,6 +266,56 @@ def test_out_of_memory_in_one_process_ends_all(live: Callable[..., list[int]], t
     )
     assert LOST in said(tmp_path, 0)
     assert torch.load(tmp_path / "run" / STATE_FILE, weights_only=True)["step"] == 4
+
+
+def test_out_of_memory_in_all_loses_nothing(live: Callable[..., list[int]], tmp_path: Path) -> None:
+    """The others wait for the main one to save, which is not stopped at that by being told to."""
+    failing = (mortals.fail_at, "andfast.training.trainer.Trainer._attacked", 5, MemoryError, "no more")
+    told = (mortals.signal_at, "andfast.train.save_state", 2, signal.SIGTERM)
+    plans = {0: (mortals.all_of, failing, (mortals.slow_save, 1), told), 1: failing}
+    assert live(tmp_path / "run", plans) == [3, 3]
+    assert f"{tmp_path / 'run' / STATE_FILE} is whole, of step 5" in said(tmp_path, 0)
+    assert "is whole" not in said(tmp_path, 1)
+    assert torch.load(tmp_path / "run" / STATE_FILE, weights_only=True)["step"] == 5
+
+
+def test_a_process_that_dies_before_they_have_met_is_not_waited_for(
+    live: Callable[..., list[int]], tmp_path: Path
+) -> None:
+    dying = (mortals.signal_at, "torch.distributed.new_group", 0, signal.SIGKILL)
+    assert live(tmp_path / "run", {0: (mortals.hasty, 3), 1: dying}) == [2, -signal.SIGKILL]
+    assert "error: the 2 processes of this run have not found each other in 0:00:03" in said(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "words"),
+    [
+        (
+            {"train__batch_size": 6, "degradation__num_networks": 3},
+            2,
+            "degradation.num_networks is 3; with 2 processes",
+        ),
+        ({"train__learning_rate": 1e30, "train__max_bad_steps": 2}, 3, "2 updates in a row were left out; its images"),
+    ],
+    ids=["refused", "diverged"],
+)
+def test_interpreters_go_down_in_order(
+    changed: dict[str, Any], status: int, words: str, images: Path, tmp_path: Path
+) -> None:
+    """Whole ones, which what is forked here is not: threads that wait for others must not wake while they do."""
+    command = [sys.executable, "-m", "andfast.train", *arguments(tmp_path / "run", images, **(FOUR | changed))]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(mortals.free_port())}
+    shared |= {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [
+        subprocess.Popen(command, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}, **pipes)
+        for rank in ("0", "1")
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [status, status], outputs
+    assert outputs[0].count(words) == 1
+    assert words not in outputs[1]
+    assert "terminate called" not in "".join(outputs)
 
 
 def test_a_process_that_waits_in_vain_is_ended(live: Callable[..., list[int]], tmp_path: Path) -> None:
@@ -342,6 +394,21 @@ def test_processes_started_differently_are_refused(images: Path, tmp_path: Path)
     processes = begin_several(arguments(tmp_path / "run", images, **FOUR), tmp_path / "output", plans=plans)
     assert [end(process) for process in processes] == [2, 2]
     assert "process 1 was started with other settings than process 0:\n  seed: 1, not 0" in said(tmp_path, 0)
+
+
+def test_what_is_validated_on_must_be_the_same(images: Path, pairs: Path, tmp_path: Path) -> None:
+    command = arguments(tmp_path / "run", images, **(FOUR | {"data__val_pairs": pairs}))
+    processes = begin_several(command, tmp_path / "output", plans={1: (mortals.fewer_pairs,)})
+    assert [end(process) for process in processes] == [2, 2]
+    assert "process 1 finds other images than process 0" in said(tmp_path, 0)
+
+
+def test_one_may_have_a_cache_and_the_other_none(
+    uninterrupted: Path, live: Callable[..., list[int]], tmp_path: Path
+) -> None:
+    assert live(tmp_path / "run", {1: (mortals.add_option, f"--data.cache={tmp_path / 'cache'}")}) == [0, 0]
+    assert (tmp_path / "cache" / "index.jsonl").exists()
+    assert content(tmp_path / "run") == content(uninterrupted)
 
 
 def test_an_unreadable_image_is_told_by_who_found_it(

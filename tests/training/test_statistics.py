@@ -150,7 +150,7 @@ def test_budgets_bind_where_nothing_else_holds_the_adversary(options: dict[str, 
 def test_what_there_is_not_is_no_number(options: dict[str, Any], there: set[str]) -> None:
     found = make(**options).train_step(patches()).read()
     losses = {"loss", "loss_before_attack", "loss_after_attack", "skipped"}
-    assert {name for name, value in vars(found).items() if math.isfinite(value)} == losses | there
+    assert {name for name, value in found.record().items() if math.isfinite(value)} == losses | there
     assert ("gain" in str(found)) == ("gain" in there)
 
 
@@ -159,4 +159,4 @@ def test_a_step_s_numbers_come_together() -> None:
     pending = make().train_step(patches())
     assert pending._values.dtype == torch.float32
     # The gradient's norm is for messages alone.
-    assert pending._values.shape == (1 + len(vars(pending.read())),)
+    assert pending._values.shape == (1 + len(pending.read().record()),)
