@@ -35,13 +35,13 @@ from andfast.files import remove_unfinished, written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.losses import l1_objective, no_objective
 from andfast.models.views import FrozenView
-from andfast.pretrained import DEFAULT, pretrained_names
+from andfast.pretrained import DEFAULT, model_file, pretrained_names
 from andfast.training.config import Config, MixConfig, Parser, TrainConfig
 from andfast.training.memory import describe_memory, free_memory, is_out_of_memory, search_bytes
 from andfast.training.sheet import CROP, ROWS
 from andfast.training.state import flat
 from andfast.training.validation import centre_crop
-from andfast.upscale import UsageError, find_model, find_model_file, find_work
+from andfast.upscale import UsageError, find_model, find_work
 
 RECORD_FILE = "degrade.yaml"
 
@@ -148,7 +148,7 @@ class Work:
             raise ValueError(f"--model {name} has the scale {self.model.scale}; give --scale {self.model.scale}")
         wanted = config.train.precision if config.attack.dtype == "auto" else config.attack.dtype
         self.view = FrozenView(self.model, choose_precision(wanted, self.device, on_cuda=torch.bfloat16))
-        self._record_of_model = hashlib.sha256(find_model_file(name).read_bytes()).hexdigest()
+        self._record_of_model = hashlib.sha256(model_file(name).read_bytes()).hexdigest()
 
     def _open(self) -> None:
         """Begin the folder, or go on with it: with the settings that it was begun with alone."""

@@ -18,7 +18,7 @@ from andfast.data.tensors import to_array, to_tensor
 from andfast.devices import choose_device, choose_precision
 from andfast.models import ModelError, load_model
 from andfast.models.weights import SUFFIXES
-from andfast.pretrained import DEFAULT, FOLDER, pretrained_names
+from andfast.pretrained import DEFAULT, load_pretrained, pretrained_names
 
 # Tiles with their context begin and end at multiples of this, so that a model that moves 2x2 or 4x4 pixels
 # into channels groups the pixels of a tile as it groups those of the whole image.
@@ -215,23 +215,14 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
         ModelError: there is neither, or the file is no model.
         OSError: it cannot be read.
     """
-    return load_model(find_model_file(name_or_file), device)
-
-
-def find_model_file(name_or_file: str) -> Path:
-    """Where `find_model` finds it.
-
-    Raises:
-        ModelError: there is neither.
-    """
     if name_or_file in pretrained_names():
-        return FOLDER / f"{name_or_file}.safetensors"
+        return load_pretrained(name_or_file, device)
     if not Path(name_or_file).exists():
         raise ModelError(
             f"{name_or_file}: no such file ({', '.join(SUFFIXES)}), nor a pretrained model; "
             f"those are {', '.join(pretrained_names()) or 'none'}"
         )
-    return Path(name_or_file)
+    return load_model(name_or_file, device)
 
 
 def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], nn.Module]:

@@ -1,6 +1,8 @@
 """The examples, with nothing of the programs that they are for."""
 
-import importlib.util
+import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -11,22 +13,26 @@ import andfast
 from andfast.models import Compact
 from andfast.ops.blur_pool import blur_pool
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+INTEROP = (ROOT / "docs" / "interop.md").read_text()
 
 
 class SRModel:
-    """What BasicSR's model of this name has in common with neosr's, as far as its subclass touches it."""
+    """What BasicSR's class of this name does, as far as its subclass touches it."""
 
-    def __init__(self, net_g):
-        self.net_g, self.device = net_g, torch.device("cpu")
-        self.optimizer_g = torch.optim.Adam(net_g.parameters(), 1e-3)
+    def __init__(self, opt, net_g):
+        self.opt, self.device = opt, torch.device("cpu")
+        self.net_g = nn.Module()
+        self.net_g.module = net_g  # as DataParallel keeps it
+        self.init_training_settings()
+
+    def init_training_settings(self):
+        self.get_bare_model(self.net_g).train()
+        self.optimizer_g = torch.optim.Adam(self.net_g.parameters(), 1e-3)
+
+    def get_bare_model(self, net):
+        return net.module
 
     def feed_data(self, data):
         self.lq = data["lq"].to(self.device)
@@ -35,34 +41,29 @@ class SRModel:
 
     def optimize_parameters(self):
         self.optimizer_g.zero_grad()
-        loss = nn.functional.l1_loss(self.net_g(self.lq), self.gt)
+        loss = nn.functional.l1_loss(self.net_g.module(self.lq), self.gt)
         loss.backward()
         self.optimizer_g.step()
         return loss.item()
 
 
-def model_class():
-    degradation = load("basicsr_degradation").AdversarialDegradation
-
-    class ANDModel(SRModel):
-        def __init__(self, net_g):
-            super().__init__(net_g)
-            self.degrade = degradation(net_g, scale=4)
-
-        @torch.no_grad()
-        def feed_data(self, data):
-            if "lq" in data:
-                return super().feed_data(data)
-            self.gt = data["gt"].to(self.device)
-            self.lq = self.degrade(self.gt)
-
-    return ANDModel
-
-
 @pytest.fixture
-def model():
+def model(monkeypatch):
+    """Of the class that stands in docs/interop.md, to the letter."""
+    (code,) = [part for part in re.findall(r"```python\n(.*?)```", INTEROP, re.DOTALL) if "basicsr" in part]
+    registered = []
+    registry = types.SimpleNamespace(register=lambda: lambda kind: registered.append(kind) or kind)
+    modules = {"basicsr": {}, "basicsr.models": {}, "basicsr.utils": {}}
+    modules |= {"basicsr.models.sr_model": {"SRModel": SRModel}, "basicsr.utils.registry": {"MODEL_REGISTRY": registry}}
+    for name, content in modules.items():
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    exec(code, {})
     torch.manual_seed(0)
-    return model_class()(Compact(4, features=8, convs=2).train())
+    (kind,) = registered
+    return kind({"scale": 4}, Compact(4, features=8, convs=2))
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def gt():
 
 
 def test_a_gt_batch_becomes_an_lq_batch(model, gt):
-    before = {key: value.clone() for key, value in model.net_g.state_dict().items()}
+    before = {key: value.clone() for key, value in model.net_g.module.state_dict().items()}
     model.feed_data({"gt": gt})
     assert model.gt is gt
     assert model.lq.shape == (3, 3, 6, 8)
@@ -85,9 +86,9 @@ def test_a_gt_batch_becomes_an_lq_batch(model, gt):
     assert (distance >= 28).all()
     assert (distance < 46).all()
     # Looked through, and left alone.
-    assert model.net_g.training
+    assert model.net_g.module.training
     assert all(weight.requires_grad and weight.grad is None for weight in model.net_g.parameters())
-    assert all(torch.equal(value, before[key]) for key, value in model.net_g.state_dict().items())
+    assert all(torch.equal(value, before[key]) for key, value in model.net_g.module.state_dict().items())
 
 
 def test_it_is_an_adversary_of_the_generator_as_it_is_now(model, gt):
@@ -101,7 +102,7 @@ def test_it_is_an_adversary_of_the_generator_as_it_is_now(model, gt):
 
     first = found()
     with torch.no_grad():
-        worse, clean = ((model.net_g(lr) - gt).abs().mean() for lr in (first, blur_pool(gt, 4)))
+        worse, clean = ((model.net_g.module(lr) - gt).abs().mean() for lr in (first, blur_pool(gt, 4)))
     assert worse > clean
     assert torch.equal(found(), first)
     with torch.no_grad():
@@ -131,3 +132,10 @@ def test_batches_of_any_size(model, gt):
         assert model.lq.shape == (len(batch), 3, batch.shape[2] // 4, batch.shape[3] // 4)
     with pytest.raises(ValueError, match="multiples of the scale"):
         model.feed_data({"gt": gt[..., :17]})
+
+
+def test_it_works_where_gradients_are_off(model, gt):
+    """As BasicSR's own feed_data of this kind is decorated."""
+    with torch.no_grad():
+        model.feed_data({"gt": gt})
+    assert model.lq.shape == (3, 3, 6, 8)

@@ -181,7 +181,10 @@ def test_missing_packages_are_said_before_anything_is_written(tmp_path, model_fi
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["{tmp}/none.pth", "--output", "{tmp}/a.pth"], "none.pth: no such file"),
+        (
+            ["{tmp}/none.pth", "--output", "{tmp}/a.pth"],
+            "none.pth: no such file (.safetensors, .pth, .pt), nor a pretrained model; those are",
+        ),
         (["{tmp}/broken.pth", "--output", "{tmp}/a.pth"], "broken.pth: not a file of PyTorch weights"),
         (["{model}", "--output", "{tmp}/a.pth", "{tmp}/a.ncnn"], "a.ncnn: a file ends in .safetensors, .pth, .pt or"),
         (["{model}", "--output", "{tmp}/a.pth", "{tmp}/in/../a.pth"], "names a file twice"),
