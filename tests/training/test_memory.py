@@ -76,9 +76,10 @@ def test_the_estimate_is_near_what_is_measured(changed: dict[str, Any], monkeypa
     assert estimate_memory_of(steps, trainers) == pytest.approx(1, abs=0.35)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("searches", [True, False])
-def test_what_an_image_of_any_size_needs_is_near_what_is_measured(searches: bool) -> None:
-    settings = DegradationConfig(channels=32, precision="float32")
+def test_what_an_image_of_any_size_needs_is_near_what_is_measured(searches: bool, precision: str) -> None:
+    settings = DegradationConfig(channels=32, precision=precision)
     view = FrozenView(Compact(4, features=16, convs=2), torch.float32)
     hr = torch.rand(1, 3, 160, 96)
 
@@ -89,7 +90,9 @@ def test_what_an_image_of_any_size_needs_is_near_what_is_measured(searches: bool
         attack(network, hr, l1_objective(view) if searches else no_objective)
 
     estimate = search_bytes(settings, 4, view if searches else None, (160, 96), hr.device)
-    assert estimate / peak(search) == pytest.approx(1, abs=0.35)
+    # In half types, libraries on machines that multiply them well take less for themselves than on others.
+    most = 1.35 if precision == "float32" else 5
+    assert 0.65 < estimate / peak(search) < most
 
 
 def test_the_estimate_knows_the_sample_sheet() -> None:
