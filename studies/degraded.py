@@ -16,66 +16,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from andfast.attack.base import NetworkAttack
 from andfast.data.images import DataError, read_image, write_png
-from andfast.data.tensors import to_array, to_tensor
+from andfast.data.tensors import to_tensor
+from andfast.degraded_images import degrade, draw
 from andfast.devices import choose_device
 from andfast.losses import l1_objective
-from andfast.metrics import psnr
 from andfast.models import ModelError
 from andfast.training.config import Config, parse_config
-from andfast.training.randomness import step_generator
-from andfast.training.sheet import draw_sheet
-from andfast.upscale import find_model, upscale_tensor
+from andfast.upscale import find_model
 from studies.crops import find_corner, split_place
 
-CLEAN, LENS, ATTACKED = "clean LR", "LR through a lens", "attacked LR"
 
-
-def degrade(hr: Tensor, config: Config, model: nn.Module) -> dict[str, Tensor]:
-    """LR images by what made them.
+def sheet(hr: Tensor, config: Config, model: nn.Module) -> np.ndarray:
+    """The labelled table of images, uint8 (H, W, 3), for square HR images.
 
     Args:
-        hr: (B, 3, H, W) in [0, 1], on the device to compute on.
-        config: its attack and degradation networks; of `degradation.num_networks`, "batch" gives each image its own.
+        hr: (B, 3, size, size) in [0, 1], on the device to compute on.
+        config: of `degradation.num_networks`, "batch" gives each image its own.
         model: the generator that the adversary attacks, with the same scale and on the same device.
-
-    Returns:
-        CLEAN, LENS (where there is one) and ATTACKED, (B, 3, h, w) each.
 
     Raises:
         ValueError: images or model do not go with the configuration.
     """
-    scale, networks = config.scale, config.degradation.num_networks
-    if config.attack.method in ("none", "pairs"):
-        raise ValueError(f"attack.method is {config.attack.method}: that degrades no images")
-    if model.scale != scale:
-        raise ValueError(f"the model's scale is {model.scale} and the configuration's {scale}")
-    count = len(hr) if networks == "batch" else networks
-    if len(hr) % count:
-        raise ValueError(f"degradation.num_networks is {count}; it must divide the {len(hr)} images, or be batch")
-    height, width = hr.shape[2:]
-    if height % scale or width % scale or min(height, width) < 2 * scale:
-        raise ValueError(f"crops are {height} x {width}; wanted are multiples of {scale}, {2 * scale} at least")
-    attack, network = config.attack.build(), config.degradation.build(scale, count, hr.device)
-    network.reset_identity((height, width), step_generator(config.seed, 0, hr.device))
-    result = attack(network, hr, l1_objective(model), step_generator(config.seed, 1, hr.device))
-    behind = isinstance(attack, NetworkAttack) and attack.lens is not None
-    through = {LENS: result.clean} if behind else {}
-    return {CLEAN: attack.clean(network, hr)} | through | {ATTACKED: result.lr}
-
-
-def sheet(hr: Tensor, config: Config, model: nn.Module) -> np.ndarray:
-    """The labelled table of images, uint8 (H, W, 3), for square HR images; arguments and errors as for `degrade`."""
-    made = degrade(hr, config, model)
-    restored = {f"SR of {label}": upscale_tensor(model, made[label]) for label in (CLEAN, ATTACKED)}
-    notes = {
-        label: [f"{distance:.1f} dB" for distance in psnr(lr, made[CLEAN]).tolist()]
-        for label, lr in made.items()
-        if label != CLEAN
-    }
-    columns = [(label, [to_array(image) for image in batch]) for label, batch in ({"HR": hr} | made | restored).items()]
-    return draw_sheet(columns, hr.shape[-1], notes)
+    if config.attack.method == "none":
+        raise ValueError("attack.method is none: that degrades no images")
+    if model.scale != config.scale:
+        raise ValueError(f"the model's scale is {model.scale} and the configuration's {config.scale}")
+    networks = config.degradation.num_networks
+    made = degrade(hr, config, l1_objective(model), len(hr) if networks == "batch" else networks)
+    return draw(hr, made, model)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

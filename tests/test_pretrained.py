@@ -16,7 +16,7 @@ from andfast.data.photographs import held_out_photographs
 from andfast.data.tensors import to_array, to_tensor
 from andfast.metrics import psnr_y
 from andfast.models import ModelError, build_generator
-from andfast.pretrained import DEFAULT, FOLDER, load_pretrained, pretrained_names
+from andfast.pretrained import DEFAULT, FOLDER, load_pretrained, model_file, pretrained_names
 from andfast.training.config import parse_config
 from andfast.training.validation import bicubic_upsample
 from andfast.upscale import upscale_tensor
@@ -43,6 +43,11 @@ def test_an_unknown_name():
         load_pretrained("andnet")
     with pytest.raises(ModelError, match="no pretrained model"):
         load_pretrained("../pretrained/andnet_compact_x4")
+
+
+def test_names_and_files():
+    assert model_file(DEFAULT) == FOLDER / f"{DEFAULT}.safetensors"
+    assert model_file("runs/a/model.pth") == Path("runs/a/model.pth")
 
 
 @pytest.mark.parametrize("name", NAMES)

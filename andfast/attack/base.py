@@ -161,11 +161,14 @@ class Attack(ABC):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the network sees, its clean LR images, and the budgets drawn, (N,); refuses what does not fit."""
         count = self._count(network, hr)
-        seen = self._see(hr, count, generator)
+        seen = self.see(hr, count, generator)
         return seen, self.clean(network, seen), draw_budget(self.lr_psnr, count, margin_db, hr.device, generator)
 
-    def _see(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-        """The HR images as they are degraded, (B, 3, H, W)."""
+    def see(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+        """The HR images as they are degraded by `count` networks, (B, 3, H, W).
+
+        That is the first thing that an attack draws: from a generator in the same state it is what the attack sees.
+        """
         return hr
 
     @abstractmethod
@@ -197,7 +200,8 @@ class NetworkAttack(Attack):
     scale_factors: ScaleFactors
     lens: Lens | None
 
-    def _see(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    def see(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+        """Through a lens, if there is one."""
         return hr if self.lens is None else self.lens(hr, count, generator)
 
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from andfast.losses.objective import (
     generator_objective,
     l1_loss,
     l1_objective,
+    no_objective,
 )
 from andfast.losses.perceptual import PERCEPTUAL_WEIGHTS, PerceptualLoss
 
@@ -31,4 +32,5 @@ __all__ = [
     "generator_objective",
     "l1_loss",
     "l1_objective",
+    "no_objective",
 ]

@@ -40,8 +40,13 @@ def build_generator(name: str, scale: int, **options: Any) -> nn.Module:
     return GENERATORS[name](scale=scale, **options)
 
 
-def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, object] | None = None) -> None:
-    """Write a generator's weights, as contiguous float32 on the CPU, whole or not at all.
+def save_model(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, object] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a generator's weights, contiguous on the CPU, whole or not at all.
 
     `.safetensors` files hold the flat state dict; `.pth` and `.pt` files hold it under "params_ema", which is
     where BasicSR and Real-ESRGAN write and look for it. Both also carry a few strings that describe it, the
@@ -52,6 +57,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping
         path: where to; its suffix chooses the format.
         metadata: more to record, turned into strings, beside what always is: the architecture, the scale, the
             version of andfast, and a Compact's activation.
+        dtype: what the weights are rounded to.
 
     Raises:
         ValueError: another suffix.
@@ -63,21 +69,29 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping
         raise ValueError(f"{path}: a model file ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     for wrapped in ("_orig_mod", "module", "_orig_mod"):  # either may stand outside the other
         model = getattr(model, wrapped, model)
-    names = [name for name, kind in GENERATORS.items() if isinstance(model, kind)]
-    if not names:
-        raise TypeError(f"cannot save a {type(model).__name__}: the generators are {', '.join(GENERATORS)}")
-
-    record = {"architecture": names[0], "scale": model.scale, "andfast": _version()}
-    if isinstance(model, Compact):
-        record["activation"] = model.activation
-    record = {key: str(value) for key, value in (record | dict(metadata or {})).items()}
-    state = portable(model)
+    record = describe_model(model, metadata)
+    state = portable(model, dtype)
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".safetensors":
             # Not save_file, whose errors of the disk are no OSError.
             temporary.write_bytes(save(state, record))
         else:
             write_torch({"params_ema": state, "metadata": record}, temporary)
+
+
+def describe_model(model: nn.Module, metadata: Mapping[str, object] | None = None) -> dict[str, str]:
+    """What is recorded beside a generator's weights; arguments as for `save_model`, but the model has no wrapper.
+
+    Raises:
+        TypeError: `model` is no generator of andfast.
+    """
+    names = [name for name, kind in GENERATORS.items() if isinstance(model, kind)]
+    if not names:
+        raise TypeError(f"cannot save a {type(model).__name__}: the generators are {', '.join(GENERATORS)}")
+    record = {"architecture": names[0], "scale": model.scale, "andfast": _version()}
+    if isinstance(model, Compact):
+        record["activation"] = model.activation
+    return {key: str(value) for key, value in (record | dict(metadata or {})).items()}
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:

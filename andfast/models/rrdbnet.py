@@ -115,7 +115,7 @@ class RRDBNet(nn.Module):
         x = _conv(self.conv_up1, F.interpolate(x, scale_factor=2, mode="nearest"), SLOPE)
         x = _conv(self.conv_up2, F.interpolate(x, scale_factor=2, mode="nearest"), SLOPE)
         x = _conv(self.conv_last, _conv(self.conv_hr, x, SLOPE))
-        return x[..., : height * self.scale, : width * self.scale]
+        return x if self.unshuffle == 1 else x[..., : height * self.scale, : width * self.scale]
 
 
 def _conv(layer: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:

@@ -155,13 +155,13 @@ def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def portable(model: nn.Module) -> dict[str, Tensor]:
+def portable(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """A network's weights as files hold them: contiguous, on the CPU, under the names of no wrapper; floating ones in
-    float32."""
+    `dtype`."""
     # A model compiled block by block has the wrapper's prefix inside its names.
     state = {key.replace("_orig_mod.", ""): value.detach() for key, value in model.state_dict().items()}
     return {
-        key: value.to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True).contiguous()
+        key: value.to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
         for key, value in _without_prefixes(state).items()
     }
 

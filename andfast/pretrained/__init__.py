@@ -18,6 +18,11 @@ def pretrained_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("[!.]*.safetensors"))
 
 
+def model_file(name_or_file: str) -> Path:
+    """The file of the model that comes with andfast by that name, or else the one given, which need not exist."""
+    return FOLDER / f"{name_or_file}.safetensors" if name_or_file in pretrained_names() else Path(name_or_file)
+
+
 def load_pretrained(name: str = DEFAULT, device: str | torch.device = "cpu") -> nn.Module:
     """Load a model that comes with andfast; nothing is downloaded.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from torch.utils._pytree import tree_iter
 from andfast.attack import Free, Random, Simulated
 from andfast.attack.base import NetworkAttack
 from andfast.degradation import DegradationNetwork
-from andfast.losses import GeneratorLoss, discriminator_loss, generator_objective, l1_loss
+from andfast.losses import GeneratorLoss, Objective, discriminator_loss, generator_objective, l1_loss, no_objective
 from andfast.models.views import View
 from andfast.ops import backends
 from andfast.ops.kernels import kernels_of
 from andfast.theta import ThetaLayout
-from andfast.training.config import Config
+from andfast.training.config import Config, DegradationConfig
 from andfast.training.sheet import CROP, ROWS
 from andfast.training.trainer import Trainer
 
@@ -127,22 +128,52 @@ def _attack_peak(trainer: Trainer, images: int, networks: int, size: int, of_she
             del targets
             return memory.peak, 0
         network = trainer.degradation(networks)
-        settings = config.degradation
-        network.layout = ThetaLayout((size, size), config.scale, settings.channels, settings.blocks, settings.noise)
-        bank = torch.empty(networks, network.layout.size, device=trainer.device)
-        network.theta_id = bank
-        delta = torch.empty_like(bank).requires_grad_()
-        lr = network(hr, delta)
-        image = lr.detach().requires_grad_()
-        loss = objective(image, hr)
-        if climbs:
-            (costate,) = torch.autograd.grad(loss.sum(), image)
-        del loss
-        kept = (torch.empty_like(bank), _scratch(network, hr))  # among them the worst deviation so far
-        if climbs:
-            torch.autograd.grad(lr, delta, costate)
-        del kept, targets
-        return memory.peak, bank[0].nbytes
+        row = _search(network, hr, objective, climbs)
+        del targets
+        return memory.peak, row
+
+
+def search_bytes(
+    settings: DegradationConfig, scale: int, view: View | None, size: tuple[int, int], device: torch.device
+) -> int:
+    """About how many bytes a search takes at most for an image that has a network of its own, beside the weights.
+
+    Args:
+        settings, scale, device: of the network.
+        view: the generator as the adversary looks through it; None: there is no adversary, and no gradient.
+        size: (H, W) of the HR image.
+    """
+    with FakeTensorMode(), LiveBytes() as memory, torch.set_grad_enabled(view is not None):
+        objective = no_objective
+        if view is not None:
+            objective = generator_objective(View(_fake(view.module, memory), view.dtype), l1_loss)
+        hr = torch.empty(1, 3, *size, device=device)
+        network = settings.build(scale, 1, device)
+        _search(network, hr, objective, climbs=view is not None)
+        if device.type != "cpu" or network.dtype == torch.float32:
+            return memory.peak
+        # Without AMX, oneDNN lays out the input of a 3x3 convolution in half types nine times.
+        return memory.peak + 9 * network.channels * math.prod(size) * network.dtype.itemsize
+
+
+def _search(network: DegradationNetwork, hr: Tensor, objective: Objective, climbs: bool) -> int:
+    """The passes of a step through F and G, to be counted; returns the bytes of a network's row of theta."""
+    layout = ThetaLayout(tuple(hr.shape[2:]), network.scale, network.channels, network.blocks, network.noise)
+    network.layout = layout
+    bank = torch.empty(network.num_networks, layout.size, device=hr.device)
+    network.theta_id = bank
+    delta = torch.empty_like(bank).requires_grad_()
+    lr = network(hr, delta)
+    image = lr.detach().requires_grad_()
+    loss = objective(image, hr)
+    if climbs:
+        (costate,) = torch.autograd.grad(loss.sum(), image)
+    del loss
+    kept = (torch.empty_like(bank), _scratch(network, hr))  # among them the worst deviation so far
+    if climbs:
+        torch.autograd.grad(lr, delta, costate)
+    del kept
+    return bank[0].nbytes
 
 
 def _scratch(network: DegradationNetwork, hr: Tensor) -> Tensor | None:

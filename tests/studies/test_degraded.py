@@ -9,60 +9,15 @@ from study_images import photograph
 from andfast.data.tensors import to_tensor
 from andfast.models import build_generator, save_model
 from andfast.ops.blur_pool import blur_pool
-from andfast.training.config import parse_config
-from studies.degraded import ATTACKED, CLEAN, LENS, degrade, main
+from studies.degraded import main
 
 SETTINGS = {"degradation.channels": 8, "degradation.blocks": 2, "degradation.num_networks": "batch", "attack.steps": 1}
-LENS_OPTION = {"attack.lens": "{blur: [2, 4], sharpen: [1, 2]}"}
-
-
-def config(**changed):
-    return parse_config([f"--{key}={value}" for key, value in (SETTINGS | changed).items()])
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
     return build_generator("compact", 4, features=8, convs=1).eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def hr():
-    return torch.cat([to_tensor(photograph(seed, size=32)) for seed in range(2)])
-
-
-def distance(a, b):
-    return (a - b).square().mean(dim=(1, 2, 3)).sqrt()
-
-
-def test_without_a_lens_the_adversary_starts_at_the_clean_image(hr, model):
-    made = degrade(hr, config(**{"attack.lr_psnr": "[30, 30]"}), model)
-    assert list(made) == [CLEAN, ATTACKED]
-    torch.testing.assert_close(made[CLEAN], blur_pool(hr, 4))
-    assert (distance(made[ATTACKED], made[CLEAN]) > 0.5 * 10 ** (-30 / 20)).all()
-    assert (distance(made[ATTACKED], made[CLEAN]) < 1.01 * 10 ** (-30 / 20)).all()
-
-
-def test_the_lens_shown_alone_is_the_one_that_the_adversary_looked_through(hr, model):
-    made = degrade(hr, config(**LENS_OPTION, **{"attack.lr_psnr": "[50, 50]"}), model)
-    assert list(made) == [CLEAN, LENS, ATTACKED]
-    torch.testing.assert_close(made[CLEAN], blur_pool(hr, 4))
-    assert (distance(made[ATTACKED], made[LENS]) < 1.01 * 10 ** (-50 / 20)).all()
-    assert (distance(made[LENS], made[CLEAN]) > 0.02).all()
-    assert not torch.equal(made[ATTACKED], made[LENS])
-
-
-@pytest.mark.parametrize(("networks", "alike"), [("batch", False), (2, False), (1, True)])
-def test_images_share_networks_as_configured(hr, model, networks, alike):
-    twice = hr[:1].expand(2, -1, -1, -1)
-    settings = {"degradation.num_networks": networks, **LENS_OPTION}
-    first, second = degrade(twice, config(**settings), model)[LENS]
-    assert torch.equal(first, second) == alike
-
-
-def test_an_attack_without_networks_has_no_lens(hr, model):
-    made = degrade(hr, config(**LENS_OPTION, **{"attack.method": "noise"}), model)
-    assert list(made) == [CLEAN, ATTACKED]
 
 
 @pytest.fixture

@@ -1,0 +1,337 @@
+"""Make LR images from HR images as training sees them: `python -m andfast.degrade HR... --output DIR`.
+
+Writes pairs, DIR/HR and DIR/LR with the same names, for any trainer. All settings of `andfast.train` are known by the
+same names, so that the `config.yaml` of a run can be given; of them count `scale`, `seed`, `device`, `attack` and
+`degradation`, and `train.precision`, as the type that the adversary computes the model in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+from torch import Tensor
+from tqdm import tqdm
+
+from andfast.attack.base import NetworkAttack
+from andfast.data.camera import crop_to_multiple
+from andfast.data.images import DataError, image_size, list_images, read_image, write_png
+from andfast.data.pairs import find_pairs
+from andfast.data.tensors import to_array, to_tensor
+from andfast.degraded_images import degrade, draw
+from andfast.devices import choose_device, choose_precision
+from andfast.differences import Differences, table
+from andfast.files import remove_unfinished, written_whole
+from andfast.host_memory import keep_freed_memory
+from andfast.losses import l1_objective, no_objective
+from andfast.models.views import FrozenView
+from andfast.pretrained import DEFAULT, model_file, pretrained_names
+from andfast.training.config import Config, MixConfig, Parser, TrainConfig
+from andfast.training.memory import describe_memory, free_memory, is_out_of_memory, search_bytes
+from andfast.training.sheet import CROP, ROWS
+from andfast.training.state import flat
+from andfast.training.validation import centre_crop
+from andfast.upscale import UsageError, find_model, find_work
+
+RECORD_FILE = "degrade.yaml"
+
+# What looks at no model.
+_WITHOUT_MODEL = ("random", "none", "bsrgan", "real_esrgan")
+
+
+def make_parser() -> Parser:
+    """The command line of `python -m andfast.degrade`."""
+    parser = Parser(
+        prog="python -m andfast.degrade",
+        usage="%(prog)s HR... --output DIR [--model NAME_OR_FILE] [--config FILE] [--KEY VALUE ...]",
+        allow_abbrev=False,
+        description="Make LR images from HR images by the identity, a random deviation of it, the adversary or another "
+        "degradation of andfast.train, and write pairs for other trainers: DIR/HR and DIR/LR, PNG, with the same "
+        "names. HR images are cropped to multiples of the scale. Pairs that DIR has already are not made again. "
+        "Settings are those of andfast.train; scale, seed, device, attack, degradation and train.precision count.",
+        epilog="Exit status: 0 if all images were degraded, 1 if some could not be, 2 if nothing was begun.",
+    )
+    add = parser.add_argument
+    add("inputs", nargs="+", type=str, metavar="HR", help="image, or folder of images, searched recursively")
+    add("--output", type=str, required=True, metavar="DIR", help="where HR/ and LR/ are written; sub-folders are kept")
+    add(
+        "--model", type=str, default=DEFAULT, metavar="NAME_OR_FILE",
+        help=f"whom the adversary attacks: one of andfast's own ({', '.join(pretrained_names()) or 'none here'}) "
+        f"or a model file. Not needed with --identity and by the methods {', '.join(_WITHOUT_MODEL)}",
+    )  # fmt: skip
+    add("--identity", action="store_true", help="search nothing: LR images are pooled, behind the lens if there is one")
+    add("--crop", type=PositiveInt | None, default=None, metavar="PIXELS", help="take the middle of larger images")
+    add("--sheet", type=str | None, default=None, metavar="FILE", help="draw what was found, by type: a PNG file")
+    add(
+        "--real", type=str | None, default=None, metavar="DIR",
+        help="compare with real LR images: HR/ and LR/ with the same names, or LR images alone",
+    )  # fmt: skip
+    add("--config", action="config", help="a YAML file with any of the settings below, as a run's config.yaml")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _what_counts(settings: Namespace) -> Config:
+    """A configuration with those settings that count, so that no other can be wrong.
+
+    Raises:
+        ValueError: some of them do not go together, or degrade nothing.
+    """
+    attack = settings.attack
+    if attack.method == "pairs":
+        raise ValueError("attack.method is pairs: that degrades no images")
+    return Config(
+        scale=settings.scale,
+        seed=settings.seed,
+        device=settings.device,
+        attack=replace(attack, mix=MixConfig()),
+        # Each image has a network of its own.
+        degradation=replace(settings.degradation, num_networks=1),
+        train=TrainConfig(batch_size=1, patch_size=16 * settings.scale, precision=settings.train.precision),
+    )
+
+
+class Work:
+    """What is degraded, and how. Everything that can be wrong with the options is found out here.
+
+    Raises:
+        ValueError, OSError, UsageError: options that do not go together, or files that are not what they should be.
+    """
+
+    def __init__(self, options: Namespace, config: Config) -> None:
+        self.config, self.identity = config, options.identity
+        # The parser's restricted numbers are subclasses, which YAML does not know.
+        self.crop = None if options.crop is None else int(options.crop)
+        method = config.attack.method
+        self.by_network = isinstance(config.attack.build(), NetworkAttack)
+        if self.identity and not self.by_network:
+            raise ValueError(f"attack.method is {method}: that has no networks for --identity")
+        if self.crop is not None and self.crop < 2 * config.scale:
+            raise ValueError(f"--crop is {self.crop}; it must be at least {2 * config.scale}")
+        self.output = Path(options.output)
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"--output {self.output}: not a folder")
+        self.pairs = self._find(options.inputs)
+        self.sheet = None if options.sheet is None else Path(options.sheet)
+        if self.sheet is not None and self.sheet.suffix.lower() != ".png":
+            raise ValueError(f"--sheet {self.sheet}: a sheet is a .png file")
+        self.real = None if options.real is None else _find_real(Path(options.real), config.scale)
+        self.device = choose_device(config.device)
+        self.model, self.view, self._record_of_model = None, None, None
+        if not (self.identity or method in _WITHOUT_MODEL):
+            self._look_through(options.model)
+        self._open()
+
+    def _find(self, inputs: Sequence[str]) -> list[tuple[Path, str]]:
+        """(source, name) of the images: their places below HR/ and LR/."""
+        given, inside = [Path(path) for path in inputs], self.output.resolve()
+        for path in given:
+            if inside in path.resolve().parents:
+                raise ValueError(f"{path} lies in --output {self.output}; choose another folder for the results")
+        found = find_work(given, self.output)
+        return [(source, target.relative_to(self.output).as_posix()) for source, target in found]
+
+    def _look_through(self, name: str) -> None:
+        config = self.config
+        self.model = find_model(name, self.device).requires_grad_(False)
+        if self.model.scale != config.scale:
+            raise ValueError(f"--model {name} has the scale {self.model.scale}; give --scale {self.model.scale}")
+        wanted = config.train.precision if config.attack.dtype == "auto" else config.attack.dtype
+        self.view = FrozenView(self.model, choose_precision(wanted, self.device, on_cuda=torch.bfloat16))
+        self._record_of_model = hashlib.sha256(model_file(name).read_bytes()).hexdigest()
+
+    def _open(self) -> None:
+        """Begin the folder, or go on with it: with the settings that it was begun with alone."""
+        settings = self.config.to_dict()
+        record = {
+            **{key: settings[key] for key in ("scale", "seed", "degradation", "attack")},
+            "identity": self.identity,
+            "crop": self.crop,
+            "model_sha256": self._record_of_model,
+        }
+        path = self.output / RECORD_FILE
+        if path.exists():
+            try:
+                then = flat(yaml.safe_load(path.read_text()))
+            except (yaml.YAMLError, AttributeError) as error:
+                raise ValueError(f"{path}: not a record of andfast.degrade; choose another --output") from error
+            now = flat(record)
+            changed = [key for key in now | then if now.get(key) != then.get(key)]
+            if changed:
+                told = "".join(f"\n  {key}: {now.get(key)}, then {then.get(key)}" for key in changed)
+                raise ValueError(
+                    f"--output {self.output} was begun with other settings; choose another folder, or give them:{told}"
+                )
+            for folder in {place.parent for _, name in self.pairs for place in self.places(name)}:
+                remove_unfinished(folder)
+            return
+        with written_whole(path) as temporary:
+            temporary.write_text(yaml.safe_dump(record, sort_keys=False))
+
+    def places(self, name: str) -> tuple[Path, Path]:
+        """Where the pair of that name is written: HR, LR."""
+        return self.output / "HR" / name, self.output / "LR" / name
+
+    def read(self, source: Path) -> np.ndarray:
+        """An HR image as it is degraded and written: uint8 (H, W, 3), H and W multiples of the scale.
+
+        Raises:
+            DataError: it cannot be read, or is too small.
+        """
+        image, scale = read_image(source), self.config.scale
+        image = crop_to_multiple(image, scale) if self.crop is None else centre_crop(image, scale, self.crop)
+        if min(image.shape[:2]) < 2 * scale:
+            raise DataError(f"{source}: smaller than {2 * scale} x {2 * scale} pixels")
+        return np.ascontiguousarray(image)
+
+    def degrade(self, image: np.ndarray, name: str, parts: bool = False) -> dict[str, Tensor]:
+        """As `andfast.degraded_images.degrade`; the random choices are the name's, whatever else is in the folder.
+
+        Raises:
+            MemoryError: that needs more memory than there is.
+        """
+        hr = to_tensor(image).to(self.device)
+        if self.by_network:
+            needed = search_bytes(self.config.degradation, self.config.scale, self.view, image.shape[:2], self.device)
+            free = free_memory(self.device)
+            if free is not None and needed > free:
+                raise MemoryError(describe_memory(needed, free))
+        objective = no_objective if self.view is None else l1_objective(self.view)
+        return degrade(hr, self.config, objective, 1, zlib.crc32(name.encode()), self.identity, parts)
+
+
+def _find_real(folder: Path, scale: int) -> list[tuple[Path | None, Path]]:
+    """(HR or None, LR) of real images.
+
+    Raises:
+        DataError: there are none, or pairs that are none.
+    """
+    if (folder / "HR").is_dir() or (folder / "LR").is_dir():
+        return [(pair.hr, pair.lr) for pair in find_pairs(folder, scale)]
+    images = list_images(folder)
+    if not images:
+        raise DataError(f"{folder}: no images in this folder")
+    return [(None, path) for path in images]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; `arguments` default to those of the process. Returns the exit status."""
+    parser = make_parser()
+    options = parser.instantiate(parser.parse_args(arguments))
+    try:
+        work = Work(options, _what_counts(options))
+    except (ValueError, OSError, UsageError) as error:  # among them DataError and ModelError
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if work.device.type == "cpu":
+        keep_freed_memory()
+    try:
+        failed = _make_pairs(work)
+        failed += work.sheet is not None and not _draw(work)
+        if work.real is not None:
+            failed += _compare(work)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 1 if failed else 0
+
+
+def _make_pairs(work: Work) -> int:
+    """Degrade all images that are not there yet; returns how many could not be."""
+    failed = cropped = done = 0
+    # None: shown on terminals only.
+    for source, name in tqdm(work.pairs, unit="image", dynamic_ncols=True, disable=None):
+        hr, lr = work.places(name)
+        if hr.exists() and lr.exists():
+            done += 1
+            continue
+        try:
+            image = work.read(source)
+            *_, made = work.degrade(image, name).values()
+            write_png(hr, image)
+            write_png(lr, to_array(made))
+            cropped += image.shape[:2] != image_size(source)
+        except (DataError, OSError, MemoryError, RuntimeError) as error:
+            failed += 1
+            _tell(source, error)
+    print(f"{len(work.pairs) - failed} of {len(work.pairs)} images degraded to {work.output}", end="")
+    print(f", {done} of them before" if done else "", end="")
+    print(f", {failed} failed" if failed else "")
+    if cropped:
+        what = f"multiples of {work.config.scale}" if work.crop is None else f"their middle, {work.crop} at most"
+        print(f"{cropped} HR images were cropped to {what}")
+    return failed
+
+
+def _tell(source: Path, error: Exception) -> None:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if is_out_of_memory(error):
+        reason = f"out of memory ({reason}); try --crop"
+    tqdm.write(f"failed: {reason}" if str(source) in reason else f"failed: {source}: {reason}", file=sys.stderr)
+
+
+def _draw(work: Work) -> bool:
+    """Draw the middles of the first images, with what was found there taken apart; whether there were any."""
+    drawn: list[tuple[Tensor, dict[str, Tensor]]] = []
+    for source, name in work.pairs:
+        if len(drawn) == ROWS:
+            break
+        try:
+            image = work.read(source)
+            drawn.append((to_tensor(image).to(work.device), work.degrade(image, name, parts=True)))
+        except (DataError, MemoryError, RuntimeError) as error:
+            _tell(source, error)
+    if not drawn:
+        return False
+    scale = work.config.scale
+    size = min(CROP // scale, *(length for _, made in drawn for lr in made.values() for length in lr.shape[2:]))
+    hr = torch.cat([_middle(image, size, scale) for image, _ in drawn])
+    made = {label: torch.cat([_middle(each[label], size) for _, each in drawn]) for label in drawn[0][1]}
+    try:
+        write_png(work.sheet, draw(hr, made, work.model))
+    except OSError as error:
+        _tell(work.sheet, error)
+        return False
+    print(f"sheet: {work.sheet}")
+    return True
+
+
+def _middle(image: Tensor, size: int, scale: int = 1) -> Tensor:
+    """The middle `size` x `size` LR pixels of (1, 3, h, w), or what of HR lies there."""
+    top, left = ((length // scale - size) // 2 * scale for length in image.shape[2:])
+    return image[..., top : top + size * scale, left : left + size * scale]
+
+
+def _compare(work: Work) -> int:
+    """Print what the LR images and real ones have in common; returns how many could not be read."""
+    made = ((work.places(name)) for _, name in work.pairs)
+    columns, failed = {}, 0
+    for title, pairs in (
+        ("degraded", [pair for pair in made if all(path.exists() for path in pair)]),
+        ("real", work.real),
+    ):
+        columns[title] = Differences(work.config.scale)
+        for hr, lr in pairs:
+            try:
+                images = [None if path is None else to_tensor(read_image(path))[0] for path in (hr, lr)]
+            except DataError as error:
+                failed += 1
+                _tell(lr, error)
+                continue
+            columns[title].add(*images)
+    print(f"\n{table(columns)}")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

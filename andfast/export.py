@@ -1,0 +1,180 @@
+"""Write a trained model for other programs: `python -m andfast.export MODEL --output FILE...`.
+
+Each file is loaded again and its results are compared with the model's before it takes its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from andfast.files import written_whole
+from andfast.models import ModelError, load_model, save_model
+from andfast.models.checkpoints import describe_model
+from andfast.models.onnx_files import check_packages, least_size, load_onnx, write_onnx
+from andfast.models.weights import SUFFIXES, portable, read_weights
+from andfast.ops import use_backend
+from andfast.pretrained import model_file, pretrained_names
+
+ONNX = ".onnx"
+
+# How far a file's results may lie from the model's, in units of the largest value (images are in [0, 1]).
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02}
+# What the reader of a file finds out by itself, and the writer records anew.
+_OWN = ("architecture", "scale", "andfast", "activation")
+
+
+class ExportError(ValueError):
+    """A file that did not come out as it should; the message says what is wrong with it."""
+
+
+def export(model: nn.Module, path: Path, metadata: dict[str, str], dtype: torch.dtype = torch.float32) -> float:
+    """Write a generator to a file, whole and checked or not at all.
+
+    Args:
+        model: an `RRDBNet` or a `Compact` with float32 weights on the CPU.
+        path: a `.safetensors`, `.pth`, `.pt` or `.onnx` file.
+        metadata: to record in it.
+        dtype: of the weights in the file, float32 or float16; of an ONNX file's images, too.
+
+    Returns:
+        By how much the file's results differ from the model's at most, images being in [0, 1].
+
+    Raises:
+        ExportError: the weights do not fit the type, a package that ONNX files need is missing, or a reader refuses
+            the file or makes something else of it than the model.
+        OSError: the file cannot be written.
+    """
+    model.eval()
+    if not all(weight.isfinite().all() for weight in portable(model, dtype).values()):
+        raise ExportError(f"weights are no finite numbers in {_name(dtype)}")
+    with written_whole(path) as temporary:
+        try:
+            reloaded = _write(model, temporary, metadata, dtype)
+        except ModelError as error:  # of the temporary file, which tells nobody anything
+            raise ExportError(str(error).replace(str(temporary), str(path))) from error
+        return _compare(reloaded, model, dtype)
+
+
+def _write(model: nn.Module, path: Path, metadata: dict[str, str], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Write a file, and load it again."""
+    if path.suffix.lower() == ONNX:
+        write_onnx(model, path, describe_model(model, metadata), dtype)
+        return load_onnx(path)
+    save_model(model, path, metadata, dtype)
+    return load_model(path)
+
+
+@torch.no_grad()
+def _compare(reloaded: Callable[[Tensor], Tensor], model: nn.Module, dtype: torch.dtype) -> float:
+    """The largest difference of what two generators make of images of several sizes; odd ones, too."""
+    random = torch.Generator().manual_seed(0)
+    least = least_size(model)
+    worst = 0.0
+    for batch, height, width in ((1, 24, 24), (2, 13, 18), (1, 7, least)):
+        image = torch.rand(batch, 3, height, width, generator=random)
+        with use_backend("reference"):
+            expected, found = model(image), reloaded(image)
+        if found.shape != expected.shape:
+            raise ExportError(f"it makes {tuple(found.shape)} where the model makes {tuple(expected.shape)}")
+        difference = (found - expected).abs().max().item()
+        allowed = _TOLERANCE[dtype] * max(1.0, expected.abs().max().item())
+        if not difference <= allowed:  # or no number
+            raise ExportError(f"its results differ from the model's by {difference:g}; {allowed:g} would be rounding")
+        worst = max(worst, difference)
+    return worst
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m andfast.export",
+        description="Write a trained model for other programs: .safetensors and .pth for chaiNNer, ComfyUI and "
+        "spandrel, .pth for Real-ESRGAN, .onnx for onnxruntime and what is built on it. Each file is loaded "
+        "again and compared with the model before it takes its place; what was there before is replaced.",
+        epilog="Exit status: 0 if all files were written, 1 if some could not be, 2 if nothing was begun.",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL",
+        help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file with an RRDBNet "
+        f"or Compact: {', '.join(SUFFIXES)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", required=True, nargs="+", type=Path, metavar="FILE",
+        help=f"what to write; the suffix is the format: {', '.join((*SUFFIXES, ONNX))}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--half", action="store_true",
+        help="round the weights to float16: files of half the size; an .onnx file then takes and makes float16, too",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def _check(outputs: Sequence[Path], source: Path) -> None:
+    """Refuse files that cannot be written.
+
+    Raises:
+        ValueError: one is of no known format, given twice, a folder, or the model itself.
+        ModelError: ONNX files need a package that is missing.
+    """
+    for path in outputs:
+        if path.suffix.lower() not in (*SUFFIXES, ONNX):
+            raise ValueError(f"--output {path}: a file ends in {', '.join(SUFFIXES)} or {ONNX}")
+        if path.is_dir():
+            raise ValueError(f"--output {path}: a folder; give a file")
+        if path.resolve() == source.resolve():
+            raise ValueError(f"--output {path} is the model itself and would be overwritten; choose another name")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise ValueError("--output names a file twice")
+    if any(path.suffix.lower() == ONNX for path in outputs):
+        check_packages()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; `arguments` default to those of the process. Returns the exit status."""
+    options = _parse(arguments)
+    dtype = torch.float16 if options.half else torch.float32
+    try:
+        source = model_file(options.model)
+        if not source.exists():
+            known = ", ".join(pretrained_names()) or "none"
+            raise ModelError(
+                f"{source}: no such file ({', '.join(SUFFIXES)}), nor a pretrained model; those are {known}"
+            )
+        _check(options.output, source)
+        model = load_model(source)
+        metadata = {key: value for key, value in read_weights(source)[1].items() if key not in _OWN}
+    except (ValueError, OSError) as error:  # among them ModelError
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    failed = 0
+    for path in options.output:
+        try:
+            difference = export(model, path, metadata, dtype)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            failed += 1
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            print(f"failed: {reason}" if str(path) in reason else f"failed: {path}: {reason}", file=sys.stderr)
+        else:
+            print(f"{path}: {_name(dtype)}, {path.stat().st_size / 1e6:.1f} MB, {_describe(difference)}")
+    return 1 if failed else 0
+
+
+def _describe(difference: float) -> str:
+    if difference == 0:
+        return "loaded again: the same results"
+    digits = 1 - math.floor(math.log10(255 * difference))
+    return f"loaded again: results differ by at most {difference:.1e} ({255 * difference:.{max(digits, 0)}f} of 255)"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
