@@ -1,12 +1,15 @@
 """How near a restored image comes to its original (PSNR, SSIM, LPIPS), and how natural it looks alone (NIQE)."""
 
 from andfast.metrics.fidelity import SSIM_WINDOW, psnr, psnr_y, ssim_y, to_y
+from andfast.metrics.lpips import LPIPS, load_lpips
 from andfast.metrics.niqe import niqe
 from andfast.metrics.pristine import PristineModel, load_pristine
 
 __all__ = [
+    "LPIPS",
     "SSIM_WINDOW",
     "PristineModel",
+    "load_lpips",
     "load_pristine",
     "niqe",
     "psnr",
