@@ -6,6 +6,7 @@ arXiv:1801.03924).
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
@@ -126,6 +127,13 @@ class LPIPS(nn.Module):
         for layer in reversed(self.layers):
             size = (size - 1) * layer.stride + layer.size - 2 * getattr(layer, "padding", 0)
         return size
+
+    def digest(self) -> str:
+        """A text that changes with any of its weights."""
+        state = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            state.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3 or min(a.shape[2:]) < self.least_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -57,6 +58,13 @@ class PristineModel:
         """The same on a device."""
         moved = (each.to(device) for each in (self.mean, self.covariance, self.window))
         return PristineModel(*moved, about=self.about)
+
+    def digest(self) -> str:
+        """A text that changes with any of its numbers."""
+        state = hashlib.sha256()
+        for each in (self.mean, self.covariance, self.window):
+            state.update(each.cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()
 
 
 def load_pristine(path: str | os.PathLike[str] = DEFAULT) -> PristineModel:
