@@ -44,7 +44,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add(
         "--model", nargs="+", default=[DEFAULT], metavar="FILE",
-        help="models of one scale: files, pretrained ones' names, or TITLE=FILE (default: %(default)s)",
+        help=f"models of one scale: files, pretrained ones' names, or TITLE=FILE (default: {DEFAULT})",
     )  # fmt: skip
     add(
         "--data", nargs="+", required=True, metavar="NAME=DIR",
@@ -64,9 +64,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for net, trunk in (("alex", "alexnet"), ("vgg", "vgg16")):
         add(
             f"--lpips_{net}", nargs=2, default=(), metavar=("TRUNK", "LINEAR"),
-            help=f"add lpips_{net}, by torchvision's file of {trunk} and lpips's {net}.pth",
+            help=f"add lpips_{net} by torchvision's file of {trunk} and lpips's {net}.pth; where PyTorch's hub has the "
+            "one and the package torchmetrics or lpips brings the other, name it in --metrics instead",
         )  # fmt: skip
-    add("--run_dir", type=Path, default=Path("runs/evaluation"), help="keeps the results (default: %(default)s)")
+    add(
+        "--run_dir", type=Path, default=Path("runs/evaluation"), metavar="DIR",
+        help="keeps the results (default: %(default)s)",
+    )  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write all results and settings there")
     add("--csv", type=Path, metavar="FILE", help="write the images' results there")
     add("--sheet", type=Path, metavar="FILE", help="PNG of the images on which two models differ most")
