@@ -14,7 +14,7 @@ from andfast.data.pairs import by_name, listed, make_pairs
 
 _Files = tuple[dict[str, Path], dict[str, Path]]  # HR and LR by the names of their scenes
 # How far below the given folder a benchmark's own folders are looked for.
-_DEPTH = 4
+_DEPTH = 6
 
 
 class Scene(NamedTuple):

@@ -54,17 +54,17 @@ def test_realsr(tmp_path, scale):
 def test_drealsr(tmp_path):
     root = tmp_path / "DRealSR"
     for scale in (2, 3, 4):
-        place = root / f"x{scale}" / f"Test_x{scale}"
+        place = root / f"x{scale}" / f"Test_x{scale}" / f"Test_x{scale}"  # as the archives unpack
         save(place / "test_HR", **{f"Canon_10_x{scale}": 24, f"sony_7_x{scale}": 24})
         save(place / "test_LR", Canon_10_x1=24 // scale, sony_7_x1=24 // scale)
     layout, scenes = found(root, 4)
     assert layout == "DRealSR"
-    place = "x4/Test_x4"
+    place = "x4/Test_x4/Test_x4"
     assert scenes == {
         f"{place}/Canon_10": (f"{place}/test_HR/Canon_10_x4.png", f"{place}/test_LR/Canon_10_x1.png"),
         f"{place}/sony_7": (f"{place}/test_HR/sony_7_x4.png", f"{place}/test_LR/sony_7_x1.png"),
     }
-    assert list(found(root / "x3" / "Test_x3", 3)[1]) == ["Canon_10", "sony_7"]
+    assert list(found(root / "x3" / "Test_x3" / "Test_x3", 3)[1]) == ["Canon_10", "sony_7"]
     save(tmp_path / "plain" / "test_HR", a=24)
     save(tmp_path / "plain" / "test_LR", a=6)
     assert found(tmp_path / "plain", 4) == ("DRealSR", {"a": ("test_HR/a.png", "test_LR/a.png")})
