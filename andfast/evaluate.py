@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -155,12 +156,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if plan.computing.device.type == "cpu":
         keep_freed_memory()
+    made = _made(arguments)  # before the first image: what is measured is that state of the code
     count = sum(len(data.scenes) for data in plan.data.values())
     try:
         with tqdm(total=count, unit="image", disable=None if count > 1 else True) as bar:
             outcome = measure_all(plan, records, bar.update)
         print(_history(outcome) + text(plan, outcome))
-        _write(options, plan, outcome, pair, arguments)
+        _write(options, plan, outcome, pair, made)
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on with what is in {records.path}", file=sys.stderr)
         return 130
@@ -180,21 +182,22 @@ def _history(outcome: Outcome) -> str:
     return "".join(f"{line}\n" for line in lines) + ("\n" if lines else "")
 
 
+def _made(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """How and where results are made."""
+    return {
+        "command": shlex.join(
+            ["python", "-m", "andfast.evaluate", *(sys.argv[1:] if arguments is None else arguments)]
+        ),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(),
+    }
+
+
 def _write(
-    options: argparse.Namespace,
-    plan: Plan,
-    outcome: Outcome,
-    pair: tuple[Contender, Contender],
-    arguments: Sequence[str] | None,
+    options: argparse.Namespace, plan: Plan, outcome: Outcome, pair: tuple[Contender, Contender], made: dict[str, Any]
 ) -> None:
     if options.json is not None:
-        command = shlex.join(["python", "-m", "andfast.evaluate", *(sys.argv[1:] if arguments is None else arguments)])
-        made = {
-            "command": command,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "machine": machine(),
-        }
         write_json(options.json, as_json(plan, outcome, made))
     if options.csv is not None:
         write_csv(options.csv, plan, outcome)
