@@ -190,7 +190,7 @@ def load_lpips(
         there = next((place for place in places if place.is_file()), None)
         if there is None:
             looked = ", ".join(map(str, places)) or "in the packages " + " and ".join(_LINEAR)
-            raise FileNotFoundError(f"LPIPS ({net}): nothing found: {looked}. Wanted is {how}")
+            raise FileNotFoundError(f"LPIPS ({net}): no file {looked}; wanted is {how}")
         found |= _weights(there, model, part, f"LPIPS ({net}) wants {how}")
     model.load_state_dict(found)
     return model.to(device)

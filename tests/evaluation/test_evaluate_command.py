@@ -258,7 +258,7 @@ def test_lpips_by_files(here, capsys):
     assert content["data"]["mine"]["settings"]["metrics"]["lpips_alex"]["version"] == "0.1"
     assert "Of LPIPS alex lower is better." in capsys.readouterr().out
     assert run("--data", "mine=pairs", "--lpips_vgg", "none.pth", str(linear)) == 2
-    assert "LPIPS (vgg): nothing found: none.pth. Wanted is torchvision's file of vgg16" in capsys.readouterr().err
+    assert "LPIPS (vgg): no file none.pth; wanted is torchvision's file of vgg16" in capsys.readouterr().err
 
 
 def test_misaligned_pairs_are_named(here, capsys):
