@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,21 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write JSON that people can read, lists and objects of plain values on a line each, whole or not at all.
+
+    Raises:
+        ValueError: there is NaN or infinity in it, which JSON has not.
+        OSError: it cannot be written.
+    """
+    text = json.dumps(content, indent=1, allow_nan=False)
+    # JSON's strings hold no line breaks, so these are all between values.
+    for inner in (r"\[\n[^\[\]{}]*\]", r"\{\n[^\[\]{}]*\}"):
+        text = re.sub(inner, lambda found: re.sub(r"\n *", " ", found[0]), text)
+    with written_whole(path) as temporary:
+        temporary.write_text(text + "\n")
 
 
 def write_torch(value: Any, path: str | os.PathLike[str]) -> None:

@@ -33,13 +33,13 @@ from andfast import info
 from andfast.data.images import DataError
 from andfast.data.pairs import find_pairs
 from andfast.devices import choose_device
-from andfast.files import written_whole
+from andfast.files import write_json, written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.models import ModelError, load_model
 from andfast.training.config import Config, TrainConfig
 from andfast.upscale import NonFiniteError
 from studies.evaluate import Scores, evaluate_bicubic, evaluate_model
-from studies.outcome import ALL_STRENGTHS, BICUBIC, START, TIME, UPDATES, Outcome, column_titles, write_outcome
+from studies.outcome import ALL_STRENGTHS, BICUBIC, START, TIME, UPDATES, Outcome, column_titles
 from studies.pairs import link_pairs, split_pairs
 from studies.runs import Finished, Run, RunError, Runner
 from studies.study import TUNING_PAIRS, Settings, StudyError, checked, filled, merged, read_study
@@ -314,7 +314,7 @@ class Comparison:
 
     def _write(self) -> None:
         content = self.content()
-        write_outcome(self.options.output, content | {"tables": Outcome(content).tables()})
+        write_json(self.options.output, content | {"tables": Outcome(content).tables()})
 
 
 def _last_name(argument: str) -> str:

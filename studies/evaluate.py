@@ -19,17 +19,16 @@ from tqdm import tqdm
 from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
 from andfast.devices import choose_device
+from andfast.evaluation.models import BICUBIC, title_of
 from andfast.host_memory import keep_freed_memory
-from andfast.metrics import psnr_y, ssim_y
+from andfast.metrics import FIDELITY
 from andfast.models import ModelError, load_model
 from andfast.training.config import parse_config
 from andfast.training.validation import bicubic_upsample
 from andfast.upscale import NonFiniteError, upscale_tensor
 from studies import markdown
-from studies.outcome import BICUBIC, METRICS, column_values, columns
+from studies.outcome import METRICS, column_values, columns
 from studies.testsets import TestSets, held_out_photographs, pair_sets, photograph_sets
-
-_MEASURES = dict(zip(METRICS, (psnr_y, ssim_y), strict=True))
 
 Scores = dict[str, dict[str, list[float]]]
 """The metric's name -> the test set's name -> a value a test, in the order of the set."""
@@ -46,7 +45,7 @@ def evaluate(upscale: Callable[[np.ndarray], Tensor], sets: TestSets, scale: int
     scores: Scores = {metric: {} for metric in METRICS}
     for name, cases in sets.items():
         restored = [(upscale(case.lr).cpu(), to_tensor(case.hr)) for case in cases]
-        for metric, measure in _MEASURES.items():
+        for metric, measure in FIDELITY.items():
             scores[metric][name] = [round(measure(*pair, scale).item(), 6) for pair in restored]
     return scores
 
@@ -96,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("nothing to test on: give --data.hr, --pairs or both")
     try:
         device = choose_device(options.device)
-        models = {_title(path): load_model(path, device) for path in options.models}
+        models = {title_of(path): load_model(path, device) for path in options.models}
         scales = {model.scale for model in models.values()}
         if len(scales) > 1 or len(models) < len(options.models):
             raise ValueError(f"models of one scale, each once: {', '.join(map(str, options.models))} are not")
@@ -121,11 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for metric, unit in (("psnr_y", "PSNR on Y, dB"), ("ssim_y", "SSIM on Y")):
         print(f"{unit}\n\n{table(scores, metric, sets)}\n")
     return 0
-
-
-def _title(path: Path) -> str:
-    """Run folders tell models apart, whose files have all the same name."""
-    return path.resolve().parent.name if path.stem == "model" else path.stem
 
 
 if __name__ == "__main__":

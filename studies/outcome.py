@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from andfast.files import written_whole
+from andfast.evaluation.models import BICUBIC
+from andfast.metrics import FIDELITY
 from studies.intervals import Interval, interval, paired
 from studies.testsets import CLEAN, REPORTING, STRENGTHS, TUNING
 
 UPDATES, TIME, START = "updates", "time", "start"
 BUDGETS = (UPDATES, TIME)
-BICUBIC = "bicubic interpolation"
 ALL_STRENGTHS = "all strengths"
-METRICS = ("psnr_y", "ssim_y")
+METRICS = tuple(FIDELITY)
 
 Column = list[tuple[str, list[int]]]
 """What a table's column is a mean over: test sets with indices in them, which are of the same images."""
@@ -173,13 +172,3 @@ def read_outcome(path: Path) -> Outcome:
         return outcome
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutcomeError(f"{path} is no result of studies.compare: {type(error).__name__} {error}") from error
-
-
-def write_outcome(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a result file, lists of plain values on a line each."""
-    text = json.dumps(content, indent=1, allow_nan=False)
-    # JSON's strings hold no line breaks, so these are all between values.
-    for inner in (r"\[\n[^\[\]{}]*\]", r"\{\n[^\[\]{}]*\}"):
-        text = re.sub(inner, lambda found: re.sub(r"\n *", " ", found[0]), text)
-    with written_whole(path) as temporary:
-        temporary.write_text(text + "\n")

@@ -24,7 +24,7 @@ from torch import nn
 
 from andfast import train
 from andfast.devices import choose_device
-from andfast.files import written_whole
+from andfast.files import write_json, written_whole
 from andfast.info import commit, machine
 from andfast.models import load_model
 from andfast.pretrained import DEFAULT
@@ -37,7 +37,7 @@ from bench.record import settings, summary
 from studies.card import model_card
 from studies.evaluate import Scores, evaluate_bicubic, evaluate_model
 from studies.intervals import paired
-from studies.outcome import ALL_STRENGTHS, METRICS, column_values, columns, write_outcome
+from studies.outcome import ALL_STRENGTHS, METRICS, column_values, columns
 from studies.sources import count_sources
 from studies.testsets import (
     CLEAN,
@@ -317,7 +317,7 @@ def write(folder: Path, weights: Path, config: Mapping[str, Any], record: Mappin
         shutil.copyfile(weights, paths["safetensors"])
         settled = dump_yaml({**config, "run_dir": f"runs/{name}"})
         paths["yaml"].write_text(f"# What {name} was trained with; data.hr is to be given.\n{settled}")
-        write_outcome(paths["json"], record)
+        write_json(paths["json"], record)
         paths["md"].write_text(model_card(record))
 
 

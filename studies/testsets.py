@@ -13,6 +13,7 @@ import numpy as np
 from andfast.data.camera import CameraSettings, bicubic_lr, camera_like
 from andfast.data.images import DataError, read_image
 from andfast.data.pairs import Pair, find_pairs
+from andfast.evaluation.degrading import name_seed
 from andfast.training.config import Config
 from andfast.training.images import Skipped, find_images
 from studies.pairs import camera_of, split_pairs
@@ -80,7 +81,7 @@ def photograph_sets(photographs: Sequence[tuple[str, np.ndarray]], scale: int) -
     for name, hr in photographs:
         sets[CLEAN].append(Case(name, "photographs", bicubic_lr(hr, scale), hr))
         for strength, settings in STRENGTHS.items():
-            seed = int.from_bytes(hashlib.sha256(f"{name} {strength}".encode()).digest()[:4], "big")
+            seed = name_seed(f"{name} {strength}")
             sets[strength].append(Case(name, "photographs", camera_like(hr, scale, seed, **vars(settings)), hr))
     return sets
 

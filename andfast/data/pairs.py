@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,12 +36,34 @@ def find_pairs(folder: str | os.PathLike[str], scale: int) -> list[Pair]:
     folder = Path(folder)
     if not (folder / "HR").is_dir() or not (folder / "LR").is_dir():
         raise DataError(f"{folder}: a folder of pairs holds HR/ and LR/ with files of the same names")
-    hr, lr = _by_name(folder / "HR"), _by_name(folder / "LR")
-    alone = [f"HR/{name}" for name in hr.keys() - lr.keys()] + [f"LR/{name}" for name in lr.keys() - hr.keys()]
+    hr, lr = by_name(folder / "HR"), by_name(folder / "LR")
+    if not hr and not lr:
+        raise DataError(f"{folder}: HR/ and LR/ hold no images")
+    return make_pairs(folder, hr, lr, scale)
+
+
+def make_pairs(folder: Path, hr: Mapping[str, Path], lr: Mapping[str, Path], scale: int) -> list[Pair]:
+    """The pairs of files by the names of their scenes, sorted by these.
+
+    Only the files' headers are read.
+
+    Args:
+        folder: holds all of the files, and is what messages name.
+        hr, lr: the files by name.
+        scale: height and width of every HR image must be exactly `scale` times those of its LR image.
+
+    Raises:
+        DataError: an image has no partner, or cannot be read, or the sizes of a pair do not fit; the message names the
+            pairs.
+    """
+    alone = [
+        path.relative_to(folder).with_suffix("").as_posix()
+        for own, others in ((hr, lr), (lr, hr))
+        for name, path in own.items()
+        if name not in others
+    ]
     if alone:
         raise DataError(f"{folder}: without a partner: {listed(sorted(alone))}")
-    if not hr:
-        raise DataError(f"{folder}: HR/ and LR/ hold no images")
     pairs = [Pair(name, hr[name], lr[name]) for name in sorted(hr)]
     misfits = [text for pair in pairs if (text := _misfit(pair, scale))]
     if misfits:
@@ -48,7 +71,12 @@ def find_pairs(folder: str | os.PathLike[str], scale: int) -> list[Pair]:
     return pairs
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
+def by_name(folder: Path) -> dict[str, Path]:
+    """The images in a folder by their path below it, without the suffix.
+
+    Raises:
+        DataError: two have the same name, or `folder` is no folder.
+    """
     found: dict[str, Path] = {}
     for path in list_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()

@@ -16,7 +16,7 @@ from andfast.data.images import DataError, read_image
 from andfast.data.pairs import Pair
 from andfast.data.patches import too_small
 from andfast.data.tensors import to_tensor
-from andfast.metrics import SSIM_WINDOW, psnr_y, ssim_y
+from andfast.metrics import FIDELITY, SSIM_WINDOW
 from andfast.training.stop import StopSignal
 from andfast.training.world import World
 from andfast.upscale import upscale_tensor
@@ -37,9 +37,6 @@ def centre_crop(image: np.ndarray, scale: int, largest: int = _LARGEST) -> np.nd
     return crop_to_multiple(image[top : top + largest, left : left + largest], scale)
 
 
-_METRICS = {"psnr_y": psnr_y, "ssim_y": ssim_y}
-
-
 def least_size(scale: int) -> int:
     """The least height and width of an HR image to validate on."""
     return SSIM_WINDOW + 2 * scale
@@ -47,7 +44,7 @@ def least_size(scale: int) -> int:
 
 @dataclass
 class _Case:
-    """One pair of images, uint8, and how near to HR bicubic upsampling comes, by the names of `_METRICS`."""
+    """One pair of images, uint8, and how near to HR bicubic upsampling comes, by the names of `FIDELITY`."""
 
     lr: np.ndarray
     hr: np.ndarray
@@ -96,7 +93,7 @@ class Validator:
 
     def _judge(self, restored: Tensor, hr: np.ndarray) -> dict[str, float]:
         restored = restored.cpu()
-        return {name: metric(restored, to_tensor(hr), self.scale).item() for name, metric in _METRICS.items()}
+        return {name: metric(restored, to_tensor(hr), self.scale).item() for name, metric in FIDELITY.items()}
 
     def __call__(self, generator: nn.Module, stop: StopSignal | None = None) -> dict[str, dict[str, float]] | None:
         """{"bicubic": {"psnr_y": dB, "ssim_y": at most 1, "bicubic_psnr_y": dB, ...}, "camera": ..., "pairs": ...}.

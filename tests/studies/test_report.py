@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from andfast.files import write_json
 from studies import report
-from studies.outcome import Outcome, OutcomeError, columns, read_outcome, write_outcome
+from studies.outcome import Outcome, OutcomeError, columns, read_outcome
 from studies.testsets import STRENGTHS
 
 PHOTOGRAPHS = 4
@@ -121,7 +122,7 @@ def test_a_row_without_common_seeds_has_no_difference(content):
 def test_a_written_result_is_read_again(content, tmp_path):
     path = tmp_path / "result.json"
     content["tables"] = Outcome(content).tables()
-    write_outcome(path, content)
+    write_json(path, content)
     assert read_outcome(path).content == json.loads(json.dumps(content))
     assert ' "mean": { "mean": ' in path.read_text()  # what is plain stands on a line
     # One camera's single image has no interval.
@@ -134,7 +135,7 @@ def test_a_written_result_is_read_again(content, tmp_path):
 def test_the_command_prints_tables_and_draws(content, tmp_path, capsys):
     path, figure = tmp_path / "result.json", tmp_path / "figure.png"
     content["failed"] = ["complete-time-seed2"]
-    write_outcome(path, content)
+    write_json(path, content)
     assert report.main([str(path), "--metric", "psnr_y", "--figure", str(figure)]) == 0
     text = capsys.readouterr().out
     assert "SSIM" not in text
@@ -166,7 +167,7 @@ def test_what_is_no_result_is_named(tmp_path, capsys):
 
 def test_the_page_s_tables_hold_gains_and_leads(content, tmp_path, capsys):
     path = tmp_path / "some.json"
-    write_outcome(path, content)
+    write_json(path, content)
     assert report.main([str(path), "--page"]) == 0
     printed = capsys.readouterr().out
     outcome = Outcome(content)

@@ -14,6 +14,9 @@ _WINDOW_SIGMA = 1.5
 def to_y(rgb: Tensor) -> Tensor:
     """Luma of RGB after ITU-R BT.601 in the range that MATLAB's `rgb2ycbcr` gives, not rounded.
 
+    Another luma, that of YIQ over the full range (0.299 R + 0.587 G + 0.114 B), gives a PSNR that is smaller by
+    20 log10(255 / 219) = 1.32 dB, as this one is squeezed into 219 levels.
+
     Args:
         rgb: float tensor (..., 3, H, W) in [0, 1].
 

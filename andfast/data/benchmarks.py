@@ -1,0 +1,214 @@
+"""The folders that benchmarks are published as, and others of their kind: which HR and LR images belong together."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from andfast.data.images import DataError, list_images
+from andfast.data.pairs import by_name, listed, make_pairs
+
+_Files = tuple[dict[str, Path], dict[str, Path]]  # HR and LR by the names of their scenes
+# How far below the given folder a benchmark's own folders are looked for.
+_DEPTH = 6
+
+
+class Scene(NamedTuple):
+    """An LR image with its original, or one of the two alone."""
+
+    name: str
+    lr: Path | None
+    hr: Path | None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a folder holds.
+
+    Attributes:
+        layout: the name of one of `LAYOUTS`; "HR" for originals alone, "LR" for LR images alone.
+        scenes: sorted by name.
+    """
+
+    folder: Path
+    layout: str
+    scenes: list[Scene]
+
+
+class Layout(NamedTuple):
+    """A way in which folders are arranged.
+
+    Attributes:
+        shape: how it looks at scale s, for messages.
+        find: (folder, scale) -> the files; None where the folder has another layout.
+    """
+
+    name: str
+    shape: str
+    find: Callable[[Path, int], _Files | None]
+
+
+def find_benchmark(folder: str | os.PathLike[str], scale: int) -> DataSet:
+    """The pairs in a folder of one of `LAYOUTS`, or the LR images of one that holds nothing but images.
+
+    Only the files' headers are read.
+
+    Args:
+        folder: a benchmark's folder, or one that holds it.
+        scale: the super-resolution factor, by which benchmarks with several are searched. Height and width of every HR
+            image must be exactly `scale` times those of its LR image.
+
+    Raises:
+        DataError: it is no folder, or has another layout or no images; an image has no partner, or cannot be read, or
+            the sizes of a pair do not fit. The message names them.
+    """
+    folder = Path(folder)
+    name, files = _recognised(folder, scale)
+    if files is not None:
+        hr, lr = files
+        if not hr and not lr:
+            raise DataError(f"{folder}: as {name} it holds no images at scale {scale}")
+        pairs = make_pairs(folder, hr, lr, scale)
+        return DataSet(folder, name, [Scene(pair.name, pair.lr, pair.hr) for pair in pairs])
+    strangers = sorted({path.name for path in _folders(folder) if re.fullmatch("(?i)[hl]r|[hl]q|gt", path.name)})
+    found = by_name(folder)
+    if strangers or not found:
+        known = "; ".join(f"{layout.name}: {layout.shape}" for layout in LAYOUTS)
+        what = f"with {', '.join(strangers)} of none of the known layouts" if strangers else "no images"
+        raise DataError(f"{folder}: {what} ({known}; or LR images alone)")
+    return DataSet(folder, "LR", [Scene(name, found[name], None) for name in sorted(found)])
+
+
+def find_originals(folder: str | os.PathLike[str], scale: int) -> DataSet:
+    """The HR images of a folder of one of `LAYOUTS`, or all images of another.
+
+    Raises:
+        DataError: it is no folder, or there are none.
+    """
+    folder = Path(folder)
+    if (folder / "HR").is_dir():
+        found = by_name(folder / "HR")
+    else:
+        _, files = _recognised(folder, scale)
+        found = by_name(folder) if files is None else files[0]
+    if not found:
+        raise DataError(f"{folder}: no HR images")
+    return DataSet(folder, "HR", [Scene(name, None, found[name]) for name in sorted(found)])
+
+
+def _recognised(folder: Path, scale: int) -> tuple[str, _Files | None]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    for layout in LAYOUTS:
+        files = layout.find(folder, scale)
+        if files is not None:
+            return layout.name, files
+    return "LR", None
+
+
+def _pairs(folder: Path, scale: int) -> _Files | None:
+    """HR/ and LR/ with files of the same names."""
+    if not (folder / "HR").is_dir() and not (folder / "LR").is_dir():
+        return None
+    return by_name(folder / "HR"), by_name(folder / "LR")
+
+
+def _drealsr(folder: Path, scale: int) -> _Files | None:
+    """test_HR/ and test_LR/; there may be one of each scale, in Test_x2/, Test_x3/, Test_x4/.
+
+    The published names end in the scale: Canon_10_x4.png is the original of Canon_10_x1.png.
+    """
+    parents = sorted({path.parent for path in _folders(folder) if path.name in ("test_HR", "test_LR")})
+    if not parents:
+        return None
+    others = {f"Test_x{other}" for other in range(2, 9) if other != scale}
+    hr: dict[str, Path] = {}
+    lr: dict[str, Path] = {}
+    for parent in parents:
+        inside = parent.relative_to(folder)
+        if others & set(inside.parts):
+            continue
+        for files, kind, suffix in ((hr, "test_HR", f"_x{scale}"), (lr, "test_LR", "_x1")):
+            for name, path in by_name(parent / kind).items():
+                files[(inside / name.removesuffix(suffix)).as_posix()] = path
+    return hr, lr
+
+
+def _realsr(folder: Path, scale: int) -> _Files | None:
+    """NAME_HR.png beside NAME_LR4.png, as in Canon/Test/4/; of Train and Test, and of several scales, the right one."""
+    images = [path for path in list_images(folder) if re.search(r"_(HR|LR\d)$", path.stem)]
+    if not any(path.stem.endswith("_HR") for path in images):
+        return None
+    parts = {path: path.relative_to(folder).parent.parts for path in images}
+    if any("Test" in each for each in parts.values()):
+        images = [path for path in images if "Test" in parts[path]]
+    if any(each and each[-1].isdecimal() for each in parts.values()):
+        images = [path for path in images if parts[path][-1:] == (str(scale),)]
+    return _by_suffix(folder, images, "_HR"), _by_suffix(folder, images, f"_LR{scale}")
+
+
+def _imagepairs(folder: Path, scale: int) -> _Files | None:
+    """NAME_gt.png beside NAME.png, in ImagePairs_Test/ where there is one."""
+    images = list_images(folder)
+    if not any(path.stem.endswith("_gt") for path in images):
+        return None
+    tested = [path for path in images if "ImagePairs_Test" in path.relative_to(folder).parts]
+    images = tested or images
+    return _by_suffix(folder, images, "_gt"), _by_suffix(
+        folder, [path for path in images if path.stem[-3:] != "_gt"], ""
+    )
+
+
+def _super(folder: Path, scale: int) -> _Files | None:
+    """Bin1/ beside Bin2/, Bin3/ and Bin4/ in SCENE/MOTION/, frame by frame in the order of their names."""
+    parents = sorted({path.parent for path in _folders(folder) if path.name == "Bin1"})
+    if not parents:
+        return None
+    hr: dict[str, Path] = {}
+    lr: dict[str, Path] = {}
+    for parent in parents:
+        frames = [list_images(parent / kind) for kind in ("Bin1", f"Bin{scale}")]
+        if len(frames[0]) != len(frames[1]):
+            raise DataError(
+                f"{parent}: {len(frames[0])} frames in Bin1/ and {len(frames[1])} in Bin{scale}/; "
+                "they belong together in the order of their names"
+            )
+        for own, other in zip(*frames, strict=True):
+            name = (parent.relative_to(folder) / own.stem).as_posix()
+            hr[name], lr[name] = own, other
+    return hr, lr
+
+
+LAYOUTS = (
+    Layout("pairs", "HR/NAME.png and LR/NAME.png", _pairs),
+    Layout("DRealSR", "Test_xs/test_HR/NAME_xs.png and Test_xs/test_LR/NAME_x1.png", _drealsr),
+    Layout("RealSR", "CAMERA/Test/s/NAME_HR.png and NAME_LRs.png", _realsr),
+    Layout("ImagePairs", "ImagePairs_Test/NAME_gt.png and NAME.png", _imagepairs),
+    Layout("SupER", "SCENE/MOTION/Bin1/ and Bins/", _super),
+)
+"""The layouts that are known, in the order in which a folder is tried for them."""
+
+
+def _by_suffix(folder: Path, images: list[Path], suffix: str) -> dict[str, Path]:
+    """The images whose names end so, by their path without it."""
+    found: dict[str, Path] = {}
+    for path in images:
+        if not path.stem.endswith(suffix):
+            continue
+        name = path.relative_to(folder).with_name(path.stem.removesuffix(suffix)).as_posix()
+        if name in found:
+            raise DataError(f"{folder}: {listed([found[name].name, path.name])} have the same name")
+        found[name] = path
+    return found
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """Folders not too far below this one, but hidden ones; those of a benchmark lie there, its images further down."""
+    level = [folder]
+    for _ in range(_DEPTH):
+        level = [path for parent in level for path in parent.iterdir() if path.is_dir() and path.name[0] != "."]
+        yield from level

@@ -1,0 +1,209 @@
+"""Evaluate models on benchmarks: `python -m andfast.evaluate --model FILE... --data NAME=DIR...`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from andfast.data.benchmarks import LAYOUTS, DataSet, find_benchmark, find_originals
+from andfast.data.images import DataError, write_png
+from andfast.devices import TYPES, choose_device, choose_precision
+from andfast.evaluation.degrading import Degradation, parse_degradation
+from andfast.evaluation.measuring import Outcome, Plan, measure_all
+from andfast.evaluation.models import Computing, Contender, interpolation, load_contenders
+from andfast.evaluation.records import Records
+from andfast.evaluation.report import as_json, text, write_csv
+from andfast.evaluation.sheet import difference_sheet
+from andfast.files import write_json
+from andfast.host_memory import keep_freed_memory
+from andfast.info import commit, machine
+from andfast.metrics import MEASURES, make_measure
+from andfast.pretrained import DEFAULT
+
+_BY_DEFAULT = ("psnr_y", "ssim_y", "niqe")
+
+
+class UsageError(Exception):
+    """The command cannot begin; the message says why in one line."""
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    known = "; ".join(f"{layout.name}: {layout.shape}" for layout in LAYOUTS)
+    parser = argparse.ArgumentParser(
+        prog="python -m andfast.evaluate",
+        description="Measure what models make of benchmarks, beside bicubic interpolation. Results are kept image by "
+        "image: the same command goes on where it was interrupted, and computes again what has changed since.",
+        epilog="Exit status: 0 if everything was measured, 1 if something could not be, 2 if nothing was begun.",
+    )
+    add = parser.add_argument
+    add(
+        "--model", nargs="+", default=[DEFAULT], metavar="FILE",
+        help=f"models of one scale: files, pretrained ones' names, or TITLE=FILE (default: {DEFAULT})",
+    )  # fmt: skip
+    add(
+        "--data", nargs="+", required=True, metavar="NAME=DIR",
+        help=f"data sets and what results name them; layouts are recognised ({known}; or LR images alone)",
+    )  # fmt: skip
+    add(
+        "--degrade", metavar="HOW",
+        help="make LR images of the folders' HR images: blur=2,noise=10,jpeg=60 as a simulated camera does (sigma in "
+        "HR pixels, sigma in 8-bit units, quality; what is left out is moderate), or bicubic",
+    )  # fmt: skip
+    add("--seed", type=int, default=0, help="of --degrade's noise (default: %(default)s)")
+    add(
+        "--metrics", nargs="+", choices=MEASURES, default=list(_BY_DEFAULT), metavar="METRIC",
+        help=f"of {', '.join(MEASURES)} (default: {' '.join(_BY_DEFAULT)})",
+    )  # fmt: skip
+    add("--niqe_model", type=Path, metavar="FILE", help="NIQE's parameters, .npz or .mat, instead of andfast's own")
+    for net, trunk in (("alex", "alexnet"), ("vgg", "vgg16")):
+        add(
+            f"--lpips_{net}", nargs=2, default=(), metavar=("TRUNK", "LINEAR"),
+            help=f"add lpips_{net} by torchvision's file of {trunk} and lpips's {net}.pth; where PyTorch's hub has the "
+            "one and the package torchmetrics or lpips brings the other, name it in --metrics instead",
+        )  # fmt: skip
+    add(
+        "--run_dir", type=Path, default=Path("runs/evaluation"), metavar="DIR",
+        help="keeps the results (default: %(default)s)",
+    )  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write all results and settings there")
+    add("--csv", type=Path, metavar="FILE", help="write the images' results there")
+    add("--sheet", type=Path, metavar="FILE", help="PNG of the images on which two models differ most")
+    add(
+        "--between", nargs=2, metavar="TITLE",
+        help="the sheet's two models (default: the first two; of one model, bicubic interpolation and it)",
+    )  # fmt: skip
+    add("--tile", type=int, default=512, metavar="PIXELS", help="compute in squares; 0: whole (default: %(default)s)")
+    add("--overlap", type=int, default=32, metavar="PIXELS", help="that tiles see around them (default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
+    add("--precision", choices=("auto", *TYPES), default="float32", help="to compute in (default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+def _prepare(options: argparse.Namespace) -> tuple[Plan, Records, tuple[Contender, Contender]]:
+    """All that can go wrong before the first image; raises UsageError."""
+    try:
+        if min(options.tile, options.overlap, options.seed) < 0:
+            raise ValueError("--tile, --overlap and --seed must not be negative")
+        for name, suffix in (("json", ".json"), ("csv", ".csv"), ("sheet", ".png")):
+            _check_output(f"--{name}", getattr(options, name), suffix)
+        degradation = None if options.degrade is None else parse_degradation(options.degrade, options.seed)
+        device = choose_device(options.device)
+        models = load_contenders(options.model, device)
+        contenders = [interpolation(), *models]
+        pair = _pair(options.between, contenders)
+        scale = models[0].model.scale
+        data = _find_data(options.data, scale, degradation)
+        files = {name: getattr(options, name) for name in MEASURES if name.startswith("lpips")}
+        names = dict.fromkeys([*options.metrics, *(name for name, given in files.items() if given)])
+        measures = [make_measure(name, scale, device, options.niqe_model, files.get(name, ())) for name in names]
+        computing = Computing(device, choose_precision(options.precision, device), options.tile, options.overlap)
+        plan = Plan(scale, contenders, data, measures, computing, degradation)
+        plan.check()
+        return plan, Records(options.run_dir), pair
+    except (ValueError, OSError) as error:  # among them DataError, ModelError and RecordError
+        raise UsageError(str(error)) from error
+
+
+def _check_output(option: str, path: Path | None, suffix: str) -> None:
+    if path is None:
+        return
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{option} {path}: give a {suffix} file")
+    if path.is_dir():
+        raise ValueError(f"{option} {path}: is a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _find_data(given: Sequence[str], scale: int, degradation: Degradation | None) -> dict[str, DataSet]:
+    found: dict[str, DataSet] = {}
+    for text_ in given:
+        name, equals, folder = text_.partition("=")
+        if not (name and equals and folder):
+            raise DataError(f"--data {text_}: give NAME=DIR")
+        if name in found:
+            raise DataError(f"--data {text_}: {name} is another data set's name, too")
+        find = find_benchmark if degradation is None else find_originals
+        found[name] = find(folder, scale)
+    return found
+
+
+def _pair(titles: Sequence[str] | None, contenders: Sequence[Contender]) -> tuple[Contender, Contender]:
+    if titles is None:
+        return tuple(contenders[1:3]) if len(contenders) > 2 else tuple(contenders)
+    by_title = {contender.title: contender for contender in contenders}
+    unknown = [title for title in titles if title not in by_title]
+    if unknown:
+        raise ValueError(f"--between {' '.join(titles)}: no model {unknown[0]!r}; there are {', '.join(by_title)}")
+    if titles[0] == titles[1]:
+        raise ValueError(f"--between {' '.join(titles)}: give two different ones")
+    return tuple(by_title[title] for title in titles)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; `arguments` default to those of the process. Returns the exit status."""
+    options = _parse(arguments)
+    try:
+        plan, records, pair = _prepare(options)
+    except UsageError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if plan.computing.device.type == "cpu":
+        keep_freed_memory()
+    made = _made(arguments)  # before the first image: what is measured is that state of the code
+    count = sum(len(data.scenes) for data in plan.data.values())
+    try:
+        with tqdm(total=count, unit="image", disable=None if count > 1 else True) as bar:
+            outcome = measure_all(plan, records, bar.update)
+        print(_history(outcome) + text(plan, outcome))
+        _write(options, plan, outcome, pair, made)
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on with what is in {records.path}", file=sys.stderr)
+        return 130
+    except (OSError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    for failure in outcome.failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if outcome.failures else 0
+
+
+def _history(outcome: Outcome) -> str:
+    """What was there before, and what was computed again."""
+    lines = [f"{outcome.reused} of {len(outcome.records)} results were there before"] if outcome.reused else []
+    for (data, model, what), number in outcome.again.items():
+        lines.append(f"{what} changed, computed again: {number} of {model} on {data}")
+    return "".join(f"{line}\n" for line in lines) + ("\n" if lines else "")
+
+
+def _made(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """How and where results are made."""
+    return {
+        "command": shlex.join(
+            ["python", "-m", "andfast.evaluate", *(sys.argv[1:] if arguments is None else arguments)]
+        ),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(),
+    }
+
+
+def _write(
+    options: argparse.Namespace, plan: Plan, outcome: Outcome, pair: tuple[Contender, Contender], made: dict[str, Any]
+) -> None:
+    if options.json is not None:
+        write_json(options.json, as_json(plan, outcome, made))
+    if options.csv is not None:
+        write_csv(options.csv, plan, outcome)
+    if options.sheet is not None:
+        write_png(options.sheet, difference_sheet(plan, outcome, *pair))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""What is evaluated: models by their files, and bicubic interpolation beside them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from torch import Tensor, nn
+
+from andfast.data.tensors import to_tensor
+from andfast.models import ModelError
+from andfast.pretrained import FOLDER, pretrained_names
+from andfast.training.validation import bicubic_upsample
+from andfast.upscale import find_model, upscale_tensor
+
+BICUBIC = "bicubic interpolation"
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How models are computed.
+
+    Attributes:
+        device: where.
+        precision: in what type.
+        tile, overlap: as `upscale_tensor`'s.
+    """
+
+    device: torch.device
+    precision: torch.dtype = torch.float32
+    tile: int = 0
+    overlap: int = 16
+
+    def settings(self) -> dict[str, str | int]:
+        """All of it, as JSON values."""
+        precision = str(self.precision).removeprefix("torch.")
+        return {"device": self.device.type, "precision": precision, "tile": self.tile, "overlap": self.overlap}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model that is evaluated, or bicubic interpolation.
+
+    Attributes:
+        title: what results name it.
+        file: as it was given; None for bicubic interpolation.
+        digest: the SHA-256 of the file; of bicubic interpolation, whose it is.
+        model: None for bicubic interpolation.
+    """
+
+    title: str
+    file: str | None
+    digest: str
+    model: nn.Module | None
+
+    def restore(self, lr: np.ndarray, scale: int, computing: Computing) -> Tensor:
+        """uint8 (h, w, 3) -> float32 (1, 3, scale * h, scale * w) on the device, not clipped.
+
+        Raises:
+            NonFiniteError: the model's output holds NaN or infinity.
+        """
+        if self.model is None:
+            return to_tensor(bicubic_upsample(lr, scale)).to(computing.device)
+        device, precision = computing.device, computing.precision
+        reduced = torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext()
+        with reduced:
+            return upscale_tensor(self.model, to_tensor(lr).to(device), computing.tile, computing.overlap)
+
+
+def interpolation() -> Contender:
+    """Pillow's bicubic interpolation, the mark to beat."""
+    return Contender(BICUBIC, None, f"Pillow {PIL.__version__}", None)
+
+
+def load_contenders(given: Sequence[str], device: torch.device) -> list[Contender]:
+    """The models that a command names: pretrained ones, files, or either after TITLE=.
+
+    Raises:
+        ModelError: one is no model; or two have the same title, or different scales.
+        OSError: a file cannot be read.
+    """
+    found: dict[str, Contender] = {}
+    for text in given:
+        title, file = _split(text)
+        if title in found or title == BICUBIC:
+            raise ModelError(f"two models have the title {title}: {text} and another; give one as TITLE={file}")
+        model = find_model(file, device).to(memory_format=torch.channels_last)
+        path = FOLDER / f"{file}.safetensors" if file in pretrained_names() else Path(file)
+        found[title] = Contender(title, file, hashlib.sha256(path.read_bytes()).hexdigest(), model)
+    scales = {title: one.model.scale for title, one in found.items()}
+    if len(set(scales.values())) > 1:
+        listed = ", ".join(f"{title} x{scale}" for title, scale in scales.items())
+        raise ModelError(f"models of one scale are compared, not {listed}")
+    return list(found.values())
+
+
+def title_of(path: Path) -> str:
+    """Run folders tell models apart, whose files have all the same name."""
+    return path.resolve().parent.name if path.stem == "model" else path.stem
+
+
+def _split(text: str) -> tuple[str, str]:
+    title, equals, file = text.partition("=")
+    if equals and title and not Path(text).exists():
+        return title, file
+    return (text if text in pretrained_names() else title_of(Path(text))), text

@@ -1,0 +1,104 @@
+"""What was measured so far, kept image by image, so that an interrupted evaluation goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RECORDS_FILE = "images.jsonl"
+
+
+class RecordError(ValueError):
+    """A file of records that cannot be gone on with; the message names the file and the line."""
+
+
+class Digests(NamedTuple):
+    """Short texts that change with what a result depends on."""
+
+    model: str
+    images: str
+    settings: str
+
+    def changed(self, other: Digests) -> list[str]:
+        """What differs in another."""
+        words = ("the model", "the images", "the settings")
+        return [word for word, own, theirs in zip(words, self, other, strict=True) if own != theirs]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one model makes of one image.
+
+    Attributes:
+        data, image, model: whose it is.
+        digests: of what it depends on.
+        scores: by the metric's name; None where a metric has no finite value.
+        notes: what else was found out, as JSON values.
+    """
+
+    data: str
+    image: str
+    model: str
+    digests: Digests
+    scores: Mapping[str, float | None]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Records:
+    """The records in a folder's `images.jsonl`, a JSON object a line.
+
+    A last line that does not end was being written when the process was killed; it is cut off.
+
+    Raises:
+        RecordError: a line is damaged.
+        OSError: the folder cannot be made, or the file not read or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / RECORDS_FILE
+        self._by_place: dict[tuple[str, str, str], dict[Digests, Record]] = {}
+        self.path.touch()
+        whole = 0
+        with self.path.open("rb+") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                self._keep(_parsed(line, f"{self.path}: line {number}"))
+                whole += len(line)
+            file.truncate(whole)
+
+    def get(self, data: str, image: str, model: str, digests: Digests) -> Record | None:
+        """The record of the same model, images and settings."""
+        return self._by_place.get((data, image, model), {}).get(digests)
+
+    def changed(self, data: str, image: str, model: str, digests: Digests) -> list[str]:
+        """What is no more as it was in the last record of this place, if there is one."""
+        found = self._by_place.get((data, image, model))
+        return digests.changed(list(found)[-1]) if found else []
+
+    def add(self, record: Record) -> None:
+        """Keep a record, on the disk before this returns."""
+        line = json.dumps(asdict(record) | {"digests": record.digests._asdict()}, allow_nan=False)
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._keep(record)
+
+    def _keep(self, record: Record) -> None:
+        place = self._by_place.setdefault((record.data, record.image, record.model), {})
+        place.pop(record.digests, None)
+        place[record.digests] = record
+
+
+def _parsed(line: bytes, where: str) -> Record:
+    try:
+        found = json.loads(line)
+        return Record(**found | {"digests": Digests(**found["digests"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecordError(f"{where} is damaged ({type(error).__name__}: {error}); delete the line") from error

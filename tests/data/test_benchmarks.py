@@ -1,0 +1,154 @@
+"""Benchmarks by their folders, as their authors arranged them: small ones are made here."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from andfast.data.benchmarks import find_benchmark, find_originals
+from andfast.data.images import DataError
+
+
+def save(folder: Path, **sizes: int) -> None:
+    """Square images by their paths, in which two underscores stand for a slash and the suffix is left out."""
+    for name, size in sizes.items():
+        path = folder / f"{name.replace('__', '/')}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(path)
+
+
+def found(folder: Path, scale: int) -> tuple[str, dict[str, tuple[str, str]]]:
+    """The layout, and by scene what stands where."""
+    data = find_benchmark(folder, scale)
+    assert [scene.name for scene in data.scenes] == sorted(scene.name for scene in data.scenes)
+    return data.layout, {
+        scene.name: tuple(path.relative_to(folder).as_posix() for path in (scene.hr, scene.lr)) for scene in data.scenes
+    }
+
+
+def realsr(folder: Path) -> Path:
+    """RealSR (V3): HR beside LR, a folder each for camera, part and scale."""
+    for camera in ("Canon", "Nikon"):
+        for part in ("Train", "Test"):
+            for scale in (2, 3, 4):
+                place = folder / camera / part / str(scale)
+                save(place, **{f"{camera}_{n:03}_HR": 24 for n in (1, 2)})
+                save(place, **{f"{camera}_{n:03}_LR{scale}": 24 // scale for n in (1, 2)})
+    return folder
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_realsr(tmp_path, scale):
+    layout, scenes = found(realsr(tmp_path / "RealSR(V3)"), scale)
+    assert layout == "RealSR"
+    place = f"Canon/Test/{scale}/Canon_001"
+    assert list(scenes) == [f"{camera}/Test/{scale}/{camera}_00{n}" for camera in ("Canon", "Nikon") for n in (1, 2)]
+    assert scenes[place] == (f"{place}_HR.png", f"{place}_LR{scale}.png")
+    _, around = found(tmp_path, scale)  # the folder around it does, too
+    assert len(around) == 4
+    _, inside = found(tmp_path / "RealSR(V3)" / "Nikon" / "Test" / str(scale), scale)
+    assert list(inside) == ["Nikon_001", "Nikon_002"]
+
+
+def test_drealsr(tmp_path):
+    root = tmp_path / "DRealSR"
+    for scale in (2, 3, 4):
+        place = root / f"x{scale}" / f"Test_x{scale}" / f"Test_x{scale}"  # as the archives unpack
+        save(place / "test_HR", **{f"Canon_10_x{scale}": 24, f"sony_7_x{scale}": 24})
+        save(place / "test_LR", Canon_10_x1=24 // scale, sony_7_x1=24 // scale)
+    layout, scenes = found(root, 4)
+    assert layout == "DRealSR"
+    place = "x4/Test_x4/Test_x4"
+    assert scenes == {
+        f"{place}/Canon_10": (f"{place}/test_HR/Canon_10_x4.png", f"{place}/test_LR/Canon_10_x1.png"),
+        f"{place}/sony_7": (f"{place}/test_HR/sony_7_x4.png", f"{place}/test_LR/sony_7_x1.png"),
+    }
+    assert list(found(root / "x3" / "Test_x3" / "Test_x3", 3)[1]) == ["Canon_10", "sony_7"]
+    save(tmp_path / "plain" / "test_HR", a=24)
+    save(tmp_path / "plain" / "test_LR", a=6)
+    assert found(tmp_path / "plain", 4) == ("DRealSR", {"a": ("test_HR/a.png", "test_LR/a.png")})
+
+
+def test_super(tmp_path):
+    root = tmp_path / "SupER"
+    for scene in ("ball", "coffee"):
+        place = root / scene / "global_translation_z_inlier"
+        for binning in (1, 2, 3, 4):
+            save(place / f"Bin{binning}", **{f"f{n:02}_bin{binning}": 24 // binning for n in (1, 2, 10)})
+        save(place / "Bin4QP10", f01=6)  # compressed video
+    layout, scenes = found(root, 4)
+    assert layout == "SupER"
+    place = "ball/global_translation_z_inlier"
+    assert len(scenes) == 6
+    assert scenes[f"{place}/f10_bin1"] == (f"{place}/Bin1/f10_bin1.png", f"{place}/Bin4/f10_bin4.png")
+    (root / place / "Bin4" / "f02_bin4.png").unlink()
+    with pytest.raises(DataError, match=r"ball/global_translation_z_inlier: 3 frames in Bin1/ and 2 in Bin4/"):
+        find_benchmark(root, 4)
+
+
+def test_imagepairs(tmp_path):
+    save(tmp_path / "ImagePairs_Test", **{"10": 12, "10_gt": 24, "9": 12, "9_gt": 24})
+    save(tmp_path / "ImagePairs_Train", **{"1": 12, "1_gt": 24})
+    layout, scenes = found(tmp_path, 2)
+    assert layout == "ImagePairs"
+    place = "ImagePairs_Test"
+    assert list(scenes) == [f"{place}/10", f"{place}/9"]
+    assert scenes[f"{place}/9"] == (f"{place}/9_gt.png", f"{place}/9.png")
+    assert list(found(tmp_path / place, 2)[1]) == ["10", "9"]
+
+
+def test_folders_of_pairs_and_of_lr_images(tmp_path):
+    save(tmp_path / "pairs", HR__a=24, LR__a=6)
+    assert found(tmp_path / "pairs", 4) == ("pairs", {"a": ("HR/a.png", "LR/a.png")})
+    save(tmp_path / "alone", b=7, inside__a=6)
+    data = find_benchmark(tmp_path / "alone", 4)
+    assert data.layout == "LR"
+    assert [(scene.name, scene.lr.name, scene.hr) for scene in data.scenes] == [
+        ("b", "b.png", None),
+        ("inside/a", "a.png", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"HR__a": 24, "LR__a": 6, "LR__b": 6}, "without a partner: LR/b$"),
+        ({"HR__a": 24}, r"LR: no such folder"),
+        ({"HR__a": 24, "LR__a": 12}, r"HR is not 4 times LR in: a \(HR 24 x 24, LR 12 x 12\)"),
+        ({"test_HR__a_x4": 24, "test_LR__b_x1": 6}, "without a partner: test_HR/a_x4, test_LR/b_x1$"),
+        ({"test_HR__a_x4": 24, "test_LR__a_x1": 7}, r"HR is not 4 times LR in: a \(HR 24 x 24, LR 7 x 7\)"),
+        ({"Test__4__a_HR": 24, "Test__4__b_LR4": 6}, "without a partner: Test/4/a_HR, Test/4/b_LR4$"),
+        ({"Test__2__a_HR": 24, "Test__2__a_LR2": 12}, "as RealSR it holds no images at scale 4"),
+        ({"a_gt": 24, "b": 6}, "without a partner: a_gt, b$"),
+        ({"hr__a": 24, "lr__a": 6}, "with hr, lr of none of the known layouts .*pairs: HR/NAME"),
+        ({"GT__a": 24}, "with GT of none of the known layouts"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, sizes, message):
+    save(tmp_path, **sizes)
+    with pytest.raises(DataError, match=message):
+        find_benchmark(tmp_path, 4)
+
+
+def test_folders_without_images_are_refused(tmp_path):
+    with pytest.raises(DataError, match="none: no such folder"):
+        find_benchmark(tmp_path / "none", 4)
+    with pytest.raises(DataError, match=r"no images .*or LR images alone"):
+        find_benchmark(tmp_path, 4)
+    with pytest.raises(DataError, match="no HR images"):
+        find_originals(tmp_path, 4)
+
+
+def test_originals_are_found_in_any_layout(tmp_path):
+    save(tmp_path / "photographs", b=24, more__a=20)
+    save(tmp_path / "hr only", HR__a=24)
+    for folder, names in (
+        (tmp_path / "photographs", ["b", "more/a"]),
+        (tmp_path / "hr only", ["a"]),
+        (realsr(tmp_path / "realsr") / "Canon", ["Test/4/Canon_001", "Test/4/Canon_002"]),
+    ):
+        data = find_originals(folder, 4)
+        assert data.layout == "HR"
+        assert [scene.name for scene in data.scenes] == names
+        assert all(scene.lr is None and scene.hr.is_file() for scene in data.scenes)

@@ -1,0 +1,57 @@
+"""The numbers in docs/evaluation.md are those of the committed result files."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from andfast.evaluation.models import BICUBIC
+from andfast.metrics import load_pristine
+from andfast.pretrained import DEFAULT
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "evaluation.md").read_text()
+RESULTS = {
+    name: json.loads((ROOT / "studies" / "results" / f"{name}.json").read_text())
+    for name in ("evaluation_x4", "evaluation_bicubic")
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_means_are_of_the_images(name):
+    content = RESULTS[name]
+    for data, models in content["means"].items():
+        for model, means in models.items():
+            images = [each for each in content["images"] if (each["data"], each["model"]) == (data, model)]
+            assert len(images) == content["data"][data]["images"]
+            for metric, mean in means.items():
+                values = [each[metric] for each in images if each[metric] is not None]
+                assert mean == pytest.approx(sum(values) / len(values), abs=1e-9)
+    assert content["failures"] == []
+    assert "-dirty" not in content["commit"]
+
+
+def test_the_table_is_that_of_the_file():
+    content = RESULTS["evaluation_x4"]
+    found = [[cell.strip().strip("*") for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if "|" in line]
+    for data, models in content["means"].items():
+        for title, row in (("bicubic interpolation", BICUBIC), ("the model", DEFAULT)):
+            (line,) = [line for line in found if line[0].startswith(f"`{data}`") and line[2] == title]
+            assert line[1] == str(content["data"][data]["images"])
+            values = models[row]
+            digits = {"psnr_y": 2, "ssim_y": 4, "niqe": 3}
+            assert line[3:] == [f"{values[key]:.{n}f}" if key in values else "" for key, n in digits.items()]
+
+
+def test_sentences_are_those_of_the_files():
+    set5 = RESULTS["evaluation_bicubic"]["means"]["set5"][BICUBIC]
+    assert f"reaches {set5['psnr_y']:.2f} dB and an SSIM of {set5['ssim_y']:.4f}" in PAGE.replace("\n", " ")
+    for content in RESULTS.values():
+        assert content["command"] in PAGE.replace(" \\\n    ", " ")
+        assert f"PyTorch {content['machine']['versions']['torch'].partition('+')[0]}" in PAGE
+    about = load_pristine().about
+    assert f"{about['blocks']} sharp blocks of {about['images']} photographs" in PAGE.replace("\n", " ")
+    digest = RESULTS["evaluation_x4"]["data"]["real_lr"]["settings"]["metrics"]["niqe"]["pristine_sha256"]
+    assert digest == load_pristine().digest()
+    assert re.fullmatch("[0-9a-f]{64}", digest)
