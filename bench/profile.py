@@ -27,6 +27,7 @@ from andfast.data.patches import ImageArray, PatchBatches, PatchLoader, make_loa
 from andfast.data.photographs import training_photographs
 from andfast.files import written_whole
 from andfast.host_memory import keep_freed_memory
+from andfast.models.views import View
 from andfast.training.config import AttackConfig, Config, DataConfig, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.trainer import Trainer
 from bench.record import commit, machine
@@ -120,12 +121,12 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
 
         return run
 
-    def view(*arguments: Any) -> Any:
-        if timeline.phase != G_FORWARD:
+    class WatchedView(View):
+        def __call__(self, lr: Tensor) -> Tensor:
             timeline.enter(UPDATE_FORWARD)
-        return given_view(*arguments)
+            return super().__call__(lr)
 
-    attack, gradient, given_view = Attack.__call__, torch.autograd.grad, trainer.view
+    attack, gradient = Attack.__call__, torch.autograd.grad
 
     def watched_attack(self: Attack, network: Any, hr: Tensor, objective: Any, *rest: Any, **options: Any) -> Any:
         with timeline.within(ATTACK):
@@ -146,7 +147,7 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
             (torch.autograd, "grad", watched_gradient),
             (Tensor, "backward", then(UPDATE_ADAM, inside(UPDATE_BACKWARD, Tensor.backward))),
             (trainer.optimizer, "step", then(UPDATE_ADAM, trainer.optimizer.step)),
-            (trainer, "view", view),
+            (trainer, "view", WatchedView(trainer.view.module, trainer.view.dtype)),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
         for name in ("begin", "clean"):  # of a replay, and of clean images
