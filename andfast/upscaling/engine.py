@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from andfast.memory import LiveBytes, free_memory, is_out_of_memory
+from andfast.models import RRDBNet
 from andfast.models.views import FrozenView
+from andfast.ops import large_tiles
 from andfast.upscaling.alpha import without_holes
 from andfast.upscaling.reach import reach
 from andfast.upscaling.resize import resized_rows, resized_size
+from andfast.upscaling.strips import by_strips
 from andfast.upscaling.tiles import ALIGN, cut, largest_patch, upscaled_rows
 
 #: Tiles that are chosen are no larger and no smaller: larger ones gain nothing, smaller ones are mostly overlap.
@@ -64,6 +67,8 @@ class Upscaler:
         self._run: Callable[[Tensor], Tensor] = self._view
         if compiled:
             self._view.module.compile(dynamic=True)
+        elif isinstance(model, RRDBNet):
+            self._run = partial(by_strips, self._view)
         self._tile = tile if getattr(model, "tiles", True) else 0
         self._overlap = overlap
         self._limit: int | None = None  # what was found to fit where memory ran out
@@ -79,7 +84,7 @@ class Upscaler:
 
         def count(mode: FakeTensorMode | nullcontext) -> int:
             with mode, LiveBytes() as memory, torch.inference_mode():
-                self._view(torch.zeros(1, 3, _PROBE, _PROBE, device=self.device))
+                self._run(torch.zeros(1, 3, _PROBE, _PROBE, device=self.device))
                 return memory.peak
 
         try:
@@ -132,7 +137,7 @@ class Upscaler:
         image = patch.to(weight.device, weight.dtype)
         if not patch.dtype.is_floating_point:
             image /= torch.iinfo(patch.dtype).max
-        with torch.inference_mode():
+        with torch.inference_mode(), large_tiles.allow():
             return self._run(image).float()
 
     def tensor(self, image: Tensor, factor: float | None = None) -> Tensor:

@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from upscaling_models import compact
 
+from andfast.memory import LiveBytes
 from andfast.models import Compact, RRDBNet
+from andfast.models.views import FrozenView
 from andfast.upscale import NonFiniteError, upscale_tensor
 from andfast.upscaling import engine
 from andfast.upscaling.engine import Upscaler
 from andfast.upscaling.reach import LONGEST, TOLERANCE, measured, reach
 from andfast.upscaling.resize import resized_rows, resized_size
+from andfast.upscaling.strips import by_strips
 from andfast.upscaling.tiles import cut, largest_patch
 
 
@@ -176,6 +180,26 @@ def test_no_end_of_the_reach():
 
 
 # Memory
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("size", [(1, 1), (31, 9), (32, 9), (33, 9), (150, 10)])
+def test_strips_equal_the_whole(scale, size):
+    torch.manual_seed(0)
+    model, image = RRDBNet(scale, features=8, blocks=1, growth=4).eval(), torch.rand(2, 3, *size)
+    result = by_strips(FrozenView(model, torch.float32), image)
+    torch.testing.assert_close(result, model(image).detach(), rtol=0, atol=1e-5)
+
+
+def test_strips_bound_the_memory_at_four_times_the_size():
+    model = RRDBNet(features=16, blocks=1, growth=8).eval()
+    peaks = []
+    for height in (200, 400):
+        with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory, torch.inference_mode():
+            by_strips(FrozenView(model, torch.float32), torch.zeros(1, 3, height, 64))
+        peaks.append(memory.peak)
+    at_four_times = 4 * 16 * 16  # bytes of a pixel's features there, of which two or more are held at once
+    assert (peaks[1] - peaks[0]) / (200 * 64) < 0.6 * at_four_times
 
 
 def test_tiles_fit_the_free_memory(monkeypatch):
