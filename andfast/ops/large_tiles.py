@@ -2,8 +2,8 @@
 
 Compiled operators, `torch.ops.andfast.*`, on the CPU in float32; images are contiguous (B, H, W, C):
 
-* `large_conv(x, weight, bias, slope) -> y`: LeakyReLU of a 3x3 convolution with zeros around the image; without a
-  slope (out,) none.
+* `large_conv(x, weight, bias, slope) -> y`: a 3x3 convolution with zeros around the image, and a LeakyReLU where there
+  is a slope (out,).
 * `large_dense_block(x, weights, biases, slope, gain) -> y`: see `andfast.ops.dense_block`.
 
 They compute 36 results from 64 products (csrc/cpu/inference.cpp) and keep nothing for a backward pass. Results differ by
