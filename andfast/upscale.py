@@ -63,7 +63,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m andfast.upscale",
         description="Upscale images with a trained model. 16 bits, gray, transparency and colour profiles are kept "
         "where the format can hold them; images are turned upright as their EXIF data says. More: docs/upscaling.md.",
-        epilog="Exit status: 0 if all images are upscaled now, 1 if some could not be, 2 if nothing was begun.",
+        epilog="Exit status: 0 if all images are upscaled now, 1 if some could not be, 2 if nothing was begun, 130 "
+        "after Ctrl-C.",
     )
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="INPUT", help="image, or folder of images (searched recursively)")
@@ -99,7 +100,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--precision", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
         help="auto: float16 on CUDA, on CPUs bfloat16 where they have it in hardware, else float32",
     )  # fmt: skip
-    add("--compile", action="store_true", help="compile the model first: worth it for many images, on CUDA")
+    add("--compile", choices=("on", "off"), default="off", help="compile the model first: for many images, on CUDA")
     add(
         "--workers", type=_whole(0), default=min(os.cpu_count() or 1, 4), metavar="N",
         help="threads that read images, and as many that write, while the device computes (default: %(default)s)",
@@ -130,13 +131,16 @@ def _factor(text: str) -> float:
     return value
 
 
+_INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
+
+
 class _Job:
     """What is done to each image; the three steps of `pipeline`."""
 
     def __init__(self, upscaler: Upscaler, options: argparse.Namespace) -> None:
         self.upscaler, self.options = upscaler, options
         self.factor = options.output_scale or upscaler.scale
-        self.first = FirstPass("the model", options.compile)
+        self.first = FirstPass("the model", options.compile == "on")
 
     def load(self, item: tuple[Path, Path]) -> Picture:
         picture = read_picture(item[0], self.options.max_pixels)
@@ -157,7 +161,9 @@ class _Job:
         height, width = picture.pixels.shape[:2]
         # Nothing to be seen of a single tile.
         alone = self.upscaler.tiles_of(height, width) == 1
-        bar = tqdm(total=height * width, unit="pixel", unit_scale=True, leave=False, disable=True if alone else None)
+        passes = 2 if picture.pixels.shape[2] in (2, 4) else 1  # alpha is one of its own
+        total = passes * height * width
+        bar = tqdm(total=total, unit="pixel", unit_scale=True, leave=False, disable=True if alone else None)
         with bar, self.first():
             return Picture(self.upscaler.pixels(picture.pixels, self.options.output_scale, bar.update), picture.icc)
 
@@ -174,7 +180,7 @@ def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], Upsc
         work = find_work(options.inputs, options.output, options.format)
         model = find_model(options.model, device)
         precision = precision_for(model, options.precision)
-        upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile)
+        upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on")
         options.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         raise UsageError(str(error)) from error
@@ -193,18 +199,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"model {options.model}: x{upscaler.scale}, on {upscaler.device} in {kind}")
     wanted = [item for item in work if options.overwrite or not item[1].exists()]
 
-    failed = 0
+    made = failed = 0
     begin = time.perf_counter()
     job = _Job(upscaler, options)
+    interrupted = False
     # Shown on terminals only; of one image there is nothing to show.
     with tqdm(total=len(wanted), unit="image", disable=None if len(wanted) > 1 else True) as bar:
-        for (source, _), error in pipeline(wanted, job.load, job.make, job.store, options.workers):
-            if error is not None:
-                failed += 1
-                tqdm.write(_failure(source, error, upscaler.precision), file=sys.stderr)
-            bar.update()
+        try:
+            for (source, _), error in pipeline(wanted, job.load, job.make, job.store, options.workers):
+                if error is None:
+                    made += 1
+                else:
+                    failed += 1
+                    tqdm.write(_failure(source, error, upscaler.precision), file=sys.stderr)
+                bar.update()
+        except KeyboardInterrupt:
+            interrupted = True
     seconds = time.perf_counter() - begin
-    made = len(wanted) - failed
     parts = [f"{made} of {len(work)} images upscaled to {options.output}"]
     if made:
         parts.append(f"{seconds:.1f} s, {made / seconds:.2g} images/s")
@@ -212,8 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts.append(f"{len(work) - len(wanted)} were there already (--overwrite makes them again)")
     if failed:
         parts.append(f"{failed} failed")
+    if interrupted:
+        parts.append("interrupted: the same command goes on from here")
     print("; ".join(parts))
-    return 1 if failed else 0
+    return _INTERRUPTED if interrupted else 1 if failed else 0
 
 
 def _failure(source: Path, error: Exception, precision: torch.dtype) -> str:

@@ -261,6 +261,28 @@ def test_results_too_large_for_their_format_or_the_memory(tmp_path, model_file, 
     assert "a.png: the result, 18000 x 2 pixels, needs 0.0 GiB of 0.0 GiB free" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_interrupted(tmp_path, model_file, capsys, monkeypatch, workers):
+    """What was begun is finished, nothing is half written, and the same command makes the rest."""
+    for number in range(9):
+        picture(tmp_path / "in" / f"{number}.png")
+    calls, real = [], Upscaler.pixels
+
+    def pixels(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(Upscaler, "pixels", pixels)
+    command = [tmp_path / "in", "--output", tmp_path / "out", "--model", model_file, "--workers", workers]
+    assert run(*command) == 130
+    assert "interrupted: the same command goes on from here" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "2.png"]
+    assert run(*command) == 0
+    assert "6 of 9 images upscaled" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("cause", "said"),
     [
@@ -327,6 +349,7 @@ def test_nothing_is_begun(tmp_path, model_file, capsys, monkeypatch, arguments, 
         ["--output-scale", "nan"],
         ["--quality", "101"],
         ["--format", "gif"],
+        ["--compile", "auto"],
         ["--workers", "-1"],
         ["--max-pixels", "0"],
     ],
@@ -340,34 +363,32 @@ def test_wrong_options(tmp_path, model_file, capsys, wrong):
 
 def test_as_a_command(tmp_path, model_file):
     picture(tmp_path / "a.png")
-    command = [
-        sys.executable,
-        "-m",
-        "andfast.upscale",
-        "--output",
-        str(tmp_path / "out"),
-        "--model",
-        str(model_file),
-    ]
-    good = subprocess.run([*command, str(tmp_path / "a.png")], capture_output=True, text=True, check=False)
-    assert (good.returncode, good.stderr) == (0, "")
-    bad = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, check=False)
-    assert bad.returncode == 2
-    assert "Traceback" not in bad.stderr
+    (tmp_path / "b.png").write_text("no image")
+    command = [sys.executable, "-m", "andfast.upscale", tmp_path, "--output", tmp_path / "out", "--model", model_file]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()  # nothing else, as a warning of Python's about how it was started
+    assert line.startswith(f"failed: {tmp_path / 'b.png'}: ")
+    assert (tmp_path / "out" / "a.png").is_file()
 
 
 # The call
 
 
-@pytest.mark.parametrize("before", ["", "import andfast.upscale", "from andfast.upscale import main"])
-def test_the_call_is_there_after_import(before):
-    program = f"""
+def test_the_call_is_there_after_import():
+    """Whatever else is imported: importing a module puts it in the place of what had its name in the package."""
+    program = """
 import numpy as np
 import andfast
-{before}
-image = np.zeros((4, 5, 3), np.uint8)
-assert andfast.upscale(image, andfast.Compact(2, features=4, convs=1)).shape == (8, 10, 3)
-assert callable(andfast.upscale.main)
+image, model = np.zeros((4, 5, 3), np.uint8), andfast.Compact(2, features=4, convs=1)
+assert andfast.upscale(image, model).shape == (8, 10, 3)
+import andfast.upscale
+assert andfast.upscale(image, model).shape == (8, 10, 3)
+from andfast.upscale import main
+assert andfast.upscale(image, model).shape == (8, 10, 3)
+assert andfast.upscale.main is main
+from andfast import upscale
+assert upscale is andfast.upscale
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

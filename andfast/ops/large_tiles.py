@@ -6,8 +6,8 @@ Compiled operators, `torch.ops.andfast.*`, on the CPU in float32; images are con
   is a slope (out,).
 * `large_dense_block(x, weights, biases, slope, gain) -> y`: see `andfast.ops.dense_block`.
 
-They compute 36 results from 64 products (csrc/cpu/inference.cpp) and keep nothing for a backward pass. Results differ by
-a few millionths from those of training's convolutions: nothing to an image, but an update would not be the same.
+They compute 36 results from 64 products (csrc/cpu/inference.cpp) and keep nothing for a backward pass. Results differ
+by a few millionths from those of training's convolutions: nothing to an image, but an update would not be the same.
 """
 
 from __future__ import annotations

@@ -25,6 +25,9 @@ from andfast.upscaling.tiles import ALIGN, cut, largest_patch, upscaled_rows
 #: Tiles that are chosen are no larger and no smaller: larger ones gain nothing, smaller ones are mostly overlap.
 LARGEST, SMALLEST = 1024, 16
 
+# Images of no more pixels than this, high and wide, are taken whole without counting.
+_SMALL = 128
+
 # Of the free memory, the share that tiles may take by what their tensors hold: libraries take more for themselves.
 _SHARE = 0.5
 
@@ -95,6 +98,8 @@ class Upscaler:
     def tile_for(self, height: int, width: int, images: int = 1) -> int:
         """Height and width of the tiles for an image of that size; 0: it is taken whole."""
         tile = self._tile
+        if tile is None and height * width <= _SMALL**2:
+            tile = 0
         if tile is None:
             free = free_memory(self.device)
             side = LARGEST if free is None else math.isqrt(int(_SHARE * free / (images * self.bytes_a_pixel)))

@@ -105,7 +105,7 @@ def upscaled_rows(
                 target[..., :fade].lerp_(part[..., :fade], _ramp(fade, band))
                 target[..., fade:] = part[..., fade:]
             if done is not None:
-                done((row.end - row.begin) * (column.end - column.begin))
+                done((row.end - row.fades_out - row.begin) * (column.end - column.fades_out - column.begin))
         if above is not None:
             fade = row.fades_in * scale
             mixed = above.lerp(band[..., :fade, :], _ramp(fade, band)[:, None])

@@ -109,6 +109,14 @@ def test_memory_is_bounded_by_the_tile():
     assert max(max(size) for size in seen) <= largest_patch(30, 7)
 
 
+@pytest.mark.parametrize("tile", [0, 16, 30])
+def test_progress_counts_every_pixel_once(tile):
+    counted = []
+    Upscaler(compact(), tile=tile).pixels(np.zeros((50, 61, 3), np.uint8), None, counted.append)
+    assert sum(counted) == 50 * 61
+    assert (len(counted) > 1) == (tile > 0)
+
+
 def test_result_needs_no_gradient_and_is_an_ordinary_tensor():
     image = torch.rand(1, 3, 8, 8, requires_grad=True)
     result = upscale_tensor(compact(), image)
