@@ -4,7 +4,9 @@ An implementation of "AND: Adversarial Neural Degradation for Learning Blind Ima
 Guo, NeurIPS 2023).
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from andfast.attack import (
     BSRGAN,
@@ -27,6 +29,9 @@ from andfast.losses import l1_objective
 from andfast.models import Compact, RRDBNet, load_model, save_model
 from andfast.pretrained import load_pretrained
 from andfast.theta import ScaleFactors
+
+if TYPE_CHECKING:
+    from andfast.upscaling.call import upscale
 
 try:
     __version__ = version("andfast")
@@ -56,4 +61,12 @@ __all__ = [
     "load_model",
     "load_pretrained",
     "save_model",
+    "upscale",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`andfast.upscale`, a module that can be called, when it is first asked for: `python -m` is to run it itself."""
+    if name == "upscale":
+        return import_module("andfast.upscale")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

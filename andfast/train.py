@@ -27,6 +27,7 @@ from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, make_loader
 from andfast.files import remove_unfinished, sync, write_torch, written_whole
 from andfast.host_memory import keep_freed_memory
+from andfast.memory import free_memory, is_out_of_memory
 from andfast.models import save_discriminator, save_model
 from andfast.ops import backends
 from andfast.shares import own_places
@@ -35,7 +36,7 @@ from andfast.training.compilation import CompileError
 from andfast.training.config import Config, dump_yaml, parse_config
 from andfast.training.images import Skipped, find_images
 from andfast.training.log import RunLog
-from andfast.training.memory import describe_memory, estimate_memory, free_memory, is_out_of_memory, remedies
+from andfast.training.memory import describe_memory, estimate_memory, remedies
 from andfast.training.readout import DivergedError, Readout
 from andfast.training.records import METRICS_FILE, RecordError, lacks_validation
 from andfast.training.sheet import sample_sheet

@@ -1,51 +1,50 @@
-"""Upscale images with a trained model: `python -m andfast.upscale INPUT... --output DIR`."""
+"""Upscale images with a trained model: `python -m andfast.upscale INPUT... --output DIR`.
+
+The module is the call, too: `andfast.upscale(image, model)` is `andfast.upscaling.call.upscale`, whether the module was
+imported before or not. That is why it is a module that can be called, and no function of its name beside it: importing
+a module of a package puts it in the place of whatever had its name there.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+import time
+import types
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from andfast.data.images import DataError, list_images, read_image, write_png
-from andfast.data.tensors import to_array, to_tensor
-from andfast.devices import choose_device, choose_precision
-from andfast.models import ModelError, load_model
-from andfast.models.weights import SUFFIXES
-from andfast.pretrained import DEFAULT, load_pretrained, pretrained_names
+from andfast.data.images import DataError
+from andfast.devices import choose_device
+from andfast.host_memory import keep_freed_memory
+from andfast.memory import free_memory, is_out_of_memory
+from andfast.pretrained import DEFAULT, pretrained_names
+from andfast.training.compilation import FirstPass
+from andfast.upscaling.call import upscale
+from andfast.upscaling.engine import Upscaler
+from andfast.upscaling.formats import MAX_PIXELS, Picture, check_size, read_picture, write_picture
+from andfast.upscaling.models import find_model, precision_for
+from andfast.upscaling.pipeline import pipeline
+from andfast.upscaling.resize import resized_size
+from andfast.upscaling.tiles import NonFiniteError
+from andfast.upscaling.work import FORMATS, UsageError, find_work
 
-# Tiles with their context begin and end at multiples of this, so that a model that moves 2x2 or 4x4 pixels
-# into channels groups the pixels of a tile as it groups those of the whole image.
-_ALIGN = 4
-
-
-class UsageError(Exception):
-    """The command cannot begin; the message says why in one line."""
-
-
-class NonFiniteError(ValueError):
-    """The model's output holds NaN or infinity."""
+__all__ = ["NonFiniteError", "UsageError", "find_model", "find_work", "main", "upscale", "upscale_tensor"]
 
 
-def upscale_tensor(model: nn.Module, image: Tensor, tile: int = 256, overlap: int = 16) -> Tensor:
-    """Upscale an image of any size tile by tile.
-
-    Every tile is computed together with `overlap` more pixels of the image around it, and of the result only
-    the tile is kept. Where `overlap` is at least the reach of the model's receptive field (18 pixels for a
-    default Compact), the result equals that of the whole image at once up to rounding. What is computed at
-    once is at most tile + 2 * overlap + 6 pixels high and wide.
+def upscale_tensor(model: nn.Module, image: Tensor, tile: int | None = 256, overlap: int | None = 16) -> Tensor:
+    """Upscale an image of any size tile by tile; by default by tiles that depend on nothing but the image.
 
     Args:
         model: has `scale` and maps (B, 3, h, w) to (B, 3, scale * h, scale * w).
         image: float (B, 3, H, W) in [0, 1], on any device; tiles move to the model's one by one.
-        tile: height and width of a tile in pixels of the input; 0 takes the image whole.
-        overlap: context on each side of a tile, in pixels of the input.
+        tile, overlap: see `andfast.upscaling.engine.Upscaler`.
 
     Returns:
         float32 (B, 3, scale * H, scale * W), not clipped, on the device of `image`.
@@ -54,224 +53,186 @@ def upscale_tensor(model: nn.Module, image: Tensor, tile: int = 256, overlap: in
         ValueError: `tile` or `overlap` is negative, or the image is empty or of another shape.
         NonFiniteError: the model's output holds NaN or infinity.
     """
-    height, width = image.shape[-2:]
-    result = torch.empty(
-        *image.shape[:-2], model.scale * height, model.scale * width, dtype=torch.float32, device=image.device
-    )
-    for rows, columns, part in upscaled_tiles(model, image, tile, overlap):
-        result[..., rows, columns] = part.to(result)
-    return result
-
-
-def upscaled_tiles(
-    model: nn.Module, image: Tensor, tile: int = 256, overlap: int = 16
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Like `upscale_tensor`, but yields its parts: (rows, columns, result[..., rows, columns]).
-
-    Nothing of the size of the result is allocated.
-    """
-    if tile < 0 or overlap < 0:
-        raise ValueError(f"tile and overlap must not be negative, as {tile} and {overlap}")
     if image.ndim != 4 or image.numel() == 0:
         raise ValueError(f"an image batch is (B, 3, H, W) and not empty, not {tuple(image.shape)}")
-    parameter = next(model.parameters())
-    height, width = image.shape[-2:]
-    for top, bottom, above, below in _spans(height, tile, overlap):
-        for left, right, before, behind in _spans(width, tile, overlap):
-            patch = image[..., above:below, before:behind].to(parameter.device, parameter.dtype)
-            with torch.inference_mode():
-                large = model(patch.contiguous(memory_format=torch.channels_last)).float()
-            if not large.isfinite().all():
-                raise NonFiniteError("the model's output is not finite")
-            rows, columns = _scaled(top, bottom, model.scale), _scaled(left, right, model.scale)
-            inner_rows = _scaled(top - above, bottom - above, model.scale)
-            inner_columns = _scaled(left - before, right - before, model.scale)
-            yield rows, columns, large[..., inner_rows, inner_columns]
-
-
-def _spans(size: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
-    """Cut `size` pixels into tiles: (begin, end, begin with context, end with context) of each."""
-    step = tile or size
-    spans = []
-    for begin in range(0, size, step):
-        end = min(begin + step, size)
-        context_begin = max(begin - overlap, 0) // _ALIGN * _ALIGN
-        context_end = min(-(-(end + overlap) // _ALIGN) * _ALIGN, size)
-        spans.append((begin, end, context_begin, context_end))
-    return spans
-
-
-def _scaled(begin: int, end: int, factor: int) -> slice:
-    return slice(begin * factor, end * factor)
-
-
-def find_work(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
-    """Which image goes where: (source, destination) pairs, each once, in the order of `inputs`.
-
-    A file goes to `output`/NAME.png; the images of a folder and below it keep their sub-folders. Where
-    `output` is itself inside an input folder, the images in it are passed over: they are earlier results.
-
-    Raises:
-        UsageError: an input does not exist, a folder holds no image, two images would be written to one file,
-            or one would overwrite an input.
-    """
-    sources: dict[Path, Path] = {}  # by destination
-    inside = output.resolve()
-    for given in inputs:
-        if given.is_dir():
-            found = list_images(given)
-            if inside != given.resolve():
-                found = [path for path in found if inside not in path.resolve().parents]
-            if not found:
-                raise UsageError(f"{given}: no images in this folder")
-            pairs = [(path, output / path.relative_to(given).with_suffix(".png")) for path in found]
-        elif given.exists():
-            pairs = [(given, output / f"{given.stem}.png")]
-        else:
-            raise UsageError(f"{given}: no such file or folder")
-        for source, target in pairs:
-            other = sources.setdefault(target, source)
-            if other.resolve() != source.resolve():
-                raise UsageError(f"{other} and {source} would both be written to {target}; rename one")
-    originals = {source.resolve(): source for source in sources.values()}
-    for target in sources:
-        if target.resolve() in originals:
-            raise UsageError(f"{target} is an input and would be overwritten; choose another --output")
-    return [(source, target) for target, source in sources.items()]
-
-
-def upscale_array(
-    model: nn.Module,
-    image: np.ndarray,
-    tile: int = 256,
-    overlap: int = 16,
-    precision: torch.dtype = torch.float32,
-) -> np.ndarray:
-    """Upscale an 8-bit image: uint8 (H, W, 3) -> uint8 (scale * H, scale * W, 3), rounded and clipped.
-
-    Like `upscale_tensor`, under autocast where `precision` is not float32; the whole result never exists in
-    floating point.
-    """
-    device = next(model.parameters()).device
-    pixels = to_tensor(image)
-    result = np.empty((image.shape[0] * model.scale, image.shape[1] * model.scale, 3), np.uint8)
-    tiles = len(_spans(image.shape[0], tile, overlap)) * len(_spans(image.shape[1], tile, overlap))
-    reduced = torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext()
-    with reduced, _bar(tiles, "tile", leave=False) as bar:
-        for rows, columns, part in upscaled_tiles(model, pixels, tile, overlap):
-            result[rows, columns] = to_array(part)
-            bar.update()
-    return result
-
-
-def _bar(total: int, unit: str, leave: bool) -> tqdm:
-    # None: shown on terminals only. One step needs no bar.
-    return tqdm(total=total, unit=unit, leave=leave, disable=None if total > 1 else True)
+    return Upscaler(model, tile=tile, overlap=overlap).tensor(image.detach())
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m andfast.upscale",
-        description="Upscale images with a trained model. The results are PNG files, 8-bit RGB and upright: "
-        "the EXIF orientation is applied, gray and palette images become RGB, 16-bit values are scaled to "
-        "8 bits, and transparent pixels are laid over white.",
-        epilog="Exit status: 0 if all images were upscaled, 1 if some could not be, 2 if nothing was begun.",
+        description="Upscale images with a trained model. 16 bits, gray, transparency and colour profiles are kept "
+        "where the format can hold them; images are turned upright as their EXIF data says. More: docs/upscaling.md.",
+        epilog="Exit status: 0 if all images are upscaled now, 1 if some could not be, 2 if nothing was begun, 130 "
+        "after Ctrl-C.",
     )
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image, or folder of images")
-    parser.add_argument(
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, metavar="INPUT", help="image, or folder of images (searched recursively)")
+    add(
         "--output", required=True, type=Path, metavar="DIR",
-        help="folder for the results, NAME.png each; sub-folders are kept, existing results replaced",
+        help="folder for the results; sub-folders are kept, results that are there already are not made again",
     )  # fmt: skip
-    parser.add_argument(
+    add("--overwrite", action="store_true", help="make them again")
+    add(
+        "--format", choices=(*FORMATS, "same"), default="png",
+        help="of the results; same: of each image (default: %(default)s)",
+    )  # fmt: skip
+    add("--quality", type=_whole(1, 100), default=95, metavar="1..100", help="of JPEG and WebP (default: %(default)s)")
+    add(
         "--model", default=DEFAULT, metavar="NAME_OR_FILE",
-        help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file with an RRDBNet "
-        "or Compact: .safetensors, .pth or .pt (default: %(default)s)",
+        help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file (.safetensors, "
+        ".pth, .pt): RRDBNet and Compact of any program, and with spandrel what it knows (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--tile", type=int, default=256, metavar="PIXELS",
-        help="compute in squares of this size, to bound the memory; 0: all at once (default: %(default)s)",
+    add(
+        "--output-scale", type=_factor, metavar="FACTOR",
+        help="of the results' size to the images'; resized from the model's, with antialiasing (default: the model's)",
     )  # fmt: skip
-    parser.add_argument(
-        "--overlap", type=int, default=16, metavar="PIXELS",
-        help="how much of its surroundings each tile sees, against seams (default: %(default)s)",
+    add(
+        "--tile", type=_whole(0), metavar="PIXELS",
+        help="compute in squares of this size, to bound the memory; 0: all at once (default: what fits into it)",
     )  # fmt: skip
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one"
-    )
-    parser.add_argument(
+    add(
+        "--overlap", type=_whole(0), metavar="PIXELS",
+        help="how much of its surroundings each tile sees, against seams (default: as far as the model looks)",
+    )  # fmt: skip
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
+    add(
         "--precision", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
         help="auto: float16 on CUDA, on CPUs bfloat16 where they have it in hardware, else float32",
     )  # fmt: skip
-    options = parser.parse_args(arguments)
-    if options.tile < 0 or options.overlap < 0:
-        parser.error("--tile and --overlap must not be negative")
-    return options
+    add("--compile", choices=("on", "off"), default="off", help="compile the model first: for many images, on CUDA")
+    add(
+        "--workers", type=_whole(0), default=min(os.cpu_count() or 1, 4), metavar="N",
+        help="threads that read images, and as many that write, while the device computes (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--max-pixels", type=_whole(1), default=MAX_PIXELS, metavar="N",
+        help="refuse images of more pixels before they are decoded (default: %(default)s)",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
 
 
-def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Module:
-    """The pretrained model of that name, or the one in that file, which names never clash with: files have a suffix.
+def _whole(least: int, most: int | None = None) -> Any:
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text} is not {'at least' if most is None else 'from'} {least}"
+                                             + ("" if most is None else f" to {most}"))  # fmt: skip
+        return value
 
-    Raises:
-        ModelError: there is neither, or the file is no model.
-        OSError: it cannot be read.
-    """
-    if name_or_file in pretrained_names():
-        return load_pretrained(name_or_file, device)
-    if not Path(name_or_file).exists():
-        raise ModelError(
-            f"{name_or_file}: no such file ({', '.join(SUFFIXES)}), nor a pretrained model; "
-            f"those are {', '.join(pretrained_names()) or 'none'}"
-        )
-    return load_model(name_or_file, device)
+    parse.__name__ = "whole number"  # what argparse calls it
+    return parse
 
 
-def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], nn.Module]:
+def _factor(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 64:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 64")
+    return value
+
+
+_INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
+
+
+class _Job:
+    """What is done to each image; the three steps of `pipeline`."""
+
+    def __init__(self, upscaler: Upscaler, options: argparse.Namespace) -> None:
+        self.upscaler, self.options = upscaler, options
+        self.factor = options.output_scale or upscaler.scale
+        self.first = FirstPass("the model", options.compile == "on")
+
+    def load(self, item: tuple[Path, Path]) -> Picture:
+        picture = read_picture(item[0], self.options.max_pixels)
+        height, width, channels = picture.pixels.shape
+        large = resized_size((height, width), self.factor)
+        check_size(item[1], *large)
+        # The result is held whole, and once more while it is written.
+        needed = 2 * large[0] * large[1] * channels * picture.pixels.itemsize
+        free = free_memory(torch.device("cpu"))
+        if free is not None and needed > free:
+            raise DataError(
+                f"{item[0]}: the result, {large[1]} x {large[0]} pixels, needs {needed / 2**30:.1f} GiB of "
+                f"{free / 2**30:.1f} GiB free"
+            )
+        return picture
+
+    def make(self, item: tuple[Path, Path], picture: Picture) -> Picture:
+        height, width = picture.pixels.shape[:2]
+        # Nothing to be seen of a single tile.
+        alone = self.upscaler.tiles_of(height, width) == 1
+        passes = 2 if picture.pixels.shape[2] in (2, 4) else 1  # alpha is one of its own
+        total = passes * height * width
+        bar = tqdm(total=total, unit="pixel", unit_scale=True, leave=False, disable=True if alone else None)
+        with bar, self.first():
+            return Picture(self.upscaler.pixels(picture.pixels, self.options.output_scale, bar.update), picture.icc)
+
+    def store(self, item: tuple[Path, Path], picture: Picture) -> None:
+        write_picture(item[1], picture, self.options.quality)
+
+
+def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], Upscaler]:
     """All that can go wrong before the first image; raises UsageError."""
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output {options.output}: not a folder")
     try:
         device = choose_device(options.device)
-        work = find_work(options.inputs, options.output)
-        model = find_model(options.model, device).to(memory_format=torch.channels_last)
+        work = find_work(options.inputs, options.output, options.format)
+        model = find_model(options.model, device)
+        precision = precision_for(model, options.precision)
+        upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on")
         options.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         raise UsageError(str(error)) from error
-    return work, model
+    return work, upscaler
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     options = _parse(arguments)
     try:
-        work, model = _prepare(options)
+        work, upscaler = _prepare(options)
     except UsageError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
-    device = next(model.parameters()).device
-    precision = choose_precision(options.precision, device)
-    print(f"model {options.model}: x{model.scale}, on {device} in {str(precision).removeprefix('torch.')}")
+    kind = str(upscaler.precision).removeprefix("torch.")
+    print(f"model {options.model}: x{upscaler.scale}, on {upscaler.device} in {kind}")
+    wanted = [item for item in work if options.overwrite or not item[1].exists()]
 
-    failed = 0
-    with _bar(len(work), "image", leave=True) as bar:
-        for source, target in work:
-            try:
-                image = read_image(source)
-                large = upscale_array(model, image, options.tile, options.overlap, precision)
-                write_png(target, large)
-            except (DataError, NonFiniteError, OSError, MemoryError, RuntimeError) as error:
-                failed += 1
-                tqdm.write(_failure(source, error, precision), file=sys.stderr)
-            bar.update()
-    print(f"{len(work) - failed} of {len(work)} images upscaled to {options.output}", end="")
-    print(f", {failed} failed" if failed else "")
-    return 1 if failed else 0
+    made = failed = 0
+    begin = time.perf_counter()
+    job = _Job(upscaler, options)
+    interrupted = False
+    # Shown on terminals only; of one image there is nothing to show.
+    with tqdm(total=len(wanted), unit="image", disable=None if len(wanted) > 1 else True) as bar:
+        try:
+            for (source, _), error in pipeline(wanted, job.load, job.make, job.store, options.workers):
+                if error is None:
+                    made += 1
+                else:
+                    failed += 1
+                    tqdm.write(_failure(source, error, upscaler.precision), file=sys.stderr)
+                bar.update()
+        except KeyboardInterrupt:
+            interrupted = True
+    seconds = time.perf_counter() - begin
+    parts = [f"{made} of {len(work)} images upscaled to {options.output}"]
+    if made:
+        parts.append(f"{seconds:.1f} s, {made / seconds:.2g} images/s")
+    if len(wanted) < len(work):
+        parts.append(f"{len(work) - len(wanted)} were there already (--overwrite makes them again)")
+    if failed:
+        parts.append(f"{failed} failed")
+    if interrupted:
+        parts.append("interrupted: the same command goes on from here")
+    print("; ".join(parts))
+    return _INTERRUPTED if interrupted else 1 if failed else 0
 
 
 def _failure(source: Path, error: Exception, precision: torch.dtype) -> str:
     reason = _one_line(error)
-    # The CPU's allocator raises a plain RuntimeError.
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate" in reason:
-        reason = "out of memory; try a smaller --tile"
+    if is_out_of_memory(error):
+        reason = "out of memory; try a smaller --tile, or fewer --workers"
     if isinstance(error, NonFiniteError) and precision != torch.float32:
         reason += f" in {precision}; try --precision float32"
     return f"failed: {reason}" if str(source) in reason else f"failed: {source}: {reason}"
@@ -281,5 +242,15 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+class _Callable(types.ModuleType):
+    """This module, which can be called as `upscale` can."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return upscale(*arguments, **named)
+
+
+sys.modules[__name__].__class__ = _Callable
+
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

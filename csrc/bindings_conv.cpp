@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -208,23 +209,28 @@ Sizes grown_sign_sizes(const DenseShape& shape) {
   return {shape.images, shape.height, shape.width, andfast::cpu::kDenseConvs - 1, (shape.growth + 7) / 8};
 }
 
+std::vector<const float*> dense_biases(const std::vector<Tensor>& biases, const std::vector<Tensor>& weights,
+                                       const Tensor& like) {
+  STD_TORCH_CHECK(biases.size() == weights.size(), "biases must be as many as weights");
+  std::vector<const float*> offsets;
+  for (size_t k = 0; k < biases.size(); ++k) {
+    check("biases", biases[k], like, ScalarType::Float, {weights[k].size(0)});
+    offsets.push_back(read<float>(biases[k]));
+  }
+  return offsets;
+}
+
 std::tuple<Tensor, Tensor, Tensor> dense_block(const Tensor& x, const std::vector<Tensor>& weights,
                                                const std::vector<Tensor>& biases, double slope, double gain,
                                                bool keep) {
   const DenseShape shape = dense_shape("x", x, weights);
   const std::vector<Weights> taps = dense_weights(weights, x, shape);
-  STD_TORCH_CHECK(biases.size() == weights.size(), "biases must be as many as weights");
-  std::vector<const float*> offsets;
-  for (size_t k = 0; k < biases.size(); ++k) {
-    check("biases", biases[k], x, ScalarType::Float, {weights[k].size(0)});
-    offsets.push_back(read<float>(biases[k]));
-  }
   Tensor y = torch::stable::empty_like(x);
   Tensor grown = empty(x, grown_sizes(shape), ScalarType::Float);
   Sizes sizes = grown_sign_sizes(shape);
   if (!keep) sizes[0] = 0;
   Tensor signs = empty(x, sizes, ScalarType::Byte);
-  andfast::cpu::dense_block(read<float>(x), taps, offsets, shape, {float(slope), float(gain)}, write<float>(y),
+  andfast::cpu::dense_block(read<float>(x), taps, dense_biases(biases, weights, x), shape, {float(slope), float(gain)}, write<float>(y),
                             write<float>(grown), keep ? write<uint8_t>(signs) : nullptr, parallel_for);
   return {y, grown, signs};
 }
@@ -256,6 +262,28 @@ std::vector<Tensor> dense_block_weight_grad(const Tensor& x, const Tensor& grown
   return grads;
 }
 
+Tensor large_conv(const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& slope) {
+  const WeightSteps steps = weight_steps("weight", weight, x, ScalarType::Float, -1, -1);
+  const ConvShape shape = {1, x.size(0), x.size(1), x.size(2), weight.size(1), weight.size(0)};
+  check("x", x, x, ScalarType::Float, {-1, -1, -1, shape.inputs});
+  check("bias", bias, x, ScalarType::Float, {shape.outputs});
+  if (slope) check("slope", *slope, x, ScalarType::Float, {shape.outputs});
+  Tensor y = empty(x, {shape.images, shape.height, shape.width, shape.outputs}, ScalarType::Float);
+  andfast::cpu::large_conv(read<float>(x), {read<float>(weight), steps}, read<float>(bias),
+                           slope ? read<float>(*slope) : nullptr, write<float>(y), shape, parallel_for);
+  return y;
+}
+
+Tensor large_dense_block(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+                         double slope, double gain) {
+  const DenseShape shape = dense_shape("x", x, weights);
+  const std::vector<Weights> taps = dense_weights(weights, x, shape);
+  Tensor y = torch::stable::empty_like(x), grown = empty(x, grown_sizes(shape), ScalarType::Float);
+  andfast::cpu::large_dense_block(read<float>(x), taps, dense_biases(biases, weights, x), shape,
+                                  {float(slope), float(gain)}, write<float>(y), write<float>(grown), parallel_for);
+  return y;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(andfast, m) {
@@ -277,6 +305,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(andfast, m) {
   m.def(
       "dense_block_weight_grad(Tensor x, Tensor grown, Tensor dy, Tensor dgrown, Tensor[] weights, float gain) "
       "-> Tensor[]");
+  m.def("large_conv(Tensor x, Tensor weight, Tensor bias, Tensor? slope) -> Tensor");
+  m.def("large_dense_block(Tensor x, Tensor[] weights, Tensor[] biases, float slope, float gain) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(andfast, CPU, m) {
@@ -292,4 +322,6 @@ STABLE_TORCH_LIBRARY_IMPL(andfast, CPU, m) {
   m.impl("dense_block", TORCH_BOX(&dense_block));
   m.impl("dense_block_input_grad", TORCH_BOX(&dense_block_input_grad));
   m.impl("dense_block_weight_grad", TORCH_BOX(&dense_block_weight_grad));
+  m.impl("large_conv", TORCH_BOX(&large_conv));
+  m.impl("large_dense_block", TORCH_BOX(&large_dense_block));
 }

@@ -1,27 +1,25 @@
-"""The upscaling command, and the tiles under it."""
+"""The upscaling command, and the call."""
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from upscaling_models import compact, nearest, noise, picture
 
+import andfast
 from andfast import upscale
-from andfast.models import Compact, RRDBNet, save_model
+from andfast.devices import choose_precision
+from andfast.models import save_model
 from andfast.pretrained import load_pretrained
-from andfast.upscale import NonFiniteError, UsageError, find_work, upscale_array, upscale_tensor
-
-
-def compact(scale=2, convs=3):
-    """Receptive field: convs + 2 pixels to each side, and far enough from its start to use all of it."""
-    torch.manual_seed(0)
-    model = Compact(scale, features=8, convs=convs).eval()
-    with torch.no_grad():
-        model.body[-1].weight.mul_(30)
-    return model
+from andfast.upscale import NonFiniteError, UsageError, find_work
+from andfast.upscaling.engine import Upscaler
+from andfast.upscaling.formats import Picture, read_picture, write_picture
+from andfast.upscaling.pipeline import pipeline
+from andfast.upscaling.work import FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -31,112 +29,21 @@ def model_file(tmp_path_factory):
     return path
 
 
-def picture(path, height=9, width=14, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return pixels
-
-
 def run(*arguments):
     return upscale.main([str(argument) for argument in arguments])
 
 
-# Tiles
-
-
-@pytest.mark.parametrize("scale", [1, 2, 3, 4])
-@pytest.mark.parametrize("size", [(40, 61), (33, 32), (7, 50)])
-@pytest.mark.parametrize("tile", [13, 32])
-def test_tiles_equal_the_whole(scale, size, tile):
-    model = compact(scale)
-    image = torch.rand(1, 3, *size)
-    whole = model(image).detach()
-    assert (whole - F.interpolate(image, scale_factor=scale)).std() > 0.02  # it does something
-    tiled = upscale_tensor(model, image, tile, overlap=5)
-    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
-
-
-def test_context_is_what_makes_them_equal():
-    model, image = compact(), torch.rand(1, 3, 40, 61)
-    tiled = upscale_tensor(model, image, 16, overlap=0)
-    assert (tiled - model(image)).abs().max() > 1e-2
-
-
-@pytest.mark.parametrize("scale", [1, 2])
-def test_tiles_keep_the_grouping_of_pixels(scale):
-    """Moving 2x2 or 4x4 pixels into channels works on the same groups in a tile as in the whole image."""
-    torch.manual_seed(0)
-    model = RRDBNet(scale, features=8, blocks=1, growth=4).eval()
-    image = torch.rand(1, 3, 150, 70)
-    tiled = upscale_tensor(model, image, tile=61, overlap=24 * 4 // scale)
-    torch.testing.assert_close(tiled, model(image).detach(), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (16, 16), (17, 15)])
-@pytest.mark.parametrize("tile", [0, 5, 16])
-def test_small_images(size, tile):
-    for model in (compact(), RRDBNet(1, features=4, blocks=1, growth=2)):
-        image = torch.rand(2, 3, *size)
-        result = upscale_tensor(model, image, tile, overlap=16)
-        torch.testing.assert_close(result, model(image).detach(), rtol=0, atol=1e-5)
-
-
-def test_memory_is_bounded_by_the_tile():
-    model, seen = compact(), []
-    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:]))
-    upscale_tensor(model, torch.rand(1, 3, 101, 99), tile=30, overlap=7)
-    assert len(seen) == 16
-    assert max(max(size) for size in seen) <= 30 + 2 * 7 + 6
-
-
-def test_result_needs_no_gradient_and_is_an_ordinary_tensor():
-    image = torch.rand(1, 3, 8, 8, requires_grad=True)
-    result = upscale_tensor(compact(), image)
-    assert not result.requires_grad
-    assert not result.is_inference()
-
-
-@pytest.mark.parametrize(
-    ("shape", "tile", "overlap"),
-    [((1, 3, 4, 4), -1, 0), ((1, 3, 4, 4), 8, -1), ((3, 4, 4), 8, 0), ((1, 3, 0, 4), 8, 0)],
-)
-def test_tensor_arguments(shape, tile, overlap):
-    with pytest.raises(ValueError, match="not"):
-        upscale_tensor(compact(), torch.rand(shape), tile, overlap)
-
-
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_array_is_the_rounded_and_clipped_tensor(precision):
-    model = compact()
-    image = np.random.default_rng(1).integers(0, 256, (20, 23, 3), dtype=np.uint8)
-    result = upscale_array(model, image, 8, 5, precision)
-    expected = model(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0).detach().numpy() * 255
-    assert expected.min() < 0  # else clipping is not tested
-    assert expected.max() > 255
-    error = np.abs(result - expected.clip(0, 255)).max()
-    assert error < (0.51 if precision == torch.float32 else 4)
-
-
-def test_output_that_is_not_finite():
-    model = compact()
-    with torch.no_grad():
-        model.body[0].weight.fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match="not finite"):
-        upscale_tensor(model, torch.rand(1, 3, 4, 4))
-
-
 def test_automatic_precision(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert upscale.choose_precision("auto", cuda) == torch.float16
-    assert upscale.choose_precision("float32", cuda) == torch.float32
+    assert choose_precision("auto", cuda) == torch.float16
+    assert choose_precision("float32", cuda) == torch.float32
     for capability, expected in (
         ("amx_bf16", torch.bfloat16),
         ("avx512_bf16", torch.bfloat16),
         ("avx2", torch.float32),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=capability: {name: True})
-        assert upscale.choose_precision("auto", cpu) == expected
+        assert choose_precision("auto", cpu) == expected
 
 
 # Which file goes where
@@ -148,10 +55,14 @@ def test_folders_keep_their_structure(tmp_path):
     (tmp_path / "in" / "notes.txt").write_text("no image")
     picture(tmp_path / "single.bmp")
     out = tmp_path / "out"
-    work = find_work([tmp_path / "in", tmp_path / "single.bmp", tmp_path / "in" / ".." / "single.bmp"], out)
-    assert [target.relative_to(out).as_posix() for _, target in work] == [
-        "a.png", "b.png", "sub/a.png", "sub/v1.2.png", "single.png",
-    ]  # fmt: skip
+    given = [tmp_path / "in", tmp_path / "single.bmp", tmp_path / "in" / ".." / "single.bmp"]
+
+    def names(kind):
+        return [target.relative_to(out).as_posix() for _, target in find_work(given, out, kind)]
+
+    assert names("png") == ["a.png", "b.png", "sub/a.png", "sub/v1.2.png", "single.png"]
+    assert names("tiff") == ["a.tif", "b.tif", "sub/a.tif", "sub/v1.2.tif", "single.tif"]
+    assert names("same") == ["a.PNG", "b.jpg", "sub/a.webp", "sub/v1.2.png", "single.png"]
 
 
 def test_two_images_for_one_file(tmp_path):
@@ -159,12 +70,16 @@ def test_two_images_for_one_file(tmp_path):
     picture(tmp_path / "a.jpg")
     with pytest.raises(UsageError, match=r"a\.jpg and .*a\.png would both be written to .*a\.png"):
         find_work([tmp_path], tmp_path / "out")
+    assert len(find_work([tmp_path], tmp_path / "out", "same")) == 2
 
 
 def test_inputs_are_never_overwritten(tmp_path):
     picture(tmp_path / "a.png")
     with pytest.raises(UsageError, match="would be overwritten"):
         find_work([tmp_path / "a.png"], tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="would be overwritten"):
+        find_work([tmp_path / "a.png"], tmp_path / "link")
 
 
 def test_earlier_results_are_no_inputs(tmp_path):
@@ -173,17 +88,86 @@ def test_earlier_results_are_no_inputs(tmp_path):
     assert find_work([tmp_path], tmp_path / "out") == [(tmp_path / "a.png", tmp_path / "out" / "a.png")]
 
 
+# Many images
+
+
+def reciprocals(workers, numbers, stored, store=None):
+    done = pipeline(numbers, lambda n: n, lambda n, _: 1 / n, store or (lambda n, made: stored.append(made)), workers)
+    return [(number, type(error)) for number, error in done]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_one_that_fails_stops_no_other(workers):
+    stored = []
+    assert reciprocals(workers, [1, 2, 0, 4], stored) == [
+        (1, type(None)), (2, type(None)), (0, ZeroDivisionError), (4, type(None)),
+    ]  # fmt: skip
+    assert sorted(stored) == [0.25, 0.5, 1]
+
+    def fail(number, made):
+        if number == 2:
+            raise OSError("disk")
+        stored.append(made)
+
+    assert reciprocals(workers, [1, 2, 0, 4], stored, fail)[1:3] == [(2, OSError), (0, ZeroDivisionError)]
+
+
+def test_loading_and_storing_go_on_meanwhile():
+    """Each step waits for another one that only goes on if they run at the same time."""
+    loaded, made = threading.Event(), threading.Event()
+
+    def load(number):
+        if number == 2:
+            loaded.set()
+        return number
+
+    def make(number, _):
+        if number == 1:
+            assert loaded.wait(10)  # 2 is loaded while 1 is made
+        else:
+            made.set()
+
+    def store(number, _):
+        if number == 1:
+            assert made.wait(10)  # 2 is made while 1 is stored
+
+    assert [error for _, error in pipeline([1, 2], load, make, store, 2)] == [None, None]
+
+
+def test_what_waits_is_bounded():
+    held, most = set(), 0
+
+    def load(number):
+        nonlocal most
+        held.add(number)
+        most = max(most, len(held))
+        return number
+
+    for number, _ in pipeline(range(40), load, lambda n, _: n, lambda n, _: None, 2):
+        held.discard(number)
+    assert most <= 2 * 2 + 2
+
+
+def test_stopping_early_begins_nothing_more():
+    begun = []
+    done = pipeline(range(100), begun.append, lambda n, _: n, lambda n, _: None, 2)
+    next(done)
+    done.close()
+    assert len(begun) < 10
+
+
 # The command
 
 
-def test_file(tmp_path, model_file, capsys):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_file(tmp_path, model_file, capsys, workers):
     pixels = picture(tmp_path / "a.png", 21, 34)
-    assert run(tmp_path / "a.png", "--output", tmp_path / "new" / "out", "--model", model_file,
+    assert run(tmp_path / "a.png", "--output", tmp_path / "new" / "out", "--model", model_file, "--workers", workers,
                "--precision", "float32", "--tile", 16, "--overlap", 5, "--device", "cpu") == 0  # fmt: skip
     result = np.asarray(Image.open(tmp_path / "new" / "out" / "a.png"))
     # The library may add up in another order for another size of tile: a value on the edge between two levels can go
     # either way.
-    difference = np.abs(result.astype(int) - upscale_array(compact(), pixels, tile=0).astype(int))
+    difference = np.abs(result.astype(int) - Upscaler(compact(), tile=0).pixels(pixels).astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.001
     assert "1 of 1 images upscaled" in capsys.readouterr().out
@@ -196,26 +180,107 @@ def test_the_pretrained_model(tmp_path, capsys, named):
     assert run(tmp_path / "a.png", "--output", tmp_path / "out", *named, *plain) == 0
     assert "model andnet_compact_x4: x4, on cpu in float32" in capsys.readouterr().out
     result = np.asarray(Image.open(tmp_path / "out" / "a.png"))
-    expected = upscale_array(load_pretrained("andnet_compact_x4"), pixels)
+    expected = Upscaler(load_pretrained("andnet_compact_x4")).pixels(pixels)
     assert np.abs(result.astype(int) - expected.astype(int)).max() <= 1
 
 
-def test_bad_files_are_named_and_skipped(tmp_path, model_file, capsys):
+@pytest.mark.parametrize("kind", [*FORMATS, "same"])
+def test_all_that_a_file_holds_is_kept(tmp_path, kind):
+    """16 bits, transparency and the colour profile, through a network that repeats pixels."""
+    save_model(nearest(2), tmp_path / "m.pth")
+    pixels = noise(8, 9, 4, np.uint16)
+    pixels[..., 3] |= 0x100
+    write_picture(tmp_path / "in" / "a.tif", Picture(pixels, b"not looked at"))
+    out = tmp_path / "out"
+    assert run(tmp_path / "in", "--output", out, "--model", tmp_path / "m.pth", "--format", kind) == 0
+    (path,) = out.iterdir()
+    assert path.suffix == FORMATS.get(kind, ".tif")
+    found = read_picture(path)
+    assert found.icc == b"not looked at"
+    if path.suffix in (".png", ".tif"):
+        np.testing.assert_array_equal(found.pixels, pixels.repeat(2, 0).repeat(2, 1))
+    else:
+        assert found.pixels.shape == (16, 18, 3 if kind == "jpeg" else 4)
+
+
+def test_another_factor(tmp_path, model_file):
+    pixels = picture(tmp_path / "a.png", 20, 30)
+    assert run(tmp_path / "a.png", "--output", tmp_path / "out", "--model", model_file, "--output-scale", 1.5,
+               "--precision", "float32") == 0  # fmt: skip
+    result = np.asarray(Image.open(tmp_path / "out" / "a.png")).astype(int)
+    assert result.shape == (30, 45, 3)
+    assert np.abs(result - Upscaler(compact()).pixels(pixels, 1.5)).max() <= 1
+
+
+def test_results_that_are_there_are_not_made_again(tmp_path, model_file, capsys):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / "in" / name)
+    command = [tmp_path / "in", "--output", tmp_path / "out", "--model", model_file]
+    assert run(*command) == 0
+    capsys.readouterr()
+    (tmp_path / "out" / "b.png").unlink()
+    (tmp_path / "out" / "a.png").write_text("mine")
+    assert run(*command) == 0
+    assert "1 of 3 images upscaled" in (said := capsys.readouterr().out)
+    assert "2 were there already" in said
+    assert (tmp_path / "out" / "a.png").read_text() == "mine"
+    assert run(*command, "--overwrite") == 0
+    assert "3 of 3 images upscaled" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "a.png").size == (28, 18)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_files_are_named_and_skipped(tmp_path, model_file, capsys, workers):
     picture(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:60])
     (tmp_path / "in" / "c.jpg").write_text("no image")
     picture(tmp_path / "in" / "sub" / "d.png", 1, 1)
-    assert run(tmp_path / "in", "--output", tmp_path / "out", "--model", model_file, "--device", "cpu") == 1
+    picture(tmp_path / "in" / "sub" / "e.png", 10, 20)
+    command = [tmp_path / "in", "--output", tmp_path / "out", "--model", model_file, "--max-pixels", 199]
+    assert run(*command, "--device", "cpu", "--workers", workers) == 1
     told = capsys.readouterr()
-    assert "2 of 4 images upscaled" in told.out
-    assert "2 failed" in told.out
+    assert "2 of 5 images upscaled" in told.out
+    assert "3 failed" in told.out
     failures = told.err.splitlines()
-    assert len(failures) == 2
+    assert len(failures) == 3
     assert "b.png" in failures[0]
     assert "c.jpg" in failures[1]
+    assert "e.png: 20 x 10 pixels; more than 199 are refused" in failures[2]
     written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert written == ["a.png", "sub/d.png"]
     assert Image.open(tmp_path / "out" / "sub" / "d.png").size == (2, 2)
+
+
+def test_results_too_large_for_their_format_or_the_memory(tmp_path, model_file, capsys, monkeypatch):
+    Image.new("L", (9000, 1)).save(tmp_path / "a.png")
+    command = [tmp_path / "a.png", "--output", tmp_path / "out", "--model", model_file]
+    assert run(*command, "--format", "webp") == 1
+    assert "a.png: 18000 x 2 pixels are too many for .webp: 16383 a side" in capsys.readouterr().err
+    monkeypatch.setattr(upscale, "free_memory", lambda device: 50_000)
+    assert run(*command) == 1
+    assert "a.png: the result, 18000 x 2 pixels, needs 0.0 GiB of 0.0 GiB free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_interrupted(tmp_path, model_file, capsys, monkeypatch, workers):
+    """What was begun is finished, nothing is half written, and the same command makes the rest."""
+    for number in range(9):
+        picture(tmp_path / "in" / f"{number}.png")
+    calls, real = [], Upscaler.pixels
+
+    def pixels(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(Upscaler, "pixels", pixels)
+    command = [tmp_path / "in", "--output", tmp_path / "out", "--model", model_file, "--workers", workers]
+    assert run(*command) == 130
+    assert "interrupted: the same command goes on from here" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "2.png"]
+    assert run(*command) == 0
+    assert "6 of 9 images upscaled" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -233,7 +298,7 @@ def test_failures_say_what_would_help(tmp_path, model_file, capsys, monkeypatch,
         raise cause
 
     picture(tmp_path / "a.png")
-    monkeypatch.setattr(upscale, "upscale_array", fail)
+    monkeypatch.setattr(Upscaler, "pixels", fail)
     assert run(tmp_path / "a.png", "--output", tmp_path / "out", "--model", model_file, "--precision", "bfloat16") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "a.png" in line
@@ -273,7 +338,22 @@ def test_nothing_is_begun(tmp_path, model_file, capsys, monkeypatch, arguments, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("wrong", [["--tile", "-1"], ["--overlap", "-2"], ["--precision", "int8"], ["--tile", "x"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--tile", "-1"],
+        ["--overlap", "-2"],
+        ["--precision", "int8"],
+        ["--tile", "x"],
+        ["--output-scale", "0"],
+        ["--output-scale", "nan"],
+        ["--quality", "101"],
+        ["--format", "gif"],
+        ["--compile", "auto"],
+        ["--workers", "-1"],
+        ["--max-pixels", "0"],
+    ],
+)
 def test_wrong_options(tmp_path, model_file, capsys, wrong):
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path, "--output", tmp_path, "--model", model_file, *wrong)
@@ -283,17 +363,108 @@ def test_wrong_options(tmp_path, model_file, capsys, wrong):
 
 def test_as_a_command(tmp_path, model_file):
     picture(tmp_path / "a.png")
-    command = [
-        sys.executable,
-        "-m",
-        "andfast.upscale",
-        "--output",
-        str(tmp_path / "out"),
-        "--model",
-        str(model_file),
-    ]
-    good = subprocess.run([*command, str(tmp_path / "a.png")], capture_output=True, text=True, check=False)
-    assert (good.returncode, good.stderr) == (0, "")
-    bad = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, check=False)
-    assert bad.returncode == 2
-    assert "Traceback" not in bad.stderr
+    (tmp_path / "b.png").write_text("no image")
+    command = [sys.executable, "-m", "andfast.upscale", tmp_path, "--output", tmp_path / "out", "--model", model_file]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()  # nothing else, as a warning of Python's about how it was started
+    assert line.startswith(f"failed: {tmp_path / 'b.png'}: ")
+    assert (tmp_path / "out" / "a.png").is_file()
+
+
+# The call
+
+
+def test_the_call_is_there_after_import():
+    """Whatever else is imported: importing a module puts it in the place of what had its name in the package."""
+    program = """
+import numpy as np
+import andfast
+image, model = np.zeros((4, 5, 3), np.uint8), andfast.Compact(2, features=4, convs=1)
+assert andfast.upscale(image, model).shape == (8, 10, 3)
+import andfast.upscale
+assert andfast.upscale(image, model).shape == (8, 10, 3)
+from andfast.upscale import main
+assert andfast.upscale(image, model).shape == (8, 10, 3)
+assert andfast.upscale.main is main
+from andfast import upscale
+assert upscale is andfast.upscale
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 1), (5, 6, 2), (5, 6, 3), (5, 6, 4)])
+def test_arrays(shape, dtype):
+    image = noise(5, 6, int(np.prod(shape[2:])), np.uint16).reshape(shape)
+    image = (image / 65535).astype(dtype) if dtype.startswith("f") else image.astype(dtype)
+    large = andfast.upscale(image, compact())
+    assert isinstance(large, np.ndarray)
+    assert (large.dtype, large.shape) == (image.dtype, (10, 12, *shape[2:]))
+    if shape[2:] in ((), (3,)):
+        levels = np.iinfo(dtype).max if image.dtype.kind == "u" else 1
+        given = torch.from_numpy((image / levels).astype(np.float32).reshape(5, 6, -1)).permute(2, 0, 1)[None]
+        expected = compact()(given.expand(1, 3, -1, -1)).detach()[0].permute(1, 2, 0)
+        expected = expected if shape[2:] else expected.mean(2)  # gray, as the network sees it
+        error = np.abs(large / levels - expected.clamp(0, 1).numpy())
+        assert error.max() < (0.51 / levels if levels > 1 else 0) + 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 5, 6), (1, 5, 6), (2, 3, 5, 6), (2, 4, 5, 6)])
+def test_tensors(shape, dtype):
+    image = torch.rand(shape)
+    image = (image * 255).to(dtype) if dtype == torch.uint8 else image.to(dtype)
+    large = andfast.upscale(image, compact())
+    assert (large.dtype, large.shape, large.device) == (dtype, (*shape[:-2], 10, 12), image.device)
+    assert not large.requires_grad
+    if dtype == torch.float32 and shape == (2, 3, 5, 6):
+        torch.testing.assert_close(large, compact()(image).detach().clamp(0, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "after"),
+    [("L", "L"), ("LA", "LA"), ("P", "RGB"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("1", "L"), ("I;16", "I;16")],
+)
+def test_images_of_pillow(mode, after):
+    image = Image.fromarray(noise(5, 6, 3)).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(noise(5, 6, 1, np.uint16)[..., 0])
+    image.info["icc_profile"] = b"profile"
+    large = andfast.upscale(image, nearest(2))
+    assert (large.mode, large.size, large.info["icc_profile"]) == (after, (12, 10), b"profile")
+    if mode in ("L", "RGB", "I;16"):
+        np.testing.assert_array_equal(np.asarray(large), np.asarray(image).repeat(2, 0).repeat(2, 1))
+
+
+def test_models_by_name_and_file(model_file):
+    image = noise(6, 7, 3)
+    assert andfast.upscale(image).shape == (24, 28, 3)
+    by_file = andfast.upscale(image, model_file, output_scale=3)
+    assert by_file.shape == (18, 21, 3)
+    np.testing.assert_array_equal(by_file, andfast.upscale(image, str(model_file), 3))
+    np.testing.assert_array_equal(by_file, Upscaler(compact()).pixels(image, 3))
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "said"),
+    [
+        ([[1]], TypeError, "not a list"),
+        (np.zeros((3, 3, 3), np.int32), TypeError, "not of int32"),
+        (np.zeros((3, 3, 5), np.uint8), ValueError, "not \\(3, 3, 5\\)"),
+        (np.zeros((0, 3, 3), np.uint8), ValueError, "empty"),
+        (torch.zeros(3, 3), ValueError, "not \\(3, 3\\)"),
+        (torch.zeros(3, 3, 3, dtype=torch.bool), TypeError, "not of torch.bool"),
+        (Image.new("F", (3, 3)), ValueError, "kind F"),
+    ],
+)
+def test_what_is_no_image(image, error, said):
+    with pytest.raises(error, match=said):
+        andfast.upscale(image, compact())
+
+
+def test_no_factor():
+    for factor in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="output_scale must be above 0"):
+            andfast.upscale(noise(3, 3, 3), compact(), factor)

@@ -12,9 +12,9 @@ from andfast.files import written_whole
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-# Only the decoders that the suffixes stand for: Pillow picks one by content, and among the others are some
-# that start foreign programs (EPS).
-_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+#: Only the decoders that the suffixes stand for: Pillow picks one by content, and among the others are some
+#: that start foreign programs (EPS).
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _EXIF_ORIENTATION = 0x0100, 0x0101, 0x0112
 # What to do to a stored image so that it stands upright, by the value of its EXIF orientation.
@@ -52,14 +52,14 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             limit against decompression bombs, or of a pixel type without a fixed range (floating point).
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             # Asked after loading: Pillow turns TIFF upright itself while it loads, and then says 1 here.
             turn = _UPRIGHT.get(_orientation(image))
             rgb = _to_rgb(image)
             return np.array(rgb if turn is None else rgb.transpose(turn))
     except Exception as error:  # decoders of broken files raise nearly anything
-        raise ImageError(f"{path}: {_cause(error)}") from error
+        raise ImageError(f"{path}: {cause(error)}") from error
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -69,13 +69,13 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: the header cannot be read, or tells of more pixels than Pillow's limit.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if image.format == "TIFF":  # Pillow tells its stored size or its upright one, by version
                 width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
             return (width, height) if _orientation(image) >= 5 else (height, width)
     except Exception as error:
-        raise ImageError(f"{path}: {_cause(error)}") from error
+        raise ImageError(f"{path}: {cause(error)}") from error
 
 
 def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:
@@ -134,9 +134,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _cause(error: Exception) -> str:
+def upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    """The pixels (H, W, C) of a loaded image as its EXIF orientation says; a view."""
+    turn = _orientation(image)
+    if turn in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    # Which of the directions, after that, run backwards.
+    return pixels[:: -1 if turn in (3, 4, 7, 8) else 1, :: -1 if turn in (2, 3, 6, 7) else 1]
+
+
+def cause(error: Exception) -> str:
+    """In words, why an image cannot be read, for a message that names the file."""
     if isinstance(error, UnidentifiedImageError):  # its own text repeats the path
-        return f"not an image ({', '.join(_FORMATS)} are read)"
+        return f"not an image ({', '.join(FORMATS)} are read)"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

@@ -95,7 +95,7 @@ def describe_model(model: nn.Module, metadata: Mapping[str, object] | None = Non
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
-    """Read a generator from a file that andfast, BasicSR, Real-ESRGAN or a program based on them wrote.
+    """Read a generator from a file that andfast, BasicSR, ESRGAN, BSRGAN, Real-ESRGAN or a program like them wrote.
 
     The architecture and its size come from the names and shapes of the weights alone; only whether a Compact
     without PReLU has ReLU or LeakyReLU, which they cannot tell, comes from what `save_model` recorded.
@@ -126,7 +126,7 @@ def _recognise(shapes: Shapes, record: Mapping[str, str]) -> tuple[type[nn.Modul
         return Compact, _compact_options(shapes, record)
     raise ModelError(
         f"an unknown architecture (its weights are called {some(shapes)}); known are RRDBNet "
-        "(ESRGAN, Real-ESRGAN; with the names that BasicSR gives now) and Compact (SRVGGNetCompact)"
+        "(ESRGAN, BSRGAN, Real-ESRGAN) and Compact (SRVGGNetCompact)"
     )
 
 

@@ -63,6 +63,10 @@ class RRDBs(nn.Sequential):
         return x
 
 
+#: How far RRDBNet's last part sees: a pixel at twice the size, three at four times, rounded up.
+TAIL_REACH = 2
+
+
 class RRDBNet(nn.Module):
     """ESRGAN's generator: (B, in_channels, H, W) -> (B, out_channels, scale * H, scale * W), any H, W >= 1.
 
@@ -108,14 +112,22 @@ class RRDBNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
+        enlarged = self.enlarge(self.look(x))
+        return enlarged if self.unshuffle == 1 else enlarged[..., : height * self.scale, : width * self.scale]
+
+    def look(self, x: Tensor) -> Tensor:
+        """The part that sees far: (B, in_channels, H, W) -> (B, features, H', W'); for x4 these are H and W, else half
+        or a quarter of them, rounded up."""
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(_pad_to_multiple(x, self.unshuffle), self.unshuffle)
         x = _conv(self.conv_first, x)
-        x = x + _conv(self.conv_body, self.body(x))
+        return x + _conv(self.conv_body, self.body(x))
+
+    def enlarge(self, x: Tensor) -> Tensor:
+        """The rest: (B, features, H', W') -> (B, out_channels, 4 H', 4 W'). It sees `TAIL_REACH` pixels of `x` far."""
         x = _conv(self.conv_up1, F.interpolate(x, scale_factor=2, mode="nearest"), SLOPE)
         x = _conv(self.conv_up2, F.interpolate(x, scale_factor=2, mode="nearest"), SLOPE)
-        x = _conv(self.conv_last, _conv(self.conv_hr, x, SLOPE))
-        return x if self.unshuffle == 1 else x[..., : height * self.scale, : width * self.scale]
+        return _conv(self.conv_last, _conv(self.conv_hr, x, SLOPE))
 
 
 def _conv(layer: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,13 @@ class View:
         self.dtype = dtype
 
     def __call__(self, lr: Tensor) -> Tensor:
-        lr = lr.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(lr.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.module(lr)
+        return self.of(self.module, lr)
+
+    def of(self, part: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+        """What a part of the module gives for an image, as the whole would be computed."""
+        image = image.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(image.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return part(image)
 
 
 class FrozenView(View):

@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from andfast.models.dialects import standard_names
+
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
 # Under which keys training programs keep the weights, the preferred one (the moving average) first.
@@ -61,6 +63,7 @@ def read_model(path: str | os.PathLike[str], recognise: Recognise) -> nn.Module:
         ModelError: it is not recognised, or its weights are not what it was recognised as.
     """
     state, record = read_weights(path)
+    state = standard_names(state)
     try:
         model = _empty_model_for(state, record, recognise)
     except ModelError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from andfast.ops import backends
+from andfast.ops import backends, large_tiles
 from andfast.ops.generator_kernels import GAIN, SLOPE
 from andfast.ops.generator_library import CpuGenerator
 
@@ -25,6 +25,8 @@ class WinogradGenerator(CpuGenerator):
     def conv_act(
         self, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, keep: bool
     ) -> tuple[Tensor, Tensor]:
+        if not keep and large_tiles.allowed():
+            return _ops.large_conv(x, weight, bias, slope), x.new_empty(0, dtype=torch.uint8)
         return _ops.conv_act(x, weight, bias, bias.new_ones(bias.shape) if slope is None else slope, keep)
 
     def input_grad(self, dz: Tensor, weight: Tensor) -> Tensor:
@@ -38,6 +40,9 @@ class WinogradGenerator(CpuGenerator):
     def dense(
         self, x: Tensor, weights: list[Tensor], biases: list[Tensor], keep: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if not keep and large_tiles.allowed():
+            nothing = x.new_empty(0)
+            return _ops.large_dense_block(x, weights, biases, SLOPE, GAIN), nothing, nothing
         return _ops.dense_block(x, weights, biases, SLOPE, GAIN, keep)
 
     def dense_input_grad(self, dy: Tensor, weights: list[Tensor], signs: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-import weakref
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from andfast.attack import Free, Random, Simulated
 from andfast.attack.base import NetworkAttack
 from andfast.degradation import DegradationNetwork
 from andfast.losses import GeneratorLoss, Objective, discriminator_loss, generator_objective, l1_loss, no_objective
+from andfast.memory import LiveBytes
 from andfast.models.views import View
 from andfast.ops import backends
 from andfast.ops.kernels import kernels_of
@@ -25,44 +21,6 @@ from andfast.theta import ThetaLayout
 from andfast.training.config import Config, DegradationConfig
 from andfast.training.sheet import CROP, ROWS
 from andfast.training.trainer import Trainer
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the memory of the tensors that operations make, while they live. Views of a tensor share its memory.
-
-    Attributes:
-        live: bytes there are now.
-        peak: bytes there were at most.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
-                self._meet(tensor.untyped_storage())
-        return result
-
-    def know(self, tensor: Tensor) -> Tensor:
-        """Leave a tensor out of the count."""
-        self._known[tensor.untyped_storage()] = None
-        return tensor
-
-    def _meet(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
-            return
-        self._known[storage] = None
-        size = storage.nbytes()
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, size)
-
-    def _forget(self, size: int) -> None:
-        self.live -= size
 
 
 def estimate_memory(trainer: Trainer) -> int:
@@ -242,33 +200,10 @@ def _fake(module: nn.Module, memory: LiveBytes) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
-
-
 def describe_memory(needed: int, free: int | None) -> str:
     """Both in GiB, for people."""
     words = f"needs about {needed / 2**30:.1f} GiB"
     return words if free is None else f"{words} of {free / 2**30:.1f} GiB free"
-
-
-# How the allocators that raise no error of their own kind begin.
-_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: of the device or of the machine."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def remedies(config: Config, size: int = 1) -> str:

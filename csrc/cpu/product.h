@@ -6,10 +6,10 @@
 namespace andfast::cpu {
 
 constexpr int64_t kLane = 16;  // columns that are worked on together: one register with AVX-512, two with AVX
-constexpr int64_t kRows = 8;   // what the number of rows must be a multiple of
+constexpr int64_t kRows = 8;   // what the number of rows should be a multiple of
 
 // c[r][j] (+)= sum over d of a[r * a_row + d * a_depth] b[d * b_depth + j], for `rows` rows, `columns` columns and
-// `depth` products; rows a multiple of kRows, columns one of kLane. Row r of c starts at c + r * c_row. Added to what c
+// `depth` products; rows even, columns a multiple of kLane. Row r of c starts at c + r * c_row. Added to what c
 // holds if `add`; else c is only written.
 using Product = void (*)(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth, float* c,
                          int64_t c_row, int64_t rows, int64_t columns, int64_t depth, bool add);

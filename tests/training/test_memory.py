@@ -16,16 +16,14 @@ from andfast import train
 from andfast.attack import PGD, Random
 from andfast.losses import l1_objective, no_objective
 from andfast.measure import peak_memory
+from andfast.memory import LiveBytes, _left_in_container, free_memory, is_out_of_memory
 from andfast.models import Compact
 from andfast.models.views import FrozenView
 from andfast.training import sheet
 from andfast.training.config import DegradationConfig
 from andfast.training.memory import (
-    LiveBytes,
     describe_memory,
     estimate_memory,
-    free_memory,
-    is_out_of_memory,
     remedies,
     search_bytes,
 )
@@ -137,6 +135,16 @@ def test_free_memory_is_of_this_machine() -> None:
     assert free is None or 2**20 < free < 2**50
     assert describe_memory(3 * 2**30, 23 * 2**30) == "needs about 3.0 GiB of 23.0 GiB free"
     assert describe_memory(3 * 2**30, None) == "needs about 3.0 GiB"
+
+
+def test_memory_that_a_container_may_take(tmp_path: Path) -> None:
+    assert _left_in_container(tmp_path) == []  # no container, or none that says
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 600\nfile 100\nfile_mapped 50\n")
+    assert _left_in_container(tmp_path) == [400]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _left_in_container(tmp_path) == []
 
 
 def ask_for_too_much() -> None:

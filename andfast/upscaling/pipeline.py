@@ -1,0 +1,80 @@
+"""Many images, one after the other: read and written by threads while the device computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
+Made = TypeVar("Made")
+
+
+def pipeline(
+    items: Iterable[Item],
+    load: Callable[[Item], Loaded],
+    make: Callable[[Item, Loaded], Made],
+    store: Callable[[Item, Made], object],
+    workers: int,
+) -> Iterator[tuple[Item, Exception | None]]:
+    """For each item store(item, make(item, load(item))); whatever one raises, the others go on.
+
+    `make` runs in the calling thread, in order. At most `workers` items are loaded ahead, and as many wait to be
+    stored, so that memory is bounded. Where the caller stops early, what was begun is finished, and nothing else begun.
+
+    Args:
+        workers: how many threads load, and how many store; 0: everything in turn, in the calling thread.
+
+    Yields:
+        Items as they are done, in order, each with what it raised or None.
+    """
+    if workers == 0:
+        for item in items:
+            try:
+                store(item, make(item, load(item)))
+            except Exception as error:
+                yield item, error
+            else:
+                yield item, None
+        return
+
+    waiting = iter(items)
+    loads: list[tuple[Item, Future[Loaded]]] = []
+    stores: list[tuple[Item, Future[object]]] = []
+    loaders, storers = (ThreadPoolExecutor(workers) for _ in range(2))
+
+    def begin_loads() -> None:
+        while len(loads) < workers:
+            try:
+                item = next(waiting)
+            except StopIteration:
+                return
+            loads.append((item, loaders.submit(load, item)))
+
+    def failed(error: Exception) -> Future[object]:
+        future: Future[object] = Future()
+        future.set_exception(error)
+        return future
+
+    try:
+        begin_loads()
+        while loads or stores:
+            if loads:
+                item, future = loads.pop(0)
+                try:
+                    loaded = future.result()
+                    begin_loads()
+                    made = make(item, loaded)
+                    del loaded
+                    stores.append((item, storers.submit(store, item, made)))
+                    del made
+                except Exception as error:
+                    begin_loads()
+                    stores.append((item, failed(error)))
+            while stores and (not loads or len(stores) > workers or stores[0][1].done()):
+                item, stored = stores.pop(0)
+                yield item, stored.exception()
+    finally:
+        for pool in (loaders, storers):
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,110 @@
+"""Upscaling an image with the same weights: spandrel in float32, as its users call it, and andfast.
+
+Peak memory is what the process holds at most over what it held before, by the system's count: with what libraries take
+for themselves. spandrel runs first; andfast's result is compared with its.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from andfast.devices import choose_precision
+from andfast.models import Compact, RRDBNet
+from andfast.upscaling.engine import Upscaler
+from bench.timing import DEVICE, SMALL, clock
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # not installed with the package
+importlib.import_module("torchvision_operators").declare_missing()
+spandrel = pytest.importorskip("spandrel")
+
+pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "RRDBNet-23 x4": lambda: RRDBNet(4, blocks=1 if SMALL else 23),
+    "Compact-16 x4": lambda: Compact(4),
+}
+# Network, height and width of the image, rounds.
+CASES = (
+    [(name, 16, 1) for name in NETWORKS]
+    if SMALL
+    else [("RRDBNet-23 x4", 128, 3), ("RRDBNet-23 x4", 512, 1), ("Compact-16 x4", 512, 5)]
+)
+VARIANTS = ("spandrel float32", "andfast")
+
+seen: dict[tuple[str, int], tuple[Tensor, float]] = {}  # what spandrel gave, and its median time
+
+
+@lru_cache(maxsize=1)
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return NETWORKS[name]().eval().to(DEVICE)
+
+
+@lru_cache(maxsize=1)
+def image(size: int) -> Tensor:
+    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+
+
+def memory(name: str) -> int:
+    """A count of this process's memory in /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def peak_of(function: Callable[[], Tensor]) -> int:
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
+    before = memory("VmRSS:")
+    function()
+    return memory("VmHWM:") - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as Linux does")
+@pytest.mark.parametrize(("name", "size", "rounds"), CASES, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_upscale(benchmark, name, size, rounds, variant):
+    model, lr = network(name), image(size)
+    precision = choose_precision("auto", DEVICE)
+    if variant == "andfast":
+        variant = f"andfast {str(precision).removeprefix('torch.')}"
+        run = partial(Upscaler(model, precision).tensor, lr)
+    else:
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        run = partial(spandrel.ModelLoader(DEVICE).load_from_state_dict(state).eval(), lr)
+    results: list[Tensor] = []
+    peaks: list[int] = []
+
+    def once() -> None:
+        results[:] = [run()]
+
+    benchmark.group = f"upscale {size}x{size} {name}"
+    benchmark.extra_info |= {
+        "variant": variant,
+        "device": torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    benchmark.pedantic(lambda: peaks.append(peak_of(once)), rounds=rounds)  # no warm-up: a pass takes minutes
+    benchmark.extra_info["peak_memory"] = max(peaks)
+    median = None if benchmark.stats is None else benchmark.stats.stats.median  # None under --benchmark-disable
+    if variant.startswith("spandrel"):
+        seen[name, size] = results[0], median
+        return
+    expected, other = seen[name, size]
+    error = (results[0].clamp(0, 1) - expected).square().mean()
+    psnr = float(-10 * error.log10())
+    assert psnr > 50
+    benchmark.extra_info["psnr_to_spandrel"] = psnr
+    if median is not None:
+        benchmark.extra_info["times_spandrel"] = other / median

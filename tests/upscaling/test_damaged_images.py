@@ -1,0 +1,93 @@
+"""Image files with something wrong: each is read or refused by name, none takes the process with it."""
+
+import io
+import struct
+import warnings
+
+import numpy as np
+import tifffile
+from PIL import Image
+from upscaling_models import noise
+
+from andfast.data.images import ImageError
+from andfast.upscaling.formats import Picture, read_picture
+from andfast.upscaling.png import png_bytes
+
+WRONG_SIZES = (0, 1, 7, 300, 65_535, 2**31 - 1, 2**32 - 1)
+
+
+def originals():
+    """A file of each format and mode that there is."""
+    files, exif = [], Image.Exif()
+    exif[0x0112] = 6
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
+        image = Image.fromarray(noise(13, 17, 3)).convert(mode)
+        for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM"):
+            buffer = io.BytesIO()
+            try:
+                image.save(buffer, kind, exif=exif)
+            except (OSError, ValueError, TypeError):
+                continue
+            files.append((kind.lower(), buffer.getvalue()))
+    for channels in (1, 2, 3, 4):
+        pixels = noise(13, 17, channels, np.uint16)
+        files.append(("png", png_bytes(pixels, b"a profile")))
+        for compression in (None, "zlib"):
+            buffer = io.BytesIO()
+            tifffile.imwrite(
+                buffer, pixels if channels > 1 else pixels[..., 0], compression=compression, rowsperstrip=4,
+                photometric="rgb" if channels > 2 else "minisblack", planarconfig="contig" if channels > 1 else None,
+            )  # fmt: skip
+            files.append(("tif", buffer.getvalue()))
+    return files
+
+
+def mutated(data, random):
+    data = bytearray(data)
+    kind = random.integers(7)
+    if kind == 0:  # truncated
+        return bytes(data[: random.integers(len(data))])
+    if kind == 1:  # the header
+        for place in random.integers(0, min(len(data), 64), random.integers(1, 8)):
+            data[place] = random.integers(256)
+    elif kind == 2:  # bits anywhere
+        for place in random.integers(0, len(data), random.integers(1, 40)):
+            data[place] ^= 1 << random.integers(8)
+    elif kind == 3:  # a piece is missing
+        begin, end = sorted(random.integers(0, len(data), 2))
+        del data[begin:end]
+    elif kind == 4:  # too many bytes
+        place = random.integers(len(data))
+        data[place:place] = random.bytes(random.integers(1, 100))
+    elif kind == 5:  # a number that says how much there is
+        place = random.integers(0, max(min(len(data), 200) - 4, 1))
+        data[place : place + 4] = struct.pack(random.choice(["<I", ">I"]), random.choice(WRONG_SIZES))
+    else:  # nothing but noise after the first bytes
+        data[8:] = random.bytes(len(data))
+    return bytes(data)
+
+
+def test_500_damaged_images(tmp_path):
+    random = np.random.default_rng(0)
+    files = originals()
+    assert {kind for kind, _ in files} == {"png", "jpeg", "webp", "tiff", "tif", "bmp", "ppm"}
+    told = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about metadata that is damaged
+        for number in range(len(files), len(files) + 500):
+            kind, data = files[number % len(files)]
+            path = tmp_path / f"{number}.{kind}"
+            path.write_bytes(mutated(data, random))
+            try:
+                found = read_picture(path, max_pixels=10**6)
+            except ImageError as error:
+                told.append((path, str(error)))
+            else:
+                assert isinstance(found, Picture)
+                assert found.pixels.dtype in (np.uint8, np.uint16)
+                assert found.pixels.ndim == 3
+                assert 1 <= found.pixels.shape[2] <= 4
+                assert 0 < found.pixels.size <= 4 * 10**6
+            path.unlink()
+    assert 150 < len(told) < 500
+    assert all(message.startswith(f"{path}: ") for path, message in told)
