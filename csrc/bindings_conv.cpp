@@ -230,8 +230,9 @@ std::tuple<Tensor, Tensor, Tensor> dense_block(const Tensor& x, const std::vecto
   Sizes sizes = grown_sign_sizes(shape);
   if (!keep) sizes[0] = 0;
   Tensor signs = empty(x, sizes, ScalarType::Byte);
-  andfast::cpu::dense_block(read<float>(x), taps, dense_biases(biases, weights, x), shape, {float(slope), float(gain)}, write<float>(y),
-                            write<float>(grown), keep ? write<uint8_t>(signs) : nullptr, parallel_for);
+  andfast::cpu::dense_block(read<float>(x), taps, dense_biases(biases, weights, x), shape,
+                            {float(slope), float(gain)}, write<float>(y), write<float>(grown),
+                            keep ? write<uint8_t>(signs) : nullptr, parallel_for);
   return {y, grown, signs};
 }
 

@@ -75,7 +75,9 @@ class Compact(nn.Module):
         features = x
         for conv, activation in zip(self.body[::2], [*self.body[1::2], None], strict=True):
             features = _conv(conv, activation, features)
-        return F.pixel_shuffle(features, self.scale) + F.interpolate(x, scale_factor=self.scale, mode="nearest")
+        large = F.pixel_shuffle(features, self.scale)
+        del features  # as large as the result; without gradients nobody else holds it
+        return large + F.interpolate(x, scale_factor=self.scale, mode="nearest")
 
 
 def _conv(conv: nn.Conv2d, activation: nn.Module | None, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 // The generators' convolutions where nothing but the result is wanted, in float32: by Winograd's F(6 x 6, 3 x 3), 64
-// products for 36 results instead of 324, with the points 0, 1, -1, 2, -2, 1/2 and -1/2 (Lavin and Gray, 2016). Training
-// takes F(2 x 2, 3 x 3) (winograd.h), which needs more products and rounds ten times finer. andfast/ops/large_tiles.py
-// says what the operators compute.
+// products for 36 results instead of 324, with the points 0, 1, -1, 2, -2, 1/2 and -1/2 (Lavin and Gray, 2016).
+// Training takes F(2 x 2, 3 x 3) (winograd.h), which needs more products and rounds ten times finer.
+// andfast/ops/large_tiles.py says what the operators compute.
 #include "product.h"
 #include "tiles.h"
 
@@ -106,7 +106,7 @@ struct LargeTail {
   float gain;
 };
 
-// A vector of channels of a tile's results, A^T m A, to the pixels that exist. `residual`: the pixels to add to, or null.
+// A vector of channels of a tile's results, A^T m A, to the pixels that exist. `residual`: what is added to, or null.
 template <typename Vector>
 ANDFAST_BODY void leave_vector(const float* m, int64_t step, int64_t c, float* const to[kSide * kSide],
                                const float* const* residual, const LargeTail& tail) {
@@ -221,7 +221,8 @@ void large_convolve(const std::vector<Channels>& sources, const Weights& weights
   for (const Channels& source : sources) inputs += source.count;
   const int64_t padded = round_up(results.channels, kLane);
   const std::unique_ptr<float[]> u = large_weights(weights, inputs, results.channels, parallel_for);
-  const int64_t down = (height + kSide - 1) / kSide, across = (width + kSide - 1) / kSide, count = images * down * across;
+  const int64_t down = (height + kSide - 1) / kSide, across = (width + kSide - 1) / kSide;
+  const int64_t count = images * down * across;
   const int64_t v_step = element_step(kLargeTiles, kDepth), m_step = element_step(kLargeTiles, padded);
   const std::vector<float> zeros(kDepth);
 
