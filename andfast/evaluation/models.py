@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 
 from andfast.data.tensors import to_tensor
 from andfast.models import ModelError
-from andfast.pretrained import FOLDER, pretrained_names
+from andfast.pretrained import model_file, pretrained_names
 from andfast.training.validation import bicubic_upsample
-from andfast.upscale import find_model, upscale_tensor
+from andfast.upscaling.engine import Upscaler
+from andfast.upscaling.models import find_model
 
 BICUBIC = "bicubic interpolation"
 
@@ -29,7 +29,7 @@ class Computing:
     Attributes:
         device: where.
         precision: in what type.
-        tile, overlap: as `upscale_tensor`'s.
+        tile, overlap: as `Upscaler`'s.
     """
 
     device: torch.device
@@ -67,10 +67,8 @@ class Contender:
         """
         if self.model is None:
             return to_tensor(bicubic_upsample(lr, scale)).to(computing.device)
-        device, precision = computing.device, computing.precision
-        reduced = torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext()
-        with reduced:
-            return upscale_tensor(self.model, to_tensor(lr).to(device), computing.tile, computing.overlap)
+        upscaler = Upscaler(self.model, computing.precision, computing.tile, computing.overlap)
+        return upscaler.tensor(to_tensor(lr).to(computing.device))
 
 
 def interpolation() -> Contender:
@@ -91,8 +89,7 @@ def load_contenders(given: Sequence[str], device: torch.device) -> list[Contende
         if title in found or title == BICUBIC:
             raise ModelError(f"two models have the title {title}: {text} and another; give one as TITLE={file}")
         model = find_model(file, device).to(memory_format=torch.channels_last)
-        path = FOLDER / f"{file}.safetensors" if file in pretrained_names() else Path(file)
-        found[title] = Contender(title, file, hashlib.sha256(path.read_bytes()).hexdigest(), model)
+        found[title] = Contender(title, file, hashlib.sha256(model_file(file).read_bytes()).hexdigest(), model)
     scales = {title: one.model.scale for title, one in found.items()}
     if len(set(scales.values())) > 1:
         listed = ", ".join(f"{title} x{scale}" for title, scale in scales.items())

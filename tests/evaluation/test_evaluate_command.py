@@ -20,7 +20,7 @@ from andfast import evaluate
 from andfast.data.camera import camera_like
 from andfast.data.tensors import to_tensor
 from andfast.evaluation.degrading import name_seed
-from andfast.evaluation.models import BICUBIC, Contender
+from andfast.evaluation.models import BICUBIC, Computing, Contender
 from andfast.metrics import niqe
 from andfast.models import build_generator, save_model
 from andfast.upscale import upscale_tensor
@@ -118,6 +118,18 @@ def test_the_results_are_those_of_others(here, capsys):
     rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
     assert [(row["image"], row["model"]) for row in rows[:3]] == [("a", BICUBIC), ("a", "one"), ("a", "two")]
     assert float(rows[2]["psnr_y"]) == by_image(content, "two")["a"]["psnr_y"]
+
+
+def test_models_are_computed_in_the_type_that_is_asked_for(here):
+    (one,) = evaluate.load_contenders(["one.safetensors"], "cpu")
+    lr = original(0, 24, 20)
+    found = {
+        dtype: one.restore(lr, 4, Computing(torch.device("cpu"), dtype)) for dtype in (torch.float32, torch.bfloat16)
+    }
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = one.model(to_tensor(lr)).float()
+    assert not torch.equal(found[torch.float32], found[torch.bfloat16])
+    torch.testing.assert_close(found[torch.bfloat16], expected, rtol=0, atol=0.01)
 
 
 def test_the_file_says_how_it_was_made(here):
