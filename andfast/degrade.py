@@ -40,7 +40,7 @@ from andfast.pretrained import DEFAULT, model_file, pretrained_names
 from andfast.training.config import Config, MixConfig, Parser, TrainConfig
 from andfast.training.memory import describe_memory, search_bytes
 from andfast.training.sheet import CROP, ROWS
-from andfast.training.state import flat
+from andfast.training.state import different, flat
 from andfast.training.validation import centre_crop
 from andfast.upscale import UsageError, find_model, find_work
 
@@ -167,7 +167,7 @@ class Work:
             except (yaml.YAMLError, AttributeError) as error:
                 raise ValueError(f"{path}: not a record of andfast.degrade; choose another --output") from error
             now = flat(record)
-            changed = [key for key in now | then if now.get(key) != then.get(key)]
+            changed = different(now, then)
             if changed:
                 told = "".join(f"\n  {key}: {now.get(key)}, then {then.get(key)}" for key in changed)
                 raise ValueError(

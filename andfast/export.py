@@ -20,7 +20,7 @@ from andfast.models.checkpoints import describe_model
 from andfast.models.onnx_files import check_packages, least_size, load_onnx, write_onnx
 from andfast.models.weights import SUFFIXES, portable, read_weights
 from andfast.ops import use_backend
-from andfast.pretrained import model_file, pretrained_names
+from andfast.pretrained import find_file, pretrained_names
 
 ONNX = ".onnx"
 
@@ -140,12 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     dtype = torch.float16 if options.half else torch.float32
     try:
-        source = model_file(options.model)
-        if not source.exists():
-            known = ", ".join(pretrained_names()) or "none"
-            raise ModelError(
-                f"{source}: no such file ({', '.join(SUFFIXES)}), nor a pretrained model; those are {known}"
-            )
+        source = find_file(options.model)
         _check(options.output, source)
         model = load_model(source)
         metadata = {key: value for key, value in read_weights(source)[1].items() if key not in _OWN}

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from andfast.data.benchmarks import DataSet, Scene
 from andfast.data.images import DataError, image_size, read_image
@@ -21,6 +20,7 @@ from andfast.evaluation.alignment import align
 from andfast.evaluation.degrading import Degradation
 from andfast.evaluation.models import Computing, Contender
 from andfast.evaluation.records import Digests, Record, Records
+from andfast.memory import is_out_of_memory
 from andfast.metrics import Measure
 from andfast.upscale import NonFiniteError
 
@@ -187,8 +187,7 @@ def _measure(
 
 def _reason(error: Exception) -> str:
     reason = " ".join(str(error).split())
-    # The CPU's allocator raises a plain RuntimeError.
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate" in reason:
+    if is_out_of_memory(error):
         return "out of memory; try a smaller --tile"
     return reason
 

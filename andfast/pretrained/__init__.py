@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from andfast.models import ModelError, load_model
+from andfast.models.weights import SUFFIXES
 
 FOLDER = Path(__file__).parent
 DEFAULT = "andnet_compact_x4"
@@ -21,6 +22,19 @@ def pretrained_names() -> list[str]:
 def model_file(name_or_file: str) -> Path:
     """The file of the model that comes with andfast by that name, or else the one given, which need not exist."""
     return FOLDER / f"{name_or_file}.safetensors" if name_or_file in pretrained_names() else Path(name_or_file)
+
+
+def find_file(name_or_file: str) -> Path:
+    """The same, which must exist.
+
+    Raises:
+        ModelError: there is neither.
+    """
+    path = model_file(name_or_file)
+    if not path.exists():
+        known = ", ".join(pretrained_names()) or "none"
+        raise ModelError(f"{path}: no such file ({', '.join(SUFFIXES)}), nor a pretrained model; those are {known}")
+    return path
 
 
 def load_pretrained(name: str = DEFAULT, device: str | torch.device = "cpu") -> nn.Module:

@@ -12,7 +12,7 @@ from andfast.losses.per_image import per_image
 from andfast.models.views import FrozenView, View
 from andfast.training.config import Config
 from andfast.training.guard import Guard
-from andfast.training.optimizer import guarded_adam, load_adam
+from andfast.training.optimizer import begin_update, gradient_norm, guarded_adam, load_adam
 from andfast.training.world import World, averaged_at_last, rehearse
 
 # What `Discrimination.update` tells: D's mean loss, its gradient's norm, its mean verdicts on real and restored images.
@@ -77,11 +77,9 @@ class Discrimination:
             Scalars on the device: `loss_d`, the gradient's `norm_d`, and the means `logit_real` and `logit_restored`.
         """
         before = [buffer.clone() for buffer in self.module.buffers()]
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.zero_grad()
+        begin_update(self.optimizer, learning_rate)
         losses, real, fake = self._backward(restored, hr)
-        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None])
+        norm = gradient_norm(self._weights)
         self.guard.judge(step, losses, norm, hr, lr)
         self.optimizer.step()
         self._share_statistics()

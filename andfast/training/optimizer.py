@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from andfast.training.guard import Guard
 
@@ -18,6 +18,18 @@ def guarded_adam(weights: Sequence[nn.Parameter], learning_rate: float, guard: G
     optimizer = torch.optim.Adam(weights, lr=learning_rate, betas=_BETAS, fused=True)
     optimizer.grad_scale, optimizer.found_inf = None, guard.bad
     return optimizer
+
+
+def begin_update(optimizer: torch.optim.Adam, learning_rate: float) -> None:
+    """Set an update's learning rate, and let go of the gradients of the one before."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.zero_grad()
+
+
+def gradient_norm(weights: Sequence[nn.Parameter]) -> Tensor:
+    """Of the whole gradient, a scalar."""
+    return torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
 
 
 def load_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:

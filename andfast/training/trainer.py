@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ from andfast.training.discrimination import Discrimination
 from andfast.training.guard import Guard
 from andfast.training.micro_batch import by_images
 from andfast.training.mixing import Mixer
-from andfast.training.optimizer import guarded_adam, load_adam
+from andfast.training.optimizer import begin_update, gradient_norm, guarded_adam, load_adam
 from andfast.training.randomness import step_generator
 from andfast.training.readout import PendingStep
 from andfast.training.softening import soften_patches
@@ -179,23 +178,16 @@ class Trainer:
         by_group = self.attack.distance_by_group(network, replay.delta)
         return update.norm, told | attacked(first.losses.mean(), loss, lr_psnr, replay.budget_db, by_group)
 
-    @contextmanager
-    def _targets_of(self, hr: Tensor) -> Iterator[None]:
+    def _targets_of(self, hr: Tensor) -> AbstractContextManager[None]:
         """Around an attack and the update: what the loss computes of HR images alone is computed once, if it may
         lie there for the whole batch."""
-        if self.config.train.micro_batch is not None:
-            yield
-            return
-        with self.loss.step(hr):
-            yield
+        return self.loss.step(hr) if self.config.train.micro_batch is None else nullcontext()
 
     def _update(self, lr: Tensor, hr: Tensor) -> Update:
         """Sub-step 3, an update of the generator. If losses or gradient are no numbers nothing changes."""
-        self._set_learning_rate()
-        self.optimizer.zero_grad()
+        begin_update(self.optimizer, self.learning_rate)
         losses, terms, restored = self._backward(lr, hr)
-        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = gradient_norm(self._weights)
         self.guard.judge(self.step, losses, norm, hr, lr)
         self.intact = False
         self.optimizer.step()
@@ -255,11 +247,10 @@ class Trainer:
         """An objective as the adversary is given it: of `train.micro_batch` images at a time."""
         return by_images(objective, self.config.train.micro_batch)
 
-    def _set_learning_rate(self) -> float:
-        rate = self.config.train.learning_rate * self._schedule()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        return self.config.train.learning_rate * self._schedule()
 
     def _schedule(self) -> float:
         """The share of a learning rate: a linear start (against Adam's first, badly scaled steps), then as set."""

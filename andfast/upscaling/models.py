@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from andfast.devices import choose_precision
 from andfast.models import ModelError, load_model
-from andfast.models.weights import SUFFIXES, read_weights
-from andfast.pretrained import load_pretrained, pretrained_names
+from andfast.models.weights import read_weights
+from andfast.pretrained import find_file, load_pretrained, pretrained_names
 
 # Transformers look through windows of 8 or 16 pixels, and do not always say so.
 _WINDOW = 16
@@ -31,11 +30,7 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
     """
     if name_or_file in pretrained_names():
         return load_pretrained(name_or_file, device)
-    if not Path(name_or_file).exists():
-        raise ModelError(
-            f"{name_or_file}: no such file ({', '.join(SUFFIXES)}), nor a pretrained model; "
-            f"those are {', '.join(pretrained_names()) or 'none'}"
-        )
+    find_file(name_or_file)
     try:
         return load_model(name_or_file, device)
     except ModelError as error:

@@ -544,7 +544,7 @@ def learning_rates(arguments: Sequence[str]) -> list[float]:
     rates = []
     for step in range(trainer.config.train.iterations):
         trainer.step = step
-        rates.append(trainer._set_learning_rate())
+        rates.append(trainer.learning_rate)
     return rates
 
 

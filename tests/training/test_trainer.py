@@ -224,7 +224,7 @@ def test_a_state_of_an_adam_that_was_not_fused_is_gone_on_from() -> None:
     other.load(copy.deepcopy(state))
     assert other.optimizer.param_groups[0]["fused"]
     assert state["optimizer"]["param_groups"][0]["fused"] is None
-    rate = other._set_learning_rate()
+    rate = other.learning_rate
     plain.param_groups[0]["lr"] = rate
     plain.zero_grad()
     other.train_step(patches())
@@ -255,7 +255,7 @@ def test_replays_update_the_generator_and_theta_from_the_same_passes(options: di
         loss = l1_objective(other.view)(replay.lr, hr).mean()
         other.optimizer.zero_grad()
         loss.backward()
-        other._set_learning_rate()
+        other.optimizer.param_groups[0]["lr"] = other.learning_rate
         other.optimizer.step()
         losses.append(loss.item())
         if index < 2:
