@@ -153,7 +153,7 @@ NOT_RUN: list[tuple[str, str, Callable[[Snippet], None] | None]] = [
     (r"\S+ torchrun ", "several processes: tests/training/test_several.py starts them", trains),
     (r"\S+ srun ", "needs Slurm", trains),
     (r"\S+ export MASTER_ADDR=", "needs Slurm", None),
-    (r"\S+ (OMP_NUM_THREADS=\d+ )?\S*python -m pytest", "the tests are what runs here; benches take minutes", paths_exist),
+    (r"\S+ (OMP_NUM_THREADS=\d+ )?\S*python -m pytest", "tests run here; benches take minutes", paths_exist),
     (r"\S+ python inference_realesrgan\.py ", "another program's; tests/test_export.py says what it reads", None),
     (r"\S+ python -m studies\.compare ", "hours", parses(compare.make_parser().parse_args)),
     (r"\S+ python -m studies\.calibration ", "hours", parses(calibration.make_parser().parse_args)),
