@@ -24,6 +24,7 @@ from study_images import photograph
 import andfast
 from andfast import attack_quality
 from andfast.attack.variants import parse_variant
+from andfast.models import build_generator, save_model
 from andfast.training.config import parse_config
 from studies import calibration, compare, ship
 
@@ -196,6 +197,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (672, 672, 3), np.uint8)).save(
         folder / "SHARP/gb82_0.png"
     )
+    save_model(build_generator("rrdbnet", 4, features=4, blocks=1), folder / "RealESRGAN_x4plus.pth")
     (folder / "CONFIG").write_text(yaml.safe_dump({"attack": {"steps": 1}, "degradation": {"num_networks": "batch"}}))
     twin = folder / "runs/ship/andnet_compact_x4/classical/model.safetensors"
     twin.parent.mkdir(parents=True)
