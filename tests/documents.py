@@ -54,7 +54,7 @@ def commands() -> list[Snippet]:
     found = []
     for page in PAGES:
         shell = [line for block in blocks(page, "bash", "sh", "shell", "console") for line in _lines(block)]
-        inline = re.finditer(r"`((?:\S*/)?python -m [^`]+)`", prose(page))
+        inline = re.finditer(r"`((?:\S*/)?python (?:-m |\w+/)[^`]+)`", prose(page))
         shell += [_snippet(page, prose(page), match.start(1), " ".join(match[1].split())) for match in inline]
         found += sorted(shell, key=lambda command: command.line)
     for path in CONFIGS:

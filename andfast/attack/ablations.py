@@ -21,7 +21,11 @@ class Random(NetworkAttack):
     """A random deviation in the same budget: no adversary (Table 2, "synthetic data augmentation").
 
     Each network moves by epsilon in the scaled norm, in a direction drawn uniformly, and is then shrunk into its
-    LR-PSNR budget. Arguments as for `PGD`.
+    LR-PSNR budget. It costs two passes forward through F, one more for every try that a budget refuses, and two through
+    G.
+
+    Args:
+        epsilon, scale_factors, lr_psnr, lens: as for `PGD`; epsilon is finite.
     """
 
     epsilon: float = PGD.epsilon

@@ -168,12 +168,22 @@ class Attack(ABC):
         """The HR images as they are degraded by `count` networks, (B, 3, H, W).
 
         That is the first thing that an attack draws: from a generator in the same state it is what the attack sees.
+
+        Args:
+            hr: (B, 3, H, W) in [0, 1].
+            count: divides B; as many images in a row share a network.
+            generator: of hr's device; None for torch's own.
         """
         return hr
 
     @abstractmethod
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
-        """The LR images that the method starts from, (B, 3, h, w)."""
+        """The LR images that the method starts from, (B, 3, h, w).
+
+        Args:
+            network: has parameters for images of this size; a method without networks asks it for the scale alone.
+            hr: (B, 3, H, W) in [0, 1], as `see` gives them.
+        """
 
     @abstractmethod
     def _count(self, network: DegradationNetwork, hr: Tensor) -> int:
@@ -201,21 +211,24 @@ class NetworkAttack(Attack):
     lens: Lens | None
 
     def see(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-        """Through a lens, if there is one."""
+        """`hr`, each of `count` networks' through a lens of its own drawn from `generator`, if there is a lens."""
         return hr if self.lens is None else self.lens(hr, count, generator)
 
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
-        """The images of the identity: pooled."""
+        """`hr` as the identity networks of `network` make it: pooled."""
         return network.clean(hr)
 
     def inv_scale(self, network: DegradationNetwork) -> Tensor:
-        """1 / s of the scaled norm, (P,); 0 for what may not move. Shared between calls, so not to be written to."""
+        """1 / s of the scaled norm for the theta of `network`, (P,); 0 for what may not move.
+
+        Shared between calls, so not to be written to.
+        """
         layout = network.layout
         sizes = (layout.image_size, layout.scale, layout.channels, layout.blocks, layout.noise_kind)
         return _inv_scale(sizes, self.scale_factors, network.theta_id.device)
 
     def distance_by_group(self, network: DegradationNetwork, delta: Tensor) -> Tensor:
-        """The scaled norms of the parts of a deviation, by `ThetaLayout.groups`: (N, P) -> (N, 3)."""
+        """Scaled norms of the parts of `network`'s deviation `delta` (N, P), by `ThetaLayout.groups`: (N, 3)."""
         inv_scale, groups = self.inv_scale(network), network.layout.groups.values()
         return torch.stack([scaled_norm(delta[:, columns], inv_scale[columns]) for columns in groups], dim=1)
 
@@ -239,7 +252,7 @@ class ImageAttack(Attack):
     """An attack without a network, on each image by itself: the variable is what is added to its pixels."""
 
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
-        """Bicubic-downsampled images: no network has a part in them."""
+        """`hr` bicubic-downsampled by the scale of `network`, which has no other part in it."""
         return bicubic_downsample(hr, network.scale)
 
     def _count(self, network: DegradationNetwork, hr: Tensor) -> int:

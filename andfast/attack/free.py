@@ -59,7 +59,11 @@ class Free(GradientAttack):
         generator: torch.Generator | None = None,
         margin_db: float = 0.0,
     ) -> Replay:
-        """Begin a minibatch; the arguments and errors are those of `Attack.__call__`."""
+        """Begin a minibatch, which the training loop above then drives.
+
+        Args:
+            network, hr, generator, margin_db: as for `Attack.__call__`, whose errors it raises.
+        """
         return Replay(self, network, *self._begin(network, hr, generator, margin_db))
 
     def _search(self, task: Task) -> Iterates:
@@ -78,6 +82,12 @@ class Free(GradientAttack):
 
 class Replay:
     """A minibatch of `Free` on its way; made by `Free.begin`.
+
+    Args:
+        attack: how many replays there are, and how a step is made.
+        network: has parameters.
+        seen: (B, 3, H, W) in [0, 1], the HR images as the network gets them.
+        clean, budget_db: see below.
 
     Attributes:
         lr: (B, 3, h, w) in [0, 1], the LR images to train on now: a leaf that requires a gradient, a new one after

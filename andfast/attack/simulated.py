@@ -24,7 +24,19 @@ class Simulated(ImageAttack):
 
     @abstractmethod
     def degrade(self, hr: Tensor, scale: int, generator: torch.Generator | None = None) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, 3, H / scale, W / scale) in [0, 1]; random choices are the generator's."""
+        """The LR images that `hr` becomes.
+
+        Args:
+            hr: (B, 3, H, W) in [0, 1].
+            scale: divides H and W.
+            generator: where random choices come from, a generator of hr's device; None for torch's own.
+
+        Returns:
+            (B, 3, H / scale, W / scale) in [0, 1].
+
+        Raises:
+            ValueError: H or W is not a multiple of `scale`.
+        """
 
     def _search(self, task: Task) -> Iterates:
         lr = self.degrade(task.hr, task.network.scale, task.generator)

@@ -44,7 +44,11 @@ class GANLoss(ABC):
 
     @abstractmethod
     def discriminator(self, restored: Tensor, real: Tensor) -> Tensor:
-        """What D lowers, for each pair of images, (B,)."""
+        """What D lowers, for each pair of images, (B,).
+
+        Args:
+            restored, real: logits of restored and of HR images, (B, ...).
+        """
 
 
 class Vanilla(GANLoss):
@@ -147,6 +151,10 @@ def discriminator_logits(
 
 
 def discriminator_loss(discriminator: Callable[[Tensor], Tensor], restored: Tensor, hr: Tensor, gan: GANLoss) -> Tensor:
-    """What D minimises for each pair of images, (B,): what `gan` makes of `discriminator_logits`, whose arguments these
-    are."""
+    """What D minimises for each pair of images, (B,).
+
+    Args:
+        discriminator, restored, hr: as for `discriminator_logits`.
+        gan: what the logits are worth.
+    """
     return gan.discriminator(*discriminator_logits(discriminator, restored, hr))

@@ -19,7 +19,11 @@ ImageLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def l1_loss(restored: Tensor, hr: Tensor) -> Tensor:
-    """||HR - restored||_1 as a mean over channels and pixels, for each image, (B,) (Eq. 2, first term)."""
+    """||hr - restored||_1 as a mean over channels and pixels, for each image, (B,) (Eq. 2, first term).
+
+    Args:
+        restored, hr: (B, 3, H, W).
+    """
     return per_image((restored - hr).abs())
 
 
@@ -58,7 +62,11 @@ class GeneratorLoss:
         return self.total(self.terms(restored, hr))
 
     def terms(self, restored: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """The terms without their weights, each (B,): "l1", and "perceptual" and "gan" where they are there."""
+        """The terms without their weights, each (B,): "l1", and "perceptual" and "gan" where they are there.
+
+        Args:
+            restored, hr: (B, 3, H, W); hr in [0, 1].
+        """
         return {"l1": l1_loss(restored, hr), **{name: term(restored, hr) for name, (_, term) in self._more.items()}}
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -69,7 +77,7 @@ class GeneratorLoss:
         return loss
 
     def targets_of(self, hr: Tensor) -> list[list[Tensor]]:
-        """What the terms compute of HR images (B, 3, H, W) alone, term by term."""
+        """What the terms compute of HR images alone, `hr` (B, 3, H, W) in [0, 1], term by term."""
         return [term.targets(hr) for _, term in self._more.values()]
 
     @contextmanager
@@ -109,10 +117,10 @@ def generator_objective(generator: Callable[[Tensor], Tensor], loss: ImageLoss) 
 
 
 def l1_objective(generator: Callable[[Tensor], Tensor]) -> Objective:
-    """ANDNet's objective: `l1_loss` alone."""
+    """ANDNet's objective: `l1_loss` alone, of what `generator` restores, (B, 3, h, w) -> (B, 3, H, W)."""
     return generator_objective(generator, l1_loss)
 
 
 def no_objective(lr: Tensor, hr: Tensor) -> Tensor:
-    """The objective of those who look at none: 0 for each image, (B,)."""
+    """The objective of those who look at none: 0 for each image of `lr`, (B,); `hr` is not looked at."""
     return lr.new_zeros(len(lr))

@@ -136,6 +136,7 @@ class LPIPS(nn.Module):
         return state.hexdigest()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """`a` and `b`, (B, 3, H, W) in [0, 1] -> (B,); ValueError where shapes differ or are too small."""
         if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3 or min(a.shape[2:]) < self.least_size:
             raise ValueError(
                 f"wanted two batches (B, 3, H, W) of one shape, H and W at least {self.least_size}, "

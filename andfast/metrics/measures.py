@@ -37,6 +37,7 @@ class Measure:
         needs_hr: whether it compares with an original.
         settings: all that a value depends on beside the images, as JSON values.
         fits: whether an image of that height and width can be measured.
+        compute: (image, hr), each (1, 3, H, W) in [0, 1], hr None without `needs_hr` -> the value, one element.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Measure:
     compute: Callable[[Tensor, Tensor | None], Tensor] = field(repr=False)
 
     def __call__(self, image: Tensor, hr: Tensor | None = None) -> float:
-        """The value of an image, (1, 3, H, W) in [0, 1], on its device."""
+        """The value of `image`, (1, 3, H, W) in [0, 1], with `needs_hr` beside its original `hr`, on their device."""
         with torch.inference_mode():
             return self.compute(image, hr).item()
 

@@ -72,6 +72,7 @@ class Compact(nn.Module):
             self.body[-1].weight.mul_(_LAST_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` (B, in_channels, H, W) -> (B, out_channels, scale * H, scale * W)."""
         features = x
         for conv, activation in zip(self.body[::2], [*self.body[1::2], None], strict=True):
             features = _conv(conv, activation, features)

@@ -63,7 +63,7 @@ class VGGStyleDiscriminator(nn.Module):
 
     @staticmethod
     def check_patch_size(patch_size: int) -> None:
-        """Refuse patches that it cannot judge.
+        """Refuse patches of `patch_size` x `patch_size` that it cannot judge.
 
         Raises:
             ValueError: the size is not 4, 5, 6 or 7 times a power of two from 4 up.
@@ -75,6 +75,7 @@ class VGGStyleDiscriminator(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` (B, in_channels, patch_size, patch_size) in [0, 1] -> logits (B, 1); ValueError for another size."""
         if x.shape[-2:] != (self.patch_size, self.patch_size):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; this VGG-style discriminator was made for images of "
@@ -123,7 +124,7 @@ class UNetDiscriminatorSN(nn.Module):
 
     @staticmethod
     def check_patch_size(patch_size: int) -> None:
-        """Refuse patches that it cannot judge.
+        """Refuse patches of `patch_size` x `patch_size` that it cannot judge.
 
         Raises:
             ValueError: the size is no multiple of 8.
@@ -132,6 +133,7 @@ class UNetDiscriminatorSN(nn.Module):
             raise ValueError(f"a U-Net discriminator takes patches of a multiple of 8, not of {patch_size}")
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` (B, in_channels, H, W) in [0, 1] -> logits (B, 1, H, W); ValueError where H or W is no multiple of 8."""
         if any(size < 8 or size % 8 for size in x.shape[-2:]):
             raise ValueError(f"x has shape {tuple(x.shape)}; its height and width must be multiples of 8")
         x0 = _leaky(self.conv0(x))

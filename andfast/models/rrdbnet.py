@@ -111,20 +111,26 @@ class RRDBNet(nn.Module):
         self.conv_last = nn.Conv2d(features, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` (B, in_channels, H, W) -> (B, out_channels, scale * H, scale * W)."""
         height, width = x.shape[-2:]
         enlarged = self.enlarge(self.look(x))
         return enlarged if self.unshuffle == 1 else enlarged[..., : height * self.scale, : width * self.scale]
 
     def look(self, x: Tensor) -> Tensor:
-        """The part that sees far: (B, in_channels, H, W) -> (B, features, H', W'); for x4 these are H and W, else half
-        or a quarter of them, rounded up."""
+        """The part that sees far: `x` (B, in_channels, H, W) -> (B, features, H', W').
+
+        For x4 H' and W' are H and W, else half or a quarter of them, rounded up.
+        """
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(_pad_to_multiple(x, self.unshuffle), self.unshuffle)
         x = _conv(self.conv_first, x)
         return x + _conv(self.conv_body, self.body(x))
 
     def enlarge(self, x: Tensor) -> Tensor:
-        """The rest: (B, features, H', W') -> (B, out_channels, 4 H', 4 W'). It sees `TAIL_REACH` pixels of `x` far."""
+        """The rest: `x` (B, features, H', W') -> (B, out_channels, 4 H', 4 W').
+
+        It sees `TAIL_REACH` pixels of `x` far.
+        """
         x = _conv(self.conv_up1, F.interpolate(x, scale_factor=2, mode="nearest"), SLOPE)
         x = _conv(self.conv_up2, F.interpolate(x, scale_factor=2, mode="nearest"), SLOPE)
         return _conv(self.conv_last, _conv(self.conv_hr, x, SLOPE))

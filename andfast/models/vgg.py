@@ -78,6 +78,7 @@ class VGGFeatures(nn.Module):
             self.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None], persistent=False)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """`image` (B, 3, H, W) in [0, 1] -> features by the names of `layers`; ValueError for another shape."""
         if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[2:]) < self.least_size:
             raise ValueError(
                 f"image has shape {tuple(image.shape)}; it must be (B, 3, H, W) with H and W at least "

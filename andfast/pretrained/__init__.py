@@ -20,12 +20,19 @@ def pretrained_names() -> list[str]:
 
 
 def model_file(name_or_file: str) -> Path:
-    """The file of the model that comes with andfast by that name, or else the one given, which need not exist."""
+    """The file of the model that comes with andfast by that name, or else the one given, which need not exist.
+
+    Args:
+        name_or_file: one of `pretrained_names()`, or a path.
+    """
     return FOLDER / f"{name_or_file}.safetensors" if name_or_file in pretrained_names() else Path(name_or_file)
 
 
 def find_file(name_or_file: str) -> Path:
-    """The same, which must exist.
+    """`model_file`, which must exist.
+
+    Args:
+        name_or_file: one of `pretrained_names()`, or a path.
 
     Raises:
         ModelError: there is neither.

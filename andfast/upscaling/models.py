@@ -24,6 +24,13 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
     Of files, RRDBNet and Compact are read by andfast itself, whoever wrote them; other architectures by spandrel, where
     it is installed. No code from a file is ever run.
 
+    Args:
+        name_or_file: one of `andfast.pretrained.pretrained_names()`, or a `.safetensors`, `.pth` or `.pt` file.
+        device: where the model goes.
+
+    Returns:
+        A network in evaluation mode, (B, 3, h, w) to (B, 3, scale * h, scale * w), with the attribute `scale`.
+
     Raises:
         ModelError: there is neither, or the file is no model.
         OSError: it cannot be read.
