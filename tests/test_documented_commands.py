@@ -97,7 +97,7 @@ RUN: dict[str, Small] = {
     "andfast.plot": Small(),
     "andfast.upscale": Small(),
     "andfast.evaluate": Small(),
-    "andfast.degrade": Small(lambda _: DEGRADE, {"MODEL": MODEL}),
+    "andfast.degrade": Small(lambda _: [*DEGRADE, "--crop=32"], {"MODEL": MODEL}),
     "andfast.export": Small(names={"MODEL": MODEL}),
     "andfast.attack_quality": Small(judge_options, {"MODEL": MODEL, "FILE": MODEL}),
     "andfast.info": Small(done=None),

@@ -55,7 +55,7 @@ def test_contributing_maps_the_house() -> None:
     named = set(re.findall(r"`([\w./]+)`", text[: text.index("\n## Tests")]))
     tracked = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
     folders = {path.name for path in tracked if any(path.glob("**/*.*")) and not path.name.endswith(".egg-info")}
-    folders -= {"build", "dist", "runs"}
+    folders -= {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
     assert {f"{folder}/" for folder in folders} <= named
     assert {f"{path.parent.relative_to(ROOT).as_posix()}/" for path in ROOT.glob("andfast/*/__init__.py")} <= named
 
