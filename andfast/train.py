@@ -33,10 +33,11 @@ from andfast.ops import backends
 from andfast.shares import own_places
 from andfast.training.best import BEST_FILE, BestModel
 from andfast.training.compilation import CompileError
-from andfast.training.config import Config, dump_yaml, parse_config
+from andfast.training.config import Config
 from andfast.training.images import Skipped, find_images
 from andfast.training.log import RunLog
 from andfast.training.memory import describe_memory, estimate_memory, remedies
+from andfast.training.options import dump_yaml, parse_config
 from andfast.training.readout import DivergedError, Readout
 from andfast.training.records import METRICS_FILE, RecordError, lacks_validation
 from andfast.training.sheet import sample_sheet

@@ -19,7 +19,7 @@ from runs import content, lines, unfinished
 from safetensors import safe_open
 
 from andfast.models import load_model
-from andfast.training.config import parse_config
+from andfast.training.options import parse_config
 from andfast.training.state import PREVIOUS_FILE, STATE_FILE, load_newest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")

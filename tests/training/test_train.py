@@ -20,8 +20,8 @@ from andfast import train
 from andfast.data import cache
 from andfast.models import load_model
 from andfast.ops import backends, use_backend
-from andfast.training.config import parse_config
 from andfast.training.images import Skipped, find_images
+from andfast.training.options import parse_config
 from andfast.training.trainer import Trainer
 
 TINY = {

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from andfast.models.views import View
-from andfast.training.config import parse_config
+from andfast.training.options import parse_config
 from andfast.training.trainer import Trainer
 from andfast.training.world import World, rehearse
 
