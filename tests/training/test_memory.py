@@ -244,7 +244,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
 def test_a_run_says_what_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "free_memory", lambda device: 2**20)
+    monkeypatch.setattr("andfast.training.run.free_memory", lambda device: 2**20)
     assert train.main(options(tmp_path, train__iterations=1)) == 0
     captured = capsys.readouterr()
     assert "needs about 0.0 GiB of 0.0 GiB free" in captured.out

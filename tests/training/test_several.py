@@ -202,7 +202,7 @@ def test_kills_leave_no_trace(images: Path, live: Callable[..., list[int]], tmp_
         ([1], "andfast.training.trainer.Trainer.train_step", 6, signal.SIGTERM),
         ([0, 1], "andfast.training.trainer.Trainer.train_step", 6, signal.SIGINT),
         ([1], "andfast.training.validation.upscale_tensor", 0, signal.SIGTERM),
-        ([0], "andfast.train.sample_sheet", 1, signal.SIGINT),
+        ([0], "andfast.training.run.sample_sheet", 1, signal.SIGINT),
     ],
 )
 def test_a_signal_stops_all_after_the_same_step_whoever_gets_it(
@@ -271,7 +271,7 @@ def test_out_of_memory_in_one_process_ends_all(live: Callable[..., list[int]], t
 def test_out_of_memory_in_all_loses_nothing(live: Callable[..., list[int]], tmp_path: Path) -> None:
     """The others wait for the main one to save, which is not stopped at that by being told to."""
     failing = (mortals.fail_at, "andfast.training.trainer.Trainer._attacked", 5, MemoryError, "no more")
-    told = (mortals.signal_at, "andfast.train.save_state", 2, signal.SIGTERM)
+    told = (mortals.signal_at, "andfast.training.run.save_state", 2, signal.SIGTERM)
     plans = {0: (mortals.all_of, failing, (mortals.slow_save, 1), told), 1: failing}
     assert live(tmp_path / "run", plans) == [3, 3]
     assert f"{tmp_path / 'run' / STATE_FILE} is whole, of step 5" in said(tmp_path, 0)
@@ -371,18 +371,15 @@ def test_a_run_goes_on_with_another_number_of_processes(
         ({}, {"train__batch_size": 3, "degradation__num_networks": "batch"}, "error: train.batch_size is 3; with 2 "),
         ({}, {"degradation__num_networks": 1}, "error: degradation.num_networks is 1; with 2 processes"),
         ({}, {"train__lerning_rate": 1}, "did you mean train.learning_rate?"),
-        ({1: "find_images"}, {}, "error: process 1: it is not here"),
-        ({1: "parse_config"}, {}, "error: process 1: it is not here"),
-        ({0: "load_newest"}, {}, "error: process 0: it is not here"),
+        ({1: "training.run.find_images"}, {}, "error: process 1: it is not here"),
+        ({1: "train.parse_config"}, {}, "error: process 1: it is not here"),
+        ({0: "training.run.load_newest"}, {}, "error: process 0: it is not here"),
     ],
 )
 def test_what_is_wrong_at_the_start_is_said_once(
     plans: dict[int, str], changed: dict[str, Any], message: str, live: Callable[..., list[int]], tmp_path: Path
 ) -> None:
-    fail = {
-        rank: (mortals.fail_at, f"andfast.train.{name}", 0, ValueError, "it is not here")
-        for rank, name in plans.items()
-    }
+    fail = {rank: (mortals.fail_at, f"andfast.{name}", 0, ValueError, "it is not here") for rank, name in plans.items()}
     assert live(tmp_path / "run", fail, **changed) == [2, 2]
     assert message in said(tmp_path, 0)
     assert said(tmp_path, 1) == ""

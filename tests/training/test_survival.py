@@ -227,10 +227,10 @@ PLACES = {
     "step": ("andfast.training.trainer.Trainer.train_step", 5),
     "validation": ("andfast.training.validation.upscale_tensor", 3),
     "last validation": ("andfast.training.validation.upscale_tensor", 5),
-    "sample sheet": ("andfast.train.sample_sheet", 1),
+    "sample sheet": ("andfast.training.run.sample_sheet", 1),
     "model": ("andfast.models.checkpoints.save", 1),
     "state": ("andfast.training.state.seal", 2),
-    "start": ("andfast.train.RunLog.__init__", 0),
+    "start": ("andfast.training.run.RunLog.__init__", 0),
     "reading": ("andfast.data.patches.read_image", 1),
 }
 
