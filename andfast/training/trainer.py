@@ -30,7 +30,7 @@ from andfast.training.randomness import step_generator
 from andfast.training.readout import PendingStep
 from andfast.training.softening import soften_patches
 from andfast.training.statistics import attacked, of_all, unattacked
-from andfast.training.world import World, averaged_at_last, rehearse
+from andfast.training.world import World, averaged_at_last
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
 RAMP_DB = 20.0
@@ -108,9 +108,7 @@ class Trainer:
 
     def connect(self) -> None:
         """Have updates be those of all processes together: all must call this, after `load` if they do."""
-        self.view.module = self.world.wrap(self.generator)
-        if self.world.size > 1:
-            rehearse(self.view, torch.zeros(1, 3, 16, 16, device=self.device))
+        self.world.connect(self.view, torch.zeros(1, 3, 16, 16, device=self.device))
         if self.discrimination is not None:
             self.discrimination.connect()
 
