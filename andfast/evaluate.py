@@ -107,7 +107,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Plan, Records, tuple[Contende
         plan = Plan(scale, contenders, data, measures, computing, degradation)
         plan.check()
         return plan, Records(options.run_dir), pair
-    except (ValueError, OSError) as error:  # among them DataError, ModelError and RecordError
+    except (ValueError, OSError) as error:  # among them DataError, ModelError and EvaluationRecordError
         raise UsageError(str(error)) from error
 
 

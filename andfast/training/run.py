@@ -32,7 +32,7 @@ from andfast.training.log import RunLog
 from andfast.training.memory import describe_memory, estimate_memory, remedies
 from andfast.training.options import dump_yaml
 from andfast.training.readout import DivergedError, Readout
-from andfast.training.records import METRICS_FILE, RecordError, lacks_validation
+from andfast.training.records import METRICS_FILE, RunRecordError, lacks_validation
 from andfast.training.sheet import sample_sheet
 from andfast.training.state import (
     PREVIOUS_FILE,
@@ -210,7 +210,7 @@ class Run:
                     every = train.log_every or (1 if trainer.device.type == "cpu" else 10)
                     stopped = self._loop(log, Readout(log, every, train.max_bad_steps), stop)
                 world.leave()
-        except (RecordError, WandbError) as error:
+        except (RunRecordError, WandbError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except BrokenPipeError:  # who read what is printed is gone, often by the same Ctrl-C as the one here
