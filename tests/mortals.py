@@ -31,6 +31,7 @@ from commands import as_options
 from PIL import Image
 
 from andfast import train
+from andfast.models import vgg
 from andfast.training import images, run, world
 from andfast.training.run import Run
 from andfast.training.trainer import Trainer
@@ -310,6 +311,15 @@ def same_patches(path: Path) -> None:
         return update(trainer, lr, hr)
 
     Trainer._update = watched
+
+
+def fetch_from(path: Path, cache: Path, first_of_machine: bool) -> None:
+    """Let the process fetch that file in the place of VGG19's weights, and say so each time."""
+    vgg.URL = path.as_uri()
+    torch.hub.set_dir(cache)
+    if first_of_machine:
+        os.environ["LOCAL_RANK"] = "0"
+    _before("torch.hub.download_url_to_file", lambda _: print("fetching"))
 
 
 def fewer_pairs() -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from andfast.data.cache import cache_images
 from andfast.data.images import DataError, write_png
-from andfast.data.patches import PatchBatches, make_loader
+from andfast.data.patches import PatchBatches, Source, make_loader
 from andfast.files import remove_unfinished, sync, write_torch, written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.memory import free_memory, is_out_of_memory
@@ -86,6 +86,8 @@ class Run:
             # All find the same ones.
             self.skipped = Skipped(self.world.named, tells=self.world.main)
             self.images = find_images(config, self.skipped)
+        self.world.in_turns(config.loss.fetch)
+        with self.world.together():
             self.trainer = Trainer(config.split(self.world.size), self.world)
             if self.trainer.device.type == "cpu":
                 keep_freed_memory()
@@ -145,14 +147,8 @@ class Run:
 
     def _batches(self) -> PatchBatches:
         config, data, world = self.trainer.config, self.config.data, self.world
-        sources = self.images.sources
-        # The first process of a machine makes it, and shows how far it is; the others find it done.
-        for turn in (True, False) if world.size > 1 else (True,):
-            with world.together():
-                if data.cache is not None and turn == (world.local_rank == 0):
-                    sources = cache_images(data.cache, sources, data.workers)
         return PatchBatches(
-            sources,
+            world.in_turns(self._sources),
             patch=config.train.patch_size,
             batch=config.train.batch_size,
             seed=config.seed,
@@ -163,6 +159,11 @@ class Run:
             world=world.size,
             mixed=config.mixed,
         )
+
+    def _sources(self) -> list[Source]:
+        """The images to train on, in their cache if there is to be one, which is made now."""
+        data, sources = self.config.data, self.images.sources
+        return sources if data.cache is None else cache_images(data.cache, sources, data.workers)
 
     def _state_to_resume(self) -> dict[str, Any] | None:
         resume, settings = self.config.resume, self.config.to_dict()

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -51,10 +51,10 @@ class LostError(RuntimeError):
 class World:
     """All processes of a run, as one of them sees them. A single process touches nothing of `torch.distributed`.
 
-    Every process must call `join`, `leave`, `together`, `mean`, `any`, `agree`, `gather`, `broadcast` and `connect`,
-    and pass through what `connect` was given, in the same order as the others. When a process dies, or ends without
-    `leave`, such calls raise a RuntimeError in the others, and `is_broken` says that this was why. One that waits for
-    its device in vain is ended.
+    Every process must call `join`, `leave`, `together`, `in_turns`, `mean`, `any`, `agree`, `gather`, `broadcast` and
+    `connect`, and pass through what `connect` was given, in the same order as the others. When a process dies, or ends
+    without `leave`, such calls raise a RuntimeError in the others, and `is_broken` says that this was why. One that
+    waits for its device in vain is ended.
 
     Args:
         rank: index of this process, 0 <= rank < size.
@@ -252,6 +252,18 @@ class World:
         reasons = self.gather(None if own is None else str(own))
         if any(reason is not None for reason in reasons):
             raise ValueError(_all_of(reasons)) from own
+
+    def in_turns(self, make: Callable[[], _Object]) -> _Object:
+        """What `make` gives: the first process of each machine calls it, and then the others, who find its work done.
+
+        Raises:
+            ValueError: as `together`.
+        """
+        for first in (True, False) if self.size > 1 else (True,):
+            with self.together():
+                if first == (self.local_rank == 0):
+                    made = make()
+        return made
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes."""

@@ -76,6 +76,7 @@ def test_a_single_process_touches_nothing_of_the_others(monkeypatch: pytest.Monk
     assert world.mean(value) is value
     assert world.any(value) is value
     assert world.agree(7) == 7
+    assert world.in_turns(lambda: "made") == "made"
     assert world.gather("x") == ["x"]
     assert world.broadcast("x") == "x"
     assert not world.is_broken()
