@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ def _attack_peak(trainer: Trainer, images: int, networks: int, size: int, of_she
         objective = trainer.by_images(generator_objective(View(_fake(view.module, memory), view.dtype), loss))
         hr = _batch(images, size, trainer.device)
         row = 0
-        with nullcontext() if of_sheet else _targets_of(trainer, loss, hr):
+        with nullcontext() if of_sheet else trainer.targets_of(loss, hr):
             if isinstance(trainer.attack, NetworkAttack):
                 row = _search(trainer.degradation(networks), hr, objective, climbs)
             else:
@@ -153,7 +153,7 @@ def _update_peak(trainer: Trainer, images: int) -> int:
         objective = generator_objective(View(_fake(trainer.generator, memory), trainer.precision), loss)
         hr = _batch(images, size, trainer.device)
         lr = hr.new_empty(images, 3, size // trainer.config.scale, size // trainer.config.scale)
-        with _targets_of(trainer, loss, hr):
+        with trainer.targets_of(loss, hr):
             objective(lr, hr).sum().backward()
         return memory.peak
 
@@ -174,11 +174,6 @@ def _fake_loss(trainer: Trainer, memory: LiveBytes) -> GeneratorLoss:
     features, found = trainer.features, trainer.discrimination
     view = None if found is None else View(_fake(found.frozen.module, memory), found.frozen.dtype)
     return trainer.config.loss.build(None if features is None else _fake(features, memory), view)
-
-
-def _targets_of(trainer: Trainer, loss: GeneratorLoss, hr: Tensor) -> AbstractContextManager[None]:
-    """Around what a step does: with all images at once the loss keeps what it computes of the HR ones."""
-    return loss.step(hr) if trainer.config.train.micro_batch is None else nullcontext()
 
 
 def _batch(images: int, size: int, device: torch.device) -> Tensor:

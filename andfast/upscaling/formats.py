@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from andfast.data.images import FORMATS, ImageError, cause, upright
 from andfast.files import written_whole
 from andfast.upscaling.png import png_bytes
-from andfast.upscaling.tiff import read_tiff, write_tiff
+from andfast.upscaling.tiff import check_pixels, read_tiff, write_tiff
 
 #: The formats that are written, by the suffixes that they are known by.
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff"}
@@ -68,9 +68,7 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
         if deep is not None:
             return Picture(*deep)
         with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ValueError(f"{width} x {height} pixels; more than {max_pixels} are refused (--max-pixels)")
+            check_pixels(*image.size, max_pixels)
             pixels = _deep(path, image)
             if pixels is None:
                 image.load()

@@ -36,6 +36,12 @@ def write_tiff(path: Path, pixels: np.ndarray, icc: bytes | None) -> None:
         )
 
 
+def check_pixels(width: int, height: int, most: int) -> None:
+    """Refuse an image that has more pixels, before it is decoded."""
+    if width * height > most:
+        raise ValueError(f"{width} x {height} pixels; more than {most} are refused (--max-pixels)")
+
+
 def read_tiff(path: str | os.PathLike[str], max_pixels: int) -> tuple[np.ndarray, bytes | None] | None:
     """The first image of a TIFF file, if it has several channels of 16 bits that Pillow does not read.
 
@@ -87,8 +93,7 @@ def _decoded(page: tifffile.TiffPage, max_pixels: int) -> np.ndarray:
     width, height = page.imagewidth, page.imagelength
     if not width * height:
         raise ValueError("it has no pixels")
-    if width * height > max_pixels:
-        raise ValueError(f"{width} x {height} pixels; more than {max_pixels} are refused (--max-pixels)")
+    check_pixels(width, height, max_pixels)
     _check_parts(page)
     # (planes, depth, H, W, channels)
     pixels = np.moveaxis(page.asarray(squeeze=False)[:, 0], 0, 2).reshape(height, width, found).astype(np.uint16)
