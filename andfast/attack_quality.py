@@ -32,8 +32,9 @@ from andfast.devices import choose_device, choose_precision
 from andfast.files import written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.models import load_model
-from andfast.training.config import AttackConfig, DegradationConfig, Parser, join_lists
+from andfast.training.config import AttackConfig, DegradationConfig
 from andfast.training.images import Skipped, training_sources
+from andfast.training.options import Parser, join_lists
 from andfast.training.randomness import step_generator
 
 _NAME = "attack_quality"

@@ -37,8 +37,9 @@ from andfast.losses import l1_objective, no_objective
 from andfast.memory import free_memory, is_out_of_memory
 from andfast.models.views import FrozenView
 from andfast.pretrained import DEFAULT, model_file, pretrained_names
-from andfast.training.config import Config, MixConfig, Parser, TrainConfig
+from andfast.training.config import Config, MixConfig, TrainConfig
 from andfast.training.memory import describe_memory, search_bytes
+from andfast.training.options import Parser
 from andfast.training.sheet import CROP, ROWS
 from andfast.training.state import different, flat
 from andfast.training.validation import centre_crop

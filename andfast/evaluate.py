@@ -95,19 +95,19 @@ def _prepare(options: argparse.Namespace) -> tuple[Plan, Records, tuple[Contende
             _check_output(f"--{name}", getattr(options, name), suffix)
         degradation = None if options.degrade is None else parse_degradation(options.degrade, options.seed)
         device = choose_device(options.device)
-        models = load_contenders(options.model, device)
+        computing = Computing(device, choose_precision(options.precision, device), options.tile, options.overlap)
+        models = load_contenders(options.model, computing)
         contenders = [interpolation(), *models]
         pair = _pair(options.between, contenders)
-        scale = models[0].model.scale
+        scale = models[0].upscaler.scale
         data = _find_data(options.data, scale, degradation)
         files = {name: getattr(options, name) for name in MEASURES if name.startswith("lpips")}
         names = dict.fromkeys([*options.metrics, *(name for name, given in files.items() if given)])
         measures = [make_measure(name, scale, device, options.niqe_model, files.get(name, ())) for name in names]
-        computing = Computing(device, choose_precision(options.precision, device), options.tile, options.overlap)
         plan = Plan(scale, contenders, data, measures, computing, degradation)
         plan.check()
         return plan, Records(options.run_dir), pair
-    except (ValueError, OSError) as error:  # among them DataError, ModelError and RecordError
+    except (ValueError, OSError) as error:  # among them DataError, ModelError and EvaluationRecordError
         raise UsageError(str(error)) from error
 
 

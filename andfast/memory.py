@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[Any, Callable[[], object] | None] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -33,18 +34,22 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def know(self, tensor: Tensor) -> Tensor:
-        """Leave a tensor out of the count."""
-        self._known[tensor.untyped_storage()] = None
+        """Leave a tensor out of the count, in which it is if it was made while this counts."""
+        storage = tensor.untyped_storage()
+        forget = self._known.get(storage)
+        if forget is not None:
+            forget()
+        self._known[storage] = None
         return tensor
 
     def _meet(self, storage: torch.UntypedStorage) -> None:
         if storage in self._known:
             return
-        self._known[storage] = None
         size = storage.nbytes()
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, size)
+        # When the storage goes, unless it is called before.
+        self._known[storage] = weakref.finalize(storage, self._forget, size)
 
     def _forget(self, size: int) -> None:
         self.live -= size

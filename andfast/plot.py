@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         image = draw(runs, options.smooth)
         with written_whole(output) as temporary:
             image.save(temporary)
-    except (ValueError, OSError) as error:  # among them PlotError and RecordError
+    except (ValueError, OSError) as error:  # among them PlotError and RunRecordError
         print(f"error: {error}", file=sys.stderr)
         return 2
     for label, curves in runs.items():
@@ -117,7 +117,7 @@ def read_curves(run: Path) -> Curves:
 
     Raises:
         PlotError: there is no such file, nothing in it yet, or something else than a run's records.
-        RecordError: a line of it is damaged; see `read_records`.
+        RunRecordError: a line of it is damaged; see `read_records`.
     """
     path = run / METRICS_FILE
     if not path.is_file():

@@ -22,7 +22,8 @@ from andfast.degraded_images import degrade, draw
 from andfast.devices import choose_device
 from andfast.losses import l1_objective
 from andfast.models import ModelError
-from andfast.training.config import Config, parse_config
+from andfast.training.config import Config
+from andfast.training.options import parse_config
 from andfast.upscale import find_model
 from studies.crops import find_corner, split_place
 

@@ -23,7 +23,7 @@ from andfast.evaluation.models import BICUBIC, title_of
 from andfast.host_memory import keep_freed_memory
 from andfast.metrics import FIDELITY
 from andfast.models import ModelError, load_model
-from andfast.training.config import parse_config
+from andfast.training.options import parse_config
 from andfast.training.validation import bicubic_upsample
 from andfast.upscale import NonFiniteError, upscale_tensor
 from studies import markdown

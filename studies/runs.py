@@ -18,7 +18,7 @@ from pathlib import Path
 
 from andfast.files import written_whole
 from andfast.info import commit
-from andfast.training.config import dump_yaml
+from andfast.training.options import dump_yaml
 from andfast.training.records import METRICS_FILE, read_records
 from studies.study import Settings
 

@@ -29,8 +29,9 @@ from andfast.info import commit, machine
 from andfast.models import load_model
 from andfast.pretrained import DEFAULT
 from andfast.pretrained import FOLDER as PACKAGE
-from andfast.training.config import Config, dump_yaml, parse_config
+from andfast.training.config import Config
 from andfast.training.images import Skipped, find_images
+from andfast.training.options import dump_yaml, parse_config
 from andfast.training.records import METRICS_FILE, read_records
 from andfast.upscale import NonFiniteError
 from bench.record import settings, summary

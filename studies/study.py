@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from andfast.training.config import Config, dump_yaml, parse_config
+from andfast.training.config import Config
+from andfast.training.options import dump_yaml, parse_config
 
 TUNING_PAIRS = "{tuning_pairs}"
 

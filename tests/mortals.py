@@ -31,7 +31,9 @@ from commands import as_options
 from PIL import Image
 
 from andfast import train
-from andfast.training import images, world
+from andfast.models import vgg
+from andfast.training import images, run, world
+from andfast.training.run import Run
 from andfast.training.trainer import Trainer
 from andfast.training.world import World
 
@@ -289,26 +291,35 @@ def patient(steps: int) -> None:
 
 def keep_all(path: Path) -> None:
     """Keep what the process has at the end of its training, to compare it with others'."""
-    loop = train.Run._loop
+    loop = Run._loop
 
-    def kept(run: train.Run, *values: Any) -> int:
-        stopped = loop(run, *values)
-        torch.save(run.trainer.state(), path)
+    def kept(self: Run, *values: Any) -> int:
+        stopped = loop(self, *values)
+        torch.save(self.trainer.state(), path)
         return stopped
 
-    train.Run._loop = kept
+    Run._loop = kept
 
 
 def same_patches(path: Path) -> None:
     """Let the process have the first one's patches, and keep the images of its last update, HR and LR."""
-    update, batches = Trainer._update, train.PatchBatches
-    train.PatchBatches = lambda *values, **options: batches(*values, **options | {"rank": 0})
+    update, batches = Trainer._update, run.PatchBatches
+    run.PatchBatches = lambda *values, **options: batches(*values, **options | {"rank": 0})
 
     def watched(trainer: Trainer, lr: torch.Tensor, hr: torch.Tensor) -> Any:
         torch.save((hr, lr.detach()), path)
         return update(trainer, lr, hr)
 
     Trainer._update = watched
+
+
+def fetch_from(path: Path, cache: Path, first_of_machine: bool) -> None:
+    """Let the process fetch that file in the place of VGG19's weights, and say so each time."""
+    vgg.URL = path.as_uri()
+    torch.hub.set_dir(cache)
+    if first_of_machine:
+        os.environ["LOCAL_RANK"] = "0"
+    _before("torch.hub.download_url_to_file", lambda _: print("fetching"))
 
 
 def fewer_pairs() -> None:
@@ -324,7 +335,7 @@ def hasty(seconds: float) -> None:
 
 def slow_save(seconds: float) -> None:
     """Let states take that long to be written."""
-    _before("andfast.train.save_state", lambda calls: time.sleep(seconds))
+    _before("andfast.training.run.save_state", lambda calls: time.sleep(seconds))
 
 
 def add_option(option: str) -> None:

@@ -10,7 +10,7 @@ from andfast.losses import l1_objective, no_objective
 from andfast.models import build_generator
 from andfast.ops.blur_pool import blur_pool
 from andfast.theta import ThetaLayout
-from andfast.training.config import parse_config
+from andfast.training.options import parse_config
 
 SETTINGS = {"degradation.channels": 8, "degradation.blocks": 2, "attack.steps": 1}
 LENS_OPTION = {"attack.lens": "{blur: [2, 4], sharpen: [1, 2]}"}

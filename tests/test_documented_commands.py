@@ -25,7 +25,7 @@ import andfast
 from andfast import attack_quality
 from andfast.attack.variants import parse_variant
 from andfast.models import build_generator, save_model
-from andfast.training.config import parse_config
+from andfast.training.options import parse_config
 from studies import calibration, compare, ship
 
 COMMANDS = documents.commands()

@@ -7,7 +7,7 @@ import torch
 from adversaries import Upsampler, make, photographs, seeded, squared_error
 
 from andfast.attack import PGD, YOPO, Attack, Free, Lens, Random, Style, Subset
-from andfast.training.config import dump_yaml, parse_config
+from andfast.training.options import dump_yaml, parse_config
 
 OBJECTIVE = squared_error(Upsampler(2))
 ATTACKS = [PGD(steps=2, lens=Lens()), YOPO(steps=1, lens=Lens()), Free(replays=2, lens=Lens()), Random(lens=Lens())]

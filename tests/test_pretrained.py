@@ -17,7 +17,7 @@ from andfast.data.tensors import to_array, to_tensor
 from andfast.metrics import psnr_y
 from andfast.models import ModelError, build_generator
 from andfast.pretrained import DEFAULT, FOLDER, load_pretrained, model_file, pretrained_names
-from andfast.training.config import parse_config
+from andfast.training.options import parse_config
 from andfast.training.validation import bicubic_upsample
 from andfast.upscale import upscale_tensor
 

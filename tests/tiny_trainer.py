@@ -6,7 +6,7 @@ import torch
 from commands import as_options
 from torch import Tensor
 
-from andfast.training.config import parse_config
+from andfast.training.options import parse_config
 from andfast.training.trainer import Trainer
 
 TINY = {

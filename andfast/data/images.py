@@ -136,7 +136,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
     """The pixels (H, W, C) of a loaded image as its EXIF orientation says; a view."""
-    turn = _orientation(image)
+    return as_oriented(pixels, _orientation(image))
+
+
+def as_oriented(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Stored pixels (H, W, C) as an orientation of 1 to 8 says, in the numbers of EXIF and TIFF; a view."""
     if turn in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     # Which of the directions, after that, run backwards.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from andfast.data.images import DataError, image_size, read_image
 from andfast.data.pairs import Pair
-from andfast.data.patches import Recent, permutation, random_numbers, too_small, turned
+from andfast.data.patches import Recent, Shuffled, random_numbers, too_small, turned
 
 # Streams of random numbers beside those of the HR patches (`andfast.data.patches`).
 _ORDER, _CROP = 3, 4
@@ -59,7 +59,7 @@ class PairPatches:
         self.seed, self.flip, self.rotate = seed, flip, rotate
         self.rank, self.world = rank, world
         self._images = Recent(int(cache_mib * 2**20))
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._order = Shuffled(len(self.pairs), seed, _ORDER)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step: HR and LR patches, uint8 (batch, 3, patch, patch) and (batch, 3, patch / scale, ...)."""
@@ -68,7 +68,7 @@ class PairPatches:
         lr = np.empty((self.batch, 3, low, low), np.uint8)
         for position in range(self.batch):
             number = (step * self.world + self.rank) * self.batch + position
-            pair = self._pair(number)
+            pair = self._order[number]
             down, right, mirror, turns = (int(value) for value in random_numbers(4, self.seed, _CROP, number))
             mirror, turns = mirror if self.flip else 0, turns if self.rotate else 0
             whole_hr, whole_lr = self._read(2 * pair), self._read(2 * pair + 1)
@@ -86,9 +86,3 @@ class PairPatches:
             image = read_image(pair.lr if index % 2 else pair.hr)
             self._images.put(index, image)
         return image
-
-    def _pair(self, number: int) -> int:
-        epoch, place = divmod(number, len(self.pairs))
-        if self._order[0] != epoch:
-            self._order = (epoch, permutation(len(self.pairs), self.seed, _ORDER, epoch))
-        return int(self._order[1][place])

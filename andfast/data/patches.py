@@ -181,7 +181,7 @@ class PatchBatches(SourceDataset):
         self._places, self._whole = own_places(batch, mixed, rank, world), world * batch
         self._images = Recent(int(cache_mib * 2**20))
         self._unreadable: dict[int, Failure] = {}
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._order = Shuffled(len(sources), seed, _ORDER)
 
     def __getitem__(self, step: int) -> tuple[Tensor, list[Failure]]:
         if step < 0:
@@ -195,8 +195,7 @@ class PatchBatches(SourceDataset):
 
     def _image(self, number: int, failures: dict[str, Failure]) -> np.ndarray:
         """The image that patch `number` is cut from; adds sources that cannot be read to `failures`."""
-        epoch, place = divmod(number, len(self.sources))
-        image = self._read(self._order_of(epoch)[place], failures)
+        image = self._read(self._order[number], failures)
         if image is not None:
             return image
         # From a random source onwards, each is tried once: that ends, whatever the state of the files.
@@ -211,7 +210,6 @@ class PatchBatches(SourceDataset):
         )
 
     def _read(self, index: int, failures: dict[str, Failure]) -> np.ndarray | None:
-        index = int(index)
         if index in self._unreadable:
             failure = self._unreadable[index]
             failures[failure.name] = failure
@@ -242,11 +240,6 @@ class PatchBatches(SourceDataset):
         crop = np.ascontiguousarray(image[top : top + self.patch, left : left + self.patch])
         return turned(crop, mirror if self.flip else 0, turns if self.rotate else 0)
 
-    def _order_of(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            self._order = (epoch, permutation(len(self.sources), self.seed, _ORDER, epoch))
-        return self._order[1]
-
     def _random(self, count: int, *key: int) -> np.ndarray:
         return random_numbers(count, self.seed, *key)
 
@@ -260,6 +253,25 @@ def permutation(count: int, seed: int, *key: int) -> np.ndarray:
     """The numbers below `count` in a random order that belongs to a seed and a key."""
     # Sorting random numbers of 64 bits gives a uniform permutation; stable, should two be the same.
     return np.argsort(random_numbers(count, seed, *key), kind="stable")
+
+
+class Shuffled:
+    """Which of `count` things, from 0, is the next, endlessly: all of them in a random order, then in another one.
+
+    Args:
+        count: how many.
+        seed, key: what the orders belong to.
+    """
+
+    def __init__(self, count: int, seed: int, key: int) -> None:
+        self._count, self._seed, self._key = count, seed, key
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __getitem__(self, number: int) -> int:
+        epoch, place = divmod(number, self._count)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, permutation(self._count, self._seed, self._key, epoch)
+        return int(self._order[place])
 
 
 def turned(crop: np.ndarray, mirror: int, turns: int) -> np.ndarray:

@@ -173,13 +173,13 @@ def _measure(
     lr: np.ndarray,
     hr: np.ndarray | None,
 ) -> Record:
-    image = contender.restore(lr, plan.scale, plan.computing)
+    image = contender.restore(lr, plan.scale, plan.computing.device)
     original = None if hr is None else to_tensor(hr).to(image.device)
     values = {measure.name: measure(image, original) for measure in plan.measures_of(place[0])}
     # JSON has neither infinity (PSNR of identical images) nor NaN (NIQE of images without texture).
     scores = {name: round(value, 8) if math.isfinite(value) else None for name, value in values.items()}
     notes = {}
-    if contender.model is None and original is not None and plan.degradation is None:
+    if contender.upscaler is None and original is not None and plan.degradation is None:
         alignment = align(image, original, reach=2 * plan.scale)
         notes = {key: round(value, 4) for key, value in alignment._asdict().items()}
     return Record(*place, digests, scores, notes)

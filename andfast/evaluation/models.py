@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from andfast.data.tensors import to_tensor
 from andfast.models import ModelError
@@ -51,24 +51,23 @@ class Contender:
         title: what results name it.
         file: as it was given; None for bicubic interpolation.
         digest: the SHA-256 of the file; of bicubic interpolation, whose it is.
-        model: None for bicubic interpolation.
+        upscaler: None for bicubic interpolation.
     """
 
     title: str
     file: str | None
     digest: str
-    model: nn.Module | None
+    upscaler: Upscaler | None
 
-    def restore(self, lr: np.ndarray, scale: int, computing: Computing) -> Tensor:
+    def restore(self, lr: np.ndarray, scale: int, device: torch.device) -> Tensor:
         """uint8 (h, w, 3) -> float32 (1, 3, scale * h, scale * w) on the device, not clipped.
 
         Raises:
             NonFiniteError: the model's output holds NaN or infinity.
         """
-        if self.model is None:
-            return to_tensor(bicubic_upsample(lr, scale)).to(computing.device)
-        upscaler = Upscaler(self.model, computing.precision, computing.tile, computing.overlap)
-        return upscaler.tensor(to_tensor(lr).to(computing.device))
+        if self.upscaler is None:
+            return to_tensor(bicubic_upsample(lr, scale)).to(device)
+        return self.upscaler.tensor(to_tensor(lr).to(device))
 
 
 def interpolation() -> Contender:
@@ -76,7 +75,7 @@ def interpolation() -> Contender:
     return Contender(BICUBIC, None, f"Pillow {PIL.__version__}", None)
 
 
-def load_contenders(given: Sequence[str], device: torch.device) -> list[Contender]:
+def load_contenders(given: Sequence[str], computing: Computing) -> list[Contender]:
     """The models that a command names: pretrained ones, files, or either after TITLE=.
 
     Raises:
@@ -88,9 +87,10 @@ def load_contenders(given: Sequence[str], device: torch.device) -> list[Contende
         title, file = _split(text)
         if title in found or title == BICUBIC:
             raise ModelError(f"two models have the title {title}: {text} and another; give one as TITLE={file}")
-        model = find_model(file, device).to(memory_format=torch.channels_last)
-        found[title] = Contender(title, file, hashlib.sha256(model_file(file).read_bytes()).hexdigest(), model)
-    scales = {title: one.model.scale for title, one in found.items()}
+        model = find_model(file, computing.device).to(memory_format=torch.channels_last)
+        upscaler = Upscaler(model, computing.precision, computing.tile, computing.overlap)
+        found[title] = Contender(title, file, hashlib.sha256(model_file(file).read_bytes()).hexdigest(), upscaler)
+    scales = {title: one.upscaler.scale for title, one in found.items()}
     if len(set(scales.values())) > 1:
         listed = ", ".join(f"{title} x{scale}" for title, scale in scales.items())
         raise ModelError(f"models of one scale are compared, not {listed}")

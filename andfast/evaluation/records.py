@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 RECORDS_FILE = "images.jsonl"
 
 
-class RecordError(ValueError):
-    """A file of records that cannot be gone on with; the message names the file and the line."""
+class EvaluationRecordError(ValueError):
+    """An evaluation's records that cannot be gone on with; the message names the file and the line."""
 
 
 class Digests(NamedTuple):
@@ -54,7 +54,7 @@ class Records:
     A last line that does not end was being written when the process was killed; it is cut off.
 
     Raises:
-        RecordError: a line is damaged.
+        EvaluationRecordError: a line is damaged.
         OSError: the folder cannot be made, or the file not read or written.
     """
 
@@ -101,4 +101,4 @@ def _parsed(line: bytes, where: str) -> Record:
         found = json.loads(line)
         return Record(**found | {"digests": Digests(**found["digests"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise RecordError(f"{where} is damaged ({type(error).__name__}: {error}); delete the line") from error
+        raise EvaluationRecordError(f"{where} is damaged ({type(error).__name__}: {error}); delete the line") from error

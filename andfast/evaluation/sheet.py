@@ -41,7 +41,7 @@ def difference_sheet(plan: Plan, outcome: Outcome, first: Contender, second: Con
     rows = []
     for place, _, _ in ranked:
         lr, hr = plan.load(scenes[place])
-        pair = [to_array(each.restore(lr, plan.scale, plan.computing)) for each in (first, second)]
+        pair = [to_array(each.restore(lr, plan.scale, plan.computing.device)) for each in (first, second)]
         rows.append(_crops(lr, pair, hr, plan.scale))
     columns = dict(zip(("LR", first.title, second.title, "HR"), map(list, zip(*rows, strict=True)), strict=True))
     if all(scenes[place].hr is None for place, _, _ in ranked):

@@ -76,10 +76,6 @@ class GeneratorLoss:
             loss = loss + weight * terms[name]
         return loss
 
-    def targets_of(self, hr: Tensor) -> list[list[Tensor]]:
-        """What the terms compute of HR images alone, `hr` (B, 3, H, W) in [0, 1], term by term."""
-        return [term.targets(hr) for _, term in self._more.values()]
-
     @contextmanager
     def step(self, hr: Tensor) -> Iterator[None]:
         """Around a step's attack and generator update: what the terms compute of HR images alone is computed once.

@@ -44,8 +44,13 @@ class Targets:
         # The batch is held, so its memory cannot have become another's.
         first = (hr.storage_offset() - self._hr.storage_offset()) // self._hr.stride(0)
         rows = self._hr[max(first, 0) : max(first, 0) + len(hr)]
-        return max(first, 0) if rows.is_set_to(hr) else None
+        return max(first, 0) if _place(rows) == _place(hr) else None
 
     @torch.no_grad()
     def _computed(self, hr: Tensor) -> list[Tensor]:
         return list(self._compute(hr))
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Where its values lie. Unlike `is_set_to` this knows also tensors without content, whose memory is estimated."""
+    return tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()

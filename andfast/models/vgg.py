@@ -120,7 +120,7 @@ def load_vgg_features(
         OSError: it cannot be read.
     """
     model = VGGFeatures(layers)
-    path = _fetched() if os.fspath(source) == DOWNLOAD else source
+    path = fetch_vgg() if os.fspath(source) == DOWNLOAD else source
     try:
         state, _ = read_weights(path)
     except FileNotFoundError as error:
@@ -149,8 +149,12 @@ def _check(state: Mapping[str, Tensor]) -> None:
     check_floating(own, state)
 
 
-def _fetched() -> Path:
-    """The file in the cache of PyTorch's hub, where torchvision has it, too; fetched if it is not there."""
+def fetch_vgg() -> Path:
+    """The file in the cache of PyTorch's hub, where torchvision has it, too; fetched if it is not there.
+
+    Raises:
+        ModelError: it cannot be fetched; the message says how else to get it.
+    """
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

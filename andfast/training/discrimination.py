@@ -13,7 +13,7 @@ from andfast.models.views import FrozenView, View
 from andfast.training.config import Config
 from andfast.training.guard import Guard
 from andfast.training.optimizer import begin_update, gradient_norm, guarded_adam, load_adam
-from andfast.training.world import World, averaged_at_last, rehearse
+from andfast.training.world import World, averaged_at_last
 
 # What `Discrimination.update` tells: D's mean loss, its gradient's norm, its mean verdicts on real and restored images.
 _FIELDS = ("loss_d", "norm_d", "logit_real", "logit_restored")
@@ -58,10 +58,8 @@ class Discrimination:
 
     def connect(self) -> None:
         """Have updates be those of all processes together: all must call this, after `load` if they do."""
-        self._view.module = self._world.wrap(self.module)
-        if self._world.size > 1:
-            size = self._patch_size
-            rehearse(self._view, torch.zeros(2, 3, size, size, device=self.guard.bad.device))
+        size = self._patch_size
+        self._world.connect(self._view, torch.zeros(2, 3, size, size, device=self.guard.bad.device))
 
     def update(self, step: int, restored: Tensor, hr: Tensor, lr: Tensor, learning_rate: float) -> dict[str, Tensor]:
         """Sub-step 4. If losses or gradient are no numbers nothing changes, running statistics included.

@@ -34,7 +34,7 @@ class RunLog:
         settings: the run's configuration as nested values, for wandb.
 
     Raises:
-        RecordError: the file is damaged.
+        RunRecordError: the file is damaged.
         WandbError: wandb cannot be used.
     """
 

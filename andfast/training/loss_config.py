@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from andfast.losses import GAN_LOSSES, PERCEPTUAL_WEIGHTS, AdversarialLoss, GANLoss, GeneratorLoss, PerceptualLoss
 from andfast.models import DISCRIMINATORS, build_discriminator, load_discriminator, load_vgg_features
-from andfast.models.vgg import DOWNLOAD, LAYERS, URL, VGGFeatures, least_size
+from andfast.models.vgg import DOWNLOAD, LAYERS, URL, VGGFeatures, fetch_vgg, least_size
 
 
 @dataclass
@@ -151,6 +151,15 @@ class LossConfig:
             raise ValueError(
                 f"train.patch_size is {patch_size}; the deepest layer of loss.perceptual_layers needs at least {least}"
             )
+
+    def fetch(self) -> None:
+        """Have what is to be fetched where `load_features` finds it.
+
+        Raises:
+            ModelError: it cannot be fetched.
+        """
+        if self.perceptual and self.vgg == DOWNLOAD:
+            fetch_vgg()
 
     def load_features(self, device: torch.device, dtype: torch.dtype) -> VGGFeatures | None:
         """VGG19's features as far as the perceptual term needs them; None without that term.

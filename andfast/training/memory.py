@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -77,17 +78,15 @@ def _attack_peak(trainer: Trainer, images: int, networks: int, size: int, of_she
         loss = l1_loss if of_sheet else _fake_loss(trainer, memory)
         objective = trainer.by_images(generator_objective(View(_fake(view.module, memory), view.dtype), loss))
         hr = _batch(images, size, trainer.device)
-        targets = None if of_sheet else _targets(trainer, loss, hr)
-        if not isinstance(trainer.attack, NetworkAttack):
-            image = hr.new_empty(images, 3, size // config.scale, size // config.scale).requires_grad_()
-            loss = objective(image, hr)
-            if climbs:
-                torch.autograd.grad(loss.sum(), image)
-            del targets
-            return memory.peak, 0
-        network = trainer.degradation(networks)
-        row = _search(network, hr, objective, climbs)
-        del targets
+        row = 0
+        with nullcontext() if of_sheet else trainer.targets_of(loss, hr):
+            if isinstance(trainer.attack, NetworkAttack):
+                row = _search(trainer.degradation(networks), hr, objective, climbs)
+            else:
+                image = hr.new_empty(images, 3, size // config.scale, size // config.scale).requires_grad_()
+                losses = objective(image, hr)
+                if climbs:
+                    torch.autograd.grad(losses.sum(), image)
         return memory.peak, row
 
 
@@ -153,10 +152,9 @@ def _update_peak(trainer: Trainer, images: int) -> int:
         loss = _fake_loss(trainer, memory)
         objective = generator_objective(View(_fake(trainer.generator, memory), trainer.precision), loss)
         hr = _batch(images, size, trainer.device)
-        targets = _targets(trainer, loss, hr)
         lr = hr.new_empty(images, 3, size // trainer.config.scale, size // trainer.config.scale)
-        objective(lr, hr).sum().backward()
-        del targets
+        with trainer.targets_of(loss, hr):
+            objective(lr, hr).sum().backward()
         return memory.peak
 
 
@@ -176,11 +174,6 @@ def _fake_loss(trainer: Trainer, memory: LiveBytes) -> GeneratorLoss:
     features, found = trainer.features, trainer.discrimination
     view = None if found is None else View(_fake(found.frozen.module, memory), found.frozen.dtype)
     return trainer.config.loss.build(None if features is None else _fake(features, memory), view)
-
-
-def _targets(trainer: Trainer, loss: GeneratorLoss, hr: Tensor) -> list[list[Tensor]]:
-    """What the loss keeps of the HR images, for as long as a step takes; with micro-batches nothing."""
-    return [] if trainer.config.train.micro_batch is not None else loss.targets_of(hr)
 
 
 def _batch(images: int, size: int, device: torch.device) -> Tensor:

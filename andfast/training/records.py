@@ -10,8 +10,8 @@ from typing import Any
 METRICS_FILE = "metrics.jsonl"
 
 
-class RecordError(ValueError):
-    """A record that cannot be read; the message names the file and the line."""
+class RunRecordError(ValueError):
+    """The record of a run that cannot be read; the message names the file and the line."""
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -21,7 +21,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        RecordError: a line is none that a run writes.
+        RunRecordError: a line is none that a run writes.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -30,9 +30,9 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line)
             except ValueError as error:  # among them bytes that are no text
-                raise RecordError(f"{path}: line {number} is damaged ({error}); delete the line") from error
+                raise RunRecordError(f"{path}: line {number} is damaged ({error}); delete the line") from error
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise RecordError(f"{path}: line {number} has no step; it is none that andfast.train writes")
+                raise RunRecordError(f"{path}: line {number} has no step; it is none that andfast.train writes")
             yield record
 
 
@@ -40,7 +40,7 @@ def lacks_validation(path: Path, step: int) -> bool:
     """Whether a run's `metrics.jsonl` has lines of a step, but none of its validation.
 
     Raises:
-        OSError, RecordError: as `read_records`; but where there is no such file, it has no lines.
+        OSError, RunRecordError: as `read_records`; but where there is no such file, it has no lines.
     """
     if not path.exists():
         return False

@@ -31,7 +31,7 @@ def summarise(run_dir: Path, batch_size: int) -> str:
         batch_size: images a step.
 
     Raises:
-        OSError, RecordError: as `read_records`.
+        OSError, RunRecordError: as `read_records`.
     """
     steps, seconds, waited = 0, 0.0, 0.0
     scores: dict[str, _Score] = {}

@@ -15,7 +15,7 @@ from andfast.attack import AttackResult, Free, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.degradation import DegradationNetwork
 from andfast.devices import choose_precision
-from andfast.losses import Objective, generator_objective, l1_objective
+from andfast.losses import GeneratorLoss, Objective, generator_objective, l1_objective
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.models.views import FrozenView, View
 from andfast.shares import own_places
@@ -30,7 +30,7 @@ from andfast.training.randomness import step_generator
 from andfast.training.readout import PendingStep
 from andfast.training.softening import soften_patches
 from andfast.training.statistics import attacked, of_all, unattacked
-from andfast.training.world import World, averaged_at_last, rehearse
+from andfast.training.world import World, averaged_at_last
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
 RAMP_DB = 20.0
@@ -108,9 +108,7 @@ class Trainer:
 
     def connect(self) -> None:
         """Have updates be those of all processes together: all must call this, after `load` if they do."""
-        self.view.module = self.world.wrap(self.generator)
-        if self.world.size > 1:
-            rehearse(self.view, torch.zeros(1, 3, 16, 16, device=self.device))
+        self.world.connect(self.view, torch.zeros(1, 3, 16, 16, device=self.device))
         if self.discrimination is not None:
             self.discrimination.connect()
 
@@ -148,7 +146,7 @@ class Trainer:
         if mixed:
             more_hr, more_lr = self.mixer(hr[searched:], self.step)
             hr = torch.cat([hr[:searched], more_hr])
-        with self._targets_of(hr):
+        with self.targets_of(self.loss, hr):
             lr, attack = self._attacked(hr[:searched]) if searched else (None, None)
             if mixed:
                 lr = more_lr if lr is None else torch.cat([lr, more_lr])
@@ -166,7 +164,7 @@ class Trainer:
         """A step by minibatch replay, several updates on the way; returns what `_updated` does, of the last one."""
         network, random, margin_db = self._identity(hr)
         replay = self.attack.begin(network, hr, random, margin_db)
-        with self._targets_of(hr):
+        with self.targets_of(self.loss, hr):
             first = update = self._update(replay.lr, hr)
             while not replay.done:
                 replay.advance(replay.lr.grad)
@@ -178,10 +176,10 @@ class Trainer:
         by_group = self.attack.distance_by_group(network, replay.delta)
         return update.norm, told | attacked(first.losses.mean(), loss, lr_psnr, replay.budget_db, by_group)
 
-    def _targets_of(self, hr: Tensor) -> AbstractContextManager[None]:
+    def targets_of(self, loss: GeneratorLoss, hr: Tensor) -> AbstractContextManager[None]:
         """Around an attack and the update: what the loss computes of HR images alone is computed once, if it may
         lie there for the whole batch."""
-        return self.loss.step(hr) if self.config.train.micro_batch is None else nullcontext()
+        return loss.step(hr) if self.config.train.micro_batch is None else nullcontext()
 
     def _update(self, lr: Tensor, hr: Tensor) -> Update:
         """Sub-step 3, an update of the generator. If losses or gradient are no numbers nothing changes."""

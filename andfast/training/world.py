@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -51,10 +51,10 @@ class LostError(RuntimeError):
 class World:
     """All processes of a run, as one of them sees them. A single process touches nothing of `torch.distributed`.
 
-    Every process must call `join`, `leave`, `together`, `mean`, `any`, `agree`, `gather`, `broadcast` and `wrap`, and
-    pass through what `wrap` returns, in the same order as the others. When a process dies, or ends without `leave`,
-    such calls raise a RuntimeError in the others, and `is_broken` says that this was why. One that waits for its device
-    in vain is ended.
+    Every process must call `join`, `leave`, `together`, `in_turns`, `mean`, `any`, `agree`, `gather`, `broadcast` and
+    `connect`, and pass through what `connect` was given, in the same order as the others. When a process dies, or ends
+    without `leave`, such calls raise a RuntimeError in the others, and `is_broken` says that this was why. One that
+    waits for its device in vain is ended.
 
     Args:
         rank: index of this process, 0 <= rank < size.
@@ -253,6 +253,18 @@ class World:
         if any(reason is not None for reason in reasons):
             raise ValueError(_all_of(reasons)) from own
 
+    def in_turns(self, make: Callable[[], _Object]) -> _Object:
+        """What `make` gives: the first process of each machine calls it, and then the others, who find its work done.
+
+        Raises:
+            ValueError: as `together`.
+        """
+        for first in (True, False) if self.size > 1 else (True,):
+            with self.together():
+                if first == (self.local_rank == 0):
+                    made = make()
+        return made
+
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes."""
         if self.size == 1:
@@ -289,11 +301,16 @@ class World:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with the main process's weights, whose gradients will be means over the processes."""
-        if self.size == 1:
-            return module
-        return DistributedDataParallel(module, gradient_as_bucket_view=True, **{_BUFFERS: False})
+    def connect(self, view: View, images: Tensor) -> None:
+        """Have a view pass through its module with the main process's weights, and its gradients be the means of all.
+
+        Args:
+            view: its module is wrapped.
+            images: any that the module takes.
+        """
+        if self.size > 1:
+            view.module = DistributedDataParallel(view.module, gradient_as_bucket_view=True, **{_BUFFERS: False})
+            rehearse(view, images)
 
 
 def _all_of(reasons: list[str | None]) -> str:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tifffile
 from PIL import Image, ImageCms
 
 from andfast.data.images import FORMATS, ImageError, cause, upright
 from andfast.files import written_whole
 from andfast.upscaling.png import png_bytes
+from andfast.upscaling.tiff import check_pixels, read_tiff, write_tiff
 
 #: The formats that are written, by the suffixes that they are known by.
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff"}
@@ -31,9 +31,8 @@ _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 _BECOMES = {"1": "L", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "YCbCr": "RGB", "HSV": "RGB", "CMYK": "RGB"}
 
 
-# Fields of TIFF, and what they say.
-_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
-_WHITE_IS_ZERO, _SEPARATE = 0, 2
+# A field of TIFF, and what it says.
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,11 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
             no place here (floating point, more than 16 bits); the message names it.
     """
     try:
+        deep = read_tiff(path, max_pixels)
+        if deep is not None:
+            return Picture(*deep)
         with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ValueError(f"{width} x {height} pixels; more than {max_pixels} are refused (--max-pixels)")
+            check_pixels(*image.size, max_pixels)
             pixels = _deep(path, image)
             if pixels is None:
                 image.load()
@@ -150,7 +150,7 @@ def write_picture(path: str | os.PathLike[str], picture: Picture, quality: int =
         if kind == "png":
             temporary.write_bytes(png_bytes(picture.pixels, picture.icc))
         elif kind == "tiff":
-            _write_tiff(temporary, picture)
+            write_tiff(temporary, picture.pixels, picture.icc)
         else:
             image = to_pil(Picture(eight_bits(picture.pixels), picture.icc))
             if kind == "jpeg" and image.mode in ("LA", "RGBA"):
@@ -174,31 +174,12 @@ def over_white(image: Image.Image) -> Image.Image:
     return flat.convert("L" if image.mode == "LA" else "RGB")
 
 
-def _write_tiff(path: Path, picture: Picture) -> None:
-    pixels = picture.pixels
-    channels = pixels.shape[2]
-    with tifffile.TiffWriter(path, bigtiff=pixels.nbytes > 2**31) as file:
-        file.write(
-            pixels if channels > 1 else pixels[..., 0],
-            photometric="rgb" if channels > 2 else "minisblack",
-            planarconfig="contig" if channels > 1 else None,
-            extrasamples=["unassalpha"] if channels in (2, 4) else None,
-            iccprofile=picture.icc,
-            compression="zlib",
-            rowsperstrip=max(2**20 // pixels[0].nbytes, 1),
-            metadata=None,
-            software=False,
-        )
-
-
 def _deep(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray | None:
-    """The pixels of a PNG or TIFF of 16 bits in more than one channel; None of other images, not loaded yet.
+    """The pixels of a PNG or TIFF of 16 bits in several channels side by side; None of other images, not loaded yet.
 
     Of such a file Pillow gives the upper bytes. Told that the numbers are stored in the other order, it gives the lower
     ones.
     """
-    if image.format == "TIFF" and image.tag_v2.get(_PLANES) == _SEPARATE and 16 in image.tag_v2.get(_BITS, ()):
-        raise ValueError("16-bit channels in planes of their own; read are those side by side")
     kinds = {_raw_mode(tile) for tile in image.tile} if image.format in ("PNG", "TIFF") else set()
     if not any(kind is not None and ";16" in kind and not kind.startswith("I") for kind in kinds):
         return None

@@ -20,9 +20,10 @@ from andfast import evaluate
 from andfast.data.camera import camera_like
 from andfast.data.tensors import to_tensor
 from andfast.evaluation.degrading import name_seed
-from andfast.evaluation.models import BICUBIC, Computing, Contender
+from andfast.evaluation.models import BICUBIC, Computing, Contender, load_contenders
 from andfast.metrics import niqe
-from andfast.models import build_generator, save_model
+from andfast.models import build_generator, load_model, save_model
+from andfast.models.views import FrozenView
 from andfast.upscale import upscale_tensor
 
 SIZES = {"a": (192, 200), "b": (96, 192), "c": (200, 204)}
@@ -58,9 +59,9 @@ def restored(monkeypatch):
     """Counts what is computed, as (title, LR height)."""
     calls, restore = [], Contender.restore
 
-    def counted(self, lr, scale, computing):
+    def counted(self, lr, scale, device):
         calls.append((self.title, lr.shape[0]))
-        return restore(self, lr, scale, computing)
+        return restore(self, lr, scale, device)
 
     monkeypatch.setattr(Contender, "restore", counted)
     return calls
@@ -84,7 +85,7 @@ def expected_scores(model: str, name: str) -> dict[str, float]:
     if model == BICUBIC:
         sr = np.array(Image.fromarray(lr).resize(hr.shape[1::-1], Image.Resampling.BICUBIC))
     else:
-        network = evaluate.load_contenders([f"{model}.safetensors"], "cpu")[0].model
+        network = load_model(f"{model}.safetensors")
         # In float64, as metrics round: a value may lie that near to the middle between two of 8 bits.
         values = upscale_tensor(network, to_tensor(lr))[0].double().clamp(0, 1).mul(255).round()
         sr = values.permute(1, 2, 0).numpy().astype(np.uint8)
@@ -121,15 +122,27 @@ def test_the_results_are_those_of_others(here, capsys):
 
 
 def test_models_are_computed_in_the_type_that_is_asked_for(here):
-    (one,) = evaluate.load_contenders(["one.safetensors"], "cpu")
-    lr = original(0, 24, 20)
-    found = {
-        dtype: one.restore(lr, 4, Computing(torch.device("cpu"), dtype)) for dtype in (torch.float32, torch.bfloat16)
-    }
+    lr, cpu = original(0, 24, 20), torch.device("cpu")
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        (one,) = load_contenders(["one.safetensors"], Computing(cpu, dtype))
+        found[dtype] = one.restore(lr, 4, cpu)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        expected = one.model(to_tensor(lr)).float()
+        expected = load_model("one.safetensors")(to_tensor(lr)).float()
     assert not torch.equal(found[torch.float32], found[torch.bfloat16])
     torch.testing.assert_close(found[torch.bfloat16], expected, rtol=0, atol=0.01)
+
+
+def test_weights_are_taken_over_once_for_all_images(here, monkeypatch):
+    made, begin = [], FrozenView.__init__
+
+    def counted(self, source, dtype):
+        made.append(dtype)
+        begin(self, source, dtype)
+
+    monkeypatch.setattr(FrozenView, "__init__", counted)
+    assert run("--data", "mine=pairs", "--precision", "bfloat16", "--sheet", "sheet.png") == 0
+    assert made == [torch.bfloat16] * 2
 
 
 def test_the_file_says_how_it_was_made(here):
@@ -151,10 +164,10 @@ def test_an_interrupted_evaluation_goes_on(here, restored, monkeypatch, capsys):
     assert len(restored) == 9
     counted = Contender.restore
 
-    def interrupted(self, lr, scale, computing):
+    def interrupted(self, lr, scale, device):
         if len(restored) == 9 + 4:
             raise KeyboardInterrupt
-        return counted(self, lr, scale, computing)
+        return counted(self, lr, scale, device)
 
     with monkeypatch.context() as patch:
         patch.setattr(Contender, "restore", interrupted)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from andfast.evaluation.records import Digests, Record, RecordError, Records
+from andfast.evaluation.records import Digests, EvaluationRecordError, Record, Records
 
 OLD = Digests("model 1", "images 1", "settings 1")
 
@@ -58,5 +58,5 @@ def test_damaged_lines_are_named(tmp_path, line):
     Records(tmp_path).add(record())
     with (tmp_path / "images.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(RecordError, match=r"images\.jsonl: line 2 is damaged .*; delete the line"):
+    with pytest.raises(EvaluationRecordError, match=r"images\.jsonl: line 2 is damaged .*; delete the line"):
         Records(tmp_path)

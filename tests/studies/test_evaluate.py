@@ -10,8 +10,8 @@ from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
 from andfast.metrics import psnr_y, ssim_y
 from andfast.models import build_generator, save_model
-from andfast.training.config import parse_config
 from andfast.training.images import Skipped, find_images
+from andfast.training.options import parse_config
 from studies import evaluate
 from studies.testsets import STRENGTHS, Case, digest, held_out_photographs, pair_sets, photograph_sets
 

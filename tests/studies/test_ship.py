@@ -15,7 +15,7 @@ from andfast.data.tensors import to_tensor
 from andfast.metrics import psnr_y
 from andfast.models import load_model
 from andfast.pretrained import FOLDER, pretrained_names
-from andfast.training.config import parse_config
+from andfast.training.options import parse_config
 from andfast.training.validation import bicubic_upsample
 from bench.record import summary
 from studies import ship

@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from andfast.attack import BSRGAN, PGD, YOPO, Attack, Bicubic, Free, Noise, Random, RealESRGAN, Style, Subset
-from andfast.training.config import Config, TrainConfig, dump_yaml, parse_config
+from andfast.training.config import Config, TrainConfig
+from andfast.training.options import dump_yaml, parse_config
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -13,7 +13,8 @@ from vgg_file import write_vgg
 
 from andfast import train
 from andfast.models import build_generator, save_model
-from andfast.training.config import Config, parse_config
+from andfast.training.config import Config
+from andfast.training.options import parse_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # What is no configuration of its own is given after one.

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from andfast import train
 from andfast.training.log import RunLog
-from andfast.training.records import RecordError, read_records
+from andfast.training.records import RunRecordError, read_records
 from andfast.training.trainer import Trainer
 from andfast.training.wandb_run import WANDB_FILE, import_wandb
 
@@ -191,7 +191,7 @@ def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
     path.write_bytes(b'{"step": 1}\n' + line.encode(errors="surrogateescape") + b'\n{"step": 3}\n')
     before = path.read_bytes()
     for read in (lambda: list(read_records(path)), lambda: RunLog(tmp_path, 9)):
-        with pytest.raises(RecordError, match=r"metrics\.jsonl: line 2 "):
+        with pytest.raises(RunRecordError, match=r"metrics\.jsonl: line 2 "):
             read()
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import as_options
 from tiny_trainer import make, patches
+from vgg_file import write_vgg
 
 from andfast import train
 from andfast.attack import PGD, Random
@@ -110,6 +111,25 @@ def estimate_memory_of(function: Callable[[], None], trainers: list[Trainer]) ->
     return estimate_memory(trainers[0]) / measured
 
 
+@pytest.mark.parametrize("changed", [{}, {"attack__method": "none"}, {"train__micro_batch": 2}], ids=str)
+def test_the_estimate_knows_what_the_perceptual_loss_keeps(
+    changed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VGG19's weights, and the features of the HR images for as long as a step takes, which count once."""
+    monkeypatch.setattr("andfast.training.memory.CROP", 32)
+    write_vgg(tmp_path / "vgg19.pth")
+    loss = {"loss__perceptual": 1, "loss__vgg": tmp_path / "vgg19.pth"}
+    layers = {"loss__perceptual_layers": '{"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1}'}
+    trainer = make(train__patch_size=64, **loss, **layers, **changed)  # its file takes more than a step
+
+    def steps() -> None:
+        for seed in range(2):
+            trainer.train_step(patches(size=64, seed=seed))
+
+    held = sum(weight.nbytes for weight in trainer.features.parameters())
+    assert estimate_memory(trainer) / (peak(steps) + held) == pytest.approx(1, abs=0.1)
+
+
 def test_an_estimate_changes_nothing() -> None:
     trainer, other = make(), make()
     state = torch.random.get_rng_state()
@@ -128,6 +148,18 @@ def test_live_bytes_counts_storages_while_they_live() -> None:
         del view, two
         assert memory.live == 0
         assert memory.peak == 800
+
+
+def test_live_bytes_leaves_out_what_it_is_told_to() -> None:
+    with LiveBytes() as memory:
+        known = memory.know(torch.zeros(100))
+        assert memory.live == 0
+        one = known + 1
+        assert memory.live == memory.peak == 400
+        del known
+        assert memory.live == 400
+        del one
+        assert memory.live == 0
 
 
 def test_free_memory_is_of_this_machine() -> None:
@@ -244,7 +276,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
 def test_a_run_says_what_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "free_memory", lambda device: 2**20)
+    monkeypatch.setattr("andfast.training.run.free_memory", lambda device: 2**20)
     assert train.main(options(tmp_path, train__iterations=1)) == 0
     captured = capsys.readouterr()
     assert "needs about 0.0 GiB of 0.0 GiB free" in captured.out

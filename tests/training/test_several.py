@@ -1,5 +1,6 @@
 """Runs of several processes, each a real one: they do what one does, and live and end together."""
 
+import hashlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import torch
 from mortals import arguments, begin, begin_several, end, wait_for
 from PIL import Image
 from runs import content, lines, unfinished
+from vgg_file import write_vgg
 
 from andfast.data.images import DataError
 from andfast.models import load_model
@@ -202,7 +204,7 @@ def test_kills_leave_no_trace(images: Path, live: Callable[..., list[int]], tmp_
         ([1], "andfast.training.trainer.Trainer.train_step", 6, signal.SIGTERM),
         ([0, 1], "andfast.training.trainer.Trainer.train_step", 6, signal.SIGINT),
         ([1], "andfast.training.validation.upscale_tensor", 0, signal.SIGTERM),
-        ([0], "andfast.train.sample_sheet", 1, signal.SIGINT),
+        ([0], "andfast.training.run.sample_sheet", 1, signal.SIGINT),
     ],
 )
 def test_a_signal_stops_all_after_the_same_step_whoever_gets_it(
@@ -271,7 +273,7 @@ def test_out_of_memory_in_one_process_ends_all(live: Callable[..., list[int]], t
 def test_out_of_memory_in_all_loses_nothing(live: Callable[..., list[int]], tmp_path: Path) -> None:
     """The others wait for the main one to save, which is not stopped at that by being told to."""
     failing = (mortals.fail_at, "andfast.training.trainer.Trainer._attacked", 5, MemoryError, "no more")
-    told = (mortals.signal_at, "andfast.train.save_state", 2, signal.SIGTERM)
+    told = (mortals.signal_at, "andfast.training.run.save_state", 2, signal.SIGTERM)
     plans = {0: (mortals.all_of, failing, (mortals.slow_save, 1), told), 1: failing}
     assert live(tmp_path / "run", plans) == [3, 3]
     assert f"{tmp_path / 'run' / STATE_FILE} is whole, of step 5" in said(tmp_path, 0)
@@ -371,18 +373,15 @@ def test_a_run_goes_on_with_another_number_of_processes(
         ({}, {"train__batch_size": 3, "degradation__num_networks": "batch"}, "error: train.batch_size is 3; with 2 "),
         ({}, {"degradation__num_networks": 1}, "error: degradation.num_networks is 1; with 2 processes"),
         ({}, {"train__lerning_rate": 1}, "did you mean train.learning_rate?"),
-        ({1: "find_images"}, {}, "error: process 1: it is not here"),
-        ({1: "parse_config"}, {}, "error: process 1: it is not here"),
-        ({0: "load_newest"}, {}, "error: process 0: it is not here"),
+        ({1: "training.run.find_images"}, {}, "error: process 1: it is not here"),
+        ({1: "train.parse_config"}, {}, "error: process 1: it is not here"),
+        ({0: "training.run.load_newest"}, {}, "error: process 0: it is not here"),
     ],
 )
 def test_what_is_wrong_at_the_start_is_said_once(
     plans: dict[int, str], changed: dict[str, Any], message: str, live: Callable[..., list[int]], tmp_path: Path
 ) -> None:
-    fail = {
-        rank: (mortals.fail_at, f"andfast.train.{name}", 0, ValueError, "it is not here")
-        for rank, name in plans.items()
-    }
+    fail = {rank: (mortals.fail_at, f"andfast.{name}", 0, ValueError, "it is not here") for rank, name in plans.items()}
     assert live(tmp_path / "run", fail, **changed) == [2, 2]
     assert message in said(tmp_path, 0)
     assert said(tmp_path, 1) == ""
@@ -428,6 +427,50 @@ def test_a_cache_is_made_once(images: Path, live: Callable[..., list[int]], tmp_
     assert live(tmp_path / "plain", train__iterations=4) == [0, 0]
     assert lines(tmp_path / "run") == lines(tmp_path / "plain")
     assert said(tmp_path, 1) == ""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In the place of those that are fetched, whose name ends in their digest."""
+    file = tmp_path_factory.mktemp("weights") / "vgg.pth"
+    write_vgg(file)
+    return file.rename(file.with_name(f"vgg19-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"))
+
+
+PERCEPTUAL = {
+    "loss__perceptual": 1,
+    "loss__perceptual_layers": '{"conv1_1": 1}',
+    "loss__vgg": "download",
+    "train__iterations": 2,
+}
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_weights_are_fetched_once_for_each_machine(
+    machines: int, weights: Path, live: Callable[..., list[int]], tmp_path: Path
+) -> None:
+    places = [(tmp_path / "hub", False), (tmp_path / "hub" if machines == 1 else tmp_path / "other", machines == 2)]
+    plans = {rank: (mortals.fetch_from, weights, *place) for rank, place in enumerate(places)}
+    assert live(tmp_path / "run", plans, **PERCEPTUAL) == [0, 0]
+    assert [said(tmp_path, rank).count("fetching") for rank in (0, 1)] == [1, machines - 1]
+
+
+def test_weights_that_cannot_be_fetched_are_told_of_once(live: Callable[..., list[int]], tmp_path: Path) -> None:
+    plan = (mortals.fetch_from, tmp_path / "vgg19-00000000.pth", tmp_path / "hub", False)
+    assert live(tmp_path / "run", {0: plan, 1: plan}, **PERCEPTUAL) == [2, 2]
+    assert said(tmp_path, 0).count("could not be fetched") == 1
+    assert said(tmp_path, 1) == ""
+
+
+def test_who_waits_for_weights_does_not_wait_for_one_that_is_gone(
+    weights: Path, live: Callable[..., list[int]], tmp_path: Path
+) -> None:
+    fetch = (mortals.fetch_from, weights, tmp_path / "hub", False)
+    dying = (mortals.signal_at, "torch.hub.download_url_to_file", 0, signal.SIGKILL)
+    plans = {0: (mortals.all_of, fetch, dying), 1: fetch}
+    assert live(tmp_path / "run", plans, **PERCEPTUAL) == [-signal.SIGKILL, 3]
+    assert f"error: process 1: {LOST}" in said(tmp_path, 1)
+    assert "fetching" not in said(tmp_path, 1)
 
 
 def test_torchrun_starts_a_run(uninterrupted: Path, images: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_trainer import make, patches
 
-from andfast.training.config import parse_config
+from andfast.training.options import parse_config
 from andfast.training.softening import soften_patches
 
 

@@ -19,7 +19,7 @@ from runs import content, lines, unfinished
 from safetensors import safe_open
 
 from andfast.models import load_model
-from andfast.training.config import parse_config
+from andfast.training.options import parse_config
 from andfast.training.state import PREVIOUS_FILE, STATE_FILE, load_newest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -227,10 +227,10 @@ PLACES = {
     "step": ("andfast.training.trainer.Trainer.train_step", 5),
     "validation": ("andfast.training.validation.upscale_tensor", 3),
     "last validation": ("andfast.training.validation.upscale_tensor", 5),
-    "sample sheet": ("andfast.train.sample_sheet", 1),
+    "sample sheet": ("andfast.training.run.sample_sheet", 1),
     "model": ("andfast.models.checkpoints.save", 1),
     "state": ("andfast.training.state.seal", 2),
-    "start": ("andfast.train.RunLog.__init__", 0),
+    "start": ("andfast.training.run.RunLog.__init__", 0),
     "reading": ("andfast.data.patches.read_image", 1),
 }
 

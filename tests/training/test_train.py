@@ -20,9 +20,10 @@ from andfast import train
 from andfast.data import cache
 from andfast.models import load_model
 from andfast.ops import backends, use_backend
-from andfast.training.config import parse_config
 from andfast.training.images import Skipped, find_images
+from andfast.training.options import parse_config
 from andfast.training.trainer import Trainer
+from andfast.training.waiting import DataWait
 
 TINY = {
     "train.iterations": 6,
@@ -411,8 +412,8 @@ def test_being_interrupted_while_the_cache_is_made_is_no_defect(
 def test_the_time_waited_for_data_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train.DataWait, "recent", 0.37)
-    monkeypatch.setattr(train.DataWait, "hint", lambda self, data: "try this")
+    monkeypatch.setattr(DataWait, "recent", 0.37)
+    monkeypatch.setattr(DataWait, "hint", lambda self, data: "try this")
     assert train.main(options(tmp_path)) == 0
     message = capsys.readouterr()
     found = [record for record in records(tmp_path) if "validation" not in record]
@@ -524,7 +525,7 @@ def test_a_passing_disturbance_does_not_end_a_run(tmp_path: Path, capsys: pytest
             return losses * torch.nan if self.step in (2, 3) else losses, *rest
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "Trainer", Disturbed)
+        patch.setattr("andfast.training.run.Trainer", Disturbed)
         assert train.main(options(tmp_path, train__save_every=3)) == 0
     found = steps(tmp_path)
     assert [record["skipped"] for record in found] == [0, 0, 1, 2, *[0] * (len(found) - 4)]

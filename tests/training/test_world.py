@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from andfast.models.views import View
-from andfast.training.config import parse_config
+from andfast.training.options import parse_config
 from andfast.training.trainer import Trainer
 from andfast.training.world import World, rehearse
 
@@ -67,13 +67,16 @@ def test_a_single_process_touches_nothing_of_the_others(monkeypatch: pytest.Monk
     for name in ("init_process_group", "all_reduce", "all_gather_object", "broadcast_object_list"):
         monkeypatch.delattr(dist, name)
     world, module, value = World(), nn.Linear(1, 1), torch.ones(2)
+    view = View(module, torch.float32)
     world.join()
     with pytest.raises(OSError, match="as it is"), world.together():
         raise OSError("as it is")
-    assert world.wrap(module) is module
+    world.connect(view, value)
+    assert view.module is module
     assert world.mean(value) is value
     assert world.any(value) is value
     assert world.agree(7) == 7
+    assert world.in_turns(lambda: "made") == "made"
     assert world.gather("x") == ["x"]
     assert world.broadcast("x") == "x"
     assert not world.is_broken()
@@ -84,8 +87,9 @@ def test_a_single_process_touches_nothing_of_the_others(monkeypatch: pytest.Monk
 class Lonely(World):
     """One of one, but with all that several do."""
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        return DistributedDataParallel(module)
+    def connect(self, view: View, images: torch.Tensor) -> None:
+        view.module = DistributedDataParallel(view.module)
+        rehearse(view, images)
 
 
 @pytest.fixture
@@ -132,7 +136,7 @@ def test_a_rehearsal_changes_nothing(lonely: World) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     before = copy.deepcopy(module.state_dict())
-    rehearse(View(lonely.wrap(module), torch.float32), torch.rand(2, 3, 8, 8))
+    lonely.connect(View(module, torch.float32), torch.rand(2, 3, 8, 8))
     torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
     assert all(weight.grad is None for weight in module.parameters())
 

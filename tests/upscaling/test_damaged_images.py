@@ -39,6 +39,13 @@ def originals():
                 photometric="rgb" if channels > 2 else "minisblack", planarconfig="contig" if channels > 1 else None,
             )  # fmt: skip
             files.append(("tif", buffer.getvalue()))
+        for compression in (None, "zlib") if channels > 1 else ():
+            buffer = io.BytesIO()
+            tifffile.imwrite(
+                buffer, pixels.transpose(2, 0, 1), compression=compression, rowsperstrip=4, planarconfig="separate",
+                photometric="rgb" if channels > 2 else "minisblack",
+            )  # fmt: skip
+            files.append(("tif", buffer.getvalue()))
     return files
 
 
