@@ -20,18 +20,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from andfast.data.images import DataError
 from andfast.devices import choose_device
 from andfast.host_memory import keep_freed_memory
-from andfast.memory import free_memory, is_out_of_memory
+from andfast.memory import is_out_of_memory
 from andfast.pretrained import DEFAULT, pretrained_names
 from andfast.training.compilation import FirstPass
 from andfast.upscaling.call import upscale
 from andfast.upscaling.engine import Upscaler
-from andfast.upscaling.formats import MAX_PIXELS, Picture, check_size, read_picture, write_picture
+from andfast.upscaling.formats import MAX_PIXELS, Picture, write_picture
 from andfast.upscaling.models import find_model, precision_for
 from andfast.upscaling.pipeline import pipeline
-from andfast.upscaling.resize import resized_size
+from andfast.upscaling.room import read_to_upscale
 from andfast.upscaling.tiles import NonFiniteError
 from andfast.upscaling.work import FORMATS, UsageError, find_work
 
@@ -143,19 +142,7 @@ class _Job:
         self.first = FirstPass("the model", options.compile == "on")
 
     def load(self, item: tuple[Path, Path]) -> Picture:
-        picture = read_picture(item[0], self.options.max_pixels)
-        height, width, channels = picture.pixels.shape
-        large = resized_size((height, width), self.factor)
-        check_size(item[1], *large)
-        # The result is held whole, and once more while it is written.
-        needed = 2 * large[0] * large[1] * channels * picture.pixels.itemsize
-        free = free_memory(torch.device("cpu"))
-        if free is not None and needed > free:
-            raise DataError(
-                f"{item[0]}: the result, {large[1]} x {large[0]} pixels, needs {needed / 2**30:.1f} GiB of "
-                f"{free / 2**30:.1f} GiB free"
-            )
-        return picture
+        return read_to_upscale(*item, self.factor, self.options.max_pixels)
 
     def make(self, item: tuple[Path, Path], picture: Picture) -> Picture:
         height, width = picture.pixels.shape[:2]
