@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--format", choices=(*FORMATS, "same"), default="png",
         help="of the results; same: of each image (default: %(default)s)",
     )  # fmt: skip
-    add("--quality", type=_whole(1, 100), default=95, metavar="1..100", help="of JPEG and WebP (default: %(default)s)")
+    add("--quality", type=whole(1, 100), default=95, metavar="1..100", help="of JPEG and WebP (default: %(default)s)")
     add(
         "--model", default=DEFAULT, metavar="NAME_OR_FILE",
         help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file (.safetensors, "
@@ -87,11 +87,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of the results' size to the images'; resized from the model's, with antialiasing (default: the model's)",
     )  # fmt: skip
     add(
-        "--tile", type=_whole(0), metavar="PIXELS",
+        "--tile", type=whole(0), metavar="PIXELS",
         help="compute in squares of this size, to bound the memory; 0: all at once (default: what fits into it)",
     )  # fmt: skip
     add(
-        "--overlap", type=_whole(0), metavar="PIXELS",
+        "--overlap", type=whole(0), metavar="PIXELS",
         help="how much of its surroundings each tile sees, against seams (default: as far as the model looks)",
     )  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
@@ -101,17 +101,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add("--compile", choices=("on", "off"), default="off", help="compile the model first: for many images, on CUDA")
     add(
-        "--workers", type=_whole(0), default=min(os.cpu_count() or 1, 4), metavar="N",
+        "--workers", type=whole(0), default=min(os.cpu_count() or 1, 4), metavar="N",
         help="threads that read images, and as many that write, while the device computes (default: %(default)s)",
     )  # fmt: skip
     add(
-        "--max-pixels", type=_whole(1), default=MAX_PIXELS, metavar="N",
+        "--max-pixels", type=whole(1), default=MAX_PIXELS, metavar="N",
         help="refuse images of more pixels before they are decoded (default: %(default)s)",
     )  # fmt: skip
     return parser.parse_args(arguments)
 
 
-def _whole(least: int, most: int | None = None) -> Any:
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of an option that is a whole number in that range, for argparse."""
+
     def parse(text: str) -> int:
         value = int(text)
         if value < least or (most is not None and value > most):
