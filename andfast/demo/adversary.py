@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -106,7 +106,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Cell:
-    """An image with what stands below it; uint8 (H, W, 3) of HR's size, LR images by repeating pixels."""
+    """An image, uint8 (H, W, 3) or (h, w, 3), with what stands below it."""
 
     label: str
     note: str
@@ -164,12 +164,12 @@ def attack(
     hr = to_tensor(image).to(device)
     objective = _counted(l1_objective(view), choice.steps + 1, done)
     made = degrade(hr, config, objective, 1, number_of(f"{path.stem}.png"), parts=True)
-    images = shown(hr, made, offered.model)
+    images, notes = shown(hr, made, offered.model), distances(made)
     restored = [images[restored_from(label)] for label in (CLEAN, ATTACKED)]
     with torch.no_grad():
         loss = [l1_objective(view)(made[label], hr).item() for label in (CLEAN, ATTACKED)]
     return Found(
-        cells=_cells(images, distances(made), offered.scale),
+        cells=[Cell(label, notes.get(label, [""])[0], to_array(image)) for label, image in images.items()],
         lr=to_array(made[ATTACKED]),
         clean=to_array(restored[0]),
         attacked=to_array(restored[1]),
@@ -177,17 +177,6 @@ def attack(
         loss=(loss[0], loss[1]),
         psnr_y=tuple(psnr_y(each.cpu(), hr.cpu(), offered.scale).item() for each in restored),
     )
-
-
-def _cells(images: dict[str, Tensor], notes: dict[str, Sequence[str]], scale: int) -> list[Cell]:
-    height = images["HR"].shape[2]
-    cells = []
-    for label, batch in images.items():
-        image = to_array(batch)
-        if len(image) < height:
-            image = image.repeat(scale, 0).repeat(scale, 1)
-        cells.append(Cell(label, notes.get(label, [""])[0], image))
-    return cells
 
 
 def _counted(objective: Objective, calls: int, done: Callable[[float], object] | None) -> Objective:

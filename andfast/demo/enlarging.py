@@ -101,11 +101,10 @@ def enlarge(
     seconds = time.perf_counter() - begin
     write_picture(target, result)
     before, after = folder / "before.png", folder / "after.png"
-    whole = _show(picture, result, before, after)
     line = f"{path.name}, {width} x {height} → {describe(result)}; {seconds:.1f} s by {offered.described}"
-    return Enlarged(
-        target, before, after, line if whole else f"{line}. The slider shows the middle, the file all of it"
-    )
+    if not _show(picture, result, before, after):
+        line += ". The slider shows the middle of it"
+    return Enlarged(target, before, after, line)
 
 
 def _show(picture: Picture, result: Picture, before: Path, after: Path) -> bool:
