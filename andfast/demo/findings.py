@@ -12,9 +12,9 @@ from andfast.upscaling.png import png_bytes
 def table(found: Found) -> str:
     """The numbers, in Markdown."""
     rows = (
-        ("LR-PSNR from the clean LR, dB", "", f"{found.lr_psnr:.2f}"),
-        ("loss, mean absolute difference from HR", *(f"{value:.4f}" for value in found.loss)),
-        ("PSNR-Y of the restoration, dB", *(f"{value:.2f}" for value in found.psnr_y)),
+        ("LR-PSNR, dB", "", f"{found.lr_psnr:.2f}"),
+        ("loss (L1)", *(f"{value:.4f}" for value in found.loss)),
+        ("restoration's PSNR-Y, dB", *(f"{value:.2f}" for value in found.psnr_y)),
     )
     lines = ["| | clean LR | attacked LR |", "|---|--:|--:|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines)
@@ -22,7 +22,7 @@ def table(found: Found) -> str:
 
 def figures(found: Found) -> str:
     """The images with their labels, in HTML; the browser enlarges those of LR by repeating pixels."""
-    return f'<div class="figures">{"".join(map(_figure, found.cells))}</div>'
+    return f'<div class="figures"><h3>What was found</h3>{"".join(map(_figure, found.cells))}</div>'
 
 
 def _figure(cell: Cell) -> str:

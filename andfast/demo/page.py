@@ -49,7 +49,9 @@ Blind image super-resolution, trained against an adversary that learns the degra
 
 _NO_IMAGE = "Choose an image to begin."
 
-_HOW_TO_COMPARE = "Move the handle to compare; zoom with the wheel, and drag."
+_HOW_TO_COMPARE = "*Choose an image and press Upscale. The handle moves; the wheel zooms.*"
+
+_HOW_TO_ATTACK = "*Choose an image and press Attack: numbers and images come here.*"
 
 _ABOUT_ATTACK = """The middle of the image is taken as HR. A degradation network that computes the identity makes the
 **clean LR** image of it. Within the budget the adversary moves the network's parameters to where the model restores
@@ -210,7 +212,7 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, upload: gr.File, mo
             begin = gr.Button("Attack", variant="primary", interactive=False, elem_id="attack")
         with gr.Column(scale=3, min_width=300):
             gr.Markdown(_ABOUT_ATTACK)
-            numbers = gr.Markdown(elem_id="numbers")
+            numbers = gr.Markdown(_HOW_TO_ATTACK, elem_id="numbers")
             restored = gr.ImageSlider(
                 label="Restored from clean LR | attacked LR",
                 interactive=False,
@@ -243,7 +245,7 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, upload: gr.File, mo
         run, [upload, model, budget, steps, crop, groups, seed], [numbers, restored, cells, command],
         show_progress_on=restored, **_COMPUTING,
     )  # fmt: skip
-    return _Tab(begin, {numbers: "", restored: None, cells: "", command: ""})
+    return _Tab(begin, {numbers: _HOW_TO_ATTACK, restored: None, cells: "", command: ""})
 
 
 @contextmanager
