@@ -49,7 +49,7 @@ Blind image super-resolution, trained against an adversary that learns the degra
 
 _NO_IMAGE = "Choose an image to begin."
 
-_HOW_TO_COMPARE = "*Choose an image and press Upscale. The handle moves; the wheel zooms.*"
+_HOW_TO_UPSCALE = "*Choose an image and press Upscale.*"
 
 _HOW_TO_ATTACK = "*Choose an image and press Attack: numbers and images come here.*"
 
@@ -172,13 +172,13 @@ def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, uploa
             download = gr.DownloadButton("Download PNG", interactive=False, elem_id="download")
         with gr.Column(scale=3, min_width=300):
             slider = gr.ImageSlider(
-                label="Bicubic interpolation | the model",
+                label="Bicubic interpolation | the model (the wheel zooms)",
                 interactive=False,
                 buttons=["fullscreen"],
                 max_height=640,
                 elem_id="slider",
             )
-            line = gr.Markdown(_HOW_TO_COMPARE, elem_id="line")
+            line = gr.Markdown(_HOW_TO_UPSCALE, elem_id="line")
 
     def run(path: str | None, title: str, text: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
         with _told(path) as file:
@@ -188,7 +188,7 @@ def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, uploa
 
     begin.click(run, [upload, model, scale], [slider, download, line], show_progress_on=slider, **_COMPUTING)
     nothing = gr.DownloadButton(value=None, interactive=False, render=False)
-    return _Tab(begin, {slider: None, download: nothing, line: _HOW_TO_COMPARE})
+    return _Tab(begin, {slider: None, download: nothing, line: _HOW_TO_UPSCALE})
 
 
 def _attacking(offered: dict[str, Offered], max_pixels: int, upload: gr.File, model: gr.Dropdown) -> _Tab:
@@ -214,7 +214,7 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, upload: gr.File, mo
             gr.Markdown(_ABOUT_ATTACK)
             numbers = gr.Markdown(_HOW_TO_ATTACK, elem_id="numbers")
             restored = gr.ImageSlider(
-                label="Restored from clean LR | attacked LR",
+                label="SR of clean LR | of attacked LR (the wheel zooms)",
                 interactive=False,
                 buttons=["fullscreen"],
                 format="png",  # the default loses some
