@@ -55,9 +55,9 @@ _HOW_TO_ATTACK = "*Choose an image and press Attack: numbers and images come her
 
 _ABOUT_ATTACK = """The middle of the image is taken as HR. A degradation network that computes the identity makes the
 **clean LR** image of it. Within the budget the adversary moves the network's parameters to where the model restores
-worst: the **attacked LR** image. It looks much like the clean one; what the model makes of it does not. Images marked
-*alone* show what one group of parameters does while the others stay where they were. Training on such images is what
-makes a model blind to how an image was degraded.
+worst: the **attacked LR** image. The slider lays what the model makes of the one beside what it makes of the other.
+Images marked *alone* show what one group of parameters does while the others stay where they were, and say how far that
+is from the clean one. Training on such images is what makes a model blind to how an image was degraded.
 """
 
 
@@ -98,7 +98,7 @@ def build(offered: dict[str, Offered], folder: Path, max_pixels: int) -> FastAPI
 
 def _page(offered: dict[str, Offered], folder: Path, max_pixels: int) -> gr.Blocks:
     first = next(iter(offered.values()))
-    with gr.Blocks(title="andfast", analytics_enabled=False, delete_cache=_CLEAN_UP) as page:
+    with gr.Blocks(title="andfast", analytics_enabled=False, delete_cache=_CLEAN_UP, fill_width=True) as page:
         gr.Markdown(_ABOUT)
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
@@ -170,9 +170,13 @@ def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, uploa
             )
             begin = gr.Button("Upscale", variant="primary", interactive=False, elem_id="begin")
             download = gr.DownloadButton("Download PNG", interactive=False, elem_id="download")
+            gr.Markdown(
+                "The handle on the image moves, and the wheel zooms. The file has all that the upload had: 16 "
+                "bits, transparency, colour profile."
+            )
         with gr.Column(scale=3, min_width=300):
             slider = gr.ImageSlider(
-                label="Bicubic interpolation | the model (the wheel zooms)",
+                label="Bicubic interpolation | the model",
                 interactive=False,
                 buttons=["fullscreen"],
                 max_height=640,
@@ -214,7 +218,7 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, upload: gr.File, mo
             gr.Markdown(_ABOUT_ATTACK)
             numbers = gr.Markdown(_HOW_TO_ATTACK, elem_id="numbers")
             restored = gr.ImageSlider(
-                label="SR of clean LR | of attacked LR (the wheel zooms)",
+                label="SR of clean LR | SR of attacked LR",
                 interactive=False,
                 buttons=["fullscreen"],
                 format="png",  # the default loses some

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from types import FrameType
@@ -12,6 +13,13 @@ from fastapi import FastAPI
 
 # Seconds that open connections have when the page is closed; browsers hold one for as long as they show it.
 _GRACE = 1
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # What is cut off from here on is no error, however many lines uvicorn has for it.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -42,7 +50,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
     before = signal.signal(signal.SIGTERM, end)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE)
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         pass
     finally:

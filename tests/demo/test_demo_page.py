@@ -247,11 +247,21 @@ def test_nothing_is_wider_than_the_window(page, photo, width):
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_the_end(served):
-    """Last: Ctrl-C ends the command, which leaves nothing behind and has said nothing else."""
-    run, _, own = served
-    assert list(own.glob("andfast-demo-*"))
-    run.send_signal(signal.SIGINT)
-    out, error = run.communicate(timeout=PATIENCE)
+def test_the_end(served, browser, photo):
+    """Last: Ctrl-C ends the command, whatever it computes; it leaves nothing behind and has said nothing else."""
+    run, url, own = served
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(url)
+        page.get_by_role("tab", name="The adversary").click()
+        upload(page, photo)
+        steps = page.locator("#steps input[type=number]")
+        steps.fill("20")
+        steps.press("Tab")
+        page.click("#attack")
+        expect(page.locator("#restored")).to_contain_text("%")
+        assert list(own.glob("andfast-demo-*"))
+        run.send_signal(signal.SIGINT)
+        out, error = run.communicate(timeout=PATIENCE)
     assert (out, error, run.returncode) == ("closed\n", "", 0)
     assert not list(own.glob("andfast-demo-*"))
