@@ -13,7 +13,6 @@ from socket import socket
 
 from andfast.demo.models import Offered, load_offered
 from andfast.devices import TYPES, choose_device
-from andfast.host_memory import keep_freed_memory
 from andfast.upscale import UsageError, whole
 
 # A photograph of 4096 x 4096 pixels.
@@ -92,7 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     status = main()
     sys.stdout.flush()
     # Threads that still compute would be waited for, though nobody waits for their results any more.
