@@ -171,8 +171,8 @@ def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, uploa
             begin = gr.Button("Upscale", variant="primary", interactive=False, elem_id="begin")
             download = gr.DownloadButton("Download PNG", interactive=False, elem_id="download")
             gr.Markdown(
-                "The handle on the image moves, and the wheel zooms. The file has all that the upload had: 16 "
-                "bits, transparency, colour profile."
+                "The handle on the image moves, and the wheel zooms. The file keeps 16 bits, transparency and the "
+                "colour profile of an image that has them."
             )
         with gr.Column(scale=3, min_width=300):
             slider = gr.ImageSlider(
@@ -256,7 +256,7 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, upload: gr.File, mo
 def _told(path: str | None) -> Iterator[Path]:
     """The uploaded file; what goes wrong with it is said in the page."""
     if path is None:
-        raise gr.Error(_NO_IMAGE, title="No image", print_exception=False)
+        raise gr.Error(_NO_IMAGE, print_exception=False)
     file = Path(path)
     try:
         yield file
@@ -264,4 +264,4 @@ def _told(path: str | None) -> Iterator[Path]:
         message = explain(error, file)
         if message is None:
             raise
-        raise gr.Error(html.escape(message), title="That did not work", duration=None, print_exception=False) from error
+        raise gr.Error(html.escape(message), duration=None, print_exception=False) from error
