@@ -24,25 +24,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from andfast.attack.base import NetworkAttack
-from andfast.data.camera import crop_to_multiple
 from andfast.data.images import DataError, image_size, list_images, read_image, write_png
 from andfast.data.pairs import find_pairs
 from andfast.data.tensors import to_array, to_tensor
-from andfast.degraded_images import degrade, draw
+from andfast.degraded_images import degrade, draw, read_hr
 from andfast.devices import choose_device, choose_precision
 from andfast.differences import Differences, table
 from andfast.files import remove_unfinished, written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.losses import l1_objective, no_objective
-from andfast.memory import free_memory, is_out_of_memory
+from andfast.memory import is_out_of_memory
 from andfast.models.views import FrozenView
 from andfast.pretrained import DEFAULT, model_file, pretrained_names
 from andfast.training.config import Config, MixConfig, TrainConfig
-from andfast.training.memory import describe_memory, search_bytes
+from andfast.training.memory import check_search
 from andfast.training.options import Parser
 from andfast.training.sheet import CROP, ROWS
 from andfast.training.state import different, flat
-from andfast.training.validation import centre_crop
 from andfast.upscale import UsageError, find_model, find_work
 
 RECORD_FILE = "degrade.yaml"
@@ -185,16 +183,8 @@ class Work:
         return self.output / "HR" / name, self.output / "LR" / name
 
     def read(self, source: Path) -> np.ndarray:
-        """An HR image as it is degraded and written: uint8 (H, W, 3), H and W multiples of the scale.
-
-        Raises:
-            DataError: it cannot be read, or is too small.
-        """
-        image, scale = read_image(source), self.config.scale
-        image = crop_to_multiple(image, scale) if self.crop is None else centre_crop(image, scale, self.crop)
-        if min(image.shape[:2]) < 2 * scale:
-            raise DataError(f"{source}: smaller than {2 * scale} x {2 * scale} pixels")
-        return np.ascontiguousarray(image)
+        """An HR image as it is degraded and written; see `andfast.degraded_images.read_hr`."""
+        return read_hr(source, self.config.scale, self.crop)
 
     def degrade(self, image: np.ndarray, name: str, parts: bool = False) -> dict[str, Tensor]:
         """As `andfast.degraded_images.degrade`; the random choices are the name's, whatever else is in the folder.
@@ -204,12 +194,14 @@ class Work:
         """
         hr = to_tensor(image).to(self.device)
         if self.by_network:
-            needed = search_bytes(self.config.degradation, self.config.scale, self.view, image.shape[:2], self.device)
-            free = free_memory(self.device)
-            if free is not None and needed > free:
-                raise MemoryError(describe_memory(needed, free))
+            check_search(self.config.degradation, self.config.scale, self.view, image.shape[:2], self.device)
         objective = no_objective if self.view is None else l1_objective(self.view)
-        return degrade(hr, self.config, objective, 1, zlib.crc32(name.encode()), self.identity, parts)
+        return degrade(hr, self.config, objective, 1, number_of(name), self.identity, parts)
+
+
+def number_of(name: str) -> int:
+    """Which random choices an image of that name gets, beside the seed."""
+    return zlib.crc32(name.encode())
 
 
 def _find_real(folder: Path, scale: int) -> list[tuple[Path | None, Path]]:

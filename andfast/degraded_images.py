@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from andfast.attack import AttackResult
 from andfast.attack.base import NetworkAttack
+from andfast.data.camera import crop_to_multiple
+from andfast.data.images import DataError, read_image
 from andfast.data.tensors import to_array
 from andfast.degradation import DegradationNetwork
 from andfast.losses import Objective
@@ -20,6 +23,7 @@ from andfast.theta import ScaleFactors, ThetaLayout
 from andfast.training.config import Config
 from andfast.training.randomness import step_generator
 from andfast.training.sheet import draw_sheet
+from andfast.training.validation import centre_crop
 from andfast.upscale import upscale_tensor
 
 CLEAN, LENS, ATTACKED = "clean LR", "LR through a lens", "attacked LR"
@@ -31,6 +35,24 @@ TYPES = {
     "noise": "noise alone",
     "slope": "slopes alone",
 }
+
+
+def read_hr(source: Path, scale: int, crop: int | None = None) -> np.ndarray:
+    """An HR image as it is degraded: uint8 (H, W, 3), H and W multiples of the scale.
+
+    Args:
+        source: the file.
+        scale: the super-resolution factor.
+        crop: take the middle of larger images, so many pixels high and wide at most.
+
+    Raises:
+        DataError: it cannot be read, or is too small.
+    """
+    image = read_image(source)
+    image = crop_to_multiple(image, scale) if crop is None else centre_crop(image, scale, crop)
+    if min(image.shape[:2]) < 2 * scale:
+        raise DataError(f"{source}: smaller than {2 * scale} x {2 * scale} pixels")
+    return np.ascontiguousarray(image)
 
 
 def degrade(
@@ -109,29 +131,49 @@ def columns_of(layout: ThetaLayout, name: str) -> Tensor:
 def draw(hr: Tensor, made: Mapping[str, Tensor], model: nn.Module | None) -> np.ndarray:
     """A labelled table of images: uint8 (H, W, 3).
 
-    An image a line, from left to right: it, what was made of it, and what the model makes of the clean LR image and of
-    the adversary's. LR images are enlarged by repeating pixels, and say how far they are from the clean one; with a
-    lens, what a group of parameters does alone says how far it is from the lens's image.
+    An image a line, from left to right what `shown` gives; LR images are enlarged by repeating pixels, and say how far
+    they are from the clean one.
 
     Args:
         hr: (B, 3, size, size) in [0, 1].
         made: as `degrade` returns it.
         model: on the device of the images; None: nothing is restored.
     """
+    columns = [(label, [to_array(image) for image in batch]) for label, batch in shown(hr, made, model).items()]
+    return draw_sheet(columns, hr.shape[-1], distances(made))
+
+
+def shown(hr: Tensor, made: Mapping[str, Tensor], model: nn.Module | None) -> dict[str, Tensor]:
+    """By their labels: the images, what was made of them, and what the model makes of the clean and the attacked LR.
+
+    Args:
+        hr: (B, 3, H, W) in [0, 1].
+        made, model: as for `draw`.
+    """
     restored = {}
     if model is not None:
         restored = {
-            f"SR of {label}": upscale_tensor(model, made[label]) for label in (CLEAN, ATTACKED) if label in made
+            restored_from(label): upscale_tensor(model, made[label]) for label in (CLEAN, ATTACKED) if label in made
         }
-    notes = {label: _distances(lr, made[CLEAN]) for label, lr in made.items() if label != CLEAN}
+    return {"HR": hr} | dict(made) | restored
+
+
+def restored_from(label: str) -> str:
+    """The label of what a model makes of those LR images."""
+    return f"SR of {label}"
+
+
+def distances(made: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """How far LR images are from the clean ones, by their labels: PSNR, for people.
+
+    With a lens, what a group of parameters does alone says how far it is from the lens's image.
+    """
+    notes = {label: _decibels(lr, made[CLEAN]) for label, lr in made.items() if label != CLEAN}
     if LENS in made:  # beside which what a group does alone is next to nothing
         alone = [label for label in made if label in TYPES.values()]
-        notes |= {label: [f"from lens {note}" for note in _distances(made[label], made[LENS])] for label in alone}
-    images = {"HR": hr} | dict(made) | restored
-    return draw_sheet(
-        [(label, [to_array(image) for image in batch]) for label, batch in images.items()], hr.shape[-1], notes
-    )
+        notes |= {label: [f"from lens {note}" for note in _decibels(made[label], made[LENS])] for label in alone}
+    return notes
 
 
-def _distances(lr: Tensor, start: Tensor) -> list[str]:
+def _decibels(lr: Tensor, start: Tensor) -> list[str]:
     return [f"{distance:.1f} dB" for distance in psnr(lr, start).tolist()]

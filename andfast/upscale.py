@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from andfast.data.images import DataError
 from andfast.devices import choose_device
 from andfast.host_memory import keep_freed_memory
-from andfast.memory import free_memory, is_out_of_memory
+from andfast.memory import is_out_of_memory
 from andfast.pretrained import DEFAULT, pretrained_names
 from andfast.training.compilation import FirstPass
 from andfast.upscaling.call import upscale
 from andfast.upscaling.engine import Upscaler
-from andfast.upscaling.formats import MAX_PIXELS, Picture, check_size, read_picture, write_picture
+from andfast.upscaling.formats import MAX_PIXELS, Picture, write_picture
 from andfast.upscaling.models import find_model, precision_for
 from andfast.upscaling.pipeline import pipeline
-from andfast.upscaling.resize import resized_size
+from andfast.upscaling.room import read_to_upscale
 from andfast.upscaling.tiles import NonFiniteError
 from andfast.upscaling.work import FORMATS, UsageError, find_work
 
@@ -77,7 +76,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--format", choices=(*FORMATS, "same"), default="png",
         help="of the results; same: of each image (default: %(default)s)",
     )  # fmt: skip
-    add("--quality", type=_whole(1, 100), default=95, metavar="1..100", help="of JPEG and WebP (default: %(default)s)")
+    add("--quality", type=whole(1, 100), default=95, metavar="1..100", help="of JPEG and WebP (default: %(default)s)")
     add(
         "--model", default=DEFAULT, metavar="NAME_OR_FILE",
         help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file (.safetensors, "
@@ -88,11 +87,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of the results' size to the images'; resized from the model's, with antialiasing (default: the model's)",
     )  # fmt: skip
     add(
-        "--tile", type=_whole(0), metavar="PIXELS",
+        "--tile", type=whole(0), metavar="PIXELS",
         help="compute in squares of this size, to bound the memory; 0: all at once (default: what fits into it)",
     )  # fmt: skip
     add(
-        "--overlap", type=_whole(0), metavar="PIXELS",
+        "--overlap", type=whole(0), metavar="PIXELS",
         help="how much of its surroundings each tile sees, against seams (default: as far as the model looks)",
     )  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
@@ -102,17 +101,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add("--compile", choices=("on", "off"), default="off", help="compile the model first: for many images, on CUDA")
     add(
-        "--workers", type=_whole(0), default=min(os.cpu_count() or 1, 4), metavar="N",
+        "--workers", type=whole(0), default=min(os.cpu_count() or 1, 4), metavar="N",
         help="threads that read images, and as many that write, while the device computes (default: %(default)s)",
     )  # fmt: skip
     add(
-        "--max-pixels", type=_whole(1), default=MAX_PIXELS, metavar="N",
+        "--max-pixels", type=whole(1), default=MAX_PIXELS, metavar="N",
         help="refuse images of more pixels before they are decoded (default: %(default)s)",
     )  # fmt: skip
     return parser.parse_args(arguments)
 
 
-def _whole(least: int, most: int | None = None) -> Any:
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of an option that is a whole number in that range, for argparse."""
+
     def parse(text: str) -> int:
         value = int(text)
         if value < least or (most is not None and value > most):
@@ -143,19 +144,7 @@ class _Job:
         self.first = FirstPass("the model", options.compile == "on")
 
     def load(self, item: tuple[Path, Path]) -> Picture:
-        picture = read_picture(item[0], self.options.max_pixels)
-        height, width, channels = picture.pixels.shape
-        large = resized_size((height, width), self.factor)
-        check_size(item[1], *large)
-        # The result is held whole, and once more while it is written.
-        needed = 2 * large[0] * large[1] * channels * picture.pixels.itemsize
-        free = free_memory(torch.device("cpu"))
-        if free is not None and needed > free:
-            raise DataError(
-                f"{item[0]}: the result, {large[1]} x {large[0]} pixels, needs {needed / 2**30:.1f} GiB of "
-                f"{free / 2**30:.1f} GiB free"
-            )
-        return picture
+        return read_to_upscale(*item, self.factor, self.options.max_pixels)
 
     def make(self, item: tuple[Path, Path], picture: Picture) -> Picture:
         height, width = picture.pixels.shape[:2]

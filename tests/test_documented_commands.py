@@ -24,6 +24,7 @@ from study_images import photograph
 import andfast
 from andfast import attack_quality
 from andfast.attack.variants import parse_variant
+from andfast.demo.__main__ import _parse as parse_demo
 from andfast.models import build_generator, save_model
 from andfast.training.options import parse_config
 from studies import calibration, compare, ship
@@ -161,6 +162,8 @@ NOT_RUN: list[tuple[str, str, Callable[[Snippet], None] | None]] = [
     (r"\S+ (\.venv/bin/)?pip install ", "needs a package registry", extras_exist),
     (r"\S+ python docs/api\.py > docs/api\.md", "tests/test_api.py compares", None),
     (r"\S+ \S*ruff ", "the continuous integration runs them", None),
+    (r"\S+ \S*python -m andfast\.demo", "it serves until Ctrl-C: tests/demo has browsers come", parses(parse_demo)),
+    (r"\S+ ssh ", "needs another machine", None),
     (r"\S+ torchrun ", "several processes: tests/training/test_several.py starts them", trains),
     (r"\S+ srun ", "needs Slurm", trains),
     (r"\S+ export MASTER_ADDR=", "needs Slurm", None),

@@ -16,6 +16,7 @@ from andfast.devices import choose_precision
 from andfast.models import save_model
 from andfast.pretrained import load_pretrained
 from andfast.upscale import NonFiniteError, UsageError, find_work
+from andfast.upscaling import room
 from andfast.upscaling.engine import Upscaler
 from andfast.upscaling.formats import Picture, read_picture, write_picture
 from andfast.upscaling.pipeline import pipeline
@@ -256,7 +257,7 @@ def test_results_too_large_for_their_format_or_the_memory(tmp_path, model_file, 
     command = [tmp_path / "a.png", "--output", tmp_path / "out", "--model", model_file]
     assert run(*command, "--format", "webp") == 1
     assert "a.png: 18000 x 2 pixels are too many for .webp: 16383 a side" in capsys.readouterr().err
-    monkeypatch.setattr(upscale, "free_memory", lambda device: 50_000)
+    monkeypatch.setattr(room, "free_memory", lambda device: 50_000)
     assert run(*command) == 1
     assert "a.png: the result, 18000 x 2 pixels, needs 0.0 GiB of 0.0 GiB free" in capsys.readouterr().err
 

@@ -49,14 +49,26 @@ def held_out_photographs() -> list[tuple[str, np.ndarray]]:
     return _read(_HELD_OUT)
 
 
-def _read(files: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
+def held_out_files() -> list[Path]:
+    """The files of `held_out_photographs`.
+
+    Raises:
+        DataError: scikit-image is not installed.
+    """
+    return _files(_HELD_OUT)
+
+
+def _files(names: tuple[str, ...]) -> list[Path]:
     # From the package's folder, not by skimage.data's functions, which would download a file that is missing.
     package = find_spec("skimage")
     if package is None or package.origin is None:
         raise DataError("the sample photographs come with scikit-image, which is not installed")
-    folder = Path(package.origin).parent / "data"
+    return [Path(package.origin).parent / "data" / name for name in names]
+
+
+def _read(names: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
     try:
-        return [(Path(file).stem, read_image(folder / file)) for file in files]
+        return [(file.stem, read_image(file)) for file in _files(names)]
     except ImageError as error:
         raise DataError(
             f"this scikit-image lacks a sample photograph ({error}); install scikit-image 0.24 or later, "

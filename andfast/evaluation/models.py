@@ -84,7 +84,7 @@ def load_contenders(given: Sequence[str], computing: Computing) -> list[Contende
     """
     found: dict[str, Contender] = {}
     for text in given:
-        title, file = _split(text)
+        title, file = split_title(text)
         if title in found or title == BICUBIC:
             raise ModelError(f"two models have the title {title}: {text} and another; give one as TITLE={file}")
         model = find_model(file, computing.device).to(memory_format=torch.channels_last)
@@ -102,7 +102,8 @@ def title_of(path: Path) -> str:
     return path.resolve().parent.name if path.stem == "model" else path.stem
 
 
-def _split(text: str) -> tuple[str, str]:
+def split_title(text: str) -> tuple[str, str]:
+    """The title and the file of a model that is given as FILE, as a pretrained one's name, or as TITLE=FILE."""
     title, equals, file = text.partition("=")
     if equals and title and not Path(text).exists():
         return title, file

@@ -14,7 +14,7 @@ from andfast.attack import Free, Random, Simulated
 from andfast.attack.base import NetworkAttack
 from andfast.degradation import DegradationNetwork
 from andfast.losses import GeneratorLoss, Objective, discriminator_loss, generator_objective, l1_loss, no_objective
-from andfast.memory import LiveBytes
+from andfast.memory import LiveBytes, free_memory
 from andfast.models.views import View
 from andfast.ops import backends
 from andfast.ops.kernels import kernels_of
@@ -111,6 +111,19 @@ def search_bytes(
             return memory.peak
         # Without AMX, oneDNN lays out the input of a 3x3 convolution in half types nine times.
         return memory.peak + 9 * network.channels * math.prod(size) * network.dtype.itemsize
+
+
+def check_search(
+    settings: DegradationConfig, scale: int, view: View | None, size: tuple[int, int], device: torch.device
+) -> None:
+    """Refuse a search, described as for `search_bytes`, for which there is not enough memory on its device.
+
+    Raises:
+        MemoryError: it says how much is needed.
+    """
+    needed, free = search_bytes(settings, scale, view, size, device), free_memory(device)
+    if free is not None and needed > free:
+        raise MemoryError(describe_memory(needed, free))
 
 
 def _search(network: DegradationNetwork, hr: Tensor, objective: Objective, climbs: bool) -> int:

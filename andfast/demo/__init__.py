@@ -1,0 +1,1 @@
+"""The page to try andfast in a browser: `python -m andfast.demo`."""

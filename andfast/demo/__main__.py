@@ -1,0 +1,97 @@
+"""Try andfast in a browser: `python -m andfast.demo`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from socket import socket
+
+from andfast.demo.models import Offered, load_offered
+from andfast.devices import TYPES, choose_device
+from andfast.upscale import UsageError, whole
+
+# A photograph of 4096 x 4096 pixels.
+_MAX_PIXELS = 2**24
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m andfast.demo",
+        description="A page to upscale images in a browser, and to see what the adversary makes of them. It is served "
+        "by this machine, to this machine alone unless --host says otherwise; nothing is sent anywhere else. More: "
+        "docs/demo.md.",
+        epilog="Exit status: 0 after Ctrl-C, 2 if the page could not be opened.",
+    )
+    add = parser.add_argument
+    add(
+        "--model", nargs="+", default=[], metavar="FILE",
+        help="models to offer beside those that come with andfast: files, TITLE=FILE, or folders, searched recursively",
+    )  # fmt: skip
+    add(
+        "--host", default="127.0.0.1",
+        help="address to serve at; 0.0.0.0 lets other machines in, whoever uses them (default: %(default)s)",
+    )  # fmt: skip
+    add("--port", type=whole(0, 65535), default=7860, metavar="N", help="0: a free one (default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
+    add(
+        "--precision", choices=("auto", *TYPES), default="auto",
+        help="auto: float16 on CUDA, on CPUs bfloat16 where they have it in hardware, else float32",
+    )  # fmt: skip
+    add(
+        "--tile", type=whole(0), metavar="PIXELS",
+        help="compute in squares of this size, to bound the memory; 0: all at once (default: what fits into it)",
+    )  # fmt: skip
+    add(
+        "--max-pixels", type=whole(1), default=_MAX_PIXELS, metavar="N",
+        help="refuse images of more pixels before they are decoded (default: %(default)s)",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def _prepare(options: argparse.Namespace) -> tuple[dict[str, Offered], socket]:
+    """All that can go wrong before the page is there; raises UsageError."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UsageError("the page needs gradio: pip install 'andfast[demo]'")
+    from andfast.demo.server import listen
+
+    try:
+        offered = load_offered(options.model, choose_device(options.device), options.precision, options.tile)
+    except (ValueError, OSError) as error:  # among them ModelError
+        raise UsageError(str(error)) from error
+    try:
+        return offered, listen(options.host, options.port)
+    except OSError as error:
+        raise UsageError(f"--host {options.host} --port {options.port}: {error.strerror or error}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; `arguments` default to those of the process. Returns the exit status."""
+    options = _parse(arguments)
+    try:
+        offered, listener = _prepare(options)
+    except UsageError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    from andfast.demo.page import build
+    from andfast.demo.server import address_of, serve
+
+    # Uploads and results; on a machine of several users nobody else's business.
+    with listener, tempfile.TemporaryDirectory(prefix="andfast-demo-") as folder:
+        app = build(offered, Path(folder), options.max_pixels)
+        print(f"{len(offered)} models: {', '.join(offered)}")
+        print(f"the page is at {address_of(listener)} (Ctrl-C ends it)", flush=True)
+        serve(app, listener)
+    print("closed")
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    # Threads that still compute would be waited for, though nobody waits for their results any more.
+    os._exit(status)

@@ -1,0 +1,193 @@
+"""What the page's second tab does: the adversary on the middle of an uploaded file, taken apart."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from andfast.data.images import DataError, image_size
+from andfast.data.tensors import to_array, to_tensor
+from andfast.degrade import number_of
+from andfast.degraded_images import (
+    ATTACKED,
+    CLEAN,
+    TYPES,
+    degrade,
+    distances,
+    read_hr,
+    restored_from,
+    shown,
+)
+from andfast.demo.models import Offered
+from andfast.losses import Objective, l1_objective
+from andfast.metrics import psnr, psnr_y
+from andfast.theta import ScaleFactors
+from andfast.training.config import AttackConfig, Config, DegradationConfig, TrainConfig
+from andfast.training.memory import check_search
+
+#: The groups of theta that may move by default, by their names in `ScaleFactors`.
+FREE = tuple(field.name for field in fields(ScaleFactors) if math.isfinite(getattr(ScaleFactors(), field.name)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the adversary is told.
+
+    Attributes:
+        crop: height and width of the middle that is taken as HR, at most.
+        lr_psnr: the budget: the least PSNR in dB of the LR image against the clean one.
+        steps: of gradient ascent.
+        seed: of the degradation network.
+        groups: which groups of theta may move, names of `ScaleFactors`.
+    """
+
+    crop: int = 256
+    lr_psnr: float = 28.0
+    steps: int = 5
+    seed: int = 0
+    groups: tuple[str, ...] = FREE
+
+    def scale_factors(self) -> ScaleFactors:
+        """The usual factors of the groups that may move, 1 for those that usually may not.
+
+        Raises:
+            ValueError: none may move.
+        """
+        if not self.groups:
+            raise ValueError("nothing may move: choose at least one of the adversary's means")
+        usual = {field.name: getattr(ScaleFactors(), field.name) for field in fields(ScaleFactors)}
+        free = {name: usual[name] if math.isfinite(usual[name]) else 1.0 for name in self.groups}
+        return ScaleFactors(**{name: free.get(name, math.inf) for name in usual})
+
+    def config(self, offered: Offered) -> Config:
+        """The same as settings of `andfast.degrade`."""
+        return Config(
+            scale=offered.scale,
+            seed=self.seed,
+            device=offered.upscaler.device.type,
+            attack=AttackConfig(
+                steps=self.steps, lr_psnr=(self.lr_psnr, self.lr_psnr), scale_factors=self.scale_factors()
+            ),
+            degradation=DegradationConfig(num_networks=1),
+            train=TrainConfig(batch_size=1, patch_size=16 * offered.scale),
+        )
+
+    def command(self, name: str, offered: Offered) -> str:
+        """The command that writes the same LR image of a file of that name, and a sheet."""
+        usual, factors = ScaleFactors(), self.scale_factors()
+        changed = {
+            f"attack.scale_factors.{group}": f"{getattr(factors, group):g}".replace("inf", ".inf")
+            for group in TYPES
+            if getattr(factors, group) != getattr(usual, group)
+        }
+        options = {
+            "output": "pairs",
+            "model": offered.file,
+            "scale": offered.scale,
+            "crop": self.crop,
+            "seed": self.seed,
+            "device": offered.upscaler.device.type,
+            "attack.steps": self.steps,
+            "attack.lr_psnr": f"[{self.lr_psnr:g}, {self.lr_psnr:g}]",
+            "attack.dtype": str(offered.view.dtype).removeprefix("torch."),
+            **changed,
+            "sheet": "found.png",
+        }
+        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        return shlex.join(["python", "-m", "andfast.degrade", name, *words])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An image, uint8 (H, W, 3) or (h, w, 3), with what stands below it."""
+
+    label: str
+    note: str
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the adversary found.
+
+    Attributes:
+        cells: what a sheet of `andfast.degrade` shows, in its order.
+        lr: uint8 (h, w, 3), the attacked LR image.
+        clean, attacked: uint8 (H, W, 3), the model's restorations of the clean and of the attacked LR image.
+        lr_psnr: of the attacked LR image against the clean one, in dB.
+        loss: before and after the attack: the mean absolute difference of restoration and HR.
+        psnr_y: before and after: of the restorations, in dB.
+    """
+
+    cells: list[Cell]
+    lr: np.ndarray
+    clean: np.ndarray
+    attacked: np.ndarray
+    lr_psnr: float
+    loss: tuple[float, float]
+    psnr_y: tuple[float, float]
+
+
+def attack(
+    path: Path, offered: Offered, choice: Choice, max_pixels: int, done: Callable[[float], object] | None = None
+) -> Found:
+    """Attack the middle of a file, as `choice.command` does.
+
+    Args:
+        path: the file.
+        offered: the model that is attacked.
+        choice: what else the adversary is told.
+        max_pixels: files of more are refused before they are decoded.
+        done: is told the share that is done, in (0, 1].
+
+    Raises:
+        DataError: the file cannot be read, or is too small.
+        MemoryError: the search needs more memory than there is.
+        NonFiniteError: the model's output holds NaN or infinity.
+        ValueError: choices that do not go together.
+    """
+    config, view, device = choice.config(offered), offered.view, offered.upscaler.device
+    size = image_size(path)
+    if math.prod(size) > max_pixels:
+        raise DataError(f"{path}: {size[1]} x {size[0]} pixels; more than {max_pixels} are refused (--max-pixels)")
+    if min(size) < 4 * offered.scale:
+        raise DataError(f"{path}: smaller than {4 * offered.scale} x {4 * offered.scale} pixels")
+    image = read_hr(path, offered.scale, choice.crop)
+    check_search(config.degradation, offered.scale, view, image.shape[:2], device)
+    hr = to_tensor(image).to(device)
+    objective = _counted(l1_objective(view), choice.steps + 1, done)
+    made = degrade(hr, config, objective, 1, number_of(f"{path.stem}.png"), parts=True)
+    images, notes = shown(hr, made, offered.model), distances(made)
+    restored = [images[restored_from(label)] for label in (CLEAN, ATTACKED)]
+    with torch.no_grad():
+        loss = [l1_objective(view)(made[label], hr).item() for label in (CLEAN, ATTACKED)]
+    return Found(
+        cells=[Cell(label, notes.get(label, [""])[0], to_array(image)) for label, image in images.items()],
+        lr=to_array(made[ATTACKED]),
+        clean=to_array(restored[0]),
+        attacked=to_array(restored[1]),
+        lr_psnr=psnr(made[ATTACKED], made[CLEAN]).item(),
+        loss=(loss[0], loss[1]),
+        psnr_y=tuple(psnr_y(each.cpu(), hr.cpu(), offered.scale).item() for each in restored),
+    )
+
+
+def _counted(objective: Objective, calls: int, done: Callable[[float], object] | None) -> Objective:
+    """The objective, which tells how many of its calls are done."""
+    finished = 0
+
+    def counted(lr: Tensor, hr: Tensor) -> Tensor:
+        nonlocal finished
+        finished += 1
+        if done is not None:
+            done(min(finished / calls, 1.0))
+        return objective(lr, hr)
+
+    return counted

@@ -1,0 +1,119 @@
+"""The models that the page offers, loaded once and kept."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from andfast.devices import choose_precision
+from andfast.evaluation.models import split_title, title_of
+from andfast.models import ModelError
+from andfast.models.views import FrozenView
+from andfast.models.weights import SUFFIXES
+from andfast.pretrained import pretrained_names
+from andfast.upscaling.engine import Upscaler
+from andfast.upscaling.models import find_model, precision_for
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A model that can be chosen.
+
+    Attributes:
+        title: what the page names it.
+        file: the file, or a pretrained model's name.
+        upscaler: what upscales with it.
+        view: the model as the adversary looks through it; in a type of its own, as `andfast.degrade` chooses it.
+    """
+
+    title: str
+    file: str
+    upscaler: Upscaler
+    view: FrozenView
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself."""
+        return self.upscaler.model
+
+    @property
+    def scale(self) -> int:
+        """Its factor."""
+        return self.upscaler.scale
+
+    @property
+    def described(self) -> str:
+        """Which one computes where, for people."""
+        precision = str(self.upscaler.precision).removeprefix("torch.")
+        return f"{self.title} on {self.upscaler.device} in {precision}"
+
+
+def load_offered(
+    given: Sequence[str], device: torch.device, precision: str = "auto", tile: int | None = None
+) -> dict[str, Offered]:
+    """The models to choose from by their titles: those given first, and then those that come with andfast.
+
+    Args:
+        given: files, TITLE=FILE, or folders, which are searched recursively. What of a folder is no model is named on
+            stderr and passed over.
+        device: where they go.
+        precision: what they compute in, see `andfast.devices.choose_precision`.
+        tile: see `Upscaler`.
+
+    Raises:
+        ModelError: a file is no model, a folder holds none, or two models have one title.
+        ValueError: a model does not work in that type.
+        OSError: a file cannot be read.
+    """
+    offered: dict[str, Offered] = {}
+
+    def offer(title: str, file: str) -> None:
+        if title in offered:
+            raise ModelError(f"two models have the title {title}: {offered[title].file} and {file}; give TITLE=FILE")
+        model = find_model(file, device).requires_grad_(False)
+        upscaler = Upscaler(model, precision_for(model, precision), tile)
+        offered[title] = Offered(title, file, upscaler, FrozenView(model, _for_gradients(model, precision, device)))
+
+    for text in given:
+        if not Path(text).is_dir():
+            offer(*split_title(text))
+            continue
+        before = len(offered)
+        for title, path in _in_folder(Path(text)):
+            try:
+                offer(title, str(path))
+            except ModelError as error:
+                print(f"passed over: {' '.join(str(error).split())}", file=sys.stderr)
+        if len(offered) == before:
+            raise ModelError(f"{text}: no models in this folder ({', '.join(SUFFIXES)})")
+    for name in pretrained_names():
+        if name not in offered:
+            offer(name, name)
+    if not offered:
+        raise ModelError("no model comes with this installation; give one with --model")
+    return offered
+
+
+def _for_gradients(model: nn.Module, precision: str, device: torch.device) -> torch.dtype:
+    found = choose_precision(precision, device, on_cuda=torch.bfloat16)
+    return found if found in getattr(model, "precisions", (found,)) else torch.float32
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(title, file) of what may be models; of files that differ in their suffix alone, as a run leaves them, the first
+    in the order of `SUFFIXES`."""
+    found: dict[Path, Path] = {}
+    for suffix in SUFFIXES:
+        for path in sorted(folder.rglob(f"[!.]*{suffix}")):
+            found.setdefault(path.with_suffix(""), path)
+    for bare, path in sorted(found.items()):
+        place = bare.relative_to(folder)
+        if place.name != "model":
+            yield place.as_posix(), path
+        else:  # run folders tell models apart, whose files have all the same name
+            yield (title_of(path) if place.parent == Path() else place.parent.as_posix()), path
