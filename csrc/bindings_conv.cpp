@@ -279,9 +279,10 @@ Tensor large_dense_block(const Tensor& x, const std::vector<Tensor>& weights, co
                          double slope, double gain) {
   const DenseShape shape = dense_shape("x", x, weights);
   const std::vector<Weights> taps = dense_weights(weights, x, shape);
-  Tensor y = torch::stable::empty_like(x), grown = empty(x, grown_sizes(shape), ScalarType::Float);
+  Tensor y = torch::stable::empty_like(x);
   andfast::cpu::large_dense_block(read<float>(x), taps, dense_biases(biases, weights, x), shape,
-                                  {float(slope), float(gain)}, write<float>(y), write<float>(grown), parallel_for);
+                                  {float(slope), float(gain)}, write<float>(y), torch::stable::get_num_threads(),
+                                  parallel_for);
   return y;
 }
 
