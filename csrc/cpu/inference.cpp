@@ -1,6 +1,9 @@
 // The generators' convolutions where nothing but the result is wanted, in float32 and in large tiles (large_tiles.h).
 // Training takes F(2 x 2, 3 x 3) (winograd.h), which needs more products and rounds ten times finer.
 // andfast/ops/large_tiles.py says what the operators compute.
+//
+// Convolutions in a row follow each other over the image, in groups of rows of tiles: what one has written, the next one
+// reads soon, while it is in a cache, and of what lies between them a few rows are held.
 #include <algorithm>
 
 #include "large_tiles.h"
@@ -8,51 +11,126 @@
 namespace andfast::cpu {
 namespace {
 
-// Tiles that are worked on together at most: enough that the weights are not fetched from afar too often, so few that
-// their products stay in a second-level cache.
+// Tiles that are worked on together, at most: enough that the weights are not fetched too often, so few that the products
+// stay in a second-level cache. A multiple of the rows that `Product` works on together.
 constexpr int64_t kChunk = 24;
+
+// Tiles of a group of rows for each thread, at least.
+constexpr int64_t kGroup = 72;
 
 constexpr int64_t kGrown = kDenseConvs - 1;
 
-// Tiles of a group of rows in a dense block, for each thread, at least.
-constexpr int64_t kGroup = 72;
-
-Rows<const float> reading(const Rows<float>& rows) {
-  return {rows.pixels, rows.step, rows.row_step, rows.image_rows, rows.held, rows.channels};
+int64_t rows_of_group(const LargeTiling& tiling, int64_t threads) {
+  const int64_t rows = (kGroup * threads + tiling.across() - 1) / tiling.across();
+  return std::min(rows, tiling.images * tiling.down());
 }
+
+int64_t chunks_of(int64_t tiles) { return (tiles + kChunk - 1) / kChunk; }
+
+// Convolutions of one image, one after the other.
+class Chain {
+ public:
+  Chain(const std::vector<ChainConv>& convs, int64_t height, int64_t width, int64_t threads, ParallelFor parallel_for)
+      : parallel_for_(parallel_for) {
+    links_.reserve(convs.size());
+    for (const ChainConv& conv : convs) {
+      height *= conv.repeat, width *= conv.repeat;
+      const LargeTiling tiling = {1, height, width};
+      links_.push_back({conv, tiling, rows_of_group(tiling, threads),
+                        LargeWeights(conv.weights, conv.inputs, conv.outputs, parallel_for)});
+    }
+    hold_rows();
+  }
+
+  void run(const float* x, int64_t height, int64_t width, float* y) {
+    for (Link& link : links_) link.done = 0;
+    Link &first = links_.front(), &last = links_.back();
+    first.source = {whole_images(x, 1, height, width, first.conv.inputs), first.conv.repeat};
+    last.results = whole_images(y, 1, last.tiling.height, last.tiling.width, last.conv.outputs);
+    advance(links_.size() - 1, last.tiling.down());
+  }
+
+ private:
+  struct Link {
+    ChainConv conv;
+    LargeTiling tiling;
+    int64_t group_rows;
+    LargeWeights weights;
+    Source source = {};
+    Rows<float> results = {};
+    int64_t done = 0;  // rows of tiles
+  };
+
+  // Between two convolutions: what the next one's group reads, and as much as the first one can be ahead of that.
+  void hold_rows() {
+    std::vector<int64_t> begins = {0};
+    for (size_t k = 0; k + 1 < links_.size(); ++k) {
+      Link &from = links_[k], &to = links_[k + 1];
+      const int64_t held = std::min(from.group_rows + to.group_rows + 1, from.tiling.down()) * kSide;
+      const int64_t row_step = from.tiling.width * from.conv.outputs + kLane;  // not a power of two: see large_step
+      from.results = {nullptr, from.conv.outputs, row_step, 0, held};
+      begins.push_back(begins.back() + held * row_step);
+    }
+    rows_ = std::make_unique<Scratch>(begins.back());
+    for (size_t k = 0; k + 1 < links_.size(); ++k) {
+      links_[k].results.pixels = rows_->get() + begins[k];
+      links_[k + 1].source = {links_[k].results, links_[k + 1].conv.repeat};
+    }
+  }
+
+  // Computes the first `rows` rows of tiles of convolution k, and before them what they are made of.
+  void advance(size_t k, int64_t rows) {
+    Link& link = links_[k];
+    while (link.done < rows) {
+      const int64_t end = std::min(link.done + link.group_rows, link.tiling.down());
+      if (k > 0) advance(k - 1, std::min(end * kSide, link.tiling.height - 1) / link.conv.repeat / kSide + 1);
+      convolve(link, link.done * link.tiling.across(), end * link.tiling.across());
+      link.done = end;
+    }
+  }
+
+  void convolve(const Link& link, int64_t begin_tile, int64_t end_tile) {
+    const int64_t inputs = link.weights.inputs, padded = link.weights.padded;
+    const int64_t v_step = large_step(kChunk, inputs), m_step = large_step(kChunk, padded);
+    parallel_for_(chunks_of(end_tile - begin_tile), 1, [&](int64_t begin, int64_t end) {
+      const Scratch v(kLargeElements * v_step), m(kLargeElements * m_step);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = begin_tile + i * kChunk;
+        const Chunk chunk = {first, std::min(kChunk, end_tile - first)};
+        enter_tiles(link.tiling, chunk, link.source, v.get(), inputs, v_step);
+        multiply_tiles(chunk.count, v.get(), inputs, v_step, link.weights, m.get(), m_step);
+        leave_tiles(link.tiling, chunk, m.get(), padded, m_step, link.results,
+                    {link.conv.bias, link.conv.slope, nullptr, 0});
+      }
+    });
+  }
+
+  ParallelFor parallel_for_;
+  std::vector<Link> links_;
+  std::unique_ptr<Scratch> rows_;
+};
 
 }  // namespace
 
-void large_conv(const float* x, const Weights& weights, const float* bias, const float* slope, float* y,
-                ConvShape shape, ParallelFor parallel_for) {
-  const LargeTiling tiling = {shape.images, shape.height, shape.width};
-  const LargeWeights u(weights, shape.inputs, shape.outputs, parallel_for);
-  const auto pixels = whole_images(x, shape.images, shape.height, shape.width, shape.inputs);
-  const auto results = whole_images(y, shape.images, shape.height, shape.width, shape.outputs);
-  const int64_t v_step = large_step(kChunk, u.inputs), m_step = large_step(kChunk, u.padded);
-  const int64_t count = tiling.count();
-  parallel_for((count + kChunk - 1) / kChunk, 1, [&](int64_t begin, int64_t end) {
-    const Scratch v(kLargeElements * v_step), m(kLargeElements * m_step);
-    for (int64_t i = begin; i < end; ++i) {
-      const Chunk chunk = {i * kChunk, std::min(kChunk, count - i * kChunk)};
-      enter_tiles(tiling, chunk, pixels, v.get(), u.inputs, v_step);
-      multiply_tiles(chunk.count, v.get(), u.inputs, v_step, u, m.get(), m_step);
-      leave_tiles(tiling, chunk, m.get(), u.padded, m_step, results, {bias, slope, nullptr, 0});
-    }
-  });
+void large_chain(const float* x, const std::vector<ChainConv>& convs, int64_t images, int64_t height, int64_t width,
+                 float* y, int64_t threads, ParallelFor parallel_for) {
+  Chain chain(convs, height, width, threads, parallel_for);
+  int64_t size = height * width * convs.back().outputs;
+  for (const ChainConv& conv : convs) size *= conv.repeat * conv.repeat;
+  for (int64_t image = 0; image < images; ++image) {
+    chain.run(x + image * height * width * convs.front().inputs, height, width, y + image * size);
+  }
 }
 
-// Each feature is transformed once, for all convolutions that read it. To keep the transformed tiles of a whole image
-// would take far more memory than all its features, so the convolutions follow each other over the image, in groups of
-// rows of tiles: each is a group behind the one before it, which has then written the row of pixels below, too. A group's
-// transformed tiles are kept until the last convolution has passed, results for two groups and a row.
+// Each feature is transformed once, for all convolutions that read it: the transformed tiles of a group are kept until the
+// last convolution has passed. Each convolution is a group behind the one before it, which has then written the row of
+// pixels below, too.
 void large_dense_block(const float* x, const std::vector<Weights>& weights, const std::vector<const float*>& biases,
                        DenseShape shape, DenseFactors factors, float* y, int64_t threads, ParallelFor parallel_for) {
   const LargeTiling tiling = {shape.images, shape.height, shape.width};
   const int64_t all = shape.features + kGrown * shape.growth, tile_rows = tiling.images * tiling.down();
-  const int64_t group_rows = std::min(tile_rows, (kGroup * threads + tiling.across() - 1) / tiling.across());
-  const int64_t groups = (tile_rows + group_rows - 1) / group_rows, group_tiles = group_rows * tiling.across();
-  const int64_t chunks = (group_tiles + kChunk - 1) / kChunk;
+  const int64_t group_rows = rows_of_group(tiling, threads), group_tiles = group_rows * tiling.across();
+  const int64_t groups = (tile_rows + group_rows - 1) / group_rows, chunks = chunks_of(group_tiles);
   const int64_t v_step = large_step(kChunk, all), chunk_size = kLargeElements * v_step;
   const Scratch v(kDenseConvs * chunks * chunk_size);
 
@@ -61,7 +139,7 @@ void large_dense_block(const float* x, const std::vector<Weights>& weights, cons
   const int64_t held = (2 * group_rows + 1) * kSide, row_step = shape.width * shape.growth + kLane;
   const Scratch grown(kGrown * held * row_step);
   const auto part = [&](int64_t k) {
-    return Rows<float>{grown.get() + k * held * row_step, shape.growth, row_step, tiling.down() * kSide, held, shape.growth};
+    return Rows<float>{grown.get() + k * held * row_step, shape.growth, row_step, tiling.down() * kSide, held};
   };
   std::vector<LargeWeights> u;
   for (int64_t k = 0; k < kDenseConvs; ++k) {
@@ -74,13 +152,13 @@ void large_dense_block(const float* x, const std::vector<Weights>& weights, cons
     const int64_t m_step = large_step(kChunk, u[k].padded);
     const LargeTail tail = k < kGrown ? LargeTail{biases[k], slopes.data(), nullptr, 0}
                                       : LargeTail{biases[k], nullptr, &entry, factors.gain};
-    parallel_for((count + kChunk - 1) / kChunk, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(chunks_of(count), 1, [&](int64_t begin, int64_t end) {
       const Scratch m(kLargeElements * m_step);
       for (int64_t i = begin; i < end; ++i) {
         const Chunk chunk = {first + i * kChunk, std::min(kChunk, count - i * kChunk)};
         float* const tiles = v.get() + (group % kDenseConvs * chunks + i) * chunk_size;
         const int64_t known = k > 0 ? shape.features + (k - 1) * shape.growth : 0;
-        enter_tiles(tiling, chunk, k > 0 ? reading(part(k - 1)) : entry, tiles + known, all, v_step);
+        enter_tiles(tiling, chunk, {k > 0 ? part(k - 1) : entry}, tiles + known, all, v_step);
         multiply_tiles(chunk.count, tiles, all, v_step, u[k], m.get(), m_step);
         leave_tiles(tiling, chunk, m.get(), u[k].padded, m_step, k < kGrown ? part(k) : last, tail);
       }

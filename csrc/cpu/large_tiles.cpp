@@ -2,7 +2,6 @@
 #include "large_tiles.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <new>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -192,37 +191,38 @@ const Transforms& transforms() {
   return fastest;
 }
 
-// The pixels around a tile that reaches over the image's edge, with zeros outside, in `copy`: (kReach, kReach, channels).
-Window bordered(const LargeTiling& tiling, LargeTiling::Place place, const Rows<const float>& pixels, float* copy) {
-  Window window;
-  for (int64_t i = 0; i < kReach; ++i) {
-    const int64_t h = place.h - 1 + i;
-    const float* row = h < 0 || h >= tiling.height ? nullptr : pixels.at(place.image, h);
-    window.rows[i] = copy + i * kReach * pixels.channels;
-    window.columns[i] = i * pixels.channels;
-    for (int64_t j = 0; j < kReach; ++j) {
-      const int64_t w = place.w - 1 + j;
-      float* to = copy + (i * kReach + j) * pixels.channels;
-      if (row && w >= 0 && w < tiling.width) {
-        std::copy_n(row + w * pixels.step, pixels.channels, to);
-      } else {
-        std::fill_n(to, pixels.channels, 0.0f);
-      }
-    }
-  }
-  return window;
-}
-
 bool inside(const LargeTiling& tiling, LargeTiling::Place place) {
   return place.h > 0 && place.w > 0 && place.h + kSide < tiling.height && place.w + kSide < tiling.width;
 }
 
 // The pixels around a tile inside.
-Window inner(LargeTiling::Place place, const Rows<const float>& pixels) {
+Window inner(LargeTiling::Place place, const Source& source) {
   Window window;
   for (int64_t i = 0; i < kReach; ++i) {
-    window.rows[i] = pixels.at(place.image, place.h - 1 + i);
-    window.columns[i] = (place.w - 1 + i) * pixels.step;
+    window.rows[i] = source.row(place.image, place.h - 1 + i);
+    window.columns[i] = source.column(place.w - 1 + i);
+  }
+  return window;
+}
+
+// The pixels around a tile at the image's edge, with zeros outside, in `copy`: (kReach, kReach, channels).
+Window bordered(const LargeTiling& tiling, LargeTiling::Place place, const Source& source, float* copy) {
+  const int64_t channels = source.pixels.channels;
+  Window window;
+  for (int64_t i = 0; i < kReach; ++i) {
+    const int64_t h = place.h - 1 + i;
+    const float* row = h < 0 || h >= tiling.height ? nullptr : source.row(place.image, h);
+    window.rows[i] = copy + i * kReach * channels;
+    window.columns[i] = i * channels;
+    for (int64_t j = 0; j < kReach; ++j) {
+      const int64_t w = place.w - 1 + j;
+      float* to = copy + (i * kReach + j) * channels;
+      if (row && w >= 0 && w < tiling.width) {
+        std::copy_n(row + source.column(w), channels, to);
+      } else {
+        std::fill_n(to, channels, 0.0f);
+      }
+    }
   }
   return window;
 }
@@ -236,47 +236,56 @@ void prefetch_window(const Window& window, int64_t bytes) {
 }  // namespace
 
 Scratch::Scratch(int64_t count) {
-  constexpr int64_t page = int64_t{2} << 20, line = 64;  // bytes
-  const int64_t wanted = count * sizeof(float), bytes = round_up(wanted, wanted < page ? line : page);
-  void* const memory = std::aligned_alloc(bytes < page ? line : page, bytes);
-  if (!memory) throw std::bad_alloc();
 #if defined(__linux__)
-  if (bytes >= page) madvise(memory, bytes, MADV_HUGEPAGE);  // a wish: without, it is the same, only slower
+  constexpr int64_t page = 2 << 20;
+  const int64_t wanted = round_up(count * sizeof(float), page);
+  if (wanted > page) {
+    bytes_ = wanted + page;  // so that whole pages can begin where such pages do
+    mapped_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped_ == MAP_FAILED) throw std::bad_alloc();
+    numbers_ = reinterpret_cast<float*>(round_up(reinterpret_cast<intptr_t>(mapped_), page));
+    madvise(numbers_, wanted, MADV_HUGEPAGE);  // a wish: without, all is the same, but slower
+    return;
+  }
 #endif
-  numbers_.reset(static_cast<float*>(memory));
+  little_.reset(new float[count]);
+  numbers_ = little_.get();
 }
 
-void Scratch::Free::operator()(float* numbers) const { std::free(numbers); }
+Scratch::~Scratch() {
+#if defined(__linux__)
+  if (mapped_) munmap(mapped_, bytes_);
+#endif
+}
 
-void enter_tiles(const LargeTiling& tiling, Chunk chunk, const Rows<const float>& pixels, float* v, int64_t tile_step,
+void enter_tiles(const LargeTiling& tiling, Chunk chunk, const Source& source, float* v, int64_t tile_step,
                  int64_t step) {
-  std::vector<float> copy(kLargeElements * pixels.channels);
-  const int64_t bytes = pixels.channels * sizeof(float);
-  const auto place_of = [&](int64_t t) { return tiling.at(chunk.first + t); };
+  const int64_t channels = source.pixels.channels, bytes = channels * sizeof(float);
+  std::vector<float> copy(kLargeElements * channels);
   for (int64_t t = 0; t < chunk.count; ++t) {
+    const LargeTiling::Place place = tiling.at(chunk.first + t), next = tiling.at(chunk.first + t + 1);
     if (t + 1 < chunk.count) {
-      if (inside(tiling, place_of(t + 1))) prefetch_window(inner(place_of(t + 1), pixels), bytes);
+      if (inside(tiling, next)) prefetch_window(inner(next, source), bytes);
       for (int64_t e = 0; e < kLargeElements; ++e) prefetch<true>(v + (t + 1) * tile_step + e * step, bytes);
     }
-    const LargeTiling::Place place = place_of(t);
-    const Window window = inside(tiling, place) ? inner(place, pixels) : bordered(tiling, place, pixels, copy.data());
-    transforms().enter(window, pixels.channels, v + t * tile_step, step);
+    const Window window = inside(tiling, place) ? inner(place, source) : bordered(tiling, place, source, copy.data());
+    transforms().enter(window, channels, v + t * tile_step, step);
   }
 }
 
 void leave_tiles(const LargeTiling& tiling, Chunk chunk, const float* m, int64_t tile_step, int64_t step,
                  const Rows<float>& results, const LargeTail& tail) {
-  Target to = {nullptr, results.row_step, results.step, nullptr, 0, 0, 0, 0};
+  Target to = {nullptr, results.row_step, results.channels, nullptr, 0, 0, 0, 0};
   for (int64_t t = 0; t < chunk.count; ++t) {
     const LargeTiling::Place place = tiling.at(chunk.first + t);
-    to.first = results.at(place.image, place.h) + place.w * results.step;
+    to.first = results.at(place.image, place.h) + place.w * results.channels;
     to.height = std::min(kSide, tiling.height - place.h), to.width = std::min(kSide, tiling.width - place.w);
     for (int64_t i = 0; i < to.height; ++i) {
       prefetch<true>(to.first + i * to.row_step, to.width * to.step * sizeof(float));
     }
     if (tail.residual) {
-      to.residual = tail.residual->at(place.image, place.h) + place.w * tail.residual->step;
-      to.residual_row_step = tail.residual->row_step, to.residual_step = tail.residual->step;
+      to.residual = tail.residual->at(place.image, place.h) + place.w * tail.residual->channels;
+      to.residual_row_step = tail.residual->row_step, to.residual_step = tail.residual->channels;
       for (int64_t i = 0; i < to.height; ++i) {
         prefetch<false>(to.residual + i * to.residual_row_step, to.width * to.residual_step * sizeof(float));
       }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -14,18 +15,22 @@ namespace andfast::cpu {
 constexpr int64_t kSide = 6, kReach = kSide + 2;  // results and pixels of a tile, along a side
 constexpr int64_t kLargeElements = kReach * kReach;
 
-// Memory for so many numbers, in large pages where the system has some: what is read of transformed tiles at a time lies in
-// more small pages than the processor finds quickly.
+// Memory for numbers. Where it is much it is in large pages, if the system has some: what is read of transformed tiles at a
+// time lies in more small ones than the processor finds quickly. It goes back to the system at once.
 class Scratch {
  public:
   explicit Scratch(int64_t count);
-  float* get() const { return numbers_.get(); }
+  ~Scratch();
+  Scratch(Scratch&& other) noexcept
+      : little_(std::move(other.little_)), mapped_(std::exchange(other.mapped_, nullptr)), bytes_(other.bytes_),
+        numbers_(other.numbers_) {}
+  float* get() const { return numbers_; }
 
  private:
-  struct Free {
-    void operator()(float* numbers) const;
-  };
-  std::unique_ptr<float[], Free> numbers_;
+  std::unique_ptr<float[]> little_;
+  void* mapped_ = nullptr;
+  int64_t bytes_ = 0;  // that are mapped
+  float* numbers_;
 };
 
 // The tiles of the results of some images, numbered image by image and row by row.
@@ -51,17 +56,26 @@ struct LargeTiling {
 template <typename T>
 struct Rows {
   T* pixels;
-  int64_t step, row_step;         // numbers from pixel to pixel and from row to row
-  int64_t image_rows, held;       // rows from image to image
-  int64_t channels;
+  int64_t channels, row_step;  // numbers of a pixel, and from row to row
+  int64_t image_rows, held;    // rows from image to image, and in memory
 
   T* at(int64_t image, int64_t h) const { return pixels + (image * image_rows + h) % held * row_step; }
+  operator Rows<const T>() const { return {pixels, channels, row_step, image_rows, held}; }
 };
 
 template <typename T>
 Rows<T> whole_images(T* pixels, int64_t images, int64_t height, int64_t width, int64_t channels) {
-  return {pixels, channels, width * channels, height, images * height, channels};
+  return {pixels, channels, width * channels, height, images * height};
 }
+
+// What a convolution reads: each pixel stands for repeat x repeat of them.
+struct Source {
+  Rows<const float> pixels;
+  int64_t repeat = 1;
+
+  const float* row(int64_t image, int64_t h) const { return pixels.at(image, h / repeat); }
+  int64_t column(int64_t w) const { return w / repeat * pixels.channels; }
+};
 
 // Tiles that are worked on together, neighbours by number.
 struct Chunk {
@@ -74,7 +88,7 @@ constexpr int64_t large_step(int64_t tiles, int64_t channels) { return tiles * c
 
 // Writes B^T d B of the pixels that each tile reads: element e of channel c of tile t to
 // v[e * step + t * tile_step + c]. Pixels outside of the image are zero.
-void enter_tiles(const LargeTiling& tiling, Chunk chunk, const Rows<const float>& pixels, float* v, int64_t tile_step,
+void enter_tiles(const LargeTiling& tiling, Chunk chunk, const Source& source, float* v, int64_t tile_step,
                  int64_t step);
 
 // What becomes of results: LeakyReLU(z + bias) where there is a slope, else residual + gain (z + bias) where there is a
