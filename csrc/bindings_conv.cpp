@@ -266,11 +266,12 @@ std::vector<Tensor> dense_block_weight_grad(const Tensor& x, const Tensor& grown
 Tensor large_chain(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
                    const std::vector<std::optional<Tensor>>& slopes, const std::vector<int64_t>& repeats) {
   STD_TORCH_CHECK(!weights.empty(), "weights must not be empty");
-  STD_TORCH_CHECK(biases.size() == weights.size() && slopes.size() == weights.size() && repeats.size() == weights.size(),
+  const size_t count = weights.size();
+  STD_TORCH_CHECK(biases.size() == count && slopes.size() == count && repeats.size() == count,
                   "weights, biases, slopes and repeats must be as many");
   std::vector<andfast::cpu::ChainConv> convs;
   int64_t enlarged = 1, channels = -1;
-  for (size_t k = 0; k < weights.size(); ++k) {
+  for (size_t k = 0; k < count; ++k) {
     const WeightSteps steps = weight_steps("weight", weights[k], x, ScalarType::Float, -1, channels);
     const int64_t outputs = weights[k].size(0), inputs = weights[k].size(1);
     check("bias", biases[k], x, ScalarType::Float, {outputs});

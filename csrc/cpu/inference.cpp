@@ -2,8 +2,8 @@
 // Training takes F(2 x 2, 3 x 3) (winograd.h), which needs more products and rounds ten times finer.
 // andfast/ops/large_tiles.py says what the operators compute.
 //
-// Convolutions in a row follow each other over the image, in groups of rows of tiles: what one has written, the next one
-// reads soon, while it is in a cache, and of what lies between them a few rows are held.
+// Convolutions in a row follow each other over the image, in groups of rows of tiles: what one has written, the next
+// one reads soon, and of what lies between them a few rows are held.
 #include <algorithm>
 
 #include "large_tiles.h"
@@ -11,9 +11,9 @@
 namespace andfast::cpu {
 namespace {
 
-// Tiles that are worked on together, at most: enough that the weights are not fetched too often, so few that the products
-// stay in a second-level cache. A multiple of the rows that `Product` works on together.
-constexpr int64_t kChunk = 24;
+// Tiles that are worked on together, at most: so few that the products, and in a chain the transformed tiles, too, stay
+// in a second-level cache of half a megabyte; whole register tiles of rows (product.cpp).
+constexpr int64_t kChunk = 12;
 
 // Tiles of a group of rows for each thread, at least.
 constexpr int64_t kGroup = 72;
@@ -122,9 +122,9 @@ void large_chain(const float* x, const std::vector<ChainConv>& convs, int64_t im
   }
 }
 
-// Each feature is transformed once, for all convolutions that read it: the transformed tiles of a group are kept until the
-// last convolution has passed. Each convolution is a group behind the one before it, which has then written the row of
-// pixels below, too.
+// Each feature is transformed once, for all convolutions that read it: the transformed tiles of a group are kept until
+// the last convolution has passed. Each convolution is a group behind the one before it, which has then written the row
+// of pixels below, too.
 void large_dense_block(const float* x, const std::vector<Weights>& weights, const std::vector<const float*>& biases,
                        DenseShape shape, DenseFactors factors, float* y, int64_t threads, ParallelFor parallel_for) {
   const LargeTiling tiling = {shape.images, shape.height, shape.width};
@@ -139,11 +139,13 @@ void large_dense_block(const float* x, const std::vector<Weights>& weights, cons
   const int64_t held = (2 * group_rows + 1) * kSide, row_step = shape.width * shape.growth + kLane;
   const Scratch grown(kGrown * held * row_step);
   const auto part = [&](int64_t k) {
-    return Rows<float>{grown.get() + k * held * row_step, shape.growth, row_step, tiling.down() * kSide, held};
+    float* const first = grown.get() + k * held * row_step;
+    return Rows<float>{first, shape.growth, row_step, tiling.down() * kSide, held};
   };
   std::vector<LargeWeights> u;
   for (int64_t k = 0; k < kDenseConvs; ++k) {
-    u.emplace_back(weights[k], shape.features + k * shape.growth, k < kGrown ? shape.growth : shape.features, parallel_for);
+    const int64_t outputs = k < kGrown ? shape.growth : shape.features;
+    u.emplace_back(weights[k], shape.features + k * shape.growth, outputs, parallel_for);
   }
   const std::vector<float> slopes(shape.growth, factors.slope);
 

@@ -147,8 +147,8 @@ void dense_block_weight_grad(const float* x, const float* grown, const float* dy
                              DenseShape shape, DenseFactors factors, const std::vector<float*>& grads,
                              const std::vector<WeightSteps>& steps, ParallelFor parallel_for);
 
-// The operators of andfast/ops/large_tiles.py, which keep nothing. So many `threads` should have something to do at a time;
-// results do not depend on it.
+// The operators of andfast/ops/large_tiles.py, which keep nothing. So many `threads` should have something to do at a
+// time; results do not depend on it.
 struct ChainConv {
   Weights weights;
   const float *bias, *slope;  // numbers a channel; slope may be null

@@ -64,8 +64,8 @@ ANDFAST_BODY void transform_taps(const Vector w[3], Vector to[8]) {
   to[5] = even3 + odd3, to[6] = even3 - odd3;
 }
 
-// Fetches what is read later from afar, into the second-level cache: with so many places at once processors do not guess
-// what comes next.
+// Fetches what is needed later into the second-level cache: with so many places at once processors do not guess what
+// comes next.
 template <bool kWrite>
 void prefetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, kWrite, 2);
@@ -143,7 +143,8 @@ ANDFAST_BODY void leave_vector(const float* m, int64_t step, int64_t c, const Ta
         const Vector sloped = value * load_vector<Vector>(tail.slope + c);
         value = value > 0 ? value : sloped;
       } else if (to.residual) {
-        value = load_vector<Vector>(to.residual + i * to.residual_row_step + j * to.residual_step + c) + tail.gain * value;
+        const float* added = to.residual + i * to.residual_row_step + j * to.residual_step;
+        value = load_vector<Vector>(added + c) + tail.gain * value;
       }
       store_vector(row + j * to.step, value);
     }

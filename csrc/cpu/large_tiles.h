@@ -15,8 +15,8 @@ namespace andfast::cpu {
 constexpr int64_t kSide = 6, kReach = kSide + 2;  // results and pixels of a tile, along a side
 constexpr int64_t kLargeElements = kReach * kReach;
 
-// Memory for numbers. Where it is much it is in large pages, if the system has some: what is read of transformed tiles at a
-// time lies in more small ones than the processor finds quickly. It goes back to the system at once.
+// Memory for numbers. Where it is much it is in large pages, if the system has some: what is read of transformed tiles
+// at a time lies in more small ones than the processor finds quickly. It goes back to the system at once.
 class Scratch {
  public:
   explicit Scratch(int64_t count);
@@ -51,8 +51,8 @@ struct LargeTiling {
   }
 };
 
-// Rows of pixels, `held` of them at a time: where row h of an image would be, row h + held is, too. Images that are held
-// as a whole are the same with `held` no smaller than all their rows.
+// Rows of pixels, `held` of them at a time: where row h of an image would be, row h + held is, too. Images that are
+// held as a whole are the same with `held` no smaller than all their rows.
 template <typename T>
 struct Rows {
   T* pixels;
