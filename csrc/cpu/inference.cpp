@@ -22,7 +22,7 @@ constexpr int64_t kGrown = kDenseConvs - 1;
 
 int64_t rows_of_group(const LargeTiling& tiling, int64_t threads) {
   const int64_t rows = (kGroup * threads + tiling.across() - 1) / tiling.across();
-  return std::min(rows, tiling.images * tiling.down());
+  return std::min(rows, std::max<int64_t>(1, tiling.images * tiling.down()));
 }
 
 int64_t chunks_of(int64_t tiles) { return (tiles + kChunk - 1) / kChunk; }

@@ -101,6 +101,14 @@ def test_chain_with_gradients():
     torch.testing.assert_close(x.grad.double(), wide.grad, rtol=1e-5, atol=1e-5 * wide.grad.abs().max())
 
 
+def test_no_images():
+    x, convs = draw(0, 4, 9, 11), draw_chain(4, 8, 3, repeats=(1, 2))
+    weights = [draw(3 if k < 4 else 4, 4 + 3 * k, 3, 3) for k in range(5)]
+    with torch.no_grad(), large_tiles.allow():
+        assert conv_chain(x, convs).shape == (0, 3, 18, 22)
+        assert dense_block(x, weights, [draw(len(weight)) for weight in weights]).shape == x.shape
+
+
 def test_chains_that_do_not_fit():
     x, convs = draw(1, 3, 9, 11), draw_chain(3, 8, 3, repeats=(1, 2))
     with torch.no_grad(), large_tiles.allow():
