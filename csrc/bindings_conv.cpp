@@ -263,15 +263,28 @@ std::vector<Tensor> dense_block_weight_grad(const Tensor& x, const Tensor& grown
   return grads;
 }
 
-Tensor large_conv(const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& slope) {
-  const WeightSteps steps = weight_steps("weight", weight, x, ScalarType::Float, -1, -1);
-  const ConvShape shape = {1, x.size(0), x.size(1), x.size(2), weight.size(1), weight.size(0)};
-  check("x", x, x, ScalarType::Float, {-1, -1, -1, shape.inputs});
-  check("bias", bias, x, ScalarType::Float, {shape.outputs});
-  if (slope) check("slope", *slope, x, ScalarType::Float, {shape.outputs});
-  Tensor y = empty(x, {shape.images, shape.height, shape.width, shape.outputs}, ScalarType::Float);
-  andfast::cpu::large_conv(read<float>(x), {read<float>(weight), steps}, read<float>(bias),
-                           slope ? read<float>(*slope) : nullptr, write<float>(y), shape, parallel_for);
+Tensor large_chain(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+                   const std::vector<std::optional<Tensor>>& slopes, const std::vector<int64_t>& repeats) {
+  STD_TORCH_CHECK(!weights.empty(), "weights must not be empty");
+  const size_t count = weights.size();
+  STD_TORCH_CHECK(biases.size() == count && slopes.size() == count && repeats.size() == count,
+                  "weights, biases, slopes and repeats must be as many");
+  std::vector<andfast::cpu::ChainConv> convs;
+  int64_t enlarged = 1, channels = -1;
+  for (size_t k = 0; k < count; ++k) {
+    const WeightSteps steps = weight_steps("weight", weights[k], x, ScalarType::Float, -1, channels);
+    const int64_t outputs = weights[k].size(0), inputs = weights[k].size(1);
+    check("bias", biases[k], x, ScalarType::Float, {outputs});
+    if (slopes[k]) check("slope", *slopes[k], x, ScalarType::Float, {outputs});
+    STD_TORCH_CHECK(repeats[k] >= 1, "repeats must be 1 or more, not ", repeats[k]);
+    convs.push_back({{read<float>(weights[k]), steps}, read<float>(biases[k]),
+                     slopes[k] ? read<float>(*slopes[k]) : nullptr, inputs, outputs, repeats[k]});
+    enlarged *= repeats[k], channels = outputs;
+  }
+  check("x", x, x, ScalarType::Float, {-1, -1, -1, convs[0].inputs});
+  Tensor y = empty(x, {x.size(0), x.size(1) * enlarged, x.size(2) * enlarged, channels}, ScalarType::Float);
+  andfast::cpu::large_chain(read<float>(x), convs, x.size(0), x.size(1), x.size(2), write<float>(y),
+                            torch::stable::get_num_threads(), parallel_for);
   return y;
 }
 
@@ -279,9 +292,10 @@ Tensor large_dense_block(const Tensor& x, const std::vector<Tensor>& weights, co
                          double slope, double gain) {
   const DenseShape shape = dense_shape("x", x, weights);
   const std::vector<Weights> taps = dense_weights(weights, x, shape);
-  Tensor y = torch::stable::empty_like(x), grown = empty(x, grown_sizes(shape), ScalarType::Float);
+  Tensor y = torch::stable::empty_like(x);
   andfast::cpu::large_dense_block(read<float>(x), taps, dense_biases(biases, weights, x), shape,
-                                  {float(slope), float(gain)}, write<float>(y), write<float>(grown), parallel_for);
+                                  {float(slope), float(gain)}, write<float>(y), torch::stable::get_num_threads(),
+                                  parallel_for);
   return y;
 }
 
@@ -306,7 +320,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(andfast, m) {
   m.def(
       "dense_block_weight_grad(Tensor x, Tensor grown, Tensor dy, Tensor dgrown, Tensor[] weights, float gain) "
       "-> Tensor[]");
-  m.def("large_conv(Tensor x, Tensor weight, Tensor bias, Tensor? slope) -> Tensor");
+  m.def("large_chain(Tensor x, Tensor[] weights, Tensor[] biases, Tensor?[] slopes, int[] repeats) -> Tensor");
   m.def("large_dense_block(Tensor x, Tensor[] weights, Tensor[] biases, float slope, float gain) -> Tensor");
 }
 
@@ -323,6 +337,6 @@ STABLE_TORCH_LIBRARY_IMPL(andfast, CPU, m) {
   m.impl("dense_block", TORCH_BOX(&dense_block));
   m.impl("dense_block_input_grad", TORCH_BOX(&dense_block_input_grad));
   m.impl("dense_block_weight_grad", TORCH_BOX(&dense_block_weight_grad));
-  m.impl("large_conv", TORCH_BOX(&large_conv));
+  m.impl("large_chain", TORCH_BOX(&large_chain));
   m.impl("large_dense_block", TORCH_BOX(&large_dense_block));
 }

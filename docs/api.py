@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Iterator
@@ -109,11 +110,14 @@ def rows(module: ModuleType, seen: set[int]) -> Iterator[tuple[str, str]]:
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """The modules that are commands, with what they say of themselves."""
-    names = [found.name for found in pkgutil.iter_modules(andfast.__path__) if not found.name.startswith("_")]
-    for module in [importlib.import_module(f"andfast.{name}") for name in names]:
+    """The modules, and packages with a `__main__`, that are commands, with what they say of themselves."""
+    for found in pkgutil.iter_modules(andfast.__path__, "andfast."):
+        main = f"{found.name}.__main__" if found.ispkg else found.name
+        if found.name == "andfast._C" or importlib.util.find_spec(main) is None:
+            continue
+        module = importlib.import_module(main)
         if hasattr(module, "main"):
-            yield f"python -m {module.__name__}", about(module)
+            yield f"python -m {found.name}", about(module)
 
 
 def about(module: ModuleType) -> str:

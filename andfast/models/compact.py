@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from andfast.ops.conv_act import conv_act
+from andfast.ops.conv_chain import ChainConv, conv_chain
 
 # The slope each activation starts with for negative values: PReLU's is learned, one a channel.
 _SLOPES = {"prelu": 0.25, "relu": 0.0, "leakyrelu": 0.1}
@@ -73,19 +73,16 @@ class Compact(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (B, in_channels, H, W) -> (B, out_channels, scale * H, scale * W)."""
-        features = x
-        for conv, activation in zip(self.body[::2], [*self.body[1::2], None], strict=True):
-            features = _conv(conv, activation, features)
-        large = F.pixel_shuffle(features, self.scale)
-        del features  # as large as the result; without gradients nobody else holds it
+        layers = zip(self.body[::2], [*self.body[1::2], None], strict=True)
+        convs = [ChainConv(conv.weight, conv.bias, _slope(activation)) for conv, activation in layers]
+        large = F.pixel_shuffle(conv_chain(x, convs), self.scale)
         return large + F.interpolate(x, scale_factor=self.scale, mode="nearest")
 
 
-def _conv(conv: nn.Conv2d, activation: nn.Module | None, x: Tensor) -> Tensor:
+def _slope(activation: nn.Module | None) -> Tensor | float | None:
     if isinstance(activation, nn.PReLU):
-        return conv_act(x, conv.weight, conv.bias, activation.weight)
-    slope = 0.0 if isinstance(activation, nn.ReLU) else getattr(activation, "negative_slope", None)
-    return conv_act(x, conv.weight, conv.bias, slope)
+        return activation.weight
+    return 0.0 if isinstance(activation, nn.ReLU) else getattr(activation, "negative_slope", None)
 
 
 def _activation(name: str, features: int) -> nn.Module:

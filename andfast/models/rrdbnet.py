@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from andfast.ops.conv_act import conv_act
+from andfast.ops.conv_chain import ChainConv, conv_chain
 from andfast.ops.dense_block import dense_block
 from andfast.ops.generator_kernels import SLOPE
 
@@ -131,13 +132,17 @@ class RRDBNet(nn.Module):
 
         It sees `TAIL_REACH` pixels of `x` far.
         """
-        x = _conv(self.conv_up1, F.interpolate(x, scale_factor=2, mode="nearest"), SLOPE)
-        x = _conv(self.conv_up2, F.interpolate(x, scale_factor=2, mode="nearest"), SLOPE)
-        return _conv(self.conv_last, _conv(self.conv_hr, x, SLOPE))
+        convs = (
+            ChainConv(self.conv_up1.weight, self.conv_up1.bias, SLOPE, repeat=2),
+            ChainConv(self.conv_up2.weight, self.conv_up2.bias, SLOPE, repeat=2),
+            ChainConv(self.conv_hr.weight, self.conv_hr.bias, SLOPE),
+            ChainConv(self.conv_last.weight, self.conv_last.bias),
+        )
+        return conv_chain(x, convs)
 
 
-def _conv(layer: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
-    return conv_act(x, layer.weight, layer.bias, slope)
+def _conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return conv_act(x, layer.weight, layer.bias)
 
 
 def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

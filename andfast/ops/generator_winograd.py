@@ -26,7 +26,7 @@ class WinogradGenerator(CpuGenerator):
         self, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, keep: bool
     ) -> tuple[Tensor, Tensor]:
         if not keep and large_tiles.allowed():
-            return _ops.large_conv(x, weight, bias, slope), x.new_empty(0, dtype=torch.uint8)
+            return _ops.large_chain(x, [weight], [bias], [slope], [1]), x.new_empty(0, dtype=torch.uint8)
         return _ops.conv_act(x, weight, bias, bias.new_ones(bias.shape) if slope is None else slope, keep)
 
     def input_grad(self, dz: Tensor, weight: Tensor) -> Tensor:

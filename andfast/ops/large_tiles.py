@@ -2,8 +2,7 @@
 
 Compiled operators, `torch.ops.andfast.*`, on the CPU in float32; images are contiguous (B, H, W, C):
 
-* `large_conv(x, weight, bias, slope) -> y`: a 3x3 convolution with zeros around the image, and a LeakyReLU where there
-  is a slope (out,).
+* `large_chain(x, weights, biases, slopes, repeats) -> y`: see `andfast.ops.conv_chain`; a slope is (out,) or None.
 * `large_dense_block(x, weights, biases, slope, gain) -> y`: see `andfast.ops.dense_block`.
 
 They compute 36 results from 64 products (csrc/cpu/inference.cpp) and keep nothing for a backward pass. Results differ
@@ -12,6 +11,7 @@ by a few millionths from those of training's convolutions: nothing to an image, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,9 +41,12 @@ def allow() -> Iterator[None]:
 
 if "cpu" not in backends.unavailable:
 
-    @torch.library.register_fake("andfast::large_conv")
-    def _(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None) -> Tensor:
-        return x.new_empty(*x.shape[:3], weight.shape[0])
+    @torch.library.register_fake("andfast::large_chain")
+    def _(
+        x: Tensor, weights: list[Tensor], biases: list[Tensor], slopes: list[Tensor | None], repeats: list[int]
+    ) -> Tensor:
+        factor = math.prod(repeats)
+        return x.new_empty(len(x), factor * x.shape[1], factor * x.shape[2], len(weights[-1]))
 
     @torch.library.register_fake("andfast::large_dense_block")
     def _(x: Tensor, weights: list[Tensor], biases: list[Tensor], slope: float, gain: float) -> Tensor:

@@ -1,297 +1,175 @@
-// The generators' convolutions where nothing but the result is wanted, in float32: by Winograd's F(6 x 6, 3 x 3), 64
-// products for 36 results instead of 324, with the points 0, 1, -1, 2, -2, 1/2 and -1/2 (Lavin and Gray, 2016).
+// The generators' convolutions where nothing but the result is wanted, in float32 and in large tiles (large_tiles.h).
 // Training takes F(2 x 2, 3 x 3) (winograd.h), which needs more products and rounds ten times finer.
 // andfast/ops/large_tiles.py says what the operators compute.
-#include "product.h"
-#include "tiles.h"
+//
+// Convolutions in a row follow each other over the image, in groups of rows of tiles: what one has written, the next
+// one reads soon, and of what lies between them a few rows are held.
+#include <algorithm>
+
+#include "large_tiles.h"
 
 namespace andfast::cpu {
 namespace {
 
-constexpr int64_t kSide = 6, kReach = kSide + 2;  // results and pixels of a tile, along a side
-constexpr int64_t kLargeElements = kReach * kReach;
-// Tiles, and channels that are read, that are worked on together: so few that, transformed, they share a second-level
-// cache of half a megabyte with their products; whole register tiles of rows (product.cpp).
-constexpr int64_t kLargeTiles = 12, kDepth = 64;
+// Tiles that are worked on together, at most: so few that the products, and in a chain the transformed tiles, too, stay
+// in a second-level cache of half a megabyte; whole register tiles of rows (product.cpp).
+constexpr int64_t kChunk = 12;
 
-typedef float Float4 __attribute__((vector_size(16)));
-typedef float Float8 __attribute__((vector_size(32)));
-typedef float Float16 __attribute__((vector_size(64)));
+// Tiles of a group of rows for each thread, at least.
+constexpr int64_t kGroup = 72;
 
-template <typename Vector>
-ANDFAST_BODY Vector load_vector(const float* from) {
-  typedef Vector Unaligned __attribute__((aligned(4), may_alias));
-  return *reinterpret_cast<const Unaligned*>(from);
-}
-template <typename Vector>
-ANDFAST_BODY void store_vector(float* to, const Vector& value) {
-  typedef Vector Unaligned __attribute__((aligned(4), may_alias));
-  *reinterpret_cast<Unaligned*>(to) = value;
+constexpr int64_t kGrown = kDenseConvs - 1;
+
+int64_t rows_of_group(const LargeTiling& tiling, int64_t threads) {
+  const int64_t rows = (kGroup * threads + tiling.across() - 1) / tiling.across();
+  return std::min(rows, std::max<int64_t>(1, tiling.images * tiling.down()));
 }
 
-// B^T d.
-template <typename Vector>
-ANDFAST_BODY void transform_line(const Vector d[8], Vector to[8]) {
-  to[0] = (d[0] - d[6]) + 5.25f * (d[4] - d[2]);
-  to[7] = (d[7] - d[1]) + 5.25f * (d[3] - d[5]);
-  const Vector even1 = d[2] + d[6] - 4.25f * d[4], odd1 = d[1] + d[5] - 4.25f * d[3];
-  to[1] = even1 + odd1, to[2] = even1 - odd1;
-  const Vector even2 = d[6] + 0.25f * d[2] - 1.25f * d[4], odd2 = 0.5f * d[1] - 2.5f * d[3] + 2.0f * d[5];
-  to[3] = even2 + odd2, to[4] = even2 - odd2;
-  const Vector even3 = d[6] + 4.0f * d[2] - 5.0f * d[4], odd3 = 2.0f * d[1] - 2.5f * d[3] + 0.5f * d[5];
-  to[5] = even3 + odd3, to[6] = even3 - odd3;
-}
+int64_t chunks_of(int64_t tiles) { return (tiles + kChunk - 1) / kChunk; }
 
-// A^T m.
-template <typename Vector>
-ANDFAST_BODY void finish_line(const Vector m[8], Vector to[6]) {
-  const Vector even1 = m[1] + m[2], odd1 = m[1] - m[2];
-  const Vector even2 = m[3] + m[4], odd2 = m[3] - m[4];
-  const Vector even3 = m[5] + m[6], odd3 = m[5] - m[6];
-  to[0] = m[0] + even1 + even2 + even3;
-  to[1] = odd1 + 2.0f * odd2 + 0.5f * odd3;
-  to[2] = even1 + 4.0f * even2 + 0.25f * even3;
-  to[3] = odd1 + 8.0f * odd2 + 0.125f * odd3;
-  to[4] = even1 + 16.0f * even2 + 0.0625f * even3;
-  to[5] = odd1 + 32.0f * odd2 + 0.03125f * odd3 + m[7];
-}
-
-// G w.
-template <typename Vector>
-ANDFAST_BODY void transform_taps(const Vector w[3], Vector to[8]) {
-  const Vector even1 = -2.0f / 9 * (w[0] + w[2]), odd1 = -2.0f / 9 * w[1];
-  const Vector even2 = 1.0f / 90 * w[0] + 4.0f / 90 * w[2], odd2 = 2.0f / 90 * w[1];
-  const Vector even3 = 32.0f / 45 * w[0] + 8.0f / 45 * w[2], odd3 = 16.0f / 45 * w[1];
-  to[0] = w[0], to[7] = w[2];
-  to[1] = even1 + odd1, to[2] = even1 - odd1;
-  to[3] = even2 + odd2, to[4] = even2 - odd2;
-  to[5] = even3 + odd3, to[6] = even3 - odd3;
-}
-
-// A vector of channels of a tile: B^T d B.
-template <typename Vector>
-ANDFAST_BODY void enter_vector(const float* const from[kLargeElements], int64_t c, float* v, int64_t step) {
-  Vector columns[8][8];  // [column][row]
-#pragma GCC unroll 1
-  for (int j = 0; j < 8; ++j) {
-    Vector d[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) d[i] = load_vector<Vector>(from[8 * i + j] + c);
-    transform_line(d, columns[j]);
+// Convolutions of one image, one after the other.
+class Chain {
+ public:
+  Chain(const std::vector<ChainConv>& convs, int64_t height, int64_t width, int64_t threads, ParallelFor parallel_for)
+      : parallel_for_(parallel_for) {
+    links_.reserve(convs.size());
+    for (const ChainConv& conv : convs) {
+      height *= conv.repeat, width *= conv.repeat;
+      const LargeTiling tiling = {1, height, width};
+      links_.push_back({conv, tiling, rows_of_group(tiling, threads),
+                        LargeWeights(conv.weights, conv.inputs, conv.outputs, parallel_for)});
+    }
+    hold_rows();
   }
-#pragma GCC unroll 1
-  for (int i = 0; i < 8; ++i) {
-    Vector d[8], to[8];
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) d[j] = columns[j][i];
-    transform_line(d, to);
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) store_vector(v + (8 * i + j) * step + c, to[j]);
+
+  void run(const float* x, int64_t height, int64_t width, float* y) {
+    for (Link& link : links_) link.done = 0;
+    Link &first = links_.front(), &last = links_.back();
+    first.source = {whole_images(x, 1, height, width, first.conv.inputs), first.conv.repeat};
+    last.results = whole_images(y, 1, last.tiling.height, last.tiling.width, last.conv.outputs);
+    advance(links_.size() - 1, last.tiling.down());
   }
-}
 
-template <typename Vector>
-ANDFAST_BODY void enter_body(const float* const from[kLargeElements], int64_t channels, float* v, int64_t step) {
-  constexpr int64_t lanes = sizeof(Vector) / sizeof(float);
-  int64_t c = 0;
-  for (; c + lanes <= channels; c += lanes) enter_vector<Vector>(from, c, v, step);
-  for (; c < channels; ++c) enter_vector<float>(from, c, v, step);
-}
+ private:
+  struct Link {
+    ChainConv conv;
+    LargeTiling tiling;
+    int64_t group_rows;
+    LargeWeights weights;
+    Source source = {};
+    Rows<float> results = {};
+    int64_t done = 0;  // rows of tiles
+  };
 
-// What becomes of results: LeakyReLU(z + bias) where there is a slope, else residual + gain (z + bias) where there is a
-// residual.
-struct LargeTail {
-  const float* bias;
-  const float* slope;
-  float gain;
+  // Between two convolutions: what the next one's group reads, and as much as the first one can be ahead of that.
+  void hold_rows() {
+    std::vector<int64_t> begins = {0};
+    for (size_t k = 0; k + 1 < links_.size(); ++k) {
+      Link &from = links_[k], &to = links_[k + 1];
+      const int64_t held = std::min(from.group_rows + to.group_rows + 1, from.tiling.down()) * kSide;
+      const int64_t row_step = from.tiling.width * from.conv.outputs + kLane;  // not a power of two: see large_step
+      from.results = {nullptr, from.conv.outputs, row_step, 0, held};
+      begins.push_back(begins.back() + held * row_step);
+    }
+    rows_ = std::make_unique<Scratch>(begins.back());
+    for (size_t k = 0; k + 1 < links_.size(); ++k) {
+      links_[k].results.pixels = rows_->get() + begins[k];
+      links_[k + 1].source = {links_[k].results, links_[k + 1].conv.repeat};
+    }
+  }
+
+  // Computes the first `rows` rows of tiles of convolution k, and before them what they are made of.
+  void advance(size_t k, int64_t rows) {
+    Link& link = links_[k];
+    while (link.done < rows) {
+      const int64_t end = std::min(link.done + link.group_rows, link.tiling.down());
+      if (k > 0) advance(k - 1, std::min(end * kSide, link.tiling.height - 1) / link.conv.repeat / kSide + 1);
+      convolve(link, link.done * link.tiling.across(), end * link.tiling.across());
+      link.done = end;
+    }
+  }
+
+  void convolve(const Link& link, int64_t begin_tile, int64_t end_tile) {
+    const int64_t inputs = link.weights.inputs, padded = link.weights.padded;
+    const int64_t v_step = large_step(kChunk, inputs), m_step = large_step(kChunk, padded);
+    parallel_for_(chunks_of(end_tile - begin_tile), 1, [&](int64_t begin, int64_t end) {
+      const Scratch v(kLargeElements * v_step), m(kLargeElements * m_step);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = begin_tile + i * kChunk;
+        const Chunk chunk = {first, std::min(kChunk, end_tile - first)};
+        enter_tiles(link.tiling, chunk, link.source, v.get(), inputs, v_step);
+        multiply_tiles(chunk.count, v.get(), inputs, v_step, link.weights, m.get(), m_step);
+        leave_tiles(link.tiling, chunk, m.get(), padded, m_step, link.results,
+                    {link.conv.bias, link.conv.slope, nullptr, 0});
+      }
+    });
+  }
+
+  ParallelFor parallel_for_;
+  std::vector<Link> links_;
+  std::unique_ptr<Scratch> rows_;
 };
-
-// A vector of channels of a tile's results, A^T m A, to the pixels that exist. `residual`: what is added to, or null.
-template <typename Vector>
-ANDFAST_BODY void leave_vector(const float* m, int64_t step, int64_t c, float* const to[kSide * kSide],
-                               const float* const* residual, const LargeTail& tail) {
-  Vector columns[8][6];  // [column][row]
-#pragma GCC unroll 1
-  for (int j = 0; j < 8; ++j) {
-    Vector line[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) line[i] = load_vector<Vector>(m + (8 * i + j) * step + c);
-    finish_line(line, columns[j]);
-  }
-  const Vector bias = load_vector<Vector>(tail.bias + c);
-#pragma GCC unroll 1
-  for (int i = 0; i < 6; ++i) {
-    Vector line[8], z[6];
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) line[j] = columns[j][i];
-    finish_line(line, z);
-#pragma GCC unroll 6
-    for (int j = 0; j < 6; ++j) {
-      float* pixel = to[kSide * i + j];
-      if (!pixel) continue;
-      Vector value = z[j] + bias;
-      if (tail.slope) {
-        const Vector sloped = value * load_vector<Vector>(tail.slope + c);
-        value = value > 0 ? value : sloped;
-      } else if (residual) {
-        value = load_vector<Vector>(residual[kSide * i + j] + c) + tail.gain * value;
-      }
-      store_vector(pixel + c, value);
-    }
-  }
-}
-
-template <typename Vector>
-ANDFAST_BODY void leave_body(const float* m, int64_t step, int64_t channels, float* const to[kSide * kSide],
-                             const float* const* residual, const LargeTail& tail) {
-  constexpr int64_t lanes = sizeof(Vector) / sizeof(float);
-  int64_t c = 0;
-  for (; c + lanes <= channels; c += lanes) leave_vector<Vector>(m, step, c, to, residual, tail);
-  for (; c < channels; ++c) leave_vector<float>(m, step, c, to, residual, tail);
-}
-
-using Enter = void (*)(const float* const*, int64_t, float*, int64_t);
-using Leave = void (*)(const float*, int64_t, int64_t, float* const*, const float* const*, const LargeTail&);
-struct Transforms {
-  Enter enter;
-  Leave leave;
-};
-
-#define ANDFAST_TRANSFORMS(name, target, Vector)                                                                       \
-  target void enter_##name(const float* const* from, int64_t channels, float* v, int64_t step) {                       \
-    enter_body<Vector>(from, channels, v, step);                                                                       \
-  }                                                                                                                    \
-  target void leave_##name(const float* m, int64_t step, int64_t channels, float* const* to,                           \
-                           const float* const* residual, const LargeTail& tail) {                                      \
-    leave_body<Vector>(m, step, channels, to, residual, tail);                                                         \
-  }
-ANDFAST_TRANSFORMS(baseline, , Float4)
-#if defined(__x86_64__)
-ANDFAST_TRANSFORMS(avx2, __attribute__((target("avx2,fma"))), Float8)
-ANDFAST_TRANSFORMS(avx512, __attribute__((target("avx512f,fma"))), Float16)
-#endif
-
-Transforms fastest_transforms() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return {enter_avx512, leave_avx512};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {enter_avx2, leave_avx2};
-#endif
-  return {enter_baseline, leave_baseline};
-}
-
-// The transformed weights: for each element and lane of outputs (inputs, kLane), zeros where padded.
-std::unique_ptr<float[]> large_weights(const Weights& weights, int64_t inputs, int64_t outputs,
-                                       ParallelFor parallel_for) {
-  static_assert(sizeof(Float16) == kLane * sizeof(float));
-  const int64_t lanes = round_up(outputs, kLane) / kLane;
-  std::unique_ptr<float[]> u(new float[kLargeElements * inputs * lanes * kLane]);
-  parallel_for(lanes * inputs, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t lane = i / inputs, c = i % inputs, count = std::min(kLane, outputs - lane * kLane);
-      const float* taps = weights.taps + lane * kLane * weights.steps.output_step + c * weights.steps.input_step;
-      Float16 columns[3][kReach], to[kReach];
-      for (int j = 0; j < 3; ++j) {
-        Float16 line[3] = {};
-        for (int k = 0; k < 3; ++k) {
-          for (int64_t o = 0; o < count; ++o) {
-            line[k][o] = taps[o * weights.steps.output_step + (3 * k + j) * weights.steps.tap_step];
-          }
-        }
-        transform_taps(line, columns[j]);
-      }
-      for (int64_t k = 0; k < kReach; ++k) {
-        const Float16 line[3] = {columns[0][k], columns[1][k], columns[2][k]};
-        transform_taps(line, to);
-        for (int64_t j = 0; j < kReach; ++j) {
-          store_vector(u.get() + (((kReach * k + j) * lanes + lane) * inputs + c) * kLane, to[j]);
-        }
-      }
-    }
-  });
-  return u;
-}
-
-// A 3x3 convolution with zeros around the image. It reads the channels of all `sources`, side by side.
-void large_convolve(const std::vector<Channels>& sources, const Weights& weights, int64_t images, int64_t height,
-                    int64_t width, Results results, const Channels* residual, LargeTail tail,
-                    ParallelFor parallel_for) {
-  static const Product product = fastest_product();
-  static const Transforms transforms = fastest_transforms();
-  int64_t inputs = 0;
-  for (const Channels& source : sources) inputs += source.count;
-  const int64_t padded = round_up(results.channels, kLane);
-  const std::unique_ptr<float[]> u = large_weights(weights, inputs, results.channels, parallel_for);
-  const int64_t down = (height + kSide - 1) / kSide, across = (width + kSide - 1) / kSide;
-  const int64_t count = images * down * across;
-  const int64_t v_step = element_step(kLargeTiles, kDepth), m_step = element_step(kLargeTiles, padded);
-  const std::vector<float> zeros(kDepth);
-
-  parallel_for((count + kLargeTiles - 1) / kLargeTiles, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> v(new float[kLargeElements * v_step]()), m(new float[kLargeElements * m_step]);
-    const float *from[kLargeElements], *added[kSide * kSide];
-    float* to[kSide * kSide];
-    for (int64_t group = begin; group < end; ++group) {
-      const int64_t first = group * kLargeTiles, tiles = std::min(kLargeTiles, count - first);
-      int64_t known = 0;  // inputs whose products are in m
-      for (const Channels& source : sources) {
-        for (int64_t c = 0; c < source.count; c += kDepth) {
-          const Channels part = {source.pixels + c, source.step, std::min(kDepth, source.count - c)};
-          for (int64_t t = 0; t < tiles; ++t) {
-            const int64_t row = (first + t) / across;
-            const int64_t top = row % down * kSide - 1, left = (first + t) % across * kSide - 1;
-            const Plane plane = part.plane(row / down, height, width, zeros.data());
-            for (int64_t i = 0; i < kReach; ++i) {
-              for (int64_t j = 0; j < kReach; ++j) from[kReach * i + j] = plane.at(top + i, left + j);
-            }
-            transforms.enter(from, part.count, v.get() + t * part.count, v_step);
-          }
-          for (int64_t e = 0; e < kLargeElements; ++e) {
-            for (int64_t lane = 0; lane < padded; lane += kLane) {
-              product(v.get() + e * v_step, part.count, 1, u.get() + ((e * padded + lane) * inputs + known * kLane),
-                      kLane, m.get() + e * m_step + lane, padded, round_up(tiles, 2), kLane, part.count, known > 0);
-            }
-          }
-          known += part.count;
-        }
-      }
-      for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t row = (first + t) / across, image = row / down;
-        const int64_t top = row % down * kSide, left = (first + t) % across * kSide;
-        for (int64_t i = 0; i < kSide; ++i) {
-          for (int64_t j = 0; j < kSide; ++j) {
-            const bool exists = top + i < height && left + j < width;
-            const int64_t index = (image * height + top + i) * width + left + j;
-            to[kSide * i + j] = exists ? results.images + index * results.step : nullptr;
-            if (residual) added[kSide * i + j] = residual->pixels + index * residual->step;
-          }
-        }
-        transforms.leave(m.get() + t * padded, m_step, results.channels, to, residual ? added : nullptr, tail);
-      }
-    }
-  });
-}
 
 }  // namespace
 
-void large_conv(const float* x, const Weights& weights, const float* bias, const float* slope, float* y,
-                ConvShape shape, ParallelFor parallel_for) {
-  large_convolve({{x, shape.inputs, shape.inputs}}, weights, shape.images, shape.height, shape.width,
-                 {y, shape.outputs, shape.outputs, 0}, nullptr, {bias, slope, 0}, parallel_for);
+void large_chain(const float* x, const std::vector<ChainConv>& convs, int64_t images, int64_t height, int64_t width,
+                 float* y, int64_t threads, ParallelFor parallel_for) {
+  Chain chain(convs, height, width, threads, parallel_for);
+  int64_t size = height * width * convs.back().outputs;
+  for (const ChainConv& conv : convs) size *= conv.repeat * conv.repeat;
+  for (int64_t image = 0; image < images; ++image) {
+    chain.run(x + image * height * width * convs.front().inputs, height, width, y + image * size);
+  }
 }
 
+// Each feature is transformed once, for all convolutions that read it: the transformed tiles of a group are kept until
+// the last convolution has passed. Each convolution is a group behind the one before it, which has then written the row
+// of pixels below, too.
 void large_dense_block(const float* x, const std::vector<Weights>& weights, const std::vector<const float*>& biases,
-                       DenseShape shape, DenseFactors factors, float* y, float* grown, ParallelFor parallel_for) {
-  const int64_t step = (kDenseConvs - 1) * shape.growth;
-  const std::vector<float> slopes(shape.growth, factors.slope);
-  const Channels entry = {x, shape.features, shape.features};
+                       DenseShape shape, DenseFactors factors, float* y, int64_t threads, ParallelFor parallel_for) {
+  const LargeTiling tiling = {shape.images, shape.height, shape.width};
+  const int64_t all = shape.features + kGrown * shape.growth, tile_rows = tiling.images * tiling.down();
+  const int64_t group_rows = rows_of_group(tiling, threads), group_tiles = group_rows * tiling.across();
+  const int64_t groups = (tile_rows + group_rows - 1) / group_rows, chunks = chunks_of(group_tiles);
+  const int64_t v_step = large_step(kChunk, all), chunk_size = kLargeElements * v_step;
+  const Scratch v(kDenseConvs * chunks * chunk_size);
+
+  const Rows<const float> entry = whole_images(x, shape.images, shape.height, shape.width, shape.features);
+  const auto last = whole_images(y, shape.images, shape.height, shape.width, shape.features);
+  const int64_t held = (2 * group_rows + 1) * kSide, row_step = shape.width * shape.growth + kLane;
+  const Scratch grown(kGrown * held * row_step);
+  const auto part = [&](int64_t k) {
+    float* const first = grown.get() + k * held * row_step;
+    return Rows<float>{first, shape.growth, row_step, tiling.down() * kSide, held};
+  };
+  std::vector<LargeWeights> u;
   for (int64_t k = 0; k < kDenseConvs; ++k) {
-    std::vector<Channels> sources = {entry};
-    if (k > 0) sources.push_back({grown, step, k * shape.growth});
-    const bool last = k == kDenseConvs - 1;
-    const Results results = last ? Results{y, shape.features, shape.features, 0}
-                                 : Results{grown + k * shape.growth, step, shape.growth, 0};
-    large_convolve(sources, weights[k], shape.images, shape.height, shape.width, results, last ? &entry : nullptr,
-                   {biases[k], last ? nullptr : slopes.data(), factors.gain}, parallel_for);
+    const int64_t outputs = k < kGrown ? shape.growth : shape.features;
+    u.emplace_back(weights[k], shape.features + k * shape.growth, outputs, parallel_for);
+  }
+  const std::vector<float> slopes(shape.growth, factors.slope);
+
+  const auto convolve = [&](int64_t k, int64_t group) {
+    const int64_t first = group * group_tiles, count = std::min(group_tiles, tiling.count() - first);
+    const int64_t m_step = large_step(kChunk, u[k].padded);
+    const LargeTail tail = k < kGrown ? LargeTail{biases[k], slopes.data(), nullptr, 0}
+                                      : LargeTail{biases[k], nullptr, &entry, factors.gain};
+    parallel_for(chunks_of(count), 1, [&](int64_t begin, int64_t end) {
+      const Scratch m(kLargeElements * m_step);
+      for (int64_t i = begin; i < end; ++i) {
+        const Chunk chunk = {first + i * kChunk, std::min(kChunk, count - i * kChunk)};
+        float* const tiles = v.get() + (group % kDenseConvs * chunks + i) * chunk_size;
+        const int64_t known = k > 0 ? shape.features + (k - 1) * shape.growth : 0;
+        enter_tiles(tiling, chunk, {k > 0 ? part(k - 1) : entry}, tiles + known, all, v_step);
+        multiply_tiles(chunk.count, tiles, all, v_step, u[k], m.get(), m_step);
+        leave_tiles(tiling, chunk, m.get(), u[k].padded, m_step, k < kGrown ? part(k) : last, tail);
+      }
+    });
+  };
+  for (int64_t step = 0; step < groups + kGrown; ++step) {
+    for (int64_t k = 0; k < kDenseConvs; ++k) {
+      if (step >= k && step - k < groups) convolve(k, step - k);
+    }
   }
 }
 

@@ -147,12 +147,18 @@ void dense_block_weight_grad(const float* x, const float* grown, const float* dy
                              DenseShape shape, DenseFactors factors, const std::vector<float*>& grads,
                              const std::vector<WeightSteps>& steps, ParallelFor parallel_for);
 
-// The operators of andfast/ops/large_tiles.py, which keep nothing. `slope` may be null; `grown` is scratch, (images,
-// height, width, 4 growth).
-void large_conv(const float* x, const Weights& weights, const float* bias, const float* slope, float* y,
-                ConvShape shape, ParallelFor parallel_for);
+// The operators of andfast/ops/large_tiles.py, which keep nothing. So many `threads` should have something to do at a
+// time; results do not depend on it.
+struct ChainConv {
+  Weights weights;
+  const float *bias, *slope;  // numbers a channel; slope may be null
+  int64_t inputs, outputs, repeat;
+};
+// y is (images, height, width, outputs of the last one), height and width times all of `repeat`.
+void large_chain(const float* x, const std::vector<ChainConv>& convs, int64_t images, int64_t height, int64_t width,
+                 float* y, int64_t threads, ParallelFor parallel_for);
 void large_dense_block(const float* x, const std::vector<Weights>& weights, const std::vector<const float*>& biases,
-                       DenseShape shape, DenseFactors factors, float* y, float* grown, ParallelFor parallel_for);
+                       DenseShape shape, DenseFactors factors, float* y, int64_t threads, ParallelFor parallel_for);
 
 // Rows of 9 * kernels numbers, `from_row` apart: each nine, as a row vector, times basis (9, 9), to rows without gaps.
 void rotate_taps(const float* from, int64_t from_row, const float* basis, float* to, int64_t rows, int64_t kernels,

@@ -68,14 +68,23 @@ ANDFAST_PRODUCT(product_avx2, __attribute__((target("avx2,fma"))), Float8, 6)
 ANDFAST_PRODUCT(product_avx512, __attribute__((target("avx512f,fma"))), Float16, 8)
 #endif
 
+struct Fastest {
+  Product product;
+  int64_t rows;
+};
+
+Fastest fastest() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return {product_avx512, 8};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {product_avx2, 6};
+#endif
+  return {product_baseline, 2};
+}
+
 }  // namespace
 
-Product fastest_product() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return product_avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return product_avx2;
-#endif
-  return product_baseline;
-}
+Product fastest_product() { return fastest().product; }
+
+int64_t fastest_product_rows() { return fastest().rows; }
 
 }  // namespace andfast::cpu

@@ -14,8 +14,9 @@ constexpr int64_t kRows = 8;   // what the number of rows should be a multiple o
 using Product = void (*)(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth, float* c,
                          int64_t c_row, int64_t rows, int64_t columns, int64_t depth, bool add);
 
-// The one for this processor.
+// The one for this processor, and how many rows it works on together.
 Product fastest_product();
+int64_t fastest_product_rows();
 
 constexpr int64_t round_up(int64_t size, int64_t step) { return (size + step - 1) / step * step; }
 

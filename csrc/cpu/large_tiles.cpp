@@ -1,0 +1,354 @@
+// See large_tiles.h. The points are 0, 1, -1, 2, -2, 1/2 and -1/2.
+#include "large_tiles.h"
+
+#include <algorithm>
+#include <new>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace andfast::cpu {
+namespace {
+
+typedef float Float4 __attribute__((vector_size(16)));
+typedef float Float8 __attribute__((vector_size(32)));
+typedef float Float16 __attribute__((vector_size(64)));
+
+template <typename Vector>
+ANDFAST_BODY Vector load_vector(const float* from) {
+  typedef Vector Unaligned __attribute__((aligned(4), may_alias));
+  return *reinterpret_cast<const Unaligned*>(from);
+}
+template <typename Vector>
+ANDFAST_BODY void store_vector(float* to, const Vector& value) {
+  typedef Vector Unaligned __attribute__((aligned(4), may_alias));
+  *reinterpret_cast<Unaligned*>(to) = value;
+}
+
+// B^T d.
+template <typename Vector>
+ANDFAST_BODY void transform_line(const Vector d[8], Vector to[8]) {
+  to[0] = (d[0] - d[6]) + 5.25f * (d[4] - d[2]);
+  to[7] = (d[7] - d[1]) + 5.25f * (d[3] - d[5]);
+  const Vector even1 = d[2] + d[6] - 4.25f * d[4], odd1 = d[1] + d[5] - 4.25f * d[3];
+  to[1] = even1 + odd1, to[2] = even1 - odd1;
+  const Vector even2 = d[6] + 0.25f * d[2] - 1.25f * d[4], odd2 = 0.5f * d[1] - 2.5f * d[3] + 2.0f * d[5];
+  to[3] = even2 + odd2, to[4] = even2 - odd2;
+  const Vector even3 = d[6] + 4.0f * d[2] - 5.0f * d[4], odd3 = 2.0f * d[1] - 2.5f * d[3] + 0.5f * d[5];
+  to[5] = even3 + odd3, to[6] = even3 - odd3;
+}
+
+// A^T m.
+template <typename Vector>
+ANDFAST_BODY void finish_line(const Vector m[8], Vector to[6]) {
+  const Vector even1 = m[1] + m[2], odd1 = m[1] - m[2];
+  const Vector even2 = m[3] + m[4], odd2 = m[3] - m[4];
+  const Vector even3 = m[5] + m[6], odd3 = m[5] - m[6];
+  to[0] = m[0] + even1 + even2 + even3;
+  to[1] = odd1 + 2.0f * odd2 + 0.5f * odd3;
+  to[2] = even1 + 4.0f * even2 + 0.25f * even3;
+  to[3] = odd1 + 8.0f * odd2 + 0.125f * odd3;
+  to[4] = even1 + 16.0f * even2 + 0.0625f * even3;
+  to[5] = odd1 + 32.0f * odd2 + 0.03125f * odd3 + m[7];
+}
+
+// G w.
+template <typename Vector>
+ANDFAST_BODY void transform_taps(const Vector w[3], Vector to[8]) {
+  const Vector even1 = -2.0f / 9 * (w[0] + w[2]), odd1 = -2.0f / 9 * w[1];
+  const Vector even2 = 1.0f / 90 * w[0] + 4.0f / 90 * w[2], odd2 = 2.0f / 90 * w[1];
+  const Vector even3 = 32.0f / 45 * w[0] + 8.0f / 45 * w[2], odd3 = 16.0f / 45 * w[1];
+  to[0] = w[0], to[7] = w[2];
+  to[1] = even1 + odd1, to[2] = even1 - odd1;
+  to[3] = even2 + odd2, to[4] = even2 - odd2;
+  to[5] = even3 + odd3, to[6] = even3 - odd3;
+}
+
+// Fetches what is needed later into the second-level cache: with so many places at once processors do not guess what
+// comes next.
+template <bool kWrite>
+void prefetch(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, kWrite, 2);
+}
+
+// Where the pixels of a tile are: pixel (i, j) at rows[i] + columns[j].
+struct Window {
+  const float* rows[kReach];
+  int64_t columns[kReach];
+};
+
+// A vector of channels of a tile: B^T d B.
+template <typename Vector>
+ANDFAST_BODY void enter_vector(const Window& window, int64_t c, float* v, int64_t step) {
+  Vector columns[8][8];  // [column][row]
+#pragma GCC unroll 1
+  for (int j = 0; j < 8; ++j) {
+    Vector d[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) d[i] = load_vector<Vector>(window.rows[i] + window.columns[j] + c);
+    transform_line(d, columns[j]);
+  }
+#pragma GCC unroll 1
+  for (int i = 0; i < 8; ++i) {
+    Vector d[8], to[8];
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) d[j] = columns[j][i];
+    transform_line(d, to);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) store_vector(v + (8 * i + j) * step + c, to[j]);
+  }
+}
+
+template <typename Vector>
+ANDFAST_BODY void enter_body(const Window& window, int64_t channels, float* v, int64_t step) {
+  constexpr int64_t lanes = sizeof(Vector) / sizeof(float);
+  int64_t c = 0;
+  for (; c + lanes <= channels; c += lanes) enter_vector<Vector>(window, c, v, step);
+  for (; c < channels; ++c) enter_vector<float>(window, c, v, step);
+}
+
+// Where a tile's results go, and those of them that exist.
+struct Target {
+  float* first;
+  int64_t row_step, step;
+  const float* residual;  // of the first one
+  int64_t residual_row_step, residual_step;
+  int64_t height, width;
+};
+
+// A vector of channels of a tile's results, A^T m A.
+template <typename Vector>
+ANDFAST_BODY void leave_vector(const float* m, int64_t step, int64_t c, const Target& to, const LargeTail& tail) {
+  Vector columns[8][6];  // [column][row]
+#pragma GCC unroll 1
+  for (int j = 0; j < 8; ++j) {
+    Vector line[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) line[i] = load_vector<Vector>(m + (8 * i + j) * step + c);
+    finish_line(line, columns[j]);
+  }
+  const Vector bias = load_vector<Vector>(tail.bias + c);
+#pragma GCC unroll 1
+  for (int i = 0; i < to.height; ++i) {
+    Vector line[8], z[6];
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) line[j] = columns[j][i];
+    finish_line(line, z);
+    float* const row = to.first + i * to.row_step + c;
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) {
+      if (j == to.width) break;
+      Vector value = z[j] + bias;
+      if (tail.slope) {
+        const Vector sloped = value * load_vector<Vector>(tail.slope + c);
+        value = value > 0 ? value : sloped;
+      } else if (to.residual) {
+        const float* added = to.residual + i * to.residual_row_step + j * to.residual_step;
+        value = load_vector<Vector>(added + c) + tail.gain * value;
+      }
+      store_vector(row + j * to.step, value);
+    }
+  }
+}
+
+template <typename Vector>
+ANDFAST_BODY void leave_body(const float* m, int64_t step, int64_t channels, const Target& to, const LargeTail& tail) {
+  constexpr int64_t lanes = sizeof(Vector) / sizeof(float);
+  int64_t c = 0;
+  for (; c + lanes <= channels; c += lanes) leave_vector<Vector>(m, step, c, to, tail);
+  for (; c < channels; ++c) leave_vector<float>(m, step, c, to, tail);
+}
+
+using Enter = void (*)(const Window&, int64_t, float*, int64_t);
+using Leave = void (*)(const float*, int64_t, int64_t, const Target&, const LargeTail&);
+struct Transforms {
+  Enter enter;
+  Leave leave;
+};
+
+#define ANDFAST_TRANSFORMS(name, target, Vector)                                                                       \
+  target void enter_##name(const Window& window, int64_t channels, float* v, int64_t step) {                           \
+    enter_body<Vector>(window, channels, v, step);                                                                     \
+  }                                                                                                                    \
+  target void leave_##name(const float* m, int64_t step, int64_t channels, const Target& to, const LargeTail& tail) {  \
+    leave_body<Vector>(m, step, channels, to, tail);                                                                   \
+  }
+ANDFAST_TRANSFORMS(baseline, , Float4)
+#if defined(__x86_64__)
+ANDFAST_TRANSFORMS(avx2, __attribute__((target("avx2,fma"))), Float8)
+ANDFAST_TRANSFORMS(avx512, __attribute__((target("avx512f,fma"))), Float16)
+#endif
+
+Transforms fastest_transforms() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return {enter_avx512, leave_avx512};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {enter_avx2, leave_avx2};
+#endif
+  return {enter_baseline, leave_baseline};
+}
+
+const Transforms& transforms() {
+  static const Transforms fastest = fastest_transforms();
+  return fastest;
+}
+
+bool inside(const LargeTiling& tiling, LargeTiling::Place place) {
+  return place.h > 0 && place.w > 0 && place.h + kSide < tiling.height && place.w + kSide < tiling.width;
+}
+
+// The pixels around a tile inside.
+Window inner(LargeTiling::Place place, const Source& source) {
+  Window window;
+  for (int64_t i = 0; i < kReach; ++i) {
+    window.rows[i] = source.row(place.image, place.h - 1 + i);
+    window.columns[i] = source.column(place.w - 1 + i);
+  }
+  return window;
+}
+
+// The pixels around a tile at the image's edge, with zeros outside, in `copy`: (kReach, kReach, channels).
+Window bordered(const LargeTiling& tiling, LargeTiling::Place place, const Source& source, float* copy) {
+  const int64_t channels = source.pixels.channels;
+  Window window;
+  for (int64_t i = 0; i < kReach; ++i) {
+    const int64_t h = place.h - 1 + i;
+    const float* row = h < 0 || h >= tiling.height ? nullptr : source.row(place.image, h);
+    window.rows[i] = copy + i * kReach * channels;
+    window.columns[i] = i * channels;
+    for (int64_t j = 0; j < kReach; ++j) {
+      const int64_t w = place.w - 1 + j;
+      float* to = copy + (i * kReach + j) * channels;
+      if (row && w >= 0 && w < tiling.width) {
+        std::copy_n(row + source.column(w), channels, to);
+      } else {
+        std::fill_n(to, channels, 0.0f);
+      }
+    }
+  }
+  return window;
+}
+
+void prefetch_window(const Window& window, int64_t bytes) {
+  for (const float* row : window.rows) {
+    for (int64_t column : window.columns) prefetch<false>(row + column, bytes);
+  }
+}
+
+}  // namespace
+
+Scratch::Scratch(int64_t count) {
+#if defined(__linux__)
+  constexpr int64_t page = 2 << 20;
+  const int64_t wanted = round_up(count * sizeof(float), page);
+  if (wanted > page) {
+    bytes_ = wanted + page;  // so that whole pages can begin where such pages do
+    mapped_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped_ == MAP_FAILED) throw std::bad_alloc();
+    numbers_ = reinterpret_cast<float*>(round_up(reinterpret_cast<intptr_t>(mapped_), page));
+    madvise(numbers_, wanted, MADV_HUGEPAGE);  // a wish: without, all is the same, but slower
+    return;
+  }
+#endif
+  little_.reset(new float[count]);
+  numbers_ = little_.get();
+}
+
+Scratch::~Scratch() {
+#if defined(__linux__)
+  if (mapped_) munmap(mapped_, bytes_);
+#endif
+}
+
+void enter_tiles(const LargeTiling& tiling, Chunk chunk, const Source& source, float* v, int64_t tile_step,
+                 int64_t step) {
+  const int64_t channels = source.pixels.channels, bytes = channels * sizeof(float);
+  std::vector<float> copy(kLargeElements * channels);
+  for (int64_t t = 0; t < chunk.count; ++t) {
+    const LargeTiling::Place place = tiling.at(chunk.first + t), next = tiling.at(chunk.first + t + 1);
+    if (t + 1 < chunk.count) {
+      if (inside(tiling, next)) prefetch_window(inner(next, source), bytes);
+      for (int64_t e = 0; e < kLargeElements; ++e) prefetch<true>(v + (t + 1) * tile_step + e * step, bytes);
+    }
+    const Window window = inside(tiling, place) ? inner(place, source) : bordered(tiling, place, source, copy.data());
+    transforms().enter(window, channels, v + t * tile_step, step);
+  }
+}
+
+void leave_tiles(const LargeTiling& tiling, Chunk chunk, const float* m, int64_t tile_step, int64_t step,
+                 const Rows<float>& results, const LargeTail& tail) {
+  Target to = {nullptr, results.row_step, results.channels, nullptr, 0, 0, 0, 0};
+  for (int64_t t = 0; t < chunk.count; ++t) {
+    const LargeTiling::Place place = tiling.at(chunk.first + t);
+    to.first = results.at(place.image, place.h) + place.w * results.channels;
+    to.height = std::min(kSide, tiling.height - place.h), to.width = std::min(kSide, tiling.width - place.w);
+    for (int64_t i = 0; i < to.height; ++i) {
+      prefetch<true>(to.first + i * to.row_step, to.width * to.step * sizeof(float));
+    }
+    if (tail.residual) {
+      to.residual = tail.residual->at(place.image, place.h) + place.w * tail.residual->channels;
+      to.residual_row_step = tail.residual->row_step, to.residual_step = tail.residual->channels;
+      for (int64_t i = 0; i < to.height; ++i) {
+        prefetch<false>(to.residual + i * to.residual_row_step, to.width * to.residual_step * sizeof(float));
+      }
+    }
+    if (t + 1 < chunk.count) {
+      for (int64_t e = 0; e < kLargeElements; ++e) {
+        prefetch<false>(m + (t + 1) * tile_step + e * step, results.channels * sizeof(float));
+      }
+    }
+    transforms().leave(m + t * tile_step, step, results.channels, to, tail);
+  }
+}
+
+LargeWeights::LargeWeights(const Weights& weights, int64_t inputs, int64_t outputs, ParallelFor parallel_for)
+    : inputs(inputs), padded(round_up(outputs, kLane)), values(kLargeElements * inputs * padded) {
+  static_assert(sizeof(Float16) == kLane * sizeof(float));
+  const int64_t lanes = padded / kLane;
+  parallel_for(lanes * inputs, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t lane = i / inputs, c = i % inputs, count = std::min(kLane, outputs - lane * kLane);
+      const float* taps = weights.taps + lane * kLane * weights.steps.output_step + c * weights.steps.input_step;
+      Float16 columns[3][kReach], to[kReach];
+      for (int j = 0; j < 3; ++j) {
+        Float16 line[3] = {};
+        for (int k = 0; k < 3; ++k) {
+          for (int64_t o = 0; o < count; ++o) {
+            line[k][o] = taps[o * weights.steps.output_step + (3 * k + j) * weights.steps.tap_step];
+          }
+        }
+        transform_taps(line, columns[j]);
+      }
+      for (int64_t k = 0; k < kReach; ++k) {
+        const Float16 line[3] = {columns[0][k], columns[1][k], columns[2][k]};
+        transform_taps(line, to);
+        for (int64_t j = 0; j < kReach; ++j) {
+          store_vector(values.get() + (((kReach * k + j) * lanes + lane) * inputs + c) * kLane, to[j]);
+        }
+      }
+    }
+  });
+}
+
+void multiply_tiles(int64_t tiles, const float* v, int64_t v_tile_step, int64_t v_step, const LargeWeights& weights,
+                    float* m, int64_t m_step) {
+  static const Product product = fastest_product();
+  static const int64_t together = fastest_product_rows();
+  const int64_t inputs = weights.inputs, padded = weights.padded, rows = round_up(tiles, 2);
+  const int64_t products = (rows + together - 1) / together * (padded / kLane);
+  const int64_t ahead = (rows + products - 1) / products;  // rows of the next element to fetch beside each product
+  for (int64_t e = 0; e < kLargeElements; ++e, v += v_step, m += m_step) {
+    int64_t fetched = e + 1 < kLargeElements ? 0 : rows;
+    for (int64_t lane = 0; lane < padded; lane += kLane) {
+      const float* u = weights.values.get() + (e * padded + lane) * inputs;
+      for (int64_t t = 0; t < rows; t += together) {
+        for (const int64_t end = std::min(fetched + ahead, rows); fetched < end; ++fetched) {
+          prefetch<false>(v + v_step + fetched * v_tile_step, inputs * sizeof(float));
+        }
+        product(v + t * v_tile_step, v_tile_step, 1, u, kLane, m + t * padded + lane, padded,
+                std::min(together, rows - t), kLane, inputs, false);
+      }
+    }
+  }
+}
+
+}  // namespace andfast::cpu
