@@ -135,23 +135,18 @@ def _page(offered: dict[str, Offered], folder: Path, max_pixels: int) -> gr.Bloc
         results = upscaling.results | attacking.results | {seen: None, read: _NO_IMAGE}
         buttons = [upscaling.begin, attacking.begin]
 
-        def empty() -> list[Any]:
-            return [*results.values(), *(gr.Button(interactive=False) for _ in buttons)]
-
-        def look(path: str | None) -> tuple[Any, ...]:
+        def look(path: str | None) -> Iterator[dict[Any, Any]]:
+            # What belongs to another image goes first, for the new one may be none.
+            yield {**results, **{button: gr.Button(interactive=False) for button in buttons}}
             if path is None:
-                return None, _NO_IMAGE, *buttons_as(False)
+                return
             with _told(path) as file:
                 image, words = thumbnail(file, max_pixels)
-            return image, words, *buttons_as(True)
+            yield {seen: image, read: words, **{button: gr.Button(interactive=True) for button in buttons}}
 
-        def buttons_as(interactive: bool) -> list[gr.Button]:
-            return [gr.Button(interactive=interactive) for _ in buttons]
-
-        # What belongs to another image goes first, for the new one may be none.
-        upload.change(empty, None, [*results, *buttons], show_progress="hidden", queue=False).then(
-            look, upload, [seen, read, *buttons], show_progress="hidden"
-        )
+        # Of changes while this is at work the last one is looked at afterwards, too.
+        changed = {"show_progress": "hidden", "trigger_mode": "always_last"}
+        upload.change(look, upload, [*results, *buttons], **changed)
         examples.click(lambda sample: sample[0], examples, upload, show_progress="hidden")
     return page
 

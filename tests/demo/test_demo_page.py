@@ -222,6 +222,18 @@ def test_a_file_larger_than_any_image(page, tmp_path):
     expect(page.locator("#begin")).to_be_disabled()
 
 
+def test_one_file_after_the_other(page, photo, tmp_path):
+    """However soon the next one comes, it is the one that is read."""
+    for number in range(4):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(photo.read_bytes())
+        upload(page, path)
+        if number < 3:
+            page.locator("#upload [aria-label=Clear]").click()
+    expect(page.locator("#read")).to_contain_text("3.png")
+    expect(page.locator("#begin")).to_be_enabled()
+
+
 def test_damaged_files(page, photo, tmp_path):
     """They are told apart from good ones, whose results go, and the page goes on."""
     upscale(page, photo, tmp_path)
