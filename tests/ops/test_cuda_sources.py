@@ -28,9 +28,19 @@ def reports(tmp_path_factory) -> dict[tuple[str, str], str]:
 
     def build(job: tuple[str, str]) -> str:
         name, architecture = job
-        target = f"arch=compute_{architecture},code=sm_{architecture}"
-        source, cubin = CSRC / "cuda" / name, folder / f"{name}.{architecture}.o"
-        command = [NVCC, "-std=c++17", "-O3", f"-gencode={target}", "-Xptxas", "-v", "-c", source, "-o", cubin]
+        source, cubin = CSRC / "cuda" / name, folder / f"{name}.{architecture}.cubin"
+        command = [
+            NVCC,
+            "-std=c++17",
+            "-O3",
+            f"-arch=sm_{architecture}",
+            "-Xptxas",
+            "-v",
+            "-cubin",
+            source,
+            "-o",
+            cubin,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stderr

@@ -27,7 +27,6 @@ CASES += [[CONFIGS / "andnet_x4.yaml", path] for path in OVERLAYS]
 CASES += [[CONFIGS / "andgan_x4.yaml", CONFIGS / "table2" / f"{row}.yaml"] for row in GAN_ROWS]
 
 SMALL = {
-    "train.iterations": 50,
     "train.batch_size": 8,
     "train.patch_size": 16,
     "train.validate_every": 0,
@@ -58,7 +57,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 def sizes(settings: Config, given: Mapping[str, Path], tmp_path: Path) -> dict[str, Any]:
     """Overrides that make a run small, and bring what it needs; the rest stays as it is configured."""
     more: dict[str, Any] = {"data.hr": given["hr"], "run_dir": tmp_path / "run"}
-    # Within 50 iterations the adversary is there, and where there is a ramp its end as well.
+    # Within 20 iterations the adversary is there, and where there is a ramp its end as well.
     more |= {"train.warmup": min(settings.train.warmup, 5), "train.ramp": min(settings.train.ramp, 5)}
     if settings.generator.init is None:
         more |= {"generator.features": 4, "generator.depth": 1}
@@ -79,10 +78,12 @@ def test_it_trains(files: list[Path], given: Mapping[str, Path], tmp_path: Path)
     configs = [option for path in files for option in ("--config", str(path))]
     # A folder for the method `pairs` is the user's to give.
     settings = parse_config([*configs, f"--attack.mix.pairs={given['pairs']}"])
-    assert train.main([*configs, *as_options(SMALL | sizes(settings, given, tmp_path))]) == 0
+    iterations = 50 if len(files) == 1 else 20
+    small = SMALL | sizes(settings, given, tmp_path) | {"train.iterations": iterations}
+    assert train.main([*configs, *as_options(small)]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
-    assert [line["step"] for line in steps] == list(range(1, 51))
+    assert [line["step"] for line in steps] == list(range(1, iterations + 1))
     assert not any(line["skipped"] for line in steps)
     gan, perceptual = settings.loss.gan > 0, settings.loss.perceptual > 0
     assert all(("loss_d" in line, "loss_perceptual" in line) == (gan, perceptual) for line in steps)
