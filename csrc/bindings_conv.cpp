@@ -277,11 +277,13 @@ Tensor large_chain(const Tensor& x, const std::vector<Tensor>& weights, const st
     check("bias", biases[k], x, ScalarType::Float, {outputs});
     if (slopes[k]) check("slope", *slopes[k], x, ScalarType::Float, {outputs});
     STD_TORCH_CHECK(repeats[k] >= 1, "repeats must be 1 or more, not ", repeats[k]);
+    STD_TORCH_CHECK(inputs > 0 && outputs > 0, "weight must have inputs and outputs");
     convs.push_back({{read<float>(weights[k]), steps}, read<float>(biases[k]),
                      slopes[k] ? read<float>(*slopes[k]) : nullptr, inputs, outputs, repeats[k]});
     enlarged *= repeats[k], channels = outputs;
   }
   check("x", x, x, ScalarType::Float, {-1, -1, -1, convs[0].inputs});
+  STD_TORCH_CHECK(x.size(1) > 0 && x.size(2) > 0, "x must have height and width");
   Tensor y = empty(x, {x.size(0), x.size(1) * enlarged, x.size(2) * enlarged, channels}, ScalarType::Float);
   andfast::cpu::large_chain(read<float>(x), convs, x.size(0), x.size(1), x.size(2), write<float>(y),
                             torch::stable::get_num_threads(), parallel_for);

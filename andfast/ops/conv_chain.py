@@ -43,7 +43,7 @@ def conv_chain(x: Tensor, convs: Sequence[ChainConv]) -> Tensor:
     """
     tensors = (x, *(tensor for conv in convs for tensor in conv if isinstance(tensor, Tensor)))
     keeps = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if keeps or not at_once(x):
+    if keeps or not by_rows(x):
         for weight, bias, slope, repeat in convs:
             large = x if repeat == 1 else F.interpolate(x, scale_factor=repeat, mode="nearest")
             x = conv_act(large, weight, bias, slope)
@@ -63,7 +63,7 @@ def conv_chain(x: Tensor, convs: Sequence[ChainConv]) -> Tensor:
     return y.permute(0, 3, 1, 2)
 
 
-def at_once(x: Tensor) -> bool:
+def by_rows(x: Tensor) -> bool:
     """Whether chains that begin with `x`, and of which nothing is kept, hold no more than rows of what lies between."""
     if torch.compiler.is_compiling() or wants_reference() or not large_tiles.allowed():
         return False

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from andfast.models.rrdbnet import TAIL_REACH
 from andfast.models.views import View
-from andfast.ops.conv_chain import at_once
+from andfast.ops.conv_chain import by_rows
 
 # Rows of features at once: a few percent of them are computed twice.
 _ROWS = 32
@@ -15,8 +15,8 @@ _ROWS = 32
 def by_strips(view: View, image: Tensor) -> Tensor:
     """What view(image) gives, up to rounding.
 
-    Nearly all of RRDBNet's work is done at the input's size, nearly all of its memory is taken at four times that: but
-    where a chain of convolutions holds no more than rows of its features itself.
+    Nearly all of RRDBNet's work is done at the input's size, nearly all of its memory is taken at four times that.
+    Where a chain of convolutions holds no more than rows of its features itself, nothing is cut.
 
     Args:
         view: of an `RRDBNet`.
@@ -25,7 +25,7 @@ def by_strips(view: View, image: Tensor) -> Tensor:
     model = view.module
     height, width = (model.scale * length for length in image.shape[-2:])
     features = view.of(model.look, image)
-    if at_once(features):
+    if by_rows(features):
         return view.of(model.enlarge, features)[..., :height, :width]
     result: Tensor | None = None
     for top in range(0, features.shape[-2], _ROWS):

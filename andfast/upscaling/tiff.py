@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from andfast.data.images import as_oriented
 # Fields of TIFF, and what they say.
 _ORIENTATION, _ICC = 274, 34675
 _CHANNELS = {tifffile.PHOTOMETRIC.MINISWHITE: 1, tifffile.PHOTOMETRIC.MINISBLACK: 1, tifffile.PHOTOMETRIC.RGB: 3}
+_DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
 _MULTIPLIED, _ALPHA = tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA
 
 
@@ -103,7 +105,7 @@ def _decoded(page: tifffile.TiffPage, max_pixels: int) -> np.ndarray:
         pixels = pixels[..., :colours]
     elif extra == (_MULTIPLIED,):
         alpha = np.maximum(pixels[..., colours:], 1).astype(np.uint32)
-        whole = (pixels[..., :colours] * np.uint32(65535) + alpha // 2) // alpha
+        whole = (pixels[..., :colours].astype(np.uint32) * 65535 + alpha // 2) // alpha
         pixels[..., :colours] = np.minimum(whole, 65535)
     return np.ascontiguousarray(as_oriented(pixels, page.tags.valueof(_ORIENTATION, 1)))
 
@@ -118,6 +120,28 @@ def _check_parts(page: tifffile.TiffPage) -> None:
         raise ValueError("truncated, or its strips or tiles are not where it says")
     if page.imagedepth != 1 or math.prod(page.chunks) > max(page.size, 2**24):
         raise ValueError("its strips or tiles are larger than the image")
+    if page.compression == tifffile.COMPRESSION.NONE:
+        if sum(count) < page.nbytes:
+            raise ValueError("truncated: it holds fewer bytes than its pixels need")
+    elif page.compression in _DEFLATE:
+        _check_inflated(page)
+    elif page.compression != tifffile.COMPRESSION.PACKBITS:
+        kind = getattr(page.compression, "name", page.compression)
+        raise ValueError(f"compressed by {kind}; of such TIFF files Deflate, PackBits and uncompressed ones are read")
+
+
+def _check_inflated(page: tifffile.TiffPage) -> None:
+    """Refuse a file that becomes more than its pixels when it is inflated, which tifffile does without a limit."""
+    most = math.prod(page.chunks) * page.dtype.itemsize
+    handle = page.parent.filehandle
+    for begin, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+        handle.seek(begin)
+        try:
+            inflated = zlib.decompressobj().decompress(handle.read(length), most + 1)
+        except zlib.error as error:
+            raise ValueError(f"damaged ({error})") from error
+        if len(inflated) > most:
+            raise ValueError("a strip or tile holds more than its pixels")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ namespace andfast::cpu {
 #endif
 
 // Calls task(begin, end) for parts that make up [0, count), each of `grain` or more where possible, at the same
-// time or not, and returns when all are done. Tasks do not throw.
+// time or not, and returns when all are done. Tasks throw nothing but what a lack of memory makes them.
 using Task = std::function<void(int64_t begin, int64_t end)>;
 using ParallelFor = void (*)(int64_t count, int64_t grain, const Task& task);
 

@@ -215,6 +215,10 @@ def test_shapes_that_do_not_fit():
         ops.large_chain(x, [weight, weight], [bias, bias], [None, None], [1, 1])
     with pytest.raises(RuntimeError, match="repeats"):
         ops.large_chain(x, [weight], [bias], [None], [0])
+    with pytest.raises(RuntimeError, match="height and width"):
+        ops.large_chain(x[:, :, :0], [weight], [bias], [None], [1])
+    with pytest.raises(RuntimeError, match="inputs and outputs"):
+        ops.large_chain(x, [weight[:0]], [bias[:0]], [None], [1])
     with pytest.raises(RuntimeError, match="as many"):
         ops.large_chain(x, [weight], [bias], [None], [1, 1])
     with pytest.raises(RuntimeError, match="empty"):

@@ -378,6 +378,40 @@ def test_a_small_file_of_a_huge_image(tmp_path):
         read_picture(tmp_path / "a.png")
 
 
+def test_a_strip_that_inflates_to_more_than_its_pixels(tmp_path):
+    path = tmp_path / "a.tif"
+    write_deep(path, noise(16, 16, 2, np.uint16), compression="zlib")
+    bomb = zlib.compress(bytes(2**24))
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags, end = file.pages.first.tags, path.stat().st_size
+        tags["StripOffsets"].overwrite(end)
+        tags["StripByteCounts"].overwrite(len(bomb))
+    path.write_bytes(path.read_bytes() + bomb)
+    with pytest.raises(ImageError, match=r"a\.tif: a strip or tile holds more than its pixels"):
+        read_picture(path)
+    path.write_bytes(path.read_bytes()[: -len(bomb)] + bytes(len(bomb)))
+    with pytest.raises(ImageError, match=r"a\.tif: damaged"):
+        read_picture(path)
+
+
+def test_bytes_that_are_not_a_strip_s_are_not_read_as_pixels(tmp_path):
+    path = tmp_path / "a.tif"
+    write_deep(path, noise(16, 16, 2, np.uint16))
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages.first.tags["StripByteCounts"].overwrite(100)
+    with pytest.raises(ImageError, match=r"a\.tif: truncated: it holds fewer bytes"):
+        read_picture(path)
+
+
+def test_deep_tiff_in_another_compression(tmp_path):
+    path = tmp_path / "a.tif"
+    write_deep(path, noise(16, 16, 2, np.uint16), compression="zlib")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages.first.tags["Compression"].overwrite(int(tifffile.COMPRESSION.LZW))
+    with pytest.raises(ImageError, match=r"a\.tif: compressed by LZW; .* Deflate, PackBits and uncompressed ones"):
+        read_picture(path)
+
+
 def test_a_small_tiff_of_a_huge_image_in_planes(tmp_path):
     """Refused by what its header says."""
     path = tmp_path / "a.tif"
