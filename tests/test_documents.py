@@ -8,6 +8,7 @@ import pytest
 from documents import PAGES, ROOT, prose
 
 from andfast.training.config import Config
+from andfast.training.state import _FREE
 
 
 def anchors(page: Path) -> set[str]:
@@ -86,6 +87,12 @@ def test_the_guide_s_table_of_attacks_is_what_was_measured() -> None:
         for value, kind in zip(gained, ("reporting, all", "all strengths"), strict=True):
             row = gains[kind].get(trained.get(name, name), {}) if name != "pgd-5" else {}
             assert value == rounded(row.get("over_reference", {}).get("mean"), 2), (name, kind)
+
+
+def test_the_guide_says_which_settings_may_change() -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    (table,) = re.findall(r"<!-- guide: may change -->\n(.*?)\n\n", guide, re.DOTALL)
+    assert sorted(re.findall(r"`([^`]+)`", table)) == sorted(_FREE)
 
 
 def rounded(value: float | None, digits: int, factor: int = 1) -> float | None:
