@@ -78,11 +78,16 @@ def build(offered: dict[str, Offered], folder: Path, max_pixels: int) -> FastAPI
         max_pixels: images of more are refused.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    page = _page(offered, folder, max_pixels)
+    # Without it gradio does not check that files named in requests are uploads: any image of this machine could be
+    # read. Blocks.launch() sets it, mount_gradio_app() does not.
+    page.has_launched = True
     # Not Blocks.launch(), which asks its own address by HTTP, through a proxy where one is set.
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None),
-        _page(offered, folder, max_pixels),
+        page,
         path="/",
+        allowed_paths=[str(path) for path in held_out_files()],
         footer_links=[],
         run_history=False,
         max_file_size=_PIXEL * max_pixels + _HEADERS,

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -49,10 +50,16 @@ def served(model_file, tmp_path_factory):
     command += ["--precision", "float32", "--max-pixels", str(MOST)]
     own = tmp_path_factory.mktemp("temporary")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(own)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+    environment["PYTHONPATH"] = str(Path(andfast.__file__).parents[1])
+    # Not where the packages are: of a working directory gradio lets all files out.
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, env=environment, cwd=elsewhere) as run:
         try:
             told = [run.stdout.readline(), run.stdout.readline()]
-            assert told[0] == "2 models: tiny, andnet_compact_x4\n", run.stderr.read()
+            if told[0] != "2 models: tiny, andnet_compact_x4\n":
+                run.kill()  # else there is no end to read to
+                pytest.fail(f"{told[0]}{run.stderr.read()}")
             (url,) = re.findall(r"^the page is at (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)$", told[1])
             yield run, url, own
         finally:
