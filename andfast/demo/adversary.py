@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shlex
 from collections.abc import Callable
@@ -88,7 +89,6 @@ class Choice:
             if getattr(factors, group) != getattr(usual, group)
         }
         options = {
-            "output": "pairs",
             "model": offered.file,
             "scale": offered.scale,
             "crop": self.crop,
@@ -98,8 +98,10 @@ class Choice:
             "attack.lr_psnr": f"[{self.lr_psnr:g}, {self.lr_psnr:g}]",
             "attack.dtype": str(offered.view.dtype).removeprefix("torch."),
             **changed,
-            "sheet": "found.png",
         }
+        # andfast.degrade takes a folder for one choice of settings alone.
+        digest = hashlib.sha256(repr(options).encode()).hexdigest()[:8]
+        options = {"output": f"pairs-{digest}", **options, "sheet": f"found-{digest}.png"}
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         return shlex.join(["python", "-m", "andfast.degrade", name, *words])
 

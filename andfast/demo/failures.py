@@ -23,6 +23,8 @@ def explain(error: Exception, path: Path) -> str | None:
         )
     if isinstance(error, NonFiniteError):
         return f"{path.name}: {error}; start the page with --precision float32"
+    if isinstance(error, OSError) and error.strerror is not None:  # whose text tells of places, those of results too
+        return f"{path.name}: {error.strerror}"
     if isinstance(error, (ValueError, OSError)):  # among them DataError
         return " ".join(str(error).split()).replace(str(path), path.name).replace(f"{path.parent}/", "")
     return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +71,34 @@ class _Tab:
     results: dict[Any, Any]
 
 
+class _ExchangedError(Exception):
+    """The image that was being worked on is no longer the page's."""
+
+
+@dataclass
+class _Shown:
+    """The upload that a visitor's page shows, which may change while another is worked on: gradio cannot stop that.
+
+    Kept in a `gr.State`, of which all that a visitor does gets the same one.
+    """
+
+    path: str | None = None
+
+    def check(self, path: str) -> None:
+        """Raises _ExchangedError: another is shown by now."""
+        if path != self.path:
+            raise _ExchangedError
+
+    def checked(self, path: str, progress: gr.Progress) -> Callable[[float], None]:
+        """Tells the progress on a file, for as long as it is shown."""
+
+        def done(share: float) -> None:
+            self.check(path)
+            progress(share)
+
+        return done
+
+
 def build(offered: dict[str, Offered], folder: Path, max_pixels: int) -> FastAPI:
     """The page as a web application.
 
@@ -78,11 +108,16 @@ def build(offered: dict[str, Offered], folder: Path, max_pixels: int) -> FastAPI
         max_pixels: images of more are refused.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    page = _page(offered, folder, max_pixels)
+    # Without it gradio does not check that files named in requests are uploads: any image of this machine could be
+    # read. Blocks.launch() sets it, mount_gradio_app() does not.
+    page.has_launched = True
     # Not Blocks.launch(), which asks its own address by HTTP, through a proxy where one is set.
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None),
-        _page(offered, folder, max_pixels),
+        page,
         path="/",
+        allowed_paths=[str(path) for path in held_out_files()],
         footer_links=[],
         run_history=False,
         max_file_size=_PIXEL * max_pixels + _HEADERS,
@@ -99,6 +134,7 @@ def build(offered: dict[str, Offered], folder: Path, max_pixels: int) -> FastAPI
 def _page(offered: dict[str, Offered], folder: Path, max_pixels: int) -> gr.Blocks:
     first = next(iter(offered.values()))
     with gr.Blocks(title="andfast", analytics_enabled=False, delete_cache=_CLEAN_UP, fill_width=True) as page:
+        shown = gr.State(_Shown())
         gr.Markdown(_ABOUT)
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
@@ -128,31 +164,32 @@ def _page(offered: dict[str, Offered], folder: Path, max_pixels: int) -> gr.Bloc
                 gr.Markdown(f"Computed on {first.upscaler.device}, one request after the other.")
         with gr.Tabs():
             with gr.Tab("Upscale"):
-                upscaling = _upscaling(offered, folder, max_pixels, upload, model)
+                upscaling = _upscaling(offered, folder, max_pixels, [upload, shown, model])
             with gr.Tab("The adversary"):
-                attacking = _attacking(offered, max_pixels, upload, model)
+                attacking = _attacking(offered, max_pixels, [upload, shown, model])
 
         results = upscaling.results | attacking.results | {seen: None, read: _NO_IMAGE}
         buttons = [upscaling.begin, attacking.begin]
 
-        def look(path: str | None) -> Iterator[dict[Any, Any]]:
+        def look(path: str | None, now: _Shown) -> Iterator[dict[Any, Any]]:
+            now.path = path
             # What belongs to another image goes first, for the new one may be none.
             yield {**results, **{button: gr.Button(interactive=False) for button in buttons}}
             if path is None:
                 return
             with _told(path) as file:
                 image, words = thumbnail(file, max_pixels)
-            yield {seen: image, read: words, **{button: gr.Button(interactive=True) for button in buttons}}
+            yield {seen: image, read: _verbatim(words), **{button: gr.Button(interactive=True) for button in buttons}}
 
         # Of changes while this is at work the last one is looked at afterwards, too.
         changed = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        upload.change(look, upload, [*results, *buttons], **changed)
+        upload.change(look, [upload, shown], [*results, *buttons], **changed)
         examples.click(lambda sample: sample[0], examples, upload, show_progress="hidden")
     return page
 
 
-def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, upload: gr.File, model: gr.Dropdown) -> _Tab:
-    """The first tab."""
+def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, inputs: list[Any]) -> _Tab:
+    """The first tab; `inputs` are the upload, what is shown of it and the model's title."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
             scale = gr.Dropdown(
@@ -179,19 +216,28 @@ def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, uploa
             )
             line = gr.Markdown(_HOW_TO_UPSCALE, elem_id="line")
 
-    def run(path: str | None, title: str, text: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-        with _told(path) as file:
-            own = Path(tempfile.mkdtemp(dir=folder))
-            made = enlarge(file, offered[title], parse_factor(text), own, max_pixels, progress)
-        return (str(made.before), str(made.after)), gr.DownloadButton(value=str(made.file), interactive=True), made.line
+    def run(
+        path: str | None,
+        now: _Shown,
+        title: str,
+        text: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Any:
+        with _told(path) as file, _new_folder(folder) as own:
+            done = now.checked(path, progress)
+            made = enlarge(file, offered[title], parse_factor(text), own, max_pixels, done)
+            now.check(path)
+            button = gr.DownloadButton(value=str(made.file), interactive=True)
+            return (str(made.before), str(made.after)), button, _verbatim(made.line)
+        return gr.skip()
 
-    begin.click(run, [upload, model, scale], [slider, download, line], show_progress_on=slider, **_COMPUTING)
+    begin.click(run, [*inputs, scale], [slider, download, line], show_progress_on=slider, **_COMPUTING)
     nothing = gr.DownloadButton(value=None, interactive=False, render=False)
     return _Tab(begin, {slider: None, download: nothing, line: _HOW_TO_UPSCALE})
 
 
-def _attacking(offered: dict[str, Offered], max_pixels: int, upload: gr.File, model: gr.Dropdown) -> _Tab:
-    """The second tab."""
+def _attacking(offered: dict[str, Offered], max_pixels: int, inputs: list[Any]) -> _Tab:
+    """The second tab; `inputs` as for the first."""
     usual = Choice()
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
@@ -225,6 +271,7 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, upload: gr.File, mo
 
     def run(
         path: str | None,
+        now: _Shown,
         title: str,
         decibels: float,
         count: float,
@@ -232,16 +279,18 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, upload: gr.File, mo
         names: list[str],
         number: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[Any, ...]:
+    ) -> Any:
         with _told(path) as file:
             choice = Choice(int(size), decibels, int(count), int(number or 0), tuple(names))
-            found = attack(file, offered[title], choice, max_pixels, progress)
+            found = attack(file, offered[title], choice, max_pixels, now.checked(path, progress))
             line = choice.command(file.name, offered[title])
-        words = f"The same from the command line:\n```\n{line}\n```"
-        return table(found), (found.clean, found.attacked), figures(found), words
+            now.check(path)
+            words = f"The same from the command line:\n```\n{line}\n```"
+            return table(found), (found.clean, found.attacked), figures(found), words
+        return gr.skip()
 
     begin.click(
-        run, [upload, model, budget, steps, crop, groups, seed], [numbers, restored, cells, command],
+        run, [*inputs, budget, steps, crop, groups, seed], [numbers, restored, cells, command],
         show_progress_on=restored, **_COMPUTING,
     )  # fmt: skip
     return _Tab(begin, {numbers: _HOW_TO_ATTACK, restored: None, cells: "", command: ""})
@@ -249,14 +298,32 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, upload: gr.File, mo
 
 @contextmanager
 def _told(path: str | None) -> Iterator[Path]:
-    """The uploaded file; what goes wrong with it is said in the page."""
+    """The uploaded file; what goes wrong with it is said in the page, and work on one that was exchanged is left."""
     if path is None:
         raise gr.Error(_NO_IMAGE, print_exception=False)
     file = Path(path)
     try:
         yield file
+    except _ExchangedError:
+        pass
     except Exception as error:
         message = explain(error, file)
         if message is None:
             raise
         raise gr.Error(html.escape(message), duration=None, print_exception=False) from error
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder for results in another; it goes if there are none."""
+    own = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        yield own
+    except BaseException:
+        shutil.rmtree(own)
+        raise
+
+
+def _verbatim(text: str) -> str:
+    """Markdown that shows a text as it is, whatever a file's name holds."""
+    return re.sub(r"([\\`*_{}\[\]<>#+\-.!|~$&:])", r"\\\1", text)

@@ -62,9 +62,10 @@ def test_the_command_that_is_shown_makes_the_same(photo, offered, tmp_path, monk
     (tmp_path / photo.name).write_bytes(photo.read_bytes())
     assert degrade.main(arguments) == 0
     shown = cells(found)
-    assert np.array_equal(read_image(tmp_path / "pairs" / "LR" / photo.name), found.lr)
-    assert np.array_equal(read_image(tmp_path / "pairs" / "HR" / photo.name), shown["HR"])
-    sheet = read_image(tmp_path / "found.png")
+    (pairs,), (drawn,) = tmp_path.glob("pairs-*"), tmp_path.glob("found-*.png")
+    assert np.array_equal(read_image(pairs / "LR" / photo.name), found.lr)
+    assert np.array_equal(read_image(pairs / "HR" / photo.name), shown["HR"])
+    sheet = read_image(drawn)
     assert list(shown) == [
         "HR", "clean LR", "attacked LR", "colour alone", "blur alone", "SR of clean LR", "SR of attacked LR",
     ]  # fmt: skip
@@ -73,6 +74,18 @@ def test_the_command_that_is_shown_makes_the_same(photo, offered, tmp_path, monk
         cell = sheet[22 : 22 + 32, 4 + 36 * column :][:, :32]
         # A note stands in the lower left corner.
         assert np.array_equal(cell[:10], image.repeat(times, 0).repeat(times, 1)[:10])
+
+
+def test_one_command_after_the_other(photo, offered, tmp_path, monkeypatch):
+    """Of other settings each has a folder of its own, and of the same ones the files share it."""
+    monkeypatch.chdir(tmp_path)
+    choices = [Choice(**QUICK), Choice(**QUICK, seed=1), Choice(**QUICK, groups=("conv",)), Choice(**QUICK)]
+    names = [photo.name, photo.name, photo.name, "other.png"]
+    for choice, name in zip(choices, names, strict=True):
+        (tmp_path / name).write_bytes(photo.read_bytes())
+        assert degrade.main(shlex.split(choice.command(name, offered))[3:]) == 0
+    written = [sorted(path.name for path in pairs.glob("LR/*")) for pairs in tmp_path.glob("pairs-*")]
+    assert sorted(written) == [[photo.name], [photo.name], [photo.name, "other.png"]]
 
 
 def test_the_middle_is_taken(photo, found):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -49,10 +50,16 @@ def served(model_file, tmp_path_factory):
     command += ["--precision", "float32", "--max-pixels", str(MOST)]
     own = tmp_path_factory.mktemp("temporary")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(own)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+    environment["PYTHONPATH"] = str(Path(andfast.__file__).parents[1])
+    # Not where the packages are: of a working directory gradio lets all files out.
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, env=environment, cwd=elsewhere) as run:
         try:
             told = [run.stdout.readline(), run.stdout.readline()]
-            assert told[0] == "2 models: tiny, andnet_compact_x4\n", run.stderr.read()
+            if told[0] != "2 models: tiny, andnet_compact_x4\n":
+                run.kill()  # else there is no end to read to
+                pytest.fail(f"{told[0]}{run.stderr.read()}")
             (url,) = re.findall(r"^the page is at (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)$", told[1])
             yield run, url, own
         finally:
@@ -173,6 +180,19 @@ def test_other_files_and_scales(page, model_file, tmp_path):
     assert np.array_equal(found.pixels, andfast.upscale(pixels, model_file, 1.5, device="cpu"))
 
 
+def test_a_scale_that_is_none(page, served, photo):
+    """It is said, and leaves no folder behind."""
+    _, _, own = served
+    folders = {path for path in own.glob("andfast-demo-*/tmp*") if path.is_dir()}
+    upload(page, photo)
+    scale = page.locator("#scale input")
+    scale.fill("two")
+    scale.press("Enter")
+    page.click("#begin")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("the output scale is a number such as 3 or 2.5")
+    assert {path for path in own.glob("andfast-demo-*/tmp*") if path.is_dir()} == folders
+
+
 def test_the_adversary(page, photo, tmp_path):
     page.get_by_role("tab", name="The adversary").click()
     expect(page.locator("#attack")).to_be_disabled()
@@ -195,7 +215,7 @@ def test_the_adversary(page, photo, tmp_path):
     ]  # fmt: skip
     for image in page.locator("#restored img").all():
         assert opened(fetched(page, image), tmp_path).shape == (64, 64, 3)
-    expect(page.locator("#command")).to_contain_text("python -m andfast.degrade astronaut.png --output pairs --model ")
+    expect(page.locator("#command")).to_contain_text("python -m andfast.degrade astronaut.png --output pairs-")
     expect(page.locator("#command")).to_contain_text("--attack.lr_psnr '[26, 26]'")
     assert_not_wider_than_the_window(page)
     page.get_by_label("brightness and colour").uncheck()
@@ -234,6 +254,16 @@ def test_one_file_after_the_other(page, photo, tmp_path):
     expect(page.locator("#begin")).to_be_enabled()
 
 
+def test_names_that_are_markdown(page, photo, tmp_path):
+    """They are shown as they are."""
+    named = tmp_path / "1. __a__ [b](c).png"
+    named.write_bytes(photo.read_bytes())
+    upload(page, named)
+    expect(page.locator("#read")).to_have_text("1. __a__ [b](c).png: 150 x 120 pixels, RGB, 8 bits")
+    page.click("#begin")
+    expect(page.locator("#line")).to_contain_text("1. __a__ [b](c).png, 150 x 120")
+
+
 def test_damaged_files(page, photo, tmp_path):
     """They are told apart from good ones, whose results go, and the page goes on."""
     upscale(page, photo, tmp_path)
@@ -255,10 +285,12 @@ def test_damaged_files(page, photo, tmp_path):
 
 def begin_long_attack(page, path):
     """Begin what takes seconds, and return when it computes."""
+    page.locator("#model input").click()
+    page.get_by_role("option", name="andnet_compact_x4").click()  # the slower one
     page.get_by_role("tab", name="The adversary").click()
     upload(page, path)
     steps = page.locator("#steps input[type=number]")
-    steps.fill("20")
+    steps.fill("12")
     steps.press("Tab")
     page.click("#attack")
     expect(page.locator("#restored")).to_contain_text("%")
@@ -278,6 +310,31 @@ def test_two_at_once(page, served, photo, tmp_path):
     expect(other.locator("#slider")).to_contain_text("queue")
     expect(other.locator("#line")).to_contain_text("half.png, 70 x 60 → 140 x 120")
     expect(page.locator("#numbers table")).to_be_visible()
+
+
+def test_another_image_while_one_is_attacked(page, photo, tmp_path):
+    """What is found of the first one never comes to stand under the second."""
+    begin_long_attack(page, photo)
+    second = tmp_path / "second.png"
+    second.write_bytes(photo.read_bytes())
+    page.locator("#upload [aria-label=Clear]").click()
+    upload(page, second)
+    expect(page.locator("#read")).to_contain_text("second.png")
+    page.evaluate(
+        """() => new MutationObserver(() => window.found = window.found || !!document.querySelector("#numbers table"))
+        .observe(document.body, {childList: true, subtree: true})"""
+    )
+    # Computed after the first one, as only one is at a time.
+    page.get_by_role("tab", name="Upscale").click()
+    page.click("#begin")
+    expect(page.locator("#line")).to_contain_text("second.png, 150 x 120")
+    page.get_by_role("tab", name="The adversary").click()
+    expect(page.locator("#restored")).not_to_contain_text("%")
+    assert not page.evaluate("window.found")
+    expect(page.locator("#numbers")).to_have_text("Choose an image and press Attack: numbers and images come here.")
+    page.locator("#steps input[type=number]").fill("1")
+    page.click("#attack")
+    expect(page.locator("#command")).to_contain_text("andfast.degrade second.png")
 
 
 def test_the_end(served, browser, photo):

@@ -103,7 +103,7 @@ def test_what_the_page_says_before(tmp_path):
     assert words == "a.tif: 1400 x 700 pixels, gray, 16 bits"
 
 
-def said(error, path=Path("/somewhere/a.png")):
+def said(error, path=Path("/somewhere/0a1b/a.png")):
     return explain(error, path)
 
 
@@ -129,7 +129,8 @@ def test_what_the_page_says_of_other_failures():
         "a.png: out of memory (needs about 3.0 GiB of 1.0 GiB free); try"
     )
     assert said(NonFiniteError("the model's output is not finite")).endswith("--precision float32")
-    assert said(OSError(28, "No space left on device", "/somewhere/x/a_x2.png")) == (
-        "[Errno 28] No space left on device: 'x/a_x2.png'"
-    )
+    # Results lie beside the folder of the upload, not below it.
+    for place in ("/somewhere/tmp2c3d/a_x2.png", "/somewhere/0a1b/a.png", None):
+        assert said(OSError(28, "No space left on device", place)) == "a.png: No space left on device"
+    assert said(OSError("cannot write /somewhere/0a1b/a.png")) == "cannot write a.png"
     assert said(RuntimeError("a mistake")) is None
