@@ -378,14 +378,17 @@ def test_a_small_file_of_a_huge_image(tmp_path):
         read_picture(tmp_path / "a.png")
 
 
+def overwrite(path, **fields):
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for name, value in fields.items():
+            file.pages.first.tags[name].overwrite(value)
+
+
 def test_a_strip_that_inflates_to_more_than_its_pixels(tmp_path):
     path = tmp_path / "a.tif"
     write_deep(path, noise(16, 16, 2, np.uint16), compression="zlib")
     bomb = zlib.compress(bytes(2**24))
-    with tifffile.TiffFile(path, mode="r+b") as file:
-        tags, end = file.pages.first.tags, path.stat().st_size
-        tags["StripOffsets"].overwrite(end)
-        tags["StripByteCounts"].overwrite(len(bomb))
+    overwrite(path, StripOffsets=path.stat().st_size, StripByteCounts=len(bomb))
     path.write_bytes(path.read_bytes() + bomb)
     with pytest.raises(ImageError, match=r"a\.tif: a strip or tile holds more than its pixels"):
         read_picture(path)
@@ -397,8 +400,7 @@ def test_a_strip_that_inflates_to_more_than_its_pixels(tmp_path):
 def test_bytes_that_are_not_a_strip_s_are_not_read_as_pixels(tmp_path):
     path = tmp_path / "a.tif"
     write_deep(path, noise(16, 16, 2, np.uint16))
-    with tifffile.TiffFile(path, mode="r+b") as file:
-        file.pages.first.tags["StripByteCounts"].overwrite(100)
+    overwrite(path, StripByteCounts=100)
     with pytest.raises(ImageError, match=r"a\.tif: truncated: it holds fewer bytes"):
         read_picture(path)
 
@@ -406,8 +408,7 @@ def test_bytes_that_are_not_a_strip_s_are_not_read_as_pixels(tmp_path):
 def test_deep_tiff_in_another_compression(tmp_path):
     path = tmp_path / "a.tif"
     write_deep(path, noise(16, 16, 2, np.uint16), compression="zlib")
-    with tifffile.TiffFile(path, mode="r+b") as file:
-        file.pages.first.tags["Compression"].overwrite(int(tifffile.COMPRESSION.LZW))
+    overwrite(path, Compression=int(tifffile.COMPRESSION.LZW))
     with pytest.raises(ImageError, match=r"a\.tif: compressed by LZW; .* Deflate, PackBits and uncompressed ones"):
         read_picture(path)
 
