@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from andfast.attack.base import NetworkAttack
+from andfast.command_line import UsageError, one_line
 from andfast.data.images import DataError, image_size, list_images, read_image, write_png
 from andfast.data.pairs import find_pairs
 from andfast.data.tensors import to_array, to_tensor
@@ -41,7 +42,7 @@ from andfast.training.memory import check_search
 from andfast.training.options import Parser
 from andfast.training.sheet import CROP, ROWS
 from andfast.training.state import different, flat
-from andfast.upscale import UsageError, find_model, find_work
+from andfast.upscale import find_model, find_work
 
 RECORD_FILE = "degrade.yaml"
 
@@ -268,7 +269,7 @@ def _make_pairs(work: Work) -> int:
 
 
 def _tell(source: Path, error: Exception) -> None:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error)
     if is_out_of_memory(error):
         reason = f"out of memory ({reason}); try --crop"
     tqdm.write(f"failed: {reason}" if str(source) in reason else f"failed: {source}: {reason}", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from andfast.command_line import UsageError, one_line
 from andfast.data.benchmarks import LAYOUTS, DataSet, find_benchmark, find_originals
 from andfast.data.images import DataError, write_png
 from andfast.devices import TYPES, choose_device, choose_precision
@@ -28,10 +29,6 @@ from andfast.metrics import MEASURES, make_measure
 from andfast.pretrained import DEFAULT
 
 _BY_DEFAULT = ("psnr_y", "ssim_y", "niqe")
-
-
-class UsageError(Exception):
-    """The command cannot begin; the message says why in one line."""
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -152,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan, records, pair = _prepare(options)
     except UsageError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     if plan.computing.device.type == "cpu":
         keep_freed_memory()
@@ -167,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted; the same command goes on with what is in {records.path}", file=sys.stderr)
         return 130
     except (OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     for failure in outcome.failures:
         print(f"failed: {failure}", file=sys.stderr)

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from andfast.command_line import UsageError, add_upscaling, one_line, whole
 from andfast.devices import choose_device
 from andfast.host_memory import keep_freed_memory
 from andfast.memory import is_out_of_memory
@@ -32,7 +33,7 @@ from andfast.upscaling.models import find_model, precision_for
 from andfast.upscaling.pipeline import pipeline
 from andfast.upscaling.room import read_to_upscale
 from andfast.upscaling.tiles import NonFiniteError
-from andfast.upscaling.work import FORMATS, UsageError, find_work
+from andfast.upscaling.work import FORMATS, find_work
 
 __all__ = ["NonFiniteError", "UsageError", "find_model", "find_work", "main", "upscale", "upscale_tensor"]
 
@@ -86,43 +87,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--output-scale", type=_factor, metavar="FACTOR",
         help="of the results' size to the images'; resized from the model's, with antialiasing (default: the model's)",
     )  # fmt: skip
-    add(
-        "--tile", type=whole(0), metavar="PIXELS",
-        help="compute in squares of this size, to bound the memory; 0: all at once (default: what fits into it)",
-    )  # fmt: skip
+    add_upscaling(parser, MAX_PIXELS)
     add(
         "--overlap", type=whole(0), metavar="PIXELS",
         help="how much of its surroundings each tile sees, against seams (default: as far as the model looks)",
-    )  # fmt: skip
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
-    add(
-        "--precision", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-        help="auto: float16 on CUDA, on CPUs bfloat16 where they have it in hardware, else float32",
     )  # fmt: skip
     add("--compile", choices=("on", "off"), default="off", help="compile the model first: for many images, on CUDA")
     add(
         "--workers", type=whole(0), default=min(os.cpu_count() or 1, 4), metavar="N",
         help="threads that read images, and as many that write, while the device computes (default: %(default)s)",
     )  # fmt: skip
-    add(
-        "--max-pixels", type=whole(1), default=MAX_PIXELS, metavar="N",
-        help="refuse images of more pixels before they are decoded (default: %(default)s)",
-    )  # fmt: skip
     return parser.parse_args(arguments)
-
-
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """The type of an option that is a whole number in that range, for argparse."""
-
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"{text} is not {'at least' if most is None else 'from'} {least}"
-                                             + ("" if most is None else f" to {most}"))  # fmt: skip
-        return value
-
-    parse.__name__ = "whole number"  # what argparse calls it
-    return parse
 
 
 def _factor(text: str) -> float:
@@ -182,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         work, upscaler = _prepare(options)
     except UsageError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     kind = str(upscaler.precision).removeprefix("torch.")
     print(f"model {options.model}: x{upscaler.scale}, on {upscaler.device} in {kind}")
@@ -219,16 +194,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failure(source: Path, error: Exception, precision: torch.dtype) -> str:
-    reason = _one_line(error)
+    reason = one_line(error)
     if is_out_of_memory(error):
         reason = "out of memory; try a smaller --tile, or fewer --workers"
     if isinstance(error, NonFiniteError) and precision != torch.float32:
         reason += f" in {precision}; try --precision float32"
     return f"failed: {reason}" if str(source) in reason else f"failed: {source}: {reason}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Callable(types.ModuleType):

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from socket import socket
 
+from andfast.command_line import UsageError, add_upscaling, one_line, whole
 from andfast.demo.models import Offered, load_offered
-from andfast.devices import TYPES, choose_device
-from andfast.upscale import UsageError, whole
+from andfast.devices import choose_device
 
 # A photograph of 4096 x 4096 pixels.
 _MAX_PIXELS = 2**24
@@ -37,19 +37,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="address to serve at; 0.0.0.0 lets other machines in, whoever uses them (default: %(default)s)",
     )  # fmt: skip
     add("--port", type=whole(0, 65535), default=7860, metavar="N", help="0: a free one (default: %(default)s)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
-    add(
-        "--precision", choices=("auto", *TYPES), default="auto",
-        help="auto: float16 on CUDA, on CPUs bfloat16 where they have it in hardware, else float32",
-    )  # fmt: skip
-    add(
-        "--tile", type=whole(0), metavar="PIXELS",
-        help="compute in squares of this size, to bound the memory; 0: all at once (default: what fits into it)",
-    )  # fmt: skip
-    add(
-        "--max-pixels", type=whole(1), default=_MAX_PIXELS, metavar="N",
-        help="refuse images of more pixels before they are decoded (default: %(default)s)",
-    )  # fmt: skip
+    add_upscaling(parser, _MAX_PIXELS)
     return parser.parse_args(arguments)
 
 
@@ -75,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         offered, listener = _prepare(options)
     except UsageError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     from andfast.demo.page import build
     from andfast.demo.server import address_of, serve

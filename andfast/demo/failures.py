@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from andfast.command_line import one_line
 from andfast.memory import is_out_of_memory
 from andfast.upscaling.tiles import NonFiniteError
 
@@ -16,7 +17,7 @@ def explain(error: Exception, path: Path) -> str | None:
         path: the uploaded file, of whose place on this machine nothing is said.
     """
     if is_out_of_memory(error):
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         needs = f" ({reason})" if reason.startswith("needs about") else ""
         return (
             f"{path.name}: out of memory{needs}; try a smaller image or crop, or start the page with a smaller --tile"
@@ -26,5 +27,5 @@ def explain(error: Exception, path: Path) -> str | None:
     if isinstance(error, OSError) and error.strerror is not None:  # whose text tells of places, those of results too
         return f"{path.name}: {error.strerror}"
     if isinstance(error, (ValueError, OSError)):  # among them DataError
-        return " ".join(str(error).split()).replace(str(path), path.name).replace(f"{path.parent}/", "")
+        return one_line(error).replace(str(path), path.name).replace(f"{path.parent}/", "")
     return None

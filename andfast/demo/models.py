@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from andfast.command_line import one_line
 from andfast.devices import choose_precision
 from andfast.evaluation.models import split_title, title_of
 from andfast.models import ModelError
@@ -88,7 +89,7 @@ def load_offered(
             try:
                 offer(title, str(path))
             except ModelError as error:
-                print(f"passed over: {' '.join(str(error).split())}", file=sys.stderr)
+                print(f"passed over: {one_line(error)}", file=sys.stderr)
         if len(offered) == before:
             raise ModelError(f"{text}: no models in this folder ({', '.join(SUFFIXES)})")
     for name in pretrained_names():

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from andfast.command_line import one_line
 from andfast.data.benchmarks import DataSet, Scene
 from andfast.data.images import DataError, image_size, read_image
 from andfast.data.pairs import listed
@@ -186,10 +187,7 @@ def _measure(
 
 
 def _reason(error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    if is_out_of_memory(error):
-        return "out of memory; try a smaller --tile"
-    return reason
+    return "out of memory; try a smaller --tile" if is_out_of_memory(error) else one_line(error)
 
 
 def _digest(*content: bytes) -> str:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from andfast.command_line import UsageError
 from andfast.data.images import list_images
 
 #: What `--format` takes, and the suffix that it stands for.
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
-
-
-class UsageError(Exception):
-    """The command cannot begin; the message says why in one line."""
 
 
 def find_work(inputs: Sequence[Path], output: Path, kind: str = "png") -> list[tuple[Path, Path]]:
