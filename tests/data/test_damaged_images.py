@@ -9,9 +9,9 @@ import tifffile
 from PIL import Image
 from upscaling_models import noise
 
-from andfast.data.images import ImageError
-from andfast.upscaling.formats import Picture, read_picture
-from andfast.upscaling.png import png_bytes
+from andfast.data.images import ImageError, read_picture
+from andfast.data.picture import Picture
+from andfast.data.png import png_bytes
 
 WRONG_SIZES = (0, 1, 7, 300, 65_535, 2**31 - 1, 2**32 - 1)
 
