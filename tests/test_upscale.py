@@ -1,13 +1,15 @@
 """The upscaling command, and the call."""
 
+import re
 import subprocess
 import sys
 import threading
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from image_files import SRGB, profile
+from image_files import SRGB, chunk, png, profile
 from PIL import Image
 from upscaling_models import compact, nearest, noise, picture
 
@@ -203,6 +205,22 @@ def test_all_that_a_file_holds_is_kept(tmp_path, kind):
         np.testing.assert_array_equal(found.pixels, pixels.repeat(2, 0).repeat(2, 1))
     else:
         assert found.pixels.shape == (16, 18, 3 if kind == "jpeg" else 4)
+
+
+def test_what_is_lost_of_colours_is_told(tmp_path, model_file, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png(noise(8, 9, 3), before=[chunk(b"cICP", bytes([9, 16, 0, 1]))]))
+    icc = chunk(b"iCCP", b"name\0\0" + zlib.compress(profile(b"GRAY")))
+    (tmp_path / "in" / "b.png").write_bytes(png(noise(8, 9, 3), before=[icc]))
+    command = [tmp_path / "in", "--model", model_file]
+    assert run(*command, "--output", tmp_path / "kept") == 0
+    (told,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"warning: .*b\.png: its colour profile is one of GRAY, its pixels are RGB: not used", told)
+    assert b"cICP\x09\x10\0\1" in (tmp_path / "kept" / "a.png").read_bytes()
+    assert run(*command, "--output", tmp_path / "lost", "--format", "jpeg") == 0
+    first, second = sorted(capsys.readouterr().err.splitlines())
+    assert re.match(r"warning: .*a\.png: cICP, which tell of its colours, are left out", first)
+    assert "b.png" in second
 
 
 def test_another_factor(tmp_path, model_file):

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from andfast.data.picture import Opened, Picture, opened, picture_of
+from andfast.data.picture import Opened, Picture, bytes_at, opened, picture_of
 
 # Of the file's header, and the first of those that follow it, of OS/2's and Windows's.
 _START, _CORE, _INFO = 14, 12, 40
@@ -60,8 +60,7 @@ def open_bmp(file: BinaryIO) -> Opened:
 
 def _rows(file: BinaryIO, offset: int, width: int, height: int, bits: int) -> np.ndarray:
     line = (width * bits + 31) // 32 * 4
-    file.seek(offset)
-    data = file.read(height * line)
+    data = bytes_at(file, offset, height * line)
     if len(data) < height * line:
         raise ValueError("truncated")
     return np.frombuffer(data, np.uint8).reshape(height, line)
@@ -71,9 +70,8 @@ def _palette(file: BinaryIO, length: int, bits: int, colours: int, offset: int) 
     """uint8 (2**bits, 3), or (2**bits, 1) where all of it is gray."""
     size, count = (3 if length == _CORE else 4), 2**bits
     place = _START + length
-    file.seek(place)
     held = min(colours or count, count, max(offset - place, 0) // size)
-    data = file.read(held * size)
+    data = bytes_at(file, place, held * size)
     found = np.frombuffer(data[: len(data) // size * size], np.uint8).reshape(-1, size)[:, 2::-1]
     palette = np.zeros((count, 3), np.uint8)
     palette[: len(found)] = found

@@ -144,4 +144,5 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 def _cause(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    words = str(error) or type(error).__name__
+    return words if isinstance(error, OSError | ValueError | MemoryError) else f"damaged ({words})"

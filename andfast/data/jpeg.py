@@ -40,7 +40,9 @@ def open_jpeg(file: BinaryIO) -> Opened:
         if len(start) < 2 or len(data) != length:
             raise ValueError("truncated")
         if marker in _FRAMES and length >= 6:
-            size = struct.unpack_from(">HH", data, 1)
+            bits, *size = struct.unpack_from(">BHH", data)
+            if bits != 8:
+                raise ValueError(f"{bits} bits a sample, of JPEG 8 are read")
         elif marker == _EXIF and data.startswith(b"Exif\0\0"):
             exif += data[6:]
         elif marker == _EXIF and data.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
@@ -64,12 +66,12 @@ def open_jpeg(file: BinaryIO) -> Opened:
         file.seek(scan)
         # Not Image.open: it refuses images by their number of pixels, and warns of others, by a setting of the process.
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(b"".join(header) + file.read()))
-        if image.size != size[::-1]:
+        if image.size != (size[1], size[0]):
             raise ValueError("damaged: it tells of two sizes")
         image.load()
         return picture_of_cmyk(image, icc, turn) if image.mode == "CMYK" else picture_of(pixels_of(image), icc, turn)
 
-    return opened(*size[::-1], turn, decode)
+    return opened(size[1], size[0], turn, decode)
 
 
 def _next_marker(file: BinaryIO) -> int:

@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -55,6 +55,13 @@ class Opened(NamedTuple):
     height: int
     width: int
     decode: Callable[[], Picture]
+
+
+def bytes_at(file: BinaryIO, place: int, length: int) -> bytes:
+    """So many bytes from a place on, or what there is of them; Python would make room for all of them first."""
+    there = file.seek(0, io.SEEK_END) - place
+    file.seek(place)
+    return file.read(max(min(length, there), 0))
 
 
 def opened(width: int, height: int, orientation: int, decode: Callable[[], Picture]) -> Opened:
@@ -218,6 +225,8 @@ def over_white(pixels: np.ndarray) -> np.ndarray:
     if pixels.shape[2] in (1, 3):
         return pixels
     most = np.iinfo(pixels.dtype).max
-    wide = pixels.astype(np.uint16 if most == 255 else np.uint32)  # of most**2, and a half of most
+    if pixels[..., -1].min() == most:
+        return np.ascontiguousarray(pixels[..., :-1])
+    wide = pixels.astype(np.uint16 if most == 255 else np.uint32)  # which holds most * most + most // 2
     alpha = wide[..., -1:]
-    return ((wide[..., :-1] * alpha + most * (most - alpha) + most // 2) // most).astype(pixels.dtype)
+    return ((wide[..., :-1] * alpha + (most * (most - alpha) + most // 2)) // most).astype(pixels.dtype)

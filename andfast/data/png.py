@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from andfast.data.picture import Opened, Picture, keyed, opened, orientation_of, picture_of, pixels_of
+from andfast.data.picture import Opened, Picture, bytes_at, keyed, opened, orientation_of, picture_of, pixels_of
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -31,6 +31,7 @@ _NEEDED = (b"IHDR", b"PLTE", b"tRNS")
 _TELLING = (*_NEEDED, b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt", *COLOUR_CHUNKS)
 _XMP, _RAW_EXIF = b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"
 _LARGEST = 2**26
+_TAIL = 2**14  # bytes at the end of a file that are searched for its orientation
 
 _UP = 2  # the filter: what differs from the pixel above
 _LEVEL = 4  # of zlib's ten: those above take several times as long for a few percent
@@ -45,7 +46,9 @@ def open_png(file: BinaryIO) -> Opened:
     """
     needed: list[tuple[int, int]] = []  # where the chunks lie that the pixels need
     found: dict[bytes, bytes] = {}
-    for name, begin, length in _chunks(file):
+    chunks = _chunks(file)
+
+    def look(name: bytes, begin: int, length: int) -> None:
         if name in _TELLING and name not in found and length <= _LARGEST:
             told, data = _told(name, _checked(file, begin, length))
             if data is not None:
@@ -54,15 +57,24 @@ def open_png(file: BinaryIO) -> Opened:
                     needed.append((begin, length + 12))
         elif name == b"IDAT":
             needed.append((begin, length + 12))
+
+    for each in chunks:
+        look(*each)
+        if each[0] == b"IDAT" and not _turned_late(file):
+            break
     header = found.get(b"IHDR", b"")
     if len(header) != 13:
         raise ValueError("damaged: its header is missing, or its checksum is wrong")
     width, height, bits, kind, *_ = struct.unpack(">IIBBBBB", header)
     if bits not in _BITS.get(kind, ()):
         raise ValueError(f"damaged: {bits} bits of colour type {kind}")
+    if kind == _PALETTE and b"PLTE" not in found:
+        raise ValueError("damaged: its palette is missing")
 
     def decode() -> Picture:
-        content = SIGNATURE + b"".join(_at(file, *place) for place in needed)
+        for each in chunks:
+            look(*each)
+        content = SIGNATURE + b"".join(bytes_at(file, *place) for place in needed)
         pixels = _deep(content, kind) if bits == 16 else pixels_of(_loaded(content))
         transparent = found.get(b"tRNS")
         if kind in (_GRAY, _RGB) and transparent and len(transparent) >= 2 * pixels.shape[2]:
@@ -90,14 +102,16 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         place += length + 12
 
 
-def _at(file: BinaryIO, begin: int, length: int) -> bytes:
-    file.seek(begin)
-    return file.read(length)
+def _turned_late(file: BinaryIO) -> bool:
+    """Whether the orientation may be told behind the pixels: all chunks between are read for it, so that is rare."""
+    file.seek(max(file.seek(0, io.SEEK_END) - _TAIL, 0))
+    tail = file.read()
+    return any(name in tail for name in (b"eXIf", _XMP, _RAW_EXIF))
 
 
 def _checked(file: BinaryIO, begin: int, length: int) -> bytes | None:
     """The data of a chunk; None if its checksum is wrong."""
-    chunk = _at(file, begin, length + 12)
+    chunk = bytes_at(file, begin, length + 12)
     return chunk[8:-4] if zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big") else None
 
 

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from andfast.data.picture import Opened, Picture, opened, picture_of
+from andfast.data.picture import Opened, Picture, bytes_at, opened, picture_of
 
 _CHANNELS = {b"P1": 1, b"P2": 1, b"P3": 3, b"P4": 1, b"P5": 1, b"P6": 3}
 _PLAIN = (b"P1", b"P2", b"P3")
@@ -40,7 +40,10 @@ def open_pnm(file: BinaryIO) -> Opened:
     def decode() -> Picture:
         file.seek(place)
         shape = height, width, _CHANNELS[kind]
-        values = _plain(file.read(), math.prod(shape), bits) if kind in _PLAIN else _binary(file, shape, bits, most)
+        if kind in _PLAIN:
+            values = _plain(file.read(), math.prod(shape), bits)
+        else:
+            values = _binary(file, place + 1, shape, bits, most)  # after one blank
         if values.min() < 0 or values.max() > most:
             raise ValueError(f"damaged: it holds values that are not 0 to {most}")
         top = 255 if most < 256 else 65535
@@ -63,12 +66,11 @@ def _plain(text: bytes, count: int, bits: bool) -> np.ndarray:
     return values
 
 
-def _binary(file: BinaryIO, shape: tuple[int, int, int], bits: bool, most: int) -> np.ndarray:
+def _binary(file: BinaryIO, place: int, shape: tuple[int, int, int], bits: bool, most: int) -> np.ndarray:
     height, width, channels = shape
     kind = np.dtype(np.uint8 if most < 256 else ">u2")
     line = -(-width // 8) if bits else width * channels * kind.itemsize
-    file.seek(1, 1)  # one blank
-    data = file.read(height * line)
+    data = bytes_at(file, place, height * line)
     if len(data) < height * line:
         raise ValueError("truncated")
     values = np.frombuffer(data, kind)

@@ -67,8 +67,11 @@ def open_tiff(file: BinaryIO) -> Opened:
         ValueError: they are damaged, or of a kind that is not read.
     """
     file.seek(0)
-    with _quiet(), _damaged():
-        page = tifffile.TiffFile(file).pages.first
+    with _quiet():
+        try:
+            page = tifffile.TiffFile(file).pages.first
+        except Exception as error:
+            raise ValueError("damaged: its fields cannot be read") from error
         _check_kind(page)
         tags = page.tags
         icc, turn, xmp = (tags.valueof(code) for code in (_ICC, _ORIENTATION, _XMP))
@@ -78,7 +81,7 @@ def open_tiff(file: BinaryIO) -> Opened:
     profile = icc if isinstance(icc, bytes) else None
 
     def decode() -> Picture:
-        with _quiet(), _damaged():
+        with _quiet():
             if page.photometric == _YCBCR or page.compression in (*_FACSIMILE, *_JPEG):
                 _check_parts(file, page)
                 image = _by_libtiff(file, page)
@@ -87,8 +90,8 @@ def open_tiff(file: BinaryIO) -> Opened:
                 return picture_of(pixels_of_image(image), profile, turn)
             samples = _samples(file, page)
             if page.photometric == _CMYK:
-                image = Image.fromarray(np.ascontiguousarray(eight_bits(samples[..., :4])), "CMYK")
-                return picture_of_cmyk(image, profile, turn)
+                inks = eight_bits(samples[..., :4])
+                return picture_of_cmyk(Image.frombytes("CMYK", (width, height), inks.tobytes()), profile, turn)
             return picture_of(_pixels(page, samples), profile, turn)
 
     return opened(width, height, turn, decode)
@@ -322,17 +325,6 @@ def _load(image: Image.Image) -> Image.Image:
     except OSError as error:
         raise ValueError(f"truncated or damaged ({error})") from error
     return image
-
-
-@contextmanager
-def _damaged() -> Iterator[None]:
-    """Call it damage where fields hold what they cannot, whatever that makes of those who read them."""
-    try:
-        yield
-    except (OSError, ValueError, MemoryError):
-        raise
-    except Exception as error:
-        raise ValueError(f"damaged ({error})") from error
 
 
 @contextmanager

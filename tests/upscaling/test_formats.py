@@ -1,12 +1,13 @@
 """What is written to image files, and what a network makes of it: against Pillow, tifffile and NumPy."""
 
+import re
 import struct
 import zlib
 
 import numpy as np
 import pytest
 import tifffile
-from image_files import SRGB, profile
+from image_files import SRGB, chunk, png, profile
 from PIL import Image
 from upscaling_models import nearest, noise
 
@@ -14,7 +15,7 @@ from andfast.data.picture import eight_bits
 from andfast.data.png import png_bytes
 from andfast.upscaling.alpha import without_holes
 from andfast.upscaling.engine import Upscaler
-from andfast.upscaling.formats import Picture, read_picture, write_picture
+from andfast.upscaling.formats import Picture, losses, read_picture, write_picture
 
 ICC = {1: profile(b"GRAY"), 2: profile(b"GRAY"), 3: SRGB, 4: SRGB}
 KINDS = [(channels, dtype) for dtype in (np.uint8, np.uint16) for channels in (1, 2, 3, 4)]
@@ -53,6 +54,64 @@ def test_png(tmp_path, channels, dtype):
     assert found.icc == ICC[channels]
     assert found.pixels.dtype == dtype
     np.testing.assert_array_equal(found.pixels, pixels)
+
+
+COLOUR = {
+    b"cICP": bytes([9, 16, 0, 1]),
+    b"mDCV": bytes(range(24)),
+    b"cLLI": bytes(range(8)),
+    b"sRGB": b"\0",
+    b"gAMA": struct.pack(">I", 45455),
+    b"cHRM": bytes(range(32)),
+}
+
+
+@pytest.mark.parametrize("names", [*([name] for name in COLOUR), [b"gAMA", b"cHRM"], list(COLOUR)])
+def test_what_tells_of_colours_in_png_is_kept(tmp_path, names):
+    told = [chunk(name, COLOUR[name]) for name in names]
+    (tmp_path / "a.png").write_bytes(png(noise(5, 6, 3), before=[*told, chunk(b"tIME", bytes(7))]))
+    write_picture(tmp_path / "b.png", read_picture(tmp_path / "a.png"))
+    data = (tmp_path / "b.png").read_bytes()
+    assert [part in data[: data.index(b"IDAT")] for part in told] == [True] * len(told)
+    assert b"tIME" not in data
+    assert read_picture(tmp_path / "b.png").colour == {name: COLOUR[name] for name in COLOUR if name in names}
+
+
+@pytest.mark.parametrize(
+    ("names", "icc", "said"),
+    [
+        ([b"cICP"], None, "cICP, which"),
+        ([b"cICP", b"mDCV"], SRGB, "cICP, mDCV, which"),
+        ([b"gAMA", b"cHRM"], None, "gAMA, cHRM, which"),
+        ([b"gAMA", b"cHRM"], SRGB, None),  # the profile counts before them
+        ([b"gAMA", b"sRGB"], None, None),  # what all assume
+        ([], SRGB, None),
+    ],
+)
+def test_what_a_format_cannot_hold_is_told(names, icc, said):
+    picture = Picture(noise(2, 3, 3), icc, {name: COLOUR[name] for name in names})
+    assert losses("a.png", picture) == []
+    for name in ("a.jpg", "a.webp", "a.tif"):
+        found = losses(name, picture)
+        assert len(found) == (said is not None)
+        assert said is None or found[0].startswith(said)
+
+
+def test_a_profile_that_others_do_not_read_is_told():
+    large = Picture(noise(2, 3, 3), SRGB + bytes(2**20))
+    assert re.match(r"its colour profile of 1\.0 MiB is kept; .* Pillow", losses("a.png", large)[0])
+    assert losses("a.tif", large) == []
+    gray = Picture(noise(2, 3, 1), ICC[1])
+    assert losses("a.jpg", gray) == []
+    assert losses("a.webp", gray) == ["its colour profile, one of gray, is left out: WebP has RGB alone"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp"])
+def test_a_profile_of_other_pixels_is_not_written(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    write_picture(path, Picture(noise(5, 6, 3), profile(b"CMYK")))
+    with Image.open(path) as image:
+        assert image.info.get("icc_profile") is None
 
 
 def test_png_of_many_rows(tmp_path):
