@@ -8,7 +8,6 @@ facsimile and YCbCr are left to libtiff alone.
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,19 +15,35 @@ from typing import BinaryIO
 
 import numpy as np
 import tifffile
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image
 
-from andfast.data.picture import Opened, Picture, eight_bits, opened, orientation_of, picture_of, picture_of_cmyk
-from andfast.data.picture import pixels_of as pixels_of_image
+from andfast.data import libtiff
+from andfast.data.picture import (
+    Opened,
+    Picture,
+    bytes_at,
+    eight_bits,
+    opened,
+    orientation_of,
+    picture_of,
+    picture_of_cmyk,
+    pixels_of,
+)
 
 # Fields of TIFF.
-_BITS, _PHOTOMETRIC, _FILL_ORDER, _ORIENTATION, _PALETTE, _INKS = 258, 262, 266, 274, 320, 332
+_BITS, _FILL_ORDER, _ORIENTATION, _PALETTE, _INKS = 258, 266, 274, 320, 332
 _EXTRAS, _FORMAT, _XMP, _ICC, _LENGTHS = 338, 339, 700, 34675, (279, 325)
 
-# What PhotometricInterpretation says, the channels of colour that it means, and the bits that are read.
+# What PhotometricInterpretation says: the channels of colour that it means, and the bits that are read.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _INDICES, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
-_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _INDICES: 1, _CMYK: 4, _YCBCR: 3}
-_DEPTHS = {_WHITE_IS_ZERO: (1, 2, 4, 8, 16), _BLACK_IS_ZERO: (1, 2, 4, 8, 16), _INDICES: (1, 2, 4, 8), _YCBCR: (8,)}
+_KINDS = {
+    _WHITE_IS_ZERO: (1, (1, 2, 4, 8, 16)),
+    _BLACK_IS_ZERO: (1, (1, 2, 4, 8, 16)),
+    _RGB: (3, (8, 16)),
+    _INDICES: (1, (1, 2, 4, 8)),
+    _CMYK: (4, (8, 16)),
+    _YCBCR: (3, (8,)),
+}
 
 # What ExtraSamples, PlanarConfiguration, SampleFormat and Predictor say.
 _MULTIPLIED, _ALPHA, _APART, _UNSIGNED, _PLAIN, _DIFFERENCES = 1, 2, 2, 1, 1, 2
@@ -73,6 +88,7 @@ def open_tiff(file: BinaryIO) -> Opened:
         except Exception as error:
             raise ValueError("damaged: its fields cannot be read") from error
         _check_kind(page)
+        _check_packing(page)
         tags = page.tags
         icc, turn, xmp = (tags.valueof(code) for code in (_ICC, _ORIENTATION, _XMP))
         width, height = int(page.imagewidth), int(page.imagelength)
@@ -82,12 +98,17 @@ def open_tiff(file: BinaryIO) -> Opened:
 
     def decode() -> Picture:
         with _quiet():
-            if page.photometric == _YCBCR or page.compression in (*_FACSIMILE, *_JPEG):
+            if _left_to_libtiff(page):
                 _check_parts(file, page)
-                image = _by_libtiff(file, page)
+                image = libtiff.open_file(file)
+                if page.photometric == _YCBCR and page.compression == _RAW:  # which Pillow takes for RGB by itself
+                    libtiff.decode_raw(image, "RGBX")
+                libtiff.load(image)
+                if image.size != (width, height):
+                    raise ValueError("damaged: it tells of two sizes")
                 if image.mode == "CMYK":
                     return picture_of_cmyk(image, profile, turn)
-                return picture_of(pixels_of_image(image), profile, turn)
+                return picture_of(pixels_of(image), profile, turn)
             samples = _samples(file, page)
             if page.photometric == _CMYK:
                 inks = eight_bits(samples[..., :4])
@@ -98,50 +119,55 @@ def open_tiff(file: BinaryIO) -> Opened:
 
 
 def _check_kind(page: tifffile.TiffPage) -> None:
-    bits, channels, kind = page.tags.valueof(_BITS, 1), page.samplesperpixel, int(page.photometric)
-    bits = set(bits) if isinstance(bits, tuple) else {bits}
-    formats = page.tags.valueof(_FORMAT, _UNSIGNED)
-    formats = set(formats) if isinstance(formats, tuple) else {formats}
+    """Refuse what the pixels may be that is not read."""
+    bits, formats = (_values(page, code) for code in (_BITS, _FORMAT))
+    channels, kind = page.samplesperpixel, int(page.photometric)
     if formats != {_UNSIGNED}:
-        found = _FORMATS.get(int(max(formats)), "other than unsigned")
-        raise ValueError(f"{found} pixels, whose range is not known")
-    colours = _COLOURS.get(kind, 0)
-    depths = _DEPTHS.get(kind, (8, 16)) if channels == 1 or kind == _CMYK or colours > 1 else (8, 16)
+        raise ValueError(f"{_FORMATS.get(max(formats), 'other than unsigned')} pixels, whose range is not known")
+    colours, depths = _KINDS.get(kind, (0, ()))
+    known = bits in [{depth} for depth in depths if depth >= 8 or channels == 1]
     # More channels than colours and alpha are those of satellites and microscopes; beside RGB they can be left out.
-    if (
-        not colours or len(bits) > 1 or not bits <= set(depths) or channels < colours
-        or (channels > colours + 1 and kind not in (_RGB, _CMYK)) or page.tags.valueof(_INKS, 1) != 1
-    ):  # fmt: skip
-        wide = " and ".join(str(each) for each in sorted(bits))
+    alike = colours <= channels and (channels <= colours + 1 or kind in (_RGB, _CMYK))
+    if not known or not alike or (kind == _CMYK and page.tags.valueof(_INKS, 1) != 1):
+        wide = " and ".join(map(str, sorted(bits)))
         raise ValueError(
             f"{channels} channels of {wide} bits, photometric interpretation {kind}; read are gray and RGB of up to 16 "
             "bits, with alpha or without, palettes and CMYK"
         )
-    apart = page.planarconfig == _APART and channels > 1
-    alone = kind == _YCBCR or page.compression in (*_FACSIMILE, *_JPEG)
-    if alone and (channels != colours or (page.compression in _FACSIMILE and bits != {1}) or apart):
-        stored = f"{'in planes, ' if apart else ''}compressed by {_name(page)}"
-        raise ValueError(
-            f"{channels} channels of {max(bits)} bits, photometric interpretation {kind}, {stored}: not read so"
-        )
-    if not alone and page.compression not in (_RAW, *_PACKED):
-        raise ValueError(f"compressed by {_name(page)}, which is not read")
-    if page.compression in _PREDICTED and (
-        page.predictor not in (_PLAIN, _DIFFERENCES) or (page.predictor == _DIFFERENCES and not bits <= {8, 16})
-    ):
-        raise ValueError(f"predictor {int(page.predictor)} of {max(bits)} bits, which is not read")
     if page.imagedepth != 1:
         raise ValueError(f"a volume, {page.imagedepth} pixels deep")
 
 
-def _name(page: tifffile.TiffPage) -> str:
-    return getattr(page.compression, "name", str(page.compression))
+def _check_packing(page: tifffile.TiffPage) -> None:
+    """Refuse pixels that are compressed or laid out in a way that is not read."""
+    bits, channels = page.bitspersample, page.samplesperpixel
+    packing = getattr(page.compression, "name", page.compression)
+    if _left_to_libtiff(page):
+        apart = page.planarconfig == _APART and channels > 1
+        if apart or channels != _KINDS[page.photometric][0] or bits != (1 if page.compression in _FACSIMILE else 8):
+            where = "in planes, " if apart else ""
+            kind = f"photometric interpretation {int(page.photometric)}"
+            raise ValueError(f"{channels} channels of {bits} bits, {kind}, {where}compressed by {packing}: not read so")
+    elif page.compression not in (_RAW, *_PACKED):
+        raise ValueError(f"compressed by {packing}, which is not read")
+    elif page.compression in _PREDICTED and page.predictor not in ((_PLAIN, _DIFFERENCES) if bits >= 8 else (_PLAIN,)):
+        raise ValueError(f"predictor {int(page.predictor)} of {bits} bits, which is not read")
+
+
+def _values(page: tifffile.TiffPage, code: int) -> set[int]:
+    """What a field says of the channels, each different value once; 1 where it is not there."""
+    found = page.tags.valueof(code, 1)
+    return set(found) if isinstance(found, tuple) else {found}
+
+
+def _left_to_libtiff(page: tifffile.TiffPage) -> bool:
+    return page.photometric == _YCBCR or page.compression in (*_FACSIMILE, *_JPEG)
 
 
 def _pixels(page: tifffile.TiffPage, samples: np.ndarray) -> np.ndarray:
     """Samples (H, W, channels) as gray or RGB, with alpha if one is told of."""
     bits = page.bitspersample
-    colours, most = _COLOURS[page.photometric], 2**bits - 1
+    colours, most = _KINDS[page.photometric][0], 2**bits - 1
     pixels, beside = samples[..., :colours], samples[..., colours : colours + 1]
     if page.photometric == _INDICES:
         pixels = _palette(page)[pixels[..., 0]]
@@ -171,13 +197,9 @@ def _palette(page: tifffile.TiffPage) -> np.ndarray:
 def _samples(file: BinaryIO, page: tifffile.TiffPage) -> np.ndarray:
     """All that is stored for the pixels, uint8 or uint16 (H, W, channels)."""
     parts = _check_parts(file, page)
-    planes = [_plane(file, page, parts[first : first + page_parts]) for first, page_parts in _each_plane(page, parts)]
-    return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-
-
-def _each_plane(page: tifffile.TiffPage, parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
     count = len(parts) // _planes(page)
-    return [(first, count) for first in range(0, len(parts), count)]
+    planes = [_plane(file, page, parts[first : first + count]) for first in range(0, len(parts), count)]
+    return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
 
 
 def _planes(page: tifffile.TiffPage) -> int:
@@ -225,10 +247,17 @@ def _plane(file: BinaryIO, page: tifffile.TiffPage, parts: list[tuple[int, int]]
     height, width, bits = page.imagelength, page.imagewidth, page.bitspersample
     channels, line = page.samplesperpixel // _planes(page), _line(page)
     rows = down * across * high if page.is_tiled else height
+    order = page.tags.valueof(_FILL_ORDER, 1)
     if page.compression == _RAW:
-        data = _stored(file, page, parts, [min(high, rows - high * index) * line for index in range(len(parts))])
+        needed = [min(high, rows - high * index) * line for index in range(len(parts))]
+        if any(length < wanted for (_, length), wanted in zip(parts, needed, strict=True)):
+            raise ValueError("truncated: it holds fewer bytes than its pixels need")
+        stored = [bytes_at(file, begin, wanted) for (begin, _), wanted in zip(parts, needed, strict=True)]
+        data = np.frombuffer(bytearray().join(stored), np.uint8)
+        data = _REVERSED[data] if order == 2 else data
     else:
-        data = _unpacked(file, page, parts, rows, line)
+        packed = [bytes_at(file, *part) for part in parts]
+        data = libtiff.unpack(packed, int(page.compression), order, high, rows, line)
     if bits < 8:
         shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
         values = (data.reshape(rows, line)[..., None] >> shifts & (2**bits - 1)).reshape(rows, -1)[:, : wide * channels]
@@ -241,90 +270,6 @@ def _plane(file: BinaryIO, page: tifffile.TiffPage, parts: list[tuple[int, int]]
         tiles = values.reshape(down, across, high, wide, channels).swapaxes(1, 2)
         values = tiles.reshape(down * high, across * wide, channels)[:height, :width]
     return values
-
-
-def _stored(file: BinaryIO, page: tifffile.TiffPage, parts: list[tuple[int, int]], needed: list[int]) -> np.ndarray:
-    if any(length < wanted for (_, length), wanted in zip(parts, needed, strict=True)):
-        raise ValueError("truncated: it holds fewer bytes than its pixels need")
-    data = bytearray()
-    for (begin, _), wanted in zip(parts, needed, strict=True):
-        file.seek(begin)
-        data += file.read(wanted)
-    values = np.frombuffer(data, np.uint8)
-    return _REVERSED[values] if page.tags.valueof(_FILL_ORDER) == 2 else values
-
-
-def _unpacked(
-    file: BinaryIO, page: tifffile.TiffPage, parts: list[tuple[int, int]], rows: int, line: int
-) -> np.ndarray:
-    """The bytes of strips or tiles, `rows` of `line` each: by libtiff, from a file that has them as gray pixels."""
-    fields = [
-        (256, 4, [line]),
-        (257, 4, [rows]),
-        (258, 3, [8]),
-        (259, 3, [int(page.compression)]),
-        (262, 3, [_BLACK_IS_ZERO]),
-        (266, 3, [page.tags.valueof(_FILL_ORDER, 1)]),
-        (273, 16, []),
-        (277, 3, [1]),
-        (278, 4, [_geometry(page)[0]]),
-        (279, 16, [length for _, length in parts]),
-    ]
-    place = 16 + 8 + 20 * len(fields) + 8 + 2 * 8 * len(parts)  # behind the fields and both lists
-    for _, length in parts:
-        fields[6][2].append(place)
-        place += length
-    listed = 16 + 8 + 20 * len(fields) + 8
-    entries, lists = b"", b""
-    for code, kind, values in fields:
-        content = struct.pack(f"<{len(values)}{ {3: 'H', 4: 'I', 16: 'Q'}[kind] }", *values)
-        if len(content) > 8:
-            entries += struct.pack("<HHQQ", code, kind, len(values), listed + len(lists))
-            lists += content
-        else:
-            entries += struct.pack("<HHQ", code, kind, len(values)) + content.ljust(8, b"\0")
-    lists = lists.ljust(2 * 8 * len(parts), b"\0")
-    head = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16) + struct.pack("<Q", len(fields)) + entries + bytes(8) + lists
-    data = bytearray(head)
-    for begin, length in parts:
-        file.seek(begin)
-        data += file.read(length)
-    return np.array(_load(_Image(io.BytesIO(data)))).reshape(-1)
-
-
-def _by_libtiff(file: BinaryIO, page: tifffile.TiffPage) -> Image.Image:
-    """The image as libtiff makes it of what is not unpacked here, not turned."""
-    file.seek(0)
-    image = _Image(file)
-    if page.photometric == _YCBCR and page.compression == _RAW:  # which Pillow takes for RGB by itself
-        size = (0, 0, page.imagewidth, page.imagelength)
-        image.tile = [("libtiff", size, 0, ("RGBX", "raw", False, image.tag_v2.offset))]
-        image.use_load_libtiff = True
-    _load(image)
-    if image.size != (page.imagewidth, page.imagelength):
-        raise ValueError("damaged: it tells of two sizes")
-    return image
-
-
-class _Image(TiffImagePlugin.TiffImageFile):
-    """A TIFF file as Pillow reads it, of any number of pixels, and not turned."""
-
-    def load_prepare(self) -> None:
-        # Pillow refuses images by their number of pixels, and warns of others, by a setting of the process.
-        self._size = getattr(self, "_tile_size", self.size)
-        self.im = Image.core.new(self.mode, self.size)
-        ImageFile.ImageFile.load_prepare(self)
-
-    def load_end(self) -> None:
-        pass
-
-
-def _load(image: Image.Image) -> Image.Image:
-    try:
-        image.load()
-    except OSError as error:
-        raise ValueError(f"truncated or damaged ({error})") from error
-    return image
 
 
 @contextmanager
