@@ -53,7 +53,7 @@ def open_bmp(file: BinaryIO) -> Opened:
                 file.seek(offset)
                 indices = _run_lengths(file.read(), (abs(height), width), packing == _RLE4)
             pixels = palette[indices]
-        return picture_of(pixels if height < 0 else pixels[::-1], None)
+        return picture_of(pixels if height < 0 else pixels[::-1])
 
     return opened(width, abs(height), 1, decode)
 

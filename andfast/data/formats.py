@@ -38,6 +38,8 @@ def open_image(file: BinaryIO) -> Opened:
             return open_one(file)
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return _open_webp(file)
+    if start[:2] in (b"PF", b"Pf"):  # of the PPM family
+        raise ValueError("floating-point pixels, whose range is not known")
     raise ValueError(f"not an image ({', '.join(FORMATS)} are read)")
 
 

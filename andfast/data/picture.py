@@ -139,10 +139,12 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     return np.array(image).reshape(image.height, image.width, _CHANNELS[image.mode])
 
 
-def picture_of(pixels: np.ndarray, icc: bytes | None, orientation: int = 1, **more: dict[bytes, bytes]) -> Picture:
-    """A picture of stored pixels (H, W, C) and whatever the file has as a profile: upright."""
+def picture_of(
+    pixels: np.ndarray, icc: bytes | None = None, orientation: int = 1, colour: dict[bytes, bytes] | None = None
+) -> Picture:
+    """A picture of stored pixels (H, W, C), whatever the file has as a profile, and its chunks of colour: upright."""
     icc, notes = fitting(icc, pixels.shape[2])
-    return Picture(np.ascontiguousarray(as_oriented(pixels, orientation)), icc, notes=notes, **more)
+    return Picture(np.ascontiguousarray(as_oriented(pixels, orientation)), icc, colour or {}, notes)
 
 
 def picture_of_cmyk(image: Image.Image, icc: bytes | None, orientation: int = 1) -> Picture:

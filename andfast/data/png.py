@@ -83,7 +83,7 @@ def open_png(file: BinaryIO) -> Opened:
             key = np.frombuffer(transparent, ">u2", pixels.shape[2]).astype(np.int64) & most
             pixels = keyed(pixels, key * np.iinfo(pixels.dtype).max // most)
         colour = {name: found[name] for name, size in COLOUR_CHUNKS.items() if len(found.get(name, b"")) == size}
-        return picture_of(pixels, found.get(b"iCCP"), turn, colour=colour)
+        return picture_of(pixels, found.get(b"iCCP"), turn, colour)
 
     turn = orientation_of(found.get(b"eXIf") or found.get(_RAW_EXIF), found.get(_XMP))
     return opened(width, height, turn, decode)

@@ -50,7 +50,7 @@ def open_pnm(file: BinaryIO) -> Opened:
         if bits:  # of which 1 is black
             values = 1 - values
         scaled = values if most == top else (values.astype(np.uint32) * top + most // 2) // most
-        return picture_of(scaled.astype(np.uint8 if top == 255 else np.uint16).reshape(shape), None)
+        return picture_of(scaled.astype(np.uint8 if top == 255 else np.uint16).reshape(shape))
 
     return opened(width, height, 1, decode)
 

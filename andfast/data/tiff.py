@@ -31,7 +31,7 @@ from andfast.data.picture import (
 )
 
 # Fields of TIFF.
-_BITS, _FILL_ORDER, _ORIENTATION, _PALETTE, _INKS = 258, 266, 274, 320, 332
+_WIDTH, _HEIGHT, _BITS, _FILL_ORDER, _ORIENTATION, _PALETTE, _INKS = 256, 257, 258, 266, 274, 320, 332
 _EXTRAS, _FORMAT, _XMP, _ICC, _LENGTHS = 338, 339, 700, 34675, (279, 325)
 
 # What PhotometricInterpretation says: the channels of colour that it means, and the bits that are read.
@@ -103,9 +103,9 @@ def open_tiff(file: BinaryIO) -> Opened:
                 image = libtiff.open_file(file)
                 if page.photometric == _YCBCR and page.compression == _RAW:  # which Pillow takes for RGB by itself
                     libtiff.decode_raw(image, "RGBX")
-                libtiff.load(image)
-                if image.size != (width, height):
+                if (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]) != (width, height):
                     raise ValueError("damaged: it tells of two sizes")
+                libtiff.load(image)
                 if image.mode == "CMYK":
                     return picture_of_cmyk(image, profile, turn)
                 return picture_of(pixels_of(image), profile, turn)

@@ -315,6 +315,7 @@ def test_pbm(check):
         (b"P5 3 2 0\n123456", "largest value is 0"),
         (b"P5 3", "header is incomplete"),
         (b"P6 0 2 255\n", "0 x 2 pixels"),
+        (b"PF 1 1 -1.0\n" + bytes(12), "floating-point pixels"),
     ],
 )
 def test_ppm_that_is_damaged(refuses, data, cause):
