@@ -10,6 +10,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -29,6 +30,7 @@ _BITS = {_GRAY: (1, 2, 4, 8, 16), _RGB: (8, 16), _PALETTE: (1, 2, 4, 8), _GRAY_A
 # Which chunks Pillow is given besides the pixels', which are looked at, and bytes of one at most, packed and unpacked.
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS")
 _TELLING = (*_NEEDED, b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt", *COLOUR_CHUNKS)
+_MISSED = (b"tRNS", b"iCCP", *COLOUR_CHUNKS)  # without which the image looks otherwise
 _XMP, _RAW_EXIF = b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"
 _LARGEST = 2**26
 _TAIL = 2**14  # bytes at the end of a file that are searched for its orientation
@@ -46,11 +48,15 @@ def open_png(file: BinaryIO) -> Opened:
     """
     needed: list[tuple[int, int]] = []  # where the chunks lie that the pixels need
     found: dict[bytes, bytes] = {}
+    notes: list[str] = []
     chunks = _chunks(file)
 
     def look(name: bytes, begin: int, length: int) -> None:
         if name in _TELLING and name not in found and length <= _LARGEST:
-            told, data = _told(name, _checked(file, begin, length))
+            content = _checked(file, begin, length)
+            told, data = (name, None) if content is None else _told(name, content)
+            if data is None and name in _MISSED:
+                notes.append(f"its {name.decode()} chunk is damaged, and not used")
             if data is not None:
                 found.setdefault(told, data)
                 if told in _NEEDED:
@@ -82,8 +88,9 @@ def open_png(file: BinaryIO) -> Opened:
             most = 2**bits - 1
             key = np.frombuffer(transparent, ">u2", pixels.shape[2]).astype(np.int64) & most
             pixels = keyed(pixels, key * np.iinfo(pixels.dtype).max // most)
-        colour = {name: found[name] for name, size in COLOUR_CHUNKS.items() if len(found.get(name, b"")) == size}
-        return picture_of(pixels, found.get(b"iCCP"), turn, colour)
+        colour = {name: found[name] for name in COLOUR_CHUNKS if name in found}
+        picture = picture_of(pixels, found.get(b"iCCP"), turn, colour)
+        return replace(picture, notes=(*picture.notes, *notes))
 
     turn = orientation_of(found.get(b"eXIf") or found.get(_RAW_EXIF), found.get(_XMP))
     return opened(width, height, turn, decode)
@@ -115,12 +122,12 @@ def _checked(file: BinaryIO, begin: int, length: int) -> bytes | None:
     return chunk[8:-4] if zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big") else None
 
 
-def _told(name: bytes, data: bytes | None) -> tuple[bytes, bytes | None]:
+def _told(name: bytes, data: bytes) -> tuple[bytes, bytes | None]:
     """What a chunk tells: a name for it, and that without its wrapping; None if it is damaged or of no use here."""
-    if data is None:
-        return name, None
     if name == b"iCCP":
-        return name, _inflated(data.partition(b"\0")[2][1:]) or data  # which is no profile, and will be called damaged
+        return name, _inflated(data.partition(b"\0")[2][1:])
+    if name in COLOUR_CHUNKS:
+        return name, data if len(data) == COLOUR_CHUNKS[name] else None
     if name == b"iTXt" and data.startswith(_XMP):
         return _XMP, data
     if name in (b"zTXt", b"tEXt") and data.startswith(_RAW_EXIF):

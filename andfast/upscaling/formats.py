@@ -16,8 +16,8 @@ __all__ = ["MAX_PIXELS", "SUFFIXES", "Picture", "check_size", "losses", "read_pi
 #: The formats that are written, by the suffixes that they are known by.
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff"}
 
-# Bytes of a profile in a PNG file from which on Pillow, and what is built on it, refuses to open it.
-_LARGE_PROFILE = 2**20
+# Bytes of a profile: above which Pillow, and what is built on it, opens no PNG file with it; and those JPEG can hold.
+_LARGE_PROFILE, _LARGEST_IN_JPEG = 2**20, 255 * 65_519
 
 # Height and width at most: what the fields of the formats' headers hold.
 _LONGEST = {"jpeg": 65_535, "webp": 16_383, "png": 2**31 - 1, "tiff": 2**31 - 1}
@@ -37,6 +37,8 @@ def losses(path: str | os.PathLike[str], picture: Picture) -> list[str]:
     if kind == "png" and picture.icc and len(picture.icc) > _LARGE_PROFILE:
         size = f"{len(picture.icc) / 2**20:.1f} MiB"
         found.append(f"its colour profile of {size} is kept; programs built on Pillow read none above 1 MiB in PNG")
+    if kind == "jpeg" and picture.icc and len(picture.icc) > _LARGEST_IN_JPEG:
+        found.append("its colour profile is left out: JPEG holds none above 15.9 MiB")
     if kind == "webp" and picture.icc and picture.pixels.shape[2] < 3:
         found.append("its colour profile, one of gray, is left out: WebP has RGB alone")
     names = _telling(picture)
@@ -74,6 +76,8 @@ def write_picture(path: str | os.PathLike[str], picture: Picture, quality: int =
     check_size(path, *picture.pixels.shape[:2])
     kind = SUFFIXES[path.suffix.lower()]
     icc, _ = fitting(picture.icc, 3 if kind == "webp" else picture.pixels.shape[2])
+    if kind == "jpeg" and icc and len(icc) > _LARGEST_IN_JPEG:
+        icc = None
     with written_whole(path) as temporary:
         if kind == "png":
             temporary.write_bytes(png_bytes(picture.pixels, icc, picture.colour))

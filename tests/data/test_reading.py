@@ -457,7 +457,14 @@ def test_a_profile_of_no_use(check, icc, said):
         assert len(found.notes) == 1
         assert said in found.notes[0]
     found = check(png(values, before=[chunk(b"iCCP", b"name\0\0" + b"not packed")]), values)
-    assert (found.icc, len(found.notes)) == (None, 1)
+    assert (found.icc, found.notes) == (None, ("its iCCP chunk is damaged, and not used",))
+
+
+@pytest.mark.parametrize("name", [b"gAMA", b"cICP", b"cHRM", b"iCCP", b"tRNS"])
+def test_what_tells_of_colours_but_is_damaged_is_told(check, name):
+    values, told = noise(HEIGHT, WIDTH, 3), chunk(name, bytes(5))
+    found = check(png(values, before=[told[:-1] + bytes([told[-1] ^ 1])]), values)
+    assert (found.colour, found.notes) == ({}, (f"its {name.decode()} chunk is damaged, and not used",))
 
 
 @pytest.mark.parametrize("icc", [SRGB, SRGB[:200], b"junk" * 90, profile(b"CMYK"), profile(b"GRAY")])

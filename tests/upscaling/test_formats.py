@@ -97,10 +97,14 @@ def test_what_a_format_cannot_hold_is_told(names, icc, said):
         assert said is None or found[0].startswith(said)
 
 
-def test_a_profile_that_others_do_not_read_is_told():
+def test_a_profile_that_others_do_not_read_is_told(tmp_path):
     large = Picture(noise(2, 3, 3), SRGB + bytes(2**20))
     assert re.match(r"its colour profile of 1\.0 MiB is kept; .* Pillow", losses("a.png", large)[0])
     assert losses("a.tif", large) == []
+    larger = Picture(noise(2, 3, 3), SRGB + bytes(2**24))
+    assert losses("a.jpg", larger) == ["its colour profile is left out: JPEG holds none above 15.9 MiB"]
+    write_picture(tmp_path / "a.jpg", larger)
+    assert (read_picture(tmp_path / "a.jpg").icc, read_picture(tmp_path / "a.jpg").notes) == (None, ())
     gray = Picture(noise(2, 3, 1), ICC[1])
     assert losses("a.jpg", gray) == []
     assert losses("a.webp", gray) == ["its colour profile, one of gray, is left out: WebP has RGB alone"]
