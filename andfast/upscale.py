@@ -143,8 +143,8 @@ def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], Upsc
         device = choose_device(options.device)
         work = find_work(options.inputs, options.output, options.format)
         model = find_model(options.model, device)
-        precision = precision_for(model, options.precision)
-        upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on")
+        precision, deep = (precision_for(model, options.precision, deep) for deep in (False, True))
+        upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on", deep)
         options.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         raise UsageError(str(error)) from error
@@ -159,8 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    kind = str(upscaler.precision).removeprefix("torch.")
-    print(f"model {options.model}: x{upscaler.scale}, on {upscaler.device} in {kind}")
+    print(f"model {options.model}: x{upscaler.scale}, on {upscaler.device} in {upscaler.types}")
     wanted = [item for item in work if options.overwrite or not item[1].exists()]
 
     made = failed = 0
@@ -175,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     made += 1
                 else:
                     failed += 1
-                    tqdm.write(_failure(source, error, upscaler.precision), file=sys.stderr)
+                    tqdm.write(_failure(source, error, upscaler), file=sys.stderr)
                 bar.update()
         except KeyboardInterrupt:
             interrupted = True
@@ -193,12 +192,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _INTERRUPTED if interrupted else 1 if failed else 0
 
 
-def _failure(source: Path, error: Exception, precision: torch.dtype) -> str:
+def _failure(source: Path, error: Exception, upscaler: Upscaler) -> str:
     reason = one_line(error)
     if is_out_of_memory(error):
         reason = "out of memory; try a smaller --tile, or fewer --workers"
-    if isinstance(error, NonFiniteError) and precision != torch.float32:
-        reason += f" in {precision}; try --precision float32"
+    if isinstance(error, NonFiniteError) and upscaler.precision != torch.float32:
+        reason += f" in {upscaler.types}; try --precision float32"
     return f"failed: {reason}" if str(source) in reason else f"failed: {source}: {reason}"
 
 

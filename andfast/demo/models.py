@@ -50,8 +50,7 @@ class Offered:
     @property
     def described(self) -> str:
         """Which one computes where, for people."""
-        precision = str(self.upscaler.precision).removeprefix("torch.")
-        return f"{self.title} on {self.upscaler.device} in {precision}"
+        return f"{self.title} on {self.upscaler.device} in {self.upscaler.types}"
 
 
 def load_offered(
@@ -77,7 +76,8 @@ def load_offered(
         if title in offered:
             raise ModelError(f"two models have the title {title}: {offered[title].file} and {file}; give TITLE=FILE")
         model = find_model(file, device).requires_grad_(False)
-        upscaler = Upscaler(model, precision_for(model, precision), tile)
+        deep = precision_for(model, precision, deep=True)
+        upscaler = Upscaler(model, precision_for(model, precision), tile, deep=deep)
         offered[title] = Offered(title, file, upscaler, FrozenView(model, _for_gradients(model, precision, device)))
 
     for text in given:
@@ -101,7 +101,7 @@ def load_offered(
 
 
 def _for_gradients(model: nn.Module, precision: str, device: torch.device) -> torch.dtype:
-    found = choose_precision(precision, device, on_cuda=torch.bfloat16)
+    found = choose_precision(precision, device, "training")
     return found if found in getattr(model, "precisions", (found,)) else torch.float32
 
 

@@ -45,13 +45,18 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
         return _by_spandrel(name_or_file, state, error).to(device)
 
 
-def precision_for(model: nn.Module, name: str) -> torch.dtype:
-    """What to compute in; see `choose_precision`.
+def precision_for(model: nn.Module, name: str, deep: bool = False) -> torch.dtype:
+    """What to upscale in; see `choose_precision`.
+
+    Args:
+        model: the network.
+        name: "float32", "bfloat16", "float16" or "auto".
+        deep: for images of more than 8 bits.
 
     Raises:
         ValueError: the model does not work in that type.
     """
-    precision = choose_precision(name, next(model.parameters()).device)
+    precision = choose_precision(name, next(model.parameters()).device, "deep upscaling" if deep else "upscaling")
     if precision in getattr(model, "precisions", (precision,)):
         return precision
     if name == "auto":
