@@ -12,7 +12,7 @@ Purpose = Literal["upscaling", "deep upscaling", "training", "degradation"]
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 #: What "auto" takes on which device where that is not float32.
-#: Upscaling on a CPU stays in float32: with AMX bfloat16 is faster for RRDBNet, slower for Compact, and rounds visibly.
+#: Upscaling on a CPU stays in float32: with AMX bfloat16 is faster for RRDBNet, hardly for Compact, and rounds visibly.
 #: Deep images, of more than 8 bits, hold more than half types do: their gradients would come out in steps.
 #: Training takes bfloat16, for the small range of float16 would need a scaled loss; the degradation network, whose
 #: values stay near 1, the finer float16 where the two are equally fast.
