@@ -81,7 +81,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--model", default=DEFAULT, metavar="NAME_OR_FILE",
         help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file (.safetensors, "
-        ".pth, .pt): RRDBNet and Compact of any program, and with spandrel what it knows (default: %(default)s)",
+        ".pth, .ckpt ...): RRDBNet and Compact of any program, and with spandrel what it knows (default: %(default)s)",
     )  # fmt: skip
     add(
         "--output-scale", type=_factor, metavar="FACTOR",

@@ -17,6 +17,7 @@ from andfast.models import ModelError
 from andfast.models.views import FrozenView
 from andfast.models.weights import SUFFIXES
 from andfast.pretrained import pretrained_names
+from andfast.training.state import PREVIOUS_FILE, STATE_FILE
 from andfast.upscaling.engine import Upscaler
 from andfast.upscaling.models import find_model, precision_for
 
@@ -87,6 +88,8 @@ def load_offered(
         before = len(offered)
         for title, path in _in_folder(Path(text)):
             try:
+                if path.name in (STATE_FILE, PREVIOUS_FILE):
+                    raise ModelError(f"{path}: the state of a run, whose model is beside it")
                 offer(title, str(path))
             except ModelError as error:
                 print(f"passed over: {one_line(error)}", file=sys.stderr)
