@@ -12,6 +12,7 @@ import signal
 import sys
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from andfast.devices import choose_device, choose_precision
 from andfast.differences import Differences, table
 from andfast.files import remove_unfinished, written_whole
 from andfast.host_memory import keep_freed_memory
+from andfast.locks import locked
 from andfast.losses import l1_objective, no_objective
 from andfast.memory import is_out_of_memory
 from andfast.models.views import FrozenView
@@ -105,11 +107,16 @@ def _what_counts(settings: Namespace) -> Config:
 class Work:
     """What is degraded, and how. Everything that can be wrong with the options is found out here.
 
+    Args:
+        options: the command's own.
+        config: the settings of the degradation.
+        held: keeps other processes from the output folder as long as it is open.
+
     Raises:
         ValueError, OSError, UsageError: options that do not go together, or files that are not what they should be.
     """
 
-    def __init__(self, options: Namespace, config: Config) -> None:
+    def __init__(self, options: Namespace, config: Config, held: ExitStack) -> None:
         self.config, self.identity = config, options.identity
         # The parser's restricted numbers are subclasses, which YAML does not know.
         self.crop = None if options.crop is None else int(options.crop)
@@ -131,6 +138,8 @@ class Work:
         self.model, self.view, self._record_of_model = None, None, None
         if not (self.identity or method in _WITHOUT_MODEL):
             self._look_through(options.model)
+        self.output.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(self.output))
         self._open()
 
     def _find(self, inputs: Sequence[str]) -> list[tuple[Path, str]]:
@@ -223,8 +232,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     parser = make_parser()
     options = parser.instantiate(parser.parse_args(arguments))
+    with ExitStack() as held:
+        return _run(options, held)
+
+
+def _run(options: Namespace, held: ExitStack) -> int:
     try:
-        work = Work(options, _what_counts(options))
+        work = Work(options, _what_counts(options), held)
     except (ValueError, OSError, UsageError) as error:  # among them DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2

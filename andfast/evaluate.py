@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from andfast.evaluation.sheet import difference_sheet
 from andfast.files import write_json
 from andfast.host_memory import keep_freed_memory
 from andfast.info import commit, machine
+from andfast.locks import locked
 from andfast.metrics import MEASURES, make_measure
 from andfast.pretrained import DEFAULT
 
@@ -83,8 +85,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[Plan, Records, tuple[Contender, Contender]]:
-    """All that can go wrong before the first image; raises UsageError."""
+def _prepare(options: argparse.Namespace, held: ExitStack) -> tuple[Plan, Records, tuple[Contender, Contender]]:
+    """All that can go wrong before the first image; raises UsageError. `held` keeps the folder from other processes."""
     try:
         if min(options.tile, options.overlap, options.seed) < 0:
             raise ValueError("--tile, --overlap and --seed must not be negative")
@@ -103,6 +105,8 @@ def _prepare(options: argparse.Namespace) -> tuple[Plan, Records, tuple[Contende
         measures = [make_measure(name, scale, device, options.niqe_model, files.get(name, ())) for name in names]
         plan = Plan(scale, contenders, data, measures, computing, degradation)
         plan.check()
+        options.run_dir.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(options.run_dir))
         return plan, Records(options.run_dir), pair
     except (ValueError, OSError) as error:  # among them DataError, ModelError and EvaluationRecordError
         raise UsageError(str(error)) from error
@@ -145,9 +149,13 @@ def _pair(titles: Sequence[str] | None, contenders: Sequence[Contender]) -> tupl
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
-    options = _parse(arguments)
+    with ExitStack() as held:
+        return _run(_parse(arguments), arguments, held)
+
+
+def _run(options: argparse.Namespace, arguments: Sequence[str] | None, held: ExitStack) -> int:
     try:
-        plan, records, pair = _prepare(options)
+        plan, records, pair = _prepare(options, held)
     except UsageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from andfast.data.images import ImageError, read_image
 
@@ -34,7 +33,7 @@ class CachedImage:
     pixels: Path
     shape: tuple[int, int, int]
     crc32: int
-    states: Tensor
+    states: np.ndarray
     index: int
 
     @property

@@ -19,6 +19,7 @@ from andfast.data.cache import cache_images
 from andfast.data.cached_image import CachedImage, UnreadableImage
 from andfast.data.images import DataError, ImageError, write_png
 from andfast.data.patches import ImageFile, PatchBatches, make_loader, scan_images
+from andfast.locks import locked
 
 PATCH = 24
 SIDE = 40
@@ -331,10 +332,10 @@ cache_images(sys.argv[1], scan_images([Path(sys.argv[2])], 24).sources, 1)
 
 def test_two_that_make_one_cache_take_turns(photographs, folder):
     folder.mkdir()
-    with cache._locked(folder):
+    with locked(folder):
         processes = [run(MADE, folder, photographs[0].path.parent) for _ in range(2)]
         first_lines = [process.stderr.readline() for process in processes]
-        assert all("waiting for another process" in line for line in first_lines)
+        assert all("works in this folder; waiting for its end" in line for line in first_lines)
         assert [path.name for path in folder.iterdir()] == ["lock"]
     messages = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], messages

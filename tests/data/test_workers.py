@@ -44,7 +44,7 @@ def test_errors_are_passed_on(workers, value, error, message):
 
 def test_what_is_being_read_is_known():
     seen = []
-    dataset = Each(lambda number: seen.append(dataset.reading.item()), [Number(1), Number(2)])
+    dataset = Each(lambda number: seen.append(number.value), [Number(1), Number(2)])
+    dataset.on_reading = seen.append
     assert list(SourceLoader(dataset, [1, 0], 0)) == [None, None]
-    assert seen == [1, 0]
-    assert dataset.reading.item() == -1
+    assert seen == [1, 2, -1, 0, 1, -1]
