@@ -161,6 +161,8 @@ def _live(
     # A shell's background jobs begin with it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
+    # Data workers are forked, as on Linux by default up to Python 3.13, so that the plan holds for them, too.
+    multiprocessing.set_start_method("fork", force=True)
     if plan is not None:
         plan(*values)
     raise SystemExit(train.main(command))
@@ -180,6 +182,17 @@ def slow_disk(seconds: float) -> None:
 def signal_at(target: str, call: int, number: int) -> None:
     """Send a signal to the process and those that it has started, before that call (from 0) of what `target` names."""
     _before(target, lambda calls: calls == call and os.killpg(os.getpgid(0), number))
+
+
+def slow_images(seconds: float) -> None:
+    """Let every image to train on take that long to be read, in the process and in those that it starts."""
+    _before("andfast.data.patches.PatchBatches._read", lambda _: time.sleep(seconds))
+
+
+def die_in_a_worker(target: str, call: int) -> None:
+    """Kill a data worker before that call (from 0) in it of what `target` names."""
+    own = os.getpid()
+    _before(target, lambda calls: calls == call and os.getpid() != own and os.kill(os.getpid(), signal.SIGKILL))
 
 
 def die_at_file_call(call: int) -> None:
