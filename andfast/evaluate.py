@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from andfast.command_line import UsageError, one_line
+from andfast.console import console
 from andfast.data.benchmarks import LAYOUTS, DataSet, find_benchmark, find_originals
 from andfast.data.images import DataError, write_png
 from andfast.devices import TYPES, choose_device, choose_precision
@@ -143,6 +144,7 @@ def _pair(titles: Sequence[str] | None, contenders: Sequence[Contender]) -> tupl
     return tuple(by_title[title] for title in titles)
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     options = _parse(arguments)

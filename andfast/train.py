@@ -13,12 +13,14 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 
+from andfast.console import console
 from andfast.training.config import Config
 from andfast.training.options import parse_config
 from andfast.training.run import Run
 from andfast.training.world import World
 
 
+@console(BrokenPipeError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun, 3 failed, 128 + n ended by signal n."""
     try:

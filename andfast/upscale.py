@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from andfast.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.console import console
 from andfast.devices import choose_device
 from andfast.host_memory import keep_freed_memory
 from andfast.memory import is_out_of_memory
@@ -151,6 +152,7 @@ def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], Upsc
     return work, upscaler
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     options = _parse(arguments)

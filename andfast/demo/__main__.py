@@ -12,6 +12,7 @@ from pathlib import Path
 from socket import socket
 
 from andfast.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.console import console
 from andfast.demo.models import Offered, load_offered
 from andfast.devices import choose_device
 
@@ -57,6 +58,7 @@ def _prepare(options: argparse.Namespace) -> tuple[dict[str, Offered], socket]:
         raise UsageError(f"--host {options.host} --port {options.port}: {error.strerror or error}") from error
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     options = _parse(arguments)

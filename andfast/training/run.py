@@ -18,7 +18,7 @@ from tqdm import tqdm
 from andfast.data.cache import cache_images
 from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, Source, make_loader
-from andfast.files import remove_unfinished, sync, write_torch, written_whole
+from andfast.files import remove_unfinished, sync, write_text, write_torch, written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.memory import free_memory, is_out_of_memory
 from andfast.models import save_discriminator, save_model
@@ -250,9 +250,8 @@ class Run:
             make_newest(self._own)
         if self.trainer.step == 0:
             self._clear()
-        with written_whole(self.folder / "config.yaml") as temporary:
-            # How this time began is not for the next time.
-            temporary.write_text(dump_yaml(self.config.to_dict() | {"resume": "auto"}))
+        # How this time began is not for the next time.
+        write_text(self.folder / "config.yaml", dump_yaml(self.config.to_dict() | {"resume": "auto"}))
         return closing(RunLog(self.folder, self.trainer.step, self.config.train.wandb, self.config.to_dict()))
 
     def _failed(self, step: int, reason: str) -> int:
