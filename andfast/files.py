@@ -49,9 +49,8 @@ def written_whole(path: str | os.PathLike[str], previous: str | os.PathLike[str]
     """
     path = Path(path)
     _make_folder(path.parent)
-    temporary = None
+    temporary = _new_file(path)
     try:
-        temporary = _new_file(path)
         yield temporary
         sync(temporary)
         if previous is not None and path.exists():
@@ -64,9 +63,8 @@ def written_whole(path: str | os.PathLike[str], previous: str | os.PathLike[str]
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def check_name(path: str | os.PathLike[str]) -> None:
@@ -86,6 +84,13 @@ def check_name(path: str | os.PathLike[str]) -> None:
                 os.lstat(folder / part)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def shortened(name: str, most: int) -> str:
+    """As much of a name as takes `most` bytes on the disk, in whole characters."""
+    while len(os.fsencode(name)) > most:
+        name = name[:-1]
+    return name
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
@@ -181,17 +186,15 @@ def _new_file(path: Path) -> Path:
             os.close(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
         except FileExistsError:
             continue
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         return name
 
 
 def _beside(path: Path, mark: str) -> Path:
     """A name beside `path` with as much of its own as fits, whole characters of it, and its suffix."""
-    stem, suffix = path.stem, path.suffix
-    while len(os.fsencode(stem)) > _STEM:
-        stem = stem[:-1]
-    if len(os.fsencode(suffix)) > _SUFFIX:  # it names no format
-        suffix = ""
-    return path.with_name(f".{stem}{mark}{secrets.token_hex(4)}{suffix}")
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _SUFFIX else ""  # longer, it names no format
+    return path.with_name(f".{shortened(path.stem, _STEM)}{mark}{secrets.token_hex(4)}{suffix}")
 
 
 def _rename(file: Path, path: Path) -> None:
