@@ -16,6 +16,7 @@ To decode a photograph takes many times as long as to cut a patch from it. A cac
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -42,6 +43,8 @@ _LOCK = "lock"
 _PIXELS = re.compile(r"[0-9a-f]{32}\.u8")
 # What `written_whole` leaves behind when it is killed.
 _LEFT_OVER = re.compile(r"\.([0-9a-f]{32}-.*\.u8|index-.*\.jsonl)")
+# What shares answer that have no locks.
+_CANNOT_LOCK = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _BLOCK = 4096  # files take whole blocks on a disk
 
 _Result = TypeVar("_Result")
@@ -107,6 +110,10 @@ def _locked(folder: Path) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             tell(f"image cache {folder}: waiting for another process that is making it")
             fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _CANNOT_LOCK:
+                raise
+            tell(f"image cache {folder}: cannot be locked ({error.strerror}); let no other run make it at once")
         yield
 
 
