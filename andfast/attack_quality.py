@@ -30,7 +30,7 @@ from andfast.console import console
 from andfast.data.images import DataError
 from andfast.data.patches import PatchBatches
 from andfast.devices import choose_device, choose_precision
-from andfast.files import write_text, written_whole
+from andfast.files import make_folder, write_text, written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.models import load_model
 from andfast.training.config import AttackConfig, DegradationConfig
@@ -141,6 +141,7 @@ class Work:
         self.skipped = Skipped()
         sources = training_sources(options.data.hr, options.patch_size, self.skipped)
         self.patches = PatchBatches(sources, patch=options.patch_size, batch=options.batch_size, seed=options.seed)
+        make_folder(self.output)
 
     def _variants(self, networks: int) -> list[Variant]:
         exact = PGD(**{name: getattr(self.options.attack, name) for name in _COMMON})

@@ -32,7 +32,7 @@ from andfast.data.tensors import to_array, to_tensor
 from andfast.degraded_images import degrade, draw, read_hr
 from andfast.devices import choose_device, choose_precision
 from andfast.differences import Differences, table
-from andfast.files import check_name, remove_unfinished, write_text
+from andfast.files import check_name, make_folder, remove_unfinished, write_text
 from andfast.host_memory import keep_freed_memory
 from andfast.losses import l1_objective, no_objective
 from andfast.memory import is_out_of_memory
@@ -128,6 +128,8 @@ class Work:
         self.sheet = None if options.sheet is None else Path(options.sheet)
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
             raise ValueError(f"--sheet {self.sheet}: a sheet is a .png file")
+        if self.sheet is not None:
+            make_folder(self.sheet.parent)
         self.real = None if options.real is None else _find_real(Path(options.real), config.scale)
         self.device = choose_device(config.device)
         self.model, self.view, self._record_of_model = None, None, None

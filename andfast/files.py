@@ -48,7 +48,7 @@ def written_whole(path: str | os.PathLike[str], previous: str | os.PathLike[str]
         OSError: the folder cannot be made or written, or the name is too long; it names `path`.
     """
     path = Path(path)
-    _make_folder(path.parent)
+    _made(path.parent)
     temporary = _new_file(path)
     try:
         yield temporary
@@ -65,6 +65,19 @@ def written_whole(path: str | os.PathLike[str], previous: str | os.PathLike[str]
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a folder, and those above it, that files can be written to; refuse one that they cannot, before any work.
+
+    Raises:
+        OSError: it cannot be made or written, or is none; it names the folder.
+    """
+    folder = _made(Path(folder))
+    try:
+        _new_file(folder / "probe").unlink()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def check_name(path: str | os.PathLike[str]) -> None:
@@ -170,11 +183,12 @@ def write_torch(value: Any, path: str | os.PathLike[str]) -> None:
             raise (cause if isinstance(cause, OSError) else error) from None
 
 
-def _make_folder(folder: Path) -> None:
+def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:  # which a link that leads nowhere is, too
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+    except FileExistsError as error:  # a file, or a link that leads nowhere
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
+    return folder
 
 
 def _new_file(path: Path) -> Path:

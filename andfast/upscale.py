@@ -23,7 +23,7 @@ from tqdm import tqdm
 from andfast.command_line import UsageError, add_upscaling, one_line, whole
 from andfast.console import console
 from andfast.devices import choose_device
-from andfast.files import check_name
+from andfast.files import check_name, make_folder
 from andfast.host_memory import keep_freed_memory
 from andfast.memory import is_out_of_memory
 from andfast.pretrained import DEFAULT, pretrained_names
@@ -148,7 +148,8 @@ def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], Upsc
         model = find_model(options.model, device)
         precision = precision_for(model, options.precision)
         upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on")
-        options.output.mkdir(parents=True, exist_ok=True)
+        if options.overwrite or not all(os.path.exists(target) for _, target in work):
+            make_folder(options.output)
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         raise UsageError(str(error)) from error
     return work, upscaler

@@ -46,9 +46,9 @@ class CachedImage:
         return str(self.path)
 
     def read(self) -> np.ndarray:
-        """A memory map of the pixels, or where the share has none, all of them, whose checksum is looked at the first time that any process wants them.
+        """A memory map of the pixels, whose checksum is looked at the first time that any process wants them.
 
-        Pixels that are damaged are named, removed, and never given out: the file is decoded instead.
+        Where a share has no memory maps, it is an array. Pixels that are damaged are named, removed, and never given out: the file is decoded instead.
         """
         if self.states[self.index] != DAMAGED:
             try:

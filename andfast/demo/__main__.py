@@ -49,6 +49,7 @@ def _prepare(options: argparse.Namespace) -> tuple[dict[str, Offered], socket]:
     from andfast.demo.server import listen
 
     try:
+        tempfile.gettempdir()  # which has to be writable
         offered = load_offered(options.model, choose_device(options.device), options.precision, options.tile)
     except (ValueError, OSError) as error:  # among them ModelError
         raise UsageError(str(error)) from error
@@ -82,6 +83,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
     # Threads that still compute would be waited for, though nobody waits for their results any more.
     os._exit(status)

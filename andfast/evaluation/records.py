@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from andfast.files import sync
+from andfast.files import make_folder, sync
 
 RECORDS_FILE = "images.jsonl"
 
@@ -60,7 +60,7 @@ class Records:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.path = folder / RECORDS_FILE
         self._by_place: dict[tuple[str, str, str], dict[Digests, Record]] = {}
         self.path.touch()

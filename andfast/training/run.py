@@ -18,7 +18,7 @@ from tqdm import tqdm
 from andfast.data.cache import cache_images
 from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, Source, make_loader
-from andfast.files import remove_unfinished, sync, write_text, write_torch, written_whole
+from andfast.files import make_folder, remove_unfinished, sync, write_text, write_torch, written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.memory import free_memory, is_out_of_memory
 from andfast.models import save_discriminator, save_model
@@ -116,7 +116,7 @@ class Run:
         self.skipped.tells = True
 
     def _introduce(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         size = self.world.size
         needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
         print(
