@@ -143,7 +143,7 @@ class Runner:
 @contextmanager
 def _alone(folder: Path) -> Iterator[int]:
     """Wait until no other process works in the folder; yields the file that says so."""
-    with (folder / "lock").open("w") as file:
+    with (folder / "lock").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 

@@ -1,10 +1,12 @@
 """Files that are written whole, whatever the folder, its share and the name are like."""
 
+import ast
 import errno
 import json
 import os
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,8 +176,7 @@ def test_a_folder_that_is_none_is_named(tmp_path, kind):
     assert error.value.filename == str(parent)
 
 
-def test_texts_are_in_utf_8_in_any_locale(tmp_path, monkeypatch):
-    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "ascii")
+def test_texts_are_in_utf_8(tmp_path):
     name = os.fsdecode(b"caf\xe9 \xe5\x85\x89")
     write_json(tmp_path / "a.json", {"name": name})
     assert json.loads((tmp_path / "a.json").read_bytes()) == {"name": name}
@@ -188,3 +189,34 @@ def test_tensors_are_written_under_any_name(tmp_path):
     with written_whole(path) as temporary:
         files.write_torch({"a": torch.ones(2)}, temporary)
     assert torch.load(path)["a"].tolist() == [1, 1]
+
+
+def calls_without_encoding(source):
+    """The lines of a program that open a text in whatever encoding the locale has."""
+    for call in ast.walk(ast.parse(source)):
+        if not isinstance(call, ast.Call):
+            continue
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        owner = getattr(getattr(call.func, "value", None), "id", "")
+        given = {keyword.arg for keyword in call.keywords}
+        modes = [value.value for value in [*call.args, *(keyword.value for keyword in call.keywords)]
+                 if isinstance(value, ast.Constant) and isinstance(value.value, str)]  # fmt: skip
+        texts = name in ("read_text", "write_text") or (
+            name in ("open", "NamedTemporaryFile")
+            and owner not in ("Image", "os")
+            and not any("b" in mode for mode in modes)
+        )
+        # Functions of andfast's own by these names have one encoding.
+        if texts and "encoding" not in given and not (name.endswith("_text") and isinstance(call.func, ast.Name)):
+            yield call.lineno
+
+
+def test_no_text_is_read_or_written_in_the_locale_s_encoding():
+    root = Path(files.__file__).parents[1]
+    found = [
+        f"{path.relative_to(root)}:{line}"
+        for folder in ("andfast", "bench", "studies")
+        for path in sorted((root / folder).rglob("*.py"))
+        for line in calls_without_encoding(path.read_text(encoding="utf-8"))
+    ]
+    assert not found

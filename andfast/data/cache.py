@@ -103,7 +103,7 @@ def _refuse_other_files(folder: Path) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     import fcntl  # here, for on Windows there is none: all but the cache works without
 
-    with (folder / _LOCK).open("a") as file:
+    with (folder / _LOCK).open("ab") as file:
         # Not flock: the workers would inherit that, and hold it on when this process is killed.
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -48,7 +48,8 @@ class CachedImage:
     def read(self) -> np.ndarray:
         """A memory map of the pixels, whose checksum is looked at the first time that any process wants them.
 
-        Where a share has no memory maps, it is an array. Pixels that are damaged are named, removed, and never given out: the file is decoded instead.
+        Where a share has no memory maps, it is an array. Pixels that are damaged are named, removed, and never given
+        out: the file is decoded instead.
         """
         if self.states[self.index] != DAMAGED:
             try:
