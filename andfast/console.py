@@ -28,7 +28,7 @@ class _Stream:
         try:
             text.encode(encoding, getattr(self._stream, "errors", None) or "strict")
         except UnicodeEncodeError:
-            text = text.encode(encoding, "backslashreplace").decode(encoding)
+            text = printable(text, encoding)
         self._try(lambda: self._stream.write(text))
         return len(text)
 
@@ -55,6 +55,11 @@ class _Stream:
                 os.dup2(kept, descriptor)
                 os.close(kept)
                 os.close(nowhere)
+
+
+def printable(text: str, encoding: str = "utf-8") -> str:
+    """A text with the characters that an encoding lacks, and in file names bytes that are no UTF-8, as escapes."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @contextmanager
