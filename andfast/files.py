@@ -7,7 +7,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,30 @@ def check_name(path: str | os.PathLike[str]) -> None:
                 os.lstat(folder / part)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def comparison(folder: str | os.PathLike[str]) -> Callable[[str], str]:
+    """How names are compared in a folder, which need not exist: gives names that would be one file the same text.
+
+    Windows and macOS take capital letters for small ones, and macOS both forms of an accent for one.
+    """
+    folder = Path(folder)
+    there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    try:
+        probe = _new_file(there / "a\u00e9")
+    except (OSError, UnicodeEncodeError):  # who writes there will say so; an ASCII locale has no such names
+        return str
+    try:
+        cases = os.path.lexists(probe.with_name(probe.name.upper()))
+        forms = os.path.lexists(probe.with_name(unicodedata.normalize("NFD", probe.name)))
+    finally:
+        probe.unlink()
+
+    def compared(name: str) -> str:
+        name = unicodedata.normalize("NFC", name) if forms else name
+        return name.casefold() if cases else name
+
+    return compared
 
 
 def shortened(name: str, most: int) -> str:

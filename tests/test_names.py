@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from andfast.models import build_generator, load_model, save_model
 from andfast.models.onnx_files import load_onnx
 from andfast.training.options import parse_config
 from andfast.training.records import read_records
+from andfast.upscale import UsageError, find_work
 
 LATIN = os.fsdecode(b"caf\xe9")  # no UTF-8
 
@@ -150,3 +152,28 @@ def test_names_as_long_as_they_can_be_are_kept_and_longer_ones_fail_alone(tmp_pa
     assert said.count("failed") == said.count("File name too long") == 2
     assert run(degrade, tmp_path / "in", "--output", tmp_path / "pairs", "--identity") == 0
     assert {path.name for path in (tmp_path / "pairs" / "LR").iterdir()} == set(names)
+
+
+@pytest.mark.parametrize(
+    ("compare", "refused"),
+    [
+        (str, []),
+        (str.casefold, ["case"]),
+        (lambda name: unicodedata.normalize("NFD", name), ["form"]),
+        (lambda name: unicodedata.normalize("NFD", name).casefold(), ["case", "form"]),
+    ],
+)
+def test_results_that_a_file_system_takes_for_one_are_refused(compare, refused, tmp_path, monkeypatch):
+    def exists(path):
+        return any(compare(other.name) == compare(path.name) for other in path.parent.iterdir())
+
+    monkeypatch.setattr("andfast.files.os.path.lexists", exists)
+    for kind, names in {"case": ["a.png", "A.png"], "form": ["\u00e9.png", "e\u0301.png"]}.items():
+        for name in names:
+            image(tmp_path / kind / name, 8)
+        if kind in refused:
+            with pytest.raises(UsageError, match="takes them for one"):
+                find_work([tmp_path / kind], tmp_path / "new" / "out")
+        else:
+            assert len(find_work([tmp_path / kind], tmp_path / "new" / "out")) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["case", "form"]
