@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from andfast.command_line import UsageError, one_line
+from andfast.console import console
 from andfast.data.benchmarks import LAYOUTS, DataSet, find_benchmark, find_originals
 from andfast.data.images import DataError, write_png
 from andfast.devices import TYPES, choose_device, choose_precision
@@ -23,7 +24,7 @@ from andfast.evaluation.models import Computing, Contender, interpolation, load_
 from andfast.evaluation.records import Records
 from andfast.evaluation.report import as_json, text, write_csv
 from andfast.evaluation.sheet import difference_sheet
-from andfast.files import write_json
+from andfast.files import make_folder, write_json
 from andfast.host_memory import keep_freed_memory
 from andfast.info import commit, machine
 from andfast.locks import locked
@@ -119,7 +120,7 @@ def _check_output(option: str, path: Path | None, suffix: str) -> None:
         raise ValueError(f"{option} {path}: give a {suffix} file")
     if path.is_dir():
         raise ValueError(f"{option} {path}: is a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
 
 
 def _find_data(given: Sequence[str], scale: int, degradation: Degradation | None) -> dict[str, DataSet]:
@@ -147,6 +148,7 @@ def _pair(titles: Sequence[str] | None, contenders: Sequence[Contender]) -> tupl
     return tuple(by_title[title] for title in titles)
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     with ExitStack() as held:

@@ -55,7 +55,7 @@ def locked(
             _lock(file)
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                tell(f"warning: {path}: {error.strerror}: no lock keeps other processes from working in this folder")
+                tell(f"{path.parent}: cannot be locked ({error.strerror}); let no other process work in it meanwhile")
                 yield
                 return
             if error.errno not in _HELD:

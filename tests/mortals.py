@@ -14,7 +14,6 @@ import resource
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ import torch
 from commands import as_options
 from PIL import Image
 
-from andfast import train
+from andfast import files, train
 from andfast.models import vgg
 from andfast.training import images, run, world
 from andfast.training.run import Run
@@ -198,7 +197,7 @@ def die_in_a_worker(target: str, call: int) -> None:
 def die_at_file_call(call: int) -> None:
     """Be killed before that call (from 0) of all that make, sync, rename or remove a file."""
     calls = itertools.count()
-    for target in ("tempfile.mkstemp", "os.fsync", "os.replace", "os.unlink"):
+    for target in ("andfast.files._new_file", "os.fsync", "os.replace", "os.unlink"):
         _before(target, lambda _: next(calls) == call and os.kill(os.getpid(), signal.SIGKILL))
 
 
@@ -209,15 +208,15 @@ def full_disk(name: str, count: int, number: int = 0, fatal: bool = False) -> No
     """
     if fatal:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    mkstemp, numbers = tempfile.mkstemp, itertools.count()
+    new_file, numbers = files._new_file, itertools.count()
 
-    def limited(*values: Any, **options: Any) -> tuple[int, str]:
-        descriptor, path = mkstemp(*values, **options)
-        if name in Path(path).name and next(numbers) == number:
+    def limited(path: Path) -> Path:
+        temporary = new_file(path)
+        if name in temporary.name and next(numbers) == number:
             limit_files(count)
-        return descriptor, path
+        return temporary
 
-    tempfile.mkstemp = limited
+    files._new_file = limited
 
 
 def full_metrics(path: Path, record: int) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
+
+from tqdm import tqdm
 
 from andfast.files import written_whole
 from andfast.training.records import METRICS_FILE, read_records
@@ -43,14 +46,18 @@ class RunLog:
     ) -> None:
         path = run_dir / METRICS_FILE
         if path.exists():
-            with written_whole(path) as temporary, temporary.open("w") as kept:
+            with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as kept:
                 kept.writelines(_line(record) for record in read_records(path) if record["step"] <= step)
         self._sinks: list[Sink] = []
         if wandb is not None:
             self._sinks.append(WandbRun(wandb, run_dir, settings or {}))
         if find_spec("tensorboard") is not None:
-            self._sinks.append(_Events(run_dir / "tensorboard", step))
-        self._file = path.open("a", buffering=1)
+            try:
+                self._sinks.append(_Events(run_dir / "tensorboard", step))
+            except UnicodeEncodeError:
+                what = "TensorBoard takes no folder whose name is not UTF-8, and gets nothing"
+                tqdm.write(f"warning: {run_dir}: {what}; {METRICS_FILE} has all of it", file=sys.stderr)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
         """Record values at `record["step"]`; nested dicts become nested names in TensorBoard and wandb."""

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from andfast.data.cache import cache_images
 from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, Source, make_loader
-from andfast.files import remove_unfinished, sync, write_torch, written_whole
+from andfast.files import make_folder, remove_unfinished, sync, write_text, write_torch, written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.locks import locked
 from andfast.memory import free_memory, is_out_of_memory
@@ -101,7 +101,7 @@ class Run:
                 raise ValueError(error) from error
             if self.world.main:
                 if self.folder.is_dir():
-                    self._lock.enter_context(locked(self.folder))
+                    self._take_folder()
                 state = self._state_to_resume()
                 owes_validation = state is not None and self._lacks_validation(state["step"])
             self.best = BestModel(self.folder, _warn)
@@ -120,10 +120,14 @@ class Run:
         # From now on images are each process's own.
         self.skipped.tells = True
 
+    def _take_folder(self) -> None:
+        """Keep the directory for this run; raises an error where it cannot be written, or another run has it."""
+        make_folder(self.folder)
+        self._lock.enter_context(locked(self.folder))
+
     def _introduce(self) -> None:
         if not self.folder.is_dir():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.enter_context(locked(self.folder))
+            self._take_folder()
         size = self.world.size
         needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
         print(
@@ -264,9 +268,8 @@ class Run:
             make_newest(self._own)
         if self.trainer.step == 0:
             self._clear()
-        with written_whole(self.folder / "config.yaml") as temporary:
-            # How this time began is not for the next time.
-            temporary.write_text(dump_yaml(self.config.to_dict() | {"resume": "auto"}))
+        # How this time began is not for the next time.
+        write_text(self.folder / "config.yaml", dump_yaml(self.config.to_dict() | {"resume": "auto"}))
         return closing(RunLog(self.folder, self.trainer.step, self.config.train.wandb, self.config.to_dict()))
 
     def _failed(self, step: int, reason: str) -> int:
