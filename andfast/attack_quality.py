@@ -75,7 +75,7 @@ def make_parser() -> Parser:
     add("--seed", type=NonNegativeInt, default=0, help="of patches, networks and budgets")
     add(
         "--precision", type=Literal["auto", "float32", "bfloat16", "float16"], default="auto",
-        help="the type G computes in where a variant does not say; auto: bfloat16 where the device is fast at it",
+        help="the type G computes in where a variant does not say; auto: bfloat16 on GPUs, and CPUs with AMX",
     )  # fmt: skip
     add("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
     parser.add_class_arguments(DegradationConfig, "degradation", skip={"num_networks"})
@@ -123,7 +123,7 @@ class Work:
         if self.output.exists() and not self.output.is_dir():
             raise ValueError(f"--output {self.output}: not a folder")
         self.device = choose_device(options.device)
-        self.precision = choose_precision(options.precision, self.device, on_cuda=torch.bfloat16)
+        self.precision = choose_precision(options.precision, self.device, "training")
         networks = options.batch_size if options.num_networks == "batch" else options.num_networks
         if options.batch_size % networks:
             raise ValueError(
@@ -218,7 +218,7 @@ def _fast_types(device: torch.device) -> list[torch.dtype]:
     """The types that G can compute in without being slower than in float32."""
     if device.type == "cuda":
         return [torch.float32, torch.bfloat16, torch.float16]
-    return list(dict.fromkeys([torch.float32, choose_precision("auto", device)]))
+    return list(dict.fromkeys([torch.float32, choose_precision("auto", device, "training")]))
 
 
 def _name(dtype: torch.dtype) -> str:

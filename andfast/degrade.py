@@ -161,7 +161,7 @@ class Work:
         if self.model.scale != config.scale:
             raise ValueError(f"--model {name} has the scale {self.model.scale}; give --scale {self.model.scale}")
         wanted = config.train.precision if config.attack.dtype == "auto" else config.attack.dtype
-        self.view = FrozenView(self.model, choose_precision(wanted, self.device, on_cuda=torch.bfloat16))
+        self.view = FrozenView(self.model, choose_precision(wanted, self.device, "training"))
         self._record_of_model = hashlib.sha256(model_file(name).read_bytes()).hexdigest()
 
     def _open(self) -> None:

@@ -19,7 +19,7 @@ from andfast.files import written_whole
 from andfast.models import ModelError, load_model, save_model
 from andfast.models.checkpoints import describe_model
 from andfast.models.onnx_files import check_packages, least_size, load_onnx, write_onnx
-from andfast.models.weights import SUFFIXES, portable, read_weights
+from andfast.models.weights import READABLE, SUFFIXES, portable, read_weights
 from andfast.ops import use_backend
 from andfast.pretrained import find_file, pretrained_names
 
@@ -103,7 +103,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "model", metavar="MODEL",
         help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file with an RRDBNet "
-        f"or Compact: {', '.join(SUFFIXES)}",
+        f"or Compact: {', '.join(READABLE)}",
     )  # fmt: skip
     parser.add_argument(
         "--output", required=True, nargs="+", type=Path, metavar="FILE",

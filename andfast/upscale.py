@@ -83,7 +83,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--model", default=DEFAULT, metavar="NAME_OR_FILE",
         help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file (.safetensors, "
-        ".pth, .pt): RRDBNet and Compact of any program, and with spandrel what it knows (default: %(default)s)",
+        ".pth, .ckpt ...): RRDBNet and Compact of any program, and with spandrel what it knows (default: %(default)s)",
     )  # fmt: skip
     add(
         "--output-scale", type=_factor, metavar="FACTOR",
@@ -146,8 +146,8 @@ def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], Upsc
         device = choose_device(options.device)
         work = find_work(options.inputs, options.output, options.format)
         model = find_model(options.model, device)
-        precision = precision_for(model, options.precision)
-        upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on")
+        precision, deep = (precision_for(model, options.precision, deep) for deep in (False, True))
+        upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on", deep)
         if options.overwrite or not all(os.path.exists(target) for _, target in work):
             make_folder(options.output)
     except (ValueError, OSError) as error:  # among them DataError and ModelError
@@ -164,8 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    kind = str(upscaler.precision).removeprefix("torch.")
-    print(f"model {options.model}: x{upscaler.scale}, on {upscaler.device} in {kind}")
+    print(f"model {options.model}: x{upscaler.scale}, on {upscaler.device} in {upscaler.types}")
     wanted = [item for item in work if options.overwrite or not os.path.exists(item[1])]
 
     made = failed = 0
@@ -180,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     made += 1
                 else:
                     failed += 1
-                    tqdm.write(_failure(source, error, upscaler.precision), file=sys.stderr)
+                    tqdm.write(_failure(source, error, upscaler), file=sys.stderr)
                 bar.update()
         except KeyboardInterrupt:
             interrupted = True
@@ -198,12 +197,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _INTERRUPTED if interrupted else 1 if failed else 0
 
 
-def _failure(source: Path, error: Exception, precision: torch.dtype) -> str:
+def _failure(source: Path, error: Exception, upscaler: Upscaler) -> str:
     reason = one_line(error)
     if is_out_of_memory(error):
         reason = "out of memory; try a smaller --tile, or fewer --workers"
-    if isinstance(error, NonFiniteError) and precision != torch.float32:
-        reason += f" in {precision}; try --precision float32"
+    if isinstance(error, NonFiniteError) and upscaler.precision != torch.float32:
+        reason += f" in {upscaler.types}; try --precision float32"
     return f"failed: {reason}" if str(source) in reason else f"failed: {source}: {reason}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from andfast.command_line import UsageError, add_upscaling, one_line, whole
 from andfast.console import console
 from andfast.demo.models import Offered, load_offered
 from andfast.devices import choose_device
+from andfast.optional import NOT_INSTALLED, problem_of
 
 # A photograph of 4096 x 4096 pixels.
 _MAX_PIXELS = 2**24
@@ -44,8 +44,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _prepare(options: argparse.Namespace) -> tuple[dict[str, Offered], socket]:
     """All that can go wrong before the page is there; raises UsageError."""
-    if importlib.util.find_spec("gradio") is None:
-        raise UsageError("the page needs gradio: pip install 'andfast[demo]'")
+    problem = problem_of("gradio")
+    if problem is not None:
+        cause = "" if problem == NOT_INSTALLED else f"; {problem}"
+        raise UsageError(f"the page needs gradio: pip install 'andfast[demo]'{cause}")
     from andfast.demo.server import listen
 
     try:

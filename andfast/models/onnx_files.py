@@ -6,7 +6,6 @@ Needs the packages onnx and onnxruntime (`pip install 'andfast[export]'`), which
 from __future__ import annotations
 
 import copy
-import importlib.util
 import io
 import os
 import warnings
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from andfast.models.weights import ModelError
+from andfast.optional import NOT_INSTALLED, problem_of
 
 # What chaiNNer, TensorRT and onnxruntime of the last years all know.
 _OPSET = 17
@@ -25,14 +25,17 @@ INPUT, OUTPUT = "input", "output"
 
 
 def check_packages() -> None:
-    """Refuse where a package is missing.
+    """Refuse where a package is missing or broken.
 
     Raises:
         ModelError: one is; the message names it.
     """
-    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModelError(f"ONNX files need {' and '.join(missing)}: run `pip install 'andfast[export]'`")
+    problems = {name: problem_of(name) for name in ("onnx", "onnxruntime")}
+    if not any(problems.values()):
+        return
+    missing = [name for name, problem in problems.items() if problem]
+    broken = "".join(f"; {name}: {told}" for name, told in problems.items() if told not in (None, NOT_INSTALLED))
+    raise ModelError(f"ONNX files need {' and '.join(missing)}: run `pip install 'andfast[export]'`{broken}")
 
 
 class _AnySize(nn.Module):

@@ -78,8 +78,7 @@ class DegradationConfig:
         channels: width of the hidden layers.
         blocks: blocks before the pooling, and again after it.
         noise: what a noise injection adds: a map, or Gaussian noise of a strength.
-        precision: the type F computes in; auto: float16 on CUDA, bfloat16 on CPUs with
-            AMX or AVX512-BF16, else float32.
+        precision: the type F computes in; auto: float16 on CUDA, bfloat16 on CPUs with AMX, else float32.
     """
 
     num_networks: PositiveInt | Literal["batch"] = 2
@@ -103,7 +102,7 @@ class DegradationConfig:
             "channels": self.channels,
             "blocks": self.blocks,
             "noise": self.noise,
-            "dtype": choose_precision(self.precision, device),
+            "dtype": choose_precision(self.precision, device, "degradation"),
             "device": device,
         }
         return DegradationNetwork(**options) if micro_batch is None else MicroBatchedNetwork(micro_batch, **options)
@@ -242,7 +241,8 @@ class TrainConfig:
             it has. Takes less memory and more time.
         checkpoint_blocks: keep the inputs of rrdbnet's residual blocks alone for the backward pass of the update,
             and compute the rest again. Takes less memory and more time.
-        precision: the type G computes in, weights staying float32; auto: bfloat16 where the device is fast at it.
+        precision: the type G computes in, weights staying float32; auto: bfloat16 on GPUs that have it and on
+            CPUs with AMX, else float32.
         validate_every: updates between validations with sample sheets; 0: only at the end.
         save_every: updates between saves of the resumable state; 0: only at the end.
         max_bad_steps: so many updates in a row whose loss or gradient is not finite end the run; each is left out.

@@ -23,11 +23,11 @@ def import_wandb(project: str) -> ModuleType:
         project: the setting that asks for it, for the message.
 
     Raises:
-        WandbError: it is not installed.
+        WandbError: it is not installed, or broken.
     """
     try:
         import wandb
-    except ImportError as error:
+    except Exception as error:  # ImportError, or whatever it meets in its dependencies
         raise WandbError(_missing(project, str(error))) from error
     # wandb leaves a folder of its name where it was run, which Python imports where the package is not.
     if not hasattr(wandb, "init"):
@@ -54,6 +54,8 @@ class WandbRun:
     Raises:
         WandbError: wandb is not installed, or does not begin a run (not logged in, for one).
     """
+
+    name = "wandb"
 
     def __init__(self, project: str, run_dir: Path, settings: dict[str, Any]) -> None:
         wandb = import_wandb(project)
