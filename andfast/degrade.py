@@ -8,16 +8,17 @@ same names, so that the `config.yaml` of a run can be given; of them count `scal
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import sys
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
@@ -25,14 +26,16 @@ from tqdm import tqdm
 
 from andfast.attack.base import NetworkAttack
 from andfast.command_line import UsageError, one_line
+from andfast.console import console
 from andfast.data.images import DataError, image_size, list_images, read_image, write_png
 from andfast.data.pairs import find_pairs
 from andfast.data.tensors import to_array, to_tensor
 from andfast.degraded_images import degrade, draw, read_hr
 from andfast.devices import choose_device, choose_precision
 from andfast.differences import Differences, table
-from andfast.files import remove_unfinished, written_whole
+from andfast.files import check_name, make_folder, remove_unfinished, write_text
 from andfast.host_memory import keep_freed_memory
+from andfast.locks import locked
 from andfast.losses import l1_objective, no_objective
 from andfast.memory import is_out_of_memory
 from andfast.models.views import FrozenView
@@ -43,6 +46,7 @@ from andfast.training.options import Parser
 from andfast.training.sheet import CROP, ROWS
 from andfast.training.state import different, flat
 from andfast.upscale import find_model, find_work
+from andfast.yaml_files import YamlError, dump_yaml, read_yaml
 
 RECORD_FILE = "degrade.yaml"
 
@@ -105,11 +109,16 @@ def _what_counts(settings: Namespace) -> Config:
 class Work:
     """What is degraded, and how. Everything that can be wrong with the options is found out here.
 
+    Args:
+        options: the command's own.
+        config: the settings of the degradation.
+        held: keeps other processes from the output folder as long as it is open.
+
     Raises:
         ValueError, OSError, UsageError: options that do not go together, or files that are not what they should be.
     """
 
-    def __init__(self, options: Namespace, config: Config) -> None:
+    def __init__(self, options: Namespace, config: Config, held: ExitStack) -> None:
         self.config, self.identity = config, options.identity
         # The parser's restricted numbers are subclasses, which YAML does not know.
         self.crop = None if options.crop is None else int(options.crop)
@@ -126,11 +135,15 @@ class Work:
         self.sheet = None if options.sheet is None else Path(options.sheet)
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
             raise ValueError(f"--sheet {self.sheet}: a sheet is a .png file")
+        if self.sheet is not None:
+            make_folder(self.sheet.parent)
         self.real = None if options.real is None else _find_real(Path(options.real), config.scale)
         self.device = choose_device(config.device)
         self.model, self.view, self._record_of_model = None, None, None
         if not (self.identity or method in _WITHOUT_MODEL):
             self._look_through(options.model)
+        self.output.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(self.output))
         self._open()
 
     def _find(self, inputs: Sequence[str]) -> list[tuple[Path, str]]:
@@ -163,8 +176,8 @@ class Work:
         path = self.output / RECORD_FILE
         if path.exists():
             try:
-                then = flat(yaml.safe_load(path.read_text()))
-            except (yaml.YAMLError, AttributeError) as error:
+                then = flat(read_yaml(path))
+            except (YamlError, AttributeError) as error:
                 raise ValueError(f"{path}: not a record of andfast.degrade; choose another --output") from error
             now = flat(record)
             changed = different(now, then)
@@ -176,8 +189,7 @@ class Work:
             for folder in {place.parent for _, name in self.pairs for place in self.places(name)}:
                 remove_unfinished(folder)
             return
-        with written_whole(path) as temporary:
-            temporary.write_text(yaml.safe_dump(record, sort_keys=False))
+        write_text(path, dump_yaml(record))
 
     def places(self, name: str) -> tuple[Path, Path]:
         """Where the pair of that name is written: HR, LR."""
@@ -202,7 +214,7 @@ class Work:
 
 def number_of(name: str) -> int:
     """Which random choices an image of that name gets, beside the seed."""
-    return zlib.crc32(name.encode())
+    return zlib.crc32(os.fsencode(name))
 
 
 def _find_real(folder: Path, scale: int) -> list[tuple[Path | None, Path]]:
@@ -219,12 +231,18 @@ def _find_real(folder: Path, scale: int) -> list[tuple[Path | None, Path]]:
     return [(None, path) for path in images]
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     parser = make_parser()
     options = parser.instantiate(parser.parse_args(arguments))
+    with ExitStack() as held:
+        return _run(options, held)
+
+
+def _run(options: Namespace, held: ExitStack) -> int:
     try:
-        work = Work(options, _what_counts(options))
+        work = Work(options, _what_counts(options), held)
     except (ValueError, OSError, UsageError) as error:  # among them DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -247,10 +265,11 @@ def _make_pairs(work: Work) -> int:
     # None: shown on terminals only.
     for source, name in tqdm(work.pairs, unit="image", dynamic_ncols=True, disable=None):
         hr, lr = work.places(name)
-        if hr.exists() and lr.exists():
+        if all(map(os.path.exists, (hr, lr))):
             done += 1
             continue
         try:
+            check_name(lr)
             image = work.read(source)
             *_, made = work.degrade(image, name).values()
             write_png(hr, image)

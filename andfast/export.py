@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from andfast.console import console
 from andfast.files import written_whole
 from andfast.models import ModelError, load_model, save_model
 from andfast.models.checkpoints import describe_model
@@ -135,6 +136,7 @@ def _check(outputs: Sequence[Path], source: Path) -> None:
         check_packages()
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     options = _parse(arguments)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from andfast.console import console
 from andfast.ops import _extension, backends
 from andfast.optional import NOT_INSTALLED, problem_of
 from andfast.pretrained import pretrained_names
@@ -48,9 +49,8 @@ def machine() -> dict[str, Any]:
     model = "unknown"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        model = next(
-            (line.partition(":")[2].strip() for line in cpuinfo.open() if line.startswith("model name")), model
-        )
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     return {"processor": model, "system": platform.platform(), "versions": info["versions"], "devices": info["devices"]}
 
 
@@ -126,6 +126,7 @@ def _as_text(info: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@console()
 def main(arguments: list[str] | None = None) -> None:
     """Print what `collect` returns, for people or with --json for programs."""
     parser = argparse.ArgumentParser(prog="python -m andfast.info", description=__doc__.splitlines()[0])

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from andfast.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.console import console
 from andfast.devices import choose_device
+from andfast.files import check_name, make_folder
 from andfast.host_memory import keep_freed_memory
 from andfast.memory import is_out_of_memory
 from andfast.pretrained import DEFAULT, pretrained_names
@@ -119,6 +121,7 @@ class _Job:
         self.first = FirstPass("the model", options.compile == "on")
 
     def load(self, item: tuple[Path, Path]) -> Picture:
+        check_name(item[1])
         return read_to_upscale(*item, self.factor, self.options.max_pixels)
 
     def make(self, item: tuple[Path, Path], picture: Picture) -> Picture:
@@ -145,12 +148,14 @@ def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], Upsc
         model = find_model(options.model, device)
         precision, deep = (precision_for(model, options.precision, deep) for deep in (False, True))
         upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on", deep)
-        options.output.mkdir(parents=True, exist_ok=True)
+        if options.overwrite or not all(os.path.exists(target) for _, target in work):
+            make_folder(options.output)
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         raise UsageError(str(error)) from error
     return work, upscaler
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     options = _parse(arguments)
@@ -160,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     print(f"model {options.model}: x{upscaler.scale}, on {upscaler.device} in {upscaler.types}")
-    wanted = [item for item in work if options.overwrite or not item[1].exists()]
+    wanted = [item for item in work if options.overwrite or not os.path.exists(item[1])]
 
     made = failed = 0
     begin = time.perf_counter()

@@ -61,7 +61,7 @@ def image(size: int) -> Tensor:
 
 def memory(name: str) -> int:
     """A count of this process's memory in /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
@@ -71,7 +71,7 @@ def peak_of(function: Callable[[], Tensor]) -> int:
         before = torch.cuda.memory_allocated()
         function()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts anew
     before = memory("VmRSS:")
     function()
     return memory("VmHWM:") - before

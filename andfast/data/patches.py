@@ -218,16 +218,14 @@ class PatchBatches(SourceDataset):
         if image is not None:
             return image
         source = self.sources[index]
-        self.reading[0] = index
         try:
-            image = source.read()
+            with self.reading(index):
+                image = source.read()
             if min(image.shape[:2]) < self.patch:
                 raise ImageError(f"{source.name}: {too_small(*image.shape[:2], self.patch)}")
         except ImageError as error:
             failures[source.name] = self._unreadable[index] = Failure(source.name, str(error))
             return None
-        finally:
-            self.reading[0] = -1
         if not isinstance(image, np.memmap):
             self._images.put(index, image)
         return image

@@ -11,6 +11,7 @@ from pathlib import Path
 from socket import socket
 
 from andfast.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.console import console
 from andfast.demo.models import Offered, load_offered
 from andfast.devices import choose_device
 from andfast.optional import NOT_INSTALLED, problem_of
@@ -50,6 +51,7 @@ def _prepare(options: argparse.Namespace) -> tuple[dict[str, Offered], socket]:
     from andfast.demo.server import listen
 
     try:
+        tempfile.gettempdir()  # which has to be writable
         offered = load_offered(options.model, choose_device(options.device), options.precision, options.tile)
     except (ValueError, OSError) as error:  # among them ModelError
         raise UsageError(str(error)) from error
@@ -59,6 +61,7 @@ def _prepare(options: argparse.Namespace) -> tuple[dict[str, Offered], socket]:
         raise UsageError(f"--host {options.host} --port {options.port}: {error.strerror or error}") from error
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     options = _parse(arguments)
@@ -82,6 +85,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
     # Threads that still compute would be waited for, though nobody waits for their results any more.
     os._exit(status)

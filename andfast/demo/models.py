@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from andfast.command_line import one_line
+from andfast.console import printable
 from andfast.devices import choose_precision
 from andfast.evaluation.models import split_title, title_of
 from andfast.models import ModelError
@@ -74,6 +75,7 @@ def load_offered(
     offered: dict[str, Offered] = {}
 
     def offer(title: str, file: str) -> None:
+        title = printable(title)  # for browsers
         if title in offered:
             raise ModelError(f"two models have the title {title}: {offered[title].file} and {file}; give TITLE=FILE")
         model = find_model(file, device).requires_grad_(False)

@@ -43,7 +43,7 @@ _MEANS = {
     "conv_shift": "shift",
 }
 
-_STYLE = (Path(__file__).parent / "page.css").read_text()
+_STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 _ABOUT = """# andfast
 Blind image super-resolution, trained against an adversary that learns the degradation.

@@ -108,7 +108,10 @@ def write_csv(path: Path, plan: Plan, outcome: Outcome) -> None:
         OSError: it cannot be written.
     """
     names = [measure.name for measure in plan.measures]
-    with written_whole(path) as temporary, temporary.open("w", newline="") as file:
+    with (
+        written_whole(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         table = csv.DictWriter(file, ["data", "image", "model", *names], restval="")
         table.writeheader()
         for record in outcome.records:

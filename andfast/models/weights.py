@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -166,9 +166,26 @@ def check_floating(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> No
         raise ModelError("its weights are whole numbers; quantised models are not supported")
 
 
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[safe_open]:
+    """`safe_open`, which refuses paths that are not UTF-8: such a file is opened by its number.
+
+    Raises:
+        SafetensorError: it is no safetensors file, or truncated.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            path = Path(f"/dev/fd/{file.fileno()}")
+        with safe_open(path, framework="pt") as opened:
+            yield opened
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
             record = file.metadata() or {}
     except SafetensorError as error:

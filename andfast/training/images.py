@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Images:
         """A short text that changes when an image comes or goes."""
         names = [source.name for source in self.sources] + [name for name, _ in self.held_out]
         names += [pair.name for pair in self.trained_pairs]
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+        return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:16]
 
 
 def find_images(config: Config, skipped: Skipped) -> Images:

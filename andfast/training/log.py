@@ -50,13 +50,13 @@ class RunLog:
     ) -> None:
         path = run_dir / METRICS_FILE
         if path.exists():
-            with written_whole(path) as temporary, temporary.open("w") as kept:
+            with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as kept:
                 kept.writelines(_line(record) for record in read_records(path) if record["step"] <= step)
         self._sinks: list[Sink] = []
         if wandb is not None:
             self._sinks.append(WandbRun(wandb, run_dir, settings or {}))
         self._sinks += _events(run_dir / "tensorboard", step)
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
         """Record values at `record["step"]`; nested dicts become nested names in TensorBoard and wandb."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from andfast.command_line import UsageError
 from andfast.data.images import list_images
+from andfast.files import comparison
 
 #: What `--format` takes, and the suffix that it stands for.
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
@@ -45,11 +47,34 @@ def find_work(inputs: Sequence[Path], output: Path, kind: str = "png") -> list[t
             other = sources.setdefault(target, source)
             if other.resolve() != source.resolve():
                 raise UsageError(f"{other} and {source} would both be written to {target}; rename one")
+    _check_alike(sources, output)
     originals = {source.resolve(): source for source in sources.values()}
     for target in sources:
         if target.resolve() in originals:
             raise UsageError(f"{target} is an input and would be overwritten; choose another --output")
     return [(source, target) for target, source in sources.items()]
+
+
+def _check_alike(sources: Mapping[Path, Path], output: Path) -> None:
+    """Refuse results, given with what they are made of, that would be one file where names are compared less strictly.
+
+    Raises:
+        UsageError: there are such.
+    """
+    alike: dict[str, list[Path]] = {}
+    for target in sources:
+        alike.setdefault(unicodedata.normalize("NFC", str(target)).casefold(), []).append(target)
+    doubtful = [targets for targets in alike.values() if len(targets) > 1]
+    compared = comparison(output) if doubtful else str
+    for targets in doubtful:
+        seen: dict[str, Path] = {}
+        for target in targets:
+            other = seen.setdefault(compared(str(target)), target)
+            if other != target:
+                both = f"{sources[other]} and {sources[target]}"
+                raise UsageError(
+                    f"{both} would both be written to {target}, whose folder takes them for one; rename one"
+                )
 
 
 def _suffix(path: Path, kind: str) -> str:
