@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from andfast.attack.base import NetworkAttack
 from andfast.command_line import UsageError, one_line
-from andfast.data.images import DataError, image_size, list_images, read_image, write_png
+from andfast.data.images import DataError, image_size, read_image, write_png
+from andfast.data.listing import list_images
 from andfast.data.pairs import find_pairs
 from andfast.data.tensors import to_array, to_tensor
 from andfast.degraded_images import degrade, draw, read_hr

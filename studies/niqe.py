@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from andfast.data.images import DataError, image_size, list_images, read_image
+from andfast.data.images import DataError, image_size, read_image
+from andfast.data.listing import list_images
 from andfast.data.pairs import listed
 from andfast.data.tensors import to_tensor
 from andfast.metrics.niqe import BLOCK, block_features, moments, niqe_luma, whole_blocks

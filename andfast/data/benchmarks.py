@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from andfast.data.images import DataError, list_images
+from andfast.data.images import DataError
+from andfast.data.listing import list_images
 from andfast.data.pairs import by_name, listed, make_pairs
 
 _Files = tuple[dict[str, Path], dict[str, Path]]  # HR and LR by the names of their scenes

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from andfast.data.images import DataError, image_size, list_images
+from andfast.data.images import DataError, image_size
+from andfast.data.listing import list_images
 
 _NAMED_AT_MOST = 5  # how many pairs an error message names
 

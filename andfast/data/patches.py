@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from andfast.data.images import DataError, ImageError, image_size, list_images, read_image
+from andfast.data.images import DataError, ImageError, image_size, read_image
+from andfast.data.listing import list_images
 from andfast.data.workers import SourceDataset, SourceLoader
 from andfast.shares import own_places
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from andfast.command_line import UsageError
-from andfast.data.images import list_images
+from andfast.data.listing import list_images
 
 #: What `--format` takes, and the suffix that it stands for.
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
