@@ -15,6 +15,7 @@ from tqdm import tqdm
 from andfast.command_line import UsageError, one_line
 from andfast.data.benchmarks import LAYOUTS, DataSet, find_benchmark, find_originals
 from andfast.data.images import DataError, write_png
+from andfast.data.listing import told
 from andfast.devices import TYPES, choose_device, choose_precision
 from andfast.evaluation.degrading import Degradation, parse_degradation
 from andfast.evaluation.measuring import Outcome, Plan, measure_all
@@ -166,6 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    for name, data in plan.data.items():
+        if data.passed_over:
+            print(f"{name}: {told(data.passed_over)}", file=sys.stderr)
     for failure in outcome.failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if outcome.failures else 0

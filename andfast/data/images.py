@@ -11,7 +11,7 @@ from andfast.files import written_whole
 
 #: Only the decoders that the suffixes stand for: Pillow picks one by content, and among the others are some
 #: that start foreign programs (EPS).
-FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "DIB", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _EXIF_ORIENTATION = 0x0100, 0x0101, 0x0112
 # What to do to a stored image so that it stands upright, by the value of its EXIF orientation.

@@ -121,8 +121,17 @@ def test_folders_of_pairs_and_of_lr_images(tmp_path):
         ({"Test__4__a_HR": 24, "Test__4__b_LR4": 6}, "without a partner: Test/4/a_HR, Test/4/b_LR4$"),
         ({"Test__2__a_HR": 24, "Test__2__a_LR2": 12}, "as RealSR it holds no images at scale 4"),
         ({"a_gt": 24, "b": 6}, "without a partner: a_gt, b$"),
-        ({"hr__a": 24, "lr__a": 6}, "with hr, lr of none of the known layouts .*pairs: HR/NAME"),
-        ({"GT__a": 24}, "with GT of none of the known layouts"),
+        ({"a_hr__a": 24, "b_lr__a": 6}, "with a_hr of none of the known layouts .*pairs: HR/NAME"),
+        ({"GT__a": 24}, "LR: no such folder, nor another of LR images beside GT; .* --degrade"),
+        ({"DIV2K_valid_HR__a": 24}, "LR: no such folder, nor another of LR images beside DIV2K_valid_HR; .* --degrade"),
+        ({"own__DIV2K_valid_HR__a": 24}, "with DIV2K_valid_HR of none of the known layouts .* --degrade"),
+        ({"GTmod12__a": 24, "LRbicx2__a": 12}, "no LR images of scale 4 in LRbicx2 that belong to GTmod12"),
+        ({"HR__a": 24, "LR_bicubic__a": 6, "LR_unknown__a": 6}, "could be meant, HR, LR_bicubic, LR_unknown; give the"),
+        (
+            {"Set5__HR__a": 24, "Set5__LR__a": 6, "b__HR__a": 24, "b__LR__a": 6},
+            "several data sets; give one of Set5, b$",
+        ),
+        ({"HR__a": 24, "HR__a_hr": 24, "LR__a_lr": 6}, "without a partner: HR/a, HR/a_hr, LR/a_lr$"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, sizes, message):

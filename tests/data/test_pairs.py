@@ -34,8 +34,8 @@ def test_another_scale_is_refused(folder):
 
 
 def test_a_pair_of_wrong_size_is_named(folder):
-    save(folder / "HR" / "b.png", 13, 16)
-    with pytest.raises(ValueError, match=r"in: b \(HR 13 x 16, LR 3 x 4\)$"):
+    save(folder / "HR" / "b.png", 16, 16)
+    with pytest.raises(ValueError, match=r"in: b \(HR 16 x 16, LR 3 x 4\)$"):
         find_pairs(folder, 4)
 
 

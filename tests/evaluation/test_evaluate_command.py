@@ -372,7 +372,7 @@ def test_titles_can_be_given(here):
         (["--data", "pairs"], "--data pairs: give NAME=DIR"),
         (["--data", "x=none"], "none: no such folder"),
         (["--data", "x=pairs", "x=pairs"], "x is another data set's name"),
-        (["--data", "x=."], "with HR, LR of none of the known layouts (pairs: HR/NAME.png and LR/NAME.png; DRealSR"),
+        (["--data", "x=."], ".: holds several data sets; give one of broken, pairs, small"),
         (["--data", "x=pairs", "--model", "none.pth"], "none.pth: no such file"),
         (["--data", "x=pairs", "--model", "one.safetensors", "./one.safetensors"], "two models have the title one"),
         (["--data", "x=pairs", "--model", "one.safetensors", "x2.safetensors"], "models of one scale are compared"),
