@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from andfast.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.data.listing import told
 from andfast.devices import choose_device
 from andfast.host_memory import keep_freed_memory
 from andfast.memory import is_out_of_memory
@@ -33,7 +34,7 @@ from andfast.upscaling.models import find_model, precision_for
 from andfast.upscaling.pipeline import pipeline
 from andfast.upscaling.room import read_to_upscale
 from andfast.upscaling.tiles import NonFiniteError
-from andfast.upscaling.work import FORMATS, find_work
+from andfast.upscaling.work import FORMATS, Work, find_work, prepare_work, record_results
 
 __all__ = ["NonFiniteError", "UsageError", "find_model", "find_work", "main", "upscale", "upscale_tensor"]
 
@@ -135,20 +136,26 @@ class _Job:
         write_picture(item[1], picture, self.options.quality)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], Upscaler]:
+def _prepare(options: argparse.Namespace) -> tuple[Work, Upscaler]:
     """All that can go wrong before the first image; raises UsageError."""
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output {options.output}: not a folder")
     try:
         device = choose_device(options.device)
-        work = find_work(options.inputs, options.output, options.format)
         model = find_model(options.model, device)
         precision = precision_for(model, options.precision)
         upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on")
+        factor = options.output_scale or upscaler.scale
+        work = prepare_work(options.inputs, options.output, options.format, factor, options.overwrite)
         options.output.mkdir(parents=True, exist_ok=True)
+        record_results(work.beside & {target for _, target in _wanted(work, options)}, options.output)
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         raise UsageError(str(error)) from error
     return work, upscaler
+
+
+def _wanted(work: Work, options: argparse.Namespace) -> list[tuple[Path, Path]]:
+    return [item for item in work.pairs if options.overwrite or not item[1].exists()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     kind = str(upscaler.precision).removeprefix("torch.")
     print(f"model {options.model}: x{upscaler.scale}, on {upscaler.device} in {kind}")
-    wanted = [item for item in work if options.overwrite or not item[1].exists()]
+    wanted = _wanted(work, options)
 
     made = failed = 0
     begin = time.perf_counter()
@@ -180,15 +187,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             interrupted = True
     seconds = time.perf_counter() - begin
-    parts = [f"{made} of {len(work)} images upscaled to {options.output}"]
+    parts = [f"{made} of {len(work.pairs)} images upscaled to {options.output}"]
     if made:
         parts.append(f"{seconds:.1f} s, {made / seconds:.2g} images/s")
-    if len(wanted) < len(work):
-        parts.append(f"{len(work) - len(wanted)} were there already (--overwrite makes them again)")
+    if len(wanted) < len(work.pairs):
+        parts.append(f"{len(work.pairs) - len(wanted)} were there already (--overwrite makes them again)")
     if failed:
         parts.append(f"{failed} failed")
     if interrupted:
         parts.append("interrupted: the same command goes on from here")
+    if work.passed_over:
+        print(told(work.passed_over), file=sys.stderr)
     print("; ".join(parts))
     return _INTERRUPTED if interrupted else 1 if failed else 0
 

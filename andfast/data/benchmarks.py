@@ -80,11 +80,6 @@ def find_benchmark(folder: str | os.PathLike[str], scale: int) -> DataSet:
         return DataSet(folder, name, scenes, look_through(folder).passed_over, sum(pair.cut for pair in pairs))
     strangers = sorted({path.name for path in _folders(folder) if holds_hr(path) or path.name.lower() in ("lr", "lq")})
     found, passed_over = by_name(folder), look_through(folder).passed_over
-    if holds_hr(folder) and found:
-        raise DataError(
-            f"{folder}: HR images, as its name says, and not to be enlarged; give the folder that holds LR images "
-            "beside it, or --degrade, which makes them"
-        )
     if strangers or not found:
         known = "; ".join(f"{layout.name}: {layout.shape}" for layout in LAYOUTS)
         what = f"with {', '.join(strangers)} of none of the known layouts" if strangers else no_images(passed_over)

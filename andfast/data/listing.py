@@ -20,7 +20,7 @@ _UNREAD = (
 IMAGE_SUFFIXES, _UNREAD_SUFFIXES = (frozenset(f".{name}" for name in names.split()) for names in (_READ, _UNREAD))
 """What the names of images end in that are read, in lower case; upper case counts, too."""
 
-_NOT_READ, _NO_TARGET = "of a format that is not read", "that links to nothing"
+_NOT_READ, _NO_TARGET = "of a format that is not read", "whose link leads nowhere"
 
 _NAMED_AT_MOST = 5
 

@@ -176,13 +176,16 @@ def _refuse_one_alone(folder: Path, scale: int) -> None:
         [path for path in _folders_in(folder) if (own := role(path.name)) and own.kind == kind] for kind in ("HR", "LR")
     )
     sure = [path for path in hr if holds_hr(path)]
+    together = "pairs stand in HR/ and LR/ or the like"
     alone = "HR images alone are measured with andfast.evaluate --degrade"
     if sure and not lr:
         names = _names(sure, folder)
-        raise DataError(f"{folder / 'LR'}: no such folder, nor another of LR images beside {names}; {alone}")
+        raise DataError(
+            f"{folder / 'LR'}: no such folder, nor another of LR images beside {names}; {together}; {alone}"
+        )
     if not hr and (exact := [path for path in lr if len(path.name) == 2]):
         names = _names(exact, folder)
-        raise DataError(f"{folder / 'HR'}: no such folder, nor another of HR images beside {names}")
+        raise DataError(f"{folder / 'HR'}: no such folder, nor another of HR images beside {names}; {together}")
     if {role(path.name).series for path in hr} & {role(path.name).series for path in lr}:
         raise DataError(
             f"{folder}: no LR images of scale {scale} in {_names(lr, folder)} that belong to {_names(hr, folder)}; "
