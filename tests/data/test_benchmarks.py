@@ -161,3 +161,108 @@ def test_originals_are_found_in_any_layout(tmp_path):
         assert data.layout == "HR"
         assert [scene.name for scene in data.scenes] == names
         assert all(scene.lr is None and scene.hr.is_file() for scene in data.scenes)
+
+
+PUBLISHED = {
+    # (files, and by the name of a scene what stands where)
+    "DIV2K": (
+        {"DIV2K_valid_HR__0801": 24, "DIV2K_valid_LR_bicubic__X4__0801x4": 6, "DIV2K_valid_LR_bicubic__X2__0801x2": 12},
+        {"0801": ("DIV2K_valid_HR/0801.png", "DIV2K_valid_LR_bicubic/X4/0801x4.png")},
+    ),
+    "mild": (
+        {"DIV2K_valid_HR__0801": 24, "DIV2K_valid_LR_mild__0801x4m": 6},
+        {"0801": ("DIV2K_valid_HR/0801.png", "DIV2K_valid_LR_mild/0801x4m.png")},
+    ),
+    "wild": (
+        {"DIV2K_train_HR__1": 24, "DIV2K_train_LR_wild__1x4w1": 6, "DIV2K_train_LR_wild__1x4w2": 6},
+        {f"1x4w{n}": ("DIV2K_train_HR/1.png", f"DIV2K_train_LR_wild/1x4w{n}.png") for n in (1, 2)},
+    ),
+    "Flickr2K": (
+        {"Flickr2K_HR__000001": 24, "Flickr2K_LR_bicubic__X4__000001x4": 6},
+        {"000001": ("Flickr2K_HR/000001.png", "Flickr2K_LR_bicubic/X4/000001x4.png")},
+    ),
+    "BasicSR": (
+        {"GTmod12__a": 24, "GTmod4__a": 28, "original__a": 31, "LRbicx2__a": 12, "LRbicx4__a": 6},
+        {"a": ("GTmod12/a.png", "LRbicx4/a.png")},
+    ),
+    "sub-images": (
+        {"DIV2K_train_HR_sub__1_s001": 24, "DIV2K_train_LR_bicubic__X4_sub__1_s001": 6},
+        {"1_s001": ("DIV2K_train_HR_sub/1_s001.png", "DIV2K_train_LR_bicubic/X4_sub/1_s001.png")},
+    ),
+    "EDSR": (
+        {"HR__baby": 24, "LR_bicubic__X2__babyx2": 12, "LR_bicubic__X4__babyx4": 6},
+        {"baby": ("HR/baby.png", "LR_bicubic/X4/babyx4.png")},
+    ),
+    "original": (
+        {"original__baby": 24, "LR_bicubic__X4__babyx4": 6},
+        {"baby": ("original/baby.png", "LR_bicubic/X4/babyx4.png")},
+    ),
+    "RCAN": (
+        {"HR__x4__baby_HR_x4": 24, "HR__x2__baby_HR_x2": 24, "LRBI__x4__baby_LRBI_x4": 6},
+        {"baby_HR_x4": ("HR/x4/baby_HR_x4.png", "LRBI/x4/baby_LRBI_x4.png")},
+    ),
+    "lower case": ({"hr__A": 24, "lr__a": 6}, {"A": ("hr/A.png", "lr/a.png")}),
+    "gt and lq": ({"gt__a_1": 24, "lq__a_1": 6}, {"a_1": ("gt/a_1.png", "lq/a_1.png")}),
+    "SelfExSR": (
+        {
+            **{f"image_SRF_{s}__img_1_SRF_{s}_HR": 24 for s in (2, 4)},
+            **{f"image_SRF_{s}__img_1_SRF_{s}_LR": 24 // s for s in (2, 4)},
+            "image_SRF_4__img_1_SRF_4_bicubic": 24,
+        },
+        {"image_SRF_4/img_1": ("image_SRF_4/img_1_SRF_4_HR.png", "image_SRF_4/img_1_SRF_4_LR.png")},
+    ),
+    "beside": ({"a_HR": 24, "a_LR": 6}, {"a": ("a_HR.png", "a_LR.png")}),
+    "unpacked": (
+        {"S_HR__S_HR__a": 24, "S_LR_x4__S_LR_x4__ax4": 6},
+        {"a": ("S_HR/S_HR/a.png", "S_LR_x4/S_LR_x4/ax4.png")},
+    ),
+    "further down": ({"Set5__HR__a": 24, "Set5__LR__a": 6}, {"a": ("Set5/HR/a.png", "Set5/LR/a.png")}),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_pairs_as_data_sets_name_them(tmp_path, name):
+    sizes, expected = PUBLISHED[name]
+    save(tmp_path, **sizes)
+    assert found(tmp_path, 4)[1] == expected
+    originals = find_originals(tmp_path, 4)
+    assert {scene.hr.relative_to(tmp_path).as_posix() for scene in originals.scenes} == {
+        hr for hr, _ in expected.values()
+    }
+
+
+def test_of_several_folders_of_lr_images_one_is_given(tmp_path):
+    save(tmp_path, DIV2K_valid_HR__0801=24, DIV2K_valid_LR_unknown__X4__0801x4=6, DIV2K_valid_LR_bicubic__X4__0801x4=6)
+    save(tmp_path, DIV2K_train_HR__0001=24, DIV2K_train_LR_bicubic__X4__0001x4=6)
+    with pytest.raises(DataError, match=r"DIV2K_valid_LR_bicubic/X4, .*DIV2K_valid_LR_unknown/X4; give the one of"):
+        find_benchmark(tmp_path, 4)
+    for given in ("DIV2K_valid_LR_unknown", "DIV2K_valid_LR_unknown/X4"):
+        (scene,) = find_benchmark(tmp_path / given, 4).scenes
+        assert scene.hr == tmp_path / "DIV2K_valid_HR" / "0801.png"
+        assert scene.lr == tmp_path / "DIV2K_valid_LR_unknown" / "X4" / "0801x4.png"
+    with pytest.raises(DataError, match="several folders hold HR images; give one of DIV2K_train_HR, DIV2K_valid_HR"):
+        find_originals(tmp_path, 4)
+    assert len(find_originals(tmp_path / "DIV2K_valid_HR", 4).scenes) == 1
+
+
+def test_lr_images_alone_stay_alone_beside_another_set(tmp_path):
+    save(tmp_path, DIV2K_valid_HR__0801=24, phone_lr__a=7)
+    assert find_benchmark(tmp_path / "phone_lr", 4).layout == "LR"
+
+
+def test_pairs_of_rounded_sizes_are_counted(tmp_path):
+    save(tmp_path, HR__down=27, LR__down=6, HR__up=25, LR__up=7, HR__fits=24, LR__fits=6)
+    assert find_benchmark(tmp_path, 4).cut == 2
+
+
+def test_what_is_passed_over_is_kept(tmp_path):
+    save(tmp_path / "a", HR__a=24, LR__a=6)
+    save(tmp_path / "b", a=24)
+    for place in ("a/HR", "b"):
+        (tmp_path / place / "i.heic").write_bytes(b"")
+    for data in (
+        find_benchmark(tmp_path / "a", 4),
+        find_benchmark(tmp_path / "b", 4),
+        find_originals(tmp_path / "b", 4),
+    ):
+        assert [path.name for path, _ in data.passed_over] == ["i.heic"]
