@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from andfast.data.images import DataError
-from andfast.data.listing import listed
+from andfast.data.listing import list_images, listed
 
 # HR, gt, GTmod12, DIV2K_valid_HR, DIV2K_train_HR_sub, original.
 _HR = re.compile(r"(?i)(|.*[_\-. ])(hr|hq|gt|gtmod\d+|originals?)(|x?\d|[_\-. ].*)")
@@ -82,6 +82,8 @@ def paired_folders(folder: Path, scale: int) -> tuple[Path, Path] | None:
             if holders := [each for each in level if _pairs_in(each, scale)]:
                 if len(holders) > 1:
                     raise DataError(f"{folder}: holds several data sets; give one of {_names(holders, folder)}")
+                if any(holders[0] not in path.parents for path in list_images(folder)):
+                    raise DataError(f"{folder}: holds pairs, and other images beside them; give {holders[0]}")
                 found = _pairs_in(holders[0], scale)
                 break
     if len(found) > 1:
