@@ -15,11 +15,11 @@ from andfast.data.listing import list_images, listed
 _HR = re.compile(r"(?i)(|.*[_\-. ])(hr|hq|gt|gtmod\d+|originals?)(|x?\d|[_\-. ].*)")
 # LR, lq, LRbicx4, LR_bicubic, DIV2K_valid_LR_unknown.
 _LR = re.compile(r"(?i)(|.*[_\-. ])(l[rq])(.*)")
-_SCALE = re.compile(r"(?i)x(\d)(?!\d)|(?<!\d)(\d)x")
+_SCALE = re.compile(r"(?i)x(\d{1,2})(?!\d)|(?<!\d)(\d)x")
 # Folders inside those, of one scale each.
-_SCALE_FOLDER = re.compile(r"(?i)(?:x\d|\dx)(?:_sub)?")
+_SCALE_FOLDER = re.compile(r"(?i)(?:x\d{1,2}|\dx)(?:_sub)?")
 # What the names of one scene's files end in: 0801x4, 0801x4m, 0801x4w2, baby_LRBI_x4, img_001_SRF_4_HR.
-_NAME_END = re.compile(r"(?i)(?:[_\-. ]?x\d(?:m|d|w\d?)?|[_\-. ](?:\dx|srf[_\-]?\d|hr|hq|gt|l[rq][a-z]*\d?))$")
+_NAME_END = re.compile(r"(?i)(?:[_\-. ]?x(?:\d|16)(?:m|d|w\d?)?|[_\-. ](?:\dx|srf[_\-]?\d|hr|hq|gt|l[rq][a-z]*\d?))$")
 # How far below the given folder a data set's own folders are looked for.
 _DEPTH = 6
 
@@ -168,9 +168,8 @@ def _at_scale(folder: Path, scale: int) -> list[Path]:
     while (folder / folder.name).is_dir():  # as archives unpack
         folder /= folder.name
     inside = [path for path in _folders_in(folder) if _SCALE_FOLDER.fullmatch(path.name)]
-    return [
-        path for path in inside or [folder] if (named := _SCALE.search(path.name)) is None or str(scale) in named[0]
-    ]
+    scales = [(path, _SCALE.search(path.name)) for path in inside or [folder]]
+    return [path for path, named in scales if named is None or int(named[1] or named[2]) == scale]
 
 
 def _refuse_one_alone(folder: Path, scale: int) -> None:

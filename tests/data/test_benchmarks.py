@@ -182,7 +182,7 @@ PUBLISHED = {
         {"000001": ("Flickr2K_HR/000001.png", "Flickr2K_LR_bicubic/X4/000001x4.png")},
     ),
     "BasicSR": (
-        {"GTmod12__a": 24, "GTmod4__a": 28, "original__a": 31, "LRbicx2__a": 12, "LRbicx4__a": 6},
+        {"GTmod12__a": 24, "GTmod4__a": 28, "original__a": 31, "LRbicx2__a": 12, "LRbicx4__a": 6, "LRbicx16__a": 1},
         {"a": ("GTmod12/a.png", "LRbicx4/a.png")},
     ),
     "sub-images": (
