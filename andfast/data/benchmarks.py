@@ -118,7 +118,7 @@ def _recognised(folder: Path, scale: int) -> tuple[str, _Files | None]:
 
 def _pairs(folder: Path, scale: int) -> _Files | None:
     """HR/ and LR/ with files of the same names, or folders of other names that say what they hold."""
-    folders = paired_folders(folder, scale)
+    folders = paired_folders(folder, scale, below=True)
     return None if folders is None else (by_name(folders[0]), by_name(folders[1]))
 
 

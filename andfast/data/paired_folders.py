@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,13 +61,13 @@ def scene_of(name: str) -> str:
     return f"{place}{slash}{stem}".lower()
 
 
-def paired_folders(folder: Path, scale: int) -> tuple[Path, Path] | None:
+def paired_folders(folder: Path, scale: int, below: bool = False) -> tuple[Path, Path] | None:
     """The folders of HR and of LR images that belong together; None: there are none.
 
     Args:
-        folder: holds both, or a folder below it does; or is that of the LR images, and that of the HR images lies
-            beside it.
+        folder: holds both; or is that of the LR images, and that of the HR images lies beside it.
         scale: of the LR images, where there are several.
+        below: look for a folder that holds both below `folder`, too.
 
     Raises:
         DataError: there is one of the two alone, or several could be meant; the message names them.
@@ -77,18 +77,17 @@ def paired_folders(folder: Path, scale: int) -> tuple[Path, Path] | None:
         given = _named(folder)
         parent = given.parent.parent if _SCALE_FOLDER.fullmatch(given.name) else given.parent
         found = [(hr, lr) for hr, lr in _pairs_in(parent, scale) if given in (lr, *lr.parents)]
-    if not found:
+    if not found and below:
         for level in levels_below(folder):
             if holders := [each for each in level if _pairs_in(each, scale)]:
                 if len(holders) > 1:
                     raise DataError(f"{folder}: holds several data sets; give one of {_names(holders, folder)}")
-                if any(holders[0] not in path.parents for path in list_images(folder)):
-                    raise DataError(f"{folder}: holds pairs, and other images beside them; give {holders[0]}")
+                _refuse_others(folder, holders[0])
                 found = _pairs_in(holders[0], scale)
                 break
     if len(found) > 1:
         these = _names([path for pair in found for path in pair], folder)
-        raise DataError(f"{folder}: several folders could be meant, {these}; give the one of the LR images that are")
+        raise DataError(f"{folder}: several folders could be meant, {these}; give the one of the LR images")
     if not found:
         _refuse_one_alone(folder, scale)
         return None
@@ -102,11 +101,13 @@ def hr_folder(folder: Path, scale: int) -> Path | None:
         DataError: there are several.
     """
     for level in ([folder], *levels_below(folder)):
-        found = [path for each in level for paths in _best_hr(each, scale).values() for path in paths]
+        found = [(each, path) for each in level for paths in _best_hr(each, scale).values() for path in paths]
         if len(found) > 1:
-            raise DataError(f"{folder}: several folders hold HR images; give one of {_names(found, folder)}")
-        if found:
-            return found[0]
+            names = _names([path for _, path in found], folder)
+            raise DataError(f"{folder}: several folders hold HR images; give one of {names}")
+        for holder, path in found:
+            _refuse_others(folder, holder if _called(holder, "LR") else path)
+            return path
     return None
 
 
@@ -132,7 +133,7 @@ def _named(folder: Path) -> Path:
     return folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
 
 
-def _names(folders: list[Path], folder: Path) -> str:
+def _names(folders: Iterable[Path], folder: Path) -> str:
     return listed(list(dict.fromkeys(os.path.relpath(path, folder) for path in folders)))
 
 
@@ -145,7 +146,7 @@ def _pairs_in(folder: Path, scale: int) -> list[tuple[Path, Path]]:
 def _best_hr(folder: Path, scale: int) -> dict[str, list[Path]]:
     """The folders of HR images directly in `folder` that LR images were made of, by series."""
     found = _of_kind(folder, "HR", scale)
-    if not any((own := role(path.name)) and own.kind == "LR" for path in _folders_in(folder)):
+    if not _called(folder, "LR"):
         found = [each for each in found if each[1] < 1]
     best: dict[str, int] = {}
     for series, rank, _ in found:
@@ -157,25 +158,34 @@ def _of_kind(folder: Path, kind: str, scale: int) -> list[tuple[str, int, Path]]
     """(series, rank, folder) of what holds HR or LR images of a scale."""
     return [
         (own.series + ("_sub" if path.name.lower().endswith("_sub") else ""), own.rank, path)
-        for child in _folders_in(folder)
-        if (own := role(child.name)) and own.kind == kind
+        for child, own in _called(folder, kind).items()
         for path in _at_scale(child, scale)
     ]
 
 
+def _called(folder: Path, kind: str) -> dict[Path, Role]:
+    """The folders directly in `folder` that hold HR or LR images by their names."""
+    return {path: own for path in _folders_in(folder) if (own := role(path.name)) is not None and own.kind == kind}
+
+
 def _at_scale(folder: Path, scale: int) -> list[Path]:
     """The folder itself or, where it has some of one scale each, that of this scale."""
-    while (folder / folder.name).is_dir():  # as archives unpack
+    if (folder / folder.name).is_dir():  # as archives unpack
         folder /= folder.name
     inside = [path for path in _folders_in(folder) if _SCALE_FOLDER.fullmatch(path.name)]
     scales = [(path, _SCALE.search(path.name)) for path in inside or [folder]]
     return [path for path, named in scales if named is None or int(named[1] or named[2]) == scale]
 
 
+def _refuse_others(folder: Path, holder: Path) -> None:
+    """Refuse a folder with images that do not lie in `holder`: none are left out without a word."""
+    for path in list_images(folder):
+        if holder not in path.parents:
+            raise DataError(f"{folder}: {os.path.relpath(path, folder)} does not lie in {holder}; give that folder")
+
+
 def _refuse_one_alone(folder: Path, scale: int) -> None:
-    hr, lr = (
-        [path for path in _folders_in(folder) if (own := role(path.name)) and own.kind == kind] for kind in ("HR", "LR")
-    )
+    hr, lr = _called(folder, "HR"), _called(folder, "LR")
     sure = [path for path in hr if holds_hr(path)]
     together = "pairs stand in HR/ and LR/ or the like"
     alone = "HR images alone are measured with andfast.evaluate --degrade"
@@ -187,7 +197,7 @@ def _refuse_one_alone(folder: Path, scale: int) -> None:
     if not hr and (exact := [path for path in lr if len(path.name) == 2]):
         names = _names(exact, folder)
         raise DataError(f"{folder / 'HR'}: no such folder, nor another of HR images beside {names}; {together}")
-    if {role(path.name).series for path in hr} & {role(path.name).series for path in lr}:
+    if {own.series for own in hr.values()} & {own.series for own in lr.values()}:
         raise DataError(
             f"{folder}: no LR images of scale {scale} in {_names(lr, folder)} that belong to {_names(hr, folder)}; "
             + alone

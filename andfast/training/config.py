@@ -116,7 +116,7 @@ class MixConfig:
     Attributes:
         share: of the batch's images, in [0, 1), rounded to whole images: the last ones.
         method: clean (the identity's pooling), bicubic, bsrgan, real_esrgan, or pairs: camera-captured ones instead.
-        pairs: a folder with `HR/` and `LR/`, for the method pairs, here or in attack.method.
+        pairs: a folder with `HR/` and `LR/` or the like, for the method pairs, here or in attack.method.
     """
 
     share: NonNegativeFloat = 0.0

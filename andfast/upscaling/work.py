@@ -42,7 +42,10 @@ class Work:
 
 
 def find_work(inputs: Sequence[Path], output: Path, kind: str = "png") -> list[tuple[Path, Path]]:
-    """Which image goes where: the pairs of `prepare_work`.
+    """Which image goes where: (source, destination) pairs, each once, in the order of `inputs`.
+
+    Args:
+        inputs, output, kind: as for `prepare_work`.
 
     Raises:
         UsageError: as `prepare_work`.

@@ -216,6 +216,10 @@ PUBLISHED = {
         {"S_HR__S_HR__a": 24, "S_LR_x4__S_LR_x4__ax4": 6},
         {"a": ("S_HR/S_HR/a.png", "S_LR_x4/S_LR_x4/ax4.png")},
     ),
+    "further down, of another scale": (
+        {"Set5__GTmod12__a": 24, "Set5__LRbicx2__a": 12, "Set5__LRbicx4__a": 6},
+        {"a": ("Set5/GTmod12/a.png", "Set5/LRbicx4/a.png")},
+    ),
     "further down": ({"Set5__HR__a": 24, "Set5__LR__a": 6}, {"a": ("Set5/HR/a.png", "Set5/LR/a.png")}),
 }
 
@@ -243,6 +247,12 @@ def test_of_several_folders_of_lr_images_one_is_given(tmp_path):
     with pytest.raises(DataError, match="several folders hold HR images; give one of DIV2K_train_HR, DIV2K_valid_HR"):
         find_originals(tmp_path, 4)
     assert len(find_originals(tmp_path / "DIV2K_valid_HR", 4).scenes) == 1
+
+
+def test_originals_beside_a_folder_of_some_are_not_left_out(tmp_path):
+    save(tmp_path, holidays_hr__a=24, b=24)
+    with pytest.raises(DataError, match=r"b\.png does not lie in .*holidays_hr; give that folder"):
+        find_originals(tmp_path, 4)
 
 
 def test_lr_images_alone_stay_alone_beside_another_set(tmp_path):
