@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from andfast.files import written_whole
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-
 #: Only the decoders that the suffixes stand for: Pillow picks one by content, and among the others are some
 #: that start foreign programs (EPS).
-FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "DIB", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _EXIF_ORIENTATION = 0x0100, 0x0101, 0x0112
 # What to do to a stored image so that it stands upright, by the value of its EXIF orientation.
@@ -89,27 +86,6 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:
         raise ValueError(f"an image is uint8 (H, W, 3), not {array.dtype} {tuple(array.shape)}")
     with written_whole(path) as temporary:
         Image.fromarray(array).save(temporary, format="PNG")
-
-
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files in `folder` and below it, by suffix (`IMAGE_SUFFIXES`, upper or lower case), sorted.
-
-    Hidden files and folders (a leading dot) and folders with an image suffix are passed over. Links that lead
-    nowhere are listed, so that whoever reads them can name them.
-
-    Raises:
-        DataError: `folder` is no folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    found = []
-    for path in folder.rglob("*"):
-        inside = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and (path.is_file() or path.is_symlink()):
-            found.append((inside.as_posix(), path))
-    return [path for _, path in sorted(found)]
 
 
 def _orientation(image: Image.Image) -> int:
