@@ -13,6 +13,7 @@ import sys
 import time
 import types
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from andfast.pretrained import DEFAULT, pretrained_names
 from andfast.training.compilation import FirstPass
 from andfast.upscaling.call import upscale
 from andfast.upscaling.engine import Upscaler
-from andfast.upscaling.formats import MAX_PIXELS, Picture, write_picture
+from andfast.upscaling.formats import MAX_PIXELS, Picture, losses, write_picture
 from andfast.upscaling.models import find_model, precision_for
 from andfast.upscaling.pipeline import pipeline
 from andfast.upscaling.room import read_to_upscale
@@ -133,10 +134,13 @@ class _Job:
         total = passes * height * width
         bar = tqdm(total=total, unit="pixel", unit_scale=True, leave=False, disable=True if alone else None)
         with bar, self.first():
-            return Picture(self.upscaler.pixels(picture.pixels, self.options.output_scale, bar.update), picture.icc)
+            return replace(picture, pixels=self.upscaler.pixels(picture.pixels, self.options.output_scale, bar.update))
 
     def store(self, item: tuple[Path, Path], picture: Picture) -> None:
-        write_picture(item[1], picture, self.options.quality)
+        source, target = item
+        write_picture(target, picture, self.options.quality)
+        for note in (*picture.notes, *losses(target, picture)):
+            tqdm.write(f"warning: {source}: {note}", file=sys.stderr)
 
 
 def _prepare(options: argparse.Namespace) -> tuple[Work, Upscaler]:

@@ -69,7 +69,9 @@ def test_pairs_of_a_folder(tmp_path, hr, run, capsys):
     assert run(hr, "--attack.lr_psnr", "[28, 28]") == 0
     out = tmp_path / "out"
     names = ["a.png", "b.png", "sub/c.png"]
-    assert files(out) == sorted(["degrade.yaml", *(f"{half}/{name}" for half in ("HR", "LR") for name in names)])
+    assert files(out) == sorted(
+        ["degrade.yaml", "lock", *(f"{half}/{name}" for half in ("HR", "LR") for name in names)]
+    )
     pairs = find_pairs(out, 4)  # refuses what does not fit
     assert [pair.name for pair in pairs] == ["a", "b", "sub/c"]
     for pair in pairs:

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from andfast.command_line import UsageError
 from andfast.data.images import ImageError, image_size
 from andfast.data.listing import PassedOver, look_through, no_images
@@ -150,13 +148,10 @@ def _earlier_results(
 
 def _is_result(source: Path, target: Path, factor: float) -> bool:
     """Whether an image has the size of another one's result."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # nothing is decoded
     try:
         return image_size(target) == resized_size(image_size(source), factor)
     except ImageError:
         return False
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _recorded(output: Path) -> set[str]:

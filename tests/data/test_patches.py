@@ -155,8 +155,8 @@ def test_scan_names_what_it_skips(bad_files):
     assert {path.name: reason.split(": ", 1)[1] for path, reason in scan.skipped} == {
         "lost.png": "No such file or directory",
         "small.png": "31 x 50 pixels, smaller than the 32 x 32 wanted",
-        "text.jpg": "not an image (BMP, DIB, JPEG, PNG, PPM, TIFF, WEBP are read)",
-        "zero.png": "not an image (BMP, DIB, JPEG, PNG, PPM, TIFF, WEBP are read)",
+        "text.jpg": "not an image (BMP, JPEG, PNG, PPM, TIFF, WEBP are read)",
+        "zero.png": "not an image (BMP, JPEG, PNG, PPM, TIFF, WEBP are read)",
     }
 
 
