@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -127,3 +128,48 @@ def test_the_interpreter_has_nothing_to_add_at_its_end(closed):
     command = f"{{ '{sys.executable}' -c \"$0\"; echo $? >&3; }} {closed}"
     done = subprocess.run(["sh", "-c", f"exec 3>&2 4>&1; {command}", code], capture_output=True, text=True)
     assert done.stderr == "0\n"
+
+
+WAITS = """
+import runpy, signal, sys, time
+console = runpy.run_path(sys.argv[1])["console"]  # alone: to import all of andfast takes seconds
+
+@console()
+def main():
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("putting things in order", flush=True)
+        while True:  # as in an operation that does not listen
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                pass
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes are sent SIGINT")
+def test_a_second_ctrl_c_ends_a_command_at_once():
+    with subprocess.Popen([sys.executable, "-c", WAITS, module.__file__], stdout=subprocess.PIPE, text=True) as process:
+        for said in ("begun", "putting things in order"):
+            assert process.stdout.readline() == f"{said}\n"
+            process.send_signal(signal.SIGINT)
+        assert process.wait(20) == -signal.SIGINT
+
+
+def test_ctrl_c_is_as_before_afterwards():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), console():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        own = lambda number, frame: None  # noqa: E731
+        signal.signal(signal.SIGINT, own)
+        with console():
+            assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)
