@@ -130,6 +130,7 @@ class Work:
             raise ValueError(f"--sheet {self.sheet}: a sheet is a .png file")
         if self.sheet is not None:
             make_folder(self.sheet.parent)
+            check_name(self.sheet)
         self.real = None if options.real is None else _find_real(Path(options.real), config.scale)
         self.device = choose_device(config.device)
         self.model, self.view, self._record_of_model = None, None, None
