@@ -77,8 +77,9 @@ def console(*passes: type[OSError]) -> Iterator[None]:
         *passes: errors of writing that are raised nevertheless.
     """
     before = sys.stdout, sys.stderr
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # what is closed is None
-        streams = [_Stream(stream or nowhere, passes) for stream in before]
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # where a process began without, it is None
+        usable = (nowhere if stream is None or getattr(stream, "closed", False) else stream for stream in before)
+        streams = [_Stream(stream, passes) for stream in usable]
         sys.stdout, sys.stderr = streams
         try:
             with _heeded():

@@ -140,6 +140,7 @@ class Work:
             raise ValueError(f"--sheet {self.sheet}: a sheet is a .png file")
         if self.sheet is not None:
             make_folder(self.sheet.parent)
+            check_name(self.sheet)
         self.real: list[Scene] = []
         if options.real is not None:
             real = find_benchmark(options.real, config.scale)

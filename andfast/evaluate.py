@@ -26,7 +26,7 @@ from andfast.evaluation.models import Computing, Contender, interpolation, load_
 from andfast.evaluation.records import Records
 from andfast.evaluation.report import as_json, text, write_csv
 from andfast.evaluation.sheet import difference_sheet
-from andfast.files import make_folder, write_json
+from andfast.files import check_name, make_folder, write_json
 from andfast.host_memory import keep_freed_memory
 from andfast.info import commit, machine
 from andfast.locks import locked
@@ -123,6 +123,7 @@ def _check_output(option: str, path: Path | None, suffix: str) -> None:
     if path.is_dir():
         raise ValueError(f"{option} {path}: is a folder")
     make_folder(path.parent)
+    check_name(path)
 
 
 def _find_data(given: Sequence[str], scale: int, degradation: Degradation | None) -> dict[str, DataSet]:

@@ -70,7 +70,7 @@ def test_what_nobody_hears_ends_nothing(make, monkeypatch):
         for _ in range(3):
             print("a" * 100_000)
             print("b", file=sys.stderr, flush=True)
-            for _ in tqdm(range(2)):
+            for _ in tqdm(range(2), disable=None):
                 pass
     assert (sys.stdout, sys.stderr) == before
     if make in (closed_pipe, full_disk):  # nothing is left that the interpreter would try again
@@ -117,7 +117,9 @@ def test_commands_do_their_work_unheard(make, tmp_path, monkeypatch):
 
 def test_training_ends_as_by_the_signal_when_its_reader_is_gone(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream(closed_pipe().detach(), write_through=True))
-    options = ["--generator.features=8", "--generator.depth=1", "--device=cpu"]
+    for name in "abcd":
+        Image.effect_noise((48, 48), 60).save(tmp_path / f"{name}.png")
+    options = ["--generator.features=8", "--train.patch_size=32", "--device=cpu", f"--data.hr={tmp_path}"]
     assert train.main([f"--run_dir={tmp_path / 'run'}", *options]) == 128 + 13
 
 
