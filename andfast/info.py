@@ -24,6 +24,10 @@ from andfast.optional import NOT_INSTALLED, problem_of
 from andfast.pretrained import pretrained_names
 
 
+#: The packages that andfast can do without.
+OPTIONAL = ("tensorboard", "wandb", "onnx", "onnxruntime", "gradio", "spandrel", "torchmetrics", "lpips", "scipy")
+
+
 def collect() -> dict[str, Any]:
     """Everything this command shows, as JSON types: "versions", "devices", "pretrained", "operations".
 
@@ -75,9 +79,9 @@ def _version(package: str) -> str | None:
 
 
 def optional() -> dict[str, str | None]:
-    """The packages that andfast can do without: their versions, and what is wrong with them; None: not installed."""
+    """The versions of `OPTIONAL`, and what is wrong with them; None: not installed. Imports them, which takes seconds."""
     found: dict[str, str | None] = {}
-    for name in ("tensorboard", "wandb", "onnx", "onnxruntime", "gradio", "spandrel", "torchmetrics", "lpips", "scipy"):
+    for name in OPTIONAL:
         problem = problem_of(name)
         broken = "" if problem is None else f", but {problem}"
         found[name] = None if problem == NOT_INSTALLED else f"{_version(name) or 'unknown'}{broken}"

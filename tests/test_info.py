@@ -11,6 +11,12 @@ from andfast.ops import backends
 from andfast.pretrained import pretrained_names
 
 
+@pytest.fixture(autouse=True)
+def _few(monkeypatch):
+    """Importing all of them takes seconds."""
+    monkeypatch.setattr(info, "OPTIONAL", ("tensorboard", "wandb"))
+
+
 def test_json(capsys):
     info.main(["--json"])
     shown = json.loads(capsys.readouterr().out)
@@ -19,6 +25,7 @@ def test_json(capsys):
     assert len(shown["devices"]) == 1 + torch.cuda.device_count()
     assert shown["pretrained"] == pretrained_names()
     assert shown["operations"] == backends.status()
+    assert set(shown["optional"]) == {"tensorboard", "wandb"}
 
 
 def test_text_gives_the_reason(capsys, monkeypatch):

@@ -73,7 +73,8 @@ def fit(state: dict[str, Tensor], take: Callable[[dict[str, Tensor]], Fitted]) -
 
     Raises:
         AmbiguousModelError: there are two that are as good.
-        ModelError: there is no such network.
+        UnknownModelError: there is none, or but one whose place does not say that it is the file's network.
+        ModelError: it is damaged, or not what is wanted of its kind.
     """
     seen: list[Place] = []
     problems: list[ModelError] = []
@@ -95,7 +96,7 @@ def fit(state: dict[str, Tensor], take: Callable[[dict[str, Tensor]], Fitted]) -
             take(part.state)
             others.append(part.name)
     if others:
-        raise AmbiguousModelError(f"holds a network under {' and under '.join(others)}, beside others; {_ALONE}")
+        raise UnknownModelError(f"holds a network under {' and under '.join(others)}, beside others; {_ALONE}")
     raise next((error for error in problems if not isinstance(error, UnknownModelError)), problems[0])
 
 
