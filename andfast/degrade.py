@@ -158,11 +158,15 @@ class Work:
         """(source, name) of the images: their places below HR/ and LR/."""
         given, inside = [Path(path) for path in inputs], self.output.resolve()
         for path in given:
-            if inside in (path.resolve(), *path.resolve().parents):
+            if inside in path.resolve().parents:
                 raise ValueError(f"{path} lies in --output {self.output}; choose another folder for the results")
-        work = prepare_work(given, self.output)
+        hr, lr = self.places("")
+        work = prepare_work(given, hr)
         self.passed_over = work.passed_over
-        return [(source, target.relative_to(self.output).as_posix()) for source, target in work.pairs]
+        # What was made before is no input, where DIR lies in a folder of them, or is one.
+        made = {lr.resolve(), inside} - {path.resolve() for path in given}
+        found = [pair for pair in work.pairs if made.isdisjoint(pair[0].resolve().parents)]
+        return [(source, target.relative_to(hr).as_posix()) for source, target in found]
 
     def _look_through(self, name: str) -> None:
         config = self.config

@@ -23,7 +23,6 @@ from andfast.ops import _extension, backends
 from andfast.optional import NOT_INSTALLED, problem_of
 from andfast.pretrained import pretrained_names
 
-
 #: The packages that andfast can do without.
 OPTIONAL = ("tensorboard", "wandb", "onnx", "onnxruntime", "gradio", "spandrel", "torchmetrics", "lpips", "scipy")
 
@@ -79,7 +78,7 @@ def _version(package: str) -> str | None:
 
 
 def optional() -> dict[str, str | None]:
-    """The versions of `OPTIONAL`, and what is wrong with them; None: not installed. Imports them, which takes seconds."""
+    """The versions of `OPTIONAL`, and what is wrong with them; None: not installed. To import them takes seconds."""
     found: dict[str, str | None] = {}
     for name in OPTIONAL:
         problem = problem_of(name)

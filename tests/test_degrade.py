@@ -154,6 +154,22 @@ def test_settings_that_do_not_count_cannot_be_wrong(tmp_path, hr, run):
     assert run(hr / "a.png", "--config", tmp_path / "c.yaml") == 0
 
 
+@pytest.mark.parametrize("output", ["hr", "hr/pairs"])
+def test_it_goes_on_in_a_folder_of_the_inputs(tmp_path, hr, run, output, capsys):
+    sheet = ["--sheet", hr / "pairs" / "sheet.png"] if output == "hr/pairs" else []
+    (hr / "pairs").mkdir()
+    (hr / "i.gif").write_bytes(b"")
+    before = files(hr)
+    for said in ("3 of 3 images degraded", "3 of 3 images degraded"):
+        assert run(hr, "--identity", *sheet, model="none", output=output) == 0
+        message = capsys.readouterr()
+        assert said in message.out
+        assert message.err.splitlines()[-1] == "passed over: 1 of a format that is not read (i.gif)"
+    assert "3 of them before" in message.out
+    made = {f"{half}/{name}" for half in ("HR", "LR") for name in ("a.png", "b.png", "sub/c.png")} | {"degrade.yaml"}
+    assert set(files(tmp_path / output)) - set(before) - {"sheet.png"} == made
+
+
 def test_it_goes_on_where_it_was_interrupted(tmp_path, hr, run, capsys, monkeypatch):
     assert run(hr, output="whole") == 0
     write, written = degrade.write_png, []

@@ -94,9 +94,10 @@ def prepare_work(
     targets = {path: path.resolve() for path in {target.parent for _, target in pairs}}
     beside = {target for _, target in pairs if targets[target.parent] in homes}
     if factor is not None:
-        known = _recorded(output)
-        earlier = _earlier_results([pair for pair in pairs if pair[1] in beside], output, factor, overwrite, known)
-        taken = [source for source, _ in pairs if source.resolve() in earlier and _name(source, output) not in known]
+        known = set().union(*(_recorded(folder) for folder in {output, *inputs}))
+        earlier = _earlier_results([pair for pair in pairs if pair[1] in beside], factor, overwrite, known)
+        earlier |= _known_results([source for source, _ in pairs], factor, known)
+        taken = [source for source, _ in pairs if source.resolve() in earlier - known]
         passed_over += [PassedOver(path, "with the place and the size of an earlier result") for path in taken]
         pairs = [(source, target) for source, target in pairs if source.resolve() not in earlier]
     sources: dict[Path, Path] = {}  # by destination
@@ -118,15 +119,13 @@ def record_results(targets: Iterable[Path], output: Path) -> None:
     Raises:
         OSError: the note cannot be written.
     """
-    known = _recorded(output)
-    names = {_name(target, output) for target in targets}
-    if names - known:
-        write_json(output / RECORD_FILE, {"results": sorted(names | known)})
+    known, results = _recorded(output), {target.resolve() for target in targets}
+    if results - known:
+        names = [Path(os.path.relpath(path, output.resolve())).as_posix() for path in results | known]
+        write_json(output / RECORD_FILE, {"results": sorted(names)})
 
 
-def _earlier_results(
-    pairs: Sequence[tuple[Path, Path]], output: Path, factor: float, overwrite: bool, known: set[str]
-) -> set[Path]:
+def _earlier_results(pairs: Sequence[tuple[Path, Path]], factor: float, overwrite: bool, known: set[Path]) -> set[Path]:
     """The destinations, resolved, that are there already.
 
     Raises:
@@ -140,10 +139,23 @@ def _earlier_results(
         what = f"{source} would be written to {target}, which is there and may be an original"
         if not _is_result(source, target, factor):
             raise UsageError(f"{what}: it is not {factor:g} times the size; rename one or choose another --output")
-        if overwrite and _name(target, output) not in known:
+        if overwrite and real not in known:
             raise UsageError(f"{what}; remove it, or choose another --output")
         found.add(real)
     return found
+
+
+def _known_results(images: Sequence[Path], factor: float, known: set[Path]) -> set[Path]:
+    """Those of the images, resolved, that are known as results and have the size of one of another beside them."""
+    by_name: dict[Path, list[Path]] = {}
+    for path in images:
+        by_name.setdefault(path.with_suffix(""), []).append(path)
+    return {
+        path.resolve()
+        for same in by_name.values()
+        for path in same
+        if len(same) > 1 and path.resolve() in known and any(_is_result(other, path, factor) for other in same)
+    }
 
 
 def _is_result(source: Path, target: Path, factor: float) -> bool:
@@ -154,15 +166,13 @@ def _is_result(source: Path, target: Path, factor: float) -> bool:
         return False
 
 
-def _recorded(output: Path) -> set[str]:
+def _recorded(folder: Path) -> set[Path]:
+    """The results that are known in a folder, resolved."""
     try:
-        return set(json.loads((output / RECORD_FILE).read_text(encoding="utf-8"))["results"])
+        names = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["results"]
+        return {(folder / name).resolve() for name in names}
     except (OSError, ValueError, TypeError, KeyError):  # then none is known
         return set()
-
-
-def _name(target: Path, output: Path) -> str:
-    return Path(os.path.relpath(target, output)).as_posix()
 
 
 def _check_alike(sources: Mapping[Path, Path], output: Path) -> None:

@@ -106,6 +106,15 @@ def test_files_and_other_formats_beside_the_photographs(tmp_path, run):
     assert "a.jpg is an input and would be overwritten" in error
 
 
+def test_known_results_are_no_inputs_for_other_formats_and_folders(tmp_path, run):
+    picture(tmp_path / "in" / "a.jpg")
+    for output, more, made in (("in", [], "a.png"), ("in", ["--format", "tiff"], "a.tif"), ("out", [], "a.png")):
+        status, summary, error = run(tmp_path / "in", "--output", tmp_path / output, *more)
+        assert (status, error) == (0, "")
+        assert summary.startswith("1 of 1 image")
+        assert (tmp_path / output / made).exists()
+
+
 def test_the_factor_asked_for_counts(tmp_path, run):
     picture(tmp_path / "a.jpg", 10, 12)
     for times in (1, 0):
