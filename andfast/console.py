@@ -1,11 +1,14 @@
-"""What commands print, which never costs what they have done."""
+"""Commands and the terminal: what they print never costs what they have done, and Ctrl-C is heeded."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, TextIO
 
 
@@ -67,17 +70,20 @@ def console(*passes: type[OSError]) -> Iterator[None]:
     """Let nothing that is printed inside end the work: for the commands' `main`, as a decorator.
 
     A name that the terminal's encoding does not know is printed with escapes. What nobody reads any more (`| head`),
-    what a full disk has no room for, and what goes to a closed stream is left out.
+    what a full disk has no room for, and what goes to a closed stream is left out. A second Ctrl-C ends the process at
+    once, whatever it waits for; the first lets it put things in order.
 
     Args:
         *passes: errors of writing that are raised nevertheless.
     """
     before = sys.stdout, sys.stderr
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # what is closed is None
-        streams = [_Stream(stream or nowhere, passes) for stream in before]
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # where a process began without, it is None
+        usable = (nowhere if stream is None or getattr(stream, "closed", False) else stream for stream in before)
+        streams = [_Stream(stream, passes) for stream in usable]
         sys.stdout, sys.stderr = streams
         try:
-            yield
+            with _heeded():
+                yield
         finally:
             sys.stdout, sys.stderr = before
             for stream in streams:
@@ -85,3 +91,22 @@ def console(*passes: type[OSError]) -> Iterator[None]:
                     stream._stream.flush()
                 except (OSError, ValueError):
                     stream.discard()
+
+
+@contextmanager
+def _heeded() -> Iterator[None]:
+    """Let the system end the process at a second Ctrl-C: Python would wait until the current operation is done."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield  # whoever called the command has its own way
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -27,8 +27,10 @@ from tqdm import tqdm
 from andfast.attack.base import NetworkAttack
 from andfast.command_line import UsageError, one_line
 from andfast.console import console
-from andfast.data.images import DataError, image_size, list_images, read_image, write_png
-from andfast.data.pairs import find_pairs
+from andfast.data.benchmarks import Scene, find_benchmark
+from andfast.data.images import DataError, image_size, read_image, write_png
+from andfast.data.listing import told
+from andfast.data.pairs import read_pair
 from andfast.data.tensors import to_array, to_tensor
 from andfast.degraded_images import degrade, draw, read_hr
 from andfast.devices import choose_device, choose_precision
@@ -45,7 +47,8 @@ from andfast.training.memory import check_search
 from andfast.training.options import Parser
 from andfast.training.sheet import CROP, ROWS
 from andfast.training.state import different, flat
-from andfast.upscale import find_model, find_work
+from andfast.upscale import find_model
+from andfast.upscaling.work import prepare_work
 from andfast.yaml_files import YamlError, dump_yaml, read_yaml
 
 RECORD_FILE = "degrade.yaml"
@@ -79,7 +82,7 @@ def make_parser() -> Parser:
     add("--sheet", type=str | None, default=None, metavar="FILE", help="draw what was found, by type: a PNG file")
     add(
         "--real", type=str | None, default=None, metavar="DIR",
-        help="compare with real LR images: HR/ and LR/ with the same names, or LR images alone",
+        help="compare with real LR images: pairs or LR images alone, as andfast.evaluate takes them",
     )  # fmt: skip
     add("--config", action="config", help="a YAML file with any of the settings below, as a run's config.yaml")
     parser.add_class_arguments(Config)
@@ -137,7 +140,12 @@ class Work:
             raise ValueError(f"--sheet {self.sheet}: a sheet is a .png file")
         if self.sheet is not None:
             make_folder(self.sheet.parent)
-        self.real = None if options.real is None else _find_real(Path(options.real), config.scale)
+            check_name(self.sheet)
+        self.real: list[Scene] = []
+        if options.real is not None:
+            real = find_benchmark(options.real, config.scale)
+            self.real = real.scenes
+            self.passed_over += real.passed_over
         self.device = choose_device(config.device)
         self.model, self.view, self._record_of_model = None, None, None
         if not (self.identity or method in _WITHOUT_MODEL):
@@ -152,8 +160,13 @@ class Work:
         for path in given:
             if inside in path.resolve().parents:
                 raise ValueError(f"{path} lies in --output {self.output}; choose another folder for the results")
-        found = find_work(given, self.output)
-        return [(source, target.relative_to(self.output).as_posix()) for source, target in found]
+        hr, lr = self.places("")
+        work = prepare_work(given, hr)
+        self.passed_over = work.passed_over
+        # What was made before is no input, where DIR lies in a folder of them, or is one.
+        made = {lr.resolve(), inside} - {path.resolve() for path in given}
+        found = [pair for pair in work.pairs if made.isdisjoint(pair[0].resolve().parents)]
+        return [(source, target.relative_to(hr).as_posix()) for source, target in found]
 
     def _look_through(self, name: str) -> None:
         config = self.config
@@ -217,20 +230,6 @@ def number_of(name: str) -> int:
     return zlib.crc32(os.fsencode(name))
 
 
-def _find_real(folder: Path, scale: int) -> list[tuple[Path | None, Path]]:
-    """(HR or None, LR) of real images.
-
-    Raises:
-        DataError: there are none, or pairs that are none.
-    """
-    if (folder / "HR").is_dir() or (folder / "LR").is_dir():
-        return [(pair.hr, pair.lr) for pair in find_pairs(folder, scale)]
-    images = list_images(folder)
-    if not images:
-        raise DataError(f"{folder}: no images in this folder")
-    return [(None, path) for path in images]
-
-
 @console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
@@ -251,8 +250,10 @@ def _run(options: Namespace, held: ExitStack) -> int:
     try:
         failed = _make_pairs(work)
         failed += work.sheet is not None and not _draw(work)
-        if work.real is not None:
+        if work.real:
             failed += _compare(work)
+        if work.passed_over:
+            print(told(work.passed_over), file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -332,12 +333,13 @@ def _compare(work: Work) -> int:
     columns, failed = {}, 0
     for title, pairs in (
         ("degraded", [pair for pair in made if all(path.exists() for path in pair)]),
-        ("real", work.real),
+        ("real", [(scene.hr, scene.lr) for scene in work.real]),
     ):
         columns[title] = Differences(work.config.scale)
         for hr, lr in pairs:
             try:
-                images = [None if path is None else to_tensor(read_image(path))[0] for path in (hr, lr)]
+                images = (None, read_image(lr)) if hr is None else read_pair(hr, lr, work.config.scale)
+                images = [None if image is None else to_tensor(image)[0] for image in images]
             except DataError as error:
                 failed += 1
                 _tell(lr, error)

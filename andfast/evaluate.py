@@ -17,6 +17,8 @@ from andfast.command_line import UsageError, one_line
 from andfast.console import console
 from andfast.data.benchmarks import LAYOUTS, DataSet, find_benchmark, find_originals
 from andfast.data.images import DataError, write_png
+from andfast.data.listing import told
+from andfast.data.paired_folders import holds_hr
 from andfast.devices import TYPES, choose_device, choose_precision
 from andfast.evaluation.degrading import Degradation, parse_degradation
 from andfast.evaluation.measuring import Outcome, Plan, measure_all
@@ -24,7 +26,7 @@ from andfast.evaluation.models import Computing, Contender, interpolation, load_
 from andfast.evaluation.records import Records
 from andfast.evaluation.report import as_json, text, write_csv
 from andfast.evaluation.sheet import difference_sheet
-from andfast.files import make_folder, write_json
+from andfast.files import check_name, make_folder, write_json
 from andfast.host_memory import keep_freed_memory
 from andfast.info import commit, machine
 from andfast.locks import locked
@@ -121,6 +123,7 @@ def _check_output(option: str, path: Path | None, suffix: str) -> None:
     if path.is_dir():
         raise ValueError(f"{option} {path}: is a folder")
     make_folder(path.parent)
+    check_name(path)
 
 
 def _find_data(given: Sequence[str], scale: int, degradation: Degradation | None) -> dict[str, DataSet]:
@@ -133,6 +136,11 @@ def _find_data(given: Sequence[str], scale: int, degradation: Degradation | None
             raise DataError(f"--data {text_}: {name} is another data set's name, too")
         find = find_benchmark if degradation is None else find_originals
         found[name] = find(folder, scale)
+        if found[name].layout == "LR" and holds_hr(Path(folder)):
+            raise DataError(
+                f"--data {text_}: HR images, as the folder's name says, which are not to be enlarged; give the folder "
+                "that holds it and one of LR images, or --degrade, which makes them"
+            )
     return found
 
 
@@ -176,6 +184,9 @@ def _run(options: argparse.Namespace, arguments: Sequence[str] | None, held: Exi
     except (OSError, ValueError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    for name, data in plan.data.items():
+        if data.passed_over:
+            print(f"{name}: {told(data.passed_over)}", file=sys.stderr)
     for failure in outcome.failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if outcome.failures else 0

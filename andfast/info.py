@@ -78,7 +78,7 @@ def _version(package: str) -> str | None:
 
 
 def optional() -> dict[str, str | None]:
-    """The versions of `OPTIONAL`, and what is wrong with them; None: not installed. It imports them: seconds."""
+    """The versions of `OPTIONAL`, and what is wrong with them; None: not installed. To import them takes seconds."""
     found: dict[str, str | None] = {}
     for name in OPTIONAL:
         problem = problem_of(name)

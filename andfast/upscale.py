@@ -13,6 +13,7 @@ import sys
 import time
 import types
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from andfast.command_line import UsageError, add_upscaling, one_line, whole
 from andfast.console import console
+from andfast.data.listing import told
 from andfast.devices import choose_device
 from andfast.files import check_name, make_folder
 from andfast.host_memory import keep_freed_memory
@@ -30,12 +32,12 @@ from andfast.pretrained import DEFAULT, pretrained_names
 from andfast.training.compilation import FirstPass
 from andfast.upscaling.call import upscale
 from andfast.upscaling.engine import Upscaler
-from andfast.upscaling.formats import MAX_PIXELS, Picture, write_picture
+from andfast.upscaling.formats import MAX_PIXELS, Picture, losses, write_picture
 from andfast.upscaling.models import find_model, precision_for
 from andfast.upscaling.pipeline import pipeline
 from andfast.upscaling.room import read_to_upscale
 from andfast.upscaling.tiles import NonFiniteError
-from andfast.upscaling.work import FORMATS, find_work
+from andfast.upscaling.work import FORMATS, Work, find_work, prepare_work, record_results
 
 __all__ = ["NonFiniteError", "UsageError", "find_model", "find_work", "main", "upscale", "upscale_tensor"]
 
@@ -132,27 +134,37 @@ class _Job:
         total = passes * height * width
         bar = tqdm(total=total, unit="pixel", unit_scale=True, leave=False, disable=True if alone else None)
         with bar, self.first():
-            return Picture(self.upscaler.pixels(picture.pixels, self.options.output_scale, bar.update), picture.icc)
+            return replace(picture, pixels=self.upscaler.pixels(picture.pixels, self.options.output_scale, bar.update))
 
     def store(self, item: tuple[Path, Path], picture: Picture) -> None:
-        write_picture(item[1], picture, self.options.quality)
+        source, target = item
+        write_picture(target, picture, self.options.quality)
+        for note in (*picture.notes, *losses(target, picture)):
+            tqdm.write(f"warning: {source}: {note}", file=sys.stderr)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], Upscaler]:
+def _prepare(options: argparse.Namespace) -> tuple[Work, Upscaler]:
     """All that can go wrong before the first image; raises UsageError."""
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output {options.output}: not a folder")
     try:
         device = choose_device(options.device)
-        work = find_work(options.inputs, options.output, options.format)
         model = find_model(options.model, device)
         precision, deep = (precision_for(model, options.precision, deep) for deep in (False, True))
         upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on", deep)
-        if options.overwrite or not all(os.path.exists(target) for _, target in work):
+        factor = options.output_scale or upscaler.scale
+        work = prepare_work(options.inputs, options.output, options.format, factor, options.overwrite)
+        wanted = _wanted(work, options)
+        if wanted:
             make_folder(options.output)
+        record_results(work.beside & {target for _, target in wanted}, options.output)
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         raise UsageError(str(error)) from error
     return work, upscaler
+
+
+def _wanted(work: Work, options: argparse.Namespace) -> list[tuple[Path, Path]]:
+    return [item for item in work.pairs if options.overwrite or not os.path.exists(item[1])]
 
 
 @console()
@@ -165,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     print(f"model {options.model}: x{upscaler.scale}, on {upscaler.device} in {upscaler.types}")
-    wanted = [item for item in work if options.overwrite or not os.path.exists(item[1])]
+    wanted = _wanted(work, options)
 
     made = failed = 0
     begin = time.perf_counter()
@@ -184,15 +196,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             interrupted = True
     seconds = time.perf_counter() - begin
-    parts = [f"{made} of {len(work)} images upscaled to {options.output}"]
+    parts = [f"{made} of {len(work.pairs)} images upscaled to {options.output}"]
     if made:
         parts.append(f"{seconds:.1f} s, {made / seconds:.2g} images/s")
-    if len(wanted) < len(work):
-        parts.append(f"{len(work) - len(wanted)} were there already (--overwrite makes them again)")
+    if len(wanted) < len(work.pairs):
+        parts.append(f"{len(work.pairs) - len(wanted)} were there already (--overwrite makes them again)")
     if failed:
         parts.append(f"{failed} failed")
     if interrupted:
         parts.append("interrupted: the same command goes on from here")
+    if work.passed_over:
+        print(told(work.passed_over), file=sys.stderr)
     print("; ".join(parts))
     return _INTERRUPTED if interrupted else 1 if failed else 0
 

@@ -26,8 +26,8 @@ from tqdm import tqdm
 from andfast import info
 from andfast.attack import Lens
 from andfast.console import console
-from andfast.data.images import DataError, read_image
-from andfast.data.pairs import find_pairs
+from andfast.data.images import DataError
+from andfast.data.pairs import find_pairs, read_pair
 from andfast.data.tensors import to_tensor
 from andfast.files import write_text
 from andfast.host_memory import keep_freed_memory
@@ -187,7 +187,7 @@ def camera_images(folders: Sequence[str], at_most: int | None) -> dict[str, list
     for folder in folders:
         tuning, _ = split_pairs(find_pairs(folder, SCALE))
         for pair in tuning[:at_most]:
-            hr, lr = (to_tensor(read_image(path))[0] for path in (pair.hr, pair.lr))
+            hr, lr = (to_tensor(image)[0] for image in read_pair(pair.hr, pair.lr, SCALE))
             found[camera_of(pair.name)].append((hr, lr))
     return dict(found)
 

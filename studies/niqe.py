@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from andfast.console import console
-from andfast.data.images import DataError, image_size, list_images, read_image
-from andfast.data.pairs import listed
+from andfast.data.images import DataError, image_size, read_image
+from andfast.data.listing import list_images, listed
 from andfast.data.tensors import to_tensor
 from andfast.metrics.niqe import BLOCK, block_features, moments, niqe_luma, whole_blocks
 from andfast.metrics.pristine import FEATURES, PristineModel, gaussian_window, save_pristine

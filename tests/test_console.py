@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -69,7 +70,7 @@ def test_what_nobody_hears_ends_nothing(make, monkeypatch):
         for _ in range(3):
             print("a" * 100_000)
             print("b", file=sys.stderr, flush=True)
-            for _ in tqdm(range(2)):
+            for _ in tqdm(range(2), disable=None):
                 pass
     assert (sys.stdout, sys.stderr) == before
     if make in (closed_pipe, full_disk):  # nothing is left that the interpreter would try again
@@ -116,7 +117,9 @@ def test_commands_do_their_work_unheard(make, tmp_path, monkeypatch):
 
 def test_training_ends_as_by_the_signal_when_its_reader_is_gone(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream(closed_pipe().detach(), write_through=True))
-    options = ["--generator.features=8", "--generator.depth=1", "--device=cpu"]
+    for name in "abcd":
+        Image.effect_noise((48, 48), 60).save(tmp_path / f"{name}.png")
+    options = ["--generator.features=8", "--train.patch_size=32", "--device=cpu", f"--data.hr={tmp_path}"]
     assert train.main([f"--run_dir={tmp_path / 'run'}", *options]) == 128 + 13
 
 
@@ -127,3 +130,48 @@ def test_the_interpreter_has_nothing_to_add_at_its_end(closed):
     command = f"{{ '{sys.executable}' -c \"$0\"; echo $? >&3; }} {closed}"
     done = subprocess.run(["sh", "-c", f"exec 3>&2 4>&1; {command}", code], capture_output=True, text=True)
     assert done.stderr == "0\n"
+
+
+WAITS = """
+import runpy, signal, sys, time
+console = runpy.run_path(sys.argv[1])["console"]  # alone: to import all of andfast takes seconds
+
+@console()
+def main():
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("putting things in order", flush=True)
+        while True:  # as in an operation that does not listen
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                pass
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes are sent SIGINT")
+def test_a_second_ctrl_c_ends_a_command_at_once():
+    with subprocess.Popen([sys.executable, "-c", WAITS, module.__file__], stdout=subprocess.PIPE, text=True) as process:
+        for said in ("begun", "putting things in order"):
+            assert process.stdout.readline() == f"{said}\n"
+            process.send_signal(signal.SIGINT)
+        assert process.wait(20) == -signal.SIGINT
+
+
+def test_ctrl_c_is_as_before_afterwards():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), console():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        own = lambda number, frame: None  # noqa: E731
+        signal.signal(signal.SIGINT, own)
+        with console():
+            assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,12 +1,15 @@
 """The upscaling command, and the call."""
 
+import re
 import subprocess
 import sys
 import threading
+import zlib
 
 import numpy as np
 import pytest
 import torch
+from image_files import SRGB, chunk, png, profile
 from PIL import Image
 from upscaling_models import compact, nearest, noise, picture
 
@@ -230,17 +233,33 @@ def test_all_that_a_file_holds_is_kept(tmp_path, kind):
     save_model(nearest(2), tmp_path / "m.pth")
     pixels = noise(8, 9, 4, np.uint16)
     pixels[..., 3] |= 0x100
-    write_picture(tmp_path / "in" / "a.tif", Picture(pixels, b"not looked at"))
+    write_picture(tmp_path / "in" / "a.tif", Picture(pixels, SRGB))
     out = tmp_path / "out"
     assert run(tmp_path / "in", "--output", out, "--model", tmp_path / "m.pth", "--format", kind) == 0
     (path,) = out.iterdir()
     assert path.suffix == FORMATS.get(kind, ".tif")
     found = read_picture(path)
-    assert found.icc == b"not looked at"
+    assert found.icc == SRGB
     if path.suffix in (".png", ".tif"):
         np.testing.assert_array_equal(found.pixels, pixels.repeat(2, 0).repeat(2, 1))
     else:
         assert found.pixels.shape == (16, 18, 3 if kind == "jpeg" else 4)
+
+
+def test_what_is_lost_of_colours_is_told(tmp_path, model_file, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png(noise(8, 9, 3), before=[chunk(b"cICP", bytes([9, 16, 0, 1]))]))
+    icc = chunk(b"iCCP", b"name\0\0" + zlib.compress(profile(b"GRAY")))
+    (tmp_path / "in" / "b.png").write_bytes(png(noise(8, 9, 3), before=[icc]))
+    command = [tmp_path / "in", "--model", model_file]
+    assert run(*command, "--output", tmp_path / "kept") == 0
+    (told,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"warning: .*b\.png: its colour profile is one of GRAY, its pixels are RGB: not used", told)
+    assert b"cICP\x09\x10\0\1" in (tmp_path / "kept" / "a.png").read_bytes()
+    assert run(*command, "--output", tmp_path / "lost", "--format", "jpeg") == 0
+    first, second = sorted(capsys.readouterr().err.splitlines())
+    assert re.match(r"warning: .*a\.png: cICP, which tell of its colours, are left out", first)
+    assert "b.png" in second
 
 
 def test_another_factor(tmp_path, model_file):
@@ -471,11 +490,18 @@ def test_images_of_pillow(mode, after):
     image = Image.fromarray(noise(5, 6, 3)).convert("L" if mode == "I;16" else mode)
     if mode == "I;16":
         image = Image.fromarray(noise(5, 6, 1, np.uint16)[..., 0])
-    image.info["icc_profile"] = b"profile"
+    image.info["icc_profile"] = icc = profile(b"RGB " if after.startswith("RGB") else b"GRAY")
     large = andfast.upscale(image, nearest(2))
-    assert (large.mode, large.size, large.info["icc_profile"]) == (after, (12, 10), b"profile")
+    assert (large.mode, large.size, large.info["icc_profile"]) == (after, (12, 10), icc)
     if mode in ("L", "RGB", "I;16"):
         np.testing.assert_array_equal(np.asarray(large), np.asarray(image).repeat(2, 0).repeat(2, 1))
+
+
+def test_a_profile_of_other_pixels_is_not_put_on_the_result():
+    image = Image.fromarray(noise(5, 6, 1)[..., 0])
+    image.info["icc_profile"] = SRGB
+    with pytest.warns(UserWarning, match="its colour profile is one of RGB, its pixels are GRAY: not used"):
+        assert "icc_profile" not in andfast.upscale(image, nearest(2)).info
 
 
 def test_models_by_name_and_file(model_file):

@@ -16,7 +16,7 @@ from andfast.files import write_text
 
 INDEX_FILE = "index.jsonl"
 # To be raised whenever `read_image` gives other pixels than before.
-_FORMAT = 1
+_FORMAT = 2
 
 
 class FileFact(NamedTuple):

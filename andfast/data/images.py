@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import torch
+from PIL import Image
 
+from andfast.data.formats import open_image
+from andfast.data.picture import Opened, Picture, eight_bits, over_white
 from andfast.files import written_whole
+from andfast.memory import free_memory
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+#: Images of more pixels are refused by upscaling unless one asks for them, and otherwise read if there is memory for
+#: them: beyond this a small file may be an attack on the memory. It is the limit that Pillow has.
+MAX_PIXELS = 178_956_970
 
-#: Only the decoders that the suffixes stand for: Pillow picks one by content, and among the others are some
-#: that start foreign programs (EPS).
-FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-
-_TIFF_WIDTH, _TIFF_HEIGHT, _EXIF_ORIENTATION = 0x0100, 0x0101, 0x0112
-# What to do to a stored image so that it stands upright, by the value of its EXIF orientation.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# What decoding takes at most, with 16 bits.
+_BYTES_A_PIXEL = 24
 
 
 class DataError(ValueError):
@@ -37,45 +31,77 @@ class ImageError(DataError):
     """An image file that cannot be read; the message names the file and the cause."""
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an image file as 8-bit RGB, upright.
+def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read an image file, upright, with its bits, its transparency and its colour profile.
 
-    The EXIF orientation is applied. Gray and palette images become RGB; transparent pixels are composited
-    over white; 16-bit values are scaled to 8 bits; of several frames the first is read. Colour profiles are
-    ignored.
+    BMP, JPEG, PNG, PPM, TIFF and WebP. Palettes become RGB, CMYK becomes sRGB by its profile; of several frames
+    the first is read. The other metadata (EXIF, XMP, text) is not kept, and costs nothing where it is damaged.
+
+    Args:
+        path: the file.
+        max_pixels: more are refused before they are decoded.
+
+    Raises:
+        ImageError: the file is missing, no image of a known format, truncated, too large, or of a pixel type that has
+            no place here (floating point, more than 16 bits); the message names it.
+    """
+    with _opened(path) as image:
+        if image.height * image.width > max_pixels:
+            size = f"{image.width} x {image.height} pixels"
+            raise ValueError(f"{size}; more than {max_pixels} are refused (--max-pixels)")
+        return image.decode()
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image file as 8-bit RGB, upright: `read_picture` without what a network does not see.
+
+    Gray and palette images become RGB; transparent pixels are composited over white; 16-bit values are scaled to
+    8 bits. Colour profiles are ignored. Images of any size are read that fit the free memory.
 
     Returns:
         uint8 array (H, W, 3) in 0..255, contiguous and writable.
 
     Raises:
-        ImageError: the file is missing, no image of a known format, truncated, of more pixels than Pillow's
-            limit against decompression bombs, or of a pixel type without a fixed range (floating point).
+        ImageError: as of `read_picture`, or too large for the memory.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            # Asked after loading: Pillow turns TIFF upright itself while it loads, and then says 1 here.
-            turn = _UPRIGHT.get(_orientation(image))
-            rgb = _to_rgb(image)
-            return np.array(rgb if turn is None else rgb.transpose(turn))
-    except Exception as error:  # decoders of broken files raise nearly anything
-        raise ImageError(f"{path}: {cause(error)}") from error
+    with _opened(path) as image:
+        _check_memory(image)
+        pixels = eight_bits(over_white(image.decode().pixels))
+        return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Height and width in pixels of the array that `read_image` gives, from the file's header only.
 
     Raises:
-        ImageError: the header cannot be read, or tells of more pixels than Pillow's limit.
+        ImageError: the header cannot be read, or tells of more pixels than fit the free memory.
     """
+    with _opened(path) as image:
+        _check_memory(image)
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
+    """An image file with its header read; whatever goes wrong with it is an ImageError that names it."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if image.format == "TIFF":  # Pillow tells its stored size or its upright one, by version
-                width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
-            return (width, height) if _orientation(image) >= 5 else (height, width)
-    except Exception as error:
-        raise ImageError(f"{path}: {cause(error)}") from error
+        with open(path, "rb") as file:
+            yield open_image(file)
+    except Exception as error:  # decoders of broken files raise nearly anything
+        raise ImageError(f"{path}: {_cause(error)}") from error
+
+
+def _check_memory(image: Opened) -> None:
+    """Refuse an image whose header tells of more pixels than there is memory for."""
+    pixels = image.height * image.width
+    if pixels <= MAX_PIXELS:
+        return
+    needed, free = _BYTES_A_PIXEL * pixels, free_memory(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"{image.width} x {image.height} pixels; to read them needs about {needed / 2**30:.1f} GiB of "
+            f"{free / 2**30:.1f} GiB free"
+        )
 
 
 def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:
@@ -91,66 +117,8 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:
         Image.fromarray(array).save(temporary, format="PNG")
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files in `folder` and below it, by suffix (`IMAGE_SUFFIXES`, upper or lower case), sorted.
-
-    Hidden files and folders (a leading dot) and folders with an image suffix are passed over. Links that lead
-    nowhere are listed, so that whoever reads them can name them.
-
-    Raises:
-        DataError: `folder` is no folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    found = []
-    for path in folder.rglob("*"):
-        inside = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and (path.is_file() or path.is_symlink()):
-            found.append((inside.as_posix(), path))
-    return [path for _, path in sorted(found)]
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        # Not image.getexif(): for a PNG without EXIF data in its header, that decodes all of the image.
-        return Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
-    except Exception:  # the pixels of an image with broken EXIF data are still good
-        return 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit gray; convert("RGB") would clip it instead of scaling it
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("integer pixels beyond 16 bits")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known")
-    if image.has_transparency_data:
-        over = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
-    return image.convert("RGB")
-
-
-def upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """The pixels (H, W, C) of a loaded image as its EXIF orientation says; a view."""
-    return as_oriented(pixels, _orientation(image))
-
-
-def as_oriented(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Stored pixels (H, W, C) as an orientation of 1 to 8 says, in the numbers of EXIF and TIFF; a view."""
-    if turn in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    # Which of the directions, after that, run backwards.
-    return pixels[:: -1 if turn in (3, 4, 7, 8) else 1, :: -1 if turn in (2, 3, 6, 7) else 1]
-
-
-def cause(error: Exception) -> str:
-    """In words, why an image cannot be read, for a message that names the file."""
-    if isinstance(error, UnidentifiedImageError):  # its own text repeats the path
-        return f"not an image ({', '.join(FORMATS)} are read)"
+def _cause(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    words = str(error) or type(error).__name__
+    return words if isinstance(error, OSError | ValueError | MemoryError) else f"damaged ({words})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -98,7 +98,7 @@ def enlarge(
             done(min(finished / total, 1.0))
 
     begin = time.perf_counter()
-    result = Picture(offered.upscaler.pixels(picture.pixels, factor, count), picture.icc)
+    result = replace(picture, pixels=offered.upscaler.pixels(picture.pixels, factor, count))
     seconds = time.perf_counter() - begin
     write_picture(target, result)
     before, after = folder / "before.png", folder / "after.png"

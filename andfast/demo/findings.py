@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import html
 
+from andfast.data.png import png_bytes
 from andfast.demo.adversary import Cell, Found
-from andfast.upscaling.png import png_bytes
 
 
 def table(found: Found) -> str:

@@ -17,7 +17,7 @@ import gradio as gr
 from fastapi import FastAPI
 from gradio.themes.utils.fonts import LocalFont
 
-from andfast.data.images import IMAGE_SUFFIXES
+from andfast.data.listing import IMAGE_SUFFIXES
 from andfast.data.photographs import held_out_files
 from andfast.demo.adversary import FREE, Choice, attack
 from andfast.demo.enlarging import OWN, enlarge, parse_factor

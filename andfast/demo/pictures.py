@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from andfast.upscaling.formats import Picture, eight_bits, over_white, read_picture, to_pil
+from andfast.data.images import read_picture
+from andfast.data.picture import Picture, eight_bits, over_white, to_pil
 
 _KINDS = {1: "gray", 2: "gray with alpha", 3: "RGB", 4: "RGB with alpha"}
 
@@ -31,7 +32,7 @@ def thumbnail(path: Path, max_pixels: int) -> tuple[np.ndarray, str]:
     picture = read_picture(path, max_pixels)
     image = flat(picture)
     image.thumbnail((_SMALL, _SMALL))
-    return np.asarray(image), f"{path.name}: {describe(picture)}"
+    return np.asarray(image), "; ".join((f"{path.name}: {describe(picture)}", *picture.notes))
 
 
 def flat(picture: Picture) -> Image.Image:
@@ -39,8 +40,7 @@ def flat(picture: Picture) -> Image.Image:
 
     The two sides of a slider lie above each other, so that transparency would show the one through the other.
     """
-    image = to_pil(Picture(eight_bits(picture.pixels), picture.icc))
-    icc, colours = image.info.get("icc_profile"), picture.pixels.shape[2] > 2
-    image = (over_white(image) if image.mode in ("LA", "RGBA") else image).convert("RGB")
-    image.info = {"icc_profile": icc} if icc and colours else {}
+    image = to_pil(Picture(eight_bits(over_white(picture.pixels)))).convert("RGB")
+    if picture.icc and picture.pixels.shape[2] > 2:
+        image.info["icc_profile"] = picture.icc
     return image

@@ -26,7 +26,7 @@ class DataConfig:
         hr: folders of HR images to train on, searched recursively; none: scikit-image's bundled photographs.
         val_hr: folders of HR images to validate on; none: `held_out` images of `hr` are kept from training.
         held_out: how many images of `hr` to hold out where no `val_hr` is given, at most a quarter of them.
-        val_pairs: a folder with `HR/` and `LR/`, camera-captured pairs to validate on as well.
+        val_pairs: a folder with `HR/` and `LR/` or the like, camera-captured pairs to validate on as well.
         workers: processes that decode and crop, for each training process; 0 does it in the training process.
         cache_mib: memory for decoded images, in MiB, for each worker.
         cache: a folder for the decoded images of `hr`, three bytes a pixel; made once, used by all workers and all
@@ -115,7 +115,7 @@ class MixConfig:
     Attributes:
         share: of the batch's images, in [0, 1), rounded to whole images: the last ones.
         method: clean (the identity's pooling), bicubic, bsrgan, real_esrgan, or pairs: camera-captured ones instead.
-        pairs: a folder with `HR/` and `LR/`, for the method pairs, here or in attack.method.
+        pairs: a folder with `HR/` and `LR/` or the like, for the method pairs, here or in attack.method.
     """
 
     share: NonNegativeFloat = 0.0

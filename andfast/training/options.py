@@ -41,6 +41,8 @@ class Parser(ArgumentParser):
 
     def parse_path(self, path: str | os.PathLike, *arguments: Any, **options: Any) -> Namespace:
         """Take over the settings in a file; one that is no YAML ends the program with exit code 2."""
+        if os.fspath(path) == "-":  # standard input
+            return super().parse_path(path, *arguments, **options)
         try:
             text = read_text(path)
             self._check(path, parse(path, text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import lru_cache
 from typing import TypeVar
 
@@ -11,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from andfast.data.picture import Picture, eight_bits, from_pil, to_pil
 from andfast.devices import choose_device
 from andfast.pretrained import DEFAULT
 from andfast.upscaling.engine import Upscaler
-from andfast.upscaling.formats import Picture, eight_bits, from_pil, to_pil
 from andfast.upscaling.models import find_model, precision_for
 
 Kind = TypeVar("Kind", np.ndarray, Tensor, Image.Image)
@@ -69,6 +70,8 @@ def upscale(
     if isinstance(image, Image.Image):
         image.load()
         picture = from_pil(image)
+        for note in picture.notes:
+            warnings.warn(note, stacklevel=3)
         pixels = upscaler.pixels(picture.pixels, output_scale)
         if pixels.shape[2] > 1:  # two channels of 16 bits are a gray image's key, which Pillow cannot hold
             pixels = eight_bits(pixels)

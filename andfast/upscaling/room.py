@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from andfast.data.images import DataError
+from andfast.data.images import MAX_PIXELS, DataError
 from andfast.memory import free_memory
-from andfast.upscaling.formats import MAX_PIXELS, Picture, check_size, read_picture
+from andfast.upscaling.formats import Picture, check_size, read_picture
 from andfast.upscaling.resize import resized_size
 
 

@@ -407,7 +407,7 @@ def test_a_cache_that_cannot_be_made_is_named(photographs, tmp_path):
 
 def test_what_fails_for_a_passing_reason_is_not_held_against_the_image(photographs, folder, monkeypatch, capsys):
     with monkeypatch.context() as patched:
-        patched.setattr(Image.Image, "convert", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        patched.setattr("andfast.data.picture.as_oriented", lambda *_: (_ for _ in ()).throw(MemoryError()))
         sources = cache_images(folder, photographs, 0)
     assert [source for source in sources if not isinstance(source, UnreadableImage)] == [
         image for image in photographs if image is not photographs[4]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from andfast.data.images import ImageError, image_size, list_images, read_image, write_png
+from andfast.data import images
+from andfast.data.images import ImageError, image_size, read_image, read_picture, write_png
 
 
 @pytest.fixture
@@ -89,7 +90,8 @@ def _header_of(height, width):
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def test_unreadable_files_are_named_with_the_cause(tmp_path, pixels):
+def test_unreadable_files_are_named_with_the_cause(tmp_path, pixels, monkeypatch):
+    monkeypatch.setattr(images, "free_memory", lambda device: 2**30)
     write_png(tmp_path / "whole.png", pixels)
     whole = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "truncated.png").write_bytes(whole[: len(whole) // 2])
@@ -117,23 +119,33 @@ def test_unreadable_files_are_named_with_the_cause(tmp_path, pixels):
             image_size(tmp_path / name)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "ppm", "tiff", "lzw.tiff", "fax.tiff"])
+def test_what_pillow_takes_for_too_many_pixels_is_read(tmp_path, pixels, suffix, monkeypatch):
+    path, more = tmp_path / f"a.{suffix}", {"lzw": "tiff_lzw", "fax": "group4"}.get(suffix[:3])
+    image = Image.fromarray(pixels).convert("1" if suffix.startswith("fax") else "RGB")
+    image.save(path, **{"compression": more} if more else {})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert read_image(path).shape == (20, 30, 3)
+    assert read_picture(path, 600).pixels.shape[:2] == image_size(path) == (20, 30)
+    with pytest.raises(ImageError, match=rf"{suffix}: 30 x 20 pixels; more than 599 are refused"):
+        read_picture(path, 599)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_large_images_are_read_if_there_is_memory_for_them(tmp_path, pixels, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    write_png(tmp_path / "a.png", pixels)
+    for free in (None, 2**30):
+        monkeypatch.setattr(images, "free_memory", lambda device, free=free: free)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
+    monkeypatch.setattr(images, "free_memory", lambda device: 10_000)
+    for read in (read_image, image_size):
+        with pytest.raises(ImageError, match=r"a\.png: 30 x 20 pixels; to read them needs about 0.0 GiB of"):
+            read(tmp_path / "a.png")
+
+
 def test_size_comes_from_the_header(tmp_path, pixels):
     write_png(tmp_path / "whole.png", pixels)
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:100])
     assert image_size(tmp_path / "cut.png") == (20, 30)
-
-
-def test_listing_is_recursive_sorted_and_without_hidden_files(tmp_path):
-    for name in ["b.PNG", "a.jpg", "sub/c.Jpeg", "a/z.webp", "notes.txt", ".hidden.png", ".cache/d.png", "x"]:
-        path = tmp_path / "data.png" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    (tmp_path / "data.png" / "folder.png").mkdir()
-    (tmp_path / "data.png" / "lost.png").symlink_to(tmp_path / "nowhere.png")
-    root = tmp_path / "data.png"
-    found = [path.relative_to(root).as_posix() for path in list_images(root)]
-    assert found == ["a.jpg", "a/z.webp", "b.PNG", "lost.png", "sub/c.Jpeg"]
-    with pytest.raises(ValueError, match="no such folder"):
-        list_images(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="not a folder"):
-        list_images(root / "a.jpg")

@@ -2,16 +2,20 @@
 
 import io
 import struct
+import tracemalloc
 import warnings
+import zlib
 
 import numpy as np
+import pytest
 import tifffile
+from image_files import SRGB, chunk, png, tiff
 from PIL import Image
 from upscaling_models import noise
 
-from andfast.data.images import ImageError
-from andfast.upscaling.formats import Picture, read_picture
-from andfast.upscaling.png import png_bytes
+from andfast.data.images import ImageError, image_size, read_picture
+from andfast.data.picture import Picture
+from andfast.data.png import png_bytes
 
 WRONG_SIZES = (0, 1, 7, 300, 65_535, 2**31 - 1, 2**32 - 1)
 
@@ -46,7 +50,21 @@ def originals():
                 photometric="rgb" if channels > 2 else "minisblack",
             )  # fmt: skip
             files.append(("tif", buffer.getvalue()))
+    shapes = [{"compression": 5, "tile": (16, 16)}, {"compression": 32773, "order": ">"}, {"big": True, "predictor": 2}]
+    files += [("tif", tiff(noise(13, 17, 4), 2, apart=apart, **shape)) for shape in shapes for apart in (False, True)]
+    files += [("tif", tiff(noise(13, 17, 1) // 16, 0, 4, fill=2)), ("tif", tiff(noise(13, 17, 3), 6, _530=[1, 1]))]
+    chunks = [chunk(b"tRNS", b"\0\1"), chunk(b"cICP", bytes(4)), chunk(b"iCCP", b"a\0\0" + zlib.compress(SRGB))]
+    files.append(("png", png(noise(13, 17, 1) // 64, 2, before=chunks)))
+    files += [("ppm", b"P3 17 13 9\n" + b"1 2 3 " * 221), ("ppm", b"P6 17 13 999\n" + bytes(1326))]
+    files.append(("bmp", run_lengths()))
     return files
+
+
+def run_lengths():
+    """A BMP file packed so."""
+    rows = bytes([0, 2, 2, 0, 1, 7, 0, 0, 0, 3, 1, 2, 3, 0, 2, 4, 0, 0, 0, 0, 5, 1, 0, 1])
+    head = struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54 + 1024, 40, 5, 4, 1, 8, 1, 0, 0, 0, 0, 0)
+    return b"BM" + head + bytes(range(256)) * 4 + rows
 
 
 def mutated(data, random):
@@ -91,6 +109,7 @@ def test_500_damaged_images(tmp_path):
                 told.append((path, str(error)))
             else:
                 assert isinstance(found, Picture)
+                assert image_size(path) == found.pixels.shape[:2]
                 assert found.pixels.dtype in (np.uint8, np.uint16)
                 assert found.pixels.ndim == 3
                 assert 1 <= found.pixels.shape[2] <= 4
@@ -98,3 +117,21 @@ def test_500_damaged_images(tmp_path):
             path.unlink()
     assert 150 < len(told) < 500
     assert all(message.startswith(f"{path}: ") for path, message in told)
+
+
+def test_what_a_header_says_is_not_made_room_for(tmp_path):
+    """Lengths that are not there, in a chunk and in a size."""
+    path = tmp_path / "a.image"
+    whole = png(noise(13, 17, 3))
+    place = whole.index(b"IDAT") - 4
+    files = [whole[:place] + struct.pack(">I", 2**31 - 1) + whole[place + 4 : -99], b"P5 13000 13000 255\n" + bytes(99)]
+    files.append(b"BM" + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54, 40, 13000, 13000, 1, 24, 0, 0, 0, 0, 0, 0))
+    for data in files:
+        path.write_bytes(data)
+        tracemalloc.start()
+        try:
+            with pytest.raises(ImageError):
+                read_picture(path)
+            assert tracemalloc.get_traced_memory()[1] < 2**20
+        finally:
+            tracemalloc.stop()

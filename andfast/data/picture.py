@@ -1,0 +1,234 @@
+"""Images as files hold them, and what can be said of them without the file."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageCms
+
+# The colour space that a profile's header names, by the channels of the pixels.
+_SPACES = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}
+_DAMAGED = "its colour profile is damaged, and not used"
+
+# Modes of Pillow that are one of 1 to 4 channels of 8 bits, and what others become.
+_CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+_BECOMES = {"1": "L", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "YCbCr": "RGB", "HSV": "RGB", "PA": "RGBA"}
+
+# Fields of EXIF and TIFF, and what they say.
+_ORIENTATION, _SHORT = 0x0112, 3
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as files hold it.
+
+    Attributes:
+        pixels: (H, W, C) of uint8 or uint16; C is 1 for gray, 2 with alpha, 3 for RGB, 4 with alpha, not multiplied
+            into the colours.
+        icc: the colour profile, one of such pixels.
+        colour: the chunks of PNG that say which colours the numbers stand for, their data by their names.
+        notes: for people, what of the file was of no use, though its pixels were.
+    """
+
+    pixels: np.ndarray
+    icc: bytes | None = None
+    colour: dict[bytes, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Opened(NamedTuple):
+    """An image file whose header is read.
+
+    Attributes:
+        height, width: in pixels, of the image upright.
+        decode: reads the rest, from the same open file.
+    """
+
+    height: int
+    width: int
+    decode: Callable[[], Picture]
+
+
+def bytes_at(file: BinaryIO, place: int, length: int) -> bytes:
+    """So many bytes from a place on, or what there is of them; Python would make room for all of them first."""
+    there = file.seek(0, io.SEEK_END) - place
+    file.seek(place)
+    return file.read(max(min(length, there), 0))
+
+
+def opened(width: int, height: int, orientation: int, decode: Callable[[], Picture]) -> Opened:
+    """An image whose stored size and orientation are known.
+
+    Raises:
+        ValueError: it has no pixels.
+    """
+    if width <= 0 or height <= 0:
+        raise ValueError(f"damaged: {width} x {height} pixels")
+    return Opened(width, height, decode) if orientation >= 5 else Opened(height, width, decode)
+
+
+def orientation_of(exif: bytes | None, xmp: bytes | None = None) -> int:
+    """How a stored image is to be turned, 1 to 8 in the numbers of EXIF; 1 where the metadata is damaged."""
+    found = _orientation_in_exif(exif) if exif else None
+    if found is None and xmp and (match := _XMP_ORIENTATION.search(xmp)):
+        found = int(match[1])
+    return found if found in range(1, 9) else 1
+
+
+def _orientation_in_exif(exif: bytes) -> int | None:
+    data = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None:
+        return None
+    try:
+        (first,) = struct.unpack_from(f"{order}I", data, 4)
+        (count,) = struct.unpack_from(f"{order}H", data, first)
+        for place in range(first + 2, first + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", data, place)
+            if tag == _ORIENTATION:
+                return struct.unpack_from(f"{order}{'H' if kind == _SHORT else 'I'}", data, place + 8)[0]
+    except struct.error:
+        pass
+    return None
+
+
+def as_oriented(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Stored pixels (H, W, C) as an orientation of 1 to 8 says, in the numbers of EXIF and TIFF; a view."""
+    if turn in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    # Which of the directions, after that, run backwards.
+    return pixels[:: -1 if turn in (3, 4, 7, 8) else 1, :: -1 if turn in (2, 3, 6, 7) else 1]
+
+
+def fitting(icc: bytes | None, channels: int) -> tuple[bytes | None, tuple[str, ...]]:
+    """A colour profile if it is one of pixels with so many channels, or None and, for people, why not."""
+    if not icc:
+        return None, ()
+    if not _is_profile(icc):
+        return None, (_DAMAGED,)
+    if icc[16:20] != _SPACES[channels]:
+        found, wanted = (space.decode("ascii", "replace").strip() for space in (icc[16:20], _SPACES[channels]))
+        return None, (f"its colour profile is one of {found}, its pixels are {wanted}: not used",)
+    return icc, ()
+
+
+def _is_profile(icc: bytes) -> bool:
+    return len(icc) > 128 and icc[36:40] == b"acsp" and int.from_bytes(icc[:4], "big") <= len(icc)
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """The pixels (H, W, C) of an image of Pillow with 8 bits, as they are stored; palettes become RGB.
+
+    Raises:
+        ValueError: its mode has no place here.
+    """
+    if image.mode == "P":
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode in _BECOMES:
+        image = image.convert(_BECOMES[image.mode])
+    if image.mode not in _CHANNELS:
+        raise ValueError(f"pixels of the kind {image.mode}; read are gray and RGB of 8 or 16 bits, palettes and CMYK")
+    return np.array(image).reshape(image.height, image.width, _CHANNELS[image.mode])
+
+
+def picture_of(
+    pixels: np.ndarray, icc: bytes | None = None, orientation: int = 1, colour: dict[bytes, bytes] | None = None
+) -> Picture:
+    """A picture of stored pixels (H, W, C), whatever the file has as a profile, and its chunks of colour: upright."""
+    icc, notes = fitting(icc, pixels.shape[2])
+    return Picture(np.ascontiguousarray(as_oriented(pixels, orientation)), icc, colour or {}, notes)
+
+
+def picture_of_cmyk(image: Image.Image, icc: bytes | None, orientation: int = 1) -> Picture:
+    """A picture of an image of Pillow in CMYK: RGB; sRGB where the profile says which colours they are."""
+    rgb, notes = None, ()
+    if icc:
+        try:
+            if not _is_profile(icc):
+                raise ValueError("no profile")
+            if icc[16:20] == b"CMYK":
+                profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+                rgb = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            else:
+                found = icc[16:20].decode("ascii", "replace").strip()
+                notes = (f"its colour profile is one of {found}, its pixels are CMYK: not used",)
+        except (ValueError, OSError, ImageCms.PyCMSError):
+            notes = (_DAMAGED,)
+    if rgb is None:
+        rgb = image.convert("RGB")
+    return Picture(np.ascontiguousarray(as_oriented(np.array(rgb), orientation)), notes=notes)
+
+
+def from_pil(image: Image.Image) -> Picture:
+    """What an image of Pillow holds, upright.
+
+    Raises:
+        ValueError: its mode has no place here.
+    """
+    icc, key = image.info.get("icc_profile"), image.info.get("transparency")
+    try:
+        # Not image.getexif(): for a PNG without EXIF data in its header, that decodes all of the image.
+        turn = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except Exception:  # the pixels of an image with broken EXIF data are still good
+        turn = 1
+    if image.mode == "CMYK":
+        return picture_of_cmyk(image, icc, turn)
+    pixels = _gray(image) if image.mode.startswith("I") else pixels_of(image)
+    if image.mode != "P" and isinstance(key, int | tuple):
+        pixels = keyed(pixels, np.atleast_1d(key))
+    return picture_of(pixels, icc, turn)
+
+
+def _gray(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("integer pixels beyond 16 bits")
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow does not turn round
+        values = 65535 - values
+    return values.astype(np.uint16)[..., None]
+
+
+def keyed(pixels: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Pixels of one value are transparent, as a PNG's tRNS chunk has it: that as a channel."""
+    shown = (pixels != key).any(2, keepdims=True)
+    return np.concatenate([pixels, np.where(shown, np.iinfo(pixels.dtype).max, 0).astype(pixels.dtype)], 2)
+
+
+def to_pil(picture: Picture) -> Image.Image:
+    """As an image of Pillow, which has colours of 8 bits alone.
+
+    Raises:
+        ValueError: colours of 16 bits, or gray with alpha of 16 bits.
+    """
+    pixels = picture.pixels
+    if pixels.dtype != np.uint8 and pixels.shape[2] > 1:
+        raise ValueError("Pillow has no images with more than one channel of 16 bits")
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    if picture.icc:
+        image.info["icc_profile"] = picture.icc
+    return image
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 -> uint8, rounded."""
+    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def over_white(pixels: np.ndarray) -> np.ndarray:
+    """Gray or RGB as it looks over white: (H, W, C) -> (H, W, C), or C - 1 where the last channel is alpha."""
+    if pixels.shape[2] in (1, 3):
+        return pixels
+    most = np.iinfo(pixels.dtype).max
+    if pixels[..., -1].min() == most:
+        return np.ascontiguousarray(pixels[..., :-1])
+    wide = pixels.astype(np.uint16 if most == 255 else np.uint32)  # which holds most * most + most // 2
+    alpha = wide[..., -1:]
+    return ((wide[..., :-1] * alpha + (most * (most - alpha) + most // 2)) // most).astype(pixels.dtype)

@@ -1,0 +1,218 @@
+"""PNG files: read whatever their metadata is like, and written with 8 and 16 bits.
+
+Pillow decodes the pixels. It is given the chunks that they need and no others: a large or damaged text or profile makes
+it refuse a file, and it writes 16 bits for gray alone.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from andfast.data.picture import Opened, Picture, bytes_at, keyed, opened, orientation_of, picture_of, pixels_of
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+#: The chunks that say which colours the numbers stand for, in the order in which they are written.
+COLOUR_CHUNKS = {b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # and their lengths
+
+_GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
+_COLOUR_TYPES = {1: _GRAY, 2: _GRAY_ALPHA, 3: _RGB, 4: _RGB_ALPHA}  # by channels
+_BITS = {_GRAY: (1, 2, 4, 8, 16), _RGB: (8, 16), _PALETTE: (1, 2, 4, 8), _GRAY_ALPHA: (8, 16), _RGB_ALPHA: (8, 16)}
+
+# Which chunks Pillow is given besides the pixels', which are looked at, and bytes of one at most, packed and unpacked.
+_NEEDED = (b"IHDR", b"PLTE", b"tRNS")
+_TELLING = (*_NEEDED, b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt", *COLOUR_CHUNKS)
+_MISSED = (b"tRNS", b"iCCP", *COLOUR_CHUNKS)  # without which the image looks otherwise
+_XMP, _RAW_EXIF = b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"
+_LARGEST = 2**26
+_TAIL = 2**14  # bytes at the end of a file that are searched for its orientation
+
+_UP = 2  # the filter: what differs from the pixel above
+_LEVEL = 4  # of zlib's ten: those above take several times as long for a few percent
+_ROWS = 2**20  # bytes that are filtered and compressed at once
+
+
+def open_png(file: BinaryIO) -> Opened:
+    """Read what a PNG file tells besides its pixels.
+
+    Raises:
+        ValueError: its header is damaged.
+    """
+    needed: list[tuple[int, int]] = []  # where the chunks lie that the pixels need
+    found: dict[bytes, bytes] = {}
+    notes: list[str] = []
+    chunks = _chunks(file)
+
+    def look(name: bytes, begin: int, length: int) -> None:
+        if name in _TELLING and name not in found and length <= _LARGEST:
+            content = _checked(file, begin, length)
+            told, data = (name, None) if content is None else _told(name, content)
+            if data is None and name in _MISSED:
+                notes.append(f"its {name.decode()} chunk is damaged, and not used")
+            if data is not None:
+                found.setdefault(told, data)
+                if told in _NEEDED:
+                    needed.append((begin, length + 12))
+        elif name == b"IDAT":
+            needed.append((begin, length + 12))
+
+    for each in chunks:
+        look(*each)
+        if each[0] == b"IDAT" and not _turned_late(file):
+            break
+    header = found.get(b"IHDR", b"")
+    if len(header) != 13:
+        raise ValueError("damaged: its header is missing, or its checksum is wrong")
+    width, height, bits, kind, *_ = struct.unpack(">IIBBBBB", header)
+    if bits not in _BITS.get(kind, ()):
+        raise ValueError(f"damaged: {bits} bits of colour type {kind}")
+    if kind == _PALETTE and b"PLTE" not in found:
+        raise ValueError("damaged: its palette is missing")
+
+    def decode() -> Picture:
+        for each in chunks:
+            look(*each)
+        content = SIGNATURE + b"".join(bytes_at(file, *place) for place in needed)
+        pixels = _deep(content, kind) if bits == 16 else pixels_of(_loaded(content))
+        transparent = found.get(b"tRNS")
+        if kind in (_GRAY, _RGB) and transparent and len(transparent) >= 2 * pixels.shape[2]:
+            # Pillow scales gray of fewer bits to 8, but not its key.
+            most = 2**bits - 1
+            key = np.frombuffer(transparent, ">u2", pixels.shape[2]).astype(np.int64) & most
+            pixels = keyed(pixels, key * np.iinfo(pixels.dtype).max // most)
+        colour = {name: found[name] for name in COLOUR_CHUNKS if name in found}
+        picture = picture_of(pixels, found.get(b"iCCP"), turn, colour)
+        return replace(picture, notes=(*picture.notes, *notes))
+
+    turn = orientation_of(found.get(b"eXIf") or found.get(_RAW_EXIF), found.get(_XMP))
+    return opened(width, height, turn, decode)
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """The chunks up to the end or what is damaged: their names, where they begin, the lengths of their data."""
+    place = len(SIGNATURE)
+    while True:
+        file.seek(place)
+        start = file.read(8)
+        if len(start) < 8 or not start[4:].isalpha() or start[4:] == b"IEND":
+            return
+        length = int.from_bytes(start[:4], "big")
+        yield start[4:], place, length
+        place += length + 12
+
+
+def _turned_late(file: BinaryIO) -> bool:
+    """Whether the orientation may be told behind the pixels: all chunks between are read for it, so that is rare."""
+    file.seek(max(file.seek(0, io.SEEK_END) - _TAIL, 0))
+    tail = file.read()
+    return any(name in tail for name in (b"eXIf", _XMP, _RAW_EXIF))
+
+
+def _checked(file: BinaryIO, begin: int, length: int) -> bytes | None:
+    """The data of a chunk; None if its checksum is wrong."""
+    chunk = bytes_at(file, begin, length + 12)
+    return chunk[8:-4] if zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big") else None
+
+
+def _told(name: bytes, data: bytes) -> tuple[bytes, bytes | None]:
+    """What a chunk tells: a name for it, and that without its wrapping; None if it is damaged or of no use here."""
+    if name == b"iCCP":
+        return name, _inflated(data.partition(b"\0")[2][1:])
+    if name in COLOUR_CHUNKS:
+        return name, data if len(data) == COLOUR_CHUNKS[name] else None
+    if name == b"iTXt" and data.startswith(_XMP):
+        return _XMP, data
+    if name in (b"zTXt", b"tEXt") and data.startswith(_RAW_EXIF):
+        text = data[len(_RAW_EXIF) :]
+        text = text if name == b"tEXt" else _inflated(text[1:]) or b""
+        try:  # as ImageMagick writes it: a name, the length, and hexadecimal digits
+            return _RAW_EXIF, bytes.fromhex("".join(text.decode().split()[2:]))
+        except ValueError:
+            return name, None
+    return name, None if name in (b"zTXt", b"tEXt", b"iTXt") else data
+
+
+def _inflated(data: bytes) -> bytes | None:
+    stream = zlib.decompressobj()
+    try:
+        content = stream.decompress(data, _LARGEST)
+    except zlib.error:
+        return None
+    return content if stream.eof else None
+
+
+def _opened(content: bytes) -> Image.Image:
+    # Not Image.open: it refuses images by their number of pixels, and warns of others, by a setting of the process.
+    return PngImagePlugin.PngImageFile(io.BytesIO(content))
+
+
+def _loaded(content: bytes, raw_mode: str | None = None) -> Image.Image:
+    """The image, decoded; as if its pixels were stored as `raw_mode`."""
+    image = _opened(content)
+    if raw_mode is not None:
+        image.tile = [
+            # A plain tuple in older versions of Pillow.
+            tile._replace(args=raw_mode) if hasattr(tile, "_replace") else (*tile[:3], raw_mode)
+            for tile in image.tile
+        ]
+    image.load()
+    return image
+
+
+def _deep(content: bytes, kind: int) -> np.ndarray:
+    """The pixels of a PNG file of 16 bits.
+
+    Of several channels Pillow gives the upper bytes. Told that the numbers are stored in the other order, it gives the
+    lower ones.
+    """
+    if kind == _GRAY:
+        return np.asarray(_loaded(content)).astype(np.uint16)[..., None]
+    if kind == _GRAY_ALPHA:
+        both = np.asarray(_loaded(content, "RGBA"))  # a pixel's four bytes, of gray and alpha
+        return np.ascontiguousarray(both).view(">u2").astype(np.uint16)
+    mode = "RGB" if kind == _RGB else "RGBA"
+    high, low = (np.asarray(_loaded(content, f"{mode};16{order}")) for order in "BL")
+    return high.astype(np.uint16) << 8 | low
+
+
+def png_bytes(pixels: np.ndarray, icc: bytes | None = None, colour: dict[bytes, bytes] | None = None) -> bytes:
+    """A PNG file.
+
+    Args:
+        pixels: (H, W, C) of uint8 or uint16; C is 1 for gray, 2 with alpha, 3 for RGB, 4 with alpha.
+        icc: a colour profile.
+        colour: data of `COLOUR_CHUNKS`.
+    """
+    height, width, channels = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.dtype.itemsize, _COLOUR_TYPES[channels], 0, 0, 0)
+    parts = [SIGNATURE, _chunk(b"IHDR", header)]
+    parts += [_chunk(name, data) for name, data in (colour or {}).items()]
+    if icc:
+        parts.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
+    compressor = zlib.compressobj(_LEVEL)
+    line = width * channels * pixels.dtype.itemsize
+    step = max(_ROWS // line, 1)
+    above = np.zeros((1, line), np.uint8)
+    for top in range(0, height, step):
+        part = np.ascontiguousarray(pixels[top : top + step])
+        big = part if part.dtype == np.uint8 else part.astype(">u2").view(np.uint8)
+        rows = big.reshape(len(part), line)
+        filtered = np.empty((len(part), line + 1), np.uint8)
+        filtered[:, 0] = _UP
+        np.subtract(rows, np.concatenate([above, rows[:-1]]), out=filtered[:, 1:])
+        above = rows[-1:].copy()
+        parts.append(_chunk(b"IDAT", compressor.compress(filtered)))
+    parts += [_chunk(b"IDAT", compressor.flush()), _chunk(b"IEND", b"")]
+    return b"".join(parts)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))

@@ -1,0 +1,287 @@
+"""TIFF files: written, and read however their samples are laid out.
+
+tifffile reads the fields. Of the samples, what is packed without losses (LZW, Deflate, PackBits and others) is unpacked
+by Pillow's libtiff as if it were gray, and put together here: planes, tiles, any number of channels, 16 bits. JPEG,
+facsimile and YCbCr are left to libtiff alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from andfast.data import libtiff
+from andfast.data.picture import (
+    Opened,
+    Picture,
+    bytes_at,
+    eight_bits,
+    opened,
+    orientation_of,
+    picture_of,
+    picture_of_cmyk,
+    pixels_of,
+)
+
+# Fields of TIFF.
+_WIDTH, _HEIGHT, _BITS, _FILL_ORDER, _ORIENTATION, _PALETTE, _INKS = 256, 257, 258, 266, 274, 320, 332
+_EXTRAS, _FORMAT, _XMP, _ICC, _LENGTHS = 338, 339, 700, 34675, (279, 325)
+
+# What PhotometricInterpretation says: the channels of colour that it means, and the bits that are read.
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _INDICES, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_KINDS = {
+    _WHITE_IS_ZERO: (1, (1, 2, 4, 8, 16)),
+    _BLACK_IS_ZERO: (1, (1, 2, 4, 8, 16)),
+    _RGB: (3, (8, 16)),
+    _INDICES: (1, (1, 2, 4, 8)),
+    _CMYK: (4, (8, 16)),
+    _YCBCR: (3, (8,)),
+}
+
+# What ExtraSamples, PlanarConfiguration, SampleFormat and Predictor say.
+_MULTIPLIED, _ALPHA, _APART, _UNSIGNED, _PLAIN, _DIFFERENCES = 1, 2, 2, 1, 1, 2
+_FORMATS = {2: "signed", 3: "floating-point"}
+
+# Compression: those whose predictor counts, all that are unpacked like gray, and those of libtiff alone.
+_RAW, _PREDICTED = 1, (5, 8, 32946, 34925, 50000)  # LZW, Deflate under two numbers, LZMA, Zstandard
+_PACKED = (*_PREDICTED, 32773)  # PackBits
+_FACSIMILE, _JPEG = (2, 3, 4), (6, 7)
+
+_LARGEST_PART = 2**24  # bytes of a strip or tile, where the image is smaller
+_REVERSED = np.array([int(f"{value:08b}"[::-1], 2) for value in range(256)], np.uint8)
+
+
+def write_tiff(path: Path, pixels: np.ndarray, icc: bytes | None) -> None:
+    """Write pixels (H, W, C) of uint8 or uint16: gray, with alpha, RGB, with alpha; and their colour profile."""
+    channels = pixels.shape[2]
+    with tifffile.TiffWriter(path, bigtiff=pixels.nbytes > 2**31) as file:
+        file.write(
+            pixels if channels > 1 else pixels[..., 0],
+            photometric="rgb" if channels > 2 else "minisblack",
+            planarconfig="contig" if channels > 1 else None,
+            extrasamples=["unassalpha"] if channels in (2, 4) else None,
+            iccprofile=icc,
+            compression="zlib",
+            rowsperstrip=max(2**20 // pixels[0].nbytes, 1),
+            metadata=None,
+            software=False,
+        )
+
+
+def open_tiff(file: BinaryIO) -> Opened:
+    """Read the fields of the first image in a TIFF file.
+
+    Raises:
+        ValueError: they are damaged, or of a kind that is not read.
+    """
+    file.seek(0)
+    with _quiet():
+        try:
+            page = tifffile.TiffFile(file).pages.first
+        except Exception as error:
+            raise ValueError("damaged: its fields cannot be read") from error
+        _check_kind(page)
+        _check_packing(page)
+        tags = page.tags
+        icc, turn, xmp = (tags.valueof(code) for code in (_ICC, _ORIENTATION, _XMP))
+        width, height = int(page.imagewidth), int(page.imagelength)
+    if turn not in range(1, 9):
+        turn = orientation_of(None, xmp if isinstance(xmp, bytes) else None)
+    profile = icc if isinstance(icc, bytes) else None
+
+    def decode() -> Picture:
+        with _quiet():
+            if _left_to_libtiff(page):
+                _check_parts(file, page)
+                image = libtiff.open_file(file)
+                if page.photometric == _YCBCR and page.compression == _RAW:  # which Pillow takes for RGB by itself
+                    libtiff.decode_raw(image, "RGBX")
+                if (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]) != (width, height):
+                    raise ValueError("damaged: it tells of two sizes")
+                libtiff.load(image)
+                if image.mode == "CMYK":
+                    return picture_of_cmyk(image, profile, turn)
+                return picture_of(pixels_of(image), profile, turn)
+            samples = _samples(file, page)
+            if page.photometric == _CMYK:
+                inks = eight_bits(samples[..., :4])
+                return picture_of_cmyk(Image.frombytes("CMYK", (width, height), inks.tobytes()), profile, turn)
+            return picture_of(_pixels(page, samples), profile, turn)
+
+    return opened(width, height, turn, decode)
+
+
+def _check_kind(page: tifffile.TiffPage) -> None:
+    """Refuse what the pixels may be that is not read."""
+    bits, formats = (_values(page, code) for code in (_BITS, _FORMAT))
+    channels, kind = page.samplesperpixel, int(page.photometric)
+    if formats != {_UNSIGNED}:
+        raise ValueError(f"{_FORMATS.get(max(formats), 'other than unsigned')} pixels, whose range is not known")
+    colours, depths = _KINDS.get(kind, (0, ()))
+    known = bits in [{depth} for depth in depths if depth >= 8 or channels == 1]
+    # More channels than colours and alpha are those of satellites and microscopes; beside RGB they can be left out.
+    alike = colours <= channels and (channels <= colours + 1 or kind in (_RGB, _CMYK))
+    if not known or not alike or (kind == _CMYK and page.tags.valueof(_INKS, 1) != 1):
+        wide = " and ".join(map(str, sorted(bits)))
+        raise ValueError(
+            f"{channels} channels of {wide} bits, photometric interpretation {kind}; read are gray and RGB of up to 16 "
+            "bits, with alpha or without, palettes and CMYK"
+        )
+    if page.imagedepth != 1:
+        raise ValueError(f"a volume, {page.imagedepth} pixels deep")
+
+
+def _check_packing(page: tifffile.TiffPage) -> None:
+    """Refuse pixels that are compressed or laid out in a way that is not read."""
+    bits, channels = page.bitspersample, page.samplesperpixel
+    packing = getattr(page.compression, "name", page.compression)
+    if _left_to_libtiff(page):
+        apart = page.planarconfig == _APART and channels > 1
+        if apart or channels != _KINDS[page.photometric][0] or bits != (1 if page.compression in _FACSIMILE else 8):
+            where = "in planes, " if apart else ""
+            kind = f"photometric interpretation {int(page.photometric)}"
+            raise ValueError(f"{channels} channels of {bits} bits, {kind}, {where}compressed by {packing}: not read so")
+    elif page.compression not in (_RAW, *_PACKED):
+        raise ValueError(f"compressed by {packing}, which is not read")
+    elif page.compression in _PREDICTED and page.predictor not in ((_PLAIN, _DIFFERENCES) if bits >= 8 else (_PLAIN,)):
+        raise ValueError(f"predictor {int(page.predictor)} of {bits} bits, which is not read")
+
+
+def _values(page: tifffile.TiffPage, code: int) -> set[int]:
+    """What a field says of the channels, each different value once; 1 where it is not there."""
+    found = page.tags.valueof(code, 1)
+    return set(found) if isinstance(found, tuple) else {found}
+
+
+def _left_to_libtiff(page: tifffile.TiffPage) -> bool:
+    return page.photometric == _YCBCR or page.compression in (*_FACSIMILE, *_JPEG)
+
+
+def _pixels(page: tifffile.TiffPage, samples: np.ndarray) -> np.ndarray:
+    """Samples (H, W, channels) as gray or RGB, with alpha if one is told of."""
+    bits = page.bitspersample
+    colours, most = _KINDS[page.photometric][0], 2**bits - 1
+    pixels, beside = samples[..., :colours], samples[..., colours : colours + 1]
+    if page.photometric == _INDICES:
+        pixels = _palette(page)[pixels[..., 0]]
+    if page.photometric == _WHITE_IS_ZERO:
+        pixels = most - pixels
+    if bits < 8 and page.photometric != _INDICES:
+        pixels = pixels * np.uint8(255 // most)
+    extra = page.tags.valueof(_EXTRAS, _ALPHA)  # some programs write no such field, and mean alpha
+    extra = extra[0] if isinstance(extra, tuple) else extra
+    if not beside.size or extra not in (_ALPHA, _MULTIPLIED):
+        return pixels
+    if extra == _MULTIPLIED:
+        alpha = np.maximum(beside, 1).astype(np.uint32)
+        whole = (pixels.astype(np.uint32) * most + alpha // 2) // alpha
+        pixels = np.minimum(whole, most).astype(samples.dtype)
+    return np.concatenate([pixels, beside], axis=2)
+
+
+def _palette(page: tifffile.TiffPage) -> np.ndarray:
+    """uint8 (2**bits, 3)."""
+    count = 2**page.bitspersample
+    values = np.array(page.tags.valueof(_PALETTE)).reshape(3, count).T
+    # Of 16 bits by the standard, of 8 by some programs, as libtiff knows.
+    return (values if values.max() < 256 else values // 256).astype(np.uint8)
+
+
+def _samples(file: BinaryIO, page: tifffile.TiffPage) -> np.ndarray:
+    """All that is stored for the pixels, uint8 or uint16 (H, W, channels)."""
+    parts = _check_parts(file, page)
+    count = len(parts) // _planes(page)
+    planes = [_plane(file, page, parts[first : first + count]) for first in range(0, len(parts), count)]
+    return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+
+
+def _planes(page: tifffile.TiffPage) -> int:
+    return page.samplesperpixel if page.planarconfig == _APART else 1
+
+
+def _geometry(page: tifffile.TiffPage) -> tuple[int, int, int, int]:
+    """Of the parts of a plane, strips or tiles: height and width of one, how many down and across."""
+    if page.is_tiled:
+        high, wide = page.tilelength, page.tilewidth
+    else:
+        high, wide = min(page.rowsperstrip, page.imagelength), page.imagewidth
+    if not high or not wide:
+        raise ValueError("damaged: its strips or tiles have no pixels")
+    return high, wide, -(-page.imagelength // high), -(-page.imagewidth // wide)
+
+
+def _line(page: tifffile.TiffPage) -> int:
+    """Bytes of a row of a part."""
+    return -(-_geometry(page)[1] * (page.samplesperpixel // _planes(page)) * page.bitspersample // 8)
+
+
+def _check_parts(file: BinaryIO, page: tifffile.TiffPage) -> list[tuple[int, int]]:
+    """Where the strips or tiles lie, and their bytes; refuses a file that lacks some, or that has huge ones."""
+    size = file.seek(0, io.SEEK_END)
+    high, _, down, across = _geometry(page)
+    count, needed = down * across * _planes(page), high * _line(page)
+    whole = page.imagelength * page.imagewidth * page.samplesperpixel * page.bitspersample // 8
+    if needed > max(whole, _LARGEST_PART):
+        raise ValueError("its strips or tiles are larger than the image")
+    places, lengths = page.dataoffsets, page.databytecounts
+    if page.compression == _RAW and not any(page.tags.valueof(code) for code in _LENGTHS):  # as old programs write it
+        lengths = [min(needed, size - place) for place in places]
+    if not len(places) == len(lengths) == count:
+        raise ValueError("it has more or fewer strips or tiles than its size needs")
+    parts = list(zip(places, lengths, strict=True))
+    if any(length <= 0 or begin + length > size for begin, length in parts):
+        raise ValueError("truncated, or its strips or tiles are not where it says")
+    return parts
+
+
+def _plane(file: BinaryIO, page: tifffile.TiffPage, parts: list[tuple[int, int]]) -> np.ndarray:
+    """What lies together: (H, W, channels), or one of the planes (H, W, 1)."""
+    high, wide, down, across = _geometry(page)
+    height, width, bits = page.imagelength, page.imagewidth, page.bitspersample
+    channels, line = page.samplesperpixel // _planes(page), _line(page)
+    rows = down * across * high if page.is_tiled else height
+    order = page.tags.valueof(_FILL_ORDER, 1)
+    if page.compression == _RAW:
+        needed = [min(high, rows - high * index) * line for index in range(len(parts))]
+        if any(length < wanted for (_, length), wanted in zip(parts, needed, strict=True)):
+            raise ValueError("truncated: it holds fewer bytes than its pixels need")
+        stored = [bytes_at(file, begin, wanted) for (begin, _), wanted in zip(parts, needed, strict=True)]
+        data = np.frombuffer(bytearray().join(stored), np.uint8)
+        data = _REVERSED[data] if order == 2 else data
+    else:
+        packed = [bytes_at(file, *part) for part in parts]
+        data = libtiff.unpack(packed, int(page.compression), order, high, rows, line)
+    if bits < 8:
+        shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
+        values = (data.reshape(rows, line)[..., None] >> shifts & (2**bits - 1)).reshape(rows, -1)[:, : wide * channels]
+    else:
+        values = data.view(f"{page.parent.byteorder}u{bits // 8}").astype(f"u{bits // 8}", copy=False)
+    values = values.reshape(rows, wide, channels)
+    if page.compression in _PREDICTED and page.predictor == _DIFFERENCES:
+        values = np.cumsum(values, axis=1, dtype=values.dtype)
+    if page.is_tiled:
+        tiles = values.reshape(down, across, high, wide, channels).swapaxes(1, 2)
+        values = tiles.reshape(down * high, across * wide, channels)[:height, :width]
+    return values
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let tifffile not log what is wrong with a file."""
+
+    def none(record: object) -> bool:
+        return False
+
+    logger = tifffile.logger()
+    logger.addFilter(none)
+    try:
+        yield
+    finally:
+        logger.removeFilter(none)
