@@ -5,6 +5,7 @@ Its CUDA part is built where torch is a CUDA build and nvcc is found; ANDFAST_CU
 
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -69,17 +70,35 @@ def report(*lines: object) -> None:
     print(*(f"andfast: {line}" for line in lines), sep="\n", file=sys.stderr)
 
 
+def report_failure(error: Exception) -> None:
+    report(
+        "the C++ extension was not built; the slower references will be used instead.",
+        f"it needs a C++17 compiler (g++ or clang++). What failed: {error}",
+    )
+
+
 class OptionalBuild(BuildExtension):
     """Lets the installation succeed with what can be built: the CPU part alone, or nothing."""
 
-    def build_extensions(self) -> None:
-        if not any(map(has_cuda, self.extensions)):
-            return super().build_extensions()
+    def run(self) -> None:
+        compiler = os.environ.get("CXX", "")
+        if " " in compiler and shutil.which(compiler) is None:
+            self.use_ninja = False  # torch's file for it takes "ccache g++" for one word
         try:
-            super().build_extensions()
-        except Exception as error:  # what torch checks before the first file: the versions of CUDA and the compiler
-            self._leave_cuda_out(self.extensions[0], error)
-            super().build_extensions()
+            super().run()
+        except Exception as error:  # what comes before the first file: CC or CXX that cannot be read, for one
+            report_failure(error)
+
+    def build_extensions(self) -> None:
+        if any(map(has_cuda, self.extensions)):
+            try:
+                return super().build_extensions()
+            except Exception as error:  # what torch checks before the first file: the versions of CUDA and the compiler
+                self._leave_cuda_out(self.extensions[0], error)
+        # Without CUDA torch only asks the compiler for its version, and fails where that is a wrapper (ccache g++) or
+        # broken; the extension uses torch's stable interface, which any compiler of C++17 will do for.
+        os.environ["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"
+        return super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
         try:
@@ -91,10 +110,7 @@ class OptionalBuild(BuildExtension):
                 self._leave_cuda_out(ext, error)
                 super().build_extension(ext)
         except Exception as error:
-            report(
-                "the C++ extension was not built; the slower references will be used instead.",
-                f"it needs a C++17 compiler (g++ or clang++). What failed: {error}",
-            )
+            report_failure(error)
 
     def _leave_cuda_out(self, ext: Extension, error: Exception) -> None:
         report(f"the CUDA kernels were not built, only those for the CPU. What failed: {error}")

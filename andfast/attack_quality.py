@@ -26,10 +26,11 @@ from andfast.attack import PGD
 from andfast.attack.findings import as_json, chart, table
 from andfast.attack.judge import EXACT, Finding, Judge, NothingFoundError
 from andfast.attack.variants import FORMS, Variant, default_variants, parse_variant
+from andfast.console import console
 from andfast.data.images import DataError
 from andfast.data.patches import PatchBatches
 from andfast.devices import choose_device, choose_precision
-from andfast.files import written_whole
+from andfast.files import make_folder, write_text, written_whole
 from andfast.host_memory import keep_freed_memory
 from andfast.models import load_model
 from andfast.training.config import AttackConfig, DegradationConfig
@@ -74,7 +75,7 @@ def make_parser() -> Parser:
     add("--seed", type=NonNegativeInt, default=0, help="of patches, networks and budgets")
     add(
         "--precision", type=Literal["auto", "float32", "bfloat16", "float16"], default="auto",
-        help="the type G computes in where a variant does not say; auto: bfloat16 where the device is fast at it",
+        help="the type G computes in where a variant does not say; auto: bfloat16 on GPUs, and CPUs with AMX",
     )  # fmt: skip
     add("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
     parser.add_class_arguments(DegradationConfig, "degradation", skip={"num_networks"})
@@ -82,6 +83,7 @@ def make_parser() -> Parser:
     return parser
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun, 3 failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -101,8 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3
     command = shlex.join(["python", "-m", f"andfast.{_NAME}", *map(_last_name, arguments)])
     results, plot = work.output / f"{_NAME}.json", work.output / f"{_NAME}.png"
-    with written_whole(results) as temporary:
-        temporary.write_text(json.dumps(_plain(work.record(findings, command)), indent=1) + "\n")
+    write_text(results, json.dumps(_plain(work.record(findings, command)), indent=1) + "\n")
     with written_whole(plot) as temporary:
         chart(findings, work.describe()).save(temporary)
     print(f"{table(findings)}\n\n{work.describe()}\nwritten: {results}, {plot}")
@@ -122,7 +123,7 @@ class Work:
         if self.output.exists() and not self.output.is_dir():
             raise ValueError(f"--output {self.output}: not a folder")
         self.device = choose_device(options.device)
-        self.precision = choose_precision(options.precision, self.device, on_cuda=torch.bfloat16)
+        self.precision = choose_precision(options.precision, self.device, "training")
         networks = options.batch_size if options.num_networks == "batch" else options.num_networks
         if options.batch_size % networks:
             raise ValueError(
@@ -140,6 +141,7 @@ class Work:
         self.skipped = Skipped()
         sources = training_sources(options.data.hr, options.patch_size, self.skipped)
         self.patches = PatchBatches(sources, patch=options.patch_size, batch=options.batch_size, seed=options.seed)
+        make_folder(self.output)
 
     def _variants(self, networks: int) -> list[Variant]:
         exact = PGD(**{name: getattr(self.options.attack, name) for name in _COMMON})
@@ -216,7 +218,7 @@ def _fast_types(device: torch.device) -> list[torch.dtype]:
     """The types that G can compute in without being slower than in float32."""
     if device.type == "cuda":
         return [torch.float32, torch.bfloat16, torch.float16]
-    return list(dict.fromkeys([torch.float32, choose_precision("auto", device)]))
+    return list(dict.fromkeys([torch.float32, choose_precision("auto", device, "training")]))
 
 
 def _name(dtype: torch.dtype) -> str:

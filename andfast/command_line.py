@@ -41,7 +41,7 @@ def add_upscaling(parser: argparse.ArgumentParser, max_pixels: int) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
     add(
         "--precision", choices=("auto", *TYPES), default="auto",
-        help="auto: float16 on CUDA, on CPUs bfloat16 where they have it in hardware, else float32",
+        help="auto: float32, but on CUDA float16 for images of 8 bits",
     )  # fmt: skip
     add(
         "--max-pixels", type=whole(1), default=max_pixels, metavar="N",

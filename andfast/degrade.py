@@ -8,16 +8,17 @@ same names, so that the `config.yaml` of a run can be given; of them count `scal
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import sys
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
@@ -25,14 +26,18 @@ from tqdm import tqdm
 
 from andfast.attack.base import NetworkAttack
 from andfast.command_line import UsageError, one_line
-from andfast.data.images import DataError, image_size, list_images, read_image, write_png
-from andfast.data.pairs import find_pairs
+from andfast.console import console
+from andfast.data.benchmarks import Scene, find_benchmark
+from andfast.data.images import DataError, image_size, read_image, write_png
+from andfast.data.listing import told
+from andfast.data.pairs import read_pair
 from andfast.data.tensors import to_array, to_tensor
 from andfast.degraded_images import degrade, draw, read_hr
 from andfast.devices import choose_device, choose_precision
 from andfast.differences import Differences, table
-from andfast.files import remove_unfinished, written_whole
+from andfast.files import check_name, make_folder, remove_unfinished, write_text
 from andfast.host_memory import keep_freed_memory
+from andfast.locks import locked
 from andfast.losses import l1_objective, no_objective
 from andfast.memory import is_out_of_memory
 from andfast.models.views import FrozenView
@@ -42,7 +47,9 @@ from andfast.training.memory import check_search
 from andfast.training.options import Parser
 from andfast.training.sheet import CROP, ROWS
 from andfast.training.state import different, flat
-from andfast.upscale import find_model, find_work
+from andfast.upscale import find_model
+from andfast.upscaling.work import prepare_work
+from andfast.yaml_files import YamlError, dump_yaml, read_yaml
 
 RECORD_FILE = "degrade.yaml"
 
@@ -75,7 +82,7 @@ def make_parser() -> Parser:
     add("--sheet", type=str | None, default=None, metavar="FILE", help="draw what was found, by type: a PNG file")
     add(
         "--real", type=str | None, default=None, metavar="DIR",
-        help="compare with real LR images: HR/ and LR/ with the same names, or LR images alone",
+        help="compare with real LR images: pairs or LR images alone, as andfast.evaluate takes them",
     )  # fmt: skip
     add("--config", action="config", help="a YAML file with any of the settings below, as a run's config.yaml")
     parser.add_class_arguments(Config)
@@ -105,11 +112,16 @@ def _what_counts(settings: Namespace) -> Config:
 class Work:
     """What is degraded, and how. Everything that can be wrong with the options is found out here.
 
+    Args:
+        options: the command's own.
+        config: the settings of the degradation.
+        held: keeps other processes from the output folder as long as it is open.
+
     Raises:
         ValueError, OSError, UsageError: options that do not go together, or files that are not what they should be.
     """
 
-    def __init__(self, options: Namespace, config: Config) -> None:
+    def __init__(self, options: Namespace, config: Config, held: ExitStack) -> None:
         self.config, self.identity = config, options.identity
         # The parser's restricted numbers are subclasses, which YAML does not know.
         self.crop = None if options.crop is None else int(options.crop)
@@ -126,11 +138,20 @@ class Work:
         self.sheet = None if options.sheet is None else Path(options.sheet)
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
             raise ValueError(f"--sheet {self.sheet}: a sheet is a .png file")
-        self.real = None if options.real is None else _find_real(Path(options.real), config.scale)
+        if self.sheet is not None:
+            make_folder(self.sheet.parent)
+            check_name(self.sheet)
+        self.real: list[Scene] = []
+        if options.real is not None:
+            real = find_benchmark(options.real, config.scale)
+            self.real = real.scenes
+            self.passed_over += real.passed_over
         self.device = choose_device(config.device)
         self.model, self.view, self._record_of_model = None, None, None
         if not (self.identity or method in _WITHOUT_MODEL):
             self._look_through(options.model)
+        self.output.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(self.output))
         self._open()
 
     def _find(self, inputs: Sequence[str]) -> list[tuple[Path, str]]:
@@ -139,8 +160,13 @@ class Work:
         for path in given:
             if inside in path.resolve().parents:
                 raise ValueError(f"{path} lies in --output {self.output}; choose another folder for the results")
-        found = find_work(given, self.output)
-        return [(source, target.relative_to(self.output).as_posix()) for source, target in found]
+        hr, lr = self.places("")
+        work = prepare_work(given, hr)
+        self.passed_over = work.passed_over
+        # What was made before is no input, where DIR lies in a folder of them, or is one.
+        made = {lr.resolve(), inside} - {path.resolve() for path in given}
+        found = [pair for pair in work.pairs if made.isdisjoint(pair[0].resolve().parents)]
+        return [(source, target.relative_to(hr).as_posix()) for source, target in found]
 
     def _look_through(self, name: str) -> None:
         config = self.config
@@ -148,7 +174,7 @@ class Work:
         if self.model.scale != config.scale:
             raise ValueError(f"--model {name} has the scale {self.model.scale}; give --scale {self.model.scale}")
         wanted = config.train.precision if config.attack.dtype == "auto" else config.attack.dtype
-        self.view = FrozenView(self.model, choose_precision(wanted, self.device, on_cuda=torch.bfloat16))
+        self.view = FrozenView(self.model, choose_precision(wanted, self.device, "training"))
         self._record_of_model = hashlib.sha256(model_file(name).read_bytes()).hexdigest()
 
     def _open(self) -> None:
@@ -163,8 +189,8 @@ class Work:
         path = self.output / RECORD_FILE
         if path.exists():
             try:
-                then = flat(yaml.safe_load(path.read_text()))
-            except (yaml.YAMLError, AttributeError) as error:
+                then = flat(read_yaml(path))
+            except (YamlError, AttributeError) as error:
                 raise ValueError(f"{path}: not a record of andfast.degrade; choose another --output") from error
             now = flat(record)
             changed = different(now, then)
@@ -176,8 +202,7 @@ class Work:
             for folder in {place.parent for _, name in self.pairs for place in self.places(name)}:
                 remove_unfinished(folder)
             return
-        with written_whole(path) as temporary:
-            temporary.write_text(yaml.safe_dump(record, sort_keys=False))
+        write_text(path, dump_yaml(record))
 
     def places(self, name: str) -> tuple[Path, Path]:
         """Where the pair of that name is written: HR, LR."""
@@ -202,29 +227,21 @@ class Work:
 
 def number_of(name: str) -> int:
     """Which random choices an image of that name gets, beside the seed."""
-    return zlib.crc32(name.encode())
+    return zlib.crc32(os.fsencode(name))
 
 
-def _find_real(folder: Path, scale: int) -> list[tuple[Path | None, Path]]:
-    """(HR or None, LR) of real images.
-
-    Raises:
-        DataError: there are none, or pairs that are none.
-    """
-    if (folder / "HR").is_dir() or (folder / "LR").is_dir():
-        return [(pair.hr, pair.lr) for pair in find_pairs(folder, scale)]
-    images = list_images(folder)
-    if not images:
-        raise DataError(f"{folder}: no images in this folder")
-    return [(None, path) for path in images]
-
-
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     parser = make_parser()
     options = parser.instantiate(parser.parse_args(arguments))
+    with ExitStack() as held:
+        return _run(options, held)
+
+
+def _run(options: Namespace, held: ExitStack) -> int:
     try:
-        work = Work(options, _what_counts(options))
+        work = Work(options, _what_counts(options), held)
     except (ValueError, OSError, UsageError) as error:  # among them DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -233,8 +250,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         failed = _make_pairs(work)
         failed += work.sheet is not None and not _draw(work)
-        if work.real is not None:
+        if work.real:
             failed += _compare(work)
+        if work.passed_over:
+            print(told(work.passed_over), file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -247,10 +266,11 @@ def _make_pairs(work: Work) -> int:
     # None: shown on terminals only.
     for source, name in tqdm(work.pairs, unit="image", dynamic_ncols=True, disable=None):
         hr, lr = work.places(name)
-        if hr.exists() and lr.exists():
+        if all(map(os.path.exists, (hr, lr))):
             done += 1
             continue
         try:
+            check_name(lr)
             image = work.read(source)
             *_, made = work.degrade(image, name).values()
             write_png(hr, image)
@@ -313,12 +333,13 @@ def _compare(work: Work) -> int:
     columns, failed = {}, 0
     for title, pairs in (
         ("degraded", [pair for pair in made if all(path.exists() for path in pair)]),
-        ("real", work.real),
+        ("real", [(scene.hr, scene.lr) for scene in work.real]),
     ):
         columns[title] = Differences(work.config.scale)
         for hr, lr in pairs:
             try:
-                images = [None if path is None else to_tensor(read_image(path))[0] for path in (hr, lr)]
+                images = (None, read_image(lr)) if hr is None else read_pair(hr, lr, work.config.scale)
+                images = [None if image is None else to_tensor(image)[0] for image in images]
             except DataError as error:
                 failed += 1
                 _tell(lr, error)

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 from andfast.command_line import UsageError, one_line
+from andfast.console import console
 from andfast.data.benchmarks import LAYOUTS, DataSet, find_benchmark, find_originals
 from andfast.data.images import DataError, write_png
+from andfast.data.listing import told
+from andfast.data.paired_folders import holds_hr
 from andfast.devices import TYPES, choose_device, choose_precision
 from andfast.evaluation.degrading import Degradation, parse_degradation
 from andfast.evaluation.measuring import Outcome, Plan, measure_all
@@ -22,9 +26,10 @@ from andfast.evaluation.models import Computing, Contender, interpolation, load_
 from andfast.evaluation.records import Records
 from andfast.evaluation.report import as_json, text, write_csv
 from andfast.evaluation.sheet import difference_sheet
-from andfast.files import write_json
+from andfast.files import check_name, make_folder, write_json
 from andfast.host_memory import keep_freed_memory
 from andfast.info import commit, machine
+from andfast.locks import locked
 from andfast.metrics import MEASURES, make_measure
 from andfast.pretrained import DEFAULT
 
@@ -83,8 +88,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[Plan, Records, tuple[Contender, Contender]]:
-    """All that can go wrong before the first image; raises UsageError."""
+def _prepare(options: argparse.Namespace, held: ExitStack) -> tuple[Plan, Records, tuple[Contender, Contender]]:
+    """All that can go wrong before the first image; raises UsageError. `held` keeps the folder from other processes."""
     try:
         if min(options.tile, options.overlap, options.seed) < 0:
             raise ValueError("--tile, --overlap and --seed must not be negative")
@@ -103,6 +108,8 @@ def _prepare(options: argparse.Namespace) -> tuple[Plan, Records, tuple[Contende
         measures = [make_measure(name, scale, device, options.niqe_model, files.get(name, ())) for name in names]
         plan = Plan(scale, contenders, data, measures, computing, degradation)
         plan.check()
+        options.run_dir.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(options.run_dir))
         return plan, Records(options.run_dir), pair
     except (ValueError, OSError) as error:  # among them DataError, ModelError and EvaluationRecordError
         raise UsageError(str(error)) from error
@@ -115,7 +122,8 @@ def _check_output(option: str, path: Path | None, suffix: str) -> None:
         raise ValueError(f"{option} {path}: give a {suffix} file")
     if path.is_dir():
         raise ValueError(f"{option} {path}: is a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    check_name(path)
 
 
 def _find_data(given: Sequence[str], scale: int, degradation: Degradation | None) -> dict[str, DataSet]:
@@ -128,6 +136,11 @@ def _find_data(given: Sequence[str], scale: int, degradation: Degradation | None
             raise DataError(f"--data {text_}: {name} is another data set's name, too")
         find = find_benchmark if degradation is None else find_originals
         found[name] = find(folder, scale)
+        if found[name].layout == "LR" and holds_hr(Path(folder)):
+            raise DataError(
+                f"--data {text_}: HR images, as the folder's name says, which are not to be enlarged; give the folder "
+                "that holds it and one of LR images, or --degrade, which makes them"
+            )
     return found
 
 
@@ -143,11 +156,16 @@ def _pair(titles: Sequence[str] | None, contenders: Sequence[Contender]) -> tupl
     return tuple(by_title[title] for title in titles)
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
-    options = _parse(arguments)
+    with ExitStack() as held:
+        return _run(_parse(arguments), arguments, held)
+
+
+def _run(options: argparse.Namespace, arguments: Sequence[str] | None, held: ExitStack) -> int:
     try:
-        plan, records, pair = _prepare(options)
+        plan, records, pair = _prepare(options, held)
     except UsageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -166,6 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    for name, data in plan.data.items():
+        if data.passed_over:
+            print(f"{name}: {told(data.passed_over)}", file=sys.stderr)
     for failure in outcome.failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if outcome.failures else 0

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from andfast.console import console
 from andfast.files import written_whole
 from andfast.models import ModelError, load_model, save_model
 from andfast.models.checkpoints import describe_model
 from andfast.models.onnx_files import check_packages, least_size, load_onnx, write_onnx
-from andfast.models.weights import SUFFIXES, portable, read_weights
+from andfast.models.weights import READABLE, SUFFIXES, portable, read_weights
 from andfast.ops import use_backend
 from andfast.pretrained import find_file, pretrained_names
 
@@ -102,7 +103,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "model", metavar="MODEL",
         help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file with an RRDBNet "
-        f"or Compact: {', '.join(SUFFIXES)}",
+        f"or Compact: {', '.join(READABLE)}",
     )  # fmt: skip
     parser.add_argument(
         "--output", required=True, nargs="+", type=Path, metavar="FILE",
@@ -135,6 +136,7 @@ def _check(outputs: Sequence[Path], source: Path) -> None:
         check_packages()
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     options = _parse(arguments)

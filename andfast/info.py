@@ -18,8 +18,13 @@ from typing import Any
 
 import torch
 
+from andfast.console import console
 from andfast.ops import _extension, backends
+from andfast.optional import NOT_INSTALLED, problem_of
 from andfast.pretrained import pretrained_names
+
+#: The packages that andfast can do without.
+OPTIONAL = ("tensorboard", "wandb", "onnx", "onnxruntime", "gradio", "spandrel", "torchmetrics", "lpips", "scipy")
 
 
 def collect() -> dict[str, Any]:
@@ -47,9 +52,8 @@ def machine() -> dict[str, Any]:
     model = "unknown"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        model = next(
-            (line.partition(":")[2].strip() for line in cpuinfo.open() if line.startswith("model name")), model
-        )
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     return {"processor": model, "system": platform.platform(), "versions": info["versions"], "devices": info["devices"]}
 
 
@@ -69,8 +73,18 @@ def commit() -> str | None:
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
+    except Exception:  # PackageNotFoundError, or what a damaged installation raises
         return None
+
+
+def optional() -> dict[str, str | None]:
+    """The versions of `OPTIONAL`, and what is wrong with them; None: not installed. To import them takes seconds."""
+    found: dict[str, str | None] = {}
+    for name in OPTIONAL:
+        problem = problem_of(name)
+        broken = "" if problem is None else f", but {problem}"
+        found[name] = None if problem == NOT_INSTALLED else f"{_version(name) or 'unknown'}{broken}"
+    return found
 
 
 def _cpu() -> dict[str, Any]:
@@ -84,7 +98,14 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    devices = {}
+    try:
+        return _cuda_devices()
+    except Exception as error:  # a driver that does not go with this torch
+        return {"cuda": {"problem": " ".join(str(error).split())}}
+
+
+def _cuda_devices() -> dict[str, Any]:
+    devices: dict[str, Any] = {}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         devices[f"cuda:{index}"] = {
@@ -98,7 +119,7 @@ def _cuda() -> dict[str, Any]:
 def _as_text(info: dict[str, Any]) -> str:
     lines = ["versions"]
     lines += [f"  {name:<20}{version or 'none'}" for name, version in info["versions"].items()]
-    lines += ["devices"]
+    lines += ["optional", *(f"  {name:<20}{told or 'none'}" for name, told in info["optional"].items()), "devices"]
     for name, properties in info["devices"].items():
         lines.append(f"  {name:<20}" + ", ".join(f"{key} {value}" for key, value in properties.items()))
     lines += ["pretrained", *(f"  {name}" for name in info["pretrained"]), "operations"]
@@ -108,12 +129,14 @@ def _as_text(info: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@console()
 def main(arguments: list[str] | None = None) -> None:
     """Print what `collect` returns, for people or with --json for programs."""
     parser = argparse.ArgumentParser(prog="python -m andfast.info", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
-    info = collect()
-    print(json.dumps(info, indent=2) if parser.parse_args(arguments).json else _as_text(info))
+    options = parser.parse_args(arguments)
+    info = collect() | {"optional": optional()}
+    print(json.dumps(info, indent=2) if options.json else _as_text(info))
 
 
 if __name__ == "__main__":

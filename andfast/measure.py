@@ -48,7 +48,7 @@ def _without_notices() -> Iterator[None]:
     """Torch's profiler announces its start and stop on the error stream, whatever its log level (seen in 2.13)."""
     sys.stderr.flush()
     kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield

@@ -60,7 +60,7 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
@@ -70,8 +70,8 @@ def free_memory(device: torch.device) -> int | None:
 def _left_in_container(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
     """What a container (Linux's control groups, version 2) may still take, where its memory is limited."""
     try:
-        most, taken = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        counts = [line.split() for line in (folder / "memory.stat").read_text().splitlines()]
+        most, taken = ((folder / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
+        counts = [line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()]
     except OSError:
         return []
     cached = sum(int(count) for name, count in counts if name == "file")  # counts as taken, but gives way

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from andfast.chart import FAINT, GROUPS, Line, Panel, lines, paler
+from andfast.console import console
 from andfast.files import written_whole
 from andfast.training.records import METRICS_FILE, read_records
 
@@ -60,6 +61,7 @@ class Curves:
         return max([int(self.steps.max(initial=0)), *(found.steps[-1] for found in self.validations.values())])
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not done."""
     parser = argparse.ArgumentParser(prog="python -m andfast.plot", description=__doc__.partition("\n\n")[2])

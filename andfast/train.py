@@ -13,12 +13,14 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 
+from andfast.console import console
 from andfast.training.config import Config
 from andfast.training.options import parse_config
 from andfast.training.run import Run
 from andfast.training.world import World
 
 
+@console(BrokenPipeError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun, 3 failed, 128 + n ended by signal n."""
     try:
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         return world.end(_run(arguments, world))
+    except BrokenPipeError:  # who read what is printed is gone; in the midst of its steps a run saves first
+        return world.end(128 + signal.SIGPIPE)
     except BaseException:
         if world.size > 1:
             traceback.print_exc()
@@ -39,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None, world: World) -> int:
     try:
         run = Run(_read_config(arguments, world), world)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:  # among them DataError, ModelError, StateError
         if world.main:
             print(f"error: {error}", file=sys.stderr)

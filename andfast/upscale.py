@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from andfast.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.console import console
+from andfast.data.listing import told
 from andfast.devices import choose_device
+from andfast.files import check_name, make_folder
 from andfast.host_memory import keep_freed_memory
 from andfast.memory import is_out_of_memory
 from andfast.pretrained import DEFAULT, pretrained_names
@@ -34,7 +37,7 @@ from andfast.upscaling.models import find_model, precision_for
 from andfast.upscaling.pipeline import pipeline
 from andfast.upscaling.room import read_to_upscale
 from andfast.upscaling.tiles import NonFiniteError
-from andfast.upscaling.work import FORMATS, find_work
+from andfast.upscaling.work import FORMATS, Work, find_work, prepare_work, record_results
 
 __all__ = ["NonFiniteError", "UsageError", "find_model", "find_work", "main", "upscale", "upscale_tensor"]
 
@@ -82,7 +85,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--model", default=DEFAULT, metavar="NAME_OR_FILE",
         help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file (.safetensors, "
-        ".pth, .pt): RRDBNet and Compact of any program, and with spandrel what it knows (default: %(default)s)",
+        ".pth, .ckpt ...): RRDBNet and Compact of any program, and with spandrel what it knows (default: %(default)s)",
     )  # fmt: skip
     add(
         "--output-scale", type=_factor, metavar="FACTOR",
@@ -120,6 +123,7 @@ class _Job:
         self.first = FirstPass("the model", options.compile == "on")
 
     def load(self, item: tuple[Path, Path]) -> Picture:
+        check_name(item[1])
         return read_to_upscale(*item, self.factor, self.options.max_pixels)
 
     def make(self, item: tuple[Path, Path], picture: Picture) -> Picture:
@@ -139,22 +143,31 @@ class _Job:
             tqdm.write(f"warning: {source}: {note}", file=sys.stderr)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[list[tuple[Path, Path]], Upscaler]:
+def _prepare(options: argparse.Namespace) -> tuple[Work, Upscaler]:
     """All that can go wrong before the first image; raises UsageError."""
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output {options.output}: not a folder")
     try:
         device = choose_device(options.device)
-        work = find_work(options.inputs, options.output, options.format)
         model = find_model(options.model, device)
-        precision = precision_for(model, options.precision)
-        upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on")
-        options.output.mkdir(parents=True, exist_ok=True)
+        precision, deep = (precision_for(model, options.precision, deep) for deep in (False, True))
+        upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on", deep)
+        factor = options.output_scale or upscaler.scale
+        work = prepare_work(options.inputs, options.output, options.format, factor, options.overwrite)
+        wanted = _wanted(work, options)
+        if wanted:
+            make_folder(options.output)
+        record_results(work.beside & {target for _, target in wanted}, options.output)
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         raise UsageError(str(error)) from error
     return work, upscaler
 
 
+def _wanted(work: Work, options: argparse.Namespace) -> list[tuple[Path, Path]]:
+    return [item for item in work.pairs if options.overwrite or not os.path.exists(item[1])]
+
+
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     options = _parse(arguments)
@@ -163,9 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    kind = str(upscaler.precision).removeprefix("torch.")
-    print(f"model {options.model}: x{upscaler.scale}, on {upscaler.device} in {kind}")
-    wanted = [item for item in work if options.overwrite or not item[1].exists()]
+    print(f"model {options.model}: x{upscaler.scale}, on {upscaler.device} in {upscaler.types}")
+    wanted = _wanted(work, options)
 
     made = failed = 0
     begin = time.perf_counter()
@@ -179,30 +191,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     made += 1
                 else:
                     failed += 1
-                    tqdm.write(_failure(source, error, upscaler.precision), file=sys.stderr)
+                    tqdm.write(_failure(source, error, upscaler), file=sys.stderr)
                 bar.update()
         except KeyboardInterrupt:
             interrupted = True
     seconds = time.perf_counter() - begin
-    parts = [f"{made} of {len(work)} images upscaled to {options.output}"]
+    parts = [f"{made} of {len(work.pairs)} images upscaled to {options.output}"]
     if made:
         parts.append(f"{seconds:.1f} s, {made / seconds:.2g} images/s")
-    if len(wanted) < len(work):
-        parts.append(f"{len(work) - len(wanted)} were there already (--overwrite makes them again)")
+    if len(wanted) < len(work.pairs):
+        parts.append(f"{len(work.pairs) - len(wanted)} were there already (--overwrite makes them again)")
     if failed:
         parts.append(f"{failed} failed")
     if interrupted:
         parts.append("interrupted: the same command goes on from here")
+    if work.passed_over:
+        print(told(work.passed_over), file=sys.stderr)
     print("; ".join(parts))
     return _INTERRUPTED if interrupted else 1 if failed else 0
 
 
-def _failure(source: Path, error: Exception, precision: torch.dtype) -> str:
+def _failure(source: Path, error: Exception, upscaler: Upscaler) -> str:
     reason = one_line(error)
     if is_out_of_memory(error):
         reason = "out of memory; try a smaller --tile, or fewer --workers"
-    if isinstance(error, NonFiniteError) and precision != torch.float32:
-        reason += f" in {precision}; try --precision float32"
+    if isinstance(error, NonFiniteError) and upscaler.precision != torch.float32:
+        reason += f" in {upscaler.types}; try --precision float32"
     return f"failed: {reason}" if str(source) in reason else f"failed: {source}: {reason}"
 
 

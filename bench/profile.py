@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from andfast.attack import Attack
+from andfast.console import console
 from andfast.data.patches import ImageArray, PatchBatches, PatchLoader, make_loader
 from andfast.data.photographs import training_photographs
-from andfast.files import written_whole
+from andfast.files import write_text
 from andfast.host_memory import keep_freed_memory
 from andfast.models.views import View
 from andfast.training.config import AttackConfig, Config, DataConfig, DegradationConfig, GeneratorConfig, TrainConfig
@@ -266,6 +267,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+@console()
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
@@ -284,8 +286,7 @@ def main(arguments: list[str] | None = None) -> None:
             "config": config.to_dict(),
             **result,
         }
-        with written_whole(options.output) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        write_text(options.output, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

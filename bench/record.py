@@ -12,16 +12,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from andfast.files import written_whole
+from andfast.console import console
+from andfast.files import write_text
 from andfast.info import commit, machine
 from andfast.training.records import METRICS_FILE, read_records
+from andfast.yaml_files import read_yaml
 
 
 def settings(run_dir: Path) -> dict[str, Any]:
     """A run's configuration, with folders by their last names: where they lie is this machine's affair."""
-    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config = read_yaml(run_dir / "config.yaml")
     config["run_dir"] = run_dir.name
     for key, value in config["data"].items():
         if isinstance(value, str):
@@ -62,6 +62,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
     }
 
 
+@console()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.record", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
@@ -78,8 +79,7 @@ def main() -> None:
         "machine": machine(),
         "runs": {run.name: summary(run) for run in options.runs},
     }
-    with written_whole(options.output) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(options.output, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

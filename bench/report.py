@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from andfast.console import console
+from andfast.files import write_text, written_whole
 from bench.chart import draw
 
 
@@ -90,7 +92,7 @@ def read(path: Path) -> list[Group]:
         ReportError: the file cannot be read, or is not a result of pytest-benchmark.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ReportError(f"{path}: {error.strerror}") from error
     except ValueError as error:
@@ -200,6 +202,7 @@ def markdown(groups: Iterable[Group]) -> str:
     return "# Benchmarks\n\n" + "\n\n".join(map(table, groups)) + "\n"
 
 
+@console()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="written by --benchmark-json")
@@ -212,8 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = markdown(found)
     print(text, end="")
     if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "report.md").write_text(text)
+        write_text(options.output / "report.md", text)
         charts = [
             (
                 f"{group.name}   ({group.machine})",
@@ -228,7 +230,8 @@ def main(arguments: list[str] | None = None) -> None:
             )
             for group in found
         ]
-        draw(charts).save(options.output / "report.png")
+        with written_whole(options.output / "report.png") as temporary:
+            draw(charts).save(temporary)
 
 
 if __name__ == "__main__":

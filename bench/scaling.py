@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from andfast.attack.budget import SHRINK_TRIES
-from andfast.files import written_whole
+from andfast.console import console
+from andfast.files import write_text
 from andfast.info import commit, machine
 from bench.allreduce import Network, all_reduce, exposed, reduced
 from bench.counts import PATCH, SCALE, Counts, count
@@ -344,6 +345,7 @@ def _share(text: str) -> float:
     return share
 
 
+@console()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -365,8 +367,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     print("\n\n".join(table(record) for table in TABLES.values()))
     if options.output is not None:
-        with written_whole(options.output) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        write_text(options.output, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -52,9 +52,9 @@ def backend_variants(operation: str, *dtypes: torch.dtype) -> list[Variant]:
     return found
 
 
-#: The half type where this device is fast in one, else float32: on CPUs without AMX or AVX512-BF16 bfloat16 takes
+#: The half type where this device is fast in one, else float32: on CPUs without AMX bfloat16 takes
 #: minutes, and nobody would use it.
-FAST_TYPE = choose_precision("auto", DEVICE, on_cuda=torch.bfloat16)
+FAST_TYPE = choose_precision("auto", DEVICE, "training")
 COMPILED = Variant("torch.compile", FAST_TYPE, channels_last=True)
 
 

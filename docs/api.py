@@ -72,7 +72,7 @@ def constant_docstring(module: ModuleType, name: str) -> str | None:
     """The string below an assignment of `name` in the module or, if that is a package, in one of its modules."""
     folder = Path(inspect.getsourcefile(module))
     for path in sorted(folder.parent.glob("*.py")) if folder.name == "__init__.py" else [folder]:
-        body = ast.parse(path.read_text()).body
+        body = ast.parse(path.read_text(encoding="utf-8")).body
         for node, after in pairwise(body):
             target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
             if isinstance(target, ast.Name) and target.id == name and isinstance(after, ast.Expr):

@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from andfast import info
 from andfast.attack import Lens
-from andfast.data.images import DataError, read_image
-from andfast.data.pairs import find_pairs
+from andfast.console import console
+from andfast.data.images import DataError
+from andfast.data.pairs import find_pairs, read_pair
 from andfast.data.tensors import to_tensor
-from andfast.files import written_whole
+from andfast.files import write_text
 from andfast.host_memory import keep_freed_memory
 from andfast.losses import l1_objective
 from andfast.metrics import psnr
@@ -97,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study; returns its exit status: 0 done, 2 the options or files do not fit."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -155,8 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         "prior": prior,
     }
-    with written_whole(options.output) as temporary:
-        temporary.write_text(json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
+    write_text(options.output, json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
     calibration_report.main([str(options.output), "--figures", str(options.figures)])
     return 0
 
@@ -186,7 +187,7 @@ def camera_images(folders: Sequence[str], at_most: int | None) -> dict[str, list
     for folder in folders:
         tuning, _ = split_pairs(find_pairs(folder, SCALE))
         for pair in tuning[:at_most]:
-            hr, lr = (to_tensor(read_image(path))[0] for path in (pair.hr, pair.lr))
+            hr, lr = (to_tensor(image)[0] for image in read_pair(pair.hr, pair.lr, SCALE))
             found[camera_of(pair.name)].append((hr, lr))
     return dict(found)
 

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from andfast.chart import GROUPS, OLD, OWN, PALE, Line, Panel, lines
+from andfast.console import console
 from andfast.files import written_whole
 from studies import markdown
 from studies.plots import Column, intervals
@@ -34,13 +35,14 @@ _TITLES = {
 }
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of a result file, and draw its figures."""
     parser = argparse.ArgumentParser(prog="python -m studies.calibration_report", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="what studies.calibration wrote")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="where to write the figures; none: not drawn")
     options = parser.parse_args(arguments)
-    record = json.loads(options.file.read_text())
+    record = json.loads(options.file.read_text(encoding="utf-8"))
     print("\n\n".join(f"<!-- {name} -->\n{table(record)}" for name, table in TABLES.items()))
     if options.figures is not None:
         for name, draw in FIGURES.items():

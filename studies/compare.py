@@ -16,6 +16,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import os
 import shlex
 import signal
 import statistics
@@ -30,10 +31,11 @@ import torch
 from tqdm import tqdm
 
 from andfast import info
+from andfast.console import console
 from andfast.data.images import DataError
 from andfast.data.pairs import find_pairs
 from andfast.devices import choose_device
-from andfast.files import write_json, written_whole
+from andfast.files import write_json, write_text
 from andfast.host_memory import keep_freed_memory
 from andfast.models import ModelError, load_model
 from andfast.training.config import Config, TrainConfig
@@ -68,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun, 3 some run failed, 128 + n ended by signal n."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -128,7 +131,7 @@ class Comparison:
         scale = self.study.settings.get("scale", Config.scale)
         pairs = [pair for folder in self.options.pairs for pair in split_pairs(find_pairs(folder, scale))[0]]
         names = "\n".join(str(pair.hr.resolve()) for pair in pairs)
-        folder = self.runner.work / f"tuning_pairs-{hashlib.sha256(names.encode()).hexdigest()[:10]}"
+        folder = self.runner.work / f"tuning_pairs-{hashlib.sha256(os.fsencode(names)).hexdigest()[:10]}"
         link_pairs(pairs, folder)
         return folder
 
@@ -255,9 +258,8 @@ class Comparison:
         kept = self.runner.work / "scores" / f"{model}-{self.digest}.json"
         if not kept.exists():
             generator = load_model(path, self.device).to(memory_format=torch.channels_last)
-            with written_whole(kept) as temporary:
-                temporary.write_text(json.dumps(evaluate_model(generator, self.sets)))
-        return json.loads(kept.read_text())
+            write_text(kept, json.dumps(evaluate_model(generator, self.sets)))
+        return json.loads(kept.read_text(encoding="utf-8"))
 
     # What was found.
 

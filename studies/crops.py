@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from andfast.console import console
 from andfast.data.camera import crop_to_multiple
 from andfast.data.images import DataError, read_image, write_png
 from andfast.data.tensors import to_array, to_tensor
@@ -64,6 +65,7 @@ def crops(image: np.ndarray, corner: tuple[int, int], size: int, models: Mapping
     return [one[rows, columns] for one in large]
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun."""
     parser = argparse.ArgumentParser(prog="python -m studies.crops", description=__doc__.partition("\n")[0])

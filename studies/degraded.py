@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from andfast.console import console
 from andfast.data.images import DataError, read_image, write_png
 from andfast.data.tensors import to_tensor
 from andfast.degraded_images import degrade, draw
@@ -48,6 +49,7 @@ def sheet(hr: Tensor, config: Config, model: nn.Module) -> np.ndarray:
     return draw(hr, made, model)
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun."""
     parser = argparse.ArgumentParser(prog="python -m studies.degraded", description=__doc__.partition("\n")[0])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from andfast.console import console
 from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
 from andfast.devices import choose_device
@@ -74,6 +75,7 @@ def table(scores: Mapping[str, Scores], metric: str, sets: TestSets) -> str:
     return markdown.table(["", "images", *scores], lines)
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun."""
     parser = argparse.ArgumentParser(prog="python -m studies.evaluate", description=__doc__.splitlines()[0])

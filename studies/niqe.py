@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from andfast.data.images import DataError, image_size, list_images, read_image
-from andfast.data.pairs import listed
+from andfast.console import console
+from andfast.data.images import DataError, image_size, read_image
+from andfast.data.listing import list_images, listed
 from andfast.data.tensors import to_tensor
 from andfast.metrics.niqe import BLOCK, block_features, moments, niqe_luma, whole_blocks
 from andfast.metrics.pristine import FEATURES, PristineModel, gaussian_window, save_pristine
@@ -58,6 +59,7 @@ def find_photographs(folders: Sequence[str]) -> list[Path]:
     return paths
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun."""
     parser = argparse.ArgumentParser(prog="python -m studies.niqe", description=__doc__.partition(":")[0])

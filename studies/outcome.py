@@ -167,7 +167,7 @@ def read_outcome(path: Path) -> Outcome:
         OSError: it cannot be read.
     """
     try:
-        outcome = Outcome(json.loads(path.read_text()))
+        outcome = Outcome(json.loads(path.read_text(encoding="utf-8")))
         outcome.lines(*outcome.budgets()[:1] or [UPDATES])  # looks at what is read later
         return outcome
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from andfast.console import console
 from andfast.files import written_whole
 from studies import markdown
 from studies.figure import draw
@@ -215,6 +216,7 @@ def _origin(outcome: Outcome) -> str:
     )
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun."""
     parser = argparse.ArgumentParser(prog="python -m studies.report", description=__doc__.partition("\n")[0])

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from andfast.files import written_whole
+from andfast.files import write_text
 from andfast.info import commit
 from andfast.training.options import dump_yaml
 from andfast.training.records import METRICS_FILE, read_records
@@ -95,14 +95,14 @@ class Runner:
         with _alone(folder) as lock:
             if not (folder / _FINISHED).exists():
                 self._train(run, folder, lock)
-                with written_whole(folder / _FINISHED) as temporary:
-                    temporary.write_text(json.dumps(_summary(folder)) + "\n")
-        return Finished(model=folder / "run" / "model.safetensors", **json.loads((folder / _FINISHED).read_text()))
+                write_text(folder / _FINISHED, json.dumps(_summary(folder)) + "\n")
+        return Finished(
+            model=folder / "run" / "model.safetensors", **json.loads((folder / _FINISHED).read_text(encoding="utf-8"))
+        )
 
     def _train(self, run: Run, folder: Path, lock: int) -> None:
         settings = folder / "settings.yaml"
-        with written_whole(settings) as temporary:
-            temporary.write_text(dump_yaml(run.settings))
+        write_text(settings, dump_yaml(run.settings))
         command = [sys.executable, "-m", "andfast.train", "--config", str(settings), f"--run_dir={folder / 'run'}"]
         log = folder / "log.txt"
         with log.open("ab") as output:
@@ -127,7 +127,9 @@ class Runner:
         if self.stopped:
             raise RunError(f"{run.name}: stopped; the same command goes on with it")
         if status:
-            last = "".join(f"\n  {line}" for line in log.read_text(errors="replace").splitlines()[-5:])
+            last = "".join(
+                f"\n  {line}" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+            )
             raise RunError(f"{run.name}: andfast.train ended with status {status}; {log} ends in{last}")
 
     def stop(self) -> None:
@@ -141,7 +143,7 @@ class Runner:
 @contextmanager
 def _alone(folder: Path) -> Iterator[int]:
     """Wait until no other process works in the folder; yields the file that says so."""
-    with (folder / "lock").open("w") as file:
+    with (folder / "lock").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 

@@ -23,6 +23,7 @@ from typing import Any
 from torch import nn
 
 from andfast import train
+from andfast.console import console
 from andfast.devices import choose_device
 from andfast.files import write_json, written_whole
 from andfast.info import commit, machine
@@ -77,6 +78,7 @@ _QUICK_TESTS = 2  # images of each camera
 _COURSE = 16  # points of a run's course in its record
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun, else that of the training that ended."""
     options = _parse(arguments)
@@ -317,9 +319,11 @@ def write(folder: Path, weights: Path, config: Mapping[str, Any], record: Mappin
         }
         shutil.copyfile(weights, paths["safetensors"])
         settled = dump_yaml({**config, "run_dir": f"runs/{name}"})
-        paths["yaml"].write_text(f"# What {name} was trained with; data.hr is to be given.\n{settled}")
+        paths["yaml"].write_text(
+            f"# What {name} was trained with; data.hr is to be given.\n{settled}", encoding="utf-8"
+        )
         write_json(paths["json"], record)
-        paths["md"].write_text(model_card(record))
+        paths["md"].write_text(model_card(record), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from andfast.data.images import DataError
-from andfast.data.pairs import listed
+from andfast.data.listing import listed
 
 
 class ImageSource(NamedTuple):

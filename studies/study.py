@@ -9,10 +9,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from andfast.training.config import Config
 from andfast.training.options import dump_yaml, parse_config
+from andfast.yaml_files import YamlError, read_yaml
 
 TUNING_PAIRS = "{tuning_pairs}"
 
@@ -75,9 +74,9 @@ def read_study(path: Path, quick: bool = False) -> Study:
         OSError: it cannot be read.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise StudyError(f"{path}: not YAML: {error}") from error
+        content = read_yaml(path)
+    except YamlError as error:
+        raise StudyError(str(error)) from error
     required = [field.name for field in fields(Study) if field.name != "images"]
     if not isinstance(content, dict) or set(content) - {"quick"} != set(required):
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
@@ -158,7 +157,7 @@ def checked(settings: Settings, name: str) -> Config:
     Raises:
         StudyError: it refuses them; why was written to standard error.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         file.write(dump_yaml(settings))
         file.flush()
         try:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from andfast.data.camera import CameraSettings, bicubic_lr, camera_like
-from andfast.data.images import DataError, read_image
-from andfast.data.pairs import Pair, find_pairs
+from andfast.data.images import DataError
+from andfast.data.pairs import Pair, find_pairs, read_pair
 from andfast.evaluation.degrading import name_seed
 from andfast.training.config import Config
 from andfast.training.images import Skipped, find_images
@@ -62,14 +62,15 @@ def pair_sets(folders: Sequence[str | os.PathLike[str]], scale: int) -> TestSets
         if len(pairs) < 2:
             raise DataError(f"{folder}: {len(pairs)} pair; two at least are needed to tune on one and report the other")
         for name, part in zip((TUNING, REPORTING), split_pairs(pairs), strict=True):
-            sets[name] += [_pair_case(pair, Path(folder)) for pair in part]
+            sets[name] += [_pair_case(pair, Path(folder), scale) for pair in part]
     if twice := _twice([case.image for cases in sets.values() for case in cases]):
         raise DataError(f"pairs are told apart by their names, and there are two of {', '.join(twice)}")
     return sets if folders else {}
 
 
-def _pair_case(pair: Pair, folder: Path) -> Case:
-    return Case(pair.name, camera_of(pair.name) or folder.resolve().name, read_image(pair.lr), read_image(pair.hr))
+def _pair_case(pair: Pair, folder: Path, scale: int) -> Case:
+    hr, lr = read_pair(pair.hr, pair.lr, scale)
+    return Case(pair.name, camera_of(pair.name) or folder.resolve().name, lr, hr)
 
 
 def photograph_sets(photographs: Sequence[tuple[str, np.ndarray]], scale: int) -> TestSets:

@@ -14,7 +14,6 @@ import resource
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ import torch
 from commands import as_options
 from PIL import Image
 
-from andfast import train
+from andfast import files, train
 from andfast.models import vgg
 from andfast.training import images, run, world
 from andfast.training.run import Run
@@ -161,6 +160,8 @@ def _live(
     # A shell's background jobs begin with it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
+    # Data workers are forked, as on Linux by default up to Python 3.13, so that the plan holds for them, too.
+    multiprocessing.set_start_method("fork", force=True)
     if plan is not None:
         plan(*values)
     raise SystemExit(train.main(command))
@@ -182,10 +183,21 @@ def signal_at(target: str, call: int, number: int) -> None:
     _before(target, lambda calls: calls == call and os.killpg(os.getpgid(0), number))
 
 
+def slow_images(seconds: float) -> None:
+    """Let every image to train on take that long to be read, in the process and in those that it starts."""
+    _before("andfast.data.patches.PatchBatches._read", lambda _: time.sleep(seconds))
+
+
+def die_in_a_worker(target: str, call: int) -> None:
+    """Kill a data worker before that call (from 0) in it of what `target` names."""
+    own = os.getpid()
+    _before(target, lambda calls: calls == call and os.getpid() != own and os.kill(os.getpid(), signal.SIGKILL))
+
+
 def die_at_file_call(call: int) -> None:
     """Be killed before that call (from 0) of all that make, sync, rename or remove a file."""
     calls = itertools.count()
-    for target in ("tempfile.mkstemp", "os.fsync", "os.replace", "os.unlink"):
+    for target in ("andfast.files._new_file", "os.fsync", "os.replace", "os.unlink"):
         _before(target, lambda _: next(calls) == call and os.kill(os.getpid(), signal.SIGKILL))
 
 
@@ -196,15 +208,15 @@ def full_disk(name: str, count: int, number: int = 0, fatal: bool = False) -> No
     """
     if fatal:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    mkstemp, numbers = tempfile.mkstemp, itertools.count()
+    new_file, numbers = files._new_file, itertools.count()
 
-    def limited(*values: Any, **options: Any) -> tuple[int, str]:
-        descriptor, path = mkstemp(*values, **options)
-        if name in Path(path).name and next(numbers) == number:
+    def limited(path: Path) -> Path:
+        temporary = new_file(path)
+        if name in temporary.name and next(numbers) == number:
             limit_files(count)
-        return descriptor, path
+        return temporary
 
-    tempfile.mkstemp = limited
+    files._new_file = limited
 
 
 def full_metrics(path: Path, record: int) -> None:

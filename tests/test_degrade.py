@@ -69,7 +69,9 @@ def test_pairs_of_a_folder(tmp_path, hr, run, capsys):
     assert run(hr, "--attack.lr_psnr", "[28, 28]") == 0
     out = tmp_path / "out"
     names = ["a.png", "b.png", "sub/c.png"]
-    assert files(out) == sorted(["degrade.yaml", *(f"{half}/{name}" for half in ("HR", "LR") for name in names)])
+    assert files(out) == sorted(
+        ["degrade.yaml", "lock", *(f"{half}/{name}" for half in ("HR", "LR") for name in names)]
+    )
     pairs = find_pairs(out, 4)  # refuses what does not fit
     assert [pair.name for pair in pairs] == ["a", "b", "sub/c"]
     for pair in pairs:
@@ -150,6 +152,22 @@ def test_settings_that_do_not_count_cannot_be_wrong(tmp_path, hr, run):
         "attack: {mix: {share: 0.9}}\ndegradation: {num_networks: 5}\n"
     )
     assert run(hr / "a.png", "--config", tmp_path / "c.yaml") == 0
+
+
+@pytest.mark.parametrize("output", ["hr", "hr/pairs"])
+def test_it_goes_on_in_a_folder_of_the_inputs(tmp_path, hr, run, output, capsys):
+    sheet = ["--sheet", hr / "pairs" / "sheet.png"] if output == "hr/pairs" else []
+    (hr / "pairs").mkdir()
+    (hr / "i.gif").write_bytes(b"")
+    before = files(hr)
+    for said in ("3 of 3 images degraded", "3 of 3 images degraded"):
+        assert run(hr, "--identity", *sheet, model="none", output=output) == 0
+        message = capsys.readouterr()
+        assert said in message.out
+        assert message.err.splitlines()[-1] == "passed over: 1 of a format that is not read (i.gif)"
+    assert "3 of them before" in message.out
+    made = {f"{half}/{name}" for half in ("HR", "LR") for name in ("a.png", "b.png", "sub/c.png")} | {"degrade.yaml"}
+    assert set(files(tmp_path / output)) - set(before) - {"sheet.png"} == made
 
 
 def test_it_goes_on_where_it_was_interrupted(tmp_path, hr, run, capsys, monkeypatch):

@@ -178,12 +178,22 @@ def test_missing_packages_are_said_before_anything_is_written(tmp_path, model_fi
     assert not (tmp_path / "a.pth").exists()
 
 
+def test_packages_that_cannot_be_imported_are_said_with_the_cause(tmp_path, model_file, capsys, monkeypatch):
+    (tmp_path / "onnx.py").write_text("raise AttributeError('module ml_dtypes has no attribute float4_e2m1fn')")
+    monkeypatch.delitem(sys.modules, "onnx", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run(model_file, "--output", tmp_path / "a.onnx") == 2
+    told = capsys.readouterr().err
+    assert "ONNX files need onnx: run `pip install" in told
+    assert "onnx: it cannot be imported (AttributeError: module ml_dtypes has no attribute" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (
             ["{tmp}/none.pth", "--output", "{tmp}/a.pth"],
-            "none.pth: no such file (.safetensors, .pth, .pt), nor a pretrained model; those are",
+            "none.pth: no such file (.safetensors, .pth, .pt, .ckpt, .bin), nor a pretrained model; those are",
         ),
         (["{tmp}/broken.pth", "--output", "{tmp}/a.pth"], "broken.pth: not a file of PyTorch weights"),
         (["{model}", "--output", "{tmp}/a.pth", "{tmp}/a.ncnn"], "a.ncnn: a file ends in .safetensors, .pth, .pt or"),

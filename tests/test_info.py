@@ -1,6 +1,7 @@
 import json
 import shutil
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,12 @@ import torch
 from andfast import info
 from andfast.ops import backends
 from andfast.pretrained import pretrained_names
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch):
+    """Importing all of them takes seconds."""
+    monkeypatch.setattr(info, "OPTIONAL", ("tensorboard", "wandb"))
 
 
 def test_json(capsys):
@@ -18,6 +25,7 @@ def test_json(capsys):
     assert len(shown["devices"]) == 1 + torch.cuda.device_count()
     assert shown["pretrained"] == pretrained_names()
     assert shown["operations"] == backends.status()
+    assert set(shown["optional"]) == {"tensorboard", "wandb"}
 
 
 def test_text_gives_the_reason(capsys, monkeypatch):
@@ -27,6 +35,25 @@ def test_text_gives_the_reason(capsys, monkeypatch):
     assert "projected_step" in shown
     assert "it is not built" in shown
     assert "ready" in shown
+
+
+def test_broken_packages_are_named_with_the_cause(capsys, monkeypatch, tmp_path):
+    (tmp_path / "wandb.py").write_text("raise RuntimeError('made for another Python')")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    del sys.modules["wandb"]
+    monkeypatch.syspath_prepend(tmp_path)
+    info.main([])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  wandb "))
+    assert line.endswith(", but it cannot be imported (RuntimeError: made for another Python)")
+
+
+def test_a_driver_that_fails(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("CUDA driver initialization failed")
+
+    monkeypatch.setattr(torch.cuda, "device_count", fail)
+    info.main(["--json"])
+    assert json.loads(capsys.readouterr().out)["devices"]["cuda"] == {"problem": "CUDA driver initialization failed"}
 
 
 def test_a_measurement_s_machine():

@@ -15,8 +15,8 @@ from upscaling_models import compact, nearest, noise, picture
 
 import andfast
 from andfast import upscale
-from andfast.devices import choose_precision
-from andfast.models import save_model
+from andfast.devices import AUTOMATIC, choose_precision
+from andfast.models import RRDBNet, save_model
 from andfast.pretrained import load_pretrained
 from andfast.upscale import NonFiniteError, UsageError, find_work
 from andfast.upscaling import room
@@ -38,16 +38,55 @@ def run(*arguments):
 
 
 def test_automatic_precision(monkeypatch):
+    """Half types where they are faster and the result can hold no more than they do."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert choose_precision("auto", cuda) == torch.float16
+    assert choose_precision("auto", cuda, "degradation") == torch.float16
+    assert choose_precision("auto", cuda, "deep upscaling") == torch.float32
     assert choose_precision("float32", cuda) == torch.float32
-    for capability, expected in (
-        ("amx_bf16", torch.bfloat16),
-        ("avx512_bf16", torch.bfloat16),
-        ("avx2", torch.float32),
-    ):
+    assert choose_precision("float16", cpu, "deep upscaling") == torch.float16
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda native=native, **_: native)
+        assert choose_precision("auto", cuda, "training") == (torch.bfloat16 if native else torch.float32)
+    for capability in ("amx_bf16", "avx512_bf16", "avx2", "bf16"):  # the last one is ARM's
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=capability: {name: True})
-        assert choose_precision("auto", cpu) == expected
+        trained = torch.bfloat16 if capability == "amx_bf16" else torch.float32
+        assert choose_precision("auto", cpu, "training") == choose_precision("auto", cpu, "degradation") == trained
+        assert choose_precision("auto", cpu) == choose_precision("auto", cpu, "deep upscaling") == torch.float32
+
+
+def repeating() -> RRDBNet:
+    """An RRDBNet that repeats each pixel, so that results show what its arithmetic keeps of it."""
+    model = RRDBNet(4, features=4, blocks=1, growth=4).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        for layer in (model.conv_first, model.conv_up1, model.conv_up2, model.conv_hr, model.conv_last):
+            for channel in range(3):
+                layer.weight[channel, channel, 1, 1] = 1
+    return model
+
+
+@pytest.mark.parametrize("automatic", [torch.float32, torch.float16, torch.bfloat16])
+def test_16_bits_come_out_as_they_went_in(tmp_path, monkeypatch, capsys, automatic):
+    """Whatever images of 8 bits are computed in."""
+    monkeypatch.setitem(AUTOMATIC["upscaling"], "cpu", automatic)
+    monkeypatch.setattr("andfast.devices._multiplies_bfloat16", lambda device: True)
+    save_model(repeating(), tmp_path / "repeat.safetensors")
+    sky = np.linspace(40000, 46000, 240).round().astype(np.uint16).reshape(1, 80, 3).repeat(6, 0)
+    (tmp_path / "in").mkdir()
+    write_picture(tmp_path / "in" / "deep.png", Picture(sky))
+    write_picture(tmp_path / "in" / "shallow.png", Picture((sky // 257).astype(np.uint8)))
+    arguments = [tmp_path / "in", "--output", tmp_path / "out", "--model", tmp_path / "repeat.safetensors"]
+    assert run(*arguments, "--tile", 32) == 0
+    kind = str(automatic).removeprefix("torch.")
+    told = kind if automatic == torch.float32 else f"{kind} (float32 for images of more than 8 bits)"
+    assert capsys.readouterr().out.splitlines()[0].endswith(f": x4, on cpu in {told}")
+    for name, image in (("deep", sky), ("shallow", sky // 257)):
+        result = read_picture(tmp_path / "out" / f"{name}.png").pixels.astype(int)
+        assert np.abs(result - image.repeat(4, 0).repeat(4, 1)).max() <= 1
+    in_floats = upscale(sky / np.float32(65535), repeating(), precision="auto")
+    assert np.abs(in_floats * 65535 - sky.repeat(4, 0).repeat(4, 1)).max() < 1
 
 
 # Which file goes where

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from andfast.data.images import DataError, list_images
-from andfast.data.pairs import by_name, listed, make_pairs
+from andfast.data.images import DataError
+from andfast.data.listing import PassedOver, list_images, listed, look_through, no_images
+from andfast.data.paired_folders import holds_hr, hr_folder, levels_below, paired_folders
+from andfast.data.pairs import by_name, make_pairs
 
 _Files = tuple[dict[str, Path], dict[str, Path]]  # HR and LR by the names of their scenes
-# How far below the given folder a benchmark's own folders are looked for.
-_DEPTH = 6
 
 
 class Scene(NamedTuple):
@@ -32,11 +32,15 @@ class DataSet:
     Attributes:
         layout: the name of one of `LAYOUTS`; "HR" for originals alone, "LR" for LR images alone.
         scenes: sorted by name.
+        passed_over: what was left out below the folder, and why.
+        cut: how many pairs do not fit exactly, and are cut.
     """
 
     folder: Path
     layout: str
     scenes: list[Scene]
+    passed_over: list[PassedOver]
+    cut: int = 0
 
 
 class Layout(NamedTuple):
@@ -59,12 +63,11 @@ def find_benchmark(folder: str | os.PathLike[str], scale: int) -> DataSet:
 
     Args:
         folder: a benchmark's folder, or one that holds it.
-        scale: the super-resolution factor, by which benchmarks with several are searched. Height and width of every HR
-            image must be exactly `scale` times those of its LR image.
+        scale: the super-resolution factor, by which benchmarks with several are searched; as for `find_pairs`.
 
     Raises:
-        DataError: it is no folder, or has another layout or no images; an image has no partner, or cannot be read, or
-            the sizes of a pair do not fit. The message names them.
+        DataError: it is no folder, or has another layout or no images, or HR images alone; an image has no partner, or
+            cannot be read, or the sizes of a pair do not fit. The message names them.
     """
     folder = Path(folder)
     name, files = _recognised(folder, scale)
@@ -73,14 +76,15 @@ def find_benchmark(folder: str | os.PathLike[str], scale: int) -> DataSet:
         if not hr and not lr:
             raise DataError(f"{folder}: as {name} it holds no images at scale {scale}")
         pairs = make_pairs(folder, hr, lr, scale)
-        return DataSet(folder, name, [Scene(pair.name, pair.lr, pair.hr) for pair in pairs])
-    strangers = sorted({path.name for path in _folders(folder) if re.fullmatch("(?i)[hl]r|[hl]q|gt", path.name)})
-    found = by_name(folder)
+        scenes = [Scene(pair.name, pair.lr, pair.hr) for pair in pairs]
+        return DataSet(folder, name, scenes, look_through(folder).passed_over, sum(pair.cut for pair in pairs))
+    strangers = sorted({path.name for path in _folders(folder) if holds_hr(path) or path.name.lower() in ("lr", "lq")})
+    found, passed_over = by_name(folder), look_through(folder).passed_over
     if strangers or not found:
         known = "; ".join(f"{layout.name}: {layout.shape}" for layout in LAYOUTS)
-        what = f"with {', '.join(strangers)} of none of the known layouts" if strangers else "no images"
-        raise DataError(f"{folder}: {what} ({known}; or LR images alone)")
-    return DataSet(folder, "LR", [Scene(name, found[name], None) for name in sorted(found)])
+        what = f"with {', '.join(strangers)} of none of the known layouts" if strangers else no_images(passed_over)
+        raise DataError(f"{folder}: {what} ({known}; or LR images alone; HR images alone with --degrade)")
+    return DataSet(folder, "LR", [Scene(name, found[name], None) for name in sorted(found)], passed_over)
 
 
 def find_originals(folder: str | os.PathLike[str], scale: int) -> DataSet:
@@ -90,14 +94,16 @@ def find_originals(folder: str | os.PathLike[str], scale: int) -> DataSet:
         DataError: it is no folder, or there are none.
     """
     folder = Path(folder)
-    if (folder / "HR").is_dir():
-        found = by_name(folder / "HR")
+    place = hr_folder(folder, scale) if _drealsr(folder, scale) is None else None
+    if place is not None:
+        found = by_name(place)
     else:
         _, files = _recognised(folder, scale)
         found = by_name(folder) if files is None else files[0]
+    passed_over = look_through(folder).passed_over
     if not found:
-        raise DataError(f"{folder}: no HR images")
-    return DataSet(folder, "HR", [Scene(name, None, found[name]) for name in sorted(found)])
+        raise DataError(f"{folder}: no HR images; {no_images(passed_over)}")
+    return DataSet(folder, "HR", [Scene(name, None, found[name]) for name in sorted(found)], passed_over)
 
 
 def _recognised(folder: Path, scale: int) -> tuple[str, _Files | None]:
@@ -111,10 +117,9 @@ def _recognised(folder: Path, scale: int) -> tuple[str, _Files | None]:
 
 
 def _pairs(folder: Path, scale: int) -> _Files | None:
-    """HR/ and LR/ with files of the same names."""
-    if not (folder / "HR").is_dir() and not (folder / "LR").is_dir():
-        return None
-    return by_name(folder / "HR"), by_name(folder / "LR")
+    """HR/ and LR/ with files of the same names, or folders of other names that say what they hold."""
+    folders = paired_folders(folder, scale, below=True)
+    return None if folders is None else (by_name(folders[0]), by_name(folders[1]))
 
 
 def _drealsr(folder: Path, scale: int) -> _Files | None:
@@ -138,9 +143,17 @@ def _drealsr(folder: Path, scale: int) -> _Files | None:
     return hr, lr
 
 
+def _srf(folder: Path, scale: int) -> _Files | None:
+    """NAME_SRF_4_HR.png beside NAME_SRF_4_LR.png, and other methods' results of the scene; of several scales one."""
+    images = list_images(folder)
+    if not any(re.search(r"_SRF_\d_HR$", path.stem) for path in images):
+        return None
+    return tuple(_by_suffix(folder, images, f"_SRF_{scale}_{kind}") for kind in ("HR", "LR"))
+
+
 def _realsr(folder: Path, scale: int) -> _Files | None:
-    """NAME_HR.png beside NAME_LR4.png, as in Canon/Test/4/; of Train and Test, and of several scales, the right one."""
-    images = [path for path in list_images(folder) if re.search(r"_(HR|LR\d)$", path.stem)]
+    """NAME_HR.png beside NAME_LR4.png or NAME_LR.png; of Train and Test, and of several scales, the right one."""
+    images = [path for path in list_images(folder) if re.search(r"_(HR|LR\d?)$", path.stem)]
     if not any(path.stem.endswith("_HR") for path in images):
         return None
     parts = {path: path.relative_to(folder).parent.parts for path in images}
@@ -148,7 +161,8 @@ def _realsr(folder: Path, scale: int) -> _Files | None:
         images = [path for path in images if "Test" in parts[path]]
     if any(each and each[-1].isdecimal() for each in parts.values()):
         images = [path for path in images if parts[path][-1:] == (str(scale),)]
-    return _by_suffix(folder, images, "_HR"), _by_suffix(folder, images, f"_LR{scale}")
+    lr = _by_suffix(folder, images, "_LR") | _by_suffix(folder, images, f"_LR{scale}")
+    return _by_suffix(folder, images, "_HR"), lr
 
 
 def _imagepairs(folder: Path, scale: int) -> _Files | None:
@@ -184,8 +198,11 @@ def _super(folder: Path, scale: int) -> _Files | None:
 
 
 LAYOUTS = (
-    Layout("pairs", "HR/NAME.png and LR/NAME.png", _pairs),
     Layout("DRealSR", "Test_xs/test_HR/NAME_xs.png and Test_xs/test_LR/NAME_x1.png", _drealsr),
+    Layout(
+        "pairs", "HR/NAME.png and LR/NAME.png, DIV2K_valid_HR/NAME.png and DIV2K_valid_LR_bicubic/Xs/NAMExs.png", _pairs
+    ),
+    Layout("SelfExSR", "image_SRF_s/NAME_SRF_s_HR.png and NAME_SRF_s_LR.png", _srf),
     Layout("RealSR", "CAMERA/Test/s/NAME_HR.png and NAME_LRs.png", _realsr),
     Layout("ImagePairs", "ImagePairs_Test/NAME_gt.png and NAME.png", _imagepairs),
     Layout("SupER", "SCENE/MOTION/Bin1/ and Bins/", _super),
@@ -206,9 +223,6 @@ def _by_suffix(folder: Path, images: list[Path], suffix: str) -> dict[str, Path]
     return found
 
 
-def _folders(folder: Path) -> Iterator[Path]:
-    """Folders not too far below this one, but hidden ones; those of a benchmark lie there, its images further down."""
-    level = [folder]
-    for _ in range(_DEPTH):
-        level = [path for parent in level for path in parent.iterdir() if path.is_dir() and path.name[0] != "."]
-        yield from level
+def _folders(folder: Path) -> list[Path]:
+    """Folders not too far below this one; those of a benchmark lie there, its images further down."""
+    return [path for level in levels_below(folder) for path in level]

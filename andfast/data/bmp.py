@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from typing import BinaryIO
 
@@ -56,6 +57,25 @@ def open_bmp(file: BinaryIO) -> Opened:
         return picture_of(pixels if height < 0 else pixels[::-1])
 
     return opened(width, abs(height), 1, decode)
+
+
+def open_dib(file: BinaryIO) -> Opened:
+    """Read the header of a BMP file without the file's own header, as clipboards and resources have them.
+
+    Raises:
+        ValueError: it is damaged, or of a kind that is not read.
+    """
+    file.seek(0)
+    data = file.read()
+    try:
+        length, _, _, _, bits, packing = struct.unpack_from("<IiiHHI", data)
+        (colours,) = struct.unpack_from("<I", data, 32)
+    except struct.error as error:
+        raise ValueError("truncated") from error
+    masks = 12 if packing == _MASKS and length == _INFO else 0
+    palette = 4 * min(colours or 2**bits, 256) if bits <= 8 else 0
+    start = struct.pack("<2sIII", b"BM", _START + len(data), 0, _START + length + masks + palette)
+    return open_bmp(io.BytesIO(start + data))
 
 
 def _rows(file: BinaryIO, offset: int, width: int, height: int, bits: int) -> np.ndarray:

@@ -17,18 +17,19 @@ To decode a photograph takes many times as long as to cut a patch from it. A cac
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import torch
+import numpy as np
 from tqdm import tqdm
 
 from andfast.data.cache_index import INDEX_FILE, FileFact, Index, PixelsFact, decoder, tell
@@ -37,8 +38,8 @@ from andfast.data.images import DataError, ImageError, image_size
 from andfast.data.patches import ImageFile, Source
 from andfast.data.workers import Each, SourceLoader
 from andfast.files import written_whole
+from andfast.locks import LOCK_FILE, locked
 
-_LOCK = "lock"
 _PIXELS = re.compile(r"[0-9a-f]{32}\.u8")
 # What `written_whole` leaves behind when it is killed.
 _LEFT_OVER = re.compile(r"\.([0-9a-f]{32}-.*\.u8|index-.*\.jsonl)")
@@ -74,7 +75,7 @@ def cache_images(folder: str | os.PathLike[str], images: Sequence[ImageFile], wo
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_other_files(folder)
-        with _locked(folder), Index(folder) as index:
+        with locked(folder, wait=True, tell=tell), Index(folder) as index:
             _read_contents(index, images, workers)
             _reclaim(index, images)
             _decode(index, images, workers)
@@ -84,7 +85,7 @@ def cache_images(folder: str | os.PathLike[str], images: Sequence[ImageFile], wo
 
 
 def _refuse_other_files(folder: Path) -> None:
-    known = {INDEX_FILE, _LOCK}
+    known = {INDEX_FILE, LOCK_FILE}
     others = sorted(
         entry.name
         for entry in os.scandir(folder)
@@ -94,20 +95,6 @@ def _refuse_other_files(folder: Path) -> None:
         raise DataError(
             f"image cache {folder}: holds {_first(others)}, which is no part of a cache; give a new or an empty folder"
         )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    import fcntl  # here, for on Windows there is none: all but the cache works without
-
-    with (folder / _LOCK).open("a") as file:
-        # Not flock: the workers would inherit that, and hold it on when this process is killed.
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            tell(f"image cache {folder}: waiting for another process that is making it")
-            fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
 
 
 def _key(image: ImageFile) -> str:
@@ -254,7 +241,10 @@ def _is_passing(cause: BaseException | None) -> bool:
 
 
 def _sources(index: Index, images: Sequence[ImageFile]) -> list[Source]:
-    states = torch.full((len(images),), UNKNOWN, dtype=torch.uint8).share_memory_()
+    # Forked workers share it with this process: a map of no file, which counts for no limit on shared memory. Where
+    # workers are spawned, each finds out for itself.
+    states = np.frombuffer(mmap.mmap(-1, max(len(images), 1)), np.uint8)
+    states[:] = UNKNOWN
     sources: list[Source] = []
     for position, image in enumerate(images):
         file = index.files.get(_key(image))

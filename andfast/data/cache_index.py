@@ -12,7 +12,7 @@ import PIL
 from PIL import features
 from tqdm import tqdm
 
-from andfast.files import written_whole
+from andfast.files import write_text
 
 INDEX_FILE = "index.jsonl"
 # To be raised whenever `read_image` gives other pixels than before.
@@ -57,7 +57,7 @@ class Index:
         self._header = ["andfast image cache", decoder()]
         if not self._load():
             self._rewrite()
-        self._journal = self._path.open("a")
+        self._journal = self._path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Index:
         return self
@@ -77,7 +77,7 @@ class Index:
         """Leave what no longer counts out of the journal."""
         self._journal.close()
         self._rewrite()
-        self._journal = self._path.open("a")
+        self._journal = self._path.open("a", encoding="utf-8")
 
     def _rewrite(self) -> None:
         records = [
@@ -85,8 +85,7 @@ class Index:
             *(["file", path, *file] for path, file in self.files.items()),
             *(_pixels_record(digest, pixels) for digest, pixels in self.pixels.items()),
         ]
-        with written_whole(self._path) as temporary:
-            temporary.write_text("".join(map(_line, records)))
+        write_text(self._path, "".join(map(_line, records)))
 
     def _append(self, record: list[Any]) -> None:
         self._journal.write(_line(record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import zlib
 from contextlib import suppress
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from andfast.data.images import ImageError, read_image
 
 #: What is known of an image's pixels.
 UNKNOWN, SOUND, DAMAGED = range(3)
+
+# What shares answer that have no memory maps.
+_CANNOT_MAP = {errno.EINVAL, errno.ENODEV, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,7 @@ class CachedImage:
     pixels: Path
     shape: tuple[int, int, int]
     crc32: int
-    states: Tensor
+    states: np.ndarray
     index: int
 
     @property
@@ -44,7 +47,8 @@ class CachedImage:
     def read(self) -> np.ndarray:
         """A memory map of the pixels, whose checksum is looked at the first time that any process wants them.
 
-        Pixels that are damaged are named, removed, and never given out: the file is decoded instead.
+        Where a share has no memory maps, it is an array. Pixels that are damaged are named, removed, and never given
+        out: the file is decoded instead.
         """
         if self.states[self.index] != DAMAGED:
             try:
@@ -54,7 +58,12 @@ class CachedImage:
         return read_image(self.path)
 
     def _mapped(self) -> np.ndarray:
-        pixels = np.memmap(self.pixels, np.uint8, "r", shape=self.shape)
+        try:
+            pixels = np.memmap(self.pixels, np.uint8, "r", shape=self.shape)
+        except OSError as error:
+            if error.errno not in _CANNOT_MAP:
+                raise
+            pixels = np.fromfile(self.pixels, np.uint8).reshape(self.shape)
         if self.states[self.index] == UNKNOWN:
             if zlib.crc32(pixels) != self.crc32:
                 raise ValueError("its checksum is wrong")
@@ -70,12 +79,13 @@ class CachedImage:
             with suppress(OSError):
                 self.pixels.unlink()
         # Not by tqdm.write: in a worker, its lock may be held by a thread that was not forked along.
-        print(
-            f"{self.pixels} cannot be used ({reason}): {self.path} is decoded each time instead, and the next run "
-            "mends the cache",
-            file=sys.stderr,
-            flush=True,
-        )
+        with suppress(OSError, ValueError):  # what nobody hears ends no work
+            print(
+                f"{self.pixels} cannot be used ({reason}): {self.path} is decoded each time instead, and the next run "
+                "mends the cache",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 @dataclass(frozen=True)

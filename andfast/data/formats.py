@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from PIL import WebPImagePlugin
 
-from andfast.data.bmp import open_bmp
+from andfast.data.bmp import open_bmp, open_dib
 from andfast.data.jpeg import open_jpeg
 from andfast.data.picture import Opened, Picture, opened, orientation_of, picture_of, pixels_of
 from andfast.data.png import SIGNATURE, open_png
@@ -21,6 +21,7 @@ _BY_START: dict[bytes, Callable[[BinaryIO], Opened]] = {
     SIGNATURE: open_png,
     b"\xff\xd8\xff": open_jpeg,
     b"BM": open_bmp,
+    **dict.fromkeys((b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0"), open_dib),  # the lengths of its headers
     **dict.fromkeys((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"), open_tiff),
     **{b"P%d%c" % (kind, blank): open_pnm for kind in range(1, 7) for blank in b" \t\r\n\f\v#"},
 }

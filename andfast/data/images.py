@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,8 +14,6 @@ from andfast.data.formats import open_image
 from andfast.data.picture import Opened, Picture, eight_bits, over_white
 from andfast.files import written_whole
 from andfast.memory import free_memory
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 #: Images of more pixels are refused by upscaling unless one asks for them, and otherwise read if there is memory for
 #: them: beyond this a small file may be an attack on the memory. It is the limit that Pillow has.
@@ -118,27 +115,6 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:
         raise ValueError(f"an image is uint8 (H, W, 3), not {array.dtype} {tuple(array.shape)}")
     with written_whole(path) as temporary:
         Image.fromarray(array).save(temporary, format="PNG")
-
-
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files in `folder` and below it, by suffix (`IMAGE_SUFFIXES`, upper or lower case), sorted.
-
-    Hidden files and folders (a leading dot) and folders with an image suffix are passed over. Links that lead
-    nowhere are listed, so that whoever reads them can name them.
-
-    Raises:
-        DataError: `folder` is no folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    found = []
-    for path in folder.rglob("*"):
-        inside = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and (path.is_file() or path.is_symlink()):
-            found.append((inside.as_posix(), path))
-    return [path for _, path in sorted(found)]
 
 
 def _cause(error: Exception) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from andfast.data.images import DataError, image_size, read_image
-from andfast.data.pairs import Pair
+from andfast.data.pairs import Pair, common_size
 from andfast.data.patches import Recent, Shuffled, random_numbers, too_small, turned
 
 # Streams of random numbers beside those of the HR patches (`andfast.data.patches`).
@@ -52,9 +52,11 @@ class PairPatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        for pair in pairs:
-            if min(size := image_size(pair.hr)) < patch:
-                raise DataError(f"{pair.hr}: {too_small(*size, patch)}")
+        # Height and width of the LR images as they are used: see `andfast.data.pairs.fitted`.
+        self._sizes = [common_size(image_size(pair.hr), image_size(pair.lr), scale) for pair in pairs]
+        for pair, (height, width) in zip(pairs, self._sizes, strict=True):
+            if min(height, width) * scale < patch:
+                raise DataError(f"{pair.hr}: {too_small(height * scale, width * scale, patch)}")
         self.pairs, self.scale, self.patch, self.batch = list(pairs), scale, patch, batch
         self.seed, self.flip, self.rotate = seed, flip, rotate
         self.rank, self.world = rank, world
@@ -82,7 +84,10 @@ class PairPatches:
         """The HR image of pair index // 2 for an even index, its LR image for an odd one."""
         image = self._images.get(index)
         if image is None:
-            pair = self.pairs[index // 2]
-            image = read_image(pair.lr if index % 2 else pair.hr)
+            pair, (height, width) = self.pairs[index // 2], self._sizes[index // 2]
+            if index % 2:
+                image = read_image(pair.lr)[:height, :width]
+            else:
+                image = read_image(pair.hr)[: self.scale * height, : self.scale * width]
             self._images.put(index, image)
         return image

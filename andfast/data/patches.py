@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from andfast.data.images import DataError, ImageError, image_size, list_images, read_image
+from andfast.data.images import DataError, ImageError, image_size, read_image
+from andfast.data.listing import Listing, PassedOver, look_through, no_images
 from andfast.data.workers import SourceDataset, SourceLoader
 from andfast.shares import own_places
 
@@ -78,10 +80,11 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """What `scan_images` found: the usable files, and each skipped one with the reason, which names it."""
+    """What `scan_images` found: the usable files, each skipped one with the reason, which names it, and other files."""
 
     paths: list[Path]
     skipped: list[tuple[Path, str]]
+    passed_over: list[PassedOver]
 
     @property
     def sources(self) -> list[ImageFile]:
@@ -92,15 +95,21 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
     """Find the images in `folders` and below them that can give patches, from their headers only.
 
     Args:
-        folders: folders of images; a file found by way of two of them counts once.
+        folders: folders of images, and images; a file found in two ways, by links or folders, counts once.
         min_size: the least height and width in pixels, the patch's.
 
     Raises:
         DataError: a folder does not exist, or none of them holds a usable image.
     """
     folders = [Path(folder) for folder in folders]
-    paths, skipped = [], []
-    for path in dict.fromkeys(path for folder in folders for path in list_images(folder)):
+    paths, skipped, passed_over = [], [], []
+    found: dict[str, Path] = {}
+    for folder in folders:
+        listing = Listing([folder], []) if folder.is_file() else look_through(folder)
+        for path in listing.paths:
+            found.setdefault(os.path.realpath(path), path)
+        passed_over += listing.passed_over
+    for path in found.values():
         try:
             height, width = image_size(path)
         except ImageError as error:
@@ -114,9 +123,9 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
         where = ", ".join(str(folder) for folder in folders) or "no folder was given"
         raise DataError(
             f"no usable image in: {where}. Wanted: image files, {min_size} x {min_size} pixels or more."
-            + _listed([reason for _, reason in skipped])
+            + (_listed([reason for _, reason in skipped]) if found else f" Found: {no_images(passed_over)}.")
         )
-    return Scan(paths, skipped)
+    return Scan(paths, skipped, passed_over)
 
 
 class PatchBatches(SourceDataset):
@@ -218,16 +227,14 @@ class PatchBatches(SourceDataset):
         if image is not None:
             return image
         source = self.sources[index]
-        self.reading[0] = index
         try:
-            image = source.read()
+            with self.reading(index):
+                image = source.read()
             if min(image.shape[:2]) < self.patch:
                 raise ImageError(f"{source.name}: {too_small(*image.shape[:2], self.patch)}")
         except ImageError as error:
             failures[source.name] = self._unreadable[index] = Failure(source.name, str(error))
             return None
-        finally:
-            self.reading[0] = -1
         if not isinstance(image, np.memmap):
             self._images.put(index, image)
         return image

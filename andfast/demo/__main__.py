@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 import tempfile
@@ -12,8 +11,10 @@ from pathlib import Path
 from socket import socket
 
 from andfast.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.console import console
 from andfast.demo.models import Offered, load_offered
 from andfast.devices import choose_device
+from andfast.optional import NOT_INSTALLED, problem_of
 
 # A photograph of 4096 x 4096 pixels.
 _MAX_PIXELS = 2**24
@@ -43,11 +44,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _prepare(options: argparse.Namespace) -> tuple[dict[str, Offered], socket]:
     """All that can go wrong before the page is there; raises UsageError."""
-    if importlib.util.find_spec("gradio") is None:
-        raise UsageError("the page needs gradio: pip install 'andfast[demo]'")
+    problem = problem_of("gradio")
+    if problem is not None:
+        cause = "" if problem == NOT_INSTALLED else f"; {problem}"
+        raise UsageError(f"the page needs gradio: pip install 'andfast[demo]'{cause}")
     from andfast.demo.server import listen
 
     try:
+        tempfile.gettempdir()  # which has to be writable
         offered = load_offered(options.model, choose_device(options.device), options.precision, options.tile)
     except (ValueError, OSError) as error:  # among them ModelError
         raise UsageError(str(error)) from error
@@ -57,6 +61,7 @@ def _prepare(options: argparse.Namespace) -> tuple[dict[str, Offered], socket]:
         raise UsageError(f"--host {options.host} --port {options.port}: {error.strerror or error}") from error
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit status."""
     options = _parse(arguments)
@@ -80,6 +85,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
     # Threads that still compute would be waited for, though nobody waits for their results any more.
     os._exit(status)

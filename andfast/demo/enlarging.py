@@ -11,6 +11,7 @@ from PIL import Image
 
 from andfast.demo.models import Offered
 from andfast.demo.pictures import describe, flat
+from andfast.files import shortened
 from andfast.upscaling.formats import Picture, write_picture
 from andfast.upscaling.room import read_to_upscale
 
@@ -85,7 +86,7 @@ def enlarge(
         OSError: it cannot be written.
     """
     times = offered.scale if factor is None else factor
-    target = folder / f"{path.stem}_x{times:g}.png"
+    target = folder / f"{shortened(path.stem, 200)}_x{times:g}.png"
     picture = read_to_upscale(path, target, times, max_pixels)
     height, width, channels = picture.pixels.shape
     total, finished = height * width * (2 if channels in (2, 4) else 1), 0  # alpha is a pass of its own

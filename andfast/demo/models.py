@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from andfast.command_line import one_line
+from andfast.console import printable
 from andfast.devices import choose_precision
 from andfast.evaluation.models import split_title, title_of
 from andfast.models import ModelError
 from andfast.models.views import FrozenView
 from andfast.models.weights import SUFFIXES
 from andfast.pretrained import pretrained_names
+from andfast.training.state import PREVIOUS_FILE, STATE_FILE
 from andfast.upscaling.engine import Upscaler
 from andfast.upscaling.models import find_model, precision_for
 
@@ -50,8 +52,7 @@ class Offered:
     @property
     def described(self) -> str:
         """Which one computes where, for people."""
-        precision = str(self.upscaler.precision).removeprefix("torch.")
-        return f"{self.title} on {self.upscaler.device} in {precision}"
+        return f"{self.title} on {self.upscaler.device} in {self.upscaler.types}"
 
 
 def load_offered(
@@ -74,10 +75,12 @@ def load_offered(
     offered: dict[str, Offered] = {}
 
     def offer(title: str, file: str) -> None:
+        title = printable(title)  # for browsers
         if title in offered:
             raise ModelError(f"two models have the title {title}: {offered[title].file} and {file}; give TITLE=FILE")
         model = find_model(file, device).requires_grad_(False)
-        upscaler = Upscaler(model, precision_for(model, precision), tile)
+        deep = precision_for(model, precision, deep=True)
+        upscaler = Upscaler(model, precision_for(model, precision), tile, deep=deep)
         offered[title] = Offered(title, file, upscaler, FrozenView(model, _for_gradients(model, precision, device)))
 
     for text in given:
@@ -87,6 +90,8 @@ def load_offered(
         before = len(offered)
         for title, path in _in_folder(Path(text)):
             try:
+                if path.name in (STATE_FILE, PREVIOUS_FILE):
+                    raise ModelError(f"{path}: the state of a run, whose model is beside it")
                 offer(title, str(path))
             except ModelError as error:
                 print(f"passed over: {one_line(error)}", file=sys.stderr)
@@ -101,7 +106,7 @@ def load_offered(
 
 
 def _for_gradients(model: nn.Module, precision: str, device: torch.device) -> torch.dtype:
-    found = choose_precision(precision, device, on_cuda=torch.bfloat16)
+    found = choose_precision(precision, device, "training")
     return found if found in getattr(model, "precisions", (found,)) else torch.float32
 
 

@@ -17,7 +17,7 @@ import gradio as gr
 from fastapi import FastAPI
 from gradio.themes.utils.fonts import LocalFont
 
-from andfast.data.images import IMAGE_SUFFIXES
+from andfast.data.listing import IMAGE_SUFFIXES
 from andfast.data.photographs import held_out_files
 from andfast.demo.adversary import FREE, Choice, attack
 from andfast.demo.enlarging import OWN, enlarge, parse_factor
@@ -43,7 +43,7 @@ _MEANS = {
     "conv_shift": "shift",
 }
 
-_STYLE = (Path(__file__).parent / "page.css").read_text()
+_STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 _ABOUT = """# andfast
 Blind image super-resolution, trained against an adversary that learns the degradation.

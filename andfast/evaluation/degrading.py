@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ BICUBIC = "bicubic"
 
 def name_seed(text: str) -> int:
     """A seed of 32 bits made of a text, so that an image's noise is the same whichever others there are."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:4], "big")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import numpy as np
 from andfast.command_line import one_line
 from andfast.data.benchmarks import DataSet, Scene
 from andfast.data.images import DataError, image_size, read_image
-from andfast.data.pairs import listed
+from andfast.data.listing import listed
+from andfast.data.pairs import common_size, fitted
 from andfast.data.tensors import to_tensor
 from andfast.evaluation.alignment import align
 from andfast.evaluation.degrading import Degradation
@@ -85,6 +86,8 @@ class Plan:
         """
         if scene.lr is not None:
             height, width = image_size(scene.lr)
+            if scene.hr is not None:
+                height, width = common_size(image_size(scene.hr), (height, width), self.scale)
             return height * self.scale, width * self.scale
         height, width = image_size(scene.hr)
         return height - height % self.scale, width - width % self.scale
@@ -114,7 +117,8 @@ class Plan:
         """
         hr = None if scene.hr is None else read_image(scene.hr)
         if scene.lr is not None:
-            return read_image(scene.lr), hr
+            lr = read_image(scene.lr)
+            return (lr, None) if hr is None else fitted(hr, lr, self.scale)[::-1]
         return self.degradation(hr, self.scale, scene.name)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from andfast.files import make_folder, sync
 
 RECORDS_FILE = "images.jsonl"
 
@@ -59,7 +60,7 @@ class Records:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.path = folder / RECORDS_FILE
         self._by_place: dict[tuple[str, str, str], dict[Digests, Record]] = {}
         self.path.touch()
@@ -84,10 +85,9 @@ class Records:
     def add(self, record: Record) -> None:
         """Keep a record, on the disk before this returns."""
         line = json.dumps(asdict(record) | {"digests": record.digests._asdict()}, allow_nan=False)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        sync(self.path)
         self._keep(record)
 
     def _keep(self, record: Record) -> None:

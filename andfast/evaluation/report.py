@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from andfast.data.pairs import listed
+from andfast.data.listing import listed
+from andfast.data.pairs import cut_to_fit
 from andfast.evaluation.alignment import Alignment
 from andfast.evaluation.measuring import Outcome, Plan
 from andfast.evaluation.records import Record
@@ -90,6 +91,7 @@ def as_json(plan: Plan, outcome: Outcome, made: dict[str, Any]) -> dict[str, Any
                 "folder": str(data.folder),
                 "layout": data.layout,
                 "images": len(data.scenes),
+                "cut": data.cut,
                 "settings": plan.settings(name),
                 "misaligned": misaligned(plan, outcome, name),
             }
@@ -108,7 +110,10 @@ def write_csv(path: Path, plan: Plan, outcome: Outcome) -> None:
         OSError: it cannot be written.
     """
     names = [measure.name for measure in plan.measures]
-    with written_whole(path) as temporary, temporary.open("w", newline="") as file:
+    with (
+        written_whole(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         table = csv.DictWriter(file, ["data", "image", "model", *names], restval="")
         table.writeheader()
         for record in outcome.records:
@@ -135,7 +140,8 @@ def _number(value: float | None, digits: int) -> str:
 
 def _remarks(plan: Plan, outcome: Outcome, name: str) -> list[str]:
     """What a reader of the table must know."""
-    lines = []
+    data = plan.data[name]
+    lines = [cut_to_fit(data.cut, len(data.scenes), plan.scale)] if data.cut else []
     if away := misaligned(plan, outcome, name):
         lines.append(f"misaligned by more than half an LR pixel: {listed(away)}")
     for measure in plan.measures_of(name):

@@ -18,7 +18,7 @@ import torch.hub
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from andfast.models.weights import ModelError, check_floating, read_weights, some, wrong_weights
+from andfast.models.weights import ModelError, check_floating, fit, read_weights, some, wrong_weights
 
 Net = Literal["alex", "vgg"]
 NETS: tuple[Net, ...] = ("alex", "vgg")
@@ -211,17 +211,19 @@ def _places(net: Net, part: str) -> Iterator[Path]:
 def _weights(path: Path, model: LPIPS, part: str, how: str) -> Mapping[str, Tensor]:
     """Those of a file that belong to a part of the model, which must be all of it."""
     own = {key: value for key, value in model.state_dict().items() if key.startswith(part)}
+
+    def take(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = {key: value for key, value in state.items() if key.startswith(part)}
+        if wrong := wrong_weights(own, state):
+            raise ModelError(f"{len(wrong)} weights are missing, too many or of another shape: {some(wrong)}")
+        check_floating(own, state)
+        return state
+
     try:
         state, _ = read_weights(path)
     except ModelError as error:
         raise ModelError(f"{error}. {how}") from error
-    state = {key: value for key, value in state.items() if key.startswith(part)}
-    if wrong := wrong_weights(own, state):
-        raise ModelError(
-            f"{path}: {len(wrong)} weights are missing, too many or of another shape: {some(wrong)}. {how}"
-        )
     try:
-        check_floating(own, state)
+        return fit(state, take)
     except ModelError as error:
         raise ModelError(f"{path}: {error}. {how}") from None
-    return state

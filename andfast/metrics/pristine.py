@@ -126,13 +126,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise PristineError(f"{path}: reading .mat files needs SciPy: pip install scipy") from error
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # NumPy's reader raises what zipfile and its own parser do
         raise PristineError(f"{path}: damaged, or no .npz file ({error})") from error
+    try:
+        from scipy.io import loadmat
+    except Exception as error:  # ImportError, or what a SciPy for another NumPy raises
+        raise PristineError(f"{path}: reading .mat files needs SciPy: pip install scipy ({error})") from error
     try:
         return {key: value for key, value in loadmat(path).items() if isinstance(value, np.ndarray)}
     except (PermissionError, MemoryError):

@@ -17,7 +17,7 @@ from torch import nn
 from andfast.files import write_torch, written_whole
 from andfast.models.compact import Compact
 from andfast.models.rrdbnet import RRDBNet
-from andfast.models.weights import SUFFIXES, ModelError, Shapes, portable, read_model, some
+from andfast.models.weights import SUFFIXES, ModelError, Shapes, UnknownModelError, portable, read_model, some
 
 GENERATORS: dict[str, type[nn.Module]] = {"rrdbnet": RRDBNet, "compact": Compact}
 """The generators by the names that configurations and model files use."""
@@ -102,8 +102,8 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     Reading never runs code from the file.
 
     Args:
-        path: a `.safetensors`, `.pth` or `.pt` file with the weights, flat or under "params_ema", "params" or
-            "state_dict"; of several, the first of these.
+        path: a `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` file with the weights, flat or wherever training
+            programs put them (`andfast.models.wrappers`); of several the moving average.
         device: where the model goes.
 
     Returns:
@@ -124,7 +124,7 @@ def _recognise(shapes: Shapes, record: Mapping[str, str]) -> tuple[type[nn.Modul
         return RRDBNet, _rrdbnet_options(shapes)
     if "body.0.weight" in shapes and len(shapes["body.0.weight"]) == 4:
         return Compact, _compact_options(shapes, record)
-    raise ModelError(
+    raise UnknownModelError(
         f"an unknown architecture (its weights are called {some(shapes)}); known are RRDBNet "
         "(ESRGAN, BSRGAN, Real-ESRGAN) and Compact (SRVGGNetCompact)"
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from andfast.files import write_torch, written_whole
 from andfast.models.spectral_norm import SpectralNormConv2d
-from andfast.models.weights import ModelError, Shapes, portable, read_model, some
+from andfast.models.weights import Shapes, UnknownModelError, portable, read_model, some
 
 _SLOPE = 0.2
 
@@ -192,8 +192,8 @@ def load_discriminator(path: str | os.PathLike[str], device: str | torch.device 
     The architecture and its size come from the names and shapes of the weights. Reading never runs code from the file.
 
     Args:
-        path: a `.safetensors`, `.pth` or `.pt` file with the weights, flat or under "params_ema", "params" or
-            "state_dict"; of several, the first of these.
+        path: a `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` file with the weights, flat or wherever training
+            programs put them (`andfast.models.wrappers`); beside a generator or not.
         device: where the discriminator goes.
 
     Returns:
@@ -214,7 +214,7 @@ def _recognise(shapes: Shapes, record: Mapping[str, str]) -> tuple[type[nn.Modul
     if "conv0.weight" in shapes and "conv1.weight_orig" in shapes:
         features, channels = shapes["conv0.weight"][0], shapes["conv0.weight"][1]
         return UNetDiscriminatorSN, {"in_channels": channels, "features": features}
-    raise ModelError(
+    raise UnknownModelError(
         f"an unknown architecture (its weights are called {some(shapes)}); known are the discriminators of ESRGAN "
         "(VGGStyleDiscriminator) and Real-ESRGAN (UNetDiscriminatorSN), with the names that BasicSR gives"
     )

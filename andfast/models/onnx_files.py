@@ -6,16 +6,18 @@ Needs the packages onnx and onnxruntime (`pip install 'andfast[export]'`), which
 from __future__ import annotations
 
 import copy
-import importlib.util
+import io
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from andfast.models.weights import ModelError
+from andfast.optional import NOT_INSTALLED, problem_of
 
 # What chaiNNer, TensorRT and onnxruntime of the last years all know.
 _OPSET = 17
@@ -23,14 +25,17 @@ INPUT, OUTPUT = "input", "output"
 
 
 def check_packages() -> None:
-    """Refuse where a package is missing.
+    """Refuse where a package is missing or broken.
 
     Raises:
         ModelError: one is; the message names it.
     """
-    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModelError(f"ONNX files need {' and '.join(missing)}: run `pip install 'andfast[export]'`")
+    problems = {name: problem_of(name) for name in ("onnx", "onnxruntime")}
+    if not any(problems.values()):
+        return
+    missing = [name for name, problem in problems.items() if problem]
+    broken = "".join(f"; {name}: {told}" for name, told in problems.items() if told not in (None, NOT_INSTALLED))
+    raise ModelError(f"ONNX files need {' and '.join(missing)}: run `pip install 'andfast[export]'`{broken}")
 
 
 class _AnySize(nn.Module):
@@ -82,6 +87,7 @@ def write_onnx(
     multiple = least_size(model)
     example = torch.rand(2, 3, 3 * multiple + 5, 4 * multiple + 6, dtype=dtype)
     places = {0: "batch", 2: "height", 3: "width"}
+    written = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         # The exporter that only records: that by way of torch.export took seconds a residual block, which RRDBNet has
         # 23 of. It says that it is old; which one wrote a file makes no difference to who reads it.
@@ -91,17 +97,17 @@ def write_onnx(
         torch.onnx.export(
             _AnySize(model, multiple) if multiple > 1 else model,
             (example,),
-            str(path),
+            written,
             dynamo=False,
             opset_version=_OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_axes={INPUT: places, OUTPUT: {place: f"output_{name}" for place, name in places.items()}},
         )
-    graph = onnx.load(path)
+    graph = onnx.load_model_from_string(written.getvalue())
     onnx.helper.set_model_props(graph, dict(metadata))
     onnx.checker.check_model(graph, full_check=True)
-    onnx.save(graph, path)
+    Path(path).write_bytes(graph.SerializeToString())
 
 
 def load_onnx(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
@@ -109,6 +115,7 @@ def load_onnx(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
 
     Raises:
         ModelError: a package is missing, or onnxruntime does not take the file.
+        OSError: it cannot be read.
     """
     check_packages()
     import onnxruntime
@@ -116,8 +123,9 @@ def load_onnx(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors alone
     options.intra_op_num_threads = torch.get_num_threads()
+    content = Path(path).read_bytes()
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of kinds of its own, which have no common base
         raise ModelError(f"{path}: onnxruntime refuses it ({str(error).partition(chr(10))[0]})") from error
     half = session.get_inputs()[0].type == "tensor(float16)"

@@ -11,7 +11,7 @@ import torch.hub
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from andfast.models.weights import ModelError, check_floating, read_weights, some, wrong_weights
+from andfast.models.weights import ModelError, check_floating, fit, read_weights, some, wrong_weights
 from andfast.ops.conv_act import conv_act
 
 URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
@@ -128,7 +128,7 @@ def load_vgg_features(
     except ModelError as error:
         raise ModelError(f"{error}. {_HOW}") from error
     try:
-        _check(state)
+        state = fit(state, _checked)
     except ModelError as error:
         raise ModelError(f"{path}: {error}. {_HOW}") from None
     model.load_state_dict({key: state[key] for key in model.state_dict()})
@@ -136,7 +136,7 @@ def load_vgg_features(
     return model.to(device)
 
 
-def _check(state: Mapping[str, Tensor]) -> None:
+def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Refuse weights that are not all of VGG19's: other networks have the first of its layers, too."""
     state = {key: value for key, value in state.items() if key.startswith("features.")}
     with torch.device("meta"):
@@ -147,6 +147,7 @@ def _check(state: Mapping[str, Tensor]) -> None:
             f"not VGG19: of its weights {len(wrong)} are missing, too many or of another shape: {some(wrong)}"
         )
     check_floating(own, state)
+    return state
 
 
 def fetch_vgg() -> Path:

@@ -4,38 +4,51 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from andfast.models.dialects import standard_names
+from andfast.models.wrappers import Place, flattened, places, split
 
+#: What models are written as, by their suffixes, and what else is read.
 SUFFIXES = (".safetensors", ".pth", ".pt")
+READABLE = (*SUFFIXES, ".ckpt", ".bin")
 
-# Under which keys training programs keep the weights, the preferred one (the moving average) first.
-_WRAPPERS = ("params_ema", "params-ema", "params", "state_dict")
-# What DistributedDataParallel and torch.compile put in front of every name.
-_PREFIXES = ("module.", "_orig_mod.")
+# What to do with files that hold more than weights.
+_HOW = "in the program that wrote it, torch.save(model.state_dict(), FILE) writes one that is read"
+
+_ALONE = "write the one that is meant to a file of its own"
+
+Fitted = TypeVar("Fitted")
 
 
 class ModelError(ValueError):
     """A file that is not a model that andfast can run; the message names it and says what would be right."""
 
 
+class UnknownModelError(ModelError):
+    """The weights are those of no architecture that is known."""
+
+
+class AmbiguousModelError(ModelError):
+    """There are several networks, and nothing says which is meant."""
+
+
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights in a file, on the CPU, and what is recorded beside them. Reading never runs code from the file.
+    """All tensors in a file, on the CPU, and what is recorded beside them. Reading never runs code from the file.
 
     Args:
-        path: a `.safetensors`, `.pth` or `.pt` file with the weights, flat or under "params_ema", "params" or
-            "state_dict"; of several, the first of these.
+        path: a `.safetensors` file, or one that PyTorch wrote: `.pth`, `.pt`, `.ckpt` or `.bin`.
 
     Returns:
-        Tensors by name, without what DistributedDataParallel and torch.compile put in front; and the strings that
-        describe them, none where there are none.
+        Tensors by name, those in dicts by the keys and the name, joined by dots; which of them are a network's is for
+        `fit` to find. And the strings that describe them, none where there are none.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -44,10 +57,47 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a model is a {', '.join(SUFFIXES)} file")
-    if path.suffix.lower() not in SUFFIXES:
-        raise ModelError(f"{path}: not a model file; give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
+        raise FileNotFoundError(f"{path}: no such file; a model is a {', '.join(READABLE)} file")
+    if path.suffix.lower() not in READABLE:
+        raise ModelError(f"{path}: not a model file; give a {', '.join(READABLE[:-1])} or {READABLE[-1]} file")
     return _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
+
+
+def fit(state: dict[str, Tensor], take: Callable[[dict[str, Tensor]], Fitted]) -> Fitted:
+    """What `take` makes of a network's weights, wherever in a file they stand: see `andfast.models.wrappers.places`.
+
+    Args:
+        state: all tensors of the file, as `read_weights` gives them.
+        take: is given those of one place after the other, by their names there; raises ModelError where they are not
+            what it wants.
+
+    Raises:
+        AmbiguousModelError: there are two that are as good.
+        UnknownModelError: there is none, or but one whose place does not say that it is the file's network.
+        ModelError: it is damaged, or not what is wanted of its kind.
+    """
+    seen: list[Place] = []
+    problems: list[ModelError] = []
+    for equals in places(state):
+        found = {}
+        for place in equals:
+            try:
+                found[place.name] = take(place.state)
+            except ModelError as error:
+                problems.append(error)
+        if len(found) > 1:
+            raise AmbiguousModelError(f"holds several networks, {', '.join(found)}; {_ALONE}")
+        if found:
+            return found.popitem()[1]
+        seen += equals
+    others = []
+    for part in (part for place in seen for part in split(place).values()):
+        with suppress(ModelError):
+            take(part.state)
+            others.append(part.name)
+    if others:
+        raise UnknownModelError(f"holds a network under {' and under '.join(others)}, beside others; {_ALONE}")
+    raise next((error for error in problems if not isinstance(error, UnknownModelError)), problems[0])
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -63,11 +113,15 @@ def read_model(path: str | os.PathLike[str], recognise: Recognise) -> nn.Module:
         ModelError: it is not recognised, or its weights are not what it was recognised as.
     """
     state, record = read_weights(path)
-    state = standard_names(state)
+
+    def take(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], nn.Module]:
+        state = standard_names(state)
+        return state, _empty_model_for(state, record, recognise)
+
     try:
-        model = _empty_model_for(state, record, recognise)
+        state, model = fit(state, take)
     except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
     own = model.state_dict()
     model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, assign=True)
     return model.requires_grad_()
@@ -113,13 +167,31 @@ def check_floating(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> No
         raise ModelError("its weights are whole numbers; quantised models are not supported")
 
 
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[safe_open]:
+    """`safe_open`, which refuses paths that are not UTF-8: such a file is opened by its number.
+
+    Raises:
+        SafetensorError: it is no safetensors file, or truncated.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            path = Path(f"/dev/fd/{file.fileno()}")
+        with safe_open(path, framework="pt") as opened:
+            yield opened
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            return _without_prefixes(state), file.metadata() or {}
+            record = file.metadata() or {}
     except SafetensorError as error:
         raise ModelError(f"{path}: not a safetensors file, or truncated ({_first_sentence(error)})") from error
+    return _named(path, state), record
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -134,27 +206,20 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:
         raise ModelError(
             f"{path}: not a file of PyTorch weights, or truncated, or with objects other than weights in it, "
-            f"which are never loaded because they can run code ({_first_sentence(error)})"
+            f"which are never loaded because they can run code ({_first_sentence(error)}); {_HOW}"
         ) from error
     record = content.get("metadata") if isinstance(content, dict) else None
-    for _ in range(3):  # wrappers inside wrappers, but never endless: a dict can hold itself
-        if isinstance(content, dict):
-            content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
-    named = isinstance(content, dict) and all(isinstance(key, str) for key in content)
-    tensors = named and all(isinstance(value, Tensor) for value in content.values())
-    if not tensors or not content:
+    return _named(path, content), record if isinstance(record, dict) else {}
+
+
+def _named(path: Path, content: object) -> dict[str, Tensor]:
+    state = flattened(content)
+    if not state:
+        training = isinstance(content, dict) and any(str(key).startswith("optimizer") for key in content)
         raise ModelError(
-            f"{path}: holds no model weights; expected are tensors by name, flat or under one of "
-            + ", ".join(_WRAPPERS)
+            f"{path}: holds no model weights; expected are tensors by name, flat or in a dict such as params_ema"
+            + ("; this is the state of a training, whose model is another file" if training else "")
         )
-    return _without_prefixes(content), record if isinstance(record, dict) else {}
-
-
-def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    state = dict(state)
-    for prefix in _PREFIXES * 2:  # either may stand outside the other
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 
@@ -162,10 +227,13 @@ def portable(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, 
     """A network's weights as files hold them: contiguous, on the CPU, under the names of no wrapper; floating ones in
     `dtype`."""
     # A model compiled block by block has the wrapper's prefix inside its names.
-    state = {key.replace("_orig_mod.", ""): value.detach() for key, value in model.state_dict().items()}
+    state = {
+        key.replace("_orig_mod.", "").removeprefix("module."): value.detach()
+        for key, value in model.state_dict().items()
+    }
     return {
         key: value.to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
-        for key, value in _without_prefixes(state).items()
+        for key, value in state.items()
     }
 
 

@@ -77,8 +77,8 @@ def _mend() -> str:
     found = any(shutil.which(name) for name in compilers)
     first = "" if found else f"install a C++ compiler ({' or '.join(compilers)} was not found), then "
     if CHECKOUT is not None:
-        return f"{first}run `pip install -e .` in {CHECKOUT}"
-    return f"{first}run `pip install --force-reinstall --no-deps andfast`"
+        return f"{first}run `pip install -e .` in {CHECKOUT} (with -v it shows what fails)"
+    return f"{first}run `pip install --force-reinstall --no-deps andfast` (with -v it shows what fails)"
 
 
 problem, compiler, cuda_archs = _load()

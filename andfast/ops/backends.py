@@ -11,8 +11,9 @@ in the file of each operation that has it.
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from andfast.ops import _extension
+from andfast.optional import NOT_INSTALLED, problem_of
 
 #: All backends, from the first choice to the last.
 BACKENDS = ("triton", "cuda", "cpu", "reference")
@@ -37,8 +39,14 @@ elif not torch.cuda.is_available():
 
 #: Whether Triton's kernels run in its interpreter: on any device, very slowly, to test them.
 interpreting = os.environ.get("TRITON_INTERPRET", "0") == "1"
-if importlib.util.find_spec("triton") is None:
+_problem = problem_of("triton")
+if _problem == NOT_INSTALLED:
     unavailable["triton"] = "triton is not installed: run `pip install triton` (Linux)"
+elif _problem is not None:
+    unavailable["triton"] = _problem
+    # torch imports it for its optimizers and operators, on CPUs, too, and does without where that is an ImportError.
+    sys.modules["triton"] = None
+    warnings.warn(f"andfast and torch do without triton: {_problem}", RuntimeWarning, stacklevel=2)
 elif not interpreting and not torch.cuda.is_available():
     unavailable["triton"] = (
         "there is no CUDA device (TRITON_INTERPRET=1 interprets the kernels on the CPU, to test them)"

@@ -31,6 +31,9 @@ def conv_chain(x: Tensor, convs: Sequence[ChainConv]) -> Tensor:
         for weight, bias, slope, repeat in convs:
             x = conv_act(F.interpolate(x, scale_factor=repeat, mode="nearest"), weight, bias, slope)
 
+    Where nothing is kept for a backward pass, the last convolution is computed in float32 also under autocast: what
+    comes out is an image, and a half type would round it to fewer levels than it has.
+
     Args:
         x: (B, in, H, W), see `conv_act`.
         convs: one or more.
@@ -44,10 +47,13 @@ def conv_chain(x: Tensor, convs: Sequence[ChainConv]) -> Tensor:
     tensors = (x, *(tensor for conv in convs for tensor in conv if isinstance(tensor, Tensor)))
     keeps = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if keeps or not by_rows(x):
-        for weight, bias, slope, repeat in convs:
-            large = x if repeat == 1 else F.interpolate(x, scale_factor=repeat, mode="nearest")
-            x = conv_act(large, weight, bias, slope)
-        return x
+        for weight, bias, slope, repeat in convs[:-1]:
+            x = conv_act(_repeated(x, repeat), weight, bias, slope)
+        weight, bias, slope, repeat = convs[-1]
+        if keeps or not torch.is_autocast_enabled(x.device.type):
+            return conv_act(_repeated(x, repeat), weight, bias, slope)
+        with torch.autocast(x.device.type, enabled=False):
+            return conv_act(_repeated(x, repeat).float(), weight.float(), bias.float(), slope)
     check_image(x)
     channels = x.shape[1]
     for conv in convs:
@@ -61,6 +67,10 @@ def conv_chain(x: Tensor, convs: Sequence[ChainConv]) -> Tensor:
         [conv.repeat for conv in convs],
     )
     return y.permute(0, 3, 1, 2)
+
+
+def _repeated(x: Tensor, repeat: int) -> Tensor:
+    return x if repeat == 1 else F.interpolate(x, scale_factor=repeat, mode="nearest")
 
 
 def by_rows(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from andfast.models import ModelError, load_model
-from andfast.models.weights import SUFFIXES
+from andfast.models.weights import READABLE
 
 FOLDER = Path(__file__).parent
 DEFAULT = "andnet_compact_x4"
@@ -40,7 +40,7 @@ def find_file(name_or_file: str) -> Path:
     path = model_file(name_or_file)
     if not path.exists():
         known = ", ".join(pretrained_names()) or "none"
-        raise ModelError(f"{path}: no such file ({', '.join(SUFFIXES)}), nor a pretrained model; those are {known}")
+        raise ModelError(f"{path}: no such file ({', '.join(READABLE)}), nor a pretrained model; those are {known}")
     return path
 
 

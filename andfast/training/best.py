@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from andfast.models import save_model
+from andfast.models.weights import open_safetensors
 
 BEST_FILE = "model.best.safetensors"
 
@@ -56,7 +57,7 @@ class BestModel:
         if not self._path.exists():
             return {}
         try:
-            with safe_open(self._path, framework="pt") as file:
+            with open_safetensors(self._path) as file:
                 return file.metadata() or {}
         except SafetensorError as error:
             self._tell(f"{self._path}: damaged ({error}); what validates next takes its place")

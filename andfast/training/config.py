@@ -26,7 +26,7 @@ class DataConfig:
         hr: folders of HR images to train on, searched recursively; none: scikit-image's bundled photographs.
         val_hr: folders of HR images to validate on; none: `held_out` images of `hr` are kept from training.
         held_out: how many images of `hr` to hold out where no `val_hr` is given, at most a quarter of them.
-        val_pairs: a folder with `HR/` and `LR/`, camera-captured pairs to validate on as well.
+        val_pairs: a folder with `HR/` and `LR/` or the like, camera-captured pairs to validate on as well.
         workers: processes that decode and crop, for each training process; 0 does it in the training process.
         cache_mib: memory for decoded images, in MiB, for each worker.
         cache: a folder for the decoded images of `hr`, three bytes a pixel; made once, used by all workers and all
@@ -78,8 +78,7 @@ class DegradationConfig:
         channels: width of the hidden layers.
         blocks: blocks before the pooling, and again after it.
         noise: what a noise injection adds: a map, or Gaussian noise of a strength.
-        precision: the type F computes in; auto: float16 on CUDA, bfloat16 on CPUs with
-            AMX or AVX512-BF16, else float32.
+        precision: the type F computes in; auto: float16 on CUDA, bfloat16 on CPUs with AMX, else float32.
     """
 
     num_networks: PositiveInt | Literal["batch"] = 2
@@ -103,7 +102,7 @@ class DegradationConfig:
             "channels": self.channels,
             "blocks": self.blocks,
             "noise": self.noise,
-            "dtype": choose_precision(self.precision, device),
+            "dtype": choose_precision(self.precision, device, "degradation"),
             "device": device,
         }
         return DegradationNetwork(**options) if micro_batch is None else MicroBatchedNetwork(micro_batch, **options)
@@ -116,7 +115,7 @@ class MixConfig:
     Attributes:
         share: of the batch's images, in [0, 1), rounded to whole images: the last ones.
         method: clean (the identity's pooling), bicubic, bsrgan, real_esrgan, or pairs: camera-captured ones instead.
-        pairs: a folder with `HR/` and `LR/`, for the method pairs, here or in attack.method.
+        pairs: a folder with `HR/` and `LR/` or the like, for the method pairs, here or in attack.method.
     """
 
     share: NonNegativeFloat = 0.0
@@ -242,7 +241,8 @@ class TrainConfig:
             it has. Takes less memory and more time.
         checkpoint_blocks: keep the inputs of rrdbnet's residual blocks alone for the backward pass of the update,
             and compute the rest again. Takes less memory and more time.
-        precision: the type G computes in, weights staying float32; auto: bfloat16 where the device is fast at it.
+        precision: the type G computes in, weights staying float32; auto: bfloat16 on GPUs that have it and on
+            CPUs with AMX, else float32.
         validate_every: updates between validations with sample sheets; 0: only at the end.
         save_every: updates between saves of the resumable state; 0: only at the end.
         max_bad_steps: so many updates in a row whose loss or gradient is not finite end the run; each is left out.

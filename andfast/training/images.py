@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from andfast.data.images import DataError, ImageError
-from andfast.data.pairs import Pair, find_pairs
+from andfast.data.listing import PassedOver, look_through, told
+from andfast.data.pairs import Pair, cut_to_fit, find_pairs
 from andfast.data.patches import Failure, ImageArray, Source, scan_images, too_small
 from andfast.data.photographs import held_out_photographs, training_photographs
 from andfast.training.config import Config
@@ -20,7 +22,7 @@ from andfast.training.validation import centre_crop, least_size
 
 
 class Skipped:
-    """Names images that had to be skipped, counting them.
+    """Names images that had to be skipped, counting them, and what was passed over.
 
     Args:
         word: makes of a message what is told.
@@ -36,6 +38,10 @@ class Skipped:
             self.count += 1
             if self.tells:
                 tqdm.write(self.word(f"skipped image {self.count}: {failure.reason}"), file=sys.stderr)
+
+    def pass_over(self, files: Sequence[PassedOver]) -> None:
+        if self.tells and files:
+            tqdm.write(self.word(told(files)), file=sys.stderr)
 
 
 @dataclass
@@ -58,7 +64,7 @@ class Images:
         """A short text that changes when an image comes or goes."""
         names = [source.name for source in self.sources] + [name for name, _ in self.held_out]
         names += [pair.name for pair in self.trained_pairs]
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+        return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:16]
 
 
 def find_images(config: Config, skipped: Skipped) -> Images:
@@ -68,12 +74,17 @@ def find_images(config: Config, skipped: Skipped) -> Images:
         DataError: there are too few, or pairs that are none; the message names the folders.
     """
     data = config.data
-    pairs = find_pairs(data.val_pairs, config.scale) if data.val_pairs is not None else []
+    pairs = _pairs(data.val_pairs, config.scale, skipped)
     trains_on_pairs = config.mixed and config.mix_method == "pairs"
-    trained_pairs = find_pairs(config.attack.mix.pairs, config.scale) if trains_on_pairs else []
+    trained_pairs = _pairs(config.attack.mix.pairs if trains_on_pairs else None, config.scale, skipped)
     sources = training_sources(data.hr, config.train.patch_size, skipped)
     if data.val_hr:
         candidates = _scan(data.val_hr, 8 * config.scale, skipped)
+    elif len(sources) == 1:
+        raise DataError(
+            f"{', '.join(data.hr)}: one usable image, which cannot be trained on and held out both; give other images "
+            "as data.val_hr, or the same, to validate on what is trained on"
+        )
     elif data.hr:
         # A quarter at most: with few images, training needs them more.
         count = min(data.held_out, max(len(sources) // 4, 1))
@@ -94,8 +105,19 @@ def find_images(config: Config, skipped: Skipped) -> Images:
             held_out.append((source.name, image))
     if not held_out or not sources:
         found = f"{len(sources)} usable images to train on and {len(held_out)} to validate on"
-        raise DataError(f"{', '.join([*data.hr, *data.val_hr])}: {found}; at least one of each is needed")
+        where = ", ".join([*data.hr, *data.val_hr])
+        raise DataError(f"{where}: {found}; at least one of each is needed (data.hr, data.val_hr)")
     return Images(sources, held_out, pairs, trained_pairs)
+
+
+def _pairs(folder: str | None, scale: int, skipped: Skipped) -> list[Pair]:
+    if folder is None:
+        return []
+    pairs = find_pairs(folder, scale)
+    skipped.pass_over(look_through(folder).passed_over)
+    if skipped.tells and (cut := sum(pair.cut for pair in pairs)):
+        tqdm.write(skipped.word(f"{folder}: {cut_to_fit(cut, len(pairs), scale)}"), file=sys.stderr)
+    return pairs
 
 
 def training_sources(folders: Sequence[str], min_size: int, skipped: Skipped) -> list[Source]:
@@ -111,5 +133,6 @@ def training_sources(folders: Sequence[str], min_size: int, skipped: Skipped) ->
 
 def _scan(folders: Sequence[str], min_size: int, skipped: Skipped) -> list[Source]:
     scan = scan_images([Path(folder) for folder in folders], min_size)
+    skipped.pass_over(scan.passed_over)
     skipped.report([Failure(str(path), reason) for path, reason in scan.skipped])
     return list(scan.sources)

@@ -1,20 +1,26 @@
-"""What a run records: `metrics.jsonl`, TensorBoard events where tensorboard is installed, and wandb where asked for."""
+"""What a run records: `metrics.jsonl`, TensorBoard events where tensorboard works, and wandb where asked for."""
 
 from __future__ import annotations
 
 import json
 import math
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 from typing import Any, Protocol
 
+from tqdm import tqdm
+
+from andfast.command_line import one_line
 from andfast.files import written_whole
+from andfast.optional import NOT_INSTALLED, problem_of
 from andfast.training.records import METRICS_FILE, read_records
 from andfast.training.wandb_run import WandbRun
 
 
 class Sink(Protocol):
-    """Takes in numbers by their names."""
+    """Takes in numbers by their names; may raise anything, and is then given no more."""
+
+    name: str
 
     def write(self, step: int, scalars: dict[str, float]) -> None: ...
 
@@ -24,7 +30,8 @@ class Sink(Protocol):
 class RunLog:
     """Appends records to `metrics.jsonl`, one JSON object a line, each with its "step".
 
-    A number that is not finite is written as null, for JSON has no other word.
+    A number that is not finite is written as null, for JSON has no other word. That file is the record. TensorBoard and
+    wandb get the same; where one of them fails, that is said once, and the run goes on without.
 
     Args:
         run_dir: where; must exist.
@@ -43,30 +50,55 @@ class RunLog:
     ) -> None:
         path = run_dir / METRICS_FILE
         if path.exists():
-            with written_whole(path) as temporary, temporary.open("w") as kept:
+            with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as kept:
                 kept.writelines(_line(record) for record in read_records(path) if record["step"] <= step)
         self._sinks: list[Sink] = []
         if wandb is not None:
             self._sinks.append(WandbRun(wandb, run_dir, settings or {}))
-        if find_spec("tensorboard") is not None:
-            self._sinks.append(_Events(run_dir / "tensorboard", step))
-        self._file = path.open("a", buffering=1)
+        self._sinks += _events(run_dir / "tensorboard", step)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
         """Record values at `record["step"]`; nested dicts become nested names in TensorBoard and wandb."""
         self._file.write(_line(record))
         scalars = _scalars({key: value for key, value in record.items() if key != "step"})
-        for sink in self._sinks:
-            sink.write(record["step"], scalars)
+        for sink in list(self._sinks):
+            try:
+                sink.write(record["step"], scalars)
+            except Exception as error:  # of the disk, the network, or a package's own
+                self._sinks.remove(sink)
+                _without(sink.name, error)
 
     def close(self) -> None:
         self._file.close()
         for sink in self._sinks:
-            sink.close()
+            try:
+                sink.close()
+            except Exception as error:
+                _without(sink.name, error)
+
+
+def _without(name: str, reason: object) -> None:
+    reason = one_line(reason) if isinstance(reason, Exception) else reason
+    tqdm.write(f"{name} is left out, the run goes on without: {reason}", file=sys.stderr)
+
+
+def _events(folder: Path, step: int) -> list[Sink]:
+    """TensorBoard's, if it is installed and can be used."""
+    problem = problem_of("tensorboard")
+    if problem == NOT_INSTALLED:
+        return []
+    if problem is None:
+        try:
+            return [_Events(folder, step)]
+        except Exception as error:  # torch and protobuf want certain releases
+            problem = one_line(error)
+    _without(_Events.name, problem)
+    return []
 
 
 class _Events:
-    """TensorBoard's."""
+    name = "tensorboard"
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

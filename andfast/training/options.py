@@ -4,24 +4,67 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_loader
+from jsonargparse.typing import Path_fr
 
 from andfast.training.config import Config
+from andfast.yaml_files import dump_yaml, load_yaml, parse, read_text
+
+__all__ = ["Parser", "dump_yaml", "join_lists", "make_parser", "parse_config"]
 
 
-def dump_yaml(settings: dict[str, Any]) -> str:
-    """Settings as the text of a YAML file that `--config` reads."""
-    return yaml.safe_dump(settings, sort_keys=False)
+def _load(text: str) -> Any:
+    """What a value or a whole file stands for; a mapping without any value is a name that ends in a colon."""
+    try:
+        value = load_yaml(text)
+    except yaml.reader.ReaderError:  # a character that YAML has not, as in names that are no UTF-8
+        return text
+    left_out = isinstance(value, dict) and value and all(item is None for item in value.values())
+    return text if left_out else value
+
+
+set_loader("andfast", _load, (yaml.YAMLError, ValueError))
 
 
 class Parser(ArgumentParser):
-    """Adds the allowed names to the message about an unknown one."""
+    """Reads files as `andfast.yaml_files`, and adds the allowed names to the message about an unknown one."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options | {"parser_mode": "andfast"})
+
+    def parse_path(self, path: str | os.PathLike, *arguments: Any, **options: Any) -> Namespace:
+        """Take over the settings in a file; one that is no YAML ends the program with exit code 2."""
+        if os.fspath(path) == "-":  # standard input
+            return super().parse_path(path, *arguments, **options)
+        try:
+            text = read_text(path)
+            self._check(path, parse(path, text))
+        except (OSError, ValueError) as error:
+            self.error(f"--config {error}")
+        with Path_fr(os.fspath(path)).relative_path_context():
+            return self.parse_string(text, os.path.basename(path), *arguments, **options)
+
+    def _check(self, path: str | os.PathLike, content: Any) -> None:
+        """Refuse what the parser would take without a word, or would not say in words.
+
+        Raises:
+            ValueError: a file holds no settings, or a group of none, or one setting in two ways.
+        """
+        if not isinstance(content, dict) or not content:
+            raise ValueError(f"{path}: holds no settings; a setting is a line as seed: 1")
+        found = list(_leaves(content))
+        for key, value in found:
+            if value is None and isinstance(self.get_defaults().get(key), Namespace):
+                raise ValueError(f"{path}: there is no setting below {key}; leave that line out, too")
+            if [other for other, _ in found].count(key) > 1:
+                raise ValueError(f"{path}: {key} stands twice, nested and dotted")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         unknown = re.search(r"(?:Group '([\w.]+)' does not accept option '([\w.]+)'|arguments: --([\w.]+))", message)
@@ -34,6 +77,15 @@ class Parser(ArgumentParser):
             hint = f"did you mean {close[0]}? " if close else ""
             message = f"{message}\n  {key} is no setting; {hint}allowed are {', '.join(known)}"
         super().error(message, ex)
+
+
+def _leaves(settings: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested settings with their dotted names, a name as often as it stands there."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def make_parser() -> ArgumentParser:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from tqdm import tqdm
 from andfast.data.cache import cache_images
 from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, Source, make_loader
-from andfast.files import remove_unfinished, sync, write_torch, written_whole
+from andfast.files import make_folder, remove_unfinished, sync, write_text, write_torch, written_whole
 from andfast.host_memory import keep_freed_memory
+from andfast.locks import locked
 from andfast.memory import free_memory, is_out_of_memory
 from andfast.models import save_discriminator, save_model
 from andfast.ops import backends
@@ -76,6 +77,8 @@ class Run:
     def __init__(self, config: Config, world: World | None = None) -> None:
         self.config, self.world = config, world or World()
         self.folder = Path(config.run_dir)
+        # Of the directory, by the main process, as long as the run lasts.
+        self._lock = ExitStack()
         # The state in the folder that is gone on from, and the step of the newest one; None: there is none.
         self._own: Path | None = None
         self._saved: int | None = None
@@ -97,6 +100,8 @@ class Run:
             except RuntimeError as error:  # one is forced that is not there
                 raise ValueError(error) from error
             if self.world.main:
+                if self.folder.is_dir():
+                    self._take_folder()
                 state = self._state_to_resume()
                 owes_validation = state is not None and self._lacks_validation(state["step"])
             self.best = BestModel(self.folder, _warn)
@@ -115,8 +120,14 @@ class Run:
         # From now on images are each process's own.
         self.skipped.tells = True
 
+    def _take_folder(self) -> None:
+        """Keep the directory for this run; raises an error where it cannot be written, or another run has it."""
+        make_folder(self.folder)
+        self._lock.enter_context(locked(self.folder))
+
     def _introduce(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.folder.is_dir():
+            self._take_folder()
         size = self.world.size
         needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
         print(
@@ -196,6 +207,10 @@ class Run:
 
     def train(self) -> int:
         """Train to the end, or until told to stop; returns the exit status of the command."""
+        with self._lock:
+            return self._train()
+
+    def _train(self) -> int:
         trainer, train, world = self.trainer, self.config.train, self.world
         if trainer.step >= train.iterations and not self._owes_validation:
             if world.main:
@@ -219,7 +234,10 @@ class Run:
         except DivergedError as error:  # in all processes
             kept = self._save_bad_batch(error.step)
             return self._failed(error.step - 1, f"{error}; {kept}") if world.main else 3
-        except (CompileError, NonFiniteError, DataError, OSError) as error:
+        except DataError as error:
+            self._rescue()
+            return self._failed(trainer.step, str(error))
+        except (CompileError, NonFiniteError, OSError) as error:
             return self._failed(trainer.step, _reason(error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -250,9 +268,8 @@ class Run:
             make_newest(self._own)
         if self.trainer.step == 0:
             self._clear()
-        with written_whole(self.folder / "config.yaml") as temporary:
-            # How this time began is not for the next time.
-            temporary.write_text(dump_yaml(self.config.to_dict() | {"resume": "auto"}))
+        # How this time began is not for the next time.
+        write_text(self.folder / "config.yaml", dump_yaml(self.config.to_dict() | {"resume": "auto"}))
         return closing(RunLog(self.folder, self.trainer.step, self.config.train.wandb, self.config.to_dict()))
 
     def _failed(self, step: int, reason: str) -> int:
@@ -300,9 +317,16 @@ class Run:
         return 128 + number
 
     def _out_of_memory(self, reason: str) -> int:
-        """Save what there is, if an update did not end half-way, and say what would need less."""
+        """Save what there is, and say what would need less."""
+        self.trainer.drop_gradients()
+        self._rescue()
+        return self._failed(
+            self.trainer.step, f"out of memory ({reason}); it helps {remedies(self.config, self.world.size)}"
+        )
+
+    def _rescue(self) -> None:
+        """Save the state of a run that cannot go on, if an update did not end half-way."""
         trainer = self.trainer
-        trainer.drop_gradients()
         if not self.world.main:
             self.world.is_broken()  # time for the main one to save, should it be there as well
         elif trainer.intact and trainer.step != self._saved:
@@ -311,9 +335,6 @@ class Run:
                     self._save()
             except (MemoryError, RuntimeError, OSError) as error:
                 print(f"error: the state of step {trainer.step} could not be saved: {error}", file=sys.stderr)
-        return self._failed(
-            trainer.step, f"out of memory ({reason}); it helps {remedies(self.config, self.world.size)}"
-        )
 
     def _loop(self, log: RunLog | None, readout: Readout, stop: StopSignal) -> int:
         """Train; returns the signal that stopped it, in whichever process it came, or 0."""

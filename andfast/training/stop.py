@@ -9,7 +9,10 @@ from types import FrameType
 
 
 class StopSignal:
-    """SIGINT and SIGTERM inside only set `number`, for the step to be finished and saved; a second acts at once.
+    """SIGINT and SIGTERM inside only set `number`, for the step to be finished and saved.
+
+    A second one ends the process, whatever it waits for: the system does that, for Python would wait until the current
+    operation is done. Files are written whole, and data workers end with the process.
 
     Args:
         tells: whether to say so when one comes.
@@ -31,9 +34,10 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        self.__exit__()
+        for each in self._previous:
+            signal.signal(each, signal.SIG_DFL)
         if not self._tells:
             return
         # Not print: the signal may have come in the midst of one, and streams do not take two at a time.
         with suppress(OSError):  # a pipe's reader may have got the same signal
-            os.write(2, b"\nfinishing this step, then saving\n")
+            os.write(2, b"\nfinishing this step, then saving; a second signal ends the run at once\n")

@@ -70,9 +70,9 @@ class Trainer:
         self.world = world or World()
         self.step = 0
         self.device = self.world.device(config.device)
-        self.precision = choose_precision(config.train.precision, self.device, on_cuda=torch.bfloat16)
+        self.precision = choose_precision(config.train.precision, self.device, "training")
         dtype = config.attack.dtype
-        self.attack_precision = self.precision if dtype == "auto" else choose_precision(dtype, self.device)
+        self.attack_precision = self.precision if dtype == "auto" else choose_precision(dtype, self.device, "training")
         self.generator = _make_generator(config).to(self.device, memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
         # The generator as it was before the adversary first touched it, for the sample sheets.

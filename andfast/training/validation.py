@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from andfast.data.camera import bicubic_lr, camera_like, crop_to_multiple
-from andfast.data.images import DataError, read_image
-from andfast.data.pairs import Pair
+from andfast.data.images import DataError
+from andfast.data.pairs import Pair, read_pair
 from andfast.data.patches import too_small
 from andfast.data.tensors import to_tensor
 from andfast.metrics import FIDELITY, SSIM_WINDOW
@@ -83,7 +83,7 @@ class Validator:
             self._sets["pairs"] = [self._pair(pair) for pair in pairs[own]]
 
     def _pair(self, pair: Pair) -> _Case:
-        lr, hr = read_image(pair.lr), read_image(pair.hr)
+        hr, lr = read_pair(pair.hr, pair.lr, self.scale)
         if min(hr.shape[:2]) < least_size(self.scale):
             raise DataError(f"{pair.hr}: {too_small(*hr.shape[:2], least_size(self.scale))} to validate on")
         return self._case(lr, hr)

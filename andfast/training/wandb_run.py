@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from andfast.files import written_whole
+from andfast.files import write_text
 
 #: In the run folder: the id by which wandb knows the run, so that a resumed run goes on there as well.
 WANDB_FILE = "wandb_id.txt"
@@ -23,11 +23,11 @@ def import_wandb(project: str) -> ModuleType:
         project: the setting that asks for it, for the message.
 
     Raises:
-        WandbError: it is not installed.
+        WandbError: it is not installed, or broken.
     """
     try:
         import wandb
-    except ImportError as error:
+    except Exception as error:  # ImportError, or whatever it meets in its dependencies
         raise WandbError(_missing(project, str(error))) from error
     # wandb leaves a folder of its name where it was run, which Python imports where the package is not.
     if not hasattr(wandb, "init"):
@@ -55,10 +55,12 @@ class WandbRun:
         WandbError: wandb is not installed, or does not begin a run (not logged in, for one).
     """
 
+    name = "wandb"
+
     def __init__(self, project: str, run_dir: Path, settings: dict[str, Any]) -> None:
         wandb = import_wandb(project)
         path = run_dir / WANDB_FILE
-        known = path.read_text().strip() if path.exists() else None
+        known = path.read_text(encoding="utf-8").strip() if path.exists() else None
         try:
             self._run = wandb.init(
                 project=project,
@@ -73,8 +75,7 @@ class WandbRun:
         except Exception as error:
             raise WandbError(f"train.wandb {project}: wandb.init failed: {error}") from error
         if known is None:
-            with written_whole(path) as temporary:
-                temporary.write_text(f"{self._run.id}\n")
+            write_text(path, f"{self._run.id}\n")
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         self._run.log(scalars, step=step)

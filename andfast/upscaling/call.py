@@ -43,7 +43,7 @@ def upscale(
             and kept.
         output_scale: of the result's size to the image's; None: the model's own scale.
         tile, overlap: see `andfast.upscaling.engine.Upscaler`; by default as the memory allows, and as the model needs.
-        precision: "float32", "bfloat16", "float16" or "auto".
+        precision: "float32", "bfloat16", "float16", or "auto": float32, but on CUDA float16 for images of 8 bits.
         device: "auto", "cpu" or "cuda": where a model goes that is loaded.
 
     Returns:
@@ -61,7 +61,8 @@ def upscale(
         path = os.fspath(model)
         modified = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
         model = _loaded(path, modified, choose_device(device))
-    upscaler = Upscaler(model, precision_for(model, precision), tile, overlap)
+    deep = precision_for(model, precision, deep=True)
+    upscaler = Upscaler(model, precision_for(model, precision), tile, overlap, deep=deep)
     if isinstance(image, np.ndarray):
         return _array(upscaler, image, output_scale)
     if isinstance(image, Tensor):

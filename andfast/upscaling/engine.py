@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class Upscaler:
         overlap: how much of the image each kept pixel sees around it; None: as much as the model needs, see
             `andfast.upscaling.reach`.
         compiled: compile the model when it is first called.
+        deep: what it computes in for images of more than 8 bits, which are all but those of uint8; None: the same.
 
     Raises:
         ValueError: `tile` or `overlap` is negative.
@@ -59,22 +60,28 @@ class Upscaler:
         tile: int | None = None,
         overlap: int | None = None,
         compiled: bool = False,
+        deep: torch.dtype | None = None,
     ) -> None:
         if (tile or 0) < 0 or (overlap or 0) < 0:
             raise ValueError(f"tile and overlap must not be negative, as {tile} and {overlap}")
-        self.model, self.precision = model, precision
+        self.model, self.precision, self.deep = model, precision, deep or precision
         self.scale: int = model.scale
         self.device = next(model.parameters()).device
         self.align: int = getattr(model, "align", ALIGN)
-        self._view = FrozenView(model, precision)
-        self._run: Callable[[Tensor], Tensor] = self._view
+        self._views = {dtype: FrozenView(model, dtype) for dtype in {self.precision, self.deep}}
+        self._by_strips = isinstance(model, RRDBNet) and not compiled
         if compiled:
-            self._view.module.compile(dynamic=True)
-        elif isinstance(model, RRDBNet):
-            self._run = partial(by_strips, self._view)
+            for view in self._views.values():
+                view.module.compile(dynamic=True)
         self._tile = tile if getattr(model, "tiles", True) else 0
         self._overlap = overlap
         self._limit: int | None = None  # what was found to fit where memory ran out
+
+    @property
+    def types(self) -> str:
+        """What it computes in, for people."""
+        precision, deep = (str(dtype).removeprefix("torch.") for dtype in (self.precision, self.deep))
+        return precision if precision == deep else f"{precision} ({deep} for images of more than 8 bits)"
 
     @cached_property
     def overlap(self) -> int:
@@ -143,7 +150,12 @@ class Upscaler:
         if not patch.dtype.is_floating_point:
             image /= torch.iinfo(patch.dtype).max
         with torch.inference_mode(), large_tiles.allow():
-            return self._run(image).float()
+            return self._run(image, patch.dtype).float()
+
+    def _run(self, image: Tensor, pixels: torch.dtype = torch.float32) -> Tensor:
+        """The model's result for an image that was of the type `pixels`."""
+        view = self._views[self.precision if pixels == torch.uint8 else self.deep]
+        return by_strips(view, image) if self._by_strips else view(image)
 
     def tensor(self, image: Tensor, factor: float | None = None) -> Tensor:
         """All of the result: float32 (B, 3, H', W'), not clipped, on the device of `image`; see `rows`."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from andfast.devices import choose_precision
 from andfast.models import ModelError, load_model
-from andfast.models.weights import read_weights
+from andfast.models.weights import AmbiguousModelError, UnknownModelError, fit, read_weights
 from andfast.pretrained import find_file, load_pretrained, pretrained_names
 
 # Transformers look through windows of 8 or 16 pixels, and do not always say so.
@@ -25,7 +25,7 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
     it is installed. No code from a file is ever run.
 
     Args:
-        name_or_file: one of `andfast.pretrained.pretrained_names()`, or a `.safetensors`, `.pth` or `.pt` file.
+        name_or_file: one of `andfast.pretrained.pretrained_names()`, or a file, see `load_model`.
         device: where the model goes.
 
     Returns:
@@ -40,18 +40,25 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
     find_file(name_or_file)
     try:
         return load_model(name_or_file, device)
+    except AmbiguousModelError:
+        raise
     except ModelError as error:
         state, _ = read_weights(name_or_file)  # raises the same, where the file holds none
         return _by_spandrel(name_or_file, state, error).to(device)
 
 
-def precision_for(model: nn.Module, name: str) -> torch.dtype:
-    """What to compute in; see `choose_precision`.
+def precision_for(model: nn.Module, name: str, deep: bool = False) -> torch.dtype:
+    """What to upscale in; see `choose_precision`.
+
+    Args:
+        model: the network.
+        name: "float32", "bfloat16", "float16" or "auto".
+        deep: for images of more than 8 bits.
 
     Raises:
         ValueError: the model does not work in that type.
     """
-    precision = choose_precision(name, next(model.parameters()).device)
+    precision = choose_precision(name, next(model.parameters()).device, "deep upscaling" if deep else "upscaling")
     if precision in getattr(model, "precisions", (precision,)):
         return precision
     if name == "auto":
@@ -95,11 +102,21 @@ def _by_spandrel(path: str, state: dict[str, Tensor], problem: ModelError) -> Sp
         import spandrel
     except Exception as error:  # what a torchvision raises that was built for another torch is not known
         raise ModelError(f"{problem}; spandrel, which knows more, cannot be imported: {error}") from error
+    loader = spandrel.ModelLoader()
+
+    def take(state: dict[str, Tensor]) -> SpandrelModel:
+        try:
+            descriptor = loader.load_from_state_dict(dict(state))
+        except Exception as error:  # architectures fail on foreign or damaged weights in ways of their own
+            raise UnknownModelError(f"spandrel does not know it, either ({type(error).__name__})") from error
+        image = isinstance(descriptor, spandrel.ImageModelDescriptor) and descriptor.purpose in ("SR", "Restoration")
+        if not image or (descriptor.input_channels, descriptor.output_channels) != (3, 3):
+            raise ModelError(f"a {descriptor.architecture.name}, which does not turn RGB images into RGB images")
+        return SpandrelModel(descriptor.eval())
+
     try:
-        descriptor = spandrel.ModelLoader().load_from_state_dict(state)
-    except Exception as error:  # architectures fail on foreign or damaged weights in ways of their own
-        raise ModelError(f"{problem}; spandrel does not know it, either ({type(error).__name__})") from error
-    image = isinstance(descriptor, spandrel.ImageModelDescriptor) and descriptor.purpose in ("SR", "Restoration")
-    if not image or (descriptor.input_channels, descriptor.output_channels) != (3, 3):
-        raise ModelError(f"{path}: a {descriptor.architecture.name}, which does not turn RGB images into RGB images")
-    return SpandrelModel(descriptor.eval())
+        return fit(state, take)
+    except UnknownModelError as error:
+        raise ModelError(f"{problem}; {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error

@@ -121,8 +121,17 @@ def test_folders_of_pairs_and_of_lr_images(tmp_path):
         ({"Test__4__a_HR": 24, "Test__4__b_LR4": 6}, "without a partner: Test/4/a_HR, Test/4/b_LR4$"),
         ({"Test__2__a_HR": 24, "Test__2__a_LR2": 12}, "as RealSR it holds no images at scale 4"),
         ({"a_gt": 24, "b": 6}, "without a partner: a_gt, b$"),
-        ({"hr__a": 24, "lr__a": 6}, "with hr, lr of none of the known layouts .*pairs: HR/NAME"),
-        ({"GT__a": 24}, "with GT of none of the known layouts"),
+        ({"a_hr__a": 24, "b_lr__a": 6}, "with a_hr of none of the known layouts .*pairs: HR/NAME"),
+        ({"GT__a": 24}, "LR: no such folder, nor another of LR images beside GT; .* --degrade"),
+        ({"DIV2K_valid_HR__a": 24}, "LR: no such folder, nor another of LR images beside DIV2K_valid_HR; .* --degrade"),
+        ({"own__DIV2K_valid_HR__a": 24}, "with DIV2K_valid_HR of none of the known layouts .* --degrade"),
+        ({"GTmod12__a": 24, "LRbicx2__a": 12}, "no LR images of scale 4 in LRbicx2 that belong to GTmod12"),
+        ({"HR__a": 24, "LR_bicubic__a": 6, "LR_unknown__a": 6}, "could be meant, HR, LR_bicubic, LR_unknown; give the"),
+        (
+            {"Set5__HR__a": 24, "Set5__LR__a": 6, "b__HR__a": 24, "b__LR__a": 6},
+            "several data sets; give one of Set5, b$",
+        ),
+        ({"HR__a": 24, "HR__a_hr": 24, "LR__a_lr": 6}, "without a partner: HR/a, HR/a_hr, LR/a_lr$"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, sizes, message):
@@ -152,3 +161,118 @@ def test_originals_are_found_in_any_layout(tmp_path):
         assert data.layout == "HR"
         assert [scene.name for scene in data.scenes] == names
         assert all(scene.lr is None and scene.hr.is_file() for scene in data.scenes)
+
+
+PUBLISHED = {
+    # (files, and by the name of a scene what stands where)
+    "DIV2K": (
+        {"DIV2K_valid_HR__0801": 24, "DIV2K_valid_LR_bicubic__X4__0801x4": 6, "DIV2K_valid_LR_bicubic__X2__0801x2": 12},
+        {"0801": ("DIV2K_valid_HR/0801.png", "DIV2K_valid_LR_bicubic/X4/0801x4.png")},
+    ),
+    "mild": (
+        {"DIV2K_valid_HR__0801": 24, "DIV2K_valid_LR_mild__0801x4m": 6},
+        {"0801": ("DIV2K_valid_HR/0801.png", "DIV2K_valid_LR_mild/0801x4m.png")},
+    ),
+    "wild": (
+        {"DIV2K_train_HR__1": 24, "DIV2K_train_LR_wild__1x4w1": 6, "DIV2K_train_LR_wild__1x4w2": 6},
+        {f"1x4w{n}": ("DIV2K_train_HR/1.png", f"DIV2K_train_LR_wild/1x4w{n}.png") for n in (1, 2)},
+    ),
+    "Flickr2K": (
+        {"Flickr2K_HR__000001": 24, "Flickr2K_LR_bicubic__X4__000001x4": 6},
+        {"000001": ("Flickr2K_HR/000001.png", "Flickr2K_LR_bicubic/X4/000001x4.png")},
+    ),
+    "BasicSR": (
+        {"GTmod12__a": 24, "GTmod4__a": 28, "original__a": 31, "LRbicx2__a": 12, "LRbicx4__a": 6, "LRbicx16__a": 1},
+        {"a": ("GTmod12/a.png", "LRbicx4/a.png")},
+    ),
+    "sub-images": (
+        {"DIV2K_train_HR_sub__1_s001": 24, "DIV2K_train_LR_bicubic__X4_sub__1_s001": 6},
+        {"1_s001": ("DIV2K_train_HR_sub/1_s001.png", "DIV2K_train_LR_bicubic/X4_sub/1_s001.png")},
+    ),
+    "EDSR": (
+        {"HR__baby": 24, "LR_bicubic__X2__babyx2": 12, "LR_bicubic__X4__babyx4": 6},
+        {"baby": ("HR/baby.png", "LR_bicubic/X4/babyx4.png")},
+    ),
+    "original": (
+        {"original__baby": 24, "LR_bicubic__X4__babyx4": 6},
+        {"baby": ("original/baby.png", "LR_bicubic/X4/babyx4.png")},
+    ),
+    "RCAN": (
+        {"HR__x4__baby_HR_x4": 24, "HR__x2__baby_HR_x2": 24, "LRBI__x4__baby_LRBI_x4": 6},
+        {"baby_HR_x4": ("HR/x4/baby_HR_x4.png", "LRBI/x4/baby_LRBI_x4.png")},
+    ),
+    "lower case": ({"hr__A": 24, "lr__a": 6}, {"A": ("hr/A.png", "lr/a.png")}),
+    "gt and lq": ({"gt__a_1": 24, "lq__a_1": 6}, {"a_1": ("gt/a_1.png", "lq/a_1.png")}),
+    "SelfExSR": (
+        {
+            **{f"image_SRF_{s}__img_1_SRF_{s}_HR": 24 for s in (2, 4)},
+            **{f"image_SRF_{s}__img_1_SRF_{s}_LR": 24 // s for s in (2, 4)},
+            "image_SRF_4__img_1_SRF_4_bicubic": 24,
+        },
+        {"image_SRF_4/img_1": ("image_SRF_4/img_1_SRF_4_HR.png", "image_SRF_4/img_1_SRF_4_LR.png")},
+    ),
+    "beside": ({"a_HR": 24, "a_LR": 6}, {"a": ("a_HR.png", "a_LR.png")}),
+    "unpacked": (
+        {"S_HR__S_HR__a": 24, "S_LR_x4__S_LR_x4__ax4": 6},
+        {"a": ("S_HR/S_HR/a.png", "S_LR_x4/S_LR_x4/ax4.png")},
+    ),
+    "further down, of another scale": (
+        {"Set5__GTmod12__a": 24, "Set5__LRbicx2__a": 12, "Set5__LRbicx4__a": 6},
+        {"a": ("Set5/GTmod12/a.png", "Set5/LRbicx4/a.png")},
+    ),
+    "further down": ({"Set5__HR__a": 24, "Set5__LR__a": 6}, {"a": ("Set5/HR/a.png", "Set5/LR/a.png")}),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_pairs_as_data_sets_name_them(tmp_path, name):
+    sizes, expected = PUBLISHED[name]
+    save(tmp_path, **sizes)
+    assert found(tmp_path, 4)[1] == expected
+    originals = find_originals(tmp_path, 4)
+    assert {scene.hr.relative_to(tmp_path).as_posix() for scene in originals.scenes} == {
+        hr for hr, _ in expected.values()
+    }
+
+
+def test_of_several_folders_of_lr_images_one_is_given(tmp_path):
+    save(tmp_path, DIV2K_valid_HR__0801=24, DIV2K_valid_LR_unknown__X4__0801x4=6, DIV2K_valid_LR_bicubic__X4__0801x4=6)
+    save(tmp_path, DIV2K_train_HR__0001=24, DIV2K_train_LR_bicubic__X4__0001x4=6)
+    with pytest.raises(DataError, match=r"DIV2K_valid_LR_bicubic/X4, .*DIV2K_valid_LR_unknown/X4; give the one of"):
+        find_benchmark(tmp_path, 4)
+    for given in ("DIV2K_valid_LR_unknown", "DIV2K_valid_LR_unknown/X4"):
+        (scene,) = find_benchmark(tmp_path / given, 4).scenes
+        assert scene.hr == tmp_path / "DIV2K_valid_HR" / "0801.png"
+        assert scene.lr == tmp_path / "DIV2K_valid_LR_unknown" / "X4" / "0801x4.png"
+    with pytest.raises(DataError, match="several folders hold HR images; give one of DIV2K_train_HR, DIV2K_valid_HR"):
+        find_originals(tmp_path, 4)
+    assert len(find_originals(tmp_path / "DIV2K_valid_HR", 4).scenes) == 1
+
+
+def test_originals_beside_a_folder_of_some_are_not_left_out(tmp_path):
+    save(tmp_path, holidays_hr__a=24, b=24)
+    with pytest.raises(DataError, match=r"b\.png does not lie in .*holidays_hr; give that folder"):
+        find_originals(tmp_path, 4)
+
+
+def test_lr_images_alone_stay_alone_beside_another_set(tmp_path):
+    save(tmp_path, DIV2K_valid_HR__0801=24, phone_lr__a=7)
+    assert find_benchmark(tmp_path / "phone_lr", 4).layout == "LR"
+
+
+def test_pairs_of_rounded_sizes_are_counted(tmp_path):
+    save(tmp_path, HR__down=27, LR__down=6, HR__up=25, LR__up=7, HR__fits=24, LR__fits=6)
+    assert find_benchmark(tmp_path, 4).cut == 2
+
+
+def test_what_is_passed_over_is_kept(tmp_path):
+    save(tmp_path / "a", HR__a=24, LR__a=6)
+    save(tmp_path / "b", a=24)
+    for place in ("a/HR", "b"):
+        (tmp_path / place / "i.heic").write_bytes(b"")
+    for data in (
+        find_benchmark(tmp_path / "a", 4),
+        find_benchmark(tmp_path / "b", 4),
+        find_originals(tmp_path / "b", 4),
+    ):
+        assert [path.name for path, _ in data.passed_over] == ["i.heic"]

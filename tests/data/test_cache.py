@@ -19,6 +19,7 @@ from andfast.data.cache import cache_images
 from andfast.data.cached_image import CachedImage, UnreadableImage
 from andfast.data.images import DataError, ImageError, write_png
 from andfast.data.patches import ImageFile, PatchBatches, make_loader, scan_images
+from andfast.locks import locked
 
 PATCH = 24
 SIDE = 40
@@ -331,10 +332,10 @@ cache_images(sys.argv[1], scan_images([Path(sys.argv[2])], 24).sources, 1)
 
 def test_two_that_make_one_cache_take_turns(photographs, folder):
     folder.mkdir()
-    with cache._locked(folder):
+    with locked(folder):
         processes = [run(MADE, folder, photographs[0].path.parent) for _ in range(2)]
         first_lines = [process.stderr.readline() for process in processes]
-        assert all("waiting for another process" in line for line in first_lines)
+        assert all("works in this folder; waiting for its end" in line for line in first_lines)
         assert [path.name for path in folder.iterdir()] == ["lock"]
     messages = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], messages
@@ -451,3 +452,43 @@ def test_a_worker_that_dies_is_reported_with_the_image(photographs, folder, monk
         cache_images(folder, photographs, 1)
     monkeypatch.undo()
     assert_equal(items(cache_images(folder, photographs, 1)), items(photographs))
+
+
+def test_names_that_are_no_utf_8_are_known_again(folder, tmp_path, decoded):
+    for index in range(2):
+        write_png(tmp_path / "in" / os.fsdecode(b"caf\xe9_%d.png" % index), noise(index))
+    images = scan_images([tmp_path / "in"], PATCH).sources
+    cache_images(folder, images, 0)
+    assert len(decoded) == 2
+    found = cache_images(folder, images, 0)
+    assert len(decoded) == 2
+    assert [source.name for source in found] == [image.name for image in images]
+    assert [source.read().tolist() for source in found] == [noise(index).tolist() for index in range(2)]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS])
+def test_a_share_without_locks_is_told_and_used(photographs, folder, number, monkeypatch, capsys):
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    assert_whole(folder, photographs)
+    assert "cannot be locked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.EINVAL])
+def test_a_share_without_memory_maps_is_read(photographs, folder, number, decoded, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    sources = [source for source in cache_images(folder, photographs, 0) if isinstance(source, CachedImage)]
+    count = len(decoded)
+    first = sources[0].read()
+    assert (first == ImageFile(sources[0].path).read()).all()
+    truncate(pixel_file(sources[1]))
+    sources[1].read()
+    assert "cannot be used" in capsys.readouterr().err
+    assert len(decoded) == count + 1

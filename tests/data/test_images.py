@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from andfast.data import images
-from andfast.data.images import ImageError, image_size, list_images, read_image, read_picture, write_png
+from andfast.data.images import ImageError, image_size, read_image, read_picture, write_png
 
 
 @pytest.fixture
@@ -149,19 +149,3 @@ def test_size_comes_from_the_header(tmp_path, pixels):
     write_png(tmp_path / "whole.png", pixels)
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:100])
     assert image_size(tmp_path / "cut.png") == (20, 30)
-
-
-def test_listing_is_recursive_sorted_and_without_hidden_files(tmp_path):
-    for name in ["b.PNG", "a.jpg", "sub/c.Jpeg", "a/z.webp", "notes.txt", ".hidden.png", ".cache/d.png", "x"]:
-        path = tmp_path / "data.png" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    (tmp_path / "data.png" / "folder.png").mkdir()
-    (tmp_path / "data.png" / "lost.png").symlink_to(tmp_path / "nowhere.png")
-    root = tmp_path / "data.png"
-    found = [path.relative_to(root).as_posix() for path in list_images(root)]
-    assert found == ["a.jpg", "a/z.webp", "b.PNG", "lost.png", "sub/c.Jpeg"]
-    with pytest.raises(ValueError, match="no such folder"):
-        list_images(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="not a folder"):
-        list_images(root / "a.jpg")

@@ -67,6 +67,23 @@ def test_without_flips_and_turns_patches_lie_in_their_images(pairs):
             assert (windows == patch).all(axis=(-1, -2, -3)).any()
 
 
+def test_pairs_of_rounded_sizes_are_aligned_too(pairs):
+    whole = make(pairs)
+    for pair, (more, less) in zip(pairs, [((3, 2), (0, 0)), ((0, 1), (0, 0)), ((0, 0), (1, 3))], strict=True):
+        hr = np.array(Image.open(pair.hr))
+        hr = np.pad(hr, ((0, more[0]), (0, more[1]), (0, 0)))[: len(hr) + more[0] - less[0], : -less[1] or None]
+        Image.fromarray(hr).save(pair.hr)
+    cut = find_pairs(pairs[0].hr.parents[1], SCALE)
+    assert [pair.cut for pair in cut] == [True] * 3
+    patches = make(cut)
+    for step in range(12):
+        hr, lr = patches(step)
+        assert torch.equal(hr, lr.repeat_interleave(SCALE, dim=2).repeat_interleave(SCALE, dim=3))
+    # The one whose LR image was rounded up shows a row and a column less; the others are as they were.
+    assert [patches._read(2 * index + 1).shape[:2] for index in range(3)] == [(10, 14), (8, 8), (8, 19)]
+    assert all((patches._read(index) == whole._read(index)).all() for index in range(1, 4, 2))
+
+
 def test_pairs_smaller_than_a_patch_are_named(pairs):
     with pytest.raises(DataError, match=r"1\.png: 32 x 32 pixels, smaller than the 36 x 36 wanted"):
         make(pairs, patch=36)

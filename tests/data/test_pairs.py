@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from andfast.data.pairs import find_pairs
+from andfast.data.paired_folders import scene_of
+from andfast.data.pairs import common_size, find_pairs, fitted, read_pair
 
 
 def save(path, height, width):
@@ -34,8 +35,8 @@ def test_another_scale_is_refused(folder):
 
 
 def test_a_pair_of_wrong_size_is_named(folder):
-    save(folder / "HR" / "b.png", 13, 16)
-    with pytest.raises(ValueError, match=r"in: b \(HR 13 x 16, LR 3 x 4\)$"):
+    save(folder / "HR" / "b.png", 16, 16)
+    with pytest.raises(ValueError, match=r"in: b \(HR 16 x 16, LR 3 x 4\)$"):
         find_pairs(folder, 4)
 
 
@@ -65,3 +66,54 @@ def test_folders_without_pairs_are_refused(tmp_path):
     (tmp_path / "LR").mkdir()
     with pytest.raises(ValueError, match="no images"):
         find_pairs(tmp_path, 4)
+
+
+@pytest.mark.parametrize(
+    ("hr", "lr", "size"),
+    [
+        ((66, 65), (16, 16), (16, 16)),  # rounded down
+        ((66, 65), (17, 17), (16, 16)),  # rounded up
+        ((67, 64), (17, 16), (16, 16)),
+        ((64, 64), (16, 16), (16, 16)),
+        ((68, 64), (16, 16), None),
+        ((60, 64), (16, 16), None),
+        ((3, 64), (1, 16), None),
+    ],
+)
+def test_what_both_images_of_a_pair_show(hr, lr, size):
+    assert common_size(hr, lr, 4) == size
+    images = [np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in (hr, lr)]
+    if size is None:
+        with pytest.raises(ValueError, match="is not 4 times LR"):
+            fitted(*images, 4)
+        return
+    cut = fitted(*images, 4)
+    assert [image.shape[:2] for image in cut] == [(4 * size[0], 4 * size[1]), size]
+    for image, whole in zip(cut, images, strict=True):
+        assert (image == whole[: len(image), : image.shape[1]]).all()
+
+
+def test_rounded_sizes_are_a_pair_that_is_cut(folder):
+    save(folder / "HR" / "b.png", 13, 19)
+    assert [(pair.name, pair.cut) for pair in find_pairs(folder, 4)] == [("a/x", False), ("b", True)]
+    hr, lr = read_pair(folder / "HR" / "b.png", folder / "LR" / "b.jpg", 4)
+    assert (hr.shape, lr.shape) == ((12, 16, 3), (3, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "scene"),
+    [
+        ("0801x4", "0801"),
+        ("0801x4m", "0801"),
+        ("0801x4w2", "0801"),
+        ("a/baby_LRBI_x4", "a/baby"),
+        ("img_001_SRF_4_HR", "img_001"),
+        ("Baby-x2", "baby"),
+        ("comic_LR4", "comic"),
+        ("x4", "x4"),
+        ("img_001", "img_001"),
+        ("1x10", "1x10"),
+    ],
+)
+def test_names_of_scenes(name, scene):
+    assert scene_of(name) == scene

@@ -162,6 +162,27 @@ def test_scan_names_what_it_skips(bad_files):
 
 def test_folders_found_twice_count_once(folder):
     assert len(scan_images([folder, folder], 32).paths) == 6
+    (folder / "link.png").symlink_to(folder / "0.png")
+    (folder.parent / "way").symlink_to(folder)
+    assert len(scan_images([folder, folder.parent / "way", folder / "3.png"], 32).paths) == 6
+
+
+def test_a_file_may_be_given_for_a_folder(folder, tmp_path):
+    assert scan_images([folder / "3.png"], 32).paths == [folder / "3.png"]
+    (tmp_path / "list.txt").write_text("0.png")
+    with pytest.raises(DataError, match=r"no usable image in: .*list\.txt: not an image"):
+        scan_images([tmp_path / "list.txt"], 32)
+
+
+def test_what_is_passed_over_is_kept(folder):
+    (folder / "i.heic").write_bytes(b"")
+    assert [path.name for path, _ in scan_images([folder], 32).passed_over] == ["i.heic"]
+    with pytest.raises(DataError, match=r"64 x 64 pixels or more"):
+        scan_images([folder], 64)
+    for path in folder.glob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"Found: no images \(\.apng .* are read\); passed over: 1 .*i\.heic"):
+        scan_images([folder], 32)
 
 
 def test_unusable_folders_are_named(tmp_path, folder):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import socket
+import sys
 
 import pytest
 
@@ -47,3 +48,12 @@ def test_without_gradio(capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main([]) == 2
     assert capsys.readouterr().err == "error: the page needs gradio: pip install 'andfast[demo]'\n"
+
+
+def test_a_gradio_that_cannot_be_imported(capsys, monkeypatch, tmp_path):
+    (tmp_path / "gradio.py").write_text("raise TypeError('pydantic wants another release')")
+    monkeypatch.delitem(sys.modules, "gradio")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main([]) == 2
+    wanted = "error: the page needs gradio: pip install 'andfast[demo]'; it cannot be imported (TypeError: pydantic"
+    assert capsys.readouterr().err.startswith(wanted)

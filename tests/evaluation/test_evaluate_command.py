@@ -366,13 +366,44 @@ def test_titles_can_be_given(here):
     assert list(results()["models"]) == [BICUBIC, "run", "mine"]
 
 
+def test_pairs_of_rounded_sizes_are_cut_and_that_is_said(here, capsys):
+    for name, size in (("exact", (192, 196)), ("rounded", (194, 199))):
+        for scene in ("a", "b"):
+            lr = camera_like(original(0, 192, 196), 4, 0)
+            save_image(here / name / "HR" / f"{scene}.png", original(0, *(size if scene == "a" else (192, 196))))
+            save_image(here / name / "LR" / f"{scene}.png", lr)
+    assert run("--data", "exact=exact", "rounded=rounded", "--json", "out.json") == 0
+    said = capsys.readouterr().out.split("rounded: 2 pairs")
+    assert "1 of 2 pairs are cut at the bottom and right, so that HR is 4 times LR" in said[1]
+    assert "are cut" not in said[0]
+    content = results()
+    assert content["means"]["exact"] == content["means"]["rounded"]
+    assert [content["data"][name]["cut"] for name in ("exact", "rounded")] == [0, 1]
+
+
+def test_hr_images_are_not_enlarged_as_if_they_were_lr(here, restored, capsys):
+    save_image(here / "DIV2K_valid_HR" / "1.png", original(0, 192, 192))
+    assert run("--data", "x=DIV2K_valid_HR") == 2
+    assert "HR images, as the folder's name says, which are not to be enlarged" in capsys.readouterr().err
+    assert run("--data", "x=.", "--metrics", "psnr_y") == 2
+    assert "DIV2K_valid_HR/1.png does not lie in pairs; give that folder" in capsys.readouterr().err
+    assert restored == []
+    assert run("--data", "x=DIV2K_valid_HR", "--degrade", "bicubic", "--metrics", "psnr_y") == 0
+
+
+def test_what_is_passed_over_is_told(here, capsys):
+    (here / "pairs" / "HR" / "i.heic").write_bytes(b"")
+    assert run("--data", "x=pairs", "--metrics", "psnr_y") == 0
+    assert capsys.readouterr().err.endswith("x: passed over: 1 of a format that is not read (i.heic)\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--data", "pairs"], "--data pairs: give NAME=DIR"),
         (["--data", "x=none"], "none: no such folder"),
         (["--data", "x=pairs", "x=pairs"], "x is another data set's name"),
-        (["--data", "x=."], "with HR, LR of none of the known layouts (pairs: HR/NAME.png and LR/NAME.png; DRealSR"),
+        (["--data", "x=."], ".: holds several data sets; give one of broken, pairs, small"),
         (["--data", "x=pairs", "--model", "none.pth"], "none.pth: no such file"),
         (["--data", "x=pairs", "--model", "one.safetensors", "./one.safetensors"], "two models have the title one"),
         (["--data", "x=pairs", "--model", "one.safetensors", "x2.safetensors"], "models of one scale are compared"),

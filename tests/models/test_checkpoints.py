@@ -152,7 +152,7 @@ def test_missing_file(tmp_path):
 
 def test_wrong_suffix(tmp_path, compact):
     (tmp_path / "m.onnx").write_bytes(b"x")
-    refused(tmp_path / "m.onnx", ".safetensors, .pth or .pt")
+    refused(tmp_path / "m.onnx", ".safetensors, .pth, .pt, .ckpt or .bin")
     with pytest.raises(ValueError, match=r"m\.onnx: a model file ends in \.safetensors, \.pth or \.pt"):
         save_model(compact, tmp_path / "m.onnx")
 

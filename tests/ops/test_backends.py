@@ -174,3 +174,24 @@ def test_missing_compiler_is_named(copy):
 def test_environment_variable_with_an_unknown_name(copy):
     result = run(copy, "import andfast.ops", ANDFAST_BACKEND="fpga")
     assert "ANDFAST_BACKEND must be one of triton, cuda, cpu, reference; got 'fpga'" in result.stderr
+
+
+def test_a_broken_triton_costs_a_warning(tmp_path):
+    """Also where torch imports it: for its optimizers and operators, on CPUs, too."""
+    error = "AttributeError"
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text(f"raise {error}('made for another CUDA')")
+    script = (
+        "import warnings, torch\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    import andfast.ops\n"
+        "torch.optim.Adam([torch.nn.Parameter(torch.ones(1))])\n"
+        "andfast.ops.projected_step(torch.ones(1, 3), torch.ones(1, 3), torch.ones(3), 0.5, 1.0)\n"
+        "print([str(warning.message) for warning in caught if 'triton' in str(warning.message)])\n"
+        "print(andfast.ops.backends.unavailable['triton'])\n"
+    )
+    package = Path(andfast.ops.__file__).parents[2]
+    result = run(tmp_path, script, PYTHONPATH=f"{tmp_path}{os.pathsep}{package}")
+    assert result.returncode == 0, result.stderr
+    problem = f"it cannot be imported ({error}: made for another CUDA)"
+    assert result.stdout.splitlines() == [str([f"andfast and torch do without triton: {problem}"]), problem]

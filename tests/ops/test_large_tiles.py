@@ -101,6 +101,20 @@ def test_chain_with_gradients():
     torch.testing.assert_close(x.grad.double(), wide.grad, rtol=1e-5, atol=1e-5 * wide.grad.abs().max())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_end_of_a_chain_is_not_rounded_to_half_types(dtype):
+    x, convs = draw(1, 3, 9, 11), draw_chain(3, 8, 3, repeats=(1, 2))
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        found = conv_chain(x, convs)
+        middle = conv_act(x, *convs[0][:3])
+    assert middle.dtype == dtype
+    assert found.dtype == torch.float32
+    exact = exact_chain(middle, convs[1:])
+    assert (found - exact).abs().max() < 1e-5 * exact.abs().max()
+    with torch.autocast("cpu", dtype):  # where a gradient will go back, all is as it was
+        assert conv_chain(x.requires_grad_(), convs).dtype == dtype
+
+
 def test_no_images():
     x, convs = draw(0, 4, 9, 11), draw_chain(4, 8, 3, repeats=(1, 2))
     weights = [draw(3 if k < 4 else 4, 4 + 3 * k, 3, 3) for k in range(5)]

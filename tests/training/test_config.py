@@ -1,4 +1,5 @@
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,60 @@ def test_wrong_settings_are_refused_by_name(
     message = refused(arguments, capsys)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_are_read_as_people_write_them(encoding: str, tmp_path: Path) -> None:
+    text = "# \u8bad\u7ec3\r\ntrain:\r\n  learning_rate: 1e-4\r\n  iterations: 1_000\r\n  batch_size: '4'\r\n"
+    (tmp_path / "c.yaml").write_bytes((text + "run_dir: \u7ed3\r\n").encode(encoding))
+    config = parse_config(["--config", str(tmp_path / "c.yaml")])
+    found = (config.train.learning_rate, config.train.iterations, config.train.batch_size, config.run_dir)
+    assert found == (1e-4, 1000, 4, "\u7ed3")
+
+
+@pytest.mark.parametrize(
+    "name", [os.fsdecode(b"r\xe9sultats"), "\u7ed3", "1e5", "C:", "[x] {y}", "a: b", "yes", "a\nb"]
+)
+def test_every_name_is_taken_and_written_so_that_it_reads_back(name: str, tmp_path: Path) -> None:
+    config = parse_config(["--run_dir", name, "--data.hr", name, name, "--data.val_pairs", name])
+    assert (config.run_dir, config.data.hr, config.data.val_pairs) == (name, [name, name], name)
+    file = tmp_path / os.fsdecode(b"\xe9.yaml")
+    file.write_text(dump_yaml(config.to_dict()))
+    assert parse_config(["--config", str(file)]) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", ["holds no settings"]),
+        ("# seed: 1\n", ["holds no settings"]),
+        ("- seed\n- 1\n", ["holds no settings"]),
+        ("seed\n", ["holds no settings"]),
+        ("seed: 1\ntrain:\n", ["no setting below train"]),
+        ("train:\n  # iterations: 2\n", ["no setting below train"]),
+        ("seed: 1\ntrain:\n\titerations: 2\n", ["line 3", "\\t"]),
+        ("seed: 1\nscale: 4\nseed: 2\n", ["line 3", "seed stands twice"]),
+        ("train: {iterations: 1}\nscale: 4\ntrain: {warmup: 2}\n", ["line 3", "train stands twice"]),
+        ("train: {iterations: 1}\ntrain.iterations: 2\n", ["train.iterations stands twice"]),
+    ],
+)
+def test_a_file_that_would_be_misunderstood_is_refused(
+    content: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(content)
+    message = refused(["--config", str(file)], capsys)
+    for word in [str(file), *words]:
+        assert word in message
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling"])
+def test_a_configuration_that_is_no_file_is_named(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.mkdir() if kind == "folder" else file.symlink_to(tmp_path / "nowhere")
+    assert str(file) in refused(["--config", str(file)], capsys)
 
 
 def test_an_unknown_key_in_a_file_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,6 +175,57 @@ def test_a_run_that_starts_over_is_another_one(tmp_path: Path, wandb: ModuleType
     assert [run.settings["resume"] for run in wandb.runs] == [None, None]
 
 
+BROKEN = {
+    "an old release": "__version__ = '1.14.0'",
+    "no protobuf": "raise TypeError('Descriptors cannot be created directly.')",
+    "no distutils": "import no_such_distutils",
+    "another NumPy": "raise AttributeError('module numpy has no attribute bool8')",
+    "a library that is not there": "raise OSError('libcudart.so.11: cannot open shared object file')",
+}
+
+
+@pytest.mark.parametrize("why", BROKEN)
+def test_a_broken_tensorboard_costs_a_line(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "packages" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "packages" / "tensorboard" / "__init__.py").write_text(BROKEN[why])
+    for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    log = RunLog(tmp_path, 0)
+    for record in RECORDS:
+        log.write(record)
+    log.close()
+    assert len(lines(tmp_path)) == 3
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("tensorboard is left out, the run goes on without: ")
+    assert len(told) > 60  # with the cause
+
+
+@pytest.mark.parametrize("where", ["add_scalar", "close"])
+def test_what_fails_in_the_middle_is_left_out_from_then_on(
+    where: str, tmp_path: Path, wandb: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    log = RunLog(tmp_path, 0, "project", {})
+    log.write(RECORDS[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(SummaryWriter, where, full)
+        patch.setattr(wandb.Run, {"add_scalar": "log", "close": "finish"}[where], full)
+        for record in RECORDS[1:]:
+            log.write(record)
+        log.close()
+    assert len(lines(tmp_path)) == 3
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in told] == ["wandb", "tensorboard"]
+    assert all("No space left on device" in line for line in told)
+
+
 def test_lines_after_the_saved_state_are_dropped(tmp_path: Path) -> None:
     text = "".join(json.dumps({"step": step, "loss": 1 / step}) + "\n" for step in range(1, 6))
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 6, "lo')
@@ -218,6 +269,19 @@ def test_without_the_package_a_run_does_not_begin(
     message = capsys.readouterr().err
     assert "train.wandb is project, but wandb cannot be imported" in message
     assert "pip install wandb" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", ["AttributeError('np.float_ was removed')", "OSError('no libc')", "TypeError()"])
+def test_a_wandb_that_cannot_be_imported_ends_the_run_before_it_begins(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wandb.py").write_text(f"raise {error}")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    del sys.modules["wandb"]
+    monkeypatch.syspath_prepend(tmp_path)
+    assert train.main(options(tmp_path / "run", train__wandb="project")) == 2
+    assert "train.wandb is project, but wandb cannot be imported" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import mortals
 import pytest
 import torch
-from mortals import arguments, begin, end
+from mortals import arguments, begin, end, wait_for
 from PIL import Image
 from runs import content, lines, unfinished
 from safetensors import safe_open
@@ -272,6 +273,98 @@ def test_a_run_that_nobody_listens_to_any_more_is_saved(
     assert torch.load(run_dir / STATE_FILE, weights_only=True)["step"] == 5
     assert live(run_dir) == 0
     assert content(run_dir) == content(uninterrupted)
+
+
+def group_is_empty(leader: int, seconds: float = 10) -> bool:
+    """Whether all processes of a group end within that time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            os.killpg(leader, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("to_group", [False, True])
+def test_a_second_signal_ends_a_run_at_once_whatever_it_waits_for(
+    workers: int, to_group: bool, images: Path, tmp_path: Path
+) -> None:
+    """Here for images, of which each takes a minute; in a terminal Ctrl-C goes to the workers, too."""
+    output = tmp_path / "output"
+    process = begin(arguments(tmp_path / "run", images, data__workers=workers), output, mortals.slow_images, 60)
+    wait_for(output, "0/12", 1, process)
+    send = os.killpg if to_group else os.kill
+    send(process.pid, signal.SIGINT)
+    wait_for(output, "a second signal ends the run at once", 1, process)
+    send(process.pid, signal.SIGINT)
+    process.join(10)
+    assert process.exitcode == -signal.SIGINT
+    assert group_is_empty(process.pid)
+
+
+def test_a_run_that_is_killed_takes_its_workers_with_it(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    process = begin(arguments(tmp_path / "run", images, data__workers=3), output, mortals.slow_images, 60)
+    wait_for(output, "0/12", 1, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(10)
+    assert group_is_empty(process.pid)
+
+
+def test_a_folder_is_kept_for_one_run_as_long_as_that_lasts(
+    images: Path, tmp_path: Path, live: Callable[..., int]
+) -> None:
+    run_dir, output = tmp_path / "run", tmp_path / "first"
+    first = begin(arguments(run_dir, images), output, mortals.slow_images, 60)
+    wait_for(output, "0/12", 1, first)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    assert live(run_dir) == 2
+    message = (tmp_path / "output").read_text()
+    assert f"error: {run_dir}: process {first.pid} on " in message
+    assert "works in this folder; wait for its end, or give another folder" in message
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    os.kill(first.pid, signal.SIGKILL)
+    first.join(10)
+    assert live(run_dir) == 0
+
+
+def test_a_run_whose_worker_dies_saves_what_it_has(
+    images: Path, uninterrupted: Path, live: Callable[..., int], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    plan = (mortals.die_in_a_worker, "andfast.data.patches.PatchBatches.__getitem__", 7)
+    assert live(run_dir, plan, data__workers=1, train__save_every=100) == 3
+    message = (tmp_path / "output").read_text()
+    assert "stopped at step 7: data worker 0 was killed by SIGKILL" in message
+    assert f"{run_dir / STATE_FILE} is whole, of step 7" in message
+    assert live(run_dir) == 0
+    assert content(run_dir) == content(uninterrupted)
+
+
+def test_no_shared_memory_and_no_short_folder_for_temporary_files_is_needed(images: Path, tmp_path: Path) -> None:
+    """With a read-only /dev/shm, and TMPDIR longer than the name of a socket may be."""
+    long = tmp_path / ("job_" + "0123456789" * 10)
+    long.mkdir()
+    command = arguments(tmp_path / "run", images, data__workers=2, data__cache=tmp_path / "cache")
+    script = 'mount -t tmpfs -o ro none /dev/shm || exit 99; exec "$@"'
+    try:
+        ended = subprocess.run(
+            ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "andfast.train", *command],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(long)},
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if ended.returncode in (1, 99) and ("unshare" in ended.stderr or "mount" in ended.stderr):
+        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "run" / STATE_FILE).exists()
 
 
 def test_the_best_model_is_the_one_that_the_metrics_say(uninterrupted: Path) -> None:

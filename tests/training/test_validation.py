@@ -61,6 +61,21 @@ def test_it_is_what_scikit_image_says(tmp_path: Path) -> None:
         assert results[name] == pytest.approx(expected, abs=1e-9)
 
 
+def test_a_pair_of_rounded_sizes_is_cut(tmp_path: Path) -> None:
+    results = []
+    for name, hr_size, lr_size in (
+        ("whole", (64, 48), (16, 12)),
+        ("cut", (67, 47), (16, 12)),
+        ("same", (64, 44), (16, 11)),
+    ):
+        for kind, (height, width) in (("HR", hr_size), ("LR", lr_size)):
+            (tmp_path / name / kind).mkdir(parents=True)
+            Image.fromarray(photograph(0, 96)[:height, :width].copy()).save(tmp_path / name / kind / "a.png")
+        pairs = find_pairs(tmp_path / name, 4)
+        results.append(Validator([photograph(0, 64)], pairs, 4)(Enlarge())["pairs"])
+    assert results[1] == results[2] != results[0]
+
+
 def test_a_pair_that_is_too_small_is_named(tmp_path: Path) -> None:
     for kind, size in (("HR", 16), ("LR", 4)):
         (tmp_path / kind).mkdir()

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+import torch
 from image_files import SRGB, chunk, png, profile
 from PIL import Image
 from upscaling_models import nearest, noise
@@ -261,7 +262,7 @@ def test_holes_take_the_colours_around_them():
 def test_alpha_that_is_the_same_everywhere_costs_nothing():
     calls = []
     upscaler = Upscaler(nearest(2))
-    upscaler._view.module.register_forward_hook(lambda *_: calls.append(1))
+    upscaler._views[torch.float32].module.register_forward_hook(lambda *_: calls.append(1))
     pixels = noise(5, 6, 4)
     pixels[..., 3] = 77
     assert (upscaler.pixels(pixels)[..., 3] == 77).all()

@@ -128,6 +128,39 @@ def test_other_architectures_through_spandrel(tmp_path, made):
     assert error < 0.01
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model_state_dict": {f"_orig_mod.{key}": value for key, value in state.items()}, "iteration": 5},
+        lambda state: {"netG": {f"netG.{key}": value for key, value in state.items()}},
+        lambda state: {
+            "state_dict": {f"model.{key}": value for key, value in state.items()} | {"vgg.0": torch.ones(3)}
+        },
+        lambda state: {"params": {key: value * 0 for key, value in state.items()}, "params_ema": state},
+    ],
+)
+@pytest.mark.parametrize("made", [old_esrgan_x2, span])
+def test_other_architectures_in_wrappers(tmp_path, made, wrap):
+    """Also one whose own names begin with what wraps others: `model.`."""
+    state = made() if made is old_esrgan_x2 else made().state_dict()
+    torch.save(wrap(state), tmp_path / "m.pth")
+    found = find_model(str(tmp_path / "m.pth"))
+    assert found.scale == 2
+    image = torch.rand(1, 3, 8, 9)
+    expected = spandrel.ModelLoader().load_from_state_dict(dict(state)).eval()(image)
+    torch.testing.assert_close(found(image), expected, rtol=0, atol=1e-5)
+
+
+def test_restoration_at_the_same_size(tmp_path):
+    torch.manual_seed(0)
+    from spandrel.architectures.DnCNN import DnCNN
+
+    torch.save({"params": DnCNN(in_nc=3, out_nc=3, nc=8, nb=17).state_dict()}, tmp_path / "m.pth")
+    model = find_model(str(tmp_path / "m.pth"))
+    assert model.scale == 1
+    assert upscale_tensor(model, torch.rand(1, 3, 12, 11)).shape == (1, 3, 12, 11)
+
+
 def test_windows_lie_in_tiles_as_in_the_image(tmp_path):
     torch.save(swinir().state_dict(), tmp_path / "m.pth")
     assert find_model(str(tmp_path / "m.pth")).align % 8 == 0

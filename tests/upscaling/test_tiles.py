@@ -104,7 +104,7 @@ def test_tiles_fade_into_each_other():
 def test_memory_is_bounded_by_the_tile():
     model, seen = compact(), []
     upscaler = Upscaler(model, tile=30, overlap=7)
-    upscaler._view.module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:]))
+    upscaler._views[torch.float32].module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:]))
     upscaler.tensor(torch.rand(1, 3, 101, 99))
     assert len(seen) == 16
     assert max(max(size) for size in seen) <= largest_patch(30, 7)
@@ -241,7 +241,7 @@ def test_where_memory_runs_out_tiles_are_halved(tile):
         if seen[-1] > 75:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    upscaler._view.module.register_forward_pre_hook(fail)
+    upscaler._views[torch.float32].module.register_forward_pre_hook(fail)
     image = torch.rand(1, 3, 90, 80)
     result = upscaler.tensor(image)
     torch.testing.assert_close(result, model(image).detach(), rtol=0, atol=1e-5)
@@ -257,7 +257,7 @@ def test_memory_that_is_never_enough():
     def fail(*_):
         raise MemoryError
 
-    upscaler._view.module.register_forward_pre_hook(fail)
+    upscaler._views[torch.float32].module.register_forward_pre_hook(fail)
     with pytest.raises(MemoryError):
         upscaler.tensor(torch.rand(1, 3, 90, 80))
 

@@ -1,0 +1,204 @@
+"""Which folders hold HR images, and which the LR images made of them, by the names that data sets come with."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from andfast.data.images import DataError
+from andfast.data.listing import list_images, listed
+
+# HR, gt, GTmod12, DIV2K_valid_HR, DIV2K_train_HR_sub, original.
+_HR = re.compile(r"(?i)(|.*[_\-. ])(hr|hq|gt|gtmod\d+|originals?)(|x?\d|[_\-. ].*)")
+# LR, lq, LRbicx4, LR_bicubic, DIV2K_valid_LR_unknown.
+_LR = re.compile(r"(?i)(|.*[_\-. ])(l[rq])(.*)")
+_SCALE = re.compile(r"(?i)x(\d{1,2})(?!\d)|(?<!\d)(\d)x")
+# Folders inside those, of one scale each.
+_SCALE_FOLDER = re.compile(r"(?i)(?:x\d{1,2}|\dx)(?:_sub)?")
+# What the names of one scene's files end in: 0801x4, 0801x4m, 0801x4w2, baby_LRBI_x4, img_001_SRF_4_HR.
+_NAME_END = re.compile(r"(?i)(?:[_\-. ]?x(?:\d|16)(?:m|d|w\d?)?|[_\-. ](?:\dx|srf[_\-]?\d|hr|hq|gt|l[rq][a-z]*\d?))$")
+# How far below the given folder a data set's own folders are looked for.
+_DEPTH = 6
+
+
+class Role(NamedTuple):
+    """What a folder holds by its name, "HR" or "LR"; folders of one `series` belong together.
+
+    Of several folders of HR images, that with the lowest `rank` is the one that LR images were made of. From 1 on the
+    name alone is too weak a sign.
+    """
+
+    kind: str
+    series: str
+    rank: int = 0
+
+
+def role(name: str) -> Role | None:
+    """What a folder of that name holds; None: the name does not say."""
+    for kind, pattern in (("HR", _HR), ("LR", _LR)):
+        if match := pattern.fullmatch(name):
+            before, word, _ = (part.lower() for part in match.groups())
+            rank = 1 if word.startswith("original") else -int(word.removeprefix("gtmod")) if "mod" in word else 0
+            return Role(kind, before, rank)
+    return None
+
+
+def holds_hr(folder: Path) -> bool:
+    """Whether the name of a folder says that it holds HR images."""
+    whole = _named(folder)
+    names = [whole.name, whole.parent.name] if _SCALE_FOLDER.fullmatch(whole.name) else [whole.name]
+    return any(found.kind == "HR" and found.rank < 1 for name in names if (found := role(name)))
+
+
+def scene_of(name: str) -> str:
+    """The name of a scene, as a file of it is called: "0801x4" -> "0801", "img_1_SRF_4_HR" -> "img_1"; lower case."""
+    place, slash, stem = name.rpartition("/")
+    while (shorter := _NAME_END.sub("", stem)) not in ("", stem):
+        stem = shorter
+    return f"{place}{slash}{stem}".lower()
+
+
+def paired_folders(folder: Path, scale: int, below: bool = False) -> tuple[Path, Path] | None:
+    """The folders of HR and of LR images that belong together; None: there are none.
+
+    Args:
+        folder: holds both; or is that of the LR images, and that of the HR images lies beside it.
+        scale: of the LR images, where there are several.
+        below: look for a folder that holds both below `folder`, too.
+
+    Raises:
+        DataError: there is one of the two alone, or several could be meant; the message names them.
+    """
+    found = _pairs_in(folder, scale)
+    if not found:
+        given = _named(folder)
+        parent = given.parent.parent if _SCALE_FOLDER.fullmatch(given.name) else given.parent
+        found = [(hr, lr) for hr, lr in _pairs_in(parent, scale) if given in (lr, *lr.parents)]
+    if not found and below:
+        for level in levels_below(folder):
+            if holders := [each for each in level if _pairs_in(each, scale)]:
+                if len(holders) > 1:
+                    raise DataError(f"{folder}: holds several data sets; give one of {_names(holders, folder)}")
+                _refuse_others(folder, holders[0])
+                found = _pairs_in(holders[0], scale)
+                break
+    if len(found) > 1:
+        these = _names([path for pair in found for path in pair], folder)
+        raise DataError(f"{folder}: several folders could be meant, {these}; give the one of the LR images")
+    if not found:
+        _refuse_one_alone(folder, scale)
+        return None
+    return found[0]
+
+
+def hr_folder(folder: Path, scale: int) -> Path | None:
+    """The folder of HR images in `folder` or below it; None: no name says that there is one.
+
+    Raises:
+        DataError: there are several.
+    """
+    for level in ([folder], *levels_below(folder)):
+        found = [(each, path) for each in level for paths in _best_hr(each, scale).values() for path in paths]
+        if len(found) > 1:
+            names = _names([path for _, path in found], folder)
+            raise DataError(f"{folder}: several folders hold HR images; give one of {names}")
+        for holder, path in found:
+            _refuse_others(folder, holder if _called(holder, "LR") else path)
+            return path
+    return None
+
+
+def levels_below(folder: Path) -> Iterator[list[Path]]:
+    """The folders in `folder`, then those in these, and so on, not too deep: all but hidden ones, each once."""
+    level, seen = [folder], {os.path.realpath(folder)}
+    for _ in range(_DEPTH):
+        below = {os.path.realpath(path): path for each in level for path in reversed(_folders_in(each))}
+        level = sorted(path for real, path in below.items() if real not in seen)
+        seen.update(below)
+        yield level
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.name[0] != "." and os.path.isdir(path))
+    except OSError:  # what the listing of images tells of
+        return []
+
+
+def _named(folder: Path) -> Path:
+    """The folder by a path that ends in its name."""
+    return folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+
+
+def _names(folders: Iterable[Path], folder: Path) -> str:
+    return listed(list(dict.fromkeys(os.path.relpath(path, folder) for path in folders)))
+
+
+def _pairs_in(folder: Path, scale: int) -> list[tuple[Path, Path]]:
+    """All (HR, LR) folders directly in `folder` that could belong together."""
+    hr = _best_hr(folder, scale)
+    return [(own, lr) for series, _, lr in _of_kind(folder, "LR", scale) for own in hr.get(series, [])]
+
+
+def _best_hr(folder: Path, scale: int) -> dict[str, list[Path]]:
+    """The folders of HR images directly in `folder` that LR images were made of, by series."""
+    found = _of_kind(folder, "HR", scale)
+    if not _called(folder, "LR"):
+        found = [each for each in found if each[1] < 1]
+    best: dict[str, int] = {}
+    for series, rank, _ in found:
+        best[series] = min(rank, best.get(series, rank))
+    return {series: [path for other, rank, path in found if (other, rank) == (series, best[series])] for series in best}
+
+
+def _of_kind(folder: Path, kind: str, scale: int) -> list[tuple[str, int, Path]]:
+    """(series, rank, folder) of what holds HR or LR images of a scale."""
+    return [
+        (own.series + ("_sub" if path.name.lower().endswith("_sub") else ""), own.rank, path)
+        for child, own in _called(folder, kind).items()
+        for path in _at_scale(child, scale)
+    ]
+
+
+def _called(folder: Path, kind: str) -> dict[Path, Role]:
+    """The folders directly in `folder` that hold HR or LR images by their names."""
+    return {path: own for path in _folders_in(folder) if (own := role(path.name)) is not None and own.kind == kind}
+
+
+def _at_scale(folder: Path, scale: int) -> list[Path]:
+    """The folder itself or, where it has some of one scale each, that of this scale."""
+    if (folder / folder.name).is_dir():  # as archives unpack
+        folder /= folder.name
+    inside = [path for path in _folders_in(folder) if _SCALE_FOLDER.fullmatch(path.name)]
+    scales = [(path, _SCALE.search(path.name)) for path in inside or [folder]]
+    return [path for path, named in scales if named is None or int(named[1] or named[2]) == scale]
+
+
+def _refuse_others(folder: Path, holder: Path) -> None:
+    """Refuse a folder with images that do not lie in `holder`: none are left out without a word."""
+    for path in list_images(folder):
+        if holder not in path.parents:
+            raise DataError(f"{folder}: {os.path.relpath(path, folder)} does not lie in {holder}; give that folder")
+
+
+def _refuse_one_alone(folder: Path, scale: int) -> None:
+    hr, lr = _called(folder, "HR"), _called(folder, "LR")
+    sure = [path for path in hr if holds_hr(path)]
+    together = "pairs stand in HR/ and LR/ or the like"
+    alone = "HR images alone are measured with andfast.evaluate --degrade"
+    if sure and not lr:
+        names = _names(sure, folder)
+        raise DataError(
+            f"{folder / 'LR'}: no such folder, nor another of LR images beside {names}; {together}; {alone}"
+        )
+    if not hr and (exact := [path for path in lr if len(path.name) == 2]):
+        names = _names(exact, folder)
+        raise DataError(f"{folder / 'HR'}: no such folder, nor another of HR images beside {names}; {together}")
+    if {own.series for own in hr.values()} & {own.series for own in lr.values()}:
+        raise DataError(
+            f"{folder}: no LR images of scale {scale} in {_names(lr, folder)} that belong to {_names(hr, folder)}; "
+            + alone
+        )

@@ -1,0 +1,107 @@
+"""Folders that one process at a time works in."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+LOCK_FILE = "lock"
+
+_HELD = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
+# What file systems answer that have no locks: some of the network, and some in user space.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY}
+
+# The byte that is locked: on Windows others cannot read it, so it lies behind all that is written.
+_BYTE = 2**30
+
+
+class LockedError(ValueError):
+    """Another process works in the folder; the message names both."""
+
+
+def _on_stderr(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+@contextmanager
+def locked(
+    folder: str | os.PathLike[str], wait: bool = False, tell: Callable[[str], object] = _on_stderr
+) -> Iterator[None]:
+    """Hold a folder's lock, which the operating system lets go of when the process ends, however it does.
+
+    It is held by a file in the folder, which says meanwhile who has it and stays there, empty: to remove it would let
+    two processes hold locks of the same name. Processes that are forked do not hold it. It keeps processes apart, not
+    the threads of one.
+
+    Args:
+        folder: is there already.
+        wait: for another process that holds it, instead of raising an error.
+        tell: is told in a line what is waited for; or that the file system has no locks, which is no error.
+
+    Raises:
+        LockedError: another process holds it.
+        OSError: the file cannot be made.
+    """
+    path = Path(folder) / LOCK_FILE
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            _lock(file)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                tell(f"{path.parent}: cannot be locked ({error.strerror}); let no other process work in it meanwhile")
+                yield
+                return
+            if error.errno not in _HELD:
+                raise
+            others = f"{path.parent}: {_holder(file)} works in this folder"
+            if not wait:
+                raise LockedError(f"{others}; wait for its end, or give another folder") from None
+            tell(f"{others}; waiting for its end")
+            while not _is_free(file):
+                time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                file.truncate(0)
+
+
+def _lock(file: IO[str]) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        file.seek(_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        # Not flock: forked processes would inherit that, and hold it on when this one is killed.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_free(file: IO[str]) -> bool:
+    """Whether the lock could be taken, which then is done."""
+    try:
+        _lock(file)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        raise
+    return True
+
+
+def _holder(file: IO[str]) -> str:
+    with suppress(OSError, ValueError):
+        file.seek(0)
+        return file.readline().strip() or "another process"
+    return "another process"

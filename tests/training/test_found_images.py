@@ -1,0 +1,74 @@
+"""Which images a run finds: few of them, pairs by other names, and what it says of the rest."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from andfast.data.images import DataError
+from andfast.training.images import Images, Skipped, find_images
+from andfast.training.options import parse_config
+
+
+def save(path: Path, height: int = 64, width: int = 64) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
+
+
+def found(**options: Any) -> Images:
+    given = [text for key, value in options.items() for text in (f"--{key.replace('__', '.')}", str(value))]
+    return find_images(parse_config(["--train.patch_size", "32", *given]), Skipped())
+
+
+def test_a_single_image_says_what_to_validate_on(tmp_path: Path) -> None:
+    save(tmp_path / "hr" / "a.png")
+    for folder in (tmp_path / "hr", tmp_path / "hr" / "a.png"):
+        with pytest.raises(DataError, match=r"one usable image, .* as data\.val_hr, or the same"):
+            found(data__hr=folder)
+        images = found(data__hr=folder, data__val_hr=tmp_path / "hr")
+        assert (len(images.sources), len(images.held_out)) == (1, 1)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_few_images_one_is_held_out(tmp_path: Path, count: int) -> None:
+    for index in range(count):
+        save(tmp_path / f"{index}.png")
+    (tmp_path / "again.png").symlink_to(tmp_path / "0.png")  # is not trained on and held out both
+    images = found(data__hr=tmp_path)
+    assert (len(images.sources), len(images.held_out)) == (count - 1, 1)
+
+
+def test_images_that_are_all_too_small_are_named(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 31, 64)
+    with pytest.raises(DataError, match=r"no usable image in: .*32 x 32 pixels or more.*a\.png: 31 x 64 pixels"):
+        found(data__hr=tmp_path)
+
+
+def test_what_is_passed_over_and_cut_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(2):
+        save(tmp_path / "hr" / f"{index}.png")
+        save(tmp_path / "set" / "GTmod12" / f"{index}.png", 64 + index)
+        save(tmp_path / "set" / "LRbicx4" / f"{index}x4.png", 16, 16)
+    for folder in ("hr", "set/GTmod12"):
+        (tmp_path / folder / "i.avif").write_bytes(b"")
+    images = found(data__hr=tmp_path / "hr", data__val_pairs=tmp_path / "set")
+    assert [pair.name for pair in images.pairs] == ["0", "1"]
+    assert capsys.readouterr().err.splitlines() == [
+        "passed over: 1 of a format that is not read (i.avif)",
+        f"{tmp_path / 'set'}: 1 of 2 pairs are cut at the bottom and right, so that HR is 4 times LR",
+        "passed over: 1 of a format that is not read (i.avif)",
+    ]
+
+
+def test_of_several_sets_of_pairs_one_is_given(tmp_path: Path) -> None:
+    save(tmp_path / "hr" / "0.png")
+    save(tmp_path / "hr" / "1.png")
+    for kind in ("DIV2K_train", "DIV2K_valid"):
+        save(tmp_path / f"{kind}_HR" / "1.png")
+        save(tmp_path / f"{kind}_LR_bicubic" / "X4" / "1x4.png", 16, 16)
+    with pytest.raises(DataError, match=r"DIV2K_train_HR, DIV2K_train_LR_bicubic.X4, DIV2K_valid_HR, .*; give the one"):
+        found(data__hr=tmp_path / "hr", data__val_pairs=tmp_path)
+    images = found(data__hr=tmp_path / "hr", data__val_pairs=tmp_path / "DIV2K_valid_LR_bicubic")
+    assert images.pairs[0].hr == tmp_path / "DIV2K_valid_HR" / "1.png"
