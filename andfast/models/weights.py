@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from andfast.models.dialects import standard_names
+from andfast.models.pickles import Inert, load_inert
 from andfast.models.wrappers import Place, flattened, places, split
 
 #: What models are written as, by their suffixes, and what else is read.
@@ -198,14 +200,17 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what becomes an error here, or needs no attention
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            try:
+                content = torch.load(file, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:  # there may be objects beside the weights; TorchScript is another error
+                content = load_inert(path)
     except (PermissionError, MemoryError):
         raise
     # What PyTorch's reader raises on damaged or foreign bytes is not documented: UnpicklingError, EOFError,
     # RuntimeError and OSError among others.
     except Exception as error:
         raise ModelError(
-            f"{path}: not a file of PyTorch weights, or truncated, or with objects other than weights in it, "
+            f"{path}: not a file of PyTorch weights, or truncated, or with programs in it, "
             f"which are never loaded because they can run code ({_first_sentence(error)}); {_HOW}"
         ) from error
     record = content.get("metadata") if isinstance(content, dict) else None
@@ -216,9 +221,11 @@ def _named(path: Path, content: object) -> dict[str, Tensor]:
     state = flattened(content)
     if not state:
         training = isinstance(content, dict) and any(str(key).startswith("optimizer") for key in content)
+        whole = isinstance(content, Inert)
         raise ModelError(
             f"{path}: holds no model weights; expected are tensors by name, flat or in a dict such as params_ema"
             + ("; this is the state of a training, whose model is another file" if training else "")
+            + (f"; this is a whole module, whose code is never run: {_HOW}" if whole else "")
         )
     return state
 

@@ -1,5 +1,9 @@
 """Where training programs put the weights in their files: one network in the wrappings of many."""
 
+import datetime
+import functools
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -153,11 +157,61 @@ class Settings:
     """What programs keep beside weights, of a class of their own."""
 
 
-def test_whole_modules_and_objects_are_refused_with_what_to_do(tmp_path):
-    for content in (compact(), {"state_dict": compact().state_dict(), "hyper_parameters": Settings()}):
-        torch.save(content, tmp_path / "m.pth")
-        with pytest.raises(ModelError, match=r"m\.pth: .*can run code.*torch\.save\(model\.state_dict\(\), FILE\)"):
+class Named(dict):
+    """As Lightning's and OmegaConf's settings are."""
+
+
+class Calling:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        function, path = self.call
+        return function, (path, "w") if function is open else (path,)
+
+
+def test_whole_modules_are_refused_with_what_to_do(tmp_path):
+    torch.save(compact(), tmp_path / "m.pth")
+    with pytest.raises(ModelError, match=r"m\.pth: .*a whole module.*torch\.save\(model\.state_dict\(\), FILE\)"):
+        load_model(tmp_path / "m.pth")
+    torch.jit.script(torch.nn.ReLU()).save(tmp_path / "script.pt")
+    with pytest.raises(ModelError, match=r"script\.pt: .*TorchScript.*torch\.save\(model\.state_dict\(\), FILE\)"):
+        load_model(tmp_path / "script.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_beside_the_weights_are_passed_over_and_never_made(tmp_path, zipped):
+    state = compact().state_dict()
+    objects = {
+        "hyper_parameters": Named(lr=1e-4, settings=Settings(), path=tmp_path),
+        "message_hub": {"loss": np.float64(0.5), "history": np.arange(3.0), "type": np.dtype("f4")},
+        "callbacks": {Settings: [Settings(), {1, 2}, functools.partial(print, "x"), datetime.timedelta(1)]},
+        "amp": torch.float16,
+    }
+    parameters = {key: torch.nn.Parameter(value) for key, value in state.items()}
+    for weights in (state, parameters):
+        torch.save({**objects, "state_dict": weights}, tmp_path / "m.ckpt", _use_new_zipfile_serialization=zipped)
+        loaded = load_model(tmp_path / "m.ckpt").state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def run(path):
+    path.touch()
+
+
+@pytest.mark.parametrize("function", [open, run])
+def test_what_would_run_when_it_is_read_is_not(tmp_path, function):
+    """Functions that only malicious files call are refused, others left out."""
+    path = tmp_path / "made"
+    torch.save({"params": compact().state_dict(), "more": Calling(function, path)}, tmp_path / "m.pth")
+    if function is open:
+        with pytest.raises(ModelError, match=r"can run code \(it would call _?io\.open\)"):
             load_model(tmp_path / "m.pth")
+    else:
+        assert load_model(tmp_path / "m.pth").scale == 2
+    assert not path.exists()
 
 
 def test_dicts_in_dicts_and_dots_in_names_are_the_same(tmp_path):
