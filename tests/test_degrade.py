@@ -166,7 +166,8 @@ def test_it_goes_on_in_a_folder_of_the_inputs(tmp_path, hr, run, output, capsys)
         assert said in message.out
         assert message.err.splitlines()[-1] == "passed over: 1 of a format that is not read (i.gif)"
     assert "3 of them before" in message.out
-    made = {f"{half}/{name}" for half in ("HR", "LR") for name in ("a.png", "b.png", "sub/c.png")} | {"degrade.yaml"}
+    made = {f"{half}/{name}" for half in ("HR", "LR") for name in ("a.png", "b.png", "sub/c.png")}
+    made |= {"degrade.yaml", "lock"}
     assert set(files(tmp_path / output)) - set(before) - {"sheet.png"} == made
 
 

@@ -7,6 +7,7 @@ in silence. torch's DataLoader puts tensors into shared memory, and waits for ev
 
 from __future__ import annotations
 
+import ctypes
 import io
 import multiprocessing
 import multiprocessing.connection
@@ -42,6 +43,8 @@ _GRACE = 5.0
 
 # Windows has no masks of signals.
 _HELD = (signal.SIGINT, signal.SIGTERM) if hasattr(signal, "pthread_sigmask") else ()
+
+_PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
 # The kinds of messages that workers send.
 _READING, _ITEM, _ERROR = range(3)
@@ -270,7 +273,7 @@ def _work(dataset: SourceDataset, asked: socket.socket, inherited: Sequence[sock
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     for one in inherited:
         one.close()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _end_with_parent()
     torch.set_num_threads(1)
     dataset.on_reading = lambda index: send(asked, (_READING, index))
     with suppress(OSError, EOFError), asked:  # nobody asks any more
@@ -289,8 +292,16 @@ def _work(dataset: SourceDataset, asked: socket.socket, inherited: Sequence[sock
 
 def _end_with_parent() -> None:
     """Have this process end when the one that started it has ended, however that came, and not after the next item."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    parent = multiprocessing.parent_process()
+    if sys.platform.startswith("linux") and os.getppid() == parent.pid:  # a process that is stopped runs no thread
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _portable(error: Exception) -> Any:

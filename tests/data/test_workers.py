@@ -112,9 +112,18 @@ def test_neither_shared_memory_nor_a_temporary_folder_is_needed(workers, closed_
         torch.zeros(1).share_memory_()
 
 
-def test_a_worker_that_is_killed_while_it_waits_blames_no_source():
-    items = iter(SourceLoader(Each(lambda number: os.getpid(), [Number(i) for i in range(20)]), range(20), 1))
-    os.kill(next(items), signal.SIGKILL)
+def test_a_worker_that_is_killed_while_it_waits_blames_no_source(tmp_path):
+    def make(number):
+        with (tmp_path / "made").open("a") as file:
+            file.write("x")
+        return os.getpid()
+
+    items = iter(SourceLoader(Each(make, [Number(i) for i in range(20)]), range(20), 1))
+    worker = next(items)
+    while (tmp_path / "made").stat().st_size < 4:  # as many as it makes ahead
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(worker, signal.SIGKILL)
     message = "^data worker 0 was killed by SIGKILL, as happens where memory runs out$"
     with pytest.raises(DataError, match=message):
         list(items)

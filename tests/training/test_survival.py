@@ -287,8 +287,7 @@ def group_is_empty(leader: int, seconds: float = 10) -> bool:
     return False
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("to_group", [False, True])
+@pytest.mark.parametrize(("workers", "to_group"), [(0, False), (2, False), (2, True)])
 def test_a_second_signal_ends_a_run_at_once_whatever_it_waits_for(
     workers: int, to_group: bool, images: Path, tmp_path: Path
 ) -> None:
@@ -305,10 +304,14 @@ def test_a_second_signal_ends_a_run_at_once_whatever_it_waits_for(
     assert group_is_empty(process.pid)
 
 
-def test_a_run_that_is_killed_takes_its_workers_with_it(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_is_killed_takes_its_workers_with_it(images: Path, tmp_path: Path, stopped: bool) -> None:
+    """Also those that do nothing more, as in a file system that hangs."""
     output = tmp_path / "output"
     process = begin(arguments(tmp_path / "run", images, data__workers=3), output, mortals.slow_images, 60)
     wait_for(output, "0/12", 1, process)
+    if stopped:
+        os.killpg(process.pid, signal.SIGSTOP)
     os.kill(process.pid, signal.SIGKILL)
     process.join(10)
     assert group_is_empty(process.pid)
