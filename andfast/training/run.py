@@ -79,6 +79,7 @@ class Run:
         self.folder = Path(config.run_dir)
         # Of the directory, by the main process, as long as the run lasts.
         self._lock = ExitStack()
+        self._holds = False
         # The state in the folder that is gone on from, and the step of the newest one; None: there is none.
         self._own: Path | None = None
         self._saved: int | None = None
@@ -100,10 +101,12 @@ class Run:
             except RuntimeError as error:  # one is forced that is not there
                 raise ValueError(error) from error
             if self.world.main:
-                if self.folder.is_dir():
-                    self._take_folder()
+                self._seen = self._last_saved()
                 state = self._state_to_resume()
                 owes_validation = state is not None and self._lacks_validation(state["step"])
+                finished = state is not None and state["step"] >= config.train.iterations and not owes_validation
+                if self.folder.is_dir() and not finished:  # before a cache is made, which takes long
+                    self._take_folder()
             self.best = BestModel(self.folder, _warn)
             held_out = [image for _, image in self.images.held_out]
             self.validate = Validator(held_out, self.images.pairs, config.scale, self.world)
@@ -121,12 +124,31 @@ class Run:
         self.skipped.tells = True
 
     def _take_folder(self) -> None:
-        """Keep the directory for this run; raises an error where it cannot be written, or another run has it."""
+        """Keep the directory for this run.
+
+        Raises:
+            ValueError: another run has it, or has just had it.
+            OSError: it cannot be written.
+        """
         make_folder(self.folder)
         self._lock.enter_context(locked(self.folder))
+        self._holds = True
+        if self._last_saved() != self._seen:
+            raise ValueError(f"{self.folder}: another run has just saved here; give the command again")
+
+    def _last_saved(self) -> tuple[int, int] | None:
+        """What changes whenever a state is saved in the directory."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            found = os.stat(self.folder / STATE_FILE)
+            return found.st_ino, found.st_mtime_ns
+        return None
+
+    @property
+    def _is_done(self) -> bool:
+        return self.trainer.step >= self.config.train.iterations and not self._owes_validation
 
     def _introduce(self) -> None:
-        if not self.folder.is_dir():
+        if not self._holds and not self._is_done:  # a finished run is left as it is
             self._take_folder()
         size = self.world.size
         needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
@@ -212,7 +234,7 @@ class Run:
 
     def _train(self) -> int:
         trainer, train, world = self.trainer, self.config.train, self.world
-        if trainer.step >= train.iterations and not self._owes_validation:
+        if self._is_done:
             if world.main:
                 print(f"{self.folder}: all {train.iterations} iterations are done; --resume never starts over")
             with suppress(LostError):  # nothing is left to be done
