@@ -75,4 +75,7 @@ def load_inert(path: Path) -> Any:
         module = SimpleNamespace(
             Unpickler=_Unpickler, load=lambda *values, **named: _Unpickler(*values, **named).load(), __name__="pickle"
         )
-        return torch.load(file, map_location="cpu", pickle_module=module, weights_only=False)
+        try:
+            return torch.load(file, map_location="cpu", pickle_module=module, weights_only=False)
+        except MemoryError as error:  # a damaged length: what is whole was tried by torch's own loader before
+            raise pickle.UnpicklingError("it tells of more than fits the memory") from error
