@@ -57,6 +57,8 @@ def test_every_encoding_of_unicode_is_read(tmp_path, encoding, mark, ends):
         (b"a:\n\tb: 1\n", ["line 2", r"'\t'"]),
         (b"a: [1, 2\nb: 1\n", ["line 2"]),
         (b"a: 1\nb: 2\na: 3\n", ["line 3", "a stands twice"]),
+        (b"a: &b\n  c: [1, *b]\n", ["a.c.1 holds itself"]),
+        (b"[" * 5000, ["nested without end"]),
         (b"a: 1\nb:\n  c: 2\n  d: 3\n  c: 4\n", ["line 5", "c stands twice"]),
     ],
 )
