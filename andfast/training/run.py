@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 import time
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from pathlib import Path
@@ -77,6 +78,7 @@ class Run:
     def __init__(self, config: Config, world: World | None = None) -> None:
         self.config, self.world = config, world or World()
         self.folder = Path(config.run_dir)
+        _have_temporary_folder(self.folder)
         # Of the directory, by the main process, as long as the run lasts.
         self._lock = ExitStack()
         # The state in the folder that is gone on from, and the step of the newest one; None: there is none.
@@ -444,6 +446,14 @@ class Run:
         for path in [*(self.folder / name for name in names), *found]:
             path.unlink(missing_ok=True)
         self._saved = None
+
+
+def _have_temporary_folder(run_dir: Path) -> None:
+    """Where no folder for temporary files can be written, have them in the run's: torch's optimisers ask for one."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = str(run_dir.absolute())
 
 
 def _warn(message: str) -> None:
