@@ -100,10 +100,13 @@ def read_text(path: str | os.PathLike[str]) -> str:
     content = Path(path).read_bytes()
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
-        return content.decode(encoding)
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise YamlError(f"{path}: line {line}: no text in UTF-8; save the file as UTF-8") from error
+    if "\0" in text:  # as UTF-16 without its mark, or UTF-32
+        raise YamlError(f"{path}: not YAML in UTF-8 (there are zeros in it); save the file as UTF-8")
+    return text
 
 
 def parse(path: str | os.PathLike[str], text: str) -> Any:
