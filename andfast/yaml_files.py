@@ -57,9 +57,22 @@ def load_yaml(text: str) -> Any:
     """The value that a text of YAML stands for.
 
     Raises:
-        yaml.YAMLError: it is none, or has a key twice.
+        yaml.YAMLError: it is none, has a key twice, or holds what holds itself.
     """
-    return yaml.load(text, _Loader)
+    try:
+        value = yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested without end") from None
+    _refuse_cycles(value)
+    return value
+
+
+def _refuse_cycles(value: Any, name: str = "", within: tuple[Any, ...] = ()) -> None:
+    if any(value is outer for outer in within):
+        raise yaml.YAMLError(f"{name} holds itself")
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        _refuse_cycles(part, f"{name}.{key}" if name else str(key), (*within, value))
 
 
 def dump_yaml(settings: Mapping[str, Any]) -> str:
@@ -87,10 +100,13 @@ def read_text(path: str | os.PathLike[str]) -> str:
     content = Path(path).read_bytes()
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
-        return content.decode(encoding)
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise YamlError(f"{path}: line {line}: no text in UTF-8; save the file as UTF-8") from error
+    if "\0" in text:  # as UTF-16 without its mark, or UTF-32
+        raise YamlError(f"{path}: not YAML in UTF-8 (there are zeros in it); save the file as UTF-8")
+    return text
 
 
 def parse(path: str | os.PathLike[str], text: str) -> Any:

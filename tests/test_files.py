@@ -174,6 +174,7 @@ def test_a_folder_that_is_none_is_named(tmp_path, kind):
     with pytest.raises(NotADirectoryError) as error:
         write(parent / "a", "new")
     assert error.value.filename == str(parent)
+    assert ("a link that leads nowhere" in str(error.value)) == (kind == "dangling")
 
 
 def test_texts_are_in_utf_8(tmp_path):

@@ -201,7 +201,11 @@ def _check_space(folder: Path, images: Iterable[ImageFile]) -> int:
         with suppress(ImageError):  # of which nothing will be stored
             height, width = image_size(image.path)
             needed += -(-3 * height * width // _BLOCK) * _BLOCK
-    free = shutil.disk_usage(folder).free
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        tell(f"image cache {folder}: how much space is free is not known ({error.strerror or error})")
+        return needed
     if needed > free:
         raise DataError(
             f"image cache {folder}: it needs {needed / 2**30:.2f} GiB more, and {free / 2**30:.2f} GiB are free; give "
@@ -227,7 +231,9 @@ def _store(image: ImageFile, folder: Path, files: dict[ImageFile, FileFact], nee
         with written_whole(folder / _name(file.digest)) as temporary:
             temporary.write_bytes(found.data)
     except OSError as error:
-        space = f"all of it needs {needed / 2**30:.2f} GiB, {shutil.disk_usage(folder).free / 2**30:.2f} GiB are free"
+        space = f"all of it needs {needed / 2**30:.2f} GiB"
+        with suppress(OSError):
+            space += f", {shutil.disk_usage(folder).free / 2**30:.2f} GiB are free"
         raise DataError(
             f"image cache {folder}: {error.strerror or error} while storing {image.path}; {space}. "
             "What is stored is whole, and the next run goes on from there"

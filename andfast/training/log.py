@@ -103,9 +103,12 @@ class _Events:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._folder = folder
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
+        if not self._folder.is_dir():  # of which a thread would say more
+            raise FileNotFoundError(f"{self._folder} is gone")
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, NoReturn, get_args
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader
@@ -18,6 +20,9 @@ from andfast.training.config import Config
 from andfast.yaml_files import dump_yaml, load_yaml, parse, read_text
 
 __all__ = ["Parser", "dump_yaml", "join_lists", "make_parser", "parse_config"]
+
+# The settings, with all below them, for which infinity means something.
+_UNBOUNDED = re.compile(r"attack\.(epsilon|scale_factors(\..*)?)")
 
 
 def _load(text: str) -> Any:
@@ -38,6 +43,17 @@ class Parser(ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options | {"parser_mode": "andfast"})
+
+    def parse_args(self, *arguments: Any, **options: Any) -> Namespace:
+        """The settings; what the types of jsonargparse let pass, and is no value, ends the program with exit code 2."""
+        settings = super().parse_args(*arguments, **options)
+        try:
+            for action in self._actions:
+                if action.dest in settings:
+                    self._check_value(action.dest, settings[action.dest])
+        except ValueError as error:
+            self.error(str(error))
+        return settings
 
     def parse_path(self, path: str | os.PathLike, *arguments: Any, **options: Any) -> Namespace:
         """Take over the settings in a file; one that is no YAML ends the program with exit code 2."""
@@ -61,10 +77,29 @@ class Parser(ArgumentParser):
             raise ValueError(f"{path}: holds no settings; a setting is a line as seed: 1")
         found = list(_leaves(content))
         for key, value in found:
-            if value is None and isinstance(self.get_defaults().get(key), Namespace):
-                raise ValueError(f"{path}: there is no setting below {key}; leave that line out, too")
+            self._check_value(key, value, f"{path}: ")
             if [other for other, _ in found].count(key) > 1:
                 raise ValueError(f"{path}: {key} stands twice, nested and dotted")
+
+    def _check_value(self, key: str, value: Any, where: str = "") -> None:
+        """Refuse a value in a group's place, and null or infinity where they mean nothing.
+
+        Raises:
+            ValueError: the message begins with `where`, and names the key.
+        """
+        names = [action.dest for action in self._actions if not action.dest.endswith(".help")]
+        below = [name for name in names if name.startswith(f"{key}.")]
+        kind = next((getattr(action, "_typehint", None) for action in self._actions if action.dest == key), None)
+        if below and value is None:
+            raise ValueError(f"{where}there is no setting below {key}; leave that line out, too")
+        if below and not isinstance(value, (dict, Namespace)):
+            raise ValueError(f"{where}{key} is {value!r}; it is a group: give the settings below it, as {below[0]}")
+        if value is None and kind is not None and NoneType not in get_args(kind):
+            default = json.dumps(self.get_default(key), default=str)
+            raise ValueError(f"{where}{key} is null, which is no value for it; leave it out for its default, {default}")
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(part, float) and math.isinf(part) for part in parts) and not _UNBOUNDED.fullmatch(key):
+            raise ValueError(f"{where}{key} is {value}; it must be finite")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         unknown = re.search(r"(?:Group '([\w.]+)' does not accept option '([\w.]+)'|arguments: --([\w.]+))", message)

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 import time
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from pathlib import Path
@@ -77,6 +78,7 @@ class Run:
     def __init__(self, config: Config, world: World | None = None) -> None:
         self.config, self.world = config, world or World()
         self.folder = Path(config.run_dir)
+        _have_temporary_folder(self.folder)
         # Of the directory, by the main process, as long as the run lasts.
         self._lock = ExitStack()
         self._holds = False
@@ -296,7 +298,7 @@ class Run:
 
     def _failed(self, step: int, reason: str) -> int:
         """Say what ended the run and, in the process that knows, what is left; returns the exit status."""
-        knows = self.world.main and self._saved is not None
+        knows = self.world.main and self._saved is not None and (self.folder / STATE_FILE).exists()
         kept = f"; {self.folder / STATE_FILE} is whole, of step {self._saved}" if knows else ""
         print(f"error: {self.world.named(f'stopped at step {step}: {reason}{kept}')}", file=sys.stderr)
         return 3
@@ -429,6 +431,7 @@ class Run:
         results = self.validate(self.trainer.ema, stop)
         if results is None or log is None:
             return results is not None
+        self._check_folder()
         # Without, there is only one, of the last model.
         best = self.config.train.validate_every and self.best.offer(self.trainer.ema, step, results)
         log.write({"step": step, "validation": results})
@@ -448,7 +451,13 @@ class Run:
             self._write()
         self._saved = self.trainer.step
 
+    def _check_folder(self) -> None:
+        """Refuse to write parts of a run into a folder made anew."""
+        if not (self.folder / METRICS_FILE).exists():
+            raise FileNotFoundError(f"{self.folder}: the run's folder is gone, or its {METRICS_FILE}; not saved")
+
     def _write(self) -> None:
+        self._check_folder()
         for name in ("model.safetensors", "model.pth"):
             save_model(self.trainer.ema, self.folder / name, {"iterations": self.trainer.step})
         if self.trainer.discrimination is not None:
@@ -466,6 +475,14 @@ class Run:
         for path in [*(self.folder / name for name in names), *found]:
             path.unlink(missing_ok=True)
         self._saved = None
+
+
+def _have_temporary_folder(run_dir: Path) -> None:
+    """Where no folder for temporary files can be written, have them in the run's: torch's optimisers ask for one."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = str(run_dir.absolute())
 
 
 def _warn(message: str) -> None:

@@ -360,6 +360,19 @@ def test_too_little_space_is_told_before_anything_is_decoded(photographs, folder
     assert_whole(folder, photographs)  # which needs nothing more
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EACCES])
+def test_where_the_free_space_is_not_told_the_cache_is_made(photographs, folder, number, monkeypatch, capsys):
+    def refuse(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(shutil, "disk_usage", refuse)
+    cached = cache_images(folder, photographs, 0)
+    told = [line for line in capsys.readouterr().err.splitlines() if os.strerror(number) in line]
+    assert len(told) == 1
+    assert str(folder) in told[0]
+    assert sum(isinstance(source, CachedImage) for source in cached) == len(photographs) - 1
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_disk_that_fills_up_is_told_and_leaves_nothing_half_made(photographs, folder, workers, monkeypatch):
     write = Path.write_bytes

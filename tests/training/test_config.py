@@ -88,6 +88,10 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         (["--train.micro_batch", "2", "--degradation.noise", "gaussian"], ["train.micro_batch is 2", "multiple of 4"]),
         (["--train.checkpoint_blocks", "true"], ["train.checkpoint_blocks", "rrdbnet", "compact", "train.micro_batch"]),
         (["--compile", "never"], ["compile", "'auto'", "'on'", "'off'", "never"]),
+        (["--train.learning_rate", "inf"], ["train.learning_rate is inf", "finite"]),
+        (["--train.learning_rate", "nan"], ["train.learning_rate", "nan"]),
+        (["--attack.mix.share", "inf"], ["attack.mix.share is inf", "finite"]),
+        (["--train", '{"iterations": null, "warmup": 1}'], ["train.iterations is null", "default, 800"]),
         (["--train.log_every", "0"], ["train.log_every", "0"]),
         (["--config", "missing.yaml"], ["missing.yaml"]),
         (["--data.hr"], ["data.hr"]),
@@ -135,6 +139,21 @@ def test_every_name_is_taken_and_written_so_that_it_reads_back(name: str, tmp_pa
         ("seed: 1\nscale: 4\nseed: 2\n", ["line 3", "seed stands twice"]),
         ("train: {iterations: 1}\nscale: 4\ntrain: {warmup: 2}\n", ["line 3", "train stands twice"]),
         ("train: {iterations: 1}\ntrain.iterations: 2\n", ["train.iterations stands twice"]),
+        ("train: 5\n", ["train is 5", "group", "train.iterations"]),
+        ("train: []\n", ["train is []", "group"]),
+        ("attack: true\n", ["attack is True", "group"]),
+        ("attack: {mix: 0.5}\n", ["attack.mix is 0.5", "group"]),
+        ("seed:\n", ["seed is null", "default, 0"]),
+        ("train: {iterations: }\n", ["train.iterations is null", "default, 800"]),
+        ("train.batch_size: ~\n", ["train.batch_size is null", "default, 8"]),
+        ("attack: {scale_factors: {conv: ~}}\n", ["attack.scale_factors.conv is null", "default, 1.0"]),
+        ("data: {hr: ~}\n", ["data.hr is null", "default, []"]),
+        ("loss: {perceptual_layers: }\n", ["loss.perceptual_layers is null"]),
+        ("train: {learning_rate: .inf}\n", ["train.learning_rate is inf", "finite"]),
+        ("data: {soften: [1, .inf]}\n", ["data.soften is [1, inf]", "finite"]),
+        ("loss: {gan: .inf}\n", ["loss.gan is inf", "finite"]),
+        ("train: &a\n  x: *a\n", ["train.x holds itself"]),
+        ("data: &a [*a]\n", ["data.0 holds itself"]),
     ],
 )
 def test_a_file_that_would_be_misunderstood_is_refused(
@@ -145,6 +164,14 @@ def test_a_file_that_would_be_misunderstood_is_refused(
     message = refused(["--config", str(file)], capsys)
     for word in [str(file), *words]:
         assert word in message
+
+
+def test_null_and_infinity_are_taken_where_they_mean_something(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("attack: {lr_psnr: ~, lens: ~, epsilon: .inf}\ngenerator: {features: ~}\n")
+    config = parse_config(["--config", str(file)])
+    assert (config.attack.lr_psnr, config.attack.lens, config.attack.epsilon) == (None, None, math.inf)
+    assert config.generator.features is None
 
 
 @pytest.mark.parametrize("kind", ["folder", "dangling"])

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors import safe_open
 
 from andfast.models import load_model
 from andfast.training.options import parse_config
+from andfast.training.run import Run
 from andfast.training.state import PREVIOUS_FILE, STATE_FILE, load_newest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -368,6 +370,15 @@ def test_no_shared_memory_and_no_short_folder_for_temporary_files_is_needed(imag
         pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "run" / STATE_FILE).exists()
+
+
+def test_where_nothing_else_can_be_written_temporary_files_are_the_run_s(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [])
+    Run(parse_config(arguments(tmp_path / "run", images, data__workers=0)))
+    assert tempfile.gettempdir() == str(tmp_path / "run")
 
 
 def test_the_best_model_is_the_one_that_the_metrics_say(uninterrupted: Path) -> None:

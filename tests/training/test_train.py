@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -547,6 +548,27 @@ def learning_rates(arguments: Sequence[str]) -> list[float]:
         trainer.step = step
         rates.append(trainer.learning_rate)
     return rates
+
+
+@pytest.mark.parametrize("every", [2, 0])  # at the next save, or where the run is stopped
+def test_a_run_whose_folder_is_gone_says_so_and_makes_no_part_of_it_anew(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_step = Trainer.train_step
+
+    def removed(self: Trainer, *arguments: Any) -> Any:
+        if self.step == 1:
+            shutil.rmtree(tmp_path / "run")
+            if not every:
+                signal.raise_signal(signal.SIGINT)
+        return train_step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "train_step", removed)
+    assert train.main(options(tmp_path / "run", train__save_every=every, train__validate_every=every)) == 3
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'run'}: the run's folder is gone" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_learning_rates_follow_the_schedule(tmp_path: Path) -> None:
