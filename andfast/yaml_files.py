@@ -63,16 +63,21 @@ def load_yaml(text: str) -> Any:
         value = yaml.load(text, _Loader)
     except RecursionError:
         raise yaml.YAMLError("it is nested without end") from None
-    _refuse_cycles(value)
+    _refuse_cycles(value, set())
     return value
 
 
-def _refuse_cycles(value: Any, name: str = "", within: tuple[Any, ...] = ()) -> None:
+def _refuse_cycles(value: Any, seen: set[int], name: str = "", within: tuple[Any, ...] = ()) -> None:
+    """`seen`: by their ids, what was looked through before, which anchors can name any number of times."""
     if any(value is outer for outer in within):
         raise yaml.YAMLError(f"{name} holds itself")
+    if id(value) in seen:
+        return
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in parts:
-        _refuse_cycles(part, f"{name}.{key}" if name else str(key), (*within, value))
+        _refuse_cycles(part, seen, f"{name}.{key}" if name else str(key), (*within, value))
+    if isinstance(value, (dict, list)):
+        seen.add(id(value))
 
 
 def dump_yaml(settings: Mapping[str, Any]) -> str:
