@@ -168,18 +168,20 @@ def _pixels(page: tifffile.TiffPage, samples: np.ndarray) -> np.ndarray:
     """Samples (H, W, channels) as gray or RGB, with alpha if one is told of."""
     bits = page.bitspersample
     colours, most = _KINDS[page.photometric][0], 2**bits - 1
-    pixels, beside = samples[..., :colours], samples[..., colours : colours + 1]
+    pixels = samples[..., :colours]
     if page.photometric == _INDICES:
         pixels = _palette(page)[pixels[..., 0]]
     if page.photometric == _WHITE_IS_ZERO:
         pixels = most - pixels
     if bits < 8 and page.photometric != _INDICES:
         pixels = pixels * np.uint8(255 // most)
-    extra = page.tags.valueof(_EXTRAS, _ALPHA)  # some programs write no such field, and mean alpha
-    extra = extra[0] if isinstance(extra, tuple) else extra
-    if not beside.size or extra not in (_ALPHA, _MULTIPLIED):
+    extras = page.tags.valueof(_EXTRAS, _ALPHA)  # some programs write no such field, and mean alpha
+    extras = (extras if isinstance(extras, tuple) else (extras,))[: samples.shape[2] - colours]
+    place = next((place for place, extra in enumerate(extras) if extra in (_ALPHA, _MULTIPLIED)), None)
+    if place is None:
         return pixels
-    if extra == _MULTIPLIED:
+    beside = samples[..., colours + place : colours + place + 1]
+    if extras[place] == _MULTIPLIED:
         alpha = np.maximum(beside, 1).astype(np.uint32)
         whole = (pixels.astype(np.uint32) * most + alpha // 2) // alpha
         pixels = np.minimum(whole, most).astype(samples.dtype)

@@ -185,3 +185,13 @@ def test_floating_point_pixels(tmp_path):
     Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(ImageError, match=r"a\.tif: floating-point pixels"):
         read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_alpha_is_found_among_extra_samples(tmp_path, place):
+    samples = np.random.default_rng(0).integers(0, 256, (9, 7, 6), np.uint8)
+    extras = ["unspecified"] * 3
+    extras[place] = "unassalpha"
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, samples, photometric="rgb", extrasamples=extras)
+    np.testing.assert_array_equal(read_picture(path).pixels, samples[..., [0, 1, 2, 3 + place]])
