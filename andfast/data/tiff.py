@@ -47,6 +47,7 @@ _KINDS = {
 
 # What ExtraSamples, PlanarConfiguration, SampleFormat and Predictor say.
 _MULTIPLIED, _ALPHA, _APART, _UNSIGNED, _PLAIN, _DIFFERENCES = 1, 2, 2, 1, 1, 2
+_REDUCED_OR_MASK = 1 | 4  # bits of NewSubfileType
 _FORMATS = {2: "signed", 3: "floating-point"}
 
 # Compression: those whose predictor counts, all that are unpacked like gray, and those of libtiff alone.
@@ -76,7 +77,7 @@ def write_tiff(path: Path, pixels: np.ndarray, icc: bytes | None) -> None:
 
 
 def open_tiff(file: BinaryIO) -> Opened:
-    """Read the fields of the first image in a TIFF file.
+    """Read the fields of the first image in a TIFF file that is no reduced copy and no mask, or of the first of all.
 
     Raises:
         ValueError: they are damaged, or of a kind that is not read.
@@ -84,7 +85,8 @@ def open_tiff(file: BinaryIO) -> Opened:
     file.seek(0)
     with _quiet():
         try:
-            page = tifffile.TiffFile(file).pages.first
+            pages = tifffile.TiffFile(file).pages
+            page = next((page for page in pages if not page.subfiletype & _REDUCED_OR_MASK), pages.first)
         except Exception as error:
             raise ValueError("damaged: its fields cannot be read") from error
         _check_kind(page)
@@ -101,6 +103,7 @@ def open_tiff(file: BinaryIO) -> Opened:
             if _left_to_libtiff(page):
                 _check_parts(file, page)
                 image = libtiff.open_file(file)
+                image.seek(page.index)
                 if page.photometric == _YCBCR and page.compression == _RAW:  # which Pillow takes for RGB by itself
                     libtiff.decode_raw(image, "RGBX")
                 if (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]) != (width, height):
