@@ -534,3 +534,16 @@ def test_no_factor():
     for factor in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="output_scale must be above 0"):
             andfast.upscale(noise(3, 3, 3), compact(), factor)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f4", ">u2", "<u2"])
+def test_arrays_of_either_byte_order(dtype):
+    image = (noise(6, 5, 3) / 255).astype(dtype) if "f" in dtype else noise(6, 5, 3, np.uint16).astype(dtype)
+    native = image.astype(image.dtype.newbyteorder("="))
+    np.testing.assert_array_equal(andfast.upscale(image, nearest(2)), andfast.upscale(native, nearest(2)))
+
+
+@pytest.mark.parametrize("of", [np.asarray, lambda image: torch.from_numpy(image).permute(2, 0, 1)])
+def test_floating_point_far_beyond_1_is_refused(of):
+    with pytest.raises(ValueError, match="divide 0 to 255 by 255"):
+        andfast.upscale(of(np.full((6, 5, 3), 200, np.float32)), nearest(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from typing import BinaryIO
@@ -43,7 +44,7 @@ def open_pnm(file: BinaryIO) -> Opened:
         if kind in _PLAIN:
             values = _plain(file.read(), math.prod(shape), bits)
         else:
-            values = _binary(file, place + 1, shape, bits, most)  # after one blank
+            values = _binary(file, place, shape, bits, most)
         if values.min() < 0 or values.max() > most:
             raise ValueError(f"damaged: it holds values that are not 0 to {most}")
         top = 255 if most < 256 else 65535
@@ -70,7 +71,10 @@ def _binary(file: BinaryIO, place: int, shape: tuple[int, int, int], bits: bool,
     height, width, channels = shape
     kind = np.dtype(np.uint8 if most < 256 else ">u2")
     line = -(-width // 8) if bits else width * channels * kind.itemsize
-    data = bytes_at(file, place, height * line)
+    blank = bytes_at(file, place, 2)
+    # One blank, and pixels from there on; unless it is a line's end of Windows, for which the file has a byte more.
+    two = blank == b"\r\n" and file.seek(0, io.SEEK_END) == place + 2 + height * line
+    data = bytes_at(file, place + (2 if two else 1), height * line)
     if len(data) < height * line:
         raise ValueError("truncated")
     values = np.frombuffer(data, kind)

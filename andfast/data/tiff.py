@@ -47,6 +47,7 @@ _KINDS = {
 
 # What ExtraSamples, PlanarConfiguration, SampleFormat and Predictor say.
 _MULTIPLIED, _ALPHA, _APART, _UNSIGNED, _PLAIN, _DIFFERENCES = 1, 2, 2, 1, 1, 2
+_REDUCED_OR_MASK = 1 | 4  # bits of NewSubfileType
 _FORMATS = {2: "signed", 3: "floating-point"}
 
 # Compression: those whose predictor counts, all that are unpacked like gray, and those of libtiff alone.
@@ -76,7 +77,7 @@ def write_tiff(path: Path, pixels: np.ndarray, icc: bytes | None) -> None:
 
 
 def open_tiff(file: BinaryIO) -> Opened:
-    """Read the fields of the first image in a TIFF file.
+    """Read the fields of the first image in a TIFF file that is no reduced copy and no mask, or of the first of all.
 
     Raises:
         ValueError: they are damaged, or of a kind that is not read.
@@ -84,7 +85,8 @@ def open_tiff(file: BinaryIO) -> Opened:
     file.seek(0)
     with _quiet():
         try:
-            page = tifffile.TiffFile(file).pages.first
+            pages = tifffile.TiffFile(file).pages
+            page = next((page for page in pages if not page.subfiletype & _REDUCED_OR_MASK), pages.first)
         except Exception as error:
             raise ValueError("damaged: its fields cannot be read") from error
         _check_kind(page)
@@ -101,6 +103,7 @@ def open_tiff(file: BinaryIO) -> Opened:
             if _left_to_libtiff(page):
                 _check_parts(file, page)
                 image = libtiff.open_file(file)
+                image.seek(page.index)
                 if page.photometric == _YCBCR and page.compression == _RAW:  # which Pillow takes for RGB by itself
                     libtiff.decode_raw(image, "RGBX")
                 if (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]) != (width, height):
@@ -168,18 +171,20 @@ def _pixels(page: tifffile.TiffPage, samples: np.ndarray) -> np.ndarray:
     """Samples (H, W, channels) as gray or RGB, with alpha if one is told of."""
     bits = page.bitspersample
     colours, most = _KINDS[page.photometric][0], 2**bits - 1
-    pixels, beside = samples[..., :colours], samples[..., colours : colours + 1]
+    pixels = samples[..., :colours]
     if page.photometric == _INDICES:
         pixels = _palette(page)[pixels[..., 0]]
     if page.photometric == _WHITE_IS_ZERO:
         pixels = most - pixels
     if bits < 8 and page.photometric != _INDICES:
         pixels = pixels * np.uint8(255 // most)
-    extra = page.tags.valueof(_EXTRAS, _ALPHA)  # some programs write no such field, and mean alpha
-    extra = extra[0] if isinstance(extra, tuple) else extra
-    if not beside.size or extra not in (_ALPHA, _MULTIPLIED):
+    extras = page.tags.valueof(_EXTRAS, _ALPHA)  # some programs write no such field, and mean alpha
+    extras = (extras if isinstance(extras, tuple) else (extras,))[: samples.shape[2] - colours]
+    place = next((place for place, extra in enumerate(extras) if extra in (_ALPHA, _MULTIPLIED)), None)
+    if place is None:
         return pixels
-    if extra == _MULTIPLIED:
+    beside = samples[..., colours + place : colours + place + 1]
+    if extras[place] == _MULTIPLIED:
         alpha = np.maximum(beside, 1).astype(np.uint32)
         whole = (pixels.astype(np.uint32) * most + alpha // 2) // alpha
         pixels = np.minimum(whole, most).astype(samples.dtype)

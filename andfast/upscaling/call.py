@@ -51,7 +51,8 @@ def upscale(
 
     Raises:
         TypeError: the image is of another kind, the model is none.
-        ValueError: its shape or mode has no place here, or `output_scale` is not above 0.
+        ValueError: its shape or mode has no place here, floating point goes far beyond 1, or `output_scale` is not
+            above 0.
         ModelError: there is no such model.
         NonFiniteError: the model's output holds NaN or infinity.
     """
@@ -85,10 +86,12 @@ def _loaded(path: str, modified: int, device: torch.device) -> nn.Module:
 
 
 def _array(upscaler: Upscaler, image: np.ndarray, factor: float | None) -> np.ndarray:
-    _check(image.dtype.kind == "f" or image.dtype in (np.uint8, np.uint16), image.dtype)
+    _check(image.dtype.kind == "f" or image.dtype.newbyteorder("=") in (np.uint8, np.uint16), image.dtype)
     if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] > 4):
         raise ValueError(f"an array is (H, W) or (H, W, 1 to 4) and not empty, not {image.shape}")
-    copied = np.array(image).reshape(*image.shape[:2], -1)  # torch wants to be able to write to it
+    # torch wants to be able to write to it, and the machine's order of bytes.
+    copied = np.array(image, image.dtype.newbyteorder("=")).reshape(*image.shape[:2], -1)
+    _check_range(copied)
     large = upscaler.pixels(copied, factor)
     return large[..., 0] if image.ndim == 2 else large
 
@@ -100,6 +103,7 @@ def _tensor(upscaler: Upscaler, image: Tensor, factor: float | None) -> Tensor:
     batch = image.detach().reshape(-1, *image.shape[-3:]).cpu()
     if batch.dtype in (torch.float16, torch.bfloat16):
         batch = batch.float()
+    _check_range(batch.numpy())
     results = [upscaler.pixels(one.permute(1, 2, 0).contiguous().numpy(), factor) for one in batch]
     large = torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2).contiguous().to(image.device, image.dtype)
     return large[0] if image.ndim == 3 else large
@@ -108,3 +112,9 @@ def _tensor(upscaler: Upscaler, image: Tensor, factor: float | None) -> Tensor:
 def _check(known: bool, dtype: object) -> None:
     if not known:
         raise TypeError(f"pixels are of uint8, uint16 or floating point, not of {dtype}")
+
+
+def _check_range(pixels: np.ndarray) -> None:
+    """Refuse values of 0 to 255 as floating point; a little above 1, as filters leave it, is clipped."""
+    if pixels.dtype.kind == "f" and pixels.max() > 2:
+        raise ValueError(f"floating-point pixels are in [0, 1], not up to {pixels.max():g}: divide 0 to 255 by 255")

@@ -504,3 +504,12 @@ def test_where_png_tells_its_orientation(check, turn, place):
     text = b"Raw profile type exif\0\nexif\n %d\n%s\n" % (len(exif) + 6, (b"Exif\0\0" + exif).hex().encode())
     for told in (chunk(b"eXIf", exif), chunk(b"iTXt", xmp), chunk(b"tEXt", text)):
         check(png(values, **{place: [told]}), expected)
+
+
+@pytest.mark.parametrize(
+    ("end", "first", "more"), [(b"\r\n", 7, b""), (b"\r", 10, b""), (b"\n", 7, b""), (b"\r", 7, b""), (b"\n", 10, b"x")]
+)
+def test_pnm_whose_lines_end_as_on_windows(check, end, first, more):
+    pixels = noise(6, 5, 3)
+    pixels[0, 0, 0] = first
+    check(b"P6\r\n5 6\r\n255" + end + pixels.tobytes() + more, pixels)

@@ -9,7 +9,7 @@ from image_files import SRGB, profile
 from PIL import Image
 from upscaling_models import noise
 
-from andfast.data.images import ImageError, read_picture
+from andfast.data.images import ImageError, image_size, read_picture
 
 KINDS = [(channels, dtype) for dtype in (np.uint8, np.uint16) for channels in (1, 2, 3, 4)]
 
@@ -185,3 +185,35 @@ def test_floating_point_pixels(tmp_path):
     Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(ImageError, match=r"a\.tif: floating-point pixels"):
         read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_alpha_is_found_among_extra_samples(tmp_path, place):
+    samples = np.random.default_rng(0).integers(0, 256, (9, 7, 6), np.uint8)
+    extras = ["unspecified"] * 3
+    extras[place] = "unassalpha"
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, samples, photometric="rgb", extrasamples=extras)
+    np.testing.assert_array_equal(read_picture(path).pixels, samples[..., [0, 1, 2, 3 + place]])
+
+
+@pytest.mark.parametrize(("kinds", "taken"), [((1, 0), 1), ((1, 1, 0), 2), ((0, 1), 0), ((2, 0), 0), ((1, 1), 0)])
+@pytest.mark.parametrize("compression", [None, "jpeg"])
+def test_reduced_copies_are_passed_over(tmp_path, kinds, taken, compression):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for index, kind in enumerate(kinds):
+            pixels = np.full((16, 16 + 16 * index), 50 * index, np.uint8)
+            file.write(pixels, photometric="minisblack", subfiletype=kind)
+    if compression == "jpeg":
+        with Image.open(path) as image:
+            pages = []
+            for index, kind in enumerate(kinds):
+                image.seek(index)
+                pages.append(image.copy())
+                pages[-1].encoderinfo = {"tiffinfo": {254: kind}}
+        pages[0].save(
+            path, "TIFF", save_all=True, append_images=pages[1:], compression="jpeg", tiffinfo={254: kinds[0]}
+        )
+    assert image_size(path) == (16, 16 + 16 * taken)
+    np.testing.assert_array_equal(read_picture(path).pixels, np.full((16, 16 + 16 * taken, 1), 50 * taken))
