@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from andfast.data.images import DataError
-from andfast.data.listing import list_images, listed
+from andfast.data.listing import Listing, PassedOver, list_images, listed, look_through
 
 # HR, gt, GTmod12, DIV2K_valid_HR, DIV2K_train_HR_sub, original.
 _HR = re.compile(r"(?i)(|.*[_\-. ])(hr|hq|gt|gtmod\d+|originals?)(|x?\d|[_\-. ].*)")
@@ -59,6 +59,27 @@ def scene_of(name: str) -> str:
     while (shorter := _NAME_END.sub("", stem)) not in ("", stem):
         stem = shorter
     return f"{place}{slash}{stem}".lower()
+
+
+def look_through_hr(folder: str | os.PathLike[str]) -> Listing:
+    """The images in `folder` and below it, without those of LR folders that have an HR folder beside them.
+
+    Raises:
+        DataError: as `look_through`.
+    """
+    top, listing = Path(folder), look_through(folder)
+    above = {home: [home, *home.parents] for home in {path.relative_to(top).parent for path in listing.paths}}
+    roles = {each: own for folders in above.values() for each in folders if (own := role(each.name)) is not None}
+    hr = {(each.parent, own.series): each.name for each, own in sorted(roles.items()) if own.kind == "HR"}
+    found, passed_over = [], []
+    for path in listing.paths:
+        lr = [each for each in above[path.relative_to(top).parent] if each in roles and roles[each].kind == "LR"]
+        beside = [name for each in lr if (name := hr.get((each.parent, roles[each].series))) is not None]
+        if beside:
+            passed_over.append(PassedOver(path, f"of LR images, beside {beside[0]}"))
+        else:
+            found.append(path)
+    return Listing(found, listing.passed_over + passed_over)
 
 
 def paired_folders(folder: Path, scale: int, below: bool = False) -> tuple[Path, Path] | None:
