@@ -30,6 +30,7 @@ from andfast.console import console
 from andfast.data.benchmarks import Scene, find_benchmark
 from andfast.data.images import DataError, image_size, read_image, write_png
 from andfast.data.listing import told
+from andfast.data.paired_folders import look_through_hr
 from andfast.data.pairs import read_pair
 from andfast.data.tensors import to_array, to_tensor
 from andfast.degraded_images import degrade, draw, read_hr
@@ -161,10 +162,10 @@ class Work:
             if inside in path.resolve().parents:
                 raise ValueError(f"{path} lies in --output {self.output}; choose another folder for the results")
         hr, lr = self.places("")
-        work = prepare_work(given, hr)
-        self.passed_over = work.passed_over
+        work = prepare_work(given, hr, listing_of=look_through_hr)
         # What was made before is no input, where DIR lies in a folder of them, or is one.
         made = {lr.resolve(), inside} - {path.resolve() for path in given}
+        self.passed_over = [each for each in work.passed_over if made.isdisjoint(each.path.resolve().parents)]
         found = [pair for pair in work.pairs if made.isdisjoint(pair[0].resolve().parents)]
         return [(source, target.relative_to(hr).as_posix()) for source, target in found]
 

@@ -85,6 +85,17 @@ def test_pairs_of_a_folder(tmp_path, hr, run, capsys):
     assert "1 HR images were cropped to multiples of 4" in told
 
 
+def test_lr_images_beside_hr_images_are_passed_over(tmp_path, hr, run, capsys):
+    root = tmp_path / "set"
+    for folder in ("S_HR", "S_LR_bicubic/X4"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "a.png").write_bytes((hr / "a.png").read_bytes())
+    assert run(root, "--identity", model="none") == 0
+    assert [path.name for path in (tmp_path / "out" / "HR").iterdir()] == ["S_HR"]
+    assert "passed over: 1 of LR images, beside S_HR (a.png)" in "".join(capsys.readouterr())
+    assert run(root / "S_LR_bicubic", "--identity", output="other", model="none") == 0
+
+
 @pytest.mark.parametrize("options", [[], LENS])
 def test_the_identity_pools_behind_the_lens(tmp_path, hr, run, options):
     assert run(hr, "--identity", *options, model="none") == 0

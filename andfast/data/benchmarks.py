@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from andfast.data.images import DataError
+from andfast.data.images import DataError, image_size
 from andfast.data.listing import PassedOver, list_images, listed, look_through, no_images
-from andfast.data.paired_folders import holds_hr, hr_folder, levels_below, paired_folders
+from andfast.data.paired_folders import holds_hr, hr_folder, levels_below, paired_folders, scene_in
 from andfast.data.pairs import by_name, make_pairs
 
 _Files = tuple[dict[str, Path], dict[str, Path]]  # HR and LR by the names of their scenes
@@ -84,6 +84,7 @@ def find_benchmark(folder: str | os.PathLike[str], scale: int) -> DataSet:
         known = "; ".join(f"{layout.name}: {layout.shape}" for layout in LAYOUTS)
         what = f"with {', '.join(strangers)} of none of the known layouts" if strangers else no_images(passed_over)
         raise DataError(f"{folder}: {what} ({known}; or LR images alone; HR images alone with --degrade)")
+    _refuse_mixture(folder, found, scale)
     return DataSet(folder, "LR", [Scene(name, found[name], None) for name in sorted(found)], passed_over)
 
 
@@ -114,6 +115,22 @@ def _recognised(folder: Path, scale: int) -> tuple[str, _Files | None]:
         if files is not None:
             return layout.name, files
     return "LR", None
+
+
+def _refuse_mixture(folder: Path, found: dict[str, Path], scale: int) -> None:
+    """Refuse images of which one is `scale` times as large as another of its scene: not all can be LR images."""
+    scenes: dict[str, list[Path]] = {}
+    for name, path in found.items():
+        scenes.setdefault(scene_in(name), []).append(path)
+    for paths in scenes.values():
+        sizes = {image_size(path): path for path in paths} if len(paths) > 1 else {}
+        for (height, width), low in sizes.items():
+            if high := sizes.get((scale * height, scale * width)):
+                both = " and ".join(path.relative_to(folder).as_posix() for path in (high, low))
+                raise DataError(
+                    f"{folder}: {both} show one scene, {scale} times as large and as small; put pairs into HR/ and "
+                    "LR/, or give the folder of the LR images"
+                )
 
 
 def _pairs(folder: Path, scale: int) -> _Files | None:
@@ -152,9 +169,10 @@ def _srf(folder: Path, scale: int) -> _Files | None:
 
 
 def _realsr(folder: Path, scale: int) -> _Files | None:
-    """NAME_HR.png beside NAME_LR4.png or NAME_LR.png; of Train and Test, and of several scales, the right one."""
-    images = [path for path in list_images(folder) if re.search(r"_(HR|LR\d?)$", path.stem)]
-    if not any(path.stem.endswith("_HR") for path in images):
+    """NAME_HR.png beside NAME_LR4.png or NAME_LR.png, in any case; of Train and Test, and several scales, the right."""
+    ends = {path: end[1] for path in list_images(folder) if (end := re.search(r"(?i)_(hr|lr\d?)$", path.stem))}
+    images, kinds = list(ends), {end[:2] for end in ends.values()}
+    if "HR" not in kinds and not {"hr", "lr"} <= kinds:  # hr in lower case alone says too little
         return None
     parts = {path: path.relative_to(folder).parent.parts for path in images}
     if any("Test" in each for each in parts.values()):
@@ -214,9 +232,9 @@ def _by_suffix(folder: Path, images: list[Path], suffix: str) -> dict[str, Path]
     """The images whose names end so, by their path without it."""
     found: dict[str, Path] = {}
     for path in images:
-        if not path.stem.endswith(suffix):
+        if not path.stem.lower().endswith(suffix.lower()):
             continue
-        name = path.relative_to(folder).with_name(path.stem.removesuffix(suffix)).as_posix()
+        name = path.relative_to(folder).with_name(path.stem[: len(path.stem) - len(suffix)]).as_posix()
         if name in found:
             raise DataError(f"{folder}: {listed([found[name].name, path.name])} have the same name")
         found[name] = path

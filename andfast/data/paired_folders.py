@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from andfast.data.images import DataError
-from andfast.data.listing import list_images, listed
+from andfast.data.listing import Listing, PassedOver, list_images, listed, look_through
 
-# HR, gt, GTmod12, DIV2K_valid_HR, DIV2K_train_HR_sub, original.
-_HR = re.compile(r"(?i)(|.*[_\-. ])(hr|hq|gt|gtmod\d+|originals?)(|x?\d|[_\-. ].*)")
-# LR, lq, LRbicx4, LR_bicubic, DIV2K_valid_LR_unknown.
-_LR = re.compile(r"(?i)(|.*[_\-. ])(l[rq])(.*)")
+# What stands before: nothing, DIV2K_valid_, or, before capitals, train.
+_BEFORE = r"(?i)(|.*[_\-. ]|.*(?-i:[a-z\d](?=HR|HQ|GT|LR|LQ)))"
+# What follows high and low: nothing, res, _resolution, Resx4.
+_RESOLUTION = r"(?:[_\-. ]?res(?:olution)?)?(?=[_\-. ]?(?:x?\d+)?$)"
+# HR, gt, GTmod12, DIV2K_valid_HR, DIV2K_train_HR_sub, trainHR, original, high_resolution.
+_HR = re.compile(_BEFORE + rf"(hr|hq|gt|gtmod\d+|originals?|high{_RESOLUTION})(|x?\d|[_\-. ].*)")
+# LR, lq, LRbicx4, LR_bicubic, DIV2K_valid_LR_unknown, trainLR, low_resolution.
+_LR = re.compile(_BEFORE + rf"(l[rq]|low{_RESOLUTION})(.*)")
 _SCALE = re.compile(r"(?i)x(\d{1,2})(?!\d)|(?<!\d)(\d)x")
 # Folders inside those, of one scale each.
 _SCALE_FOLDER = re.compile(r"(?i)(?:x\d{1,2}|\dx)(?:_sub)?")
@@ -41,7 +45,8 @@ def role(name: str) -> Role | None:
     for kind, pattern in (("HR", _HR), ("LR", _LR)):
         if match := pattern.fullmatch(name):
             before, word, _ = (part.lower() for part in match.groups())
-            rank = 1 if word.startswith("original") else -int(word.removeprefix("gtmod")) if "mod" in word else 0
+            weak = word.startswith(("original", "high"))
+            rank = 1 if weak else -int(word.removeprefix("gtmod")) if "mod" in word else 0
             return Role(kind, before, rank)
     return None
 
@@ -59,6 +64,33 @@ def scene_of(name: str) -> str:
     while (shorter := _NAME_END.sub("", stem)) not in ("", stem):
         stem = shorter
     return f"{place}{slash}{stem}".lower()
+
+
+def look_through_hr(folder: str | os.PathLike[str]) -> Listing:
+    """The images in `folder` and below it, without those of LR folders that have an HR folder beside them.
+
+    Raises:
+        DataError: as `look_through`.
+    """
+    top, listing = Path(folder), look_through(folder)
+    above = {home: [home, *home.parents] for home in {path.relative_to(top).parent for path in listing.paths}}
+    roles = {each: own for folders in above.values() for each in folders if (own := role(each.name)) is not None}
+    hr = {(each.parent, own.series): each.name for each, own in sorted(roles.items()) if own.kind == "HR"}
+    found, passed_over = [], []
+    for path in listing.paths:
+        lr = [each for each in above[path.relative_to(top).parent] if each in roles and roles[each].kind == "LR"]
+        beside = [name for each in lr if (name := hr.get((each.parent, roles[each].series))) is not None]
+        if beside:
+            passed_over.append(PassedOver(path, f"of LR images, beside {beside[0]}"))
+        else:
+            found.append(path)
+    return Listing(found, listing.passed_over + passed_over)
+
+
+def scene_in(name: str) -> str:
+    """The name of a scene by the path of a file, as `scene_of`, wherever that lies in folders of one scale each."""
+    *places, stem = scene_of(name).split("/")
+    return "/".join([*(place for place in places if not _SCALE_FOLDER.fullmatch(place)), stem])
 
 
 def paired_folders(folder: Path, scale: int, below: bool = False) -> tuple[Path, Path] | None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from andfast.data.images import DataError, ImageError, image_size, read_image
-from andfast.data.listing import Listing, PassedOver, look_through, no_images
+from andfast.data.listing import Listing, PassedOver, no_images
+from andfast.data.paired_folders import look_through_hr
 from andfast.data.workers import SourceDataset, SourceLoader
 from andfast.shares import own_places
 
@@ -95,7 +96,8 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
     """Find the images in `folders` and below them that can give patches, from their headers only.
 
     Args:
-        folders: folders of images, and images; a file found in two ways, by links or folders, counts once.
+        folders: folders of images, and images; a file found in two ways, by links or folders, counts once. LR images
+            in a folder beside one of HR images (`look_through_hr`) are passed over.
         min_size: the least height and width in pixels, the patch's.
 
     Raises:
@@ -105,7 +107,7 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
     paths, skipped, passed_over = [], [], []
     found: dict[str, Path] = {}
     for folder in folders:
-        listing = Listing([folder], []) if folder.is_file() else look_through(folder)
+        listing = Listing([folder], []) if folder.is_file() else look_through_hr(folder)
         for path in listing.paths:
             found.setdefault(os.path.realpath(path), path)
         passed_over += listing.passed_over

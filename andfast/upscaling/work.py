@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from andfast.command_line import UsageError
 from andfast.data.images import ImageError, image_size
-from andfast.data.listing import PassedOver, look_through, no_images
+from andfast.data.listing import Listing, PassedOver, look_through, no_images
 from andfast.files import comparison, write_json
 from andfast.upscaling.resize import resized_size
 
@@ -53,7 +53,12 @@ def find_work(inputs: Sequence[Path], output: Path, kind: str = "png") -> list[t
 
 
 def prepare_work(
-    inputs: Sequence[Path], output: Path, kind: str = "png", factor: float | None = None, overwrite: bool = False
+    inputs: Sequence[Path],
+    output: Path,
+    kind: str = "png",
+    factor: float | None = None,
+    overwrite: bool = False,
+    listing_of: Callable[[Path], Listing] = look_through,
 ) -> Work:
     """Which image goes where, in the order of `inputs`.
 
@@ -68,6 +73,7 @@ def prepare_work(
         factor: of the results' size to the images'; None: there are no earlier results beside images.
         overwrite: whether earlier results are overwritten. Beside images only those are that are known by
             `record_results`: others might be originals all the same.
+        listing_of: finds the images in a folder.
 
     Raises:
         UsageError: an input does not exist, a folder holds no image, two images would be written to one file,
@@ -78,7 +84,7 @@ def prepare_work(
     inside = output.resolve()
     for given in inputs:
         if given.is_dir():
-            listing = look_through(given)
+            listing = listing_of(given)
             found = listing.paths
             if given.resolve() in inside.parents:
                 found = [path for path in found if inside not in path.resolve().parents]

@@ -131,6 +131,8 @@ def test_folders_of_pairs_and_of_lr_images(tmp_path):
             {"Set5__HR__a": 24, "Set5__LR__a": 6, "b__HR__a": 24, "b__LR__a": 6},
             "several data sets; give one of Set5, b$",
         ),
+        ({"a": 24, "ax4": 6}, r"a\.png and ax4\.png show one scene.* put pairs into HR/ and LR/"),
+        ({"shard__1": 24, "X4__shard__1x4": 6}, r"shard/1\.png and X4/shard/1x4\.png show one scene"),
         ({"HR__a": 24, "HR__a_hr": 24, "LR__a_lr": 6}, "without a partner: HR/a, HR/a_hr, LR/a_lr$"),
     ],
 )
@@ -211,6 +213,13 @@ PUBLISHED = {
         },
         {"image_SRF_4/img_1": ("image_SRF_4/img_1_SRF_4_HR.png", "image_SRF_4/img_1_SRF_4_LR.png")},
     ),
+    "capitals": ({"trainHR__a": 24, "trainLR__a": 6}, {"a": ("trainHR/a.png", "trainLR/a.png")}),
+    "words": (
+        {"high_resolution__a": 24, "low_resolution__a": 6},
+        {"a": ("high_resolution/a.png", "low_resolution/a.png")},
+    ),
+    "short words": ({"High__a": 24, "Low__a": 6}, {"a": ("High/a.png", "Low/a.png")}),
+    "beside in lower case": ({"a_hr": 24, "a_lr": 6}, {"a": ("a_hr.png", "a_lr.png")}),
     "beside": ({"a_HR": 24, "a_LR": 6}, {"a": ("a_HR.png", "a_LR.png")}),
     "unpacked": (
         {"S_HR__S_HR__a": 24, "S_LR_x4__S_LR_x4__ax4": 6},
@@ -257,6 +266,8 @@ def test_originals_beside_a_folder_of_some_are_not_left_out(tmp_path):
 
 def test_lr_images_alone_stay_alone_beside_another_set(tmp_path):
     save(tmp_path, DIV2K_valid_HR__0801=24, phone_lr__a=7)
+    save(tmp_path / "more", a_hr=24, b=6, bx4=7, low_light__c=6, higher__c=24)
+    assert find_benchmark(tmp_path / "more", 4).layout == "LR"
     assert find_benchmark(tmp_path / "phone_lr", 4).layout == "LR"
 
 

@@ -72,3 +72,25 @@ def test_of_several_sets_of_pairs_one_is_given(tmp_path: Path) -> None:
         found(data__hr=tmp_path / "hr", data__val_pairs=tmp_path)
     images = found(data__hr=tmp_path / "hr", data__val_pairs=tmp_path / "DIV2K_valid_LR_bicubic")
     assert images.pairs[0].hr == tmp_path / "DIV2K_valid_HR" / "1.png"
+
+
+@pytest.mark.parametrize(
+    ("hr", "lr", "told"),
+    [
+        ("DIV2K_train_HR", "DIV2K_train_LR_bicubic/X2", "2 of LR images, beside DIV2K_train_HR (0.png, 1.png)"),
+        ("sets/a/GTmod12", "sets/a/LRbicx2", "2 of LR images, beside GTmod12 (0.png, 1.png)"),
+        ("HR/Urban100", "LR/LRBI/Urban100", "2 of LR images, beside HR (0.png, 1.png)"),
+        ("a_hr", "b_lr", None),  # which do not belong together
+        ("more", "LR", None),
+    ],
+)
+def test_lr_images_beside_hr_images_are_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hr: str, lr: str, told: str | None
+) -> None:
+    for index in range(2):
+        save(tmp_path / hr / f"{index}.png", 128, 128)
+        save(tmp_path / lr / f"{index}.png")
+    images = found(data__hr=tmp_path, data__val_hr=tmp_path)
+    assert len(images.sources) == len(images.held_out) == (4 if told is None else 2)
+    assert capsys.readouterr().err.splitlines() == ([] if told is None else [f"passed over: {told}"] * 2)
+    assert len(found(data__hr=tmp_path / lr, data__val_hr=tmp_path / hr).sources) == 2  # given by name
