@@ -32,7 +32,7 @@ from andfast.data.picture import (
 
 # Fields of TIFF.
 _WIDTH, _HEIGHT, _BITS, _FILL_ORDER, _ORIENTATION, _PALETTE, _INKS = 256, 257, 258, 266, 274, 320, 332
-_EXTRAS, _FORMAT, _XMP, _ICC, _LENGTHS = 338, 339, 700, 34675, (279, 325)
+_EXTRAS, _FORMAT, _XMP, _ICC, _LENGTHS, _SUBSAMPLING = 338, 339, 700, 34675, (279, 325), 530
 
 # What PhotometricInterpretation says: the channels of colour that it means, and the bits that are read.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _INDICES, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
@@ -137,6 +137,10 @@ def _check_kind(page: tifffile.TiffPage) -> None:
             f"{channels} channels of {wide} bits, photometric interpretation {kind}; read are gray and RGB of up to 16 "
             "bits, with alpha or without, palettes and CMYK"
         )
+    if kind == _CMYK and _values(page, _EXTRAS) & {_ALPHA, _MULTIPLIED} and page.tags.valueof(_EXTRAS) is not None:
+        raise ValueError("CMYK with alpha, which is not read")
+    if kind == _YCBCR and page.tags.valueof(_SUBSAMPLING) == (4, 4):  # libtiff errs in the last block of a row
+        raise ValueError("chroma subsampled 4 x 4, which is not read")
     if page.imagedepth != 1:
         raise ValueError(f"a volume, {page.imagedepth} pixels deep")
 

@@ -5,11 +5,11 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from image_files import SRGB, profile
+from image_files import SRGB, profile, tiff
 from PIL import Image
 from upscaling_models import noise
 
-from andfast.data.images import ImageError, image_size, read_picture
+from andfast.data.images import ImageError, image_size, read_image, read_picture
 
 KINDS = [(channels, dtype) for dtype in (np.uint8, np.uint16) for channels in (1, 2, 3, 4)]
 
@@ -217,3 +217,14 @@ def test_reduced_copies_are_passed_over(tmp_path, kinds, taken, compression):
         )
     assert image_size(path) == (16, 16 + 16 * taken)
     np.testing.assert_array_equal(read_picture(path).pixels, np.full((16, 16 + 16 * taken, 1), 50 * taken))
+
+
+@pytest.mark.parametrize(
+    ("channels", "photometric", "fields", "said"),
+    [(5, 5, {"extras": 2}, "CMYK with alpha"), (3, 6, {"_530": (4, 4)}, "chroma subsampled 4 x 4")],
+)
+def test_what_would_lose_something_or_come_out_wrong_is_refused(tmp_path, channels, photometric, fields, said):
+    (tmp_path / "a.tif").write_bytes(tiff(np.zeros((8, 28, channels), int), photometric, **fields))
+    for read in (read_picture, read_image):
+        with pytest.raises(ImageError, match=rf"a\.tif: {said}"):
+            read(tmp_path / "a.tif")
