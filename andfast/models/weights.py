@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from andfast.models.dialects import standard_names
@@ -24,6 +26,13 @@ READABLE = (*SUFFIXES, ".ckpt", ".bin")
 
 # What to do with files that hold more than weights.
 _HOW = "in the program that wrote it, torch.save(model.state_dict(), FILE) writes one that is read"
+
+# What is saved in the place of a model, by how it begins.
+_FOREIGN = {
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"version https://git-lfs": "a pointer of Git LFS",
+}
 
 _ALONE = "write the one that is meant to a file of its own"
 
@@ -62,7 +71,19 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise FileNotFoundError(f"{path}: no such file; a model is a {', '.join(READABLE)} file")
     if path.suffix.lower() not in READABLE:
         raise ModelError(f"{path}: not a model file; give a {', '.join(READABLE[:-1])} or {READABLE[-1]} file")
-    return _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
+    with path.open("rb") as file:
+        start, size = file.read(64), os.fstat(file.fileno()).st_size
+    for found, what in _FOREIGN.items():
+        if start.lstrip().lower().startswith(found):
+            raise ModelError(f"{path}: {what}, not the model itself; download it anew")
+    if not size:
+        raise ModelError(f"{path}: an empty file, or truncated")
+    # Downloads are often named by the wrong suffix.
+    by_torch = start.startswith((b"PK\x03\x04", b"\x80"))
+    by_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size
+    if by_safetensors or (path.suffix.lower() == ".safetensors" and not by_torch):
+        return _read_named_safetensors(path)
+    return _read_pickle(path)
 
 
 def fit(state: dict[str, Tensor], take: Callable[[dict[str, Tensor]], Fitted]) -> Fitted:
@@ -160,37 +181,38 @@ def wrong_weights(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> lis
 
 
 def check_floating(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Refuse whole numbers in `state` where a network has none.
+    """Refuse whole numbers in `state` where a network has none, and weights that are no numbers.
 
     Raises:
         ModelError: there are some.
     """
+    if any(value.is_meta for value in state.values()):
+        raise ModelError("its weights have no values (they are on the meta device)")
+    if any(value.layout != torch.strided or value.is_complex() for value in state.values()):
+        raise ModelError("its weights are sparse or complex; wanted are plain numbers")
     if any(value.is_floating_point() and not state[key].is_floating_point() for key, value in own.items()):
         raise ModelError("its weights are whole numbers; quantised models are not supported")
 
 
-@contextmanager
-def open_safetensors(path: Path) -> Iterator[safe_open]:
-    """`safe_open`, which refuses paths that are not UTF-8: such a file is opened by its number.
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors in a safetensors file, and what is recorded beside them.
+
+    It is read, not mapped into memory as by `safetensors.safe_open`: some mounted folders have no memory maps, and that
+    takes no names that are not UTF-8.
 
     Raises:
         SafetensorError: it is no safetensors file, or truncated.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            path = Path(f"/dev/fd/{file.fileno()}")
-        with safe_open(path, framework="pt") as opened:
-            yield opened
+    content = path.read_bytes()
+    state = safetensors.torch.load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return state, header.get("__metadata__", {})
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_named_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with open_safetensors(path) as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            record = file.metadata() or {}
+        state, record = read_safetensors(path)
     except SafetensorError as error:
         raise ModelError(f"{path}: not a safetensors file, or truncated ({_first_sentence(error)})") from error
     return _named(path, state), record

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from andfast.models import save_model
-from andfast.models.weights import open_safetensors
+from andfast.models.weights import read_safetensors
 
 BEST_FILE = "model.best.safetensors"
 
@@ -57,8 +57,7 @@ class BestModel:
         if not self._path.exists():
             return {}
         try:
-            with open_safetensors(self._path) as file:
-                return file.metadata() or {}
+            return read_safetensors(self._path)[1]
         except SafetensorError as error:
             self._tell(f"{self._path}: damaged ({error}); what validates next takes its place")
             return {}

@@ -1,10 +1,13 @@
 """Where training programs put the weights in their files: one network in the wrappings of many."""
 
 import datetime
+import errno
 import functools
+import mmap
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from safetensors.torch import save_file
 
@@ -15,7 +18,9 @@ from andfast.models import (
     UNetDiscriminatorSN,
     load_discriminator,
     load_model,
+    save_model,
 )
+from andfast.models.weights import read_weights
 from andfast.upscaling.models import find_model
 
 
@@ -212,6 +217,56 @@ def test_what_would_run_when_it_is_read_is_not(tmp_path, function):
     else:
         assert load_model(tmp_path / "m.pth").scale == 2
     assert not path.exists()
+
+
+def test_the_content_says_of_which_kind_a_file_is(tmp_path):
+    state = compact().state_dict()
+    save_file(state, tmp_path / "m.pth")
+    torch.save(state, tmp_path / "m.safetensors")
+    for name in ("m.pth", "m.safetensors"):
+        loaded = load_model(tmp_path / name).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "an empty file"),
+        (b"\n<!DOCTYPE html><html><body>404</body></html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+    ],
+)
+def test_what_downloads_leave_in_a_model_s_place(tmp_path, suffix, content, said):
+    (tmp_path / f"m{suffix}").write_bytes(content)
+    with pytest.raises(ModelError, match=rf"m\{suffix}: {said}"):
+        load_model(tmp_path / f"m{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda value: value.to("meta"), "have no values"),
+        (lambda value: value.to(torch.complex64), "sparse or complex"),
+        (lambda value: value.to_sparse(), "sparse or complex"),
+    ],
+)
+def test_weights_that_are_no_numbers(tmp_path, change, said):
+    torch.save({key: change(value) for key, value in compact().state_dict().items()}, tmp_path / "m.pth")
+    with pytest.raises(ModelError, match=rf"m\.pth: its weights .*{said}"):
+        load_model(tmp_path / "m.pth")
+
+
+def test_no_memory_map_is_needed(tmp_path, monkeypatch):
+    save_model(compact(), tmp_path / "m.safetensors", {"iterations": 3})
+
+    def refuse(*values, **options):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(safetensors, "safe_open", refuse)
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    assert load_model(tmp_path / "m.safetensors").scale == 2
+    assert read_weights(tmp_path / "m.safetensors")[1]["iterations"] == "3"
 
 
 def test_dicts_in_dicts_and_dots_in_names_are_the_same(tmp_path):
