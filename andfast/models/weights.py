@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from andfast.models.dialects import standard_names
 from andfast.models.pickles import Inert, load_inert
-from andfast.models.wrappers import Place, flattened, places, split
+from andfast.models.wrappers import Place, flattened, places, split, unwrapped
 
 #: What models are written as, by their suffixes, and what else is read.
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -256,10 +256,7 @@ def portable(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, 
     """A network's weights as files hold them: contiguous, on the CPU, under the names of no wrapper; floating ones in
     `dtype`."""
     # A model compiled block by block has the wrapper's prefix inside its names.
-    state = {
-        key.replace("_orig_mod.", "").removeprefix("module."): value.detach()
-        for key, value in model.state_dict().items()
-    }
+    state = {unwrapped(key).removeprefix("module."): value.detach() for key, value in model.state_dict().items()}
     return {
         key: value.to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
         for key, value in state.items()

@@ -13,18 +13,22 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 # What networks are called, the preferred names first: moving averages, BasicSR's weights, then a program's generator,
-# and last what says nothing of what it holds. Names of one line are equals.
+# and last what says nothing of what it holds. Names of one line are equals, and so are
+# capital and small letters.
 _NAMES = (
     "params_ema params-ema ema ema_params ema_state_dict state_dict_ema model_ema ema_model ema_net "
-    "generator_ema ema_generator net_g_ema netG_ema g_ema G_ema net_ema shadow",
+    "generator_ema ema_generator net_g_ema netG_ema g_ema net_ema shadow",
     "params",
-    "generator netG net_g net_G netg G g gen params_g state_dict_g model_g netG_state_dict generator_state_dict "
+    "generator netG net_g G gen params_g state_dict_g model_g generator_model netG_state_dict generator_state_dict "
     "g_state_dict",
     "state_dict model_state_dict model net network weights module online_model sr_model model_state "
     "net_state_dict network_state_dict",
-    "discriminator netD net_d net_D D d discriminator_state_dict d_state_dict netD_state_dict",
+    "discriminator netD net_d D discriminator_model discriminator_state_dict d_state_dict netD_state_dict",
 )
-_RANKS = {name: rank for rank, names in enumerate(_NAMES) for name in names.split()}
+_RANKS = {name.lower(): rank for rank, names in enumerate(_NAMES) for name in names.split()}
+
+# What torch.compile, FSDP and the checkpointing of activations put into names.
+_WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 # The equals among which training programs themselves have an order.
 _FIRST = ("params_ema", "params-ema", "state_dict", "model_state_dict")
@@ -47,9 +51,16 @@ class Place(NamedTuple):
 def flattened(content: Any) -> dict[str, Tensor]:
     """All tensors of nested dicts by their keys, joined by dots; what is no tensor, or has no name, is left out.
 
-    Left out of the names is what torch.compile puts in front, also within them.
+    The names are `unwrapped`.
     """
-    return {name.replace("_orig_mod.", ""): value for name, value in _tensors(content, "", _DEEPEST)}
+    return {unwrapped(name): value for name, value in _tensors(content, "", _DEEPEST)}
+
+
+def unwrapped(name: str) -> str:
+    """A weight's name without what PyTorch's own wrappers put into it."""
+    for part in _WITHIN:
+        name = name.replace(part, "")
+    return name
 
 
 def _tensors(content: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
@@ -78,9 +89,9 @@ def _places(equals: list[Place], depth: int) -> Iterator[list[Place]]:
     for place in equals:
         parts = split(place)
         for name, part in parts.items():
-            rank = _RANKS.get(name, len(_NAMES) if len(parts) == 1 else None)
+            rank = _RANKS.get(name.lower(), len(_NAMES) if len(parts) == 1 else None)
             if rank is not None:
-                order = _FIRST.index(name) if name in _FIRST else len(_FIRST)
+                order = _FIRST.index(name.lower()) if name.lower() in _FIRST else len(_FIRST)
                 inside.setdefault((rank, order), []).append(part)
     for key in sorted(inside):
         yield from _places(inside[key], depth - 1)

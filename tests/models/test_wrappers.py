@@ -66,6 +66,12 @@ WRAPPINGS = {
         "state_dict": behind("net_g.", s) | behind("net_d.", OTHER) | behind("vgg.", VGG), "callbacks": {"x": {"n": 1}}
     },
     "Lightning over DDP": lambda s: {"state_dict": behind("netG.module.", s) | behind("netD.module.", OTHER)},
+    "capital letters": lambda s: {"G_state_dict": s, "D_state_dict": OTHER},
+    "models by name": lambda s: {"generator_model": s, "discriminator_model": OTHER},
+    "FSDP within names": lambda s: {
+        key.replace("body.0.", "body.0._fsdp_wrapped_module._checkpoint_wrapped_module."): value
+        for key, value in s.items()
+    },
     "torch.compile in DDP": lambda s: behind("module._orig_mod.", s),
     "DDP in torch.compile": lambda s: behind("_orig_mod.module.", s),
     "compiled block by block": lambda s: {key.replace("body.", "body._orig_mod."): value for key, value in s.items()},
