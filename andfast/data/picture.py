@@ -174,11 +174,14 @@ def picture_of_cmyk(image: Image.Image, icc: bytes | None, orientation: int = 1)
 
 
 def from_pil(image: Image.Image) -> Picture:
-    """What an image of Pillow holds, upright.
+    """What an image of Pillow holds, upright; it is loaded, if it was not.
 
     Raises:
         ValueError: its mode has no place here.
+        OSError: it cannot be loaded.
     """
+    stored = image.tile[0][3] if getattr(image, "tile", None) and image.format == "PNG" else None
+    image.load()
     icc, key = image.info.get("icc_profile"), image.info.get("transparency")
     try:
         # Not image.getexif(): for a PNG without EXIF data in its header, that decodes all of the image.
@@ -189,7 +192,11 @@ def from_pil(image: Image.Image) -> Picture:
         return picture_of_cmyk(image, icc, turn)
     pixels = _gray(image) if image.mode.startswith("I") else pixels_of(image)
     if image.mode != "P" and isinstance(key, int | tuple):
-        pixels = keyed(pixels, np.atleast_1d(key))
+        key = np.atleast_1d(key)
+        if pixels.dtype == np.uint8:
+            # Pillow makes 8 bits of pixels of fewer and of more, but not of their key.
+            key = key * {"L;2": 85, "L;4": 17}.get(stored, 1) if key.max() < 256 else key >> 8
+        pixels = keyed(pixels, key)
     return picture_of(pixels, icc, turn)
 
 

@@ -69,7 +69,6 @@ def upscale(
     if isinstance(image, Tensor):
         return _tensor(upscaler, image, output_scale)
     if isinstance(image, Image.Image):
-        image.load()
         picture = from_pil(image)
         for note in picture.notes:
             warnings.warn(note, stacklevel=3)

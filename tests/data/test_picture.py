@@ -6,11 +6,12 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from image_files import profile
+from image_files import chunk, png, profile
 from PIL import Image, ImageCms, ImageOps
 from upscaling_models import noise
 
 from andfast.data.images import ImageError, read_picture
+from andfast.data.picture import from_pil
 from andfast.data.png import png_bytes
 
 
@@ -144,3 +145,24 @@ def test_a_small_file_of_a_huge_image(tmp_path):
     (tmp_path / "a.png").write_bytes(bomb)
     with pytest.raises(ImageError, match=r"a\.png: .*(refused|pixels)"):
         read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_key_of_a_gray_png_that_pillow_opened(tmp_path, bits):
+    """Of fewer than 8 bits Pillow scales the pixels, but not their key."""
+    values = np.arange(24).reshape(4, 6, 1) % 2**bits
+    (tmp_path / "a.png").write_bytes(png(values, bits, before=[chunk(b"tRNS", b"\0\1")]))
+    with Image.open(tmp_path / "a.png") as image:
+        pixels = from_pil(image).pixels
+    assert np.array_equal(pixels[..., 0], values[..., 0] * 255 // (2**bits - 1))
+    assert np.array_equal(pixels[..., 1] == 0, values[..., 0] == 1)
+
+
+def test_the_key_of_a_deep_png_that_pillow_opened(tmp_path):
+    """Of colours of 16 bits Pillow keeps the upper bytes."""
+    values = np.arange(60).reshape(4, 5, 3) * 1000
+    key = struct.pack(">3H", *values[1, 2])
+    (tmp_path / "a.png").write_bytes(png(values, 16, before=[chunk(b"tRNS", key)]))
+    with Image.open(tmp_path / "a.png") as image:
+        pixels = from_pil(image).pixels
+    assert np.array_equal(np.argwhere(pixels[..., 3] == 0), [[1, 2]])
