@@ -34,7 +34,8 @@ def find_pairs(folder: str | os.PathLike[str], scale: int) -> list[Pair]:
     Only the files' headers are read.
 
     Args:
-        folder: holds the folders `HR` and `LR`, or others that `andfast.data.paired_folders` knows by their names.
+        folder: holds the folders `HR` and `LR`, or others that `andfast.data.paired_folders` knows by their names; or
+            holds a folder that does.
         scale: how many times as high and wide as its LR image every HR image is, up to less than `scale` pixels.
 
     Raises:
@@ -44,7 +45,7 @@ def find_pairs(folder: str | os.PathLike[str], scale: int) -> list[Pair]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    folders = paired_folders(folder, scale)
+    folders = paired_folders(folder, scale, below=True)
     if folders is None:
         raise DataError(f"{folder}: a folder of pairs holds HR/ and LR/ with files of the same names")
     hr, lr = (by_name(each) for each in folders)

@@ -29,6 +29,15 @@ def test_pairs_are_found_by_name(folder):
     assert pairs[1].lr == folder / "LR" / "b.jpg"
 
 
+def test_a_folder_around_them_may_be_given(folder):
+    (folder / "HR").rename(folder / "GTmod12")
+    (folder / "LR").rename(folder / "LRbicx4")
+    around = folder.parent / "benchmark"
+    around.mkdir()
+    folder.rename(around / "Set5")
+    assert [pair.name for pair in find_pairs(around, 4)] == ["a/x", "b"]
+
+
 def test_another_scale_is_refused(folder):
     with pytest.raises(ValueError, match=r"HR is not 2 times LR in: .*b \(HR 12 x 16, LR 3 x 4\)"):
         find_pairs(folder, 2)
