@@ -1,9 +1,18 @@
 """What holds for all tests."""
 
+import importlib.util
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if importlib.util.find_spec("triton") is not None:
+    # Triton's own library of functions is interpreted, too, only if the variable is there before it is imported, which
+    # andfast does. Tests, and what they start, shall not see it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1"))
+        import triton  # noqa: F401
 
 
 @pytest.fixture(autouse=True, scope="session")

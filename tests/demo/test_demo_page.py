@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from image_files import SRGB
 from PIL import Image
 from skimage import data
 from upscaling_models import compact, noise
@@ -171,12 +172,12 @@ def test_upscaling(page, photo, model_file, tmp_path):
 def test_other_files_and_scales(page, model_file, tmp_path):
     """16 bits, alpha and a profile through the browser and back, at a scale that is typed."""
     pixels = noise(20, 30, 4, np.uint16)
-    write_picture(tmp_path / "deep.tif", Picture(pixels, b"not looked at"))
+    write_picture(tmp_path / "deep.tif", Picture(pixels, SRGB))
     scale = page.locator("#scale input")
     scale.fill("1.5")
     scale.press("Enter")
     found = read_picture(upscale(page, tmp_path / "deep.tif", tmp_path))
-    assert found.icc == b"not looked at"
+    assert found.icc == SRGB
     assert np.array_equal(found.pixels, andfast.upscale(pixels, model_file, 1.5, device="cpu"))
 
 

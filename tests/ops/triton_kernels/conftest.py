@@ -3,7 +3,6 @@
 import importlib.util
 import math
 import os
-import sys
 
 import pytest
 import torch
@@ -17,10 +16,7 @@ _mode = os.environ.get(_VARIABLE, "0" if torch.cuda.is_available() else "1")
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob.append("test_*.py")
 else:
-    # Triton's own library of functions is interpreted, too, only if the variable is there before it is imported.
-    # Other tests, and what they start, shall not see it.
-    if _mode == "1" and "triton" in sys.modules and "andfast.ops.triton_kernels" not in sys.modules:
-        raise RuntimeError("triton was imported before these tests, which is too late to choose its interpreter")
+    # As where triton is imported, in the conftest.py of all tests. Other tests, and what they start, shall not see it.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(_VARIABLE, _mode)
         import andfast.ops.triton_kernels  # noqa: F401
