@@ -179,7 +179,7 @@ def test_all_files_or_none(made, record, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (["--pairs", "{tmp}"], "holds HR/ and LR/"),
+        (["--pairs", "{tmp}/unpaired"], "holds HR/ and LR/"),
         (["--data.hr", "{tmp}/pairs"], "unknown licence"),
         (["--config", "{tmp}/none.yaml"], "attack.method is none"),
         (["--config", "{tmp}/pairs.yaml"], "trains on camera-captured pairs"),
@@ -188,6 +188,7 @@ def test_all_files_or_none(made, record, monkeypatch):
 )
 def test_nothing_is_begun(made, tmp_path, capsys, changed, said):
     write_pairs(tmp_path / "pairs", ["a", "b", "c", "d", "e"])
+    (tmp_path / "unpaired").mkdir()
     (tmp_path / "none.yaml").write_text("attack: {method: none}\n")
     (tmp_path / "pairs.yaml").write_text("attack: {method: pairs, mix: {pairs: somewhere}}\n")
     (tmp_path / "init.yaml").write_text("generator: {init: other.pth}\n")
