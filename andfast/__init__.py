@@ -24,14 +24,14 @@ from andfast.attack import (
     Style,
     Subset,
 )
-from andfast.degradation import DegradationNetwork
+from andfast.degradation.network import DegradationNetwork
 from andfast.losses import l1_objective
 from andfast.models import Compact, RRDBNet, load_model, save_model
+from andfast.ops.theta_layout import ScaleFactors
 from andfast.pretrained import load_pretrained
-from andfast.theta import ScaleFactors
 
 if TYPE_CHECKING:
-    from andfast.upscaling.call import upscale
+    from andfast.inference.call import upscale
 
 try:
     __version__ = version("andfast")

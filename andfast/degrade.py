@@ -25,32 +25,32 @@ from torch import Tensor
 from tqdm import tqdm
 
 from andfast.attack.base import NetworkAttack
-from andfast.command_line import UsageError, one_line
-from andfast.console import console
 from andfast.data.benchmarks import Scene, find_benchmark
 from andfast.data.images import DataError, image_size, read_image, write_png
 from andfast.data.listing import told
 from andfast.data.paired_folders import look_through_hr
 from andfast.data.pairs import read_pair
 from andfast.data.tensors import to_array, to_tensor
-from andfast.degraded_images import degrade, draw, read_hr
-from andfast.devices import choose_device, choose_precision
-from andfast.differences import Differences, table
-from andfast.files import check_name, make_folder, remove_unfinished, write_text
-from andfast.host_memory import keep_freed_memory
-from andfast.locks import locked
+from andfast.inference.work import prepare_work
 from andfast.losses import l1_objective, no_objective
-from andfast.memory import is_out_of_memory
-from andfast.models.views import FrozenView
+from andfast.metrics.differences import Differences, table
+from andfast.models.frozen import FrozenView
 from andfast.pretrained import DEFAULT, model_file, pretrained_names
+from andfast.training.checkpoints import different, flat
 from andfast.training.config import Config, MixConfig, TrainConfig
-from andfast.training.memory import check_search
+from andfast.training.degraded_images import degrade, draw, read_hr
+from andfast.training.memory_check import check_search
 from andfast.training.options import Parser
-from andfast.training.sheet import CROP, ROWS
-from andfast.training.state import different, flat
+from andfast.training.samples import CROP, ROWS
 from andfast.upscale import find_model
-from andfast.upscaling.work import prepare_work
-from andfast.yaml_files import YamlError, dump_yaml, read_yaml
+from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.command_line import UsageError, one_line
+from andfast.utils.console import console
+from andfast.utils.devices import choose_device, choose_precision
+from andfast.utils.files import check_name, make_folder, remove_unfinished, write_text
+from andfast.utils.locks import locked
+from andfast.utils.memory import is_out_of_memory
+from andfast.utils.yaml_files import YamlError, dump_yaml, read_yaml
 
 RECORD_FILE = "degrade.yaml"
 
@@ -210,11 +210,11 @@ class Work:
         return self.output / "HR" / name, self.output / "LR" / name
 
     def read(self, source: Path) -> np.ndarray:
-        """An HR image as it is degraded and written; see `andfast.degraded_images.read_hr`."""
+        """An HR image as it is degraded and written; see `andfast.training.degraded_images.read_hr`."""
         return read_hr(source, self.config.scale, self.crop)
 
     def degrade(self, image: np.ndarray, name: str, parts: bool = False) -> dict[str, Tensor]:
-        """As `andfast.degraded_images.degrade`; the random choices are the name's, whatever else is in the folder.
+        """As `degraded_images.degrade`; the random choices are the name's, whatever else is in the folder.
 
         Raises:
             MemoryError: that needs more memory than there is.

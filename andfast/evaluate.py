@@ -13,25 +13,25 @@ from typing import Any
 
 from tqdm import tqdm
 
-from andfast.command_line import UsageError, one_line
-from andfast.console import console
 from andfast.data.benchmarks import LAYOUTS, DataSet, find_benchmark, find_originals
 from andfast.data.images import DataError, write_png
 from andfast.data.listing import told
 from andfast.data.paired_folders import holds_hr
-from andfast.devices import TYPES, choose_device, choose_precision
 from andfast.evaluation.degrading import Degradation, parse_degradation
 from andfast.evaluation.measuring import Outcome, Plan, measure_all
 from andfast.evaluation.models import Computing, Contender, interpolation, load_contenders
 from andfast.evaluation.records import Records
 from andfast.evaluation.report import as_json, text, write_csv
 from andfast.evaluation.sheet import difference_sheet
-from andfast.files import check_name, make_folder, write_json
-from andfast.host_memory import keep_freed_memory
 from andfast.info import commit, machine
-from andfast.locks import locked
 from andfast.metrics import MEASURES, make_measure
 from andfast.pretrained import DEFAULT
+from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.command_line import UsageError, one_line
+from andfast.utils.console import console
+from andfast.utils.devices import TYPES, choose_device, choose_precision
+from andfast.utils.files import check_name, make_folder, write_json
+from andfast.utils.locks import locked
 
 _BY_DEFAULT = ("psnr_y", "ssim_y", "niqe")
 

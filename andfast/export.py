@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from andfast.console import console
-from andfast.files import written_whole
 from andfast.models import ModelError, load_model, save_model
 from andfast.models.checkpoints import describe_model
 from andfast.models.onnx_files import check_packages, least_size, load_onnx, write_onnx
 from andfast.models.weights import READABLE, SUFFIXES, portable, read_weights
 from andfast.ops import use_backend
 from andfast.pretrained import find_file, pretrained_names
+from andfast.utils.console import console
+from andfast.utils.files import written_whole
 
 ONNX = ".onnx"
 

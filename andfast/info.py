@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from andfast.console import console
-from andfast.ops import _extension, backends
-from andfast.optional import NOT_INSTALLED, problem_of
+from andfast.ops import _extension, dispatch
 from andfast.pretrained import pretrained_names
+from andfast.utils.console import console
+from andfast.utils.optional import NOT_INSTALLED, problem_of
 
 #: The packages that andfast can do without.
 OPTIONAL = ("tensorboard", "wandb", "onnx", "onnxruntime", "gradio", "spandrel", "torchmetrics", "lpips", "scipy")
@@ -42,7 +42,7 @@ def collect() -> dict[str, Any]:
         },
         "devices": {"cpu": _cpu(), **_cuda()},
         "pretrained": pretrained_names(),
-        "operations": backends.status(),
+        "operations": dispatch.status(),
     }
 
 

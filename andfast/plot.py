@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from andfast.chart import FAINT, GROUPS, Line, Panel, lines, paler
-from andfast.console import console
-from andfast.files import written_whole
 from andfast.training.records import METRICS_FILE, read_records
+from andfast.utils.console import console
+from andfast.utils.files import written_whole
 
 # Where nobody says over how many steps to smooth: the longest run's, divided by this.
 _SMOOTH = 50

@@ -13,11 +13,11 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 
-from andfast.console import console
 from andfast.training.config import Config
+from andfast.training.distributed import World
 from andfast.training.options import parse_config
 from andfast.training.run import Run
-from andfast.training.world import World
+from andfast.utils.console import console
 
 
 @console(BrokenPipeError)

@@ -1,6 +1,6 @@
 """Upscale images with a trained model: `python -m andfast.upscale INPUT... --output DIR`.
 
-The module is the call, too: `andfast.upscale(image, model)` is `andfast.upscaling.call.upscale`, whether the module was
+The module is the call, too: `andfast.upscale(image, model)` is `andfast.inference.call.upscale`, whether the module was
 imported before or not. That is why it is a module that can be called, and no function of its name beside it: importing
 a module of a package puts it in the place of whatever had its name there.
 """
@@ -21,23 +21,23 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from andfast.command_line import UsageError, add_upscaling, one_line, whole
-from andfast.console import console
 from andfast.data.listing import told
-from andfast.devices import choose_device
-from andfast.files import check_name, make_folder
-from andfast.host_memory import keep_freed_memory
-from andfast.memory import is_out_of_memory
+from andfast.inference.call import upscale
+from andfast.inference.engine import Upscaler
+from andfast.inference.formats import MAX_PIXELS, Picture, losses, write_picture
+from andfast.inference.memory_check import read_to_upscale
+from andfast.inference.models import find_model, precision_for
+from andfast.inference.pipeline import pipeline
+from andfast.inference.tiles import NonFiniteError
+from andfast.inference.work import FORMATS, Work, find_work, prepare_work, record_results
+from andfast.models.compilation import FirstPass
 from andfast.pretrained import DEFAULT, pretrained_names
-from andfast.training.compilation import FirstPass
-from andfast.upscaling.call import upscale
-from andfast.upscaling.engine import Upscaler
-from andfast.upscaling.formats import MAX_PIXELS, Picture, losses, write_picture
-from andfast.upscaling.models import find_model, precision_for
-from andfast.upscaling.pipeline import pipeline
-from andfast.upscaling.room import read_to_upscale
-from andfast.upscaling.tiles import NonFiniteError
-from andfast.upscaling.work import FORMATS, Work, find_work, prepare_work, record_results
+from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.utils.console import console
+from andfast.utils.devices import choose_device
+from andfast.utils.files import check_name, make_folder
+from andfast.utils.memory import is_out_of_memory
 
 __all__ = ["NonFiniteError", "UsageError", "find_model", "find_work", "main", "upscale", "upscale_tensor"]
 
@@ -48,7 +48,7 @@ def upscale_tensor(model: nn.Module, image: Tensor, tile: int | None = 256, over
     Args:
         model: has `scale` and maps (B, 3, h, w) to (B, 3, scale * h, scale * w).
         image: float (B, 3, H, W) in [0, 1], on any device; tiles move to the model's one by one.
-        tile, overlap: see `andfast.upscaling.engine.Upscaler`.
+        tile, overlap: see `andfast.inference.engine.Upscaler`.
 
     Returns:
         float32 (B, 3, scale * H, scale * W), not clipped, on the device of `image`.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from andfast.ops.blur_pool import pooling_taps
-from andfast.theta import ThetaLayout
+from andfast.ops.theta_layout import ThetaLayout
 
 
 class EagerNetwork(nn.Module):

@@ -109,12 +109,12 @@ tests() {
 parallel=() # most of their time goes into compiling
 if ((!dry_run)) && "$python" -c "import xdist" 2>/dev/null; then parallel=(-n 8 --dist loadfile); fi
 # Left out is what reads the compiled code and needs no GPU, but a minute of nvcc.
-tests "tests/ops" 130 tests/ops --ignore=tests/ops/triton_kernels --ignore=tests/ops/test_cuda_sources.py \
+tests "tests/ops" 130 tests/ops --ignore=tests/ops/triton_backend --ignore=tests/ops/test_cuda_sources.py \
   "${parallel[@]}"
-[[ ! -d tests/ops/triton_kernels ]] ||
-  tests "tests/ops/triton_kernels" 150 tests/ops/triton_kernels "${parallel[@]/loadfile/load}"
+[[ ! -d tests/ops/triton_backend ]] ||
+  tests "tests/ops/triton_backend" 150 tests/ops/triton_backend "${parallel[@]/loadfile/load}"
 # Of what is built from the operations, the files that have something for a GPU.
-mapfile -t on_gpu < <(grep -lE '\bcuda\b' tests/models/test_*.py tests/test_*attack*.py || true)
+mapfile -t on_gpu < <(grep -lE '\bcuda\b' tests/models/test_*.py tests/attack/test_*.py || true)
 if ((${#on_gpu[@]})); then
   tests "tests of models and attacks" 60 "${on_gpu[@]}" "${parallel[@]}"
 else
@@ -152,7 +152,7 @@ declare -A bad=()
 while IFS= read -r line; do
   [[ -z $line ]] || bad[step]=1
   case $line in
-    "" | *tests/models/* | *tests/test_*attack*) ;;
+    "" | *tests/models/* | *tests/attack/*) ;;
     *dense_block* | *conv_act* | *triton_generator*) bad[dense_block]=1 ;;
     *projected_step*) bad[projected_step]=1 ;;
     *blur_pool*) bad[blur_pool]=1 bad[degradation_forward]=1 ;;

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from andfast.ops import backends, use_backend
+from andfast.ops import dispatch, use_backend
 from bench.timing import measure
 from bench.variants import Variant, check
 
@@ -66,7 +66,7 @@ def settings(variant: Variant) -> Iterator[None]:
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = variant.tf32
     try:
-        if variant.name in backends.BACKENDS:
+        if variant.name in dispatch.BACKENDS:
             with use_backend(variant.name):
                 yield
         else:

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from andfast.attack import Attack
-from andfast.console import console
 from andfast.data.patches import ImageArray, PatchBatches, PatchLoader, make_loader
 from andfast.data.photographs import training_photographs
-from andfast.files import write_text
-from andfast.host_memory import keep_freed_memory
-from andfast.models.views import View
+from andfast.models.frozen import View
 from andfast.training.config import AttackConfig, Config, DataConfig, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.trainer import Trainer
+from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.console import console
+from andfast.utils.files import write_text
 from bench.record import commit, machine
 
 DATA, OTHER = "wait for data", "other"

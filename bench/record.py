@@ -12,11 +12,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from andfast.console import console
-from andfast.files import write_text
 from andfast.info import commit, machine
 from andfast.training.records import METRICS_FILE, read_records
-from andfast.yaml_files import read_yaml
+from andfast.utils.console import console
+from andfast.utils.files import write_text
+from andfast.utils.yaml_files import read_yaml
 
 
 def settings(run_dir: Path) -> dict[str, Any]:

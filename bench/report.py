@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from andfast.console import console
-from andfast.files import write_text, written_whole
+from andfast.utils.console import console
+from andfast.utils.files import write_text, written_whole
 from bench.chart import draw
 
 

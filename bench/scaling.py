@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from andfast.attack.budget import SHRINK_TRIES
-from andfast.console import console
-from andfast.files import write_text
 from andfast.info import commit, machine
+from andfast.utils.console import console
+from andfast.utils.files import write_text
 from bench.allreduce import Network, all_reduce, exposed, reduced
 from bench.counts import PATCH, SCALE, Counts, count
 

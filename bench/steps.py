@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from andfast.data.patches import ImageArray, PatchBatches
 from andfast.data.photographs import training_photographs
-from andfast.degradation import DegradationNetwork
+from andfast.degradation.network import DegradationNetwork
 from andfast.ops import use_backend
 from andfast.training.config import AttackConfig, Config, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.readout import PendingStep

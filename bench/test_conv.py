@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from andfast.ops import (
-    backends,
     conv,  # noqa: F401  registers its operators
+    dispatch,
 )
 from bench.timing import DEVICE, SMALL, clock, measure
 
 pytestmark = [
     pytest.mark.benchmark(timer=clock, warmup=False),
     pytest.mark.skipif(DEVICE.type != "cpu", reason="they are for the CPU alone"),
-    pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", "")),
+    pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", "")),
 ]
 
 # Networks, images, size, in, out.

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from andfast.degradation import DegradationNetwork
+from andfast.degradation.network import DegradationNetwork
 from andfast.ops.degradation_forward import degradation_forward, degradation_forward_reference
-from andfast.theta import ThetaLayout
+from andfast.ops.theta_layout import ThetaLayout
 from bench.eager import EagerNetwork
 from bench.passes import PASSES, Program, bench_passes, of_passes, settings
 from bench.timing import DEVICE, SMALL, clock

@@ -19,8 +19,8 @@ from torch import Tensor
 from andfast.attack.base import bicubic_downsample
 from andfast.data.patches import ImageArray, PatchBatches
 from andfast.data.photographs import training_photographs
-from andfast.degradation import DegradationNetwork
-from andfast.degradations import bsrgan, jpeg, real_esrgan
+from andfast.degradation import bsrgan, jpeg, real_esrgan
+from andfast.degradation.network import DegradationNetwork
 from bench.timing import DEVICE, SMALL, clock, measure
 from bench.variants import FAST_TYPE
 

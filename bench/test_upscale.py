@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from andfast.devices import TYPES, choose_precision
+from andfast.inference.engine import Upscaler
 from andfast.models import Compact, RRDBNet
-from andfast.upscaling.engine import Upscaler
+from andfast.utils.devices import TYPES, choose_precision
 from bench.timing import DEVICE, SMALL, clock
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # not installed with the package

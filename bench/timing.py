@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from andfast.measure import peak_memory
+from bench.peak_memory import peak_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 #: ANDFAST_BENCH_SMALL=1: the smallest sizes and few rounds, to see whether everything runs.

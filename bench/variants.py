@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from andfast.devices import choose_precision
-from andfast.ops import backends
+from andfast.ops import dispatch
+from andfast.utils.devices import choose_precision
 from bench.timing import DEVICE
 
 #: The largest relative error, in the 2-norm, of a result that is worth a time.
@@ -44,8 +44,8 @@ class Variant:
 def backend_variants(operation: str, *dtypes: torch.dtype) -> list[Variant]:
     """The reference and then every other backend for this device, in the types of `dtypes` that it takes."""
     found = []
-    for backend in ("reference", *(name for name in backends.BACKENDS if name != "reference")):
-        implementation = backends.operations[operation].get(backend)
+    for backend in ("reference", *(name for name in dispatch.BACKENDS if name != "reference")):
+        implementation = dispatch.operations[operation].get(backend)
         for dtype in dtypes:
             if implementation is not None and implementation.takes(torch.empty(0, dtype=dtype, device=DEVICE)):
                 found.append(Variant(backend, dtype))
@@ -71,8 +71,8 @@ def network_variants(operation: str) -> list[Variant]:
 
 def skip_unavailable(variant: Variant) -> None:
     """Skip the test of a backend that cannot be used here, with the reason."""
-    if variant.name in backends.unavailable:
-        pytest.skip(backends.unavailable[variant.name])
+    if variant.name in dispatch.unavailable:
+        pytest.skip(dispatch.unavailable[variant.name])
 
 
 def check(what: str, result: Tensor, exact: Tensor, variant: Variant) -> None:

@@ -23,7 +23,7 @@ MODULES = (
     "andfast.models",
     "andfast.pretrained",
     "andfast.ops",
-    "andfast.degradations",
+    "andfast.degradation",
     "andfast.upscale",
     "andfast.export",
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import andfast
-from andfast.models.views import FrozenView
+from andfast.models.frozen import FrozenView
 
 
 class AdversarialDegradation:

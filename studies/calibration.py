@@ -25,18 +25,18 @@ from tqdm import tqdm
 
 from andfast import info
 from andfast.attack import Lens
-from andfast.console import console
 from andfast.data.images import DataError
 from andfast.data.pairs import find_pairs, read_pair
 from andfast.data.tensors import to_tensor
-from andfast.files import write_text
-from andfast.host_memory import keep_freed_memory
 from andfast.losses import l1_objective
 from andfast.metrics import psnr
 from andfast.models import load_model
 from andfast.ops.blur_pool import blur_pool
-from andfast.theta import ScaleFactors
+from andfast.ops.theta_layout import ScaleFactors
 from andfast.training.images import Skipped, training_sources
+from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.console import console
+from andfast.utils.files import write_text
 from studies import calibration_report
 from studies.kernels import Kernel, KernelFit, inside, pooling_kernel
 from studies.measures import FREQUENCIES, Measures, measure

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from andfast.chart import GROUPS, OLD, OWN, PALE, Line, Panel, lines
-from andfast.console import console
-from andfast.files import written_whole
+from andfast.utils.console import console
+from andfast.utils.files import written_whole
 from studies import markdown
 from studies.plots import Column, intervals
 

@@ -31,15 +31,15 @@ import torch
 from tqdm import tqdm
 
 from andfast import info
-from andfast.console import console
 from andfast.data.images import DataError
 from andfast.data.pairs import find_pairs
-from andfast.devices import choose_device
-from andfast.files import write_json, write_text
-from andfast.host_memory import keep_freed_memory
 from andfast.models import ModelError, load_model
 from andfast.training.config import Config, TrainConfig
 from andfast.upscale import NonFiniteError
+from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.console import console
+from andfast.utils.devices import choose_device
+from andfast.utils.files import write_json, write_text
 from studies.evaluate import Scores, evaluate_bicubic, evaluate_model
 from studies.outcome import ALL_STRENGTHS, BICUBIC, START, TIME, UPDATES, Outcome, column_titles
 from studies.pairs import link_pairs, split_pairs

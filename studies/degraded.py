@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from andfast.console import console
 from andfast.data.images import DataError, read_image, write_png
 from andfast.data.tensors import to_tensor
-from andfast.degraded_images import degrade, draw
-from andfast.devices import choose_device
 from andfast.losses import l1_objective
 from andfast.models import ModelError
 from andfast.training.config import Config
+from andfast.training.degraded_images import degrade, draw
 from andfast.training.options import parse_config
 from andfast.upscale import find_model
+from andfast.utils.console import console
+from andfast.utils.devices import choose_device
 from studies.crops import find_corner, split_place
 
 

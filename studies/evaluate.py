@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from andfast.console import console
 from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
-from andfast.devices import choose_device
 from andfast.evaluation.models import BICUBIC, title_of
-from andfast.host_memory import keep_freed_memory
 from andfast.metrics import FIDELITY
 from andfast.models import ModelError, load_model
 from andfast.training.options import parse_config
 from andfast.training.validation import bicubic_upsample
 from andfast.upscale import NonFiniteError, upscale_tensor
+from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.console import console
+from andfast.utils.devices import choose_device
 from studies import markdown
 from studies.outcome import METRICS, column_values, columns
 from studies.testsets import TestSets, held_out_photographs, pair_sets, photograph_sets

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from andfast.attack.base import bicubic_downsample
-from andfast.differences import dc_share, spectrum
 from andfast.metrics import psnr
+from andfast.metrics.differences import dc_share, spectrum
 from andfast.ops.blur_pool import blur_pool
 from studies.kernels import Kernel, KernelFit, inside
 

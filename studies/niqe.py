@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from andfast.console import console
 from andfast.data.images import DataError, image_size, read_image
 from andfast.data.listing import list_images, listed
 from andfast.data.tensors import to_tensor
 from andfast.metrics.niqe import BLOCK, block_features, moments, niqe_luma, whole_blocks
 from andfast.metrics.pristine import FEATURES, PristineModel, gaussian_window, save_pristine
+from andfast.utils.console import console
 from studies.sources import count_sources
 
 SHARPEST = 0.75

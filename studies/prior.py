@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from andfast.attack import PGD, Lens, Random
-from andfast.degradation import DegradationNetwork
+from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective
-from andfast.theta import NoiseKind, ScaleFactors
+from andfast.ops.theta_layout import NoiseKind, ScaleFactors
 from studies.measures import Measures, measure
 
 _NONE = dict.fromkeys(("conv_dc", "conv_shift", "conv", "noise", "slope"), math.inf)

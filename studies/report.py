@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from andfast.console import console
-from andfast.files import written_whole
+from andfast.utils.console import console
+from andfast.utils.files import written_whole
 from studies import markdown
 from studies.figure import draw
 from studies.intervals import Interval

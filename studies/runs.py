@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from andfast.files import write_text
 from andfast.info import commit
 from andfast.training.options import dump_yaml
 from andfast.training.records import METRICS_FILE, read_records
+from andfast.utils.files import write_text
 from studies.study import Settings
 
 _FINISHED = "finished.json"

@@ -23,9 +23,6 @@ from typing import Any
 from torch import nn
 
 from andfast import train
-from andfast.console import console
-from andfast.devices import choose_device
-from andfast.files import write_json, written_whole
 from andfast.info import commit, machine
 from andfast.models import load_model
 from andfast.pretrained import DEFAULT
@@ -35,6 +32,9 @@ from andfast.training.images import Skipped, find_images
 from andfast.training.options import dump_yaml, parse_config
 from andfast.training.records import METRICS_FILE, read_records
 from andfast.upscale import NonFiniteError
+from andfast.utils.console import console
+from andfast.utils.devices import choose_device
+from andfast.utils.files import write_json, written_whole
 from bench.record import settings, summary
 from studies.card import model_card
 from studies.evaluate import Scores, evaluate_bicubic, evaluate_model

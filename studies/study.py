@@ -11,7 +11,7 @@ from typing import Any
 
 from andfast.training.config import Config
 from andfast.training.options import dump_yaml, parse_config
-from andfast.yaml_files import YamlError, read_yaml
+from andfast.utils.yaml_files import YamlError, read_yaml
 
 TUNING_PAIRS = "{tuning_pairs}"
 

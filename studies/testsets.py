@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from andfast.data.camera import CameraSettings, bicubic_lr, camera_like
 from andfast.data.images import DataError
 from andfast.data.pairs import Pair, find_pairs, read_pair
+from andfast.degradation.camera import CameraSettings, bicubic_lr, camera_like
 from andfast.evaluation.degrading import name_seed
 from andfast.training.config import Config
 from andfast.training.images import Skipped, find_images

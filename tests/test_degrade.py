@@ -18,7 +18,7 @@ from andfast.data.tensors import to_tensor
 from andfast.models import build_generator, save_model
 from andfast.ops.blur_pool import blur_pool
 from andfast.pretrained import FOLDER
-from andfast.training import memory
+from andfast.training import memory_check
 
 SMALL = ["--degradation.channels", "8", "--degradation.blocks", "2", "--attack.steps", "1", "--device", "cpu"]
 LENS = ["--attack.lens.blur", "[2, 3]", "--attack.lens.sharpen", "[1, 1]"]
@@ -234,7 +234,7 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path, hr, run, capsys):
 
 
 def test_what_does_not_fit_into_memory_is_said_and_can_be_cropped(tmp_path, hr, run, capsys, monkeypatch):
-    monkeypatch.setattr(memory, "free_memory", lambda device: 3 * 2**20)
+    monkeypatch.setattr(memory_check, "free_memory", lambda device: 3 * 2**20)
     Image.fromarray(np.tile(photograph(3, size=48), (8, 8, 1))).save(hr / "large.png")
     assert run(hr) == 1
     told = capsys.readouterr()

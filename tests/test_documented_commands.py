@@ -22,11 +22,11 @@ from PIL import Image
 from study_images import photograph
 
 import andfast
-from andfast import attack_quality
-from andfast.attack.variants import parse_variant
 from andfast.demo.__main__ import _parse as parse_demo
 from andfast.models import build_generator, save_model
 from andfast.training.options import parse_config
+from bench import attack_quality
+from bench.attack_variants import parse_variant
 from studies import calibration, compare, ship
 
 COMMANDS = documents.commands()
@@ -100,7 +100,7 @@ RUN: dict[str, Small] = {
     "andfast.evaluate": Small(),
     "andfast.degrade": Small(lambda _: [*DEGRADE, "--crop=32"], {"MODEL": MODEL}),
     "andfast.export": Small(names={"MODEL": MODEL}),
-    "andfast.attack_quality": Small(judge_options, {"MODEL": MODEL, "FILE": MODEL}),
+    "bench.attack_quality": Small(judge_options, {"MODEL": MODEL, "FILE": MODEL}),
     "andfast.info": Small(done=None),
     "pdoc": Small(lambda _: ["--no-show-source"], done=None),
     "bench.report": Small(names={"FILE": "bench/results/step_cpu_avx2.json"}, done=None),
@@ -164,7 +164,7 @@ NOT_RUN: list[tuple[str, str, Callable[[Snippet], None] | None]] = [
     (r"\S+ \S*ruff ", "the continuous integration runs them", None),
     (r"\S+ \S*python -m andfast\.demo", "it serves until Ctrl-C: tests/demo has browsers come", parses(parse_demo)),
     (r"\S+ ssh ", "needs another machine", None),
-    (r"\S+ torchrun ", "several processes: tests/training/test_several.py starts them", trains),
+    (r"\S+ torchrun ", "several processes: tests/training/test_several_processes.py starts them", trains),
     (r"\S+ srun ", "needs Slurm", trains),
     (r"\S+ export MASTER_ADDR=", "needs Slurm", None),
     (r"\S+ (OMP_NUM_THREADS=\d+ )?\S*python -m pytest", "tests run here; benches take minutes", paths_exist),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from documents import PAGES, ROOT, prose
 
+from andfast.training.checkpoints import _FREE
 from andfast.training.config import Config
-from andfast.training.state import _FREE
 
 
 def anchors(page: Path) -> set[str]:

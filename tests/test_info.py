@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from andfast import info
-from andfast.ops import backends
+from andfast.ops import dispatch
 from andfast.pretrained import pretrained_names
 
 
@@ -24,12 +24,12 @@ def test_json(capsys):
     assert shown["devices"]["cpu"]["threads"] == torch.get_num_threads()
     assert len(shown["devices"]) == 1 + torch.cuda.device_count()
     assert shown["pretrained"] == pretrained_names()
-    assert shown["operations"] == backends.status()
+    assert shown["operations"] == dispatch.status()
     assert set(shown["optional"]) == {"tensorboard", "wandb"}
 
 
 def test_text_gives_the_reason(capsys, monkeypatch):
-    monkeypatch.setitem(backends.unavailable, "cpu", "it is not built")
+    monkeypatch.setitem(dispatch.unavailable, "cpu", "it is not built")
     info.main([])
     shown = capsys.readouterr().out
     assert "projected_step" in shown

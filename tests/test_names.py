@@ -169,7 +169,7 @@ def test_results_that_a_file_system_takes_for_one_are_refused(compare, refused, 
     def exists(path):
         return any(compare(other.name) == compare(path.name) for other in path.parent.iterdir())
 
-    monkeypatch.setattr("andfast.files.os.path.lexists", exists)
+    monkeypatch.setattr("andfast.utils.files.os.path.lexists", exists)
     for kind, names in {"case": ["a.png", "A.png"], "form": ["\u00e9.png", "e\u0301.png"]}.items():
         for name in names:
             image(tmp_path / kind / name, 8)

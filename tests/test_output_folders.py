@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from andfast import attack_quality, degrade, evaluate, plot, train, upscale
-from andfast.files import make_folder
+from andfast import degrade, evaluate, plot, train, upscale
 from andfast.pretrained import DEFAULT, FOLDER
+from andfast.utils.files import make_folder
+from bench import attack_quality
 
 MODEL = str(FOLDER / f"{DEFAULT}.safetensors")
 COMMANDS = {
@@ -96,7 +97,7 @@ def test_a_link_to_a_folder_is_one(images: str, tmp_path: Path) -> None:
 
 def test_results_that_are_all_there_need_no_room(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert upscale.main([images, "--output", str(tmp_path / "out")]) == 0
-    monkeypatch.setattr("andfast.files._new_file", lambda path: 1 / 0)
+    monkeypatch.setattr("andfast.utils.files._new_file", lambda path: 1 / 0)
     assert upscale.main([images, "--output", str(tmp_path / "out")]) == 0
 
 

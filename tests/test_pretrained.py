@@ -11,9 +11,9 @@ import torch
 import torchvision_operators
 
 import andfast
-from andfast.data.camera import camera_like, crop_to_multiple
 from andfast.data.photographs import held_out_photographs
 from andfast.data.tensors import to_array, to_tensor
+from andfast.degradation.camera import camera_like, crop_to_multiple
 from andfast.metrics import psnr_y
 from andfast.models import ModelError, build_generator
 from andfast.pretrained import DEFAULT, FOLDER, load_pretrained, model_file, pretrained_names

@@ -15,15 +15,15 @@ from upscaling_models import compact, nearest, noise, picture
 
 import andfast
 from andfast import upscale
-from andfast.devices import AUTOMATIC, choose_precision
+from andfast.inference import memory_check
+from andfast.inference.engine import Upscaler
+from andfast.inference.formats import Picture, read_picture, write_picture
+from andfast.inference.pipeline import pipeline
+from andfast.inference.work import FORMATS
 from andfast.models import RRDBNet, save_model
 from andfast.pretrained import load_pretrained
 from andfast.upscale import NonFiniteError, UsageError, find_work
-from andfast.upscaling import room
-from andfast.upscaling.engine import Upscaler
-from andfast.upscaling.formats import Picture, read_picture, write_picture
-from andfast.upscaling.pipeline import pipeline
-from andfast.upscaling.work import FORMATS
+from andfast.utils.devices import AUTOMATIC, choose_precision
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def repeating() -> RRDBNet:
 def test_16_bits_come_out_as_they_went_in(tmp_path, monkeypatch, capsys, automatic):
     """Whatever images of 8 bits are computed in."""
     monkeypatch.setitem(AUTOMATIC["upscaling"], "cpu", automatic)
-    monkeypatch.setattr("andfast.devices._multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr("andfast.utils.devices._multiplies_bfloat16", lambda device: True)
     save_model(repeating(), tmp_path / "repeat.safetensors")
     sky = np.linspace(40000, 46000, 240).round().astype(np.uint16).reshape(1, 80, 3).repeat(6, 0)
     (tmp_path / "in").mkdir()
@@ -315,7 +315,7 @@ def test_results_too_large_for_their_format_or_the_memory(tmp_path, model_file, 
     command = [tmp_path / "a.png", "--output", tmp_path / "out", "--model", model_file]
     assert run(*command, "--format", "webp") == 1
     assert "a.png: 18000 x 2 pixels are too many for .webp: 16383 a side" in capsys.readouterr().err
-    monkeypatch.setattr(room, "free_memory", lambda device: 50_000)
+    monkeypatch.setattr(memory_check, "free_memory", lambda device: 50_000)
     assert run(*command) == 1
     assert "a.png: the result, 18000 x 2 pixels, needs 0.0 GiB of 0.0 GiB free" in capsys.readouterr().err
 

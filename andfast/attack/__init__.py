@@ -17,19 +17,19 @@ Every method is an `Attack`, called with a degradation network, HR images and th
 
 Those with degradation networks let them see HR images as they are, or through a `Lens`: as cameras do.
 
-What each costs, and when to use it, stands in its docstring; `python -m andfast.attack_quality` measures how much of
+What each costs, and when to use it, stands in its docstring; `python -m bench.attack_quality` measures how much of
 the exact attack's effect the cheaper ones have.
 """
 
 from andfast.attack.ablations import Noise, Random
 from andfast.attack.base import Attack, AttackResult
 from andfast.attack.free import Free, Replay
-from andfast.attack.lens import Lens
 from andfast.attack.pgd import PGD
 from andfast.attack.simulated import BSRGAN, Bicubic, RealESRGAN, Simulated
 from andfast.attack.style import Style
 from andfast.attack.subset import Subset
 from andfast.attack.yopo import YOPO
+from andfast.degradation.lens import Lens
 
 __all__ = [
     "BSRGAN",

@@ -9,11 +9,11 @@ import torch
 
 from andfast.attack.base import ImageAttack, Iterates, NetworkAttack, Task, by_network
 from andfast.attack.budget import check_range
-from andfast.attack.lens import Lens
 from andfast.attack.origin import random_deviation
 from andfast.attack.pgd import PGD
+from andfast.degradation.lens import Lens
 from andfast.ops import projected_step
-from andfast.theta import ScaleFactors
+from andfast.ops.theta_layout import ScaleFactors
 
 
 @dataclass

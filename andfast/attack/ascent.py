@@ -10,11 +10,11 @@ from torch import Tensor
 
 from andfast.attack.base import NetworkAttack, by_network
 from andfast.attack.budget import BUDGET_SLACK_DB, check_range, network_psnr, within_budget
-from andfast.attack.lens import Lens
-from andfast.degradation import DegradationNetwork
+from andfast.degradation.lens import Lens
+from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective
 from andfast.ops import projected_step
-from andfast.theta import ScaleFactors
+from andfast.ops.theta_layout import ScaleFactors
 
 
 @dataclass(kw_only=True)

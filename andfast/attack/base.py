@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from andfast.attack.budget import draw_budget, network_psnr
-from andfast.attack.lens import Lens
-from andfast.degradation import DegradationNetwork
+from andfast.degradation.lens import Lens
+from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective
 from andfast.ops import scaled_norm
-from andfast.theta import ScaleFactors, ThetaLayout
+from andfast.ops.theta_layout import ScaleFactors, ThetaLayout
 
 
 @dataclass

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from andfast.degradation import DegradationNetwork
+from andfast.degradation.network import DegradationNetwork
 from andfast.metrics import psnr
-from andfast.shares import draw_rows
+from andfast.utils.rng import draw_rows
 
 # How far a shrunk LR image may stay inside its budget: closer costs more passes through F than it is worth.
 BUDGET_SLACK_DB = 1.0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from andfast.attack.ascent import Ascent, GradientAttack, loss_and_costate
 from andfast.attack.base import Iterates, Task, by_network
-from andfast.degradation import DegradationNetwork
+from andfast.degradation.network import DegradationNetwork
 
 
 @dataclass

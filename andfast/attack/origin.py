@@ -7,8 +7,8 @@ from torch import Tensor
 
 from andfast.attack.base import Task
 from andfast.attack.budget import within_budget
-from andfast.degradation import DegradationNetwork
-from andfast.shares import draw_rows
+from andfast.degradation.network import DegradationNetwork
+from andfast.utils.rng import draw_rows
 
 # In the scaled norm: a random deviation so small that the image's error grows in proportion to it, and one from which
 # on images are saturated and say little of how far beyond their budget they are.

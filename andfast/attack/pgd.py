@@ -12,7 +12,7 @@ from torch import Tensor
 from andfast.attack.ascent import Ascent, GradientAttack, loss_and_costate
 from andfast.attack.base import Iterates, Task, by_network
 from andfast.attack.origin import From, random_deviation
-from andfast.theta import ScaleFactors
+from andfast.ops.theta_layout import ScaleFactors
 
 # In the scaled norm, where a random start may lie at most: so far that it is the budget in dB that ends it.
 _START_RADIUS = 30.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from andfast.attack.base import ImageAttack, Iterates, Task, bicubic_downsample
-from andfast.degradations import bsrgan, real_esrgan
+from andfast.degradation import bsrgan, real_esrgan
 
 
 class Simulated(ImageAttack):
@@ -55,7 +55,7 @@ class Bicubic(Simulated):
 
 @dataclass
 class BSRGAN(Simulated):
-    """Shuffled blurs, downsamplings, noise and JPEG: see `andfast.degradations.bsrgan`."""
+    """Shuffled blurs, downsamplings, noise and JPEG: see `andfast.degradation.bsrgan`."""
 
     def degrade(self, hr: Tensor, scale: int, generator: torch.Generator | None = None) -> Tensor:
         return bsrgan(hr, scale, generator)
@@ -63,7 +63,7 @@ class BSRGAN(Simulated):
 
 @dataclass
 class RealESRGAN(Simulated):
-    """Blur, resizing, noise and JPEG twice, and ringing: see `andfast.degradations.real_esrgan`."""
+    """Blur, resizing, noise and JPEG twice, and ringing: see `andfast.degradation.real_esrgan`."""
 
     def degrade(self, hr: Tensor, scale: int, generator: torch.Generator | None = None) -> Tensor:
         return real_esrgan(hr, scale, generator)

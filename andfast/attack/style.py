@@ -10,8 +10,8 @@ from torch import Tensor
 
 from andfast.attack.base import Task
 from andfast.attack.pgd import PGD
-from andfast.degradation import DegradationNetwork
-from andfast.shares import draw_rows
+from andfast.degradation.network import DegradationNetwork
+from andfast.utils.rng import draw_rows
 
 
 @dataclass

@@ -9,7 +9,7 @@ from torch import Tensor
 from andfast.attack.base import Iterates, Task
 from andfast.attack.budget import within_budget
 from andfast.attack.pgd import PGD
-from andfast.degradation import DegradationNetwork
+from andfast.degradation.network import DegradationNetwork
 
 
 @dataclass

@@ -37,8 +37,8 @@ from andfast.data.cached_image import UNKNOWN, CachedImage, UnreadableImage
 from andfast.data.images import DataError, ImageError, image_size
 from andfast.data.patches import ImageFile, Source
 from andfast.data.workers import Each, SourceLoader
-from andfast.files import written_whole
-from andfast.locks import LOCK_FILE, locked
+from andfast.utils.files import written_whole
+from andfast.utils.locks import LOCK_FILE, locked
 
 _PIXELS = re.compile(r"[0-9a-f]{32}\.u8")
 # What `written_whole` leaves behind when it is killed.

@@ -12,7 +12,7 @@ import PIL
 from PIL import features
 from tqdm import tqdm
 
-from andfast.files import write_text
+from andfast.utils.files import write_text
 
 INDEX_FILE = "index.jsonl"
 # To be raised whenever `read_image` gives other pixels than before.

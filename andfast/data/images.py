@@ -12,8 +12,8 @@ from PIL import Image
 
 from andfast.data.formats import open_image
 from andfast.data.picture import Opened, Picture, eight_bits, over_white
-from andfast.files import written_whole
-from andfast.memory import free_memory
+from andfast.utils.files import written_whole
+from andfast.utils.memory import free_memory
 
 #: Images of more pixels are refused by upscaling unless one asks for them, and otherwise read if there is memory for
 #: them: beyond this a small file may be an attack on the memory. It is the limit that Pillow has.

@@ -17,7 +17,7 @@ from andfast.data.images import DataError, ImageError, image_size, read_image
 from andfast.data.listing import Listing, PassedOver, no_images
 from andfast.data.paired_folders import look_through_hr
 from andfast.data.workers import SourceDataset, SourceLoader
-from andfast.shares import own_places
+from andfast.utils.rng import own_places
 
 # The streams of random numbers that are drawn from one seed.
 _ORDER, _CROP, _REPLACEMENT = range(3)

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from socket import socket
 
-from andfast.command_line import UsageError, add_upscaling, one_line, whole
-from andfast.console import console
 from andfast.demo.models import Offered, load_offered
-from andfast.devices import choose_device
-from andfast.optional import NOT_INSTALLED, problem_of
+from andfast.utils.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.utils.console import console
+from andfast.utils.devices import choose_device
+from andfast.utils.optional import NOT_INSTALLED, problem_of
 
 # A photograph of 4096 x 4096 pixels.
 _MAX_PIXELS = 2**24

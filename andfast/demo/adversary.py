@@ -16,7 +16,12 @@ from torch import Tensor
 from andfast.data.images import DataError, image_size
 from andfast.data.tensors import to_array, to_tensor
 from andfast.degrade import number_of
-from andfast.degraded_images import (
+from andfast.demo.models import Offered
+from andfast.losses import Objective, l1_objective
+from andfast.metrics import psnr, psnr_y
+from andfast.ops.theta_layout import ScaleFactors
+from andfast.training.config import AttackConfig, Config, DegradationConfig, TrainConfig
+from andfast.training.degraded_images import (
     ATTACKED,
     CLEAN,
     TYPES,
@@ -26,12 +31,7 @@ from andfast.degraded_images import (
     restored_from,
     shown,
 )
-from andfast.demo.models import Offered
-from andfast.losses import Objective, l1_objective
-from andfast.metrics import psnr, psnr_y
-from andfast.theta import ScaleFactors
-from andfast.training.config import AttackConfig, Config, DegradationConfig, TrainConfig
-from andfast.training.memory import check_search
+from andfast.training.memory_check import check_search
 
 #: The groups of theta that may move by default, by their names in `ScaleFactors`.
 FREE = tuple(field.name for field in fields(ScaleFactors) if math.isfinite(getattr(ScaleFactors(), field.name)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from andfast.command_line import one_line
-from andfast.memory import is_out_of_memory
-from andfast.upscaling.tiles import NonFiniteError
+from andfast.inference.tiles import NonFiniteError
+from andfast.utils.command_line import one_line
+from andfast.utils.memory import is_out_of_memory
 
 
 def explain(error: Exception, path: Path) -> str | None:

@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from andfast.command_line import one_line
-from andfast.console import printable
-from andfast.devices import choose_precision
 from andfast.evaluation.models import split_title, title_of
+from andfast.inference.engine import Upscaler
+from andfast.inference.models import find_model, precision_for
 from andfast.models import ModelError
-from andfast.models.views import FrozenView
+from andfast.models.frozen import FrozenView
 from andfast.models.weights import SUFFIXES
 from andfast.pretrained import pretrained_names
-from andfast.training.state import PREVIOUS_FILE, STATE_FILE
-from andfast.upscaling.engine import Upscaler
-from andfast.upscaling.models import find_model, precision_for
+from andfast.training.checkpoints import PREVIOUS_FILE, STATE_FILE
+from andfast.utils.command_line import one_line
+from andfast.utils.console import printable
+from andfast.utils.devices import choose_precision
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def load_offered(
         given: files, TITLE=FILE, or folders, which are searched recursively. What of a folder is no model is named on
             stderr and passed over.
         device: where they go.
-        precision: what they compute in, see `andfast.devices.choose_precision`.
+        precision: what they compute in, see `andfast.utils.devices.choose_precision`.
         tile: see `Upscaler`.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from andfast.data.camera import CameraSettings, bicubic_lr, camera_like, crop_to_multiple
+from andfast.degradation.camera import CameraSettings, bicubic_lr, camera_like, crop_to_multiple
 
 _FIELDS = {"blur": ("blur_sigma", float), "noise": ("noise_sigma", float), "jpeg": ("jpeg_quality", int)}
 BICUBIC = "bicubic"
@@ -24,7 +24,7 @@ class Degradation:
     """How LR images are made.
 
     Attributes:
-        camera: the simulated camera (`andfast.data.camera`); None: bicubic downsampling, and nothing else.
+        camera: the simulated camera (`andfast.degradation.camera`); None: bicubic downsampling, and nothing else.
         seed: of the noise, together with an image's name.
     """
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from andfast.command_line import one_line
 from andfast.data.benchmarks import DataSet, Scene
 from andfast.data.images import DataError, image_size, read_image
 from andfast.data.listing import listed
@@ -22,9 +21,10 @@ from andfast.evaluation.alignment import align
 from andfast.evaluation.degrading import Degradation
 from andfast.evaluation.models import Computing, Contender
 from andfast.evaluation.records import Digests, Record, Records
-from andfast.memory import is_out_of_memory
 from andfast.metrics import Measure
 from andfast.upscale import NonFiniteError
+from andfast.utils.command_line import one_line
+from andfast.utils.memory import is_out_of_memory
 
 
 @dataclass

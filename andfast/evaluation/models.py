@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from andfast.data.tensors import to_tensor
+from andfast.inference.engine import Upscaler
+from andfast.inference.models import find_model
 from andfast.models import ModelError
 from andfast.pretrained import model_file, pretrained_names
 from andfast.training.validation import bicubic_upsample
-from andfast.upscaling.engine import Upscaler
-from andfast.upscaling.models import find_model
 
 BICUBIC = "bicubic interpolation"
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from andfast.files import make_folder, sync
+from andfast.utils.files import make_folder, sync
 
 RECORDS_FILE = "images.jsonl"
 

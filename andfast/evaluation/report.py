@@ -14,7 +14,7 @@ from andfast.data.pairs import cut_to_fit
 from andfast.evaluation.alignment import Alignment
 from andfast.evaluation.measuring import Outcome, Plan
 from andfast.evaluation.records import Record
-from andfast.files import written_whole
+from andfast.utils.files import written_whole
 
 _KINDS = {"pairs": "pairs", "LR": "LR images alone", "HR": "originals made small"}
 

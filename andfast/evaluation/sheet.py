@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from andfast.data.tensors import to_array
 from andfast.evaluation.measuring import Outcome, Plan
 from andfast.evaluation.models import Contender
-from andfast.training.sheet import draw_sheet
+from andfast.training.samples import draw_sheet
 
 ROWS = 6
 SIZE = 192

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from andfast.files import written_whole
+from andfast.utils.files import written_whole
 
 FEATURES = 36
 """How many numbers NIQE tells of a block: 18 at each of two scales."""

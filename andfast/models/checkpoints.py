@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from andfast.files import write_torch, written_whole
 from andfast.models.compact import Compact
 from andfast.models.rrdbnet import RRDBNet
 from andfast.models.weights import SUFFIXES, ModelError, Shapes, UnknownModelError, portable, read_model, some
+from andfast.utils.files import write_torch, written_whole
 
 GENERATORS: dict[str, type[nn.Module]] = {"rrdbnet": RRDBNet, "compact": Compact}
 """The generators by the names that configurations and model files use."""

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from andfast.files import write_torch, written_whole
 from andfast.models.spectral_norm import SpectralNormConv2d
 from andfast.models.weights import Shapes, UnknownModelError, portable, read_model, some
+from andfast.utils.files import write_torch, written_whole
 
 _SLOPE = 0.2
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from andfast.models.weights import ModelError
-from andfast.optional import NOT_INSTALLED, problem_of
+from andfast.utils.optional import NOT_INSTALLED, problem_of
 
 # What chaiNNer, TensorRT and onnxruntime of the last years all know.
 _OPSET = 17

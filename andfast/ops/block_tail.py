@@ -1,8 +1,8 @@
 """What comes after a block's convolution, in one pass over memory: compiled operators (csrc/).
 
 `torch.ops.andfast.*`, all on contiguous tensors in channels-last order, (B, H, W, C), of type T; networks N, image b
-belonging to network b // (B / N); `noise` and `seed` as in `andfast.ops.kernels.Noise`, `bend` (N,) and `signs`
-(B, H, W, ceil(C / 8)) as in `andfast.ops.kernels.Kernels`:
+belonging to network b // (B / N); `noise` and `seed` as in `network_kernels.Noise`, `bend` (N,) and `signs`
+(B, H, W, ceil(C / 8)) as in `network_kernels.Kernels`:
 
 * `block_tail(a, b?, bend, noise, seed?, layer, border) -> (y, signs)`: z = a + b, y = z + bend min(z, 0) + noise. y has
   a replicated border of `border` (0 or 1) pixels around it: the next convolution then needs no padding.
@@ -20,9 +20,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from andfast.ops import backends
+from andfast.ops import dispatch
 
-if "cpu" not in backends.unavailable:
+if "cpu" not in dispatch.unavailable:
 
     def _signs(shape: torch.Size, like: Tensor) -> Tensor:
         return like.new_empty((*shape[:3], (shape[3] + 7) // 8), dtype=torch.uint8)

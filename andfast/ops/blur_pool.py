@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops import backends
+from andfast.ops import dispatch
 
 
 @lru_cache
@@ -54,7 +54,7 @@ def blur_pool(image: Tensor, scale: int) -> Tensor:
     height, width = image.shape[-2:]
     if height % scale or width % scale:
         raise ValueError(f"image is {height} x {width}; both must be multiples of the scale, {scale}")
-    return backends.select("blur_pool", image)(image, scale)
+    return dispatch.select("blur_pool", image)(image, scale)
 
 
 def _blur_pool_compiled(image: Tensor, scale: int) -> Tensor:
@@ -70,10 +70,10 @@ def in_channels_last(operator: Callable[[Tensor, int], Tensor], image: Tensor, s
     return operator(planes, scale).squeeze(-1).unflatten(0, image.shape[:2])
 
 
-backends.register("blur_pool", "reference", blur_pool_reference)
-backends.register("blur_pool", "cpu", _blur_pool_compiled, device="cpu", dtypes=(torch.float32, torch.bfloat16))
+dispatch.register("blur_pool", "reference", blur_pool_reference)
+dispatch.register("blur_pool", "cpu", _blur_pool_compiled, device="cpu", dtypes=(torch.float32, torch.bfloat16))
 _CUDA_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-backends.register("blur_pool", "cuda", _blur_pool_compiled, device="cuda", dtypes=_CUDA_TYPES)
+dispatch.register("blur_pool", "cuda", _blur_pool_compiled, device="cuda", dtypes=_CUDA_TYPES)
 
 
 def register_pooling(pool: str, grad: str) -> None:
@@ -104,5 +104,5 @@ def register_pooling(pool: str, grad: str) -> None:
         torch.library.register_autograd(name, backward, setup_context=setup)
 
 
-if "cpu" not in backends.unavailable:
+if "cpu" not in dispatch.unavailable:
     register_pooling("andfast::blur_pool", "andfast::blur_pool_grad")

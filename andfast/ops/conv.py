@@ -18,9 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from andfast.ops import backends
+from andfast.ops import dispatch
 
-if "cpu" not in backends.unavailable:
+if "cpu" not in dispatch.unavailable:
 
     @torch.library.register_fake("andfast::conv")
     def _(x: Tensor, weights: Tensor, padding: int, backward: bool) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops import backends
-from andfast.ops.generator_kernels import generator_kernels_of
-from andfast.ops.kernels import CPU_TYPES, GPU_TYPES
+from andfast.ops import dispatch
+from andfast.ops.backends.generator_kernels import generator_kernels_of
+from andfast.ops.backends.network_kernels import CPU_TYPES, GPU_TYPES
 
 
 def conv_act_reference(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | float | None = None) -> Tensor:
@@ -55,7 +55,7 @@ def conv_act(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | float | No
             raise ValueError(f"slope has shape {tuple(slope.shape)}; it must be {tuple(bias.shape)}, like bias")
         if torch.is_grad_enabled() and slope.requires_grad:  # its gradient needs z
             return F.prelu(conv_act(x, weight, bias), slope.to(x.dtype))
-    backend = backends.select_name("conv_act", x)
+    backend = dispatch.select_name("conv_act", x)
     if backend == "reference":
         return conv_act_reference(x, weight, bias, slope.to(x.dtype) if isinstance(slope, Tensor) else slope)
     if isinstance(slope, float | int):
@@ -189,7 +189,7 @@ def _autograd(ctx: torch.autograd.function.FunctionCtx, grads: list[Tensor | Non
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
-backends.register("conv_act", "reference", conv_act_reference)
-backends.register("conv_act", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
-backends.register("conv_act", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
-backends.register("conv_act", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)
+dispatch.register("conv_act", "reference", conv_act_reference)
+dispatch.register("conv_act", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
+dispatch.register("conv_act", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
+dispatch.register("conv_act", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops import backends, large_tiles
+from andfast.ops import dispatch, large_tiles
 from andfast.ops.conv_act import check_conv, check_image, conv_act, dense_weight, nhwc, wants_reference
 
 
@@ -78,7 +78,7 @@ def by_rows(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or wants_reference() or not large_tiles.allowed():
         return False
     narrow = x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
-    return not narrow and backends.select_name("conv_act", x) == "cpu"
+    return not narrow and dispatch.select_name("conv_act", x) == "cpu"
 
 
 def _slopes(conv: ChainConv) -> Tensor | None:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops import backends, block_tail  # noqa: F401  block_tail registers its operators
-from andfast.ops.kernels import CPU_TYPES, GPU_TYPES, Kernels, Noise, kernels_of
+from andfast.ops import block_tail, dispatch  # noqa: F401  block_tail registers its operators
+from andfast.ops.backends.network_kernels import CPU_TYPES, GPU_TYPES, Kernels, Noise, kernels_of
 from andfast.ops.noise import gaussian_field
 
 
@@ -111,7 +111,7 @@ def degradation_block(
         TypeError, ValueError: an argument is of the wrong type, shape or device; the message names it.
     """
     _check(x, centre, deviation, bend, noise, seed)
-    backend = backends.select_name("degradation_block", x)
+    backend = dispatch.select_name("degradation_block", x)
     if backend == "reference":
         return degradation_block_reference(x, centre, deviation, bend, noise, seed, layer)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, centre, deviation, bend, noise))
@@ -301,7 +301,7 @@ def _autograd(ctx: torch.autograd.function.FunctionCtx, grads: list[Tensor | Non
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
-backends.register("degradation_block", "reference", degradation_block_reference)
-backends.register("degradation_block", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
-backends.register("degradation_block", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
-backends.register("degradation_block", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)
+dispatch.register("degradation_block", "reference", degradation_block_reference)
+dispatch.register("degradation_block", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
+dispatch.register("degradation_block", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
+dispatch.register("degradation_block", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)

@@ -12,13 +12,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from andfast.ops import backends
+from andfast.ops import dispatch
+from andfast.ops.backends.network_kernels import CPU_TYPES, GPU_TYPES, Kernels, Noise, kernels_of
 from andfast.ops.blur_pool import blur_pool_reference, pooling_taps
 from andfast.ops.degradation_block import one_network_block, split_conv
-from andfast.ops.kernels import CPU_TYPES, GPU_TYPES, Kernels, Noise, kernels_of
 from andfast.ops.noise import gaussian_field
 from andfast.ops.rotate_taps import rotate_taps
-from andfast.theta import ThetaLayout, moment_basis
+from andfast.ops.theta_layout import ThetaLayout, moment_basis
 
 
 def degradation_forward_reference(
@@ -71,7 +71,7 @@ def degradation_forward(
     """
     _check(hr, theta_id, delta, noise_seed, layout)
     probe = hr.new_empty(0, dtype=dtype)
-    backend = backends.select_name("degradation_forward", probe)
+    backend = dispatch.select_name("degradation_forward", probe)
     if backend == "reference":
         return degradation_forward_reference(hr, theta_id, delta, noise_seed, layout, dtype)
     sizes = (layout.scale, layout.channels, layout.blocks, layout.noise_kind == "gaussian")
@@ -365,7 +365,7 @@ def _autograd(ctx: torch.autograd.function.FunctionCtx, grads: list[Tensor | Non
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
-backends.register("degradation_forward", "reference", degradation_forward_reference)
-backends.register("degradation_forward", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
-backends.register("degradation_forward", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
-backends.register("degradation_forward", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)
+dispatch.register("degradation_forward", "reference", degradation_forward_reference)
+dispatch.register("degradation_forward", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
+dispatch.register("degradation_forward", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
+dispatch.register("degradation_forward", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops import backends
+from andfast.ops import dispatch
+from andfast.ops.backends.generator_kernels import GAIN, SLOPE, generator_kernels_of
+from andfast.ops.backends.network_kernels import CPU_TYPES, GPU_TYPES
 from andfast.ops.conv_act import cast, check_conv, check_image, dense_weight, nhwc, wants_reference
-from andfast.ops.generator_kernels import GAIN, SLOPE, generator_kernels_of
-from andfast.ops.kernels import CPU_TYPES, GPU_TYPES
 
 
 def dense_block_reference(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -65,7 +65,7 @@ def dense_block(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) 
     features, growth = x.shape[1], weights[0].shape[0]
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         check_conv(x, weight, bias, features + k * growth, growth if k < 4 else features)
-    backend = backends.select_name("dense_block", x)
+    backend = dispatch.select_name("dense_block", x)
     if backend == "reference":
         return dense_block_reference(x, weights, biases)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *biases))
@@ -147,7 +147,7 @@ def _autograd(ctx: torch.autograd.function.FunctionCtx, grads: list[Tensor | Non
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
-backends.register("dense_block", "reference", dense_block_reference)
-backends.register("dense_block", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
-backends.register("dense_block", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
-backends.register("dense_block", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)
+dispatch.register("dense_block", "reference", dense_block_reference)
+dispatch.register("dense_block", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
+dispatch.register("dense_block", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
+dispatch.register("dense_block", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)

@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from andfast.ops import backends
-from andfast.shares import draw_rows
+from andfast.ops import dispatch
+from andfast.utils.rng import draw_rows
 
 
 def identity_centres(
@@ -47,7 +47,7 @@ def identity_centres(
             generator,
         )
         centres.append((centre * (2 / (into + out)) ** 0.5).to(dtype).float())
-    return [*centres, backends.select("identity_last", centres[0])(centres)]
+    return [*centres, dispatch.select("identity_last", centres[0])(centres)]
 
 
 def identity_last_reference(centres: list[Tensor]) -> Tensor:
@@ -66,13 +66,13 @@ def _identity_last_compiled(centres: list[Tensor]) -> Tensor:
     return torch.ops.andfast.identity_last(centres)
 
 
-backends.register("identity_last", "reference", identity_last_reference)
+dispatch.register("identity_last", "reference", identity_last_reference)
 # A few products of small matrices in float64, once a batch: nothing that Triton would do better than the library.
-backends.register("identity_last", "triton", identity_last_reference, device="cuda", dtypes=(torch.float32,))
+dispatch.register("identity_last", "triton", identity_last_reference, device="cuda", dtypes=(torch.float32,))
 for _device in ("cpu", "cuda"):
-    backends.register("identity_last", _device, _identity_last_compiled, device=_device, dtypes=(torch.float32,))
+    dispatch.register("identity_last", _device, _identity_last_compiled, device=_device, dtypes=(torch.float32,))
 
-if "cpu" not in backends.unavailable:
+if "cpu" not in dispatch.unavailable:
 
     @torch.library.register_fake("andfast::identity_last")
     def _(centres: list[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from andfast.ops import backends
+from andfast.ops import dispatch
 
 _allowed = ContextVar("large_tiles_allowed", default=False)
 
@@ -39,7 +39,7 @@ def allow() -> Iterator[None]:
         _allowed.reset(token)
 
 
-if "cpu" not in backends.unavailable:
+if "cpu" not in dispatch.unavailable:
 
     @torch.library.register_fake("andfast::large_chain")
     def _(

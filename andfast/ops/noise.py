@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from andfast.ops import backends
+from andfast.ops import dispatch
 
 _WORD = 0xFFFFFFFF
 
@@ -63,7 +63,7 @@ def gaussian_field(seed: Tensor, layer: int, images: int, size: tuple[int, int])
         (images, 1, H, W) float32. Four neighbouring pixels (in row-major order) share one Philox draw, turned
         normal by Box and Muller's transform. All backends give the same numbers, up to the last digits of float32.
     """
-    return backends.select("gaussian_field", seed)(seed, layer, images, size)
+    return dispatch.select("gaussian_field", seed)(seed, layer, images, size)
 
 
 def _gaussian_field_compiled(seed: Tensor, layer: int, images: int, size: tuple[int, int]) -> Tensor:
@@ -71,11 +71,11 @@ def _gaussian_field_compiled(seed: Tensor, layer: int, images: int, size: tuple[
     return torch.ops.andfast.gaussian_field(seed.reshape(1), layer, images, *size).unsqueeze(1)
 
 
-backends.register("gaussian_field", "reference", gaussian_field_reference)
+dispatch.register("gaussian_field", "reference", gaussian_field_reference)
 for _device in ("cpu", "cuda"):
-    backends.register("gaussian_field", _device, _gaussian_field_compiled, device=_device)
+    dispatch.register("gaussian_field", _device, _gaussian_field_compiled, device=_device)
 
-if "cpu" not in backends.unavailable:
+if "cpu" not in dispatch.unavailable:
 
     @torch.library.register_fake("andfast::gaussian_field")
     def _(seed: Tensor, layer: int, images: int, height: int, width: int) -> Tensor:

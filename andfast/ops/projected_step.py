@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from andfast.ops import backends
+from andfast.ops import dispatch
 
 
 def scaled_norm(delta: Tensor, inv_scale: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def projected_step(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: fl
         ValueError: an argument has the wrong shape, device or value.
     """
     _check(delta, grad, inv_scale, step_size, epsilon)
-    run = backends.select("projected_step", delta)
+    run = dispatch.select("projected_step", delta)
     tensors = (tensor.detach().contiguous() for tensor in (delta, grad, inv_scale))
     return run(*tensors, float(step_size), float(epsilon))
 
@@ -107,11 +107,11 @@ def _projected_step_compiled(
     return torch.ops.andfast.projected_step(delta, grad, inv_scale, step_size, epsilon)
 
 
-backends.register("projected_step", "reference", projected_step_reference)
+dispatch.register("projected_step", "reference", projected_step_reference)
 for _device in ("cpu", "cuda"):
-    backends.register("projected_step", _device, _projected_step_compiled, device=_device, dtypes=(torch.float32,))
+    dispatch.register("projected_step", _device, _projected_step_compiled, device=_device, dtypes=(torch.float32,))
 
-if "cpu" not in backends.unavailable:
+if "cpu" not in dispatch.unavailable:
 
     @torch.library.register_fake("andfast::projected_step")
     def _(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from andfast.ops import backends
+from andfast.ops import dispatch
 
 
 def rotate_taps_reference(matrix: Tensor, basis: Tensor) -> Tensor:
@@ -23,12 +23,12 @@ def rotate_taps(matrix: Tensor, basis: Tensor) -> Tensor:
     Returns:
         (N, 9 K), contiguous.
     """
-    if matrix.device.type == "cpu" and "cpu" not in backends.unavailable:
+    if matrix.device.type == "cpu" and "cpu" not in dispatch.unavailable:
         return torch.ops.andfast.rotate_taps(matrix, basis)  # csrc/cpu/rotate_taps.cpp
     return rotate_taps_reference(matrix, basis)
 
 
-if "cpu" not in backends.unavailable:
+if "cpu" not in dispatch.unavailable:
 
     @torch.library.register_fake("andfast::rotate_taps")
     def _(matrix: Tensor, basis: Tensor) -> Tensor:

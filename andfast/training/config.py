@@ -9,11 +9,11 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from andfast.attack import BSRGAN, PGD, YOPO, Attack, Bicubic, Free, Lens, Noise, Random, RealESRGAN, Style, Subset
-from andfast.degradation import DegradationNetwork
-from andfast.devices import choose_precision
-from andfast.theta import ScaleFactors
+from andfast.degradation.network import DegradationNetwork
+from andfast.ops.theta_layout import ScaleFactors
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
-from andfast.training.micro_batch import MicroBatchedNetwork, check_micro_batch
+from andfast.training.micro_batches import MicroBatchedNetwork, check_micro_batch
+from andfast.utils.devices import choose_precision
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from andfast.training.world import World
+from andfast.training.distributed import World
 
 
 class Guard:

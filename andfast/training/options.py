@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, Namespace, set_loader
 from jsonargparse.typing import Path_fr
 
 from andfast.training.config import Config
-from andfast.yaml_files import dump_yaml, load_yaml, parse, read_text
+from andfast.utils.yaml_files import dump_yaml, load_yaml, parse, read_text
 
 __all__ = ["Parser", "dump_yaml", "join_lists", "make_parser", "parse_config"]
 
@@ -39,7 +39,7 @@ set_loader("andfast", _load, (yaml.YAMLError, ValueError))
 
 
 class Parser(ArgumentParser):
-    """Reads files as `andfast.yaml_files`, and adds the allowed names to the message about an unknown one."""
+    """Reads files as `andfast.utils.yaml_files`, and adds the allowed names to the message about an unknown one."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options | {"parser_mode": "andfast"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from andfast.shares import SharedGenerator
+from andfast.utils.rng import SharedGenerator
 
 # Between a stream's numbers and the process that has one of its own.
 _OWN = 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from andfast.training.log import RunLog
+from andfast.training.logging import RunLog
 
 
 class DivergedError(RuntimeError):
@@ -28,7 +28,7 @@ class DivergedError(RuntimeError):
 
 @dataclass
 class StepResult:
-    """What a training step found: the mean loss, and what `andfast.training.statistics` says of its adversary.
+    """What a training step found: the mean loss, and what `andfast.training.step_metrics` says of its adversary.
 
     `skipped` says how many updates in a row have been left out by now, for they were no numbers; of a good one 0.
     `terms` has what there is with ANDGAN alone: the loss's terms, and what the discriminator found.

@@ -19,24 +19,11 @@ from tqdm import tqdm
 from andfast.data.cache import cache_images
 from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, Source, make_loader
-from andfast.files import make_folder, remove_unfinished, sync, write_text, write_torch, written_whole
-from andfast.host_memory import keep_freed_memory
-from andfast.locks import locked
-from andfast.memory import free_memory, is_out_of_memory
 from andfast.models import save_discriminator, save_model
-from andfast.ops import backends
-from andfast.shares import own_places
+from andfast.models.compilation import CompileError
+from andfast.ops import dispatch
 from andfast.training.best import BEST_FILE, BestModel
-from andfast.training.compilation import CompileError
-from andfast.training.config import Config
-from andfast.training.images import Skipped, find_images
-from andfast.training.log import RunLog
-from andfast.training.memory import describe_memory, estimate_memory, remedies
-from andfast.training.options import dump_yaml
-from andfast.training.readout import DivergedError, Readout
-from andfast.training.records import METRICS_FILE, RunRecordError, lacks_validation
-from andfast.training.sheet import sample_sheet
-from andfast.training.state import (
+from andfast.training.checkpoints import (
     PREVIOUS_FILE,
     STATE_FILE,
     different,
@@ -46,14 +33,27 @@ from andfast.training.state import (
     make_newest,
     save_state,
 )
-from andfast.training.stop import StopSignal
+from andfast.training.config import Config
+from andfast.training.data_wait import DataWait
+from andfast.training.distributed import LostError, World
+from andfast.training.images import Skipped, find_images
+from andfast.training.logging import RunLog
+from andfast.training.memory_check import describe_memory, estimate_memory, remedies
+from andfast.training.options import dump_yaml
+from andfast.training.readout import DivergedError, Readout
+from andfast.training.records import METRICS_FILE, RunRecordError, lacks_validation
+from andfast.training.samples import sample_sheet
+from andfast.training.signals import StopSignal
 from andfast.training.summary import summarise
 from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
-from andfast.training.waiting import DataWait
 from andfast.training.wandb_run import WANDB_FILE, WandbError, import_wandb
-from andfast.training.world import LostError, World
 from andfast.upscale import NonFiniteError
+from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.files import make_folder, remove_unfinished, sync, write_text, write_torch, written_whole
+from andfast.utils.locks import locked
+from andfast.utils.memory import free_memory, is_out_of_memory
+from andfast.utils.rng import own_places
 
 BAD_BATCH = "bad_batch.pt"
 DISCRIMINATOR_FILE = "discriminator.pth"
@@ -99,7 +99,7 @@ class Run:
                 keep_freed_memory()
             network = self.trainer.degradation(1)  # refuses what it cannot be made from
             try:
-                backends.select_name("degradation_forward", network.theta_id.to(network.dtype))
+                dispatch.select_name("degradation_forward", network.theta_id.to(network.dtype))
             except RuntimeError as error:  # one is forced that is not there
                 raise ValueError(error) from error
             if self.world.main:

@@ -13,24 +13,24 @@ from torch import Tensor, nn
 
 from andfast.attack import AttackResult, Free, Simulated
 from andfast.attack.budget import network_psnr
-from andfast.degradation import DegradationNetwork
-from andfast.devices import choose_precision
+from andfast.degradation.network import DegradationNetwork
 from andfast.losses import GeneratorLoss, Objective, generator_objective, l1_objective
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
-from andfast.models.views import FrozenView, View
-from andfast.shares import own_places
-from andfast.training.compilation import FirstPass, compile_regions, wants_compile
+from andfast.models.compilation import FirstPass, compile_regions, wants_compile
+from andfast.models.frozen import FrozenView, View
 from andfast.training.config import Config
-from andfast.training.discrimination import Discrimination
+from andfast.training.discriminator import Discrimination
+from andfast.training.distributed import World, averaged_at_last
 from andfast.training.guard import Guard
-from andfast.training.micro_batch import by_images
+from andfast.training.hr_blur import soften_patches
+from andfast.training.micro_batches import by_images
 from andfast.training.mixing import Mixer
 from andfast.training.optimizer import begin_update, gradient_norm, guarded_adam, load_adam
 from andfast.training.randomness import step_generator
 from andfast.training.readout import PendingStep
-from andfast.training.softening import soften_patches
-from andfast.training.statistics import attacked, of_all, unattacked
-from andfast.training.world import World, averaged_at_last
+from andfast.training.step_metrics import attacked, of_all, unattacked
+from andfast.utils.devices import choose_precision
+from andfast.utils.rng import own_places
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
 RAMP_DB = 20.0

@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from andfast.data.camera import bicubic_lr, camera_like, crop_to_multiple
 from andfast.data.images import DataError
 from andfast.data.pairs import Pair, read_pair
 from andfast.data.patches import too_small
 from andfast.data.tensors import to_tensor
+from andfast.degradation.camera import bicubic_lr, camera_like, crop_to_multiple
 from andfast.metrics import FIDELITY, SSIM_WINDOW
-from andfast.training.stop import StopSignal
-from andfast.training.world import World
+from andfast.training.distributed import World
+from andfast.training.signals import StopSignal
 from andfast.upscale import upscale_tensor
 
 # Held-out images may be of any size; so much of their middle is enough, and bounds the time.
@@ -55,7 +55,7 @@ class Validator:
     """Validates under several degradations: PSNR and SSIM on Y, border of `scale` pixels cut, mean over the images.
 
     "bicubic": LR made by Pillow's bicubic downsampling. "camera": blur, noise and JPEG, which no degradation
-    network has a part in (`andfast.data.camera`). "pairs": camera-captured pairs, where given.
+    network has a part in (`andfast.degradation.camera`). "pairs": camera-captured pairs, where given.
 
     Args:
         held_out: HR images, uint8 (H, W, 3), H and W multiples of `scale`.

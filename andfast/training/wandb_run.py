@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from andfast.files import write_text
+from andfast.utils.files import write_text
 
 #: In the run folder: the id by which wandb knows the run, so that a resumed run goes on there as well.
 WANDB_FILE = "wandb_id.txt"

@@ -111,7 +111,7 @@ void conv_block(const float* x, const Weights& weights, const float* bend, const
 void conv_weight_grad(const float* x, const float* dz, float* grad, ConvShape shape, int64_t padding, WeightSteps steps,
                       ParallelFor parallel_for);
 
-// The operators of andfast/ops/generator_library.py. T: float or bfloat16; slope is (channels); signs may be null.
+// The operators of andfast/ops/backends/generator_library.py. T: float or bfloat16; slope is (channels); signs may be null.
 template <typename T>
 void leaky(const T* z, const float* slope, T* y, uint8_t* signs, int64_t pixels, int64_t channels,
            ParallelFor parallel_for);

@@ -1,5 +1,5 @@
 // What stands between the generators' convolutions where these are a library's: LeakyReLU with the signs for the way
-// back, and weights turned round for the gradients of inputs. andfast/ops/generator_library.py says what they compute.
+// back, and weights turned round for the gradients of inputs. andfast/ops/backends/generator_library.py says what they compute.
 #include <vector>
 
 #include "rows.h"

@@ -19,7 +19,7 @@ from andfast.data.cache import cache_images
 from andfast.data.cached_image import CachedImage, UnreadableImage
 from andfast.data.images import DataError, ImageError, write_png
 from andfast.data.patches import ImageFile, PatchBatches, make_loader, scan_images
-from andfast.locks import locked
+from andfast.utils.locks import locked
 
 PATCH = 24
 SIDE = 40

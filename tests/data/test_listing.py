@@ -8,7 +8,7 @@ from PIL import Image
 
 from andfast.data.images import DataError, read_image
 from andfast.data.listing import IMAGE_SUFFIXES, list_images, look_through, no_images, told
-from andfast.upscaling.formats import read_picture
+from andfast.inference.formats import read_picture
 
 
 def make(root, *names):

@@ -17,10 +17,10 @@ from andfast.demo.adversary import FREE, Choice, attack
 from andfast.demo.failures import explain
 from andfast.demo.findings import figures, table
 from andfast.demo.models import load_offered
-from andfast.devices import AUTOMATIC
 from andfast.models import build_generator, save_model
 from andfast.ops.blur_pool import blur_pool
-from andfast.training import memory
+from andfast.training import memory_check
+from andfast.utils.devices import AUTOMATIC
 
 QUICK = {"crop": 32, "steps": 1}
 MANY = 10**6
@@ -146,7 +146,7 @@ def test_images_that_are_refused(tmp_path, photo, offered, monkeypatch):
         attack(tmp_path / "flat.png", offered, Choice(**QUICK), MANY)
     with pytest.raises(DataError, match="48 x 44 pixels; more than 2000 are refused"):
         attack(photo, offered, Choice(**QUICK), 2000)
-    monkeypatch.setattr(memory, "free_memory", lambda device: 2**20)
+    monkeypatch.setattr(memory_check, "free_memory", lambda device: 2**20)
     with pytest.raises(MemoryError) as error:
         attack(photo, offered, Choice(**QUICK), MANY)
     assert re.match(r"a photo\.png: out of memory \(needs about \S+ GiB of 0.0 GiB free\)", explain(error.value, photo))

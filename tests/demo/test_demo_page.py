@@ -17,8 +17,8 @@ from skimage import data
 from upscaling_models import compact, noise
 
 import andfast
+from andfast.inference.formats import Picture, read_picture, write_picture
 from andfast.models import save_model
-from andfast.upscaling.formats import Picture, read_picture, write_picture
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")

@@ -8,8 +8,8 @@ from PIL import Image
 from upscaling_models import compact
 
 from andfast.demo.models import Offered
-from andfast.models.views import FrozenView
-from andfast.upscaling.engine import Upscaler
+from andfast.inference.engine import Upscaler
+from andfast.models.frozen import FrozenView
 
 pytest.importorskip("gradio")
 from fastapi.testclient import TestClient

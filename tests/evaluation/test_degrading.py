@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from study_images import photograph
 
-from andfast.data.camera import CameraSettings, bicubic_lr, camera_like
+from andfast.degradation.camera import CameraSettings, bicubic_lr, camera_like
 from andfast.evaluation.degrading import name_seed, parse_degradation
 
 

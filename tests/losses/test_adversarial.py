@@ -7,7 +7,7 @@ from scipy.special import expit, log_expit
 
 from andfast.losses import GAN_LOSSES, AdversarialLoss, discriminator_loss
 from andfast.models import build_discriminator
-from andfast.models.views import FrozenView, View
+from andfast.models.frozen import FrozenView, View
 
 SHAPES = [(4,), (4, 1), (4, 1, 3, 5)]
 

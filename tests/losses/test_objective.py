@@ -19,8 +19,8 @@ from andfast.losses import (
     l1_objective,
 )
 from andfast.models import build_discriminator
-from andfast.models.views import FrozenView
-from andfast.training.micro_batch import by_images
+from andfast.models.frozen import FrozenView
+from andfast.training.micro_batches import by_images
 
 
 def edges(image):

@@ -1,4 +1,4 @@
-"""NIQE against an implementation of its own in NumPy and SciPy (tests/plain_niqe.py)."""
+"""NIQE against an implementation of its own in NumPy and SciPy (tests/helpers/plain_niqe.py)."""
 
 import numpy as np
 import plain_niqe
@@ -7,8 +7,8 @@ import scipy.io
 import skimage.data
 import torch
 
-from andfast.data.camera import gaussian_blur
 from andfast.data.tensors import to_tensor
+from andfast.degradation.camera import gaussian_blur
 from andfast.metrics import PristineModel, load_pristine, niqe
 from andfast.metrics.matlab import halve
 from andfast.metrics.pristine import PristineError, gaussian_window, save_pristine

@@ -18,7 +18,7 @@ from andfast.models import (
     load_model,
     save_model,
 )
-from andfast.models.views import FrozenView, View
+from andfast.models.frozen import FrozenView, View
 
 # Per stage, in the order of BasicSR's classes.
 VGG_128 = """

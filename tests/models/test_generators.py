@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from generator_checks import distance, kept_bytes
 
 from andfast.models import GENERATORS, Compact, RRDBNet, build_generator
-from andfast.ops import backends, use_backend
+from andfast.ops import dispatch, use_backend
 
 SMALL = {"rrdbnet": {"features": 8, "blocks": 2, "growth": 4}, "compact": {"features": 8, "convs": 2}}
 SCALES = [("rrdbnet", scale) for scale in (1, 2, 4)] + [("compact", scale) for scale in (1, 2, 3, 4, 5)]
@@ -192,7 +192,7 @@ def test_refused(name, options, said):
         build_generator(name, **options)
 
 
-@pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+@pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 @pytest.mark.parametrize(("name", "scale"), [("rrdbnet", 4), ("rrdbnet", 2), ("compact", 3)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_fused_generators_compute_what_plain_ones_do(name, scale, memory_format):
@@ -212,7 +212,7 @@ def test_fused_generators_compute_what_plain_ones_do(name, scale, memory_format)
         assert (one - other).norm() <= 1e-5 * other.norm()
 
 
-@pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+@pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 @pytest.mark.parametrize("name", GENERATORS)
 def test_frozen_generators_keep_signs_alone(name):
     """What an attack's pass keeps: a bit for each activation, where PyTorch keeps the activations."""
@@ -232,8 +232,8 @@ def test_frozen_generators_keep_signs_alone(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_on_a_gpu(backend, name, dtype):
     """At most twice the error of plain PyTorch in the type, both against float64."""
-    if backend in backends.unavailable:
-        pytest.skip(backends.unavailable[backend])
+    if backend in dispatch.unavailable:
+        pytest.skip(dispatch.unavailable[backend])
     model = small(name, 4).to("cuda")
     image, grad = torch.rand(2, 3, 9, 11, device="cuda"), torch.rand(2, 3, 36, 44, device="cuda")
 

@@ -11,6 +11,7 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
+from andfast.inference.models import find_model
 from andfast.models import (
     Compact,
     ModelError,
@@ -21,7 +22,6 @@ from andfast.models import (
     save_model,
 )
 from andfast.models.weights import read_weights
-from andfast.upscaling.models import find_model
 
 
 def rrdbnet():

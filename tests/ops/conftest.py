@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from andfast.ops import backends, use_backend
+from andfast.ops import dispatch, use_backend
 
 
 @pytest.fixture(params=["the default", "reference"])
@@ -13,8 +13,8 @@ def default_and_reference(request: pytest.FixtureRequest):
     if request.param == "reference":
         with use_backend("reference"):
             yield
-    elif "cpu" in backends.unavailable:
-        pytest.skip(backends.unavailable["cpu"])
+    elif "cpu" in dispatch.unavailable:
+        pytest.skip(dispatch.unavailable["cpu"])
     else:
         yield
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops import backends
+from andfast.ops import dispatch
 from andfast.ops.blur_pool import blur_pool_reference
 from andfast.ops.noise import gaussian_field_reference
 
-pytestmark = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+pytestmark = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 ops = torch.ops.andfast
 
 # One rounding to the type, of numbers of about 1; sums of many differ by more.

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops import backends, conv  # noqa: F401  registers its operators
+from andfast.ops import conv, dispatch  # noqa: F401  registers its operators
 from andfast.ops.rotate_taps import rotate_taps, rotate_taps_reference
 
-pytestmark = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+pytestmark = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 ops = torch.ops.andfast
 
 # Networks, images, size, in, out: single results, odd sizes, rows of more tiles than are transformed together, channels

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from generator_checks import check_against_float64, distance, draw, kept_bytes, passes, poison
 from torch import Tensor
 
-from andfast.ops import backends
+from andfast.ops import dispatch
+from andfast.ops.backends.generator_library import CpuGenerator, LibraryGenerator, unpack_signs
 from andfast.ops.conv_act import conv_act, conv_act_reference
-from andfast.ops.generator_library import CpuGenerator, LibraryGenerator, unpack_signs
 
-pytestmark = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+pytestmark = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 ops = torch.ops.andfast
 
 # Images, size, in, out.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops import _extension, backends, use_backend
+from andfast.ops import _extension, dispatch, use_backend
 from andfast.ops.blur_pool import blur_pool
 from andfast.ops.identity_init import identity_centres
 from andfast.ops.noise import gaussian_field
@@ -356,8 +356,8 @@ def test_wrong_arguments_are_refused(ops, device):
 
 
 def test_schemas_are_those_of_the_extension():
-    if "cpu" in backends.unavailable:
-        pytest.skip(backends.unavailable["cpu"])
+    if "cpu" in dispatch.unavailable:
+        pytest.skip(dispatch.unavailable["cpu"])
     for schema in cuda_on_host.SCHEMAS:
         name = schema.partition("(")[0]
         if hasattr(torch.ops.andfast, name):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from banks import Bank, check, run
+from network_banks import Bank, check, run
 from scipy import ndimage
 from torch import Tensor
 
-from andfast.ops import backends, degradation_block, use_backend
+from andfast.ops import degradation_block, dispatch, use_backend
+from andfast.ops.backends.network_kernels import kernels_of
 from andfast.ops.degradation_block import degradation_block_reference, one_network_block, split_conv
-from andfast.ops.kernels import kernels_of
 from andfast.ops.noise import gaussian_field_reference
 
 
@@ -128,7 +128,7 @@ def test_half_types_keep_small_deviations(dtype):
     assert np.abs(lossy[1]).max() > 0.2 * size_of_effect
 
 
-needs_cpu = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+needs_cpu = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 BACKENDS = [pytest.param("cpu", marks=needs_cpu)]
 
 

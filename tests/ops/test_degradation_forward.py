@@ -3,11 +3,11 @@ import torch
 from networks import check, make, run
 from torch import Tensor
 
-from andfast.ops import backends, degradation_forward, use_backend
+from andfast.ops import degradation_forward, dispatch, use_backend
+from andfast.ops.backends.network_kernels import kernels_of
 from andfast.ops.degradation_forward import degradation_forward_reference
-from andfast.ops.kernels import kernels_of
 
-needs_cpu = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+needs_cpu = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 BACKENDS = [pytest.param("cpu", marks=needs_cpu)]
 HALF = torch.bfloat16
 
@@ -198,5 +198,5 @@ def test_backends_by_type():
     with use_backend("cpu"), pytest.raises(ValueError, match=r"takes torch.float32 or torch.bfloat16 tensors"):
         degradation_forward(hr, network.theta_id, delta, network.noise_seed, network.layout, torch.float16)
     probe = torch.empty(0)
-    assert backends.select_name("degradation_forward", probe) == "cpu"
-    assert backends.select_name("degradation_forward", probe.double()) == "reference"
+    assert dispatch.select_name("degradation_forward", probe) == "cpu"
+    assert dispatch.select_name("degradation_forward", probe.double()) == "reference"

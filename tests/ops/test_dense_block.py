@@ -5,12 +5,12 @@ import torch
 from generator_checks import check_against_float64, distance, draw, kept_bytes, passes
 from torch import Tensor
 
-from andfast.ops import backends, use_backend
+from andfast.ops import dispatch, use_backend
+from andfast.ops.backends.generator_kernels import generator_kernels_of
+from andfast.ops.backends.generator_library import pack_signs, unpack_signs
 from andfast.ops.dense_block import dense_block, dense_block_reference
-from andfast.ops.generator_kernels import generator_kernels_of
-from andfast.ops.generator_library import pack_signs, unpack_signs
 
-pytestmark = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+pytestmark = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 ops = torch.ops.andfast
 
 # Images, size, features, growth: single pixels, odd sizes, channels that fill the registers and bytes or not, rows of

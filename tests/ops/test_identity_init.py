@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from andfast.ops import backends
+from andfast.ops import dispatch
 from andfast.ops.identity_init import identity_centres
 
 pytestmark = pytest.mark.usefixtures("default_and_reference")
@@ -98,7 +98,7 @@ def test_too_few_layers_are_named(widths):
         identity_centres(1, widths)
 
 
-@pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+@pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 def test_operator():
     centres = identity_centres(2, [3, 8, 5], generator=torch.Generator().manual_seed(0))[:-1]
     operator = torch.ops.andfast.identity_last

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from andfast.models import Compact, RRDBNet
-from andfast.ops import backends, large_tiles
+from andfast.ops import dispatch, large_tiles
 from andfast.ops.conv_act import conv_act, conv_act_reference
 from andfast.ops.conv_chain import ChainConv, conv_chain
 from andfast.ops.dense_block import dense_block, dense_block_reference
 
-pytestmark = pytest.mark.skipif("cpu" in backends.unavailable, reason="the extension is not built")
+pytestmark = pytest.mark.skipif("cpu" in dispatch.unavailable, reason="the extension is not built")
 
 
 def draw(*shape, factor=1.0):
@@ -170,7 +170,7 @@ def test_only_where_they_are_allowed_and_nothing_is_kept(monkeypatch):
     """An update must not change because somebody upscaled."""
     calls = []
     real = torch.ops.andfast.large_chain
-    from andfast.ops import generator_winograd
+    from andfast.ops.backends import generator_winograd
 
     class Ops:
         def __getattr__(self, name):

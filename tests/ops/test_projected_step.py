@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from andfast.ops import backends, projected_step, projected_step_reference, scaled_norm, use_backend
+from andfast.ops import dispatch, projected_step, projected_step_reference, scaled_norm, use_backend
 
 # Everything is computed in float64 and rounded once: two correct implementations differ by one rounding.
 TOLERANCE = {torch.float32: {"rtol": 2.4e-7, "atol": 1e-37}, torch.float64: {"rtol": 1e-12, "atol": 0}}
@@ -13,7 +13,7 @@ TOLERANCE = {torch.float32: {"rtol": 2.4e-7, "atol": 1e-37}, torch.float64: {"rt
 # One, a few, around the vector widths, around one and several chunks of the C++ kernel.
 COLUMNS = (1, 3, 17, 1000, 8191, 8193, 40_001)
 
-needs_cpu = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+needs_cpu = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 
 
 @pytest.fixture(params=["reference", pytest.param("cpu", marks=needs_cpu)])

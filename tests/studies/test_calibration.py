@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import andfast
-from andfast.data.camera import gaussian_blur
+from andfast.degradation.camera import gaussian_blur
 from studies import calibration
 from studies.calibration_report import FIGURES, TABLES
 from studies.measures import Measures, measure

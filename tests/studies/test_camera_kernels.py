@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.data.camera import gaussian_blur
+from andfast.degradation.camera import gaussian_blur
 from andfast.ops.blur_pool import blur_pool
 from studies.kernels import MARGIN, Kernel, KernelFit, inside, pooling_kernel, skipped
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from study_images import photograph, write_pairs, write_photographs
 
-from andfast.data.camera import bicubic_lr
 from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
+from andfast.degradation.camera import bicubic_lr
 from andfast.metrics import psnr_y, ssim_y
 from andfast.models import build_generator, save_model
 from andfast.training.images import Skipped, find_images

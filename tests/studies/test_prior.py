@@ -9,7 +9,7 @@ from andfast.attack import Lens
 from andfast.losses import l1_objective
 from andfast.models import Compact
 from andfast.ops.blur_pool import blur_pool
-from andfast.theta import ScaleFactors
+from andfast.ops.theta_layout import ScaleFactors
 from studies.measures import measure
 from studies.prior import GROUPS, Case, Mixture, cases, run
 

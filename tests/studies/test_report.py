@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from andfast.files import write_json
+from andfast.utils.files import write_json
 from studies import report
 from studies.outcome import Outcome, OutcomeError, columns, read_outcome
 from studies.testsets import STRENGTHS

@@ -18,10 +18,10 @@ from vgg_file import WANTED, vgg_features, write_vgg
 
 from andfast import train
 from andfast.losses import generator_objective
-from andfast.measure import peak_memory
 from andfast.models import build_generator, load_discriminator, load_model, save_model
-from andfast.training.memory import estimate_memory, remedies
+from andfast.training.memory_check import estimate_memory, remedies
 from andfast.training.trainer import Trainer
+from bench.peak_memory import peak_memory
 
 GAN = {"loss__gan": 0.1, "discriminator__features": 4, "train__learning_rate": 1e-3}
 UNET = GAN | {"discriminator__name": "unet"}
@@ -330,7 +330,7 @@ def test_a_gradient_of_the_discriminator_that_is_no_number_leaves_its_update_out
 def test_the_estimate_of_memory_knows_the_discriminator(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("andfast.training.memory.CROP", 32)
+    monkeypatch.setattr("andfast.training.memory_check.CROP", 32)
     trainers = []
 
     def steps() -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from andfast.attack import PGD, AttackResult
 from andfast.losses import l1_objective
-from andfast.ops import backends, use_backend
+from andfast.ops import dispatch, use_backend
 from andfast.training.trainer import Trainer
 
-pytestmark = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+pytestmark = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 
 # Blocks of the size that the kernels are made for in little: every layer and way through them is there.
 OPTIONS = {

@@ -7,9 +7,9 @@ import pytest
 from commands import as_options
 
 from andfast import train
-from andfast.ops import backends, use_backend
+from andfast.ops import dispatch, use_backend
 
-pytestmark = pytest.mark.skipif("cpu" in backends.unavailable, reason=backends.unavailable.get("cpu", ""))
+pytestmark = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 
 OPTIONS = {
     "train.iterations": 60,

@@ -11,7 +11,7 @@ from vgg_file import write_vgg
 
 from andfast.losses import GAN_LOSSES, PERCEPTUAL_WEIGHTS, AdversarialLoss, PerceptualLoss, l1_loss
 from andfast.models import DISCRIMINATORS, ModelError, build_discriminator, load_vgg_features
-from andfast.models.views import FrozenView
+from andfast.models.frozen import FrozenView
 from andfast.training.config import _plain
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
 from andfast.training.options import dump_yaml

@@ -12,18 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mortals
+import killable_runs
 import pytest
 import torch
-from mortals import arguments, begin, end, wait_for
+from killable_runs import arguments, begin, end, wait_for
 from PIL import Image
 from runs import content, lines, unfinished
 from safetensors import safe_open
 
 from andfast.models import load_model
+from andfast.training.checkpoints import PREVIOUS_FILE, STATE_FILE, load_newest
 from andfast.training.options import parse_config
 from andfast.training.run import Run
-from andfast.training.state import PREVIOUS_FILE, STATE_FILE, load_newest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images") / "hr"
-    mortals.make_images(folder)
+    killable_runs.make_images(folder)
     return folder
 
 
@@ -55,7 +55,7 @@ def uninterrupted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def _stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    plan = (mortals.signal_at, "andfast.training.trainer.Trainer.train_step", 6, signal.SIGTERM)
+    plan = (killable_runs.signal_at, "andfast.training.trainer.Trainer.train_step", 6, signal.SIGTERM)
     assert end(begin(arguments(folder / "run", images), folder / "output", *plan)) == 128 + signal.SIGTERM
     return folder / "run"
 
@@ -90,14 +90,14 @@ def test_twenty_kills_leave_no_trace(images: Path, tmp_path: Path) -> None:
     options = {"train__iterations": 60, "train__save_every": 1, "data__workers": 1}
     whole, killed, output = tmp_path / "whole", tmp_path / "killed", tmp_path / "output"
     assert end(begin(arguments(whole, images, **options), output)) == 0
-    plans = [(mortals.slow_disk, 0.03)] * 6
-    plans += [(mortals.die_at_file_call, draw.randrange(50)) for _ in range(8)]
-    plans += [(mortals.full_disk, "", draw.randrange(30_000), draw.randrange(8), True) for _ in range(6)]
+    plans = [(killable_runs.slow_disk, 0.03)] * 6
+    plans += [(killable_runs.die_at_file_call, draw.randrange(50)) for _ in range(8)]
+    plans += [(killable_runs.full_disk, "", draw.randrange(30_000), draw.randrange(8), True) for _ in range(6)]
     draw.shuffle(plans)
     before = 0
     for plan in plans:
         process = begin(arguments(killed, images, **options), output, *plan)
-        if plan[0] is mortals.slow_disk:
+        if plan[0] is killable_runs.slow_disk:
             process.join(draw.uniform(0.2, 1.5))
             process.kill()
         assert end(process) in (-signal.SIGKILL, -signal.SIGXFSZ)
@@ -129,7 +129,7 @@ def test_a_damaged_state_is_named_and_the_one_before_is_gone_on_from(
     whole[len(whole) // 2] ^= 16
     state.write_bytes({"flip": whole, "cut": whole[:-1000], "empty": b""}[damage])
     # Killed at once: what is damaged must not take the place of what is whole.
-    calls = [(mortals.die_at_file_call, call) for call in (0, 3, 12)] if damage == "flip" else []
+    calls = [(killable_runs.die_at_file_call, call) for call in (0, 3, 12)] if damage == "flip" else []
     for plan in calls:
         assert live(half, plan) == -signal.SIGKILL
         assert any(
@@ -169,11 +169,11 @@ def test_a_write_that_fails_ends_the_run_and_harms_nothing(
 ) -> None:
     before = {path.name: path.read_bytes() for path in half.iterdir() if path.is_file()}
     if name == "metrics.jsonl":
-        plan = (mortals.full_metrics, half / name, 1)
+        plan = (killable_runs.full_metrics, half / name, 1)
     else:
         path = Path(name)
         # model.pth follows model.safetensors, and of the temporary names both have the same part.
-        plan = (mortals.full_disk, f"{path.stem}-", 100, int(name == "model.pth"))
+        plan = (killable_runs.full_disk, f"{path.stem}-", 100, int(name == "model.pth"))
     if name == "model.best.safetensors":  # so that there is a better one
         (half / name).unlink()
     assert live(half, plan) == 3
@@ -232,7 +232,7 @@ PLACES = {
     "last validation": ("andfast.training.validation.upscale_tensor", 5),
     "sample sheet": ("andfast.training.run.sample_sheet", 1),
     "model": ("andfast.models.checkpoints.save", 1),
-    "state": ("andfast.training.state.seal", 2),
+    "state": ("andfast.training.checkpoints.seal", 2),
     "start": ("andfast.training.run.RunLog.__init__", 0),
     "reading": ("andfast.data.patches.read_image", 1),
 }
@@ -244,7 +244,7 @@ def test_a_signal_stops_and_saves_wherever_it_comes(
     place: str, number: signal.Signals, uninterrupted: Path, live: Callable[..., int], images: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    assert live(run_dir, (mortals.signal_at, *PLACES[place], number)) == 128 + number
+    assert live(run_dir, (killable_runs.signal_at, *PLACES[place], number)) == 128 + number
     step = newest_step(run_dir, images)
     assert step == len([line for line in lines(run_dir) if "validation" not in line])
     assert not unfinished(run_dir)
@@ -256,7 +256,7 @@ def test_a_signal_stops_and_saves_wherever_it_comes(
 def test_a_signal_need_not_wait_for_a_validation(uninterrupted: Path, live: Callable[..., int], tmp_path: Path) -> None:
     """It is made up for, and by a signal then again."""
     run_dir = tmp_path / "run"
-    plan = (mortals.signal_at, "andfast.training.validation.upscale_tensor", 0, signal.SIGTERM)
+    plan = (killable_runs.signal_at, "andfast.training.validation.upscale_tensor", 0, signal.SIGTERM)
     for _ in range(2):
         assert live(run_dir, plan) == 128 + signal.SIGTERM
         assert [line["step"] for line in lines(run_dir)] == [1, 2, 3, 4]
@@ -271,7 +271,7 @@ def test_a_run_that_nobody_listens_to_any_more_is_saved(
 ) -> None:
     """As when Ctrl-C also ends the `tee` behind the run."""
     run_dir = tmp_path / "run"
-    assert live(run_dir, (mortals.lose_listener, 4, number)) == 128 + number
+    assert live(run_dir, (killable_runs.lose_listener, 4, number)) == 128 + number
     assert torch.load(run_dir / STATE_FILE, weights_only=True)["step"] == 5
     assert live(run_dir) == 0
     assert content(run_dir) == content(uninterrupted)
@@ -295,7 +295,7 @@ def test_a_second_signal_ends_a_run_at_once_whatever_it_waits_for(
 ) -> None:
     """Here for images, of which each takes a minute; in a terminal Ctrl-C goes to the workers, too."""
     output = tmp_path / "output"
-    process = begin(arguments(tmp_path / "run", images, data__workers=workers), output, mortals.slow_images, 60)
+    process = begin(arguments(tmp_path / "run", images, data__workers=workers), output, killable_runs.slow_images, 60)
     wait_for(output, "0/12", 1, process)
     send = os.killpg if to_group else os.kill
     send(process.pid, signal.SIGINT)
@@ -310,7 +310,7 @@ def test_a_second_signal_ends_a_run_at_once_whatever_it_waits_for(
 def test_a_run_that_is_killed_takes_its_workers_with_it(images: Path, tmp_path: Path, stopped: bool) -> None:
     """Also those that do nothing more, as in a file system that hangs."""
     output = tmp_path / "output"
-    process = begin(arguments(tmp_path / "run", images, data__workers=3), output, mortals.slow_images, 60)
+    process = begin(arguments(tmp_path / "run", images, data__workers=3), output, killable_runs.slow_images, 60)
     wait_for(output, "0/12", 1, process)
     if stopped:
         os.killpg(process.pid, signal.SIGSTOP)
@@ -323,7 +323,7 @@ def test_a_folder_is_kept_for_one_run_as_long_as_that_lasts(
     images: Path, tmp_path: Path, live: Callable[..., int]
 ) -> None:
     run_dir, output = tmp_path / "run", tmp_path / "first"
-    first = begin(arguments(run_dir, images), output, mortals.slow_images, 60)
+    first = begin(arguments(run_dir, images), output, killable_runs.slow_images, 60)
     wait_for(output, "0/12", 1, first)
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     assert live(run_dir) == 2
@@ -340,7 +340,7 @@ def test_a_run_whose_worker_dies_saves_what_it_has(
     images: Path, uninterrupted: Path, live: Callable[..., int], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    plan = (mortals.die_in_a_worker, "andfast.data.patches.PatchBatches.__getitem__", 7)
+    plan = (killable_runs.die_in_a_worker, "andfast.data.patches.PatchBatches.__getitem__", 7)
     assert live(run_dir, plan, data__workers=1, train__save_every=100) == 3
     message = (tmp_path / "output").read_text()
     assert "stopped at step 7: data worker 0 was killed by SIGKILL" in message

@@ -20,11 +20,11 @@ from PIL import Image
 from andfast import train
 from andfast.data import cache
 from andfast.models import load_model
-from andfast.ops import backends, use_backend
+from andfast.ops import dispatch, use_backend
+from andfast.training.data_wait import DataWait
 from andfast.training.images import Skipped, find_images
 from andfast.training.options import parse_config
 from andfast.training.trainer import Trainer
-from andfast.training.waiting import DataWait
 
 TINY = {
     "train.iterations": 6,
@@ -212,7 +212,7 @@ def test_an_error_in_a_step_ends_the_run_though_workers_wait(tmp_path: Path) -> 
 def test_a_forced_backend_that_is_not_there_is_said_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(backends.unavailable, "cuda", "there is no CUDA device")
+    monkeypatch.setitem(dispatch.unavailable, "cuda", "there is no CUDA device")
     with use_backend("cuda"):
         assert train.main(options(tmp_path / "run")) == 2
     assert "'cuda' is forced, but cannot be used: there is no CUDA device" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from tiny_trainer import make, patches
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from andfast.losses import l1_objective
-from andfast.models.views import FrozenView, View
+from andfast.models.frozen import FrozenView, View
 from andfast.training.readout import DivergedError, PendingStep, Readout, StepResult
 from andfast.training.trainer import Trainer
 

@@ -10,9 +10,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from study_images import photograph, write_pairs
 from torch import Tensor, nn
 
-from andfast.data.camera import bicubic_lr, camera_like
 from andfast.data.images import DataError, read_image
 from andfast.data.pairs import find_pairs
+from andfast.degradation.camera import bicubic_lr, camera_like
 from andfast.training.validation import Validator
 
 

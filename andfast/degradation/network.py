@@ -1,0 +1,173 @@
+"""The degradation prior: slightly deviated identity networks (Sec 3.1 and 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from andfast.ops.blur_pool import blur_pool
+from andfast.ops.degradation_forward import degradation_forward
+from andfast.ops.identity_init import identity_centres
+from andfast.ops.theta_layout import NoiseKind, ThetaLayout
+from andfast.utils.rng import draw_rows
+
+_NO_PARAMETERS = "the network has no parameters yet: call reset_identity(image_size) first"
+
+
+class DegradationNetwork(nn.Module):
+    """A bank of N independent degradation networks F: HR image in, degraded LR image out.
+
+    Each is `blocks` times [conv 3x3 -> LeakyReLU -> noise injection], anti-aliased average pooling by `scale`,
+    the blocks once more, and a last conv 3x3. No biases. All that an adversary may move is one row of a matrix,
+    `theta` = `theta_id` + deviation; after `reset_identity` the deviation is zero and every network of the bank is
+    the identity followed by the pooling.
+
+    With N = 1 all images of a batch share one network; with N = B every image has its own (the paper's Eq. 1 has
+    the maximum inside the expectation). In between, image b belongs to network b // (B/N).
+
+    Args:
+        scale: the downsampling factor: 2, 3 or 4.
+        num_networks: N.
+        channels: width of the hidden layers.
+        blocks: number of blocks before the pooling, and again after it.
+        noise: what a noise injection adds. "map": a value a pixel, the same in all channels, found by the
+            adversary; such maps are what can make block artefacts and dust. "gaussian": a strength a channel, found
+            by the adversary, times a fixed Gaussian field (StyleGAN's noise injection).
+        dtype: the type the images and weights are computed in. float16 where the device computes it well,
+            bfloat16 on CPUs with AMX; theta itself is always float32. Half types want the full width: the fewer
+            channels, the more of the image their rounding costs.
+        device: where everything lives.
+
+    Attributes:
+        layout: which columns of theta hold what, a `ThetaLayout`; None before the first `reset_identity`.
+        theta_id: (N, P) float32, the identity; the columns of a convolution are its taps.
+        delta: (N, P) float32, the deviation; the columns of a convolution are moments (`ThetaLayout`). The two are
+            kept apart because half types cannot hold their sum.
+    """
+
+    layout: ThetaLayout | None = None
+    theta_id: Tensor
+    delta: Tensor
+    noise_seed: Tensor
+
+    def __init__(
+        self,
+        scale: int = 4,
+        num_networks: int = 1,
+        channels: int = 64,
+        blocks: int = 5,
+        noise: NoiseKind = "map",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        if scale not in (2, 3, 4):
+            raise ValueError(f"scale is {scale}; it must be 2, 3 or 4")
+        if noise not in ("map", "gaussian"):
+            raise ValueError(f"noise is {noise!r}; it must be 'map' or 'gaussian'")
+        for name, value, least in (
+            ("num_networks", num_networks, 1),
+            ("channels", channels, 3),
+            ("blocks", blocks, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype is {dtype}; it must be a floating-point type")
+        self.scale = scale
+        self.num_networks = num_networks
+        self.channels = channels
+        self.blocks = blocks
+        self.noise = noise
+        self.dtype = dtype
+        # Drawn anew for each batch, so not part of any checkpoint.
+        for name in ("theta_id", "delta"):
+            self.register_buffer(name, torch.empty(num_networks, 0, device=device), persistent=False)
+        noise_seed = torch.zeros(num_networks, dtype=torch.int64, device=device)
+        self.register_buffer("noise_seed", noise_seed, persistent=False)
+
+    @property
+    def theta(self) -> Tensor:
+        """All parameters, (N, P) float32, convolutions as taps: `theta_id` plus the deviation.
+
+        Raises:
+            RuntimeError: there are none before the first `reset_identity`.
+        """
+        if self.layout is None:  # not AttributeError, for which nn.Module would look elsewhere
+            raise RuntimeError(_NO_PARAMETERS)
+        return self.theta_id + self.layout.to_taps(self.delta)
+
+    def reset_identity(self, image_size: tuple[int, int], generator: torch.Generator | None = None) -> None:
+        """Draw N fresh networks that compute the identity (Sec 3.2), for HR images of `image_size` = (H, W).
+
+        Args:
+            image_size: H and W, multiples of the scale.
+            generator: a generator of the network's device; None for torch's own.
+        """
+        self._check_size(*image_size)
+        layout = ThetaLayout(image_size, self.scale, self.channels, self.blocks, self.noise)
+        device = self.theta_id.device
+        theta_id = torch.zeros(self.num_networks, layout.size, device=device)
+        widths = [layout.conv[0].shape[1], *(segment.shape[0] for segment in layout.conv)]
+        centres = identity_centres(self.num_networks, widths, self.dtype, generator, device)
+        for segment, centre in zip(layout.conv, centres, strict=True):
+            segment.view(theta_id)[..., 4] = centre
+        for segment in layout.slope:
+            segment.view(theta_id).fill_(1)
+        self.layout = layout
+        self.theta_id = theta_id
+        self.delta = torch.zeros_like(theta_id)
+        self.noise_seed = draw_rows(
+            lambda count: self.noise_seed.new_empty(count).random_(generator=generator), self.num_networks, generator
+        )
+
+    def clean(self, hr: Tensor) -> Tensor:
+        """The LR image that the identity stands for: `hr` pooled, (B, 3, H/scale, W/scale), in its own type."""
+        return blur_pool(hr, self.scale)
+
+    def forward(self, hr: Tensor, delta: Tensor | None = None) -> Tensor:
+        """Degrade.
+
+        Args:
+            hr: (B, 3, H, W) in [0, 1], of the size given to `reset_identity`; B a multiple of N.
+            delta: (N, P) deviation to use in place of `self.delta`; gradients flow to it.
+
+        Returns:
+            (B, 3, H/scale, W/scale) in [0, 1], in the type of `hr`.
+
+        Raises:
+            RuntimeError, TypeError: as `check_images`.
+            ValueError: a shape does not fit.
+        """
+        self.check_images(hr)
+        return self._degrade(hr, self.theta_id, self.delta if delta is None else delta, self.noise_seed)
+
+    def _degrade(self, hr: Tensor, theta_id: Tensor, delta: Tensor, noise_seed: Tensor) -> Tensor:
+        """`forward` for some rows of the bank and their images."""
+        lr = degradation_forward(hr, theta_id, delta, noise_seed, self.layout, self.dtype)
+        # An image file holds nothing outside [0, 1], so the adversary gains nothing there.
+        return lr.to(hr.dtype).clamp(0, 1)
+
+    def _check_size(self, height: int, width: int) -> None:
+        if height % self.scale or width % self.scale or min(height, width) < self.scale:
+            raise ValueError(f"image size is {height} x {width}; both must be multiples of the scale, {self.scale}")
+
+    def check_images(self, hr: Tensor) -> None:
+        """Raise what `forward` says about HR images that do not fit.
+
+        Raises:
+            RuntimeError: there are no parameters yet.
+            TypeError: `hr` is not of a floating-point type.
+            ValueError: its shape does not fit.
+        """
+        if self.layout is None:
+            raise RuntimeError(_NO_PARAMETERS)
+        if not hr.is_floating_point():
+            raise TypeError(f"hr is {hr.dtype}; it must be a floating-point image in [0, 1]")
+        size = (3, *self.layout.image_size)
+        if hr.ndim != 4 or tuple(hr.shape[1:]) != size:
+            wanted = ", ".join(map(str, ("B", *size)))
+            raise ValueError(f"hr has shape {tuple(hr.shape)}; after reset_identity it must be ({wanted})")
+        if hr.shape[0] == 0 or hr.shape[0] % self.num_networks:
+            count = self.num_networks
+            raise ValueError(f"hr holds {hr.shape[0]} images; it must be a multiple of num_networks, {count}")

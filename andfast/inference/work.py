@@ -1,0 +1,210 @@
+"""Which image goes where."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from andfast.data.images import ImageError, image_size
+from andfast.data.listing import Listing, PassedOver, look_through, no_images
+from andfast.inference.resize import resized_size
+from andfast.utils.command_line import UsageError
+from andfast.utils.files import comparison, write_json
+
+#: What `--format` takes, and the suffix that it stands for.
+FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
+# What `same` makes of the suffixes of formats that are written; of others PNG.
+_SAME = {suffix: suffix for suffix in (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")}
+_SAME |= dict.fromkeys((".jfif", ".jfi", ".jif", ".jpe", ".mpo"), ".jpg")
+
+#: In a folder of results that is one of inputs, too: which files in it are results.
+RECORD_FILE = ".andfast_upscaled.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done.
+
+    Attributes:
+        pairs: which image goes where, (source, destination), each once.
+        passed_over: what was left out of folders, and why.
+        beside: the destinations in folders of images.
+    """
+
+    pairs: list[tuple[Path, Path]]
+    passed_over: list[PassedOver]
+    beside: set[Path]
+
+
+def find_work(inputs: Sequence[Path], output: Path, kind: str = "png") -> list[tuple[Path, Path]]:
+    """Which image goes where: (source, destination) pairs, each once, in the order of `inputs`.
+
+    Args:
+        inputs, output, kind: as for `prepare_work`.
+
+    Raises:
+        UsageError: as `prepare_work`.
+    """
+    return prepare_work(inputs, output, kind).pairs
+
+
+def prepare_work(
+    inputs: Sequence[Path],
+    output: Path,
+    kind: str = "png",
+    factor: float | None = None,
+    overwrite: bool = False,
+    listing_of: Callable[[Path], Listing] = look_through,
+) -> Work:
+    """Which image goes where, in the order of `inputs`.
+
+    A file goes to `output`/NAME with the format's suffix; the images of a folder and below it keep their sub-folders.
+    Where `output` is itself inside an input folder, the images in it are passed over: they are earlier results. Where
+    results lie beside the images, a file is an earlier result if it has the place and the size of one.
+
+    Args:
+        inputs: files and folders.
+        output: a folder.
+        kind: a key of `FORMATS`, or "same": that of each image, PNG for those of BMP and PPM.
+        factor: of the results' size to the images'; None: there are no earlier results beside images.
+        overwrite: whether earlier results are overwritten. Beside images only those are that are known by
+            `record_results`: others might be originals all the same.
+        listing_of: finds the images in a folder.
+
+    Raises:
+        UsageError: an input does not exist, a folder holds no image, two images would be written to one file,
+            or one would overwrite an input or another file beside it that is no earlier result.
+    """
+    pairs: list[tuple[Path, Path]] = []
+    passed_over: list[PassedOver] = []
+    inside = output.resolve()
+    for given in inputs:
+        if given.is_dir():
+            listing = listing_of(given)
+            found = listing.paths
+            if given.resolve() in inside.parents:
+                found = [path for path in found if inside not in path.resolve().parents]
+            if not found:
+                raise UsageError(f"{given}: {no_images(listing.passed_over)}")
+            passed_over += listing.passed_over
+            pairs += [(path, output / path.relative_to(given).with_suffix(_suffix(path, kind))) for path in found]
+        elif given.exists():
+            pairs.append((given, output / f"{given.stem}{_suffix(given, kind)}"))
+        else:
+            raise UsageError(f"{given}: no such file or folder")
+    homes = {path.resolve() for path in {source.parent for source, _ in pairs}}
+    targets = {path: path.resolve() for path in {target.parent for _, target in pairs}}
+    beside = {target for _, target in pairs if targets[target.parent] in homes}
+    if factor is not None:
+        known = set().union(*(_recorded(folder) for folder in {output, *inputs}))
+        earlier = _earlier_results([pair for pair in pairs if pair[1] in beside], factor, overwrite, known)
+        earlier |= _known_results([source for source, _ in pairs], factor, known)
+        taken = [source for source, _ in pairs if source.resolve() in earlier - known]
+        passed_over += [PassedOver(path, "with the place and the size of an earlier result") for path in taken]
+        pairs = [(source, target) for source, target in pairs if source.resolve() not in earlier]
+    sources: dict[Path, Path] = {}  # by destination
+    for source, target in pairs:
+        other = sources.setdefault(target, source)
+        if other.resolve() != source.resolve():
+            raise UsageError(f"{other} and {source} would both be written to {target}; rename one")
+    _check_alike(sources, output)
+    originals = {source.resolve() for source in sources.values()}
+    for target in sources:
+        if target.resolve() in originals:
+            raise UsageError(f"{target} is an input and would be overwritten; choose another --output")
+    return Work([(source, target) for target, source in sources.items()], passed_over, beside)
+
+
+def record_results(targets: Iterable[Path], output: Path) -> None:
+    """Note which files among images will be results; nothing where there are none.
+
+    Raises:
+        OSError: the note cannot be written.
+    """
+    known, results = _recorded(output), {target.resolve() for target in targets}
+    if results - known:
+        names = [Path(os.path.relpath(path, output.resolve())).as_posix() for path in results | known]
+        write_json(output / RECORD_FILE, {"results": sorted(names)})
+
+
+def _earlier_results(pairs: Sequence[tuple[Path, Path]], factor: float, overwrite: bool, known: set[Path]) -> set[Path]:
+    """The destinations, resolved, that are there already.
+
+    Raises:
+        UsageError: one is there that may be no earlier result.
+    """
+    found = set()
+    for source, target in pairs:
+        real = target.resolve()
+        if not target.exists() or real == source.resolve():
+            continue
+        what = f"{source} would be written to {target}, which is there and may be an original"
+        if not _is_result(source, target, factor):
+            raise UsageError(f"{what}: it is not {factor:g} times the size; rename one or choose another --output")
+        if overwrite and real not in known:
+            raise UsageError(f"{what}; remove it, or choose another --output")
+        found.add(real)
+    return found
+
+
+def _known_results(images: Sequence[Path], factor: float, known: set[Path]) -> set[Path]:
+    """Those of the images, resolved, that are known as results and have the size of one of another beside them."""
+    by_name: dict[Path, list[Path]] = {}
+    for path in images:
+        by_name.setdefault(path.with_suffix(""), []).append(path)
+    return {
+        path.resolve()
+        for same in by_name.values()
+        for path in same
+        if len(same) > 1 and path.resolve() in known and any(_is_result(other, path, factor) for other in same)
+    }
+
+
+def _is_result(source: Path, target: Path, factor: float) -> bool:
+    """Whether an image has the size of another one's result."""
+    try:
+        return image_size(target) == resized_size(image_size(source), factor)
+    except ImageError:
+        return False
+
+
+def _recorded(folder: Path) -> set[Path]:
+    """The results that are known in a folder, resolved."""
+    try:
+        names = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["results"]
+        return {(folder / name).resolve() for name in names}
+    except (OSError, ValueError, TypeError, KeyError):  # then none is known
+        return set()
+
+
+def _check_alike(sources: Mapping[Path, Path], output: Path) -> None:
+    """Refuse results, given with what they are made of, that would be one file where names are compared less strictly.
+
+    Raises:
+        UsageError: there are such.
+    """
+    alike: dict[str, list[Path]] = {}
+    for target in sources:
+        alike.setdefault(unicodedata.normalize("NFC", str(target)).casefold(), []).append(target)
+    doubtful = [targets for targets in alike.values() if len(targets) > 1]
+    compared = comparison(output) if doubtful else str
+    for targets in doubtful:
+        seen: dict[str, Path] = {}
+        for target in targets:
+            other = seen.setdefault(compared(str(target)), target)
+            if other != target:
+                both = f"{sources[other]} and {sources[target]}"
+                raise UsageError(
+                    f"{both} would both be written to {target}, whose folder takes them for one; rename one"
+                )
+
+
+def _suffix(path: Path, kind: str) -> str:
+    if kind != "same":
+        return FORMATS[kind]
+    suffix = _SAME.get(path.suffix.lower(), ".png")
+    return path.suffix if suffix == path.suffix.lower() else suffix

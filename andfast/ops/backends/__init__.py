@@ -1,0 +1,1 @@
+"""The backends of the operations: the vendor's library, our own compiled convolutions, Triton."""

@@ -1,0 +1,187 @@
+"""The 3x3 convolutions of N networks as implicit matrix products, with a block's tail in the epilogue.
+
+A program computes a patch of pixels of one image (rows of the product) for up to 64 output channels (its columns).
+The product's depth is ten taps of all input channels: the deviation's nine, and the identity's centre once more at
+the middle, added into the same float32 sums, because half types cannot hold the sum of the two weights. Patches are
+two-dimensional, 8 x 16 rather than 128 in a row: the nine taps of a patch then lie in 1.4 times its pixels instead of
+3 times, and so mostly in cache.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from andfast.ops.backends.network_kernels import Noise, merged
+from andfast.ops.backends.triton.common import (
+    block_of,
+    check_activation,
+    images_per_network,
+    load_block,
+    multiply,
+    on_device,
+    patch,
+    rounded,
+    store_signs,
+)
+from andfast.ops.backends.triton.configs import config
+from andfast.ops.backends.triton.noise import gaussian
+
+#: What a convolution does with its sums z: write z; write z and its signs; write a block's y and the signs.
+PLAIN, SIGNS, BLOCK_MAP, BLOCK_GAUSSIAN = (tl.constexpr(i) for i in range(4))
+
+
+def pack_weights(centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> Tensor:
+    """The taps of a convolution as matrices, for the forward pass or for the input gradient.
+
+    Args:
+        centre: (N, out, in) float32.
+        deviation: (N, out, in, 9) float32, taps in row-major order.
+        dtype: the compute type.
+        backward: for the input gradient, which goes from the output's to the input's channels. There the centre and
+            the deviation are one weight: rounding it changes the gradient no more than rounding the gradient.
+
+    Returns:
+        (N, 10, in, out), the tenth tap the centre; backward (N, 9, out, in). In `dtype`, contiguous.
+    """
+    if backward:
+        taps = merged(centre, deviation).permute(0, 3, 1, 2)
+    else:
+        taps = torch.cat([deviation, centre.unsqueeze(-1)], dim=-1).permute(0, 3, 2, 1)
+    return torch.empty(taps.shape, dtype=dtype, device=taps.device).copy_(taps)
+
+
+@triton.jit(do_not_specialize=["layer"])
+def conv_kernel(
+    x_ptr,  # (B, H, W, C_IN)
+    weight_ptr,  # (N, 10, C_IN, C_OUT), like x
+    out_ptr,  # (B, H, W, C_OUT), like x: z or y
+    signs_ptr,  # (B, H, W, ceil(C_OUT / 8)) uint8
+    bend_ptr,  # (N,) float32
+    noise_ptr,  # (N, H, W) or (N, C_OUT) float32
+    seed_ptr,  # (N,) int64
+    layer,
+    images,  # a network
+    height,
+    width,
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+):
+    """Grid: (patches, blocks of output channels, B). Pointers that the epilogue does not use may be anything."""
+    rows, cols = patch(tl.program_id(0), height, width, TILE_H, TILE_W)
+    image = tl.program_id(2)
+    network = image // images
+    first_out = tl.program_id(1) * BLOCK_OUT
+    out = first_out + tl.arange(0, BLOCK_OUT)
+    x_ptr += image.to(tl.int64) * height * width * C_IN
+    weight_ptr += network.to(tl.int64) * (10 * C_IN * C_OUT)
+
+    WHOLE_IN: tl.constexpr = C_IN % BLOCK_IN == 0
+    WHOLE_OUT: tl.constexpr = C_OUT % BLOCK_OUT == 0
+    DEPTH: tl.constexpr = (C_IN + BLOCK_IN - 1) // BLOCK_IN
+    z = tl.zeros((TILE_H * TILE_W, BLOCK_OUT), tl.float32)
+    for step in tl.range(0, 10 * DEPTH):
+        tap = step // DEPTH
+        moved = tl.where(tap == 9, 4, tap)
+        # Clamped coordinates are the replicated border, and keep pixels past the image's end from being read.
+        row = tl.minimum(tl.maximum(rows + (moved // 3 - 1), 0), height - 1)
+        col = tl.minimum(tl.maximum(cols + (moved % 3 - 1), 0), width - 1)
+        depth = step % DEPTH * BLOCK_IN + tl.arange(0, BLOCK_IN)
+        x = load_block(x_ptr + (row * width + col)[:, None] * C_IN + depth[None, :], (depth < C_IN)[None, :], WHOLE_IN)
+        weight = load_block(
+            weight_ptr + (tap * C_IN + depth)[:, None] * C_OUT + out[None, :],
+            (depth < C_IN)[:, None] & (out < C_OUT)[None, :],
+            WHOLE_IN and WHOLE_OUT,
+        )
+        z = multiply(x, weight, z)
+
+    inside = (rows < height) & (cols < width)
+    pixel = rows * width + cols
+    if EPILOGUE != PLAIN:
+        negative = z < 0
+        signs_ptr += image.to(tl.int64) * height * width * ((C_OUT + 7) // 8)
+        store_signs(signs_ptr, negative, pixel, first_out, inside, TILE_H * TILE_W, BLOCK_OUT, C_OUT)
+    if EPILOGUE == BLOCK_MAP or EPILOGUE == BLOCK_GAUSSIAN:
+        z += tl.load(bend_ptr + network) * tl.where(negative, z, 0.0)
+        if EPILOGUE == BLOCK_MAP:
+            noise_ptr += network.to(tl.int64) * height * width
+            z += tl.load(noise_ptr + pixel, mask=inside, other=0.0)[:, None]
+        else:
+            field = gaussian(tl.load(seed_ptr + network), layer, image % images, pixel)
+            strength = tl.load(noise_ptr + network * C_OUT + out, mask=out < C_OUT, other=0.0)
+            z += field[:, None] * strength[None, :]
+    out_ptr += image.to(tl.int64) * height * width * C_OUT
+    tl.store(
+        out_ptr + pixel[:, None] * C_OUT + out[None, :],
+        rounded(z, out_ptr.dtype.element_ty),
+        mask=inside[:, None] & (out < C_OUT)[None, :],
+    )
+
+
+def _convolve(
+    x: Tensor, weights: Tensor, epilogue: tl.constexpr, bend: Tensor | None, noise: Noise | None
+) -> tuple[Tensor, Tensor | None]:
+    """Launch `conv_kernel`: z or y, and the signs where the epilogue writes them."""
+    check_activation("x", x)
+    batch, height, width, c_in = x.shape
+    networks, _, _, c_out = weights.shape
+    out = x.new_empty(batch, height, width, c_out)
+    check_activation("the result", out)
+    signs = None
+    if epilogue is not PLAIN:
+        signs = x.new_empty(batch, height, width, (c_out + 7) // 8, dtype=torch.uint8)
+    launch = config("conv", x.dtype, c_in, c_out)
+    block_in, block_out = block_of(c_in), block_of(c_out)
+    patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
+    with on_device(x):
+        conv_kernel[patches, triton.cdiv(c_out, block_out), batch](
+            x,
+            weights,
+            out,
+            signs,
+            bend,
+            noise.values if noise is not None else None,
+            noise.seed if noise is not None else None,
+            noise.layer if noise is not None else 0,
+            images_per_network(batch, networks),
+            height,
+            width,
+            C_IN=c_in,
+            C_OUT=c_out,
+            BLOCK_IN=block_in,
+            BLOCK_OUT=block_out,
+            TILE_H=launch.tile[0],
+            TILE_W=launch.tile[1],
+            EPILOGUE=epilogue.value,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
+    return out, signs
+
+
+def conv(x: Tensor, weights: Tensor) -> Tensor:
+    """z (B, H, W, out) of x (B, H, W, in), both in the compute type, and weights from `pack_weights`."""
+    return _convolve(x, weights, PLAIN, None, None)[0]
+
+
+def conv_signs(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """z as `conv`, and signs (B, H, W, ceil(out / 8)) uint8 as `network_kernels.Kernels` defines them."""
+    return _convolve(x, weights, SIGNS, None, None)
+
+
+def conv_block(x: Tensor, weights: Tensor, bend: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """A block, y = z + bend min(z, 0) + noise rounded once, and the signs of z.
+
+    Args:
+        x, weights: as for `conv`.
+        bend: (N,) float32.
+        noise: see `Noise`.
+    """
+    return _convolve(x, weights, BLOCK_MAP if noise.seed is None else BLOCK_GAUSSIAN, bend, noise)

@@ -1,0 +1,209 @@
+"""The gradient of a convolution's input, and back through the block that made that input, in one kernel.
+
+With the replicated border, pixel p of the input was read by every output q with a tap t for which clamp(q + t) = p.
+In each direction that is q = p - t inside the image, and on top of it, for the tap that points outwards at an edge
+pixel, that edge pixel itself ("folded" back). The plain part is a convolution with the transposed weights, zeros
+around; patches that touch the border go on to add the folded products.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from andfast.ops.backends.network_kernels import Noise
+from andfast.ops.backends.triton.common import (
+    block_of,
+    check_activation,
+    images_per_network,
+    load_block,
+    multiply,
+    on_device,
+    patch,
+    rounded,
+)
+from andfast.ops.backends.triton.configs import config
+from andfast.ops.backends.triton.tail_grad import sum_partials, tail_partials, through_tail
+
+#: What is done with the gradient of the input: it is written; or it goes back through the block that made the input.
+PLAIN, BLOCK_MAP, BLOCK_GAUSSIAN = (tl.constexpr(i) for i in range(3))
+
+
+@triton.jit
+def _add_tap(
+    acc, dz_ptr, weight_ptr, row, col, inside, width, tap, step, out,
+    C_DZ: tl.constexpr, C_DX: tl.constexpr, BLOCK_DZ: tl.constexpr, BLOCK_DX: tl.constexpr,
+):  # fmt: skip
+    """acc plus dz at (row, col), zero where not `inside`, times the weights of a tap, for one step of the depth."""
+    depth = step * BLOCK_DZ + tl.arange(0, BLOCK_DZ)
+    pixel = tl.where(inside, row * width + col, 0)
+    mask = inside[:, None] & (depth < C_DZ)[None, :]
+    dz = tl.load(dz_ptr + pixel[:, None] * C_DZ + depth[None, :], mask=mask, other=0.0)
+    weight = load_block(
+        weight_ptr + (tap * C_DZ + depth)[:, None] * C_DX + out[None, :],
+        (depth < C_DZ)[:, None] & (out < C_DX)[None, :],
+        C_DZ % BLOCK_DZ == 0 and C_DX % BLOCK_DX == 0,
+    )
+    return multiply(dz, weight, acc)
+
+
+@triton.jit(do_not_specialize=["layer"])
+def input_grad_kernel(
+    dz_ptr,  # (B, H, W, C_DZ)
+    weight_ptr,  # (N, 9, C_DZ, C_DX), like dz
+    out_ptr,  # (B, H, W, C_DX), like dz: the gradient of the input, or of the z of the block that made it
+    y_ptr,  # (B, H, W, C_DX), like dz: the input
+    signs_ptr,  # (B, H, W, ceil(C_DX / 8)) uint8
+    bend_ptr,  # (N,) float32
+    noise_ptr,  # (N, H, W) or (N, C_DX) float32
+    seed_ptr,  # (N,) int64
+    dbend_ptr,  # partial sums; see `through_tail`
+    dnoise_ptr,
+    layer,
+    images,  # a network
+    height,
+    width,
+    C_DZ: tl.constexpr,
+    C_DX: tl.constexpr,
+    BLOCK_DZ: tl.constexpr,
+    BLOCK_DX: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+):
+    """Grid: (patches, blocks of the input's channels, B). Pointers that the epilogue does not use may be anything."""
+    rows, cols = patch(tl.program_id(0), height, width, TILE_H, TILE_W)
+    image = tl.program_id(2)
+    network = image // images
+    out = tl.program_id(1) * BLOCK_DX + tl.arange(0, BLOCK_DX)
+    dz_ptr += image.to(tl.int64) * height * width * C_DZ
+    weight_ptr += network.to(tl.int64) * (9 * C_DZ * C_DX)
+
+    DEPTH: tl.constexpr = (C_DZ + BLOCK_DZ - 1) // BLOCK_DZ
+    acc = tl.zeros((TILE_H * TILE_W, BLOCK_DX), tl.float32)
+    for step in tl.range(0, 9 * DEPTH):
+        tap = step // DEPTH
+        row, col = rows - (tap // 3 - 1), cols - (tap % 3 - 1)
+        inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
+        acc = _add_tap(
+            acc, dz_ptr, weight_ptr, row, col, inside, width, tap, step % DEPTH, out, C_DZ, C_DX, BLOCK_DZ, BLOCK_DX
+        )  # fmt: skip
+
+    across = (width + TILE_W - 1) // TILE_W
+    top, left = tl.program_id(0) // across * TILE_H, tl.program_id(0) % across * TILE_W
+    if (top == 0) | (top + TILE_H >= height) | (left == 0) | (left + TILE_W >= width):
+        for fold in tl.range(1, 4):  # 1: the row is folded back; 2: the column; 3: both
+            for tap in tl.range(0, 9):
+                down, right = tap // 3 - 1, tap % 3 - 1
+                edge_row, edge_col = tl.where(down < 0, 0, height - 1), tl.where(right < 0, 0, width - 1)
+                has_row = (down != 0) & (top <= edge_row) & (edge_row < top + TILE_H)
+                has_col = (right != 0) & (left <= edge_col) & (edge_col < left + TILE_W)
+                if ((fold == 2) | has_row) & ((fold == 1) | has_col):
+                    row, col = tl.where(fold == 2, rows - down, rows), tl.where(fold == 1, cols - right, cols)
+                    inside = (rows < height) & (row >= 0) & (row < height) & ((fold == 2) | (rows == edge_row))
+                    inside &= (cols < width) & (col >= 0) & (col < width) & ((fold == 1) | (cols == edge_col))
+                    for step in tl.range(0, DEPTH):
+                        acc = _add_tap(
+                            acc, dz_ptr, weight_ptr, row, col, inside, width, tap, step, out,
+                            C_DZ, C_DX, BLOCK_DZ, BLOCK_DX,
+                        )  # fmt: skip
+
+    inside = (rows < height) & (cols < width)
+    mask = inside[:, None] & (out < C_DX)[None, :]
+    pixel = rows * width + cols
+    if EPILOGUE != PLAIN:
+        acc = through_tail(
+            tl.where(mask, acc, 0.0), y_ptr, signs_ptr, bend_ptr, noise_ptr, seed_ptr, dbend_ptr, dnoise_ptr, layer,
+            images, height, width, pixel, inside, out, C_DX, TILE_H * TILE_W, BLOCK_DX, EPILOGUE == BLOCK_GAUSSIAN,
+        )  # fmt: skip
+    out_ptr += image.to(tl.int64) * height * width * C_DX
+    tl.store(out_ptr + pixel[:, None] * C_DX + out[None, :], rounded(acc, out_ptr.dtype.element_ty), mask=mask)
+
+
+def _launch(
+    dz: Tensor,
+    weights: Tensor,
+    epilogue: tl.constexpr,
+    y: Tensor | None,
+    signs: Tensor | None,
+    bend: Tensor | None,
+    noise: Noise | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Launch `input_grad_kernel`: its result, and the partial sums of dbend and dnoise where there are any."""
+    check_activation("dz", dz)
+    batch, height, width, c_dz = dz.shape
+    networks, _, _, c_dx = weights.shape
+    out = dz.new_empty(batch, height, width, c_dx)
+    check_activation("the result", out)
+    launch = config("input_grad", dz.dtype, c_dz, c_dx)
+    block_dz, block_dx = block_of(c_dz), block_of(c_dx)
+    patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
+    blocks = triton.cdiv(c_dx, block_dx)
+    dbend = dnoise = None
+    if epilogue is not PLAIN:
+        dbend, dnoise = tail_partials(out, blocks, patches, epilogue is BLOCK_GAUSSIAN)
+    with on_device(dz):
+        input_grad_kernel[patches, blocks, batch](
+            dz,
+            weights,
+            out,
+            y,
+            signs,
+            bend,
+            noise.values if noise is not None else None,
+            noise.seed if noise is not None else None,
+            dbend,
+            dnoise,
+            noise.layer if noise is not None else 0,
+            images_per_network(batch, networks),
+            height,
+            width,
+            C_DZ=c_dz,
+            C_DX=c_dx,
+            BLOCK_DZ=block_dz,
+            BLOCK_DX=block_dx,
+            TILE_H=launch.tile[0],
+            TILE_W=launch.tile[1],
+            EPILOGUE=epilogue.value,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
+    return out, dbend, dnoise
+
+
+def input_grad(dz: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of a convolution's input.
+
+    Args:
+        dz: (B, H, W, out) in the compute type.
+        weights: from `pack_weights`, for the backward pass.
+
+    Returns:
+        (B, H, W, in) like `dz`.
+    """
+    return _launch(dz, weights, PLAIN, None, None, None, None)[0]
+
+
+def input_grad_block(
+    dz: Tensor, weights: Tensor, y: Tensor, signs: Tensor, bend: Tensor, noise: Noise
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`input_grad`, then back through the block that made that input.
+
+    The gradient of y stays in float32 from the products to all three results. Sums are kept a patch, then added in a
+    fixed order.
+
+    Args:
+        dz, weights: as for `input_grad`.
+        y: (B, H, W, in) like `dz`: the convolution's input, and what the block before it gave.
+        signs, bend, noise: of that block; see `andfast.ops.backends.network_kernels`.
+
+    Returns:
+        The gradient of that block's z, (B, H, W, in) like `dz`; of its bend, (N,) float32; and of its noise, float32,
+        of the shape of `noise.values`.
+    """
+    check_activation("y", y)
+    gaussian_noise = noise.seed is not None
+    epilogue = BLOCK_GAUSSIAN if gaussian_noise else BLOCK_MAP
+    out, dbend, dnoise = _launch(dz, weights, epilogue, y, signs, bend, noise)
+    return out, *sum_partials(dbend, dnoise, noise)

@@ -1,0 +1,309 @@
+"""The anti-aliased pooling, channels last, forward and backward; also with a block's tail before it.
+
+Pooling is linear, so a block's y = z + bend min(z, 0) + noise is pooled part by part from the z that the convolution
+wrote: y itself never lies in memory, and the noise, the same in all channels up to a factor, is pooled once a pixel,
+before the rest. (Inside the pooling of z every thread would draw the field of a pixel anew for its few channels.)
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from andfast.ops.backends.network_kernels import Noise
+from andfast.ops.backends.triton.common import (
+    block_of,
+    check_activation,
+    images_per_network,
+    load_signs,
+    on_device,
+    rounded,
+)
+from andfast.ops.backends.triton.conv import conv_signs
+from andfast.ops.backends.triton.noise import gaussian
+
+# Pixels a program, of 4 warps. With channels: 16 bytes a load, two pixels a thread at 64 channels of a half type.
+# Not measured yet on a device.
+_PIXELS = 32
+_NOISE_PIXELS = 128
+
+#: What is pooled: x; or x is a block's z, and its y and min(z, 0) are, with either kind of noise.
+PLAIN, BLOCK_MAP, BLOCK_GAUSSIAN = (tl.constexpr(i) for i in range(3))
+
+
+@triton.jit
+def _in_box(i, SCALE: tl.constexpr):
+    return tl.where((i >= 0) & (i < SCALE), 1.0, 0.0)
+
+
+@triton.jit
+def pooling_tap(i, SCALE: tl.constexpr):
+    """Tap i of the pooling in one direction, zero outside 0 <= i < SCALE + 2: a box convolved with [1, 2, 1] / 4."""
+    return (_in_box(i, SCALE) + 2 * _in_box(i - 1, SCALE) + _in_box(i - 2, SCALE)) * (0.25 / SCALE)
+
+
+@triton.jit
+def reflect(index, size):
+    """An index that lies outside [0, size) by one, reflected; the border pixel itself is not repeated."""
+    index = tl.where(index < 0, -index, index)
+    return tl.where(index >= size, 2 * size - 2 - index, index)
+
+
+@triton.jit(do_not_specialize=["layer"])
+def pool_noise_kernel(
+    noise_ptr,  # (N, height SCALE, width SCALE) float32: the maps; or, GAUSSIAN, None
+    seed_ptr,  # (N,) int64, or None
+    pooled_ptr,  # (N, height, width) float32: the maps pooled; or (B, height, width): every image's field
+    layer,
+    images,  # a network
+    height,
+    width,
+    SCALE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+):
+    """Grid: (blocks of pooled pixels, N or B)."""
+    number = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    inside = number < height * width
+    window = tl.where(inside, number, 0)
+    first_row, first_col = window // width * SCALE - 1, window % width * SCALE - 1
+    image = tl.program_id(1)
+    if GAUSSIAN:
+        seed = tl.load(seed_ptr + image // images)
+    else:
+        noise_ptr += image.to(tl.int64) * (height * SCALE) * (width * SCALE)
+    pooled = tl.zeros((PIXELS,), tl.float32)
+    for i in tl.range(0, SCALE + 2):
+        row = reflect(first_row + i, height * SCALE) * (width * SCALE)
+        for j in tl.range(0, SCALE + 2):
+            pixel = row + reflect(first_col + j, width * SCALE)
+            noise = gaussian(seed, layer, image % images, pixel) if GAUSSIAN else tl.load(noise_ptr + pixel)
+            pooled += pooling_tap(i, SCALE) * pooling_tap(j, SCALE) * noise
+    tl.store(pooled_ptr + image.to(tl.int64) * height * width + number, pooled, mask=inside)
+
+
+@triton.jit
+def pool_kernel(
+    x_ptr,  # (B, height SCALE, width SCALE, C)
+    pooled_ptr,  # (B, height, width, C), like x
+    negative_ptr,  # like pooled: the pooled min(z, 0)
+    bend_ptr,  # (N,) float32
+    noise_ptr,  # (N or B, height, width) float32: the pooled noise
+    strength_ptr,  # (N, C) float32: what it is multiplied with, a channel
+    images,  # a network
+    height,
+    width,
+    C: tl.constexpr,
+    SCALE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """Grid: (blocks of pooled pixels, blocks of channels, B). Pointers that TAIL does not need may be anything."""
+    number = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    inside = number < height * width
+    window = tl.where(inside, number, 0)
+    first_row, first_col = window // width * SCALE - 1, window % width * SCALE - 1
+    image = tl.program_id(2)
+    network = image // images
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = inside[:, None] & (channel < C)[None, :]
+    full_height, full_width = height * SCALE, width * SCALE
+    x_ptr += image.to(tl.int64) * full_height * full_width * C
+    pooled = tl.zeros((PIXELS, BLOCK), tl.float32)
+    negative = tl.zeros((PIXELS, BLOCK), tl.float32)
+    for i in tl.range(0, SCALE + 2):
+        row = reflect(first_row + i, full_height) * full_width
+        for j in tl.range(0, SCALE + 2):
+            pixel = row + reflect(first_col + j, full_width)
+            weight = pooling_tap(i, SCALE) * pooling_tap(j, SCALE)
+            x = tl.load(x_ptr + pixel[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+            pooled += weight * x
+            if TAIL != PLAIN:
+                negative += weight * tl.where(x < 0, x, 0.0)
+
+    offset = image.to(tl.int64) * height * width * C
+    pointers = offset + number[:, None] * C + channel[None, :]
+    if TAIL != PLAIN:
+        pooled += tl.load(bend_ptr + network) * negative
+        tl.store(negative_ptr + pointers, rounded(negative, negative_ptr.dtype.element_ty), mask=mask)
+    if TAIL == BLOCK_MAP:
+        noise_ptr += network.to(tl.int64) * height * width
+        pooled += tl.load(noise_ptr + number, mask=inside, other=0.0)[:, None]
+    if TAIL == BLOCK_GAUSSIAN:
+        noise_ptr += image.to(tl.int64) * height * width
+        noise = tl.load(noise_ptr + number, mask=inside, other=0.0)
+        strength = tl.load(strength_ptr + network * C + channel, mask=channel < C, other=0.0)
+        pooled += noise[:, None] * strength[None, :]
+    tl.store(pooled_ptr + pointers, rounded(pooled, pooled_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _share(pixel, output, count, size, SCALE: tl.constexpr):
+    """How much of pixel `pixel` of `size` output `output` of `count` takes, in one direction; zero if there is none."""
+    weight = pooling_tap(pixel + 1 - output * SCALE, SCALE)
+    # The outermost taps, reflected, read the pixels next to the border ones.
+    reflected = ((pixel == 1) & (output == 0)).to(tl.float32) + ((pixel == size - 2) & (output == count - 1)).to(
+        tl.float32
+    )
+    return tl.where((output >= 0) & (output < count), weight + reflected * (0.25 / SCALE), 0.0)
+
+
+@triton.jit
+def pool_grad_kernel(
+    grad_ptr,  # (B, height, width, C)
+    out_ptr,  # (B, height SCALE, width SCALE, C), like grad
+    signs_ptr,  # (B, height SCALE, width SCALE, ceil(C / 8)) uint8
+    bend_ptr,  # (N,) float32
+    images,  # a network
+    height,
+    width,
+    C: tl.constexpr,
+    SCALE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_TAIL: tl.constexpr,
+):
+    """Every pixel gathers from the two outputs, in each direction, that read it; then through a block's LeakyReLU if
+    BLOCK_TAIL. Grid: (blocks of pixels, blocks of channels, B)."""
+    full_height, full_width = height * SCALE, width * SCALE
+    number = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    inside = number < full_height * full_width
+    row, col = number // full_width, number % full_width
+    image = tl.program_id(2)
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = inside[:, None] & (channel < C)[None, :]
+    grad_ptr += image.to(tl.int64) * height * width * C
+
+    total = tl.zeros((PIXELS, BLOCK), tl.float32)
+    for i in tl.range(0, 2):
+        from_row = (row + 1) // SCALE - i
+        weight_row = _share(row, from_row, height, full_height, SCALE)
+        for j in tl.range(0, 2):
+            from_col = (col + 1) // SCALE - j
+            weight = weight_row * _share(col, from_col, width, full_width, SCALE)
+            reads = inside & (weight > 0)
+            pixel = tl.where(reads, from_row * width + from_col, 0)
+            taken = reads[:, None] & (channel < C)[None, :]
+            grad = tl.load(grad_ptr + pixel[:, None] * C + channel[None, :], mask=taken, other=0.0)
+            total += weight[:, None] * grad.to(tl.float32)
+
+    offset = image.to(tl.int64) * full_height * full_width
+    if BLOCK_TAIL:
+        signs_ptr += offset * ((C + 7) // 8)
+        negative = load_signs(signs_ptr, number, tl.program_id(1) * BLOCK, inside, PIXELS, BLOCK, C)
+        total = tl.where(negative, total * (1.0 + tl.load(bend_ptr + image // images)), total)
+    pointers = out_ptr + offset * C + number[:, None] * C + channel[None, :]
+    tl.store(pointers, rounded(total, out_ptr.dtype.element_ty), mask=mask)
+
+
+def _pool_noise(noise: Noise, images: int, height: int, width: int, scale: int) -> Tensor:
+    """Launch `pool_noise_kernel`: (N, height, width) float32 of maps, else (N images, height, width)."""
+    networks = noise.values.shape[0]
+    count = networks if noise.seed is None else networks * images
+    pooled = noise.values.new_empty(count, height, width)
+    with on_device(noise.values):
+        pool_noise_kernel[triton.cdiv(height * width, _NOISE_PIXELS), count](
+            noise.values if noise.seed is None else None,
+            noise.seed,
+            pooled,
+            noise.layer,
+            images,
+            height,
+            width,
+            SCALE=scale,
+            PIXELS=_NOISE_PIXELS,
+            GAUSSIAN=noise.seed is not None,
+            num_warps=4,
+        )
+    return pooled
+
+
+def _pool(x: Tensor, scale: int, bend: Tensor | None, noise: Noise | None) -> tuple[Tensor, Tensor | None]:
+    """Launch `pool_kernel`: pooled, and, after a block, negative."""
+    check_activation("x", x)
+    batch, height, width, channels = x.shape
+    if height % scale or width % scale:
+        raise ValueError(f"x is {height} x {width}; both must be multiples of the scale, {scale}")
+    height, width = height // scale, width // scale
+    pooled = x.new_empty(batch, height, width, channels)
+    tail, images, negative, pooled_noise, strength = PLAIN, batch, None, None, None
+    if noise is not None:
+        tail = BLOCK_MAP if noise.seed is None else BLOCK_GAUSSIAN
+        images = images_per_network(batch, bend.shape[0])
+        negative = x.new_empty(pooled.shape)
+        pooled_noise = _pool_noise(noise, images, height, width, scale)
+        strength = None if noise.seed is None else noise.values
+    block = block_of(channels)
+    with on_device(x):
+        pool_kernel[triton.cdiv(height * width, _PIXELS), triton.cdiv(channels, block), batch](
+            x,
+            pooled,
+            negative,
+            bend,
+            pooled_noise,
+            strength,
+            images,
+            height,
+            width,
+            C=channels,
+            SCALE=scale,
+            PIXELS=_PIXELS,
+            BLOCK=block,
+            TAIL=tail.value,
+            num_warps=4,
+        )
+    return pooled, negative
+
+
+def _pool_grad(grad: Tensor, scale: int, signs: Tensor | None, bend: Tensor | None) -> Tensor:
+    """Launch `pool_grad_kernel`."""
+    check_activation("the pooled gradient", grad)
+    batch, height, width, channels = grad.shape
+    out = grad.new_empty(batch, height * scale, width * scale, channels)
+    check_activation("the result", out)
+    block = block_of(channels)
+    grid = (triton.cdiv(height * width * scale * scale, _PIXELS), triton.cdiv(channels, block), batch)
+    with on_device(grad):
+        pool_grad_kernel[grid](
+            grad,
+            out,
+            signs,
+            bend,
+            images_per_network(batch, bend.shape[0]) if bend is not None else batch,
+            height,
+            width,
+            C=channels,
+            SCALE=scale,
+            PIXELS=_PIXELS,
+            BLOCK=block,
+            BLOCK_TAIL=bend is not None,
+            num_warps=4,
+        )
+    return out
+
+
+def blur_pool(x: Tensor, scale: int) -> Tensor:
+    """`andfast.ops.blur_pool`, channels last: (B, H, W, C) -> (B, H/scale, W/scale, C) like `x`, rounded once."""
+    return _pool(x, scale, None, None)[0]
+
+
+def blur_pool_grad(grad: Tensor, scale: int) -> Tensor:
+    """The gradient of `blur_pool`'s input, (B, h scale, w scale, C), from that of its result, (B, h, w, C)."""
+    return _pool_grad(grad, scale, None, None)
+
+
+def block_pool(x: Tensor, weights: Tensor, bend: Tensor, noise: Noise, scale: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A block and the pooling after it, in three launches: see `network_kernels.Kernels.block_pool`.
+
+    z goes through memory once, rounded to the compute type; the signs are those before this rounding.
+    """
+    z, signs = conv_signs(x, weights)
+    pooled, negative = _pool(z, scale, bend, noise)
+    return pooled, negative, signs
+
+
+def pool_grad(dpooled: Tensor, signs: Tensor, bend: Tensor, scale: int) -> Tensor:
+    """Back through the pooling and the block before it: see `network_kernels.Kernels.pool_grad`."""
+    return _pool_grad(dpooled, scale, signs, bend)

@@ -1,0 +1,164 @@
+"""Back through a block's tail, LeakyReLU and noise: in the epilogue of the input gradient, or on its own."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from andfast.ops.backends.network_kernels import Noise
+from andfast.ops.backends.triton.common import (
+    block_of,
+    check_activation,
+    images_per_network,
+    inverse_slope,
+    load_signs,
+    on_device,
+    patch,
+    rounded,
+)
+from andfast.ops.backends.triton.configs import config
+from andfast.ops.backends.triton.noise import gaussian
+
+
+@triton.jit
+def through_tail(
+    dy, y_ptr, signs_ptr, bend_ptr, noise_ptr, seed_ptr, dbend_ptr, dnoise_ptr, layer, images, height, width,
+    pixel, inside, channel,
+    C: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr, GAUSSIAN: tl.constexpr,
+):  # fmt: skip
+    """The gradient of z from that of y = z + bend min(z, 0) + noise; partial sums of the other two are stored.
+
+    For kernels with a grid of (patches, blocks of channels, B).
+
+    Args:
+        dy: (PIXELS, BLOCK) float32, zero at pixels not `inside` and past the channels.
+        y_ptr, signs_ptr, bend_ptr, noise_ptr, seed_ptr, layer: of the whole batch, as in `network_kernels`.
+        dbend_ptr: (B, blocks of channels, patches) float32.
+        dnoise_ptr: (B, blocks of channels, H, W) or, if GAUSSIAN, (B, patches, C) float32.
+        images: a network.
+        pixel: (PIXELS,) their numbers in the image; those not `inside` are not touched.
+        channel: (BLOCK,) their numbers; those from C on are not touched.
+    """
+    image = tl.program_id(2)
+    network = image // images
+    patches, blocks = tl.num_programs(0), tl.num_programs(1)
+    mask = inside[:, None] & (channel < C)[None, :]
+    if GAUSSIAN:
+        field = gaussian(tl.load(seed_ptr + network), layer, image % images, pixel)[:, None]
+        added = field * tl.load(noise_ptr + network * C + channel, mask=channel < C, other=0.0)[None, :]
+        dnoise_ptr += (image.to(tl.int64) * patches + tl.program_id(0)) * C
+        tl.store(dnoise_ptr + channel, tl.sum(dy * field, axis=0), mask=channel < C)
+    else:
+        added = tl.load(noise_ptr + network.to(tl.int64) * height * width + pixel, mask=inside, other=0.0)[:, None]
+        dnoise_ptr += (image.to(tl.int64) * blocks + tl.program_id(1)) * height * width
+        tl.store(dnoise_ptr + pixel, tl.sum(dy, axis=1), mask=inside)
+    offset = image.to(tl.int64) * height * width
+    first = tl.program_id(1) * BLOCK
+    negative = load_signs(signs_ptr + offset * ((C + 7) // 8), pixel, first, inside, PIXELS, BLOCK, C)
+    y = tl.load(y_ptr + offset * C + pixel[:, None] * C + channel[None, :], mask=mask, other=0.0)
+    bend = tl.load(bend_ptr + network)
+    z_grad = tl.sum(tl.sum(tl.where(negative, dy * (y.to(tl.float32) - added), 0.0), axis=1), axis=0)
+    dbend_ptr += (image.to(tl.int64) * blocks + tl.program_id(1)) * patches + tl.program_id(0)
+    tl.store(dbend_ptr, z_grad * inverse_slope(bend))
+    return tl.where(negative, dy * (1.0 + bend), dy)
+
+
+@triton.jit(do_not_specialize=["layer"])
+def tail_grad_kernel(
+    dy_ptr,  # (B, H, W, C)
+    dz_ptr,  # like dy
+    y_ptr,  # like dy
+    signs_ptr,  # (B, H, W, ceil(C / 8)) uint8
+    bend_ptr,  # (N,) float32
+    noise_ptr,  # (N, H, W) or (N, C) float32
+    seed_ptr,  # (N,) int64
+    dbend_ptr,  # partial sums; see `through_tail`
+    dnoise_ptr,
+    layer,
+    images,  # a network
+    height,
+    width,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+):
+    """Grid: (patches, blocks of channels, B)."""
+    rows, cols = patch(tl.program_id(0), height, width, TILE_H, TILE_W)
+    inside = (rows < height) & (cols < width)
+    pixel = rows * width + cols
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = inside[:, None] & (channel < C)[None, :]
+    place = tl.program_id(2).to(tl.int64) * height * width * C + pixel[:, None] * C + channel[None, :]
+    dy = tl.load(dy_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    dz = through_tail(
+        dy, y_ptr, signs_ptr, bend_ptr, noise_ptr, seed_ptr, dbend_ptr, dnoise_ptr, layer, images, height, width,
+        pixel, inside, channel, C, TILE_H * TILE_W, BLOCK, GAUSSIAN,
+    )  # fmt: skip
+    tl.store(dz_ptr + place, rounded(dz, dz_ptr.dtype.element_ty), mask=mask)
+
+
+def tail_partials(dz: Tensor, blocks: int, patches: int, gaussian_noise: bool) -> tuple[Tensor, Tensor]:
+    """Room for the partial sums of dbend and dnoise that `through_tail` stores; `dz` is (B, H, W, C)."""
+    batch, height, width, channels = dz.shape
+    shape = (patches, channels) if gaussian_noise else (blocks, height, width)
+    return (
+        dz.new_empty(batch, blocks, patches, dtype=torch.float32),
+        dz.new_empty(batch, *shape, dtype=torch.float32),
+    )
+
+
+def sum_partials(dbend: Tensor, dnoise: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """dbend (N,) and dnoise in the shape of `noise.values`, summed in a fixed order."""
+    networks = len(noise.values)
+    # What a network's images (and blocks of channels, or patches) gave, then the shape of the noise.
+    return (
+        dbend.unflatten(0, (networks, -1)).flatten(1).sum(1),
+        dnoise.unflatten(0, (networks, -1)).flatten(1, 2).sum(1),
+    )
+
+
+def tail_grad(dy: Tensor, y: Tensor, signs: Tensor, bend: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+    """`network_kernels.Kernels.block_grad`.
+
+    Args:
+        dy, y: (B, H, W, C) in the compute type.
+        signs, bend, noise: see `network_kernels`.
+    """
+    check_activation("dy", dy)
+    check_activation("y", y)
+    batch, height, width, channels = dy.shape
+    launch = config("tail_grad", dy.dtype, channels, channels)
+    block = block_of(channels)
+    patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
+    blocks = triton.cdiv(channels, block)
+    gaussian_noise = noise.seed is not None
+    dz = dy.new_empty(dy.shape)
+    dbend, dnoise = tail_partials(dy, blocks, patches, gaussian_noise)
+    with on_device(dy):
+        tail_grad_kernel[patches, blocks, batch](
+            dy,
+            dz,
+            y,
+            signs,
+            bend,
+            noise.values,
+            noise.seed,
+            dbend,
+            dnoise,
+            noise.layer,
+            images_per_network(batch, len(bend)),
+            height,
+            width,
+            C=channels,
+            BLOCK=block,
+            TILE_H=launch.tile[0],
+            TILE_W=launch.tile[1],
+            GAUSSIAN=gaussian_noise,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
+    return dz, *sum_partials(dbend, dnoise, noise)

@@ -1,0 +1,499 @@
+"""The cheaper attacks, and the exact one without waste: what they find, against loops written out, and their cost."""
+
+import math
+import re
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from adversaries import (
+    IMAGES,
+    Upsampler,
+    check_consistent,
+    make,
+    photographs,
+    psnr_in_numpy,
+    scale_in_numpy,
+    scaled_norms,
+    seeded,
+    squared_error,
+)
+from torch import Tensor, nn
+
+from andfast.attack import PGD, YOPO, AttackResult, Free, Subset, ascent
+from andfast.attack.ascent import loss_and_costate
+from andfast.attack.budget import draw_budget, within_budget
+from andfast.degradation.network import DegradationNetwork
+from andfast.losses import Objective, l1_objective
+from andfast.ops import projected_step
+from andfast.ops.theta_layout import ScaleFactors
+
+BUDGETS = [(24.0, 30.0), None]
+
+
+class Passes:
+    """Counts the passes of a module: forward, and backward from its output."""
+
+    def __init__(self) -> None:
+        self.forward = self.backward = self.images = self.graphs = 0
+
+    def hook(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        self.forward += 1
+        self.images += len(output)
+        if output.requires_grad:
+            self.graphs += 1
+            output.register_hook(self._backward)
+
+    def _backward(self, gradient: Tensor) -> None:
+        self.backward += 1
+
+
+@contextmanager
+def counted(module: nn.Module) -> Iterator[Passes]:
+    passes = Passes()
+    handle = module.register_forward_hook(passes.hook)
+    yield passes
+    handle.remove()
+
+
+def same(one: AttackResult, other: AttackResult) -> None:
+    for name, value in vars(one).items():
+        if value is None:
+            assert getattr(other, name) is None, name
+        else:
+            assert torch.equal(value, getattr(other, name)), name
+
+
+@contextmanager
+def first_tries() -> Iterator[list[Tensor]]:
+    """What the steps inside try first, in their order: a matter of time, which loops written out cannot know."""
+    tries: list[Tensor] = []
+
+    def spy(*arguments, graph: bool) -> tuple[Tensor, Tensor]:
+        tries.append(arguments[5])
+        return within_budget(*arguments, graph=graph)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ascent, "within_budget", spy)
+        yield tries
+
+
+def climb(
+    attack: PGD,
+    network: DegradationNetwork,
+    hr: Tensor,
+    objective: Objective,
+    random: torch.Generator,
+    first: list[Tensor],
+    inner: int = 1,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The ascent with every pass written out for itself: the iterates at which G is asked, and their losses."""
+    first = list(first)
+    count, clean = network.num_networks, network.clean(hr)
+    budget_db = draw_budget(attack.lr_psnr, count, 0.0, hr.device, random)
+    inv_scale = 1 / network.layout.scale_vector(attack.scale_factors)
+    delta = torch.zeros_like(network.theta_id)
+    deltas, losses = [], []
+    for _ in range(attack.steps):
+        lr = network(hr, delta).requires_grad_()
+        loss = objective(lr, hr).reshape(count, -1).mean(dim=1)
+        (costate,) = torch.autograd.grad(loss.sum(), lr)
+        deltas, losses = [*deltas, delta], [*losses, loss.detach()]
+        costate = costate.reshape(count, -1)
+        costate = (costate * (1024 / costate.abs().sum(dim=1, keepdim=True))).view_as(lr)
+        for _ in range(inner):
+            leaf = delta.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(network(hr, leaf), leaf, costate)
+            delta = projected_step(delta, gradient, inv_scale, attack.step_length, attack.epsilon)
+            delta, _ = within_budget(network, hr, clean, delta, budget_db, first.pop(0))
+    with torch.no_grad():
+        return [*deltas, delta], [*losses, objective(network(hr, delta), hr).reshape(count, -1).mean(dim=1)]
+
+
+def check_climb(attack: PGD, network: DegradationNetwork, inner: int) -> tuple[Passes, Passes]:
+    """The attack finds what the loop written out finds, bit for bit; returned are the passes of F in both."""
+    hr, objective = photographs(), l1_objective(Upsampler(2))
+    with counted(network) as passes, first_tries() as first:
+        result = attack(network, hr, objective, seeded())
+    with counted(network) as plain:
+        deltas, losses = climb(attack, network, hr, objective, seeded(), first, inner)
+    assert torch.equal(result.losses, torch.stack(losses))
+    worst = result.losses.argmax(dim=0)
+    assert torch.equal(result.delta, torch.stack(deltas)[worst, torch.arange(network.num_networks)])
+    assert (worst > 0).all()
+    check_consistent(result, network, hr, Upsampler(2))
+    return passes, plain
+
+
+@pytest.mark.parametrize("lr_psnr", BUDGETS)
+@pytest.mark.parametrize("num_networks", [1, 2, IMAGES])
+@pytest.mark.parametrize("attack", [PGD(steps=3, step_size=0.3), YOPO(steps=2, inner_steps=3, step_size=0.2)])
+def test_a_step_takes_its_gradient_from_the_pass_that_the_budget_accepted(attack, num_networks, lr_psnr):
+    attack = type(attack)(**{**vars(attack), "lr_psnr": lr_psnr})
+    inner = getattr(attack, "inner_steps", 1)
+    passes, plain = check_climb(attack, make(num_networks), inner)
+    steps = attack.steps * inner
+    assert passes.backward == plain.backward == steps
+    # Written out, G's image and F's gradient cost a pass each, and the last image one more.
+    assert passes.forward == plain.forward - attack.steps - steps - 1 + 1
+    if lr_psnr is None:
+        assert passes.forward == steps + 1
+        assert passes.graphs == steps  # the last image wants none
+    else:
+        assert passes.forward > steps + 1  # the budget has bound
+
+
+def test_what_the_last_step_learned_of_the_budget_saves_tries():
+    """And changes nothing about where the search may end."""
+    hr, objective = photographs(), l1_objective(Upsampler(2))
+    attack = PGD(steps=5, step_ratio=0.5, lr_psnr=(26.0, 32.0))
+    warm = cold = 0
+    for seed in range(3):
+        network = make(IMAGES, seed, blocks=5)
+        with counted(network) as passes, first_tries() as first:
+            result = attack(network, hr, objective, seeded(seed))
+        warm += passes.forward
+        assert all(((multiple > 0) & (multiple <= 1)).all() for multiple in first)
+        assert (first[0] == 1).all()
+        assert (torch.stack(first[1:]) < 1).any()
+        assert (result.lr_psnr >= result.budget_db).all()
+        with counted(network) as passes:
+            climb(attack, network, hr, objective, seeded(seed), [None] * attack.steps)
+        cold += passes.forward - 2 * attack.steps  # those that the loop written out wastes
+    assert warm < 0.85 * cold
+
+
+@pytest.mark.parametrize("multiple", [1e-6, 0.01, 0.5, 0.99, 1.0])
+def test_any_first_try_ends_at_the_budget(multiple):
+    hr, network = photographs(), make(2)
+    clean, budget_db = network.clean(hr), torch.tensor([24.0, 40.0])
+    delta = 0.05 * torch.randn(network.delta.shape, generator=seeded())
+    first = torch.full((2,), multiple)
+    for size in (1.0, 1e-3, 1e-9):  # far outside, near, and not even there as a whole
+        found, lr = within_budget(network, hr, clean, size * delta, budget_db, first)
+        psnr = torch.tensor(psnr_in_numpy(lr, clean, 2))
+        whole = torch.tensor(psnr_in_numpy(network(hr, size * delta), clean, 2))
+        assert (psnr >= budget_db).all()
+        assert ((psnr <= budget_db + 1.001) | (found == size * delta).all(dim=1)).all()
+        assert ((found == size * delta).all(dim=1) == (whole >= budget_db)).all()
+        assert torch.equal(lr, network(hr, found))
+
+
+def test_no_two_graphs_of_f_live_at_a_time():
+    """Activations are most of an attack's memory."""
+    network, alive = make(2), []
+
+    def begin(module: nn.Module, inputs: tuple) -> None:
+        assert not any(reference() is not None for reference in alive)
+
+    def end(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if output.requires_grad:
+            alive.append(weakref.ref(output))
+
+    network.register_forward_pre_hook(begin)
+    network.register_forward_hook(end)
+    PGD(steps=3, step_size=0.5, lr_psnr=(28.0, 30.0))(network, photographs(), l1_objective(Upsampler(2)), seeded())
+    assert len(alive) > 4  # tries that were not accepted, too
+
+
+@pytest.mark.parametrize("keep", ["worst", "last"])
+@pytest.mark.parametrize(("attack", "steps"), [(PGD(steps=3), 3), (YOPO(steps=2, inner_steps=2), 2)])
+def test_passes_through_g(attack, steps, keep):
+    generator = Upsampler(2).requires_grad_(False)
+    attack = type(attack)(**{**vars(attack), "keep": keep})
+    with counted(generator) as passes:
+        attack(make(2), photographs(), l1_objective(generator), seeded())
+    assert (passes.forward, passes.backward) == (steps + (keep == "worst"), steps)
+
+
+def test_the_last_iterate_comes_unjudged():
+    network, hr, objective = make(2), photographs(), l1_objective(Upsampler(2))
+    settings = {"steps": 3, "step_size": 0.4, "lr_psnr": (24.0, 30.0)}
+    with first_tries() as first:
+        result = PGD(keep="last", **settings)(network, hr, objective, seeded())
+    deltas, losses = climb(PGD(**settings), network, hr, objective, seeded(), first)
+    assert torch.equal(result.delta, deltas[-1])
+    assert torch.equal(result.losses, torch.stack(losses[:-1]))
+    assert result.loss_after is None
+    assert torch.equal(result.lr, network(hr, deltas[-1]))
+
+
+@pytest.mark.parametrize("lr_psnr", BUDGETS)
+@pytest.mark.parametrize("keep", ["worst", "last"])
+def test_yopo_with_one_inner_step_is_pgd(lr_psnr, keep):
+    network, hr, objective = make(2), photographs(), l1_objective(Upsampler(2))
+    settings = {"steps": 3, "lr_psnr": lr_psnr, "keep": keep}
+    exact = PGD(**settings)(network, hr, objective, seeded())
+    same(YOPO(inner_steps=1, **settings)(network, hr, objective, seeded()), exact)
+
+
+def test_more_inner_steps_find_more():
+    """For as many passes through G: steps that PGD has no gradient for."""
+    hr, objective = photographs(), l1_objective(Upsampler(2))
+    settings = {"steps": 2, "step_size": 0.05, "lr_psnr": None}
+    gained = []
+    for attack in (PGD(**settings), YOPO(inner_steps=4, **settings)):
+        results = [attack(make(2, seed), hr, objective, seeded(seed)) for seed in range(3)]
+        gained.append(sum((result.loss_after - result.loss_before).sum().item() for result in results))
+    assert gained[1] > 1.5 * gained[0]
+
+
+@pytest.mark.parametrize("lr_psnr", BUDGETS)
+def test_free_on_a_frozen_g_is_pgd_s_last_iterate(lr_psnr):
+    generator = Upsampler(2).requires_grad_(False)
+    network, hr, objective = make(2), photographs(), l1_objective(generator)
+    settings = {"step_size": 0.4, "lr_psnr": lr_psnr}
+    with counted(generator) as passes:
+        result = Free(replays=4, **settings)(network, hr, objective, seeded())
+    assert (passes.forward, passes.backward) == (4, 3)
+    exact = PGD(steps=3, keep="last", **settings)(network, hr, objective, seeded())
+    judged = PGD(steps=3, **settings)(network, hr, objective, seeded())
+    assert torch.equal(result.losses, judged.losses)
+    assert torch.equal(result.loss_after, judged.losses[-1])
+    for name in ("lr", "delta", "theta", "distance", "lr_psnr", "budget_db"):
+        assert torch.equal(getattr(result, name), getattr(exact, name)), name
+
+
+def small_generator() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.PReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2))
+
+
+@pytest.mark.parametrize("lr_psnr", BUDGETS)
+@pytest.mark.parametrize("replays", [1, 2, 4])
+def test_free_trains_g_as_the_loop_written_out_does(replays, lr_psnr):
+    """Two minibatches, each replayed: the documented loop, and one of plain PyTorch in which nothing is shared."""
+    attack = Free(replays=replays, step_size=0.3, lr_psnr=lr_psnr)
+    batches = [photographs(), photographs().flip(3)]
+
+    driven = small_generator()
+    optimizer, objective = torch.optim.Adam(driven.parameters(), lr=1e-2), l1_objective(driven)
+    losses = []
+    with first_tries() as first:
+        for step, hr in enumerate(batches):
+            replay = attack.begin(make(2, step), hr, seeded(step))
+            for _ in range(attack.replays):
+                loss = objective(replay.lr, hr).mean()
+                losses.append(loss.item())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if not replay.done:
+                    replay.advance(replay.lr.grad)
+            assert replay.done
+
+    plain = small_generator()
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-2)
+    expected = []
+    for step, hr in enumerate(batches):
+        network = make(2, step)
+        inv_scale = 1 / network.layout.scale_vector(attack.scale_factors)
+        budget_db = draw_budget(lr_psnr, 2, 0.0, hr.device, seeded(step))
+        delta = torch.zeros_like(network.theta_id)
+        for turn in range(replays):
+            leaf = delta.clone().requires_grad_()
+            optimizer.zero_grad()
+            loss = (plain(network(hr, leaf)) - hr).abs().mean()  # one backward pass for G and theta
+            expected.append(loss.item())
+            loss.backward()
+            optimizer.step()
+            if turn < replays - 1:
+                delta = projected_step(delta, leaf.grad, inv_scale, 0.3, attack.epsilon)
+                delta, _ = within_budget(network, hr, network.clean(hr), delta, budget_db, first.pop(0))
+
+    assert not first
+    assert losses == pytest.approx(expected, rel=1e-4)
+    start = small_generator()
+    for found, wanted, before in zip(driven.parameters(), plain.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+        assert not torch.equal(found, before)
+
+
+def test_one_replay_is_a_plain_step_on_the_identity_s_images():
+    network, hr = make(2), photographs()
+    with counted(network) as passes:
+        replay = Free(replays=1).begin(network, hr, seeded())
+    assert replay.done
+    assert torch.equal(replay.lr, network(hr))
+    assert replay.lr.is_leaf
+    assert replay.lr.requires_grad
+    assert (passes.forward, passes.graphs) == (1, 0)
+    with pytest.raises(RuntimeError, match="all replays of this minibatch are done"):
+        replay.advance(torch.ones_like(replay.lr))
+
+
+def test_a_replay_keeps_its_budget_and_its_ball_and_does_not_mind_a_scaled_loss():
+    hr, objective = photographs(), l1_objective(Upsampler(2))
+    found = []
+    for factor in (1.0, 2.0**40, 2.0**-60):
+        network = make(2)
+        attack = Free(replays=3, step_size=2.0, lr_psnr=(26.0, 34.0))
+        replay = attack.begin(network, hr, seeded(), margin_db=1.0)
+        assert ((replay.budget_db >= 27) & (replay.budget_db <= 35)).all()
+        while not replay.done:
+            (factor * objective(replay.lr, hr).mean()).backward()
+            replay.advance(replay.lr.grad)
+            assert (psnr_in_numpy(replay.lr.detach(), replay.clean, 2) >= replay.budget_db.numpy() - 0.01).all()
+            norms = scaled_norms(replay.delta, scale_in_numpy(network, attack.scale_factors))
+            assert (norms <= attack.epsilon * (1 + 1e-5)).all()
+            assert (norms > 0).all()
+        assert torch.equal(replay.lr, network(hr, replay.delta))
+        found.append(replay.delta)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_images_that_do_not_fit_a_replay_are_named():
+    with pytest.raises(ValueError, match="hr holds 3 images"):
+        Free().begin(make(2), photographs(3))
+
+
+@pytest.mark.parametrize("lr_psnr", BUDGETS)
+def test_a_subset_of_everything_is_pgd(lr_psnr):
+    network, hr, objective = make(1), photographs(), l1_objective(Upsampler(2))
+    settings = {"steps": 2, "lr_psnr": lr_psnr}
+    exact = PGD(**settings)(network, hr, objective, seeded())
+    same(Subset(share=1.0, **settings)(network, hr, objective, seeded()), exact)
+
+
+@pytest.mark.parametrize(("share", "images"), [(0.5, 2), (0.74, 3), (0.01, 1)])
+def test_a_subset_finds_theta_on_the_first_images_and_degrades_all(share, images):
+    generator = Upsampler(2).requires_grad_(False)
+    network, hr, objective = make(1), photographs(), l1_objective(generator)
+    with counted(generator) as passes:
+        result = Subset(share=share, steps=2, lr_psnr=None)(network, hr, objective, seeded())
+    assert passes.images == 3 * images
+    part = PGD(steps=2, lr_psnr=None)(network, hr[:images], objective, seeded())
+    assert torch.equal(result.delta, part.delta)
+    assert torch.equal(result.lr, network(hr, part.delta))
+    assert torch.equal(result.losses, part.losses)
+    assert torch.equal(result.loss_after, part.loss_after)
+
+
+def test_the_budget_of_the_whole_batch_binds():
+    """The first image has little contrast: blur and ringing that fill its budget move the others further."""
+    hr, objective = photographs(), l1_objective(Upsampler(2))
+    hr[0] = 0.5 + 0.1 * (hr[0] - 0.5)
+    shrunk, factors = 0, ScaleFactors(noise=math.inf)
+    for seed in range(4):
+        network = make(1, seed)
+        attack = Subset(share=0.25, steps=2, epsilon=math.inf, scale_factors=factors, lr_psnr=(26.0, 34.0))
+        result = attack(network, hr, objective, seeded(seed))
+        found = psnr_in_numpy(result.lr, network.clean(hr), 1)
+        np.testing.assert_allclose(result.lr_psnr.numpy(), found, rtol=1e-5)
+        assert (found >= result.budget_db.numpy() - 0.01).all()
+        assert torch.equal(result.lr, network(hr, result.delta))
+        settings = {name: value for name, value in vars(attack).items() if name != "share"}
+        part = PGD(**settings)(network, hr[:1], objective, seeded(seed))
+        shrunk += not torch.equal(part.delta, result.delta)
+    assert shrunk
+
+
+def test_a_subset_wants_one_network():
+    with pytest.raises(ValueError, match="bank of 2; Subset needs num_networks 1"):
+        Subset()(make(2), photographs(), l1_objective(Upsampler(2)))
+
+
+def test_a_step_can_be_given_relative_to_epsilon():
+    network, hr, objective = make(2), photographs(), l1_objective(Upsampler(2))
+    relative = PGD(steps=2, epsilon=0.25, step_ratio=0.5, step_size=7.0)
+    assert relative.step_length == 0.125
+    exact = PGD(steps=2, epsilon=0.25, step_size=0.125)(network, hr, objective, seeded())
+    same(relative(network, hr, objective, seeded()), exact)
+
+
+class Half(torch.autograd.Function):
+    """What a G in float16 does to the gradient of its output: it is one of float16's normal numbers, or lost."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        kind = torch.finfo(torch.float16)
+        size = gradient.abs()
+        return torch.where(size < kind.tiny, 0, torch.where(size > kind.max, math.inf, gradient))
+
+
+@pytest.mark.parametrize("size", [32, 512])
+@pytest.mark.parametrize("num_networks", [1, 2])
+def test_a_generator_in_float16_loses_nothing_of_the_costate(num_networks, size):
+    hr = torch.rand(2, 3, size, size, generator=seeded())
+    lr = torch.nn.functional.avg_pool2d(hr, 2)
+    up = nn.Upsample(scale_factor=2, mode="bilinear")
+
+    def flushing(lr: Tensor, hr: Tensor) -> Tensor:
+        return (Half.apply(up(lr)) - hr).abs().mean(dim=(1, 2, 3))
+
+    def half(lr: Tensor, hr: Tensor) -> Tensor:
+        return (up(lr.half()).float() - hr).abs().mean(dim=(1, 2, 3))
+
+    leaf = lr.double().requires_grad_()
+    (exact,) = torch.autograd.grad((up(leaf) - hr.double()).abs().mean(dim=(1, 2, 3)).sum(), leaf)
+    for objective, tolerance in ((flushing, 1e-5), (half, 0.05)):
+        loss, costate = loss_and_costate(lr, hr, objective, num_networks)
+        assert loss.shape == (num_networks,)
+        costate = costate.double() * (exact.norm() / costate.double().norm())
+        assert (costate - exact).norm() < tolerance * exact.norm()
+
+    # Without the scaled loss nothing of it is left for large images.
+    leaf = lr.clone().requires_grad_()
+    (lost,) = torch.autograd.grad(flushing(leaf, hr).sum(), leaf)
+    assert lost.any() == (size == 32)
+
+
+@pytest.mark.parametrize("num_networks", [1, 3])
+def test_the_costate_is_the_loss_s_gradient_to_the_bit(num_networks):
+    """In float32 the scaled loss, a power of two, changes nothing but the exponent."""
+    hr = photographs(3)
+    lr, objective = make(1).clean(hr), squared_error(Upsampler(2))
+    loss, costate = loss_and_costate(lr, hr, objective, num_networks)
+    leaf = lr.clone().requires_grad_()
+    expected = objective(leaf, hr).reshape(num_networks, -1).mean(dim=1)
+    (gradient,) = torch.autograd.grad(expected.sum(), leaf)
+    assert torch.equal(loss, expected.detach())
+    factor = costate.abs().max() / gradient.abs().max()
+    assert math.frexp(factor)[0] == 0.5
+    assert torch.equal(costate, gradient * factor)
+
+
+def test_the_scale_vector_is_built_once():
+    first, again = PGD().inv_scale(make(2, seed=0)), PGD().inv_scale(make(2, seed=1))
+    assert first is again
+    other = PGD(scale_factors=ScaleFactors(slope=7.0)).inv_scale(make(2))
+    slope = make(2).layout.slope[0].start
+    assert (first[slope:] == torch.tensor(1 / 50.0)).all()
+    assert (other[slope:] == torch.tensor(1 / 7.0)).all()
+
+
+@pytest.mark.parametrize("attack", [YOPO(steps=1), Free(replays=2), Subset(steps=1)])
+def test_half_types(attack):
+    hr, network = photographs(), make(1, dtype=torch.float16)
+    result = attack(network, hr, l1_objective(Upsampler(2)), seeded())
+    assert (result.lr_psnr >= result.budget_db - 0.01).all()
+    assert (result.loss_after > 1.05 * result.loss_before).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        (PGD, {"keep": "best"}, "keep is 'best'; it must be 'worst' or 'last'"),
+        (PGD, {"step_ratio": 0.0}, "step_ratio is 0.0; it must be positive"),
+        (PGD, {"step_ratio": math.nan}, "step_ratio is nan"),
+        (PGD, {"step_ratio": 0.5, "epsilon": math.inf}, "step_ratio is 0.5 of an infinite epsilon"),
+        (YOPO, {"inner_steps": 0}, "inner_steps is 0; it must be at least 1"),
+        (YOPO, {"steps": 0}, "steps is 0"),
+        (Free, {"replays": 0}, "replays is 0; it must be at least 1"),
+        (Free, {"epsilon": -1.0}, "epsilon is -1.0"),
+        (Subset, {"share": 0.0}, "share is 0.0; it must be in (0, 1]"),
+        (Subset, {"share": 1.5}, "share is 1.5"),
+        (Subset, {"lr_psnr": (30.0, 20.0)}, "lr_psnr is (30.0, 20.0)"),
+    ],
+)
+def test_wrong_settings_are_named(method, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        method(**arguments)

@@ -1,0 +1,269 @@
+"""What is written to image files, and what a network makes of it: against Pillow, tifffile and NumPy."""
+
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from image_files import SRGB, chunk, png, profile
+from PIL import Image
+from upscaling_models import nearest, noise
+
+from andfast.data.picture import eight_bits
+from andfast.data.png import png_bytes
+from andfast.inference.alpha import without_holes
+from andfast.inference.engine import Upscaler
+from andfast.inference.formats import Picture, losses, read_picture, write_picture
+
+ICC = {1: profile(b"GRAY"), 2: profile(b"GRAY"), 3: SRGB, 4: SRGB}
+KINDS = [(channels, dtype) for dtype in (np.uint8, np.uint16) for channels in (1, 2, 3, 4)]
+
+
+def png_pixels(path):
+    """A PNG file's pixels, by the format's specification: a reader of our own, for the filter that we write."""
+    data = path.read_bytes()
+    place, body, header = 8, b"", None
+    while place < len(data):
+        (length,), name = struct.unpack(">I", data[place : place + 4]), data[place + 4 : place + 8]
+        content = data[place + 8 : place + 8 + length]
+        assert struct.unpack(">I", data[place + 8 + length : place + 12 + length])[0] == zlib.crc32(name + content)
+        header = struct.unpack(">IIBBBBB", content) if name == b"IHDR" else header
+        body += content if name == b"IDAT" else b""
+        place += 12 + length
+    width, height, bits, colour, *_ = header
+    channels = {0: 1, 4: 2, 2: 3, 6: 4}[colour]
+    rows = np.frombuffer(zlib.decompress(body), np.uint8).reshape(height, -1)
+    assert (rows[:, 0] == 2).all()  # "up"
+    bytes_ = np.cumsum(rows[:, 1:], axis=0, dtype=np.uint8)
+    return np.ascontiguousarray(bytes_).view(">u2" if bits == 16 else np.uint8).reshape(height, width, channels)
+
+
+@pytest.mark.parametrize(("channels", "dtype"), KINDS)
+def test_png(tmp_path, channels, dtype):
+    pixels = noise(33, 21, channels, dtype)
+    write_picture(tmp_path / "a.png", Picture(pixels, ICC[channels]))
+    np.testing.assert_array_equal(png_pixels(tmp_path / "a.png"), pixels)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["icc_profile"] == ICC[channels]
+        image.load()  # checks all of the file
+        if channels == 1 or dtype == np.uint8:
+            np.testing.assert_array_equal(np.asarray(image).reshape(pixels.shape), pixels)
+    found = read_picture(tmp_path / "a.png")
+    assert found.icc == ICC[channels]
+    assert found.pixels.dtype == dtype
+    np.testing.assert_array_equal(found.pixels, pixels)
+
+
+COLOUR = {
+    b"cICP": bytes([9, 16, 0, 1]),
+    b"mDCV": bytes(range(24)),
+    b"cLLI": bytes(range(8)),
+    b"sRGB": b"\0",
+    b"gAMA": struct.pack(">I", 45455),
+    b"cHRM": bytes(range(32)),
+}
+
+
+@pytest.mark.parametrize("names", [*([name] for name in COLOUR), [b"gAMA", b"cHRM"], list(COLOUR)])
+def test_what_tells_of_colours_in_png_is_kept(tmp_path, names):
+    told = [chunk(name, COLOUR[name]) for name in names]
+    (tmp_path / "a.png").write_bytes(png(noise(5, 6, 3), before=[*told, chunk(b"tIME", bytes(7))]))
+    write_picture(tmp_path / "b.png", read_picture(tmp_path / "a.png"))
+    data = (tmp_path / "b.png").read_bytes()
+    assert [part in data[: data.index(b"IDAT")] for part in told] == [True] * len(told)
+    assert b"tIME" not in data
+    assert read_picture(tmp_path / "b.png").colour == {name: COLOUR[name] for name in COLOUR if name in names}
+
+
+@pytest.mark.parametrize(
+    ("names", "icc", "said"),
+    [
+        ([b"cICP"], None, "cICP, which"),
+        ([b"cICP", b"mDCV"], SRGB, "cICP, mDCV, which"),
+        ([b"gAMA", b"cHRM"], None, "gAMA, cHRM, which"),
+        ([b"gAMA", b"cHRM"], SRGB, None),  # the profile counts before them
+        ([b"gAMA", b"sRGB"], None, None),  # what all assume
+        ([], SRGB, None),
+    ],
+)
+def test_what_a_format_cannot_hold_is_told(names, icc, said):
+    picture = Picture(noise(2, 3, 3), icc, {name: COLOUR[name] for name in names})
+    assert losses("a.png", picture) == []
+    for name in ("a.jpg", "a.webp", "a.tif"):
+        found = losses(name, picture)
+        assert len(found) == (said is not None)
+        assert said is None or found[0].startswith(said)
+
+
+def test_a_profile_that_others_do_not_read_is_told(tmp_path):
+    large = Picture(noise(2, 3, 3), SRGB + bytes(2**20))
+    assert re.match(r"its colour profile of 1\.0 MiB is kept; .* Pillow", losses("a.png", large)[0])
+    assert losses("a.tif", large) == []
+    larger = Picture(noise(2, 3, 3), SRGB + bytes(2**24))
+    assert losses("a.jpg", larger) == ["its colour profile is left out: JPEG holds none above 15.9 MiB"]
+    write_picture(tmp_path / "a.jpg", larger)
+    assert (read_picture(tmp_path / "a.jpg").icc, read_picture(tmp_path / "a.jpg").notes) == (None, ())
+    gray = Picture(noise(2, 3, 1), ICC[1])
+    assert losses("a.jpg", gray) == []
+    assert losses("a.webp", gray) == ["its colour profile, one of gray, is left out: WebP has RGB alone"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp"])
+def test_a_profile_of_other_pixels_is_not_written(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    write_picture(path, Picture(noise(5, 6, 3), profile(b"CMYK")))
+    with Image.open(path) as image:
+        assert image.info.get("icc_profile") is None
+
+
+def test_png_of_many_rows(tmp_path):
+    """Longer than what is compressed at once."""
+    pixels = noise(1500, 700, 3, np.uint16)
+    (tmp_path / "a.png").write_bytes(png_bytes(pixels))
+    np.testing.assert_array_equal(png_pixels(tmp_path / "a.png"), pixels)
+
+
+@pytest.mark.parametrize(("channels", "dtype"), KINDS)
+def test_tiff_is_written(tmp_path, channels, dtype):
+    pixels = noise(33, 21, channels, dtype)
+    write_picture(tmp_path / "a.tif", Picture(pixels, ICC[channels]))
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        (page,) = file.pages
+        np.testing.assert_array_equal(page.asarray().reshape(pixels.shape), pixels)
+        assert page.tags["InterColorProfile"].value == ICC[channels]
+        if channels in (2, 4):
+            assert page.extrasamples == (2,)  # alpha that is not multiplied into the colours
+
+
+@pytest.mark.parametrize(("channels", "dtype"), KINDS)
+def test_tiff_is_read_as_it_is_written(tmp_path, channels, dtype):
+    pixels = noise(33, 21, channels, dtype)
+    write_picture(tmp_path / "a.tif", Picture(pixels, ICC[channels]))
+    found = read_picture(tmp_path / "a.tif")
+    assert found.icc == ICC[channels]
+    np.testing.assert_array_equal(found.pixels, pixels)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_formats_with_losses(tmp_path, suffix, channels):
+    smooth = np.linspace(0, 255, 24 * 40 * channels).reshape(24, 40, channels).astype(np.uint8)
+    path = tmp_path / f"a{suffix}"
+    write_picture(path, Picture(smooth.astype(np.uint16) * 257, ICC[channels]))
+    found = read_picture(path)
+    assert found.icc == (None if channels < 3 and suffix == ".webp" else ICC[channels])
+    assert found.pixels.dtype == np.uint8
+    alpha = channels in (2, 4)
+    expected = Image.fromarray(smooth[..., 0] if channels == 1 else smooth)
+    if suffix == ".jpg" and alpha:
+        white = Image.new("RGBA", expected.size, "white")
+        expected = Image.alpha_composite(white, expected.convert("RGBA")).convert("L" if channels == 2 else "RGB")
+    if suffix == ".webp":  # it has no gray
+        expected = expected.convert("RGBA" if alpha else "RGB")
+    expected = np.asarray(expected).reshape(*smooth.shape[:2], -1)
+    assert found.pixels.shape == expected.shape
+    seen = (expected[..., -1:] > 8) if suffix == ".webp" and alpha else True  # nobody sees the others' colours
+    error = np.abs(found.pixels.astype(int) - expected) * seen
+    assert error.mean() < 3
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_16_bits_are_rounded_where_they_must(tmp_path, suffix):
+    assert eight_bits(np.array([0, 128, 129, 65535 - 129, 65535], np.uint16)).tolist() == [0, 0, 1, 254, 255]
+    every = np.arange(65536, dtype=np.uint16)
+    np.testing.assert_array_equal(eight_bits(every), np.rint(every / 257).astype(np.uint8))
+    write_picture(tmp_path / f"a{suffix}", Picture(np.full((8, 8, 1), 25700, np.uint16)))
+    found = read_picture(tmp_path / f"a{suffix}").pixels
+    if suffix in (".png", ".tif"):
+        assert (found == 25700).all()
+    else:
+        assert np.abs(found.astype(int) - 100).max() <= 1
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(("name", "height", "width"), [("a.jpg", 65536, 1), ("a.webp", 1, 16384), ("a.jpeg", 1, 65536)])
+def test_more_than_a_format_can_hold(tmp_path, name, height, width):
+    with pytest.raises(ValueError, match=f"{width} x {height} pixels are too many"):
+        write_picture(tmp_path / name, Picture(np.zeros((height, width, 1), np.uint8)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_suffix(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.gif: images are written as \.png"):
+        write_picture(tmp_path / "a.gif", Picture(noise(2, 2, 3)))
+
+
+def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.jpg"):
+        write_picture(tmp_path / "a.jpg", Picture(noise(2, 2, 3)))
+    assert not list(tmp_path.iterdir())
+
+
+# Pixels through a network
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [*KINDS, (1, np.float32), (3, np.float64), (4, np.float32)])
+def test_every_kind_keeps_its_values(channels, dtype):
+    """A network that repeats pixels shows whether levels are kept, exactly."""
+    integers = np.issubdtype(dtype, np.integer)
+    pixels = noise(9, 11, channels, dtype if integers else np.uint16)
+    pixels = pixels if integers else (pixels / 65535).astype(dtype)
+    if channels in (2, 4):
+        pixels[..., -1][pixels[..., -1] == 0] = 1  # holes change, see below
+    large = Upscaler(nearest(3), tile=4).pixels(pixels)
+    assert large.dtype == dtype
+    expected = pixels.repeat(3, 0).repeat(3, 1)
+    if integers:
+        np.testing.assert_array_equal(large, expected)
+    else:
+        np.testing.assert_allclose(large, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_no_dark_fringes(dtype):
+    """A white disc on what is transparent and black, as drawing programs write it, stays white where it is seen."""
+    most = np.iinfo(dtype).max
+    y, x = np.mgrid[:40, :40] - 19.5
+    disc = (x**2 + y**2 < 150)[..., None]
+    pixels = np.concatenate([np.where(disc, most, 0)] * 4, axis=2).astype(dtype)
+    upscaler = Upscaler(nearest(2))
+    large = upscaler.pixels(pixels, 3)  # bicubic interpolation from 2 to 3 mixes neighbours
+    alpha = large[..., 3]
+    assert len(np.unique(alpha)) > 2  # soft edges
+    assert (large[..., :3][alpha > 0] == most).all()
+    naive = upscaler.pixels(np.ascontiguousarray(pixels[..., :3]), 3)
+    assert naive[alpha > most // 20].min() < most / 2  # that was no matter of course
+
+
+def test_holes_take_the_colours_around_them():
+    pixels = noise(17, 23, 4)
+    pixels[..., 3] = 255
+    assert without_holes(pixels) is pixels
+    pixels[3:14, 5:16] = 0
+    pixels[:3, :, :3] = 200
+    filled = without_holes(pixels)
+    seen = pixels[..., 3] > 0
+    np.testing.assert_array_equal(filled[seen], pixels[seen])
+    np.testing.assert_array_equal(filled[..., 3], pixels[..., 3])
+    assert filled[3:14, 5:16, :3].min() > 0
+    pixels[..., 3] = 0
+    np.testing.assert_array_equal(without_holes(pixels), pixels)  # nothing to take colours from
+
+
+def test_alpha_that_is_the_same_everywhere_costs_nothing():
+    calls = []
+    upscaler = Upscaler(nearest(2))
+    upscaler._views[torch.float32].module.register_forward_hook(lambda *_: calls.append(1))
+    pixels = noise(5, 6, 4)
+    pixels[..., 3] = 77
+    assert (upscaler.pixels(pixels)[..., 3] == 77).all()
+    assert sum(calls) - 1 <= 1  # but for the one that counts memory

@@ -1,0 +1,66 @@
+"""Compiled generators do what plain ones do, and say what they are doing."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_trainer import make, patches
+
+from andfast import train
+from andfast.models.compilation import wants_compile
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("inductor")
+
+
+@pytest.fixture(autouse=True)
+def _fresh(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing compiled before, and nothing left behind."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("generator", ["compact", "rrdbnet"])
+def test_three_compiled_steps_are_three_plain_ones(generator: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"generator__name": generator, "generator__features": 4, "train__batch_size": 2, "attack__steps": 1}
+    plain, compiled = (make(**options, generator__depth=1, compile=setting) for setting in ("off", "on"))
+    assert list(compiled.generator.state_dict()) == list(plain.generator.state_dict())
+    for seed in range(3):
+        right, found = (trainer.train_step(patches(2, seed=seed)).read() for trainer in (plain, compiled))
+        assert found.loss == pytest.approx(right.loss, rel=1e-5)
+        assert found.loss_before_attack == pytest.approx(right.loss_before_attack, rel=1e-5)
+        assert found.loss_after_attack == pytest.approx(right.loss_after_attack, rel=1e-4)
+    for one, other in zip(compiled._weights, plain._weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "compiling the generator for the attack (once; later runs find it in the cache) ...",
+        "compiled the generator for the attack",
+        "compiling the generator for its update (once; later runs find it in the cache) ...",
+        "compiled the generator for its update",
+    ]
+
+
+def test_a_compiler_that_is_not_there_is_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "empty"))
+    settings = ["--train.batch_size=2", "--train.patch_size=32", "--generator.depth=1", "--generator.features=4"]
+    # Not monkeypatch: what it undoes here, it deletes.
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert train.main([*settings, f"--run_dir={tmp_path / 'run'}", "--data.workers=0", "--compile=on"]) == 3
+    message = capsys.readouterr().err
+    assert "stopped at step 0: compiling the generator for its update failed" in message
+    assert "--compile off" in message
+
+
+def test_auto_compiles_where_it_pays() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [wants_compile("auto", device) for device in (cpu, cuda)] == [False, True]
+    assert wants_compile("on", cpu)
+    assert not wants_compile("off", cuda)

@@ -1,0 +1,197 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import andfast.ops
+from andfast.ops import _extension, dispatch, projected_step, use_backend
+
+ARGUMENTS = (torch.ones(1, 3), torch.ones(1, 3), torch.ones(3), 0.5, 1.0)
+
+needs_cpu = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
+
+
+def test_status_names_every_backend():
+    assert set(dispatch.status()["projected_step"]) == set(dispatch.BACKENDS)
+    assert dispatch.status()["projected_step"]["reference"] is None
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="one of triton, cuda, cpu, reference; got 'fpga'"), use_backend("fpga"):
+        pass
+    with pytest.raises(ValueError, match="one of"):
+        dispatch.register("projected_step", "fpga", projected_step)
+
+
+def test_use_backend_nests_and_is_undone_by_an_error(monkeypatch):
+    calls = []
+    step = {name: dispatch.Implementation(lambda *_, name=name: calls.append(name)) for name in dispatch.BACKENDS}
+    monkeypatch.setitem(dispatch.operations, "projected_step", step)
+    monkeypatch.setattr(dispatch, "unavailable", {})
+    with use_backend("reference"):
+        projected_step(*ARGUMENTS)
+        with pytest.raises(ValueError, match="delta"), use_backend("cpu"):
+            projected_step(torch.ones(3), *ARGUMENTS[1:])
+        with use_backend("cpu"):
+            projected_step(*ARGUMENTS)
+        projected_step(*ARGUMENTS)
+    projected_step(*ARGUMENTS)
+    assert calls == ["reference", "cpu", "reference", dispatch.BACKENDS[0]]
+
+
+@needs_cpu
+def test_forced_backend_that_does_not_fit():
+    tensors = [tensor.double() for tensor in ARGUMENTS[:3]]
+    with (
+        use_backend("cpu"),
+        pytest.raises(ValueError, match=r"takes torch.float32 tensors on cpu, not torch.float64"),
+    ):
+        projected_step(*tensors, *ARGUMENTS[3:])
+
+
+def test_forced_backend_that_is_not_there(monkeypatch):
+    monkeypatch.setitem(dispatch.unavailable, "cpu", "it is not built")
+    projected_step(*ARGUMENTS)
+    with (
+        use_backend("cpu"),
+        pytest.raises(RuntimeError, match="'cpu' is forced, but cannot be used: it is not"),
+    ):
+        projected_step(*ARGUMENTS)
+
+
+def test_forced_backend_that_does_not_implement(monkeypatch):
+    reference = dispatch.operations["projected_step"]["reference"]
+    monkeypatch.setitem(dispatch.operations, "projected_step", {"reference": reference})
+    with use_backend("cpu"), pytest.raises(RuntimeError, match="projected_step has only: reference"):
+        projected_step(*ARGUMENTS)
+    assert dispatch.status()["projected_step"]["cpu"] == "not implemented"
+
+
+# What follows runs a copy of the package in a Python of its own, and breaks the copy's extension.
+
+SCRIPT = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import andfast, andfast.ops, torch
+    from andfast.ops import ExtensionWarning, projected_step
+    step = projected_step(torch.zeros(1, 3), torch.ones(1, 3), torch.ones(3), 0.3, 1.0)
+    assert abs(step.norm().item() - 0.3) < 1e-6
+    assert issubclass(ExtensionWarning, RuntimeWarning)
+for warning in caught:
+    if warning.category is ExtensionWarning:
+        print(warning.message)
+"""
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A checkout in miniature: the package with its extension, csrc/ and setup.py."""
+    package = Path(andfast.ops.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "andfast", ignore=shutil.ignore_patterns("__pycache__"))
+    if _extension.CHECKOUT is not None:
+        shutil.copytree(_extension.CHECKOUT / "csrc", tmp_path / "csrc")
+        shutil.copy(_extension.CHECKOUT / "setup.py", tmp_path)
+    return tmp_path
+
+
+def run(folder: Path, script: str = SCRIPT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def warnings_of(folder: Path, **environment: str) -> list[str]:
+    result = run(folder, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def break_extension(folder: Path, how: str) -> None:
+    (library,) = (folder / "andfast").glob("_C*.so")
+    if how == "missing":
+        library.unlink()
+    elif how == "truncated":
+        library.write_bytes(library.read_bytes()[:-1000])
+    elif how == "garbled":
+        library.write_bytes(b"?" * 1000)
+    elif how == "foreign":  # a library, but one without our functions
+        shutil.copy(Path(torch.__file__).parent / "lib" / "libc10.so", library)
+    elif how == "stale":
+        with (folder / "csrc" / "math.h").open("a") as file:
+            file.write("// edited\n")
+
+
+@needs_cpu
+def test_good_extension_says_nothing(copy):
+    assert warnings_of(copy, ANDFAST_BACKEND="cpu") == []
+
+
+@needs_cpu
+@pytest.mark.skipif(_extension.CHECKOUT is None, reason="needs a checkout")
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "it is not built"),
+        ("truncated", "is truncated"),
+        ("garbled", "invalid ELF header"),
+        ("foreign", "andfast_source_hash"),
+        ("stale", "is stale: it was built from other sources"),
+    ],
+)
+def test_broken_extension_is_said_once_with_the_mend(copy, how, message):
+    break_extension(copy, how)
+    (warning,) = warnings_of(copy)
+    assert message in warning
+    assert f"run `pip install -e .` in {copy}" in warning
+    forced = run(copy, ANDFAST_BACKEND="cpu")
+    assert "RuntimeError: backend 'cpu' is forced, but cannot be used" in forced.stderr
+
+
+@needs_cpu
+def test_installed_package_is_mended_by_reinstalling(copy):
+    break_extension(copy, "missing")
+    (copy / "setup.py").unlink(missing_ok=True)
+    (warning,) = warnings_of(copy)
+    assert "run `pip install --force-reinstall --no-deps andfast`" in warning
+
+
+@needs_cpu
+def test_missing_compiler_is_named(copy):
+    break_extension(copy, "missing")
+    (warning,) = warnings_of(copy, CXX="/nonexistent/c++")
+    assert "install a C++ compiler (/nonexistent/c++ was not found), then run `pip" in warning
+
+
+def test_environment_variable_with_an_unknown_name(copy):
+    result = run(copy, "import andfast.ops", ANDFAST_BACKEND="fpga")
+    assert "ANDFAST_BACKEND must be one of triton, cuda, cpu, reference; got 'fpga'" in result.stderr
+
+
+def test_a_broken_triton_costs_a_warning(tmp_path):
+    """Also where torch imports it: for its optimizers and operators, on CPUs, too."""
+    error = "AttributeError"
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text(f"raise {error}('made for another CUDA')")
+    script = (
+        "import warnings, torch\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    import andfast.ops\n"
+        "torch.optim.Adam([torch.nn.Parameter(torch.ones(1))])\n"
+        "andfast.ops.projected_step(torch.ones(1, 3), torch.ones(1, 3), torch.ones(3), 0.5, 1.0)\n"
+        "print([str(warning.message) for warning in caught if 'triton' in str(warning.message)])\n"
+        "print(andfast.ops.dispatch.unavailable['triton'])\n"
+    )
+    package = Path(andfast.ops.__file__).parents[2]
+    result = run(tmp_path, script, PYTHONPATH=f"{tmp_path}{os.pathsep}{package}")
+    assert result.returncode == 0, result.stderr
+    problem = f"it cannot be imported ({error}: made for another CUDA)"
+    assert result.stdout.splitlines() == [str([f"andfast and torch do without triton: {problem}"]), problem]

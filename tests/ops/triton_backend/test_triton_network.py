@@ -1,0 +1,78 @@
+"""The whole degradation network on the Triton kernels."""
+
+import network_banks
+import pytest
+import torch
+from networks import check, make
+
+from andfast.ops import blur_pool, dispatch, noise, projected_step, use_backend
+from andfast.ops.backends.triton import interpreting
+
+OPERATIONS = ("degradation_block", "degradation_forward", "blur_pool", "gaussian_field", "projected_step")
+
+
+@pytest.fixture(autouse=True)
+def forced(monkeypatch: pytest.MonkeyPatch):
+    """Make the backend usable where its kernels are interpreted: on tensors of the CPU."""
+    if interpreting():
+        monkeypatch.delitem(dispatch.unavailable, "triton", raising=False)
+        for operation in OPERATIONS:
+            found = dispatch.operations[operation]["triton"]
+            anywhere = dispatch.Implementation(found.function, None, found.dtypes)
+            monkeypatch.setitem(dispatch.operations[operation], "triton", anywhere)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("networks", "images", "noise_kind"), [(1, 2, "map"), (2, 2, "gaussian"), (2, 4, "map")])
+def test_values_and_gradients(device, dtype, networks, images, noise_kind):
+    if dtype == torch.bfloat16 and interpreting():
+        pytest.skip("images as small as the interpreter allows: one sign that rounding turns is most of the error")
+    network, *tensors = make(networks, images, (8, 12), 4, dtype, noise=noise_kind, blocks=2, channels=16)
+    check("triton", network.to(device), *(tensor.to(device) for tensor in tensors))
+
+
+def test_opcheck(device):
+    network, hr, delta, _ = make(2, 2, (4, 6), 2, channels=8, blocks=1, noise="gaussian")
+    arguments = (hr, network.theta_id, delta.requires_grad_(), network.noise_seed)
+    arguments = [tensor.to(device) for tensor in arguments]
+    operator = torch.ops.andfast.degradation_forward.default
+    torch.library.opcheck(operator, (*arguments, 2, 8, 1, True, torch.float32, "triton", True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("networks", "images", "size", "widths", "kind"),
+    [(1, 2, (5, 7), (3, 16), "map"), (3, 3, (1, 9), (16, 5), "gaussian"), (2, 4, (9, 3), (16, 16), "map")],
+)
+def test_single_blocks(device, dtype, networks, images, size, widths, kind):
+    network_banks.check("triton", network_banks.Bank(networks, images, size, widths, dtype, kind, device))
+
+
+def test_opcheck_of_a_single_block(device):
+    bank = network_banks.Bank(2, 2, (4, 6), (3, 8), torch.float32, "gaussian", device)
+    for tensor in bank.arguments[:5]:
+        tensor.requires_grad_()
+    torch.library.opcheck(torch.ops.andfast.degradation_block.default, (*bank.arguments, "triton", True))
+
+
+def test_small_operators(device):
+    """Registered operators, chosen by name, that compile without a graph break."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 8, 8, generator=generator).to(device).requires_grad_()
+    rows = [torch.randn(2, 9, generator=generator).to(device) for _ in range(2)]
+    seed, ones = torch.tensor(5, device=device), torch.ones(9, device=device)
+    calls = (
+        lambda: blur_pool.blur_pool(image, 4),
+        lambda: blur_pool.blur_pool(image.contiguous(memory_format=torch.channels_last), 4),
+        lambda: noise.gaussian_field(seed, 1, 2, (3, 5)),
+        lambda: projected_step(*rows, ones, 0.3, 0.5),
+    )
+    for call in calls:
+        with use_backend("reference"):
+            expected = call()
+        with use_backend("triton"):
+            torch.testing.assert_close(call(), expected, atol=3e-6, rtol=1e-6)
+            torch.testing.assert_close(torch.compile(call, backend="aot_eager", fullgraph=True)(), expected)
+    with use_backend("triton"):
+        (grad,) = torch.autograd.grad(blur_pool.blur_pool(image, 4).sum(), image)
+    torch.testing.assert_close(grad, torch.autograd.grad(blur_pool.blur_pool_reference(image, 4).sum(), image)[0])

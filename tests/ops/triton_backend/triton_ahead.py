@@ -1,0 +1,144 @@
+"""Compiles what the Triton operations launch for a GPU that need not be there, and prints what became of it as JSON.
+
+Run in a process of its own, without the interpreter. The launches are caught, not made, so that configurations,
+specialisations and types are those of the operations themselves; tensors have no memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from andfast.ops.backends import triton as functions
+from andfast.ops.backends.network_kernels import Noise
+
+_NAMES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+}
+_OPTIONS = ("num_warps", "num_stages")
+_caught = []
+
+
+def _catch(kernel: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> None:
+    """In place of `JITFunction.run`: note the launch."""
+    _caught.append((kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs))
+
+
+def _source(kernel: JITFunction, arguments: dict[str, object]) -> ASTSource:
+    """What Triton's launcher would compile for these arguments."""
+    signature, constants, attributes = {}, {}, {}
+    for parameter in kernel.params:
+        value, index = arguments[parameter.name], (parameter.num,)
+        if isinstance(value, Tensor):
+            signature[parameter.name] = "*" + _NAMES[value.dtype]
+            attributes[index] = [["tt.divisibility", 16]]
+        elif parameter.is_constexpr or value is None or (value == 1 and not parameter.do_not_specialize):
+            signature[parameter.name] = "constexpr"
+            constants[index] = value
+        else:
+            signature[parameter.name] = "i32" if isinstance(value, int) else parameter.annotation_type or "fp32"
+            if isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[index] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def _compile(kernel: JITFunction, arguments: dict[str, object]) -> dict[str, object]:
+    """Compile for Hopper; count in the machine code what tells whether it went well."""
+    options = {name: arguments[name] for name in _OPTIONS if name in arguments}
+    compiled = triton.compile(_source(kernel, arguments), target=GPUTarget("cuda", 90, 32), options=options)
+    program = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [program, "-sass", "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", text, re.MULTILINE)
+    return {
+        "kernel": kernel.__name__,
+        "registers": int(re.search(r"REG:(\d+)", text)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", text)[1]),
+        "local": names.count("LDL") + names.count("STL"),
+        "hgmma": names.count("HGMMA"),
+        "asynchronous_copies": names.count("LDGSTS"),
+        "instructions": len(names),
+        "shared": compiled.metadata.shared,
+    }
+
+
+def _launch(
+    operation: str, dtype: torch.dtype, size: tuple[int, int], widths: tuple[int, int], kind: str, scale: int
+) -> None:
+    """Launch one operation: for two networks of three images each, or, where images are tiny, for one an image."""
+    kernels = functions.TritonKernels()
+    (height, width), (into, out), networks, batch = size, widths, 2 if size[0] > 2 else 6, 6
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def noise(channels: int) -> Noise:
+        if kind == "map":
+            return Noise(new(networks, height, width))
+        return Noise(new(networks, channels), new(networks, dtype=torch.int64), 1)
+
+    x, dz = new(batch, height, width, into, dtype=dtype), new(batch, height, width, out, dtype=dtype)
+    weights = new(networks, out, into), new(networks, out, into, 9)
+    forward, backward = kernels.pack(*weights, dtype, False), kernels.pack(*weights, dtype, True)
+    bend, signs = new(networks), new(batch, height, width, -(-into // 8), dtype=torch.uint8)
+    pooled = new(batch, height // scale, width // scale, into, dtype=dtype)
+    growth = out // 2
+    dense = [new(growth if k < 4 else into, into + k * growth, 3, 3, dtype=dtype) for k in range(5)]
+    biases = [new(len(weight), dtype=dtype) for weight in dense]
+    grown_signs = new(batch, height, width, 4, -(-growth // 8), dtype=torch.uint8)
+    generator = functions.TritonGenerator()
+    {
+        "block": lambda: kernels.block(x, forward, bend, noise(out)),
+        "block_pool": lambda: kernels.block_pool(x, forward, bend, noise(out), scale),
+        "conv": lambda: kernels.conv(x, forward),
+        "weight_grad": lambda: kernels.weight_grad(x, dz, networks),
+        "input_grad": lambda: kernels.input_grad(dz, backward),
+        "input_grad_block": lambda: kernels.input_grad_block(dz, backward, x, signs, bend, noise(into)),
+        "block_grad": lambda: kernels.block_grad(x, x, signs, bend, noise(into)),
+        "dense": lambda: generator.dense(x, dense, biases, True),
+        "dense_input_grad": lambda: generator.dense_input_grad(x, dense, grown_signs),
+        "conv_act": lambda: generator.conv_act(x, new(out, into, 3, 3, dtype=dtype), new(out), new(out), True),
+        "tail_grad": lambda: generator.tail_grad(x, signs, new(into)),
+        "pool_grad": lambda: kernels.pool_grad(pooled, signs, bend, scale),
+        "blur_pool": lambda: functions.blur_pool(x, scale),
+        "blur_pool_grad": lambda: functions.blur_pool_grad(pooled, scale),
+        "gaussian_field": lambda: functions.gaussian_field(new(networks, dtype=torch.int64), 1, 3, size),
+        "projected_step": lambda: functions.projected_step(new(4, 40_000), new(4, 40_000), new(40_000), 0.3, 0.5),
+    }[operation]()
+
+
+def main() -> None:
+    """Each argument: type, height, width, in, out, kind of noise, scale, operations; with spaces between."""
+    JITFunction.run = _catch
+    compiled = []
+    for argument in sys.argv[1:]:
+        name, *numbers, kind, scale, operations = argument.split(maxsplit=7)
+        height, width, into, out = map(int, numbers)
+        _caught.clear()
+        for operation in operations.split():
+            _launch(operation, getattr(torch, name), (height, width), (into, out), kind, int(scale))
+        compiled.append([_compile(*launch) for launch in _caught])
+    print(json.dumps(compiled))
+
+
+if __name__ == "__main__":
+    main()
