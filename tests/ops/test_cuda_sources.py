@@ -1,10 +1,9 @@
-"""The CUDA sources compile for the GPUs they are meant for, without spills, and their index arithmetic is right."""
+"""The CUDA sources compile without spills, and their index arithmetic is right."""
 
 import ctypes
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 
 import cuda_on_host
 import numpy as np
@@ -15,53 +14,26 @@ from andfast.ops.blur_pool import pooling_taps
 
 CSRC = cuda_on_host.CSRC
 NVCC = shutil.which("nvcc")
-ARCHITECTURES = ("80", "90a")
+ARCHITECTURE = "sm_80"  # the oldest that setup.py builds for: what compiles for it compiles for later ones
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 needs_compiler = pytest.mark.skipif(cuda_on_host.compiler() is None, reason="there is no C++ compiler")
 
 
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory) -> dict[tuple[str, str], str]:
-    """(file, architecture) -> what ptxas says about it."""
-    folder = tmp_path_factory.mktemp("cubins")
-
-    def build(job: tuple[str, str]) -> str:
-        name, architecture = job
-        source, cubin = CSRC / "cuda" / name, folder / f"{name}.{architecture}.cubin"
-        command = [
-            NVCC,
-            "-std=c++17",
-            "-O3",
-            f"-arch=sm_{architecture}",
-            "-Xptxas",
-            "-v",
-            "-cubin",
-            source,
-            "-o",
-            cubin,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stderr
-
-    jobs = [(path.name, name) for path in sorted((CSRC / "cuda").glob("*.cu")) for name in ARCHITECTURES]
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(jobs, pool.map(build, jobs), strict=True))
-
-
 @needs_nvcc
-def test_kernels_keep_their_registers(reports):
-    pattern = re.compile(
-        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+@pytest.mark.parametrize("source", sorted((CSRC / "cuda").glob("*.cu")), ids=lambda path: path.name)
+def test_kernels_do_not_spill(source, tmp_path):
+    command = [NVCC, "-std=c++17", "-O3", f"-arch={ARCHITECTURE}", "-Xptxas", "-v", "-cubin", source]
+    done = subprocess.run([*command, "-o", tmp_path / "kernels.cubin"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    kernels = re.findall(
+        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
+        done.stderr,
     )
-    for job, report in reports.items():
-        found = pattern.findall(report)
-        assert found, job
-        for kernel, frame, *spills in found:
-            assert spills == ["0", "0"], (job, kernel)
-            assert frame == "0", (job, kernel)
-        assert "warning" not in report, report
+    assert kernels
+    for kernel, *counts in kernels:
+        assert counts == ["0", "0", "0"], kernel
 
 
 @needs_compiler
@@ -70,8 +42,8 @@ def test_bindings_compile(with_cuda):
     command = [cuda_on_host.compiler(), "-std=c++17", "-Wall", "-Werror", "-fsyntax-only", CSRC / "bindings_cuda.cpp"]
     if with_cuda:
         if NVCC is None:
-            pytest.skip("there is no nvcc, and so none of CUDA's headers")
-        # nvcc may be a script that calls another: ask it for its folder.
+            pytest.skip("there is no nvcc, so CUDA's headers are missing")
+        # nvcc may be a wrapper script, so ask it where CUDA's headers are.
         dry = subprocess.run([NVCC, "--dryrun", "-c", "-x", "cu", "/dev/null"], capture_output=True, text=True)
         includes = re.search(r'INCLUDES="-I([^"]+)"', dry.stderr).group(1).strip()
         command += [*cuda_on_host.compile_flags(), f"-isystem{includes}"]

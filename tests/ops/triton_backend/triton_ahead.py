@@ -1,7 +1,7 @@
-"""Compiles what the Triton operations launch for a GPU that need not be there, and prints what became of it as JSON.
+"""Compile the kernels that Triton operations launch, for a GPU that need not be present; print statistics as JSON.
 
-Run in a process of its own, without the interpreter. The launches are caught, not made, so that configurations,
-specialisations and types are those of the operations themselves; tensors have no memory.
+Runs in a separate process, without the interpreter. Launches are recorded, not made, so configurations,
+specialisations and types are those of the operations; tensors are on the meta device.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _NAMES = {
     torch.uint8: "u8",
 }
 _OPTIONS = ("num_warps", "num_stages")
-_caught = []
+_recorded: dict[str, tuple[JITFunction, dict[str, object]]] = {}  # by the kernel's name
 
 
-def _catch(kernel: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> None:
-    """In place of `JITFunction.run`: note the launch."""
-    _caught.append((kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs))
+def _record(kernel: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> None:
+    """Note the launch, in place of `JITFunction.run`; of several launches of a kernel (dense blocks), the last."""
+    _recorded[kernel.__name__] = (kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs)
 
 
 def _source(kernel: JITFunction, arguments: dict[str, object]) -> ASTSource:
-    """What Triton's launcher would compile for these arguments."""
+    """The source that Triton's launcher would compile for these arguments."""
     signature, constants, attributes = {}, {}, {}
     for parameter in kernel.params:
         value, index = arguments[parameter.name], (parameter.num,)
@@ -59,7 +59,7 @@ def _source(kernel: JITFunction, arguments: dict[str, object]) -> ASTSource:
 
 
 def _compile(kernel: JITFunction, arguments: dict[str, object]) -> dict[str, object]:
-    """Compile for Hopper; count in the machine code what tells whether it went well."""
+    """Compile for Hopper and count the instructions of the machine code that show how well it went."""
     options = {name: arguments[name] for name in _OPTIONS if name in arguments}
     compiled = triton.compile(_source(kernel, arguments), target=GPUTarget("cuda", 90, 32), options=options)
     program = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
@@ -84,7 +84,7 @@ def _compile(kernel: JITFunction, arguments: dict[str, object]) -> dict[str, obj
 def _launch(
     operation: str, dtype: torch.dtype, size: tuple[int, int], widths: tuple[int, int], kind: str, scale: int
 ) -> None:
-    """Launch one operation: for two networks of three images each, or, where images are tiny, for one an image."""
+    """Launch one operation on six images: for two networks, or for six where images are tiny."""
     kernels = functions.TritonKernels()
     (height, width), (into, out), networks, batch = size, widths, 2 if size[0] > 2 else 6, 6
 
@@ -128,15 +128,17 @@ def _launch(
 
 def main() -> None:
     """Each argument: type, height, width, in, out, kind of noise, scale, operations; with spaces between."""
-    JITFunction.run = _catch
+    JITFunction.run = _record
     compiled = []
     for argument in sys.argv[1:]:
         name, *numbers, kind, scale, operations = argument.split(maxsplit=7)
         height, width, into, out = map(int, numbers)
-        _caught.clear()
+        results = []
         for operation in operations.split():
+            _recorded.clear()
             _launch(operation, getattr(torch, name), (height, width), (into, out), kind, int(scale))
-        compiled.append([_compile(*launch) for launch in _caught])
+            results += [_compile(*launch) for launch in _recorded.values()]
+        compiled.append(results)
     print(json.dumps(compiled))
 
 
