@@ -99,7 +99,7 @@ class Run:
                 keep_freed_memory()
             network = self.trainer.degradation(1)  # refuses what it cannot be made from
             try:
-                dispatch.select_name("degradation_forward", network.theta_id.to(network.dtype))
+                dispatch.resolve("degradation_forward", network.theta_id.device, network.dtype)
             except RuntimeError as error:  # one is forced that is not there
                 raise ValueError(error) from error
             if self.world.main:

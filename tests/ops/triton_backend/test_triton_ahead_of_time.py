@@ -11,14 +11,14 @@ import pytest
 # Type, H, W, in, out, noise, scale, operations: the network's own layers; and sizes of one, which Triton makes
 # constants of.
 LAUNCHES = [
-    "float16 256 256 64 64 map 4 block input_grad_block weight_grad block_pool pool_grad",
-    "float16 256 256 64 64 gaussian 4 block input_grad_block block_grad gaussian_field",
+    "float16 256 256 64 64 map 4 block block_input_grad weight_grad block_pool block_pool_grad",
+    "float16 256 256 64 64 gaussian 4 block block_input_grad block_grad gaussian_field",
     "bfloat16 256 256 3 64 map 4 block weight_grad",
-    "float32 2 2 5 3 gaussian 2 input_grad_block block_pool blur_pool_grad",
-    "float32 1 9 3 5 map 1 block input_grad_block weight_grad",
+    "float32 2 2 5 3 gaussian 2 block_input_grad block_pool blur_pool_grad",
+    "float32 1 9 3 5 map 1 block block_input_grad weight_grad",
     "float32 1 1 3 3 map 1 projected_step",
-    "bfloat16 64 64 64 64 map 4 dense dense_input_grad conv_act tail_grad",
-    "float32 1 9 9 5 map 1 dense dense_input_grad conv_act tail_grad",
+    "bfloat16 64 64 64 64 map 4 dense_block dense_block_input_grad conv_act leaky_relu_backward",
+    "float32 1 9 9 5 map 1 dense_block dense_block_input_grad conv_act leaky_relu_backward",
 ]
 WITHOUT_PRODUCTS = {
     "pool_kernel",
