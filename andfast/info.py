@@ -1,8 +1,8 @@
-"""What andfast runs on here: versions, devices, and which backend can run which operation.
+"""What andfast runs on here: versions, devices, and the backends of its operations.
 
     python -m andfast.info [--json]
 
-The place to look first when something is slow, and the thing to paste into a bug report.
+Look here first when something is slow, and paste the output into a bug report.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from andfast.pretrained import pretrained_names
 from andfast.utils.console import console
 from andfast.utils.optional import NOT_INSTALLED, problem_of
 
-#: The packages that andfast can do without.
+#: The optional packages.
 OPTIONAL = ("tensorboard", "wandb", "onnx", "onnxruntime", "gradio", "spandrel", "torchmetrics", "lpips", "scipy")
 
 
 def collect() -> dict[str, Any]:
-    """Everything this command shows, as JSON types: "versions", "devices", "pretrained", "operations".
+    """Everything this command shows, as JSON types: "versions", "devices", "pretrained", "operations", "chosen".
 
     "pretrained" lists the models that come with andfast; "operations" maps operation -> backend -> why it cannot run
-    here, null where it can.
+    here, null where it can; "chosen" maps "device type" -> operation -> the implementation that runs.
     """
     packages = ("andfast", "torch", "numpy", "pillow", "triton")
     return {
@@ -43,11 +43,25 @@ def collect() -> dict[str, Any]:
         "devices": {"cpu": _cpu(), **_cuda()},
         "pretrained": pretrained_names(),
         "operations": dispatch.status(),
+        "chosen": _chosen(),
     }
 
 
+def _chosen() -> dict[str, dict[str, str]]:
+    """`dispatch.chosen` for the devices here and the types that images are computed in; "problem": what it raised."""
+    found = {}
+    for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for dtype in dispatch.GPU_TYPES:
+            key = f"{kind} {str(dtype).removeprefix('torch.')}"
+            try:
+                found[key] = dispatch.chosen(torch.device(kind), dtype)
+            except (RuntimeError, ValueError) as error:  # a forced backend that cannot serve
+                found[key] = {"problem": str(error)}
+    return found
+
+
 def machine() -> dict[str, Any]:
-    """What a measurement was made on: the processor's name, the system, and the versions and devices of `collect`."""
+    """The machine of a measurement: the processor's name, the system, and the versions and devices of `collect`."""
     info = collect()
     model = "unknown"
     cpuinfo = Path("/proc/cpuinfo")
@@ -58,7 +72,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, marked where files were changed since; None where this package is in none."""
+    """The checkout's commit, marked "dirty" if files were changed since; None outside of a checkout."""
     here = Path(__file__)
     if shutil.which("git") is None:
         return None
@@ -78,7 +92,7 @@ def _version(package: str) -> str | None:
 
 
 def optional() -> dict[str, str | None]:
-    """The versions of `OPTIONAL`, and what is wrong with them; None: not installed. To import them takes seconds."""
+    """The versions of `OPTIONAL`, with the problem of those that cannot be imported; None: not installed."""
     found: dict[str, str | None] = {}
     for name in OPTIONAL:
         problem = problem_of(name)
@@ -119,13 +133,16 @@ def _cuda_devices() -> dict[str, Any]:
 def _as_text(info: dict[str, Any]) -> str:
     lines = ["versions"]
     lines += [f"  {name:<20}{version or 'none'}" for name, version in info["versions"].items()]
-    lines += ["optional", *(f"  {name:<20}{told or 'none'}" for name, told in info["optional"].items()), "devices"]
+    lines += ["optional", *(f"  {name:<20}{version or 'none'}" for name, version in info["optional"].items()), "devices"]
     for name, properties in info["devices"].items():
         lines.append(f"  {name:<20}" + ", ".join(f"{key} {value}" for key, value in properties.items()))
     lines += ["pretrained", *(f"  {name}" for name in info["pretrained"]), "operations"]
     for operation, status in info["operations"].items():
         lines.append(f"  {operation}")
         lines += [f"    {backend:<18}{reason or 'ready'}" for backend, reason in status.items()]
+    lines.append("chosen")
+    for tensors, names in info["chosen"].items():
+        lines.append(f"  {tensors:<20}" + ", ".join(f"{operation} {name}" for operation, name in names.items()))
     return "\n".join(lines)
 
 

@@ -163,11 +163,11 @@ def test_gradients_are_those_of_finite_differences(device):
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_enter(dtype, device):
+def test_to_nhwc(dtype, device):
     image = torch.rand(2, 3, 4, 5, device=device).transpose(2, 3)
-    entered = kernels.enter(image, dtype)
-    assert entered.is_contiguous()
-    assert torch.equal(entered, nhwc(image).to(dtype))
+    activation = kernels.to_nhwc(image, dtype)
+    assert activation.is_contiguous()
+    assert torch.equal(activation, nhwc(image).to(dtype))
 
 
 def test_what_the_kernels_cannot_index_is_refused(device):
