@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from andfast import info
+from andfast.evaluation import environment
 from andfast.ops import dispatch
 from andfast.pretrained import pretrained_names
 
@@ -25,6 +26,7 @@ def test_json(capsys):
     assert len(shown["devices"]) == 1 + torch.cuda.device_count()
     assert shown["pretrained"] == pretrained_names()
     assert shown["operations"] == dispatch.status()
+    assert shown["chosen"]["cpu float32"] == dispatch.chosen(torch.device("cpu"), torch.float32)
     assert set(shown["optional"]) == {"tensorboard", "wandb"}
 
 
@@ -35,6 +37,7 @@ def test_text_gives_the_reason(capsys, monkeypatch):
     assert "projected_step" in shown
     assert "it is not built" in shown
     assert "ready" in shown
+    assert "conv_act reference" in shown
 
 
 def test_broken_packages_are_named_with_the_cause(capsys, monkeypatch, tmp_path):
@@ -57,7 +60,7 @@ def test_a_driver_that_fails(monkeypatch, capsys):
 
 
 def test_a_measurement_s_machine():
-    machine = info.machine()
+    machine = environment.machine()
     assert machine["versions"]["torch"] == torch.__version__
     assert machine["devices"]["cpu"]["threads"] == torch.get_num_threads()
     json.dumps(machine)
@@ -77,10 +80,10 @@ def test_the_commit_is_that_of_the_checkout_the_package_is_part_of(tmp_path, mon
     git("init")
     git("add", "other.py")
     git("commit", "-m", "another project")
-    monkeypatch.setattr(info, "__file__", str(package))
-    assert info.commit() is None
+    monkeypatch.setattr(environment, "__file__", str(package))
+    assert environment.commit() is None
     git("add", ".")
     git("commit", "-m", "with the package")
-    assert info.commit() == git("describe", "--always")
+    assert environment.commit() == git("describe", "--always")
     package.write_text("changed\n")
-    assert info.commit() == git("describe", "--always") + "-dirty"
+    assert environment.commit() == git("describe", "--always") + "-dirty"

@@ -17,6 +17,7 @@ from andfast.data.images import DataError, read_image
 from andfast.data.tensors import to_array
 from andfast.degradation.camera import crop_to_multiple
 from andfast.degradation.network import DegradationNetwork
+from andfast.inference.engine import upscale_tensor
 from andfast.losses import Objective
 from andfast.metrics import psnr
 from andfast.ops.theta_layout import ScaleFactors, ThetaLayout
@@ -24,7 +25,6 @@ from andfast.training.config import Config
 from andfast.training.randomness import step_generator
 from andfast.training.samples import draw_sheet
 from andfast.training.validation import centre_crop
-from andfast.upscale import upscale_tensor
 
 CLEAN, LENS, ATTACKED = "clean LR", "LR through a lens", "attacked LR"
 #: What the groups of parameters do to an image when nothing else moves, by the names of their scale factors.
