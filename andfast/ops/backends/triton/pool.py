@@ -45,7 +45,7 @@ def pooling_tap(i, SCALE: tl.constexpr):
 
 @triton.jit
 def reflect(index, size):
-    """An index that lies outside [0, size) by one, reflected; the border pixel itself is not repeated."""
+    """Reflect an index that is outside [0, size) by one; the border pixel itself is not repeated."""
     index = tl.where(index < 0, -index, index)
     return tl.where(index >= size, 2 * size - 2 - index, index)
 
@@ -141,7 +141,7 @@ def pool_kernel(
 
 @triton.jit
 def _share(pixel, output, count, size, SCALE: tl.constexpr):
-    """How much of pixel `pixel` of `size` output `output` of `count` takes, in one direction; zero if there is none."""
+    """The weight of pixel `pixel` of `size` in output `output` of `count`, in one direction; 0 outside of both."""
     weight = pooling_tap(pixel + 1 - output * SCALE, SCALE)
     # The outermost taps, reflected, read the pixels next to the border ones.
     reflected = ((pixel == 1) & (output == 0)).to(tl.float32) + ((pixel == size - 2) & (output == count - 1)).to(
