@@ -39,6 +39,9 @@ def _as_text(info: dict[str, Any]) -> str:
     for operation, status in info["operations"].items():
         lines.append(f"  {operation}")
         lines += [f"    {backend:<18}{reason or 'ready'}" for backend, reason in status.items()]
+    lines.append("chosen")
+    for tensors, names in info["chosen"].items():
+        lines.append(f"  {tensors:<20}" + ", ".join(f"{operation} {name}" for operation, name in names.items()))
     return "\n".join(lines)
 
 

@@ -27,7 +27,7 @@ else:
 
 @lru_cache(maxsize=1)
 def inputs(case: tuple[int, int, int, int]) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, Tensor]]:
-    """x, centre, deviation, bend and noise; the gradient of y; y and the gradients, laid end to end, in float64."""
+    """x, centre, deviation, slope_minus_one and noise; the gradient of y; y and all gradients, in float64."""
     networks, images, size, channels = case
     generator = torch.Generator().manual_seed(0)
 
@@ -38,8 +38,8 @@ def inputs(case: tuple[int, int, int, int]) -> tuple[tuple[Tensor, ...], Tensor,
     # Centres that bfloat16 can hold, so that all types compute the same.
     centre = (normal(networks, channels, channels) / channels**0.5).bfloat16().float()
     deviation = normal(networks, channels, channels, 3, 3) * 0.005
-    bend, noise = normal(networks) * 0.05, normal(networks, size, size) * 0.05
-    arguments = tuple(tensor.to(DEVICE) for tensor in (x, centre, deviation, bend, noise))
+    slope_minus_one, noise = normal(networks) * 0.05, normal(networks, size, size) * 0.05
+    arguments = tuple(tensor.to(DEVICE) for tensor in (x, centre, deviation, slope_minus_one, noise))
     dy = normal(images, channels, size, size).contiguous(memory_format=torch.channels_last).to(DEVICE)
     return arguments, dy, _exact(arguments, dy)
 
@@ -67,11 +67,11 @@ def end_to_end(grads: tuple[Tensor, ...]) -> Tensor:
 
 
 def program(arguments: tuple[Tensor, ...], variant: Variant) -> Program:
-    x, centre, deviation, bend, noise = arguments
-    networks = len(bend)
+    x, centre, deviation, slope_minus_one, noise = arguments
+    networks = len(slope_minus_one)
     if variant.name not in ("eager", "torch.compile"):
         x = x.to(variant.dtype).requires_grad_()
-        given = [x, *(tensor.clone().requires_grad_() for tensor in (deviation, bend, noise))]
+        given = [x, *(tensor.clone().requires_grad_() for tensor in (deviation, slope_minus_one, noise))]
         return Program(lambda: degradation_block(given[0], centre, *given[1:]), given, end_to_end)
 
     # The networks side by side in the channels, and back.
@@ -84,7 +84,7 @@ def program(arguments: tuple[Tensor, ...], variant: Variant) -> Program:
     weight = deviation.clone()
     weight[..., 1, 1] += centre
     x = beside(x).to(variant.dtype).contiguous(memory_format=variant.memory_format)
-    given = [x, *(tensor.clone() for tensor in (weight.flatten(0, 1), 1 + bend, noise.unsqueeze(1)))]
+    given = [x, *(tensor.clone() for tensor in (weight.flatten(0, 1), 1 + slope_minus_one, noise.unsqueeze(1)))]
     for tensor in given:
         tensor.requires_grad_()
     block = eager_block if variant.name == "eager" else torch.compile(eager_block)

@@ -45,9 +45,13 @@ def backend_variants(operation: str, *dtypes: torch.dtype) -> list[Variant]:
     """The reference and then every other backend for this device, in the types of `dtypes` that it takes."""
     found = []
     for backend in ("reference", *(name for name in dispatch.BACKENDS if name != "reference")):
-        implementation = dispatch.operations[operation].get(backend)
+        implementations = [
+            implementation
+            for name, implementation in dispatch.operations[operation].items()
+            if dispatch.IMPLEMENTATIONS[name] == backend
+        ]
         for dtype in dtypes:
-            if implementation is not None and implementation.takes(torch.empty(0, dtype=dtype, device=DEVICE)):
+            if any(implementation.takes(DEVICE, dtype) for implementation in implementations):
                 found.append(Variant(backend, dtype))
     return found
 

@@ -26,6 +26,7 @@ def test_json(capsys):
     assert len(shown["devices"]) == 1 + torch.cuda.device_count()
     assert shown["pretrained"] == pretrained_names()
     assert shown["operations"] == dispatch.status()
+    assert shown["chosen"]["cpu float32"] == dispatch.chosen(torch.device("cpu"), torch.float32)
     assert set(shown["optional"]) == {"tensorboard", "wandb"}
 
 
@@ -36,6 +37,7 @@ def test_text_gives_the_reason(capsys, monkeypatch):
     assert "projected_step" in shown
     assert "it is not built" in shown
     assert "ready" in shown
+    assert "conv_act reference" in shown
 
 
 def test_broken_packages_are_named_with_the_cause(capsys, monkeypatch, tmp_path):

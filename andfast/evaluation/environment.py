@@ -19,8 +19,8 @@ def collect() -> dict[str, Any]:
     """Versions, devices, pretrained models and backends, as JSON types.
 
     Returns:
-        "versions", "devices", "pretrained" (names), and "operations": operation -> backend -> why it cannot run here,
-        null if it can.
+        "versions", "devices", "pretrained" (names), "operations": operation -> backend -> why it cannot run here, null
+        if it can; and "chosen": "device type" -> operation -> the implementation that runs it.
     """
     packages = ("andfast", "torch", "numpy", "pillow", "triton")
     return {
@@ -32,7 +32,21 @@ def collect() -> dict[str, Any]:
         "devices": {"cpu": _cpu(), **_cuda()},
         "pretrained": pretrained_names(),
         "operations": dispatch.status(),
+        "chosen": _chosen(),
     }
+
+
+def _chosen() -> dict[str, dict[str, str]]:
+    """`dispatch.chosen` for the devices here and the types of images; "problem" if a forced backend cannot serve."""
+    found = {}
+    for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for dtype in dispatch.GPU_TYPES:
+            key = f"{kind} {str(dtype).removeprefix('torch.')}"
+            try:
+                found[key] = dispatch.chosen(torch.device(kind), dtype)
+            except (RuntimeError, ValueError) as error:
+                found[key] = {"problem": str(error)}
+    return found
 
 
 def machine() -> dict[str, Any]:

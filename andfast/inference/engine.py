@@ -19,7 +19,7 @@ from andfast.inference.row_chunks import by_strips
 from andfast.inference.tiles import ALIGN, cut, largest_patch, upscaled_rows
 from andfast.models import RRDBNet
 from andfast.models.frozen import FrozenView
-from andfast.ops import large_tiles
+from andfast.ops import dispatch
 from andfast.utils.memory import LiveBytes, free_memory, is_out_of_memory
 
 #: Tiles that are chosen are no larger and no smaller: larger ones gain nothing, smaller ones are mostly overlap.
@@ -149,7 +149,7 @@ class Upscaler:
         image = patch.to(weight.device, weight.dtype)
         if not patch.dtype.is_floating_point:
             image /= torch.iinfo(patch.dtype).max
-        with torch.inference_mode(), large_tiles.allow():
+        with torch.inference_mode(), dispatch.allow_large_tiles():
             return self._run(image, patch.dtype).float()
 
     def _run(self, image: Tensor, pixels: torch.dtype = torch.float32) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from andfast.ops.backends.generator_kernels import SLOPE
+from andfast.ops.backends.base import SLOPE
 from andfast.ops.conv_act import conv_act
 from andfast.ops.conv_chain import ChainConv, conv_chain
 from andfast.ops.dense_block import dense_block

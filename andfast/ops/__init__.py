@@ -1,7 +1,7 @@
 """The operations that make the attack fast: one a file, each with a plain PyTorch reference beside it."""
 
 from andfast.ops._extension import ExtensionWarning
-from andfast.ops.backends import triton_operators  # noqa: F401  registers itself
+from andfast.ops.backends.triton import operators  # noqa: F401  registers Triton's operators
 from andfast.ops.degradation_block import degradation_block
 from andfast.ops.degradation_forward import degradation_forward
 from andfast.ops.dispatch import use_backend

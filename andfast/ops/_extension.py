@@ -1,7 +1,7 @@
-"""Finds and loads the compiled extension, once, when andfast is imported.
+"""Find and load the compiled extension, once, when andfast is imported.
 
-Where that fails, `problem` says why and how to mend it, an `ExtensionWarning` says so once, and the
-operations run on their reference implementations.
+If that fails, `problem` says why and how to fix it, an `ExtensionWarning` is issued once, and the operations run on
+their reference implementations.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ CHECKOUT = _beside if (_beside / "setup.py").is_file() and (_beside / "csrc").is
 
 
 def _text(library: ctypes.CDLL, function: str) -> str:
-    """What the library's `const char* function()` returns."""
+    """Call the library's `const char* function()`."""
     entry = getattr(library, function)
     entry.restype = ctypes.c_char_p
     return entry().decode()
 
 
 def _truncated(path: Path) -> bool:
-    """Whether an ELF file ends before its section table, which stands last: loading it would crash Python."""
+    """Whether an ELF file ends before its section table, its last part: loading it would crash Python."""
     with path.open("rb") as file:
         header = file.read(64)
     if len(header) < 64 or not header.startswith(b"\x7fELF\x02"):
-        return False  # the loader turns this down by itself
+        return False  # the loader itself rejects this
     offset, entry_size, entries = struct.unpack("<40xQ10xHH2x", header)
     return path.stat().st_size < offset + entry_size * entries
 
@@ -50,7 +50,7 @@ def _load() -> tuple[str | None, str | None, str]:
     """Load the package's newest `_C*.so`.
 
     Returns:
-        What is wrong (None: nothing), its compiler, if known, and the architectures of its CUDA part, if any.
+        The problem or None, its compiler, if known, and the architectures of its CUDA part, if any.
     """
     found = sorted(PACKAGE.glob("_C*.so"), key=lambda path: path.stat().st_mtime)
     if not found:
@@ -71,8 +71,8 @@ def _load() -> tuple[str | None, str | None, str]:
     return None, compiler, archs
 
 
-def _mend() -> str:
-    """What to do so that the extension is built or installed anew."""
+def _remedy() -> str:
+    """The command that builds or installs the extension again."""
     compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     found = any(shutil.which(name) for name in compilers)
     first = "" if found else f"install a C++ compiler ({' or '.join(compilers)} was not found), then "
@@ -83,7 +83,7 @@ def _mend() -> str:
 
 problem, compiler, cuda_archs = _load()
 if problem is not None:
-    problem = f"{problem}. To mend it: {_mend()}"
+    problem = f"{problem}. To fix it: {_remedy()}"
     warnings.warn(
         f"andfast's C++ extension cannot be used; the slower reference implementation takes over: {problem}",
         ExtensionWarning,

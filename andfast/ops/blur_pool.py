@@ -16,9 +16,9 @@ from andfast.ops import dispatch
 def pooling_taps(scale: int) -> tuple[float, ...]:
     """The pooling's taps in one direction: a box of `scale` convolved with [1, 2, 1] / 4; they sum to one.
 
-    For scale 2 this is exactly [1, 3, 3, 1] / 8 of Zhang, "Making convolutional networks shift-invariant again".
-    The scale + 2 taps lie symmetrically around the middle of the `scale` pixels that become one, for every scale
-    (that paper's own code shifts the image by one pixel at stride 4).
+    For scale 2 these are [1, 3, 3, 1] / 8 of Zhang, "Making convolutional networks shift-invariant again". The
+    scale + 2 taps are symmetric around the middle of the `scale` pixels that become one, for every scale (that paper's
+    own code shifts the image by one pixel at stride 4).
     """
     box = [1.0 / scale] * scale
     padded = [0.0, 0.0, *box, 0.0, 0.0]
@@ -37,6 +37,9 @@ def blur_pool_reference(image: Tensor, scale: int) -> Tensor:
 
 def blur_pool(image: Tensor, scale: int) -> Tensor:
     """Blur and downsample by an integer factor.
+
+    Equivalent to `blur_pool_reference`: a depthwise convolution of stride `scale` with the outer product of
+    `pooling_taps(scale)`, the border reflected.
 
     Args:
         image: (B, C, H, W), floating point; H and W multiples of `scale`, and at least 2.
@@ -63,7 +66,7 @@ def _blur_pool_compiled(image: Tensor, scale: int) -> Tensor:
 
 
 def in_channels_last(operator: Callable[[Tensor, int], Tensor], image: Tensor, scale: int) -> Tensor:
-    """`blur_pool` by an operator on (B, H, W, C) contiguous images, without a copy where there need be none."""
+    """`blur_pool` by an operator on (B, H, W, C) contiguous images; other memory formats are copied."""
     if image.is_contiguous(memory_format=torch.channels_last):
         return operator(image.permute(0, 2, 3, 1), scale).permute(0, 3, 1, 2)
     planes = image.contiguous().flatten(0, 1).unsqueeze(-1)  # each channel an image of one
@@ -71,13 +74,12 @@ def in_channels_last(operator: Callable[[Tensor, int], Tensor], image: Tensor, s
 
 
 dispatch.register("blur_pool", "reference", blur_pool_reference)
-dispatch.register("blur_pool", "cpu", _blur_pool_compiled, device="cpu", dtypes=(torch.float32, torch.bfloat16))
-_CUDA_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-dispatch.register("blur_pool", "cuda", _blur_pool_compiled, device="cuda", dtypes=_CUDA_TYPES)
+dispatch.register("blur_pool", "cpu", _blur_pool_compiled, "cpu", dispatch.CPU_TYPES)
+dispatch.register("blur_pool", "cuda", _blur_pool_compiled, "cuda", dispatch.GPU_TYPES)
 
 
 def register_pooling(pool: str, grad: str) -> None:
-    """Tell torch the shapes and gradients of two operators on (B, H, W, C) images: a pooling, and its way back."""
+    """Register the fakes and gradients of two operators on (B, H, W, C) images: a pooling, and its backward pass."""
 
     @torch.library.register_fake(pool)
     def _(image: Tensor, scale: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""conv 3x3 -> LeakyReLU, as generators are made of it; its backward pass keeps a bit an element.
+"""conv 3x3 -> LeakyReLU, the layer that generators are made of, with one backward pass.
 
-PyTorch keeps the input of every convolution, also where no weight wants a gradient. Here that is the case only where
-one does: an attack on frozen weights keeps the activations' signs and nothing else.
+PyTorch keeps the input of every convolution, also where no weight requires a gradient. Here the input is kept only
+where one does: an attack on frozen weights keeps one sign bit an element and nothing else.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from andfast.ops import dispatch
-from andfast.ops.backends.generator_kernels import generator_kernels_of
-from andfast.ops.backends.network_kernels import CPU_TYPES, GPU_TYPES
 
 
 def conv_act_reference(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | float | None = None) -> Tensor:
@@ -39,8 +37,8 @@ def conv_act(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | float | No
         slope: for negative values: a number, a number a channel, (out,), or None.
 
     Returns:
-        (B, out, H, W), channels_last (the reference: as `F.conv2d` has it). Gradients flow to all tensors; computed and
-        kept is what those that are asked for need. Twice differentiable is the reference alone.
+        (B, out, H, W), channels_last (the reference: as `F.conv2d` returns it). Gradients flow to all tensors that
+        require one. Only the reference is twice differentiable.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, shape or device; the message names it.
@@ -55,17 +53,17 @@ def conv_act(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | float | No
             raise ValueError(f"slope has shape {tuple(slope.shape)}; it must be {tuple(bias.shape)}, like bias")
         if torch.is_grad_enabled() and slope.requires_grad:  # its gradient needs z
             return F.prelu(conv_act(x, weight, bias), slope.to(x.dtype))
-    backend = dispatch.select_name("conv_act", x)
-    if backend == "reference":
+    implementation = dispatch.resolve("conv_act", x.device, x.dtype)
+    if implementation == "reference":
         return conv_act_reference(x, weight, bias, slope.to(x.dtype) if isinstance(slope, Tensor) else slope)
     if isinstance(slope, float | int):
         slope = bias.new_full(bias.shape, slope, dtype=torch.float32)
-    keep = slope is not None and torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
-    return _forward(x, weight, bias, None if slope is None else slope.float(), backend, keep)[0]
+    save = slope is not None and torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
+    return _forward(x, weight, bias, None if slope is None else slope.float(), implementation, save)[0]
 
 
 def cast(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """All of them in the type of autocast, where it is on for their device."""
+    """All tensors in autocast's type, where autocast is enabled for their device."""
     kind = x.device.type
     if not torch.is_autocast_enabled(kind):
         return x, *others
@@ -74,12 +72,12 @@ def cast(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
 
 
 def wants_reference() -> bool:
-    """Whether a program is being recorded for elsewhere, where there are none of our operators."""
+    """Whether a program is being exported: our operators do not exist where it will run."""
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def check_image(x: Tensor) -> None:
-    """Raise what the generators' operations say about an image that is none."""
+    """Raise what the generators' operations document for an invalid image."""
     if not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}; it must be of a floating-point type")
     if x.ndim != 4 or min(x.shape[1:]) < 1:
@@ -87,7 +85,7 @@ def check_image(x: Tensor) -> None:
 
 
 def check_conv(x: Tensor, weight: Tensor, bias: Tensor, inputs: int, outputs: int) -> None:
-    """Raise what the generators' operations say about a convolution that does not fit; -1: any number."""
+    """Raise what the generators' operations document for weights that do not fit `x`; -1: any number of outputs."""
     wanted = f"({'out' if outputs < 0 else outputs}, {inputs}, 3, 3)"
     fits = weight.ndim == 4 and weight.shape[0] >= 1 and tuple(weight.shape[1:]) == (inputs, 3, 3)
     if not fits or (outputs >= 0 and weight.shape[0] != outputs):
@@ -102,30 +100,34 @@ def check_conv(x: Tensor, weight: Tensor, bias: Tensor, inputs: int, outputs: in
 
 
 def nhwc(image: Tensor) -> Tensor:
-    """(B, C, H, W) as the kernels want it: (B, H, W, C), contiguous."""
+    """(B, C, H, W) as (B, H, W, C), contiguous."""
     return image.permute(0, 2, 3, 1).contiguous()
 
 
 def dense_weight(weight: Tensor) -> Tensor:
-    """A weight in one of the two layouts that the kernels read; copied only if it is in neither."""
+    """A weight, contiguous or channels_last, which the kernels read; copied only if it is neither."""
     known = (torch.contiguous_format, torch.channels_last)
     return weight if any(weight.is_contiguous(memory_format=kind) for kind in known) else weight.contiguous()
 
 
 @torch.library.custom_op("andfast::conv_act_forward", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, backend: str, keep: bool) -> list[Tensor]:
-    """y (B, out, H, W), and its signs."""
-    kernels = generator_kernels_of(backend, x.dtype)
-    y, signs = kernels.conv_act(nhwc(x), dense_weight(weight), bias.contiguous(), slope, keep)
-    return [y.permute(0, 3, 1, 2), signs]
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, implementation: str, save_for_backward: bool
+) -> list[Tensor]:
+    """y (B, out, H, W), and its sign mask."""
+    kernels = dispatch.load(implementation, inference=not save_for_backward)
+    y, sign_mask = kernels.conv_act(nhwc(x), dense_weight(weight), bias.contiguous(), slope, save_for_backward)
+    return [y.permute(0, 3, 1, 2), sign_mask]
 
 
 @_forward.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, backend: str, keep: bool) -> list[Tensor]:
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, implementation: str, save_for_backward: bool
+) -> list[Tensor]:
     batch, _, height, width = x.shape
     out = weight.shape[0]
-    signs = x.new_empty(batch if keep else 0, height, width, (out + 7) // 8, dtype=torch.uint8)
-    return [x.new_empty(batch, height, width, out).permute(0, 3, 1, 2), signs]
+    sign_mask = x.new_empty(batch if save_for_backward else 0, height, width, (out + 7) // 8, dtype=torch.uint8)
+    return [x.new_empty(batch, height, width, out).permute(0, 3, 1, 2), sign_mask]
 
 
 @torch.library.custom_op("andfast::conv_act_backward", mutates_args=())
@@ -134,19 +136,19 @@ def _backward(
     x: Tensor | None,
     weight: Tensor,
     slope: Tensor | None,
-    signs: Tensor | None,
-    backend: str,
+    sign_mask: Tensor | None,
+    implementation: str,
     needs_x: bool,
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, of the weight (for which x is given) and of the bias; empty those not needed."""
-    kernels = generator_kernels_of(backend, dy.dtype)
+    """The gradients of x, of the weight (if x is given) and of the bias; those that are not needed are empty."""
+    kernels = dispatch.load(implementation)
     dz = nhwc(dy)
     if slope is not None:
-        dz = kernels.tail_grad(dz, signs, slope)
+        dz = kernels.leaky_relu_backward(dz, sign_mask, slope)
     weight = dense_weight(weight)
-    dx = kernels.input_grad(dz, weight).permute(0, 3, 1, 2) if needs_x else dy.new_empty(0)
-    dweight = kernels.weight_grad(nhwc(x), dz, weight) if x is not None else dy.new_empty(0)
+    dx = kernels.conv_act_input_grad(dz, weight).permute(0, 3, 1, 2) if needs_x else dy.new_empty(0)
+    dweight = kernels.conv_act_weight_grad(nhwc(x), dz, weight) if x is not None else dy.new_empty(0)
     return dx, dweight, dz.sum((0, 1, 2)) if needs_bias else dy.new_empty(0)
 
 
@@ -156,8 +158,8 @@ def _(
     x: Tensor | None,
     weight: Tensor,
     slope: Tensor | None,
-    signs: Tensor | None,
-    backend: str,
+    sign_mask: Tensor | None,
+    implementation: str,
     needs_x: bool,
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,15 +172,15 @@ def _(
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: list[Tensor]) -> None:
-    x, weight, _, slope, ctx.backend, _ = inputs
-    ctx.set_materialize_grads(False)  # zeros for the signs, otherwise
-    signs = None if slope is None else output[1]
-    ctx.save_for_backward(x if weight.requires_grad else None, weight, slope, signs)
+    x, weight, _, slope, ctx.implementation, _ = inputs
+    ctx.set_materialize_grads(False)  # or autograd would make zeros for the sign mask's gradient
+    sign_mask = None if slope is None else output[1]
+    ctx.save_for_backward(x if weight.requires_grad else None, weight, slope, sign_mask)
 
 
 def _autograd(ctx: torch.autograd.function.FunctionCtx, grads: list[Tensor | None]) -> tuple:
     needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-    dx, dweight, dbias = _backward(grads[0], *ctx.saved_tensors, ctx.backend, needs_x, needs_bias)
+    dx, dweight, dbias = _backward(grads[0], *ctx.saved_tensors, ctx.implementation, needs_x, needs_bias)
     return (
         dx if needs_x else None,
         dweight if needs_weight else None,
@@ -188,8 +190,4 @@ def _autograd(ctx: torch.autograd.function.FunctionCtx, grads: list[Tensor | Non
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
-
-dispatch.register("conv_act", "reference", conv_act_reference)
-dispatch.register("conv_act", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
-dispatch.register("conv_act", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
-dispatch.register("conv_act", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)
+dispatch.register_convolutional("conv_act", conv_act_reference)

@@ -1,7 +1,8 @@
-"""Convolutions in a row, as generators end: where nothing is kept of them, what lies between need never be whole."""
+"""The convolutions at the end of a generator as one operation, whose intermediate images are never whole."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops import dispatch, large_tiles
+from andfast.ops import dispatch
 from andfast.ops.conv_act import check_conv, check_image, conv_act, dense_weight, nhwc, wants_reference
 
 
@@ -19,20 +20,20 @@ class ChainConv(NamedTuple):
     weight: Tensor
     bias: Tensor
     slope: Tensor | float | None = None
-    #: Before it each pixel becomes repeat x repeat of them.
+    #: Before the convolution, each pixel is repeated to repeat x repeat pixels.
     repeat: int = 1
 
 
 def conv_chain(x: Tensor, convs: Sequence[ChainConv]) -> Tensor:
-    """`conv_act` again and again.
+    """`conv_act` several times, each with nearest-neighbour upsampling before it.
 
     Equivalent to:
 
         for weight, bias, slope, repeat in convs:
             x = conv_act(F.interpolate(x, scale_factor=repeat, mode="nearest"), weight, bias, slope)
 
-    Where nothing is kept for a backward pass, the last convolution is computed in float32 also under autocast: what
-    comes out is an image, and a half type would round it to fewer levels than it has.
+    Without a backward pass, the last convolution is computed in float32 even under autocast: its result is an image,
+    which a half type would round to fewer levels than it has.
 
     Args:
         x: (B, in, H, W), see `conv_act`.
@@ -45,12 +46,12 @@ def conv_chain(x: Tensor, convs: Sequence[ChainConv]) -> Tensor:
         TypeError, ValueError: an argument is of the wrong type, shape or device; the message names it.
     """
     tensors = (x, *(tensor for conv in convs for tensor in conv if isinstance(tensor, Tensor)))
-    keeps = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if keeps or not by_rows(x):
+    saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if saves or not by_rows(x):
         for weight, bias, slope, repeat in convs[:-1]:
             x = conv_act(_repeated(x, repeat), weight, bias, slope)
         weight, bias, slope, repeat = convs[-1]
-        if keeps or not torch.is_autocast_enabled(x.device.type):
+        if saves or not torch.is_autocast_enabled(x.device.type):
             return conv_act(_repeated(x, repeat), weight, bias, slope)
         with torch.autocast(x.device.type, enabled=False):
             return conv_act(_repeated(x, repeat).float(), weight.float(), bias.float(), slope)
@@ -74,11 +75,12 @@ def _repeated(x: Tensor, repeat: int) -> Tensor:
 
 
 def by_rows(x: Tensor) -> bool:
-    """Whether chains that begin with `x`, and of which nothing is kept, hold no more than rows of what lies between."""
-    if torch.compiler.is_compiling() or wants_reference() or not large_tiles.allowed():
+    """Whether a chain that begins with `x` and needs no backward pass holds only rows of its intermediate images."""
+    if torch.compiler.is_compiling() or wants_reference() or not dispatch.large_tiles_allowed():
         return False
-    narrow = x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
-    return not narrow and dispatch.select_name("conv_act", x) == "cpu"
+    if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+        return False
+    return dispatch.resolve("conv_act", x.device, x.dtype) == "winograd"
 
 
 def _slopes(conv: ChainConv) -> Tensor | None:
@@ -89,3 +91,13 @@ def _slopes(conv: ChainConv) -> Tensor | None:
             )
         return conv.slope.float()
     return None if conv.slope is None else torch.full_like(conv.bias, conv.slope)
+
+
+if "cpu" not in dispatch.unavailable:
+
+    @torch.library.register_fake("andfast::large_chain")
+    def _(
+        x: Tensor, weights: list[Tensor], biases: list[Tensor], slopes: list[Tensor | None], repeats: list[int]
+    ) -> Tensor:
+        factor = math.prod(repeats)
+        return x.new_empty(len(x), factor * x.shape[1], factor * x.shape[2], len(weights[-1]))

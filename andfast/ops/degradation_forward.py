@@ -1,8 +1,8 @@
 """The whole degradation network as one operation with one backward pass (Sec 3.1 and 3.2).
 
-Blocks, pooling, blocks, last convolution; in between nothing returns to autograd. Kept for the backward pass are the
-blocks' outputs, which the weight gradients need, and one bit an element for the LeakyReLUs. The gradient of theta is
-written into one (N, P) matrix.
+Blocks, pooling, blocks, last convolution, without autograd between them. The blocks' outputs, which the weight
+gradients need, and one sign bit an element are kept for the backward pass. The gradient of theta is written into one
+(N, P) matrix.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from andfast.ops import dispatch
-from andfast.ops.backends.network_kernels import CPU_TYPES, GPU_TYPES, Kernels, Noise, kernels_of
+from andfast.ops.backends.base import Backend, Noise
 from andfast.ops.blur_pool import blur_pool_reference, pooling_taps
-from andfast.ops.degradation_block import one_network_block, split_conv
+from andfast.ops.degradation_block import check_tensor, concatenate, one_network_block, split_conv
 from andfast.ops.noise import gaussian_field
-from andfast.ops.rotate_taps import rotate_taps
 from andfast.ops.theta_layout import ThetaLayout, moment_basis
 
 
@@ -41,8 +40,8 @@ def _one_network(x: Tensor, theta_id: Tensor, deviation: Tensor, noise_seed: Ten
         added = noise[layer]
         if layout.noise_kind == "gaussian":
             added = added * gaussian_field(noise_seed, layer, x.shape[0], (x.shape[2], x.shape[3]))
-        bend = (slope_id[layer] - 1 + slope[layer]).squeeze()
-        x = one_network_block(x, centres[layer], deviations[layer], bend.to(x.dtype), added.to(x.dtype))
+        slope_minus_one = (slope_id[layer] - 1 + slope[layer]).squeeze().to(x.dtype)
+        x = one_network_block(x, centres[layer], deviations[layer], slope_minus_one, added.to(x.dtype))
         if layer == layout.blocks - 1:
             x = blur_pool_reference(x, layout.scale)
     return split_conv(x, centres[-1], deviations[-1])
@@ -53,52 +52,49 @@ def degradation_forward(
 ) -> Tensor:
     """Degrade a batch with a bank of N networks.
 
+    Equivalent to `degradation_forward_reference`, the layers one by one in plain PyTorch.
+
     Args:
         hr: (B, 3, H, W), floating point, of the size that `layout` is for; B a multiple of N.
         theta_id: (N, P) float32, the identity, as `DegradationNetwork.reset_identity` draws it.
         delta: (N, P) float32, the deviation; its convolutions in moments (`ThetaLayout`).
         noise_seed: (N,) int64, for noise of the kind "gaussian".
-        layout: which columns of theta hold what.
-        dtype: the type to compute in; sums are float32. In half types this is float16 or bfloat16.
+        layout: the columns of theta.
+        dtype: the type to compute in, float16 or bfloat16 for half types; sums are float32.
 
     Returns:
-        (B, 3, H/scale, W/scale) in `dtype`, not clamped. Gradients flow to `delta` and `hr`; computed are those that
-        are asked for. Twice differentiable is the reference alone. That slopes near zero lose their own gradient is
-        said in `andfast.ops.block_tail`.
+        (B, 3, H/scale, W/scale) in `dtype`, not clamped. Gradients flow to `delta` and `hr` where they require one.
+        Only the reference is twice differentiable. The gradient of a slope within 1/1024 of zero comes out too small
+        (`andfast.ops.backends.library`).
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, shape or device; the message names it.
     """
     _check(hr, theta_id, delta, noise_seed, layout)
-    probe = hr.new_empty(0, dtype=dtype)
-    backend = dispatch.select_name("degradation_forward", probe)
-    if backend == "reference":
+    implementation = dispatch.resolve("degradation_forward", hr.device, dtype)
+    if implementation == "reference":
         return degradation_forward_reference(hr, theta_id, delta, noise_seed, layout, dtype)
     sizes = (layout.scale, layout.channels, layout.blocks, layout.noise_kind == "gaussian")
-    keep = torch.is_grad_enabled() and (delta.requires_grad or hr.requires_grad)
-    return _forward(hr, theta_id, delta, noise_seed, *sizes, dtype, backend, keep)[0]
+    save = torch.is_grad_enabled() and (delta.requires_grad or hr.requires_grad)
+    return _forward(hr, theta_id, delta, noise_seed, *sizes, dtype, implementation, save)[0]
 
 
 def _check(hr: Tensor, theta_id: Tensor, delta: Tensor, noise_seed: Tensor, layout: ThetaLayout) -> None:
-    """Raise what `degradation_forward` says about wrong arguments."""
+    """Raise what `degradation_forward` documents for invalid arguments."""
     if not hr.is_floating_point():
         raise TypeError(f"hr is {hr.dtype}; it must be a floating-point image in [0, 1]")
-    count = theta_id.shape[0] if theta_id.ndim == 2 else -1
     size = (layout.conv[0].shape[1], *layout.image_size)
     if hr.ndim != 4 or tuple(hr.shape[1:]) != size:
         raise ValueError(f"hr has shape {tuple(hr.shape)}; for this layout it must be (B, {', '.join(map(str, size))})")
+    if theta_id.ndim != 2:
+        raise ValueError(f"theta_id has shape {tuple(theta_id.shape)}; it must be (N, {layout.size})")
+    count = len(theta_id)
     for name, tensor, shape, dtype in (
         ("theta_id", theta_id, (count, layout.size), torch.float32),
         ("delta", delta, (count, layout.size), torch.float32),
         ("noise_seed", noise_seed, (count,), torch.int64),
     ):
-        if tuple(tensor.shape) != shape:
-            wanted = f"(N, {layout.size})" if count < 0 else shape
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {wanted}")
-        if tensor.dtype != dtype and tensor.dtype != torch.float64:
-            raise TypeError(f"{name} is {tensor.dtype}; it must be {dtype}")
-        if tensor.device != hr.device:
-            raise ValueError(f"{name} is on {tensor.device}; it must be on {hr.device} like hr")
+        check_tensor(name, tensor, shape, (dtype, torch.float64), ("hr", hr))
     if count < 1 or hr.shape[0] % count:
         raise ValueError(f"hr holds {hr.shape[0]} images; it must be a multiple of the number of networks, {count}")
 
@@ -109,11 +105,11 @@ def _layout(size: tuple[int, ...], scale: int, channels: int, blocks: int, gauss
 
 
 class _Bank:
-    """The parameters of some rows of theta, as the kernels want them."""
+    """The parameters of some rows of theta in a backend's layout."""
 
     def __init__(
         self,
-        kernels: Kernels,
+        kernels: Backend,
         layout: ThetaLayout,
         theta_id: Tensor,
         delta: Tensor,
@@ -125,11 +121,11 @@ class _Bank:
 
     def weights(self, layer: int, backward: bool = False) -> tuple[Tensor, ...]:
         segment = self.layout.conv[layer]
-        taps = rotate_taps(self.delta[:, segment.start : segment.stop], _basis(self.delta.device))
+        taps = self.kernels.rotate_taps(self.delta[:, segment.start : segment.stop], _basis(self.delta.device))
         centre = segment.view(self.theta_id)[..., 4]
-        return self.kernels.pack(centre, taps.unflatten(1, segment.shape), self.dtype, backward)
+        return self.kernels.pack_weights(centre, taps.unflatten(1, segment.shape), self.dtype, backward)
 
-    def bend(self, layer: int) -> Tensor:
+    def slope_minus_one(self, layer: int) -> Tensor:
         column = self.layout.slope[layer].start
         return self.theta_id[:, column] - 1 + self.delta[:, column]
 
@@ -155,24 +151,24 @@ def _pooling_matrix(size: int, scale: int, device: torch.device) -> Tensor:
     return matrix.float().to(device)
 
 
-def _run_forward(bank: _Bank, hr: Tensor, keep: bool) -> tuple[Tensor, list[Tensor]]:
-    """LR (B, h, w, 3), and what the backward pass needs besides `hr`: blocks' outputs, signs, the pooled negatives.
+def _run_forward(bank: _Bank, hr: Tensor, save_for_backward: bool) -> tuple[Tensor, list[Tensor]]:
+    """LR (B, h, w, 3), and what the backward pass needs besides `hr`: blocks' outputs, sign masks, pooled negatives.
 
-    Where it is not to be kept, the list is empty and every activation lives only until the next one.
+    Without `save_for_backward` the list is empty, and every activation lives only until the next one.
     """
     kernels, layout = bank.kernels, bank.layout
-    x = kernels.enter(hr, bank.dtype)
-    outputs, signs, negatives = [], [], []
+    x = kernels.to_nhwc(hr, bank.dtype)
+    outputs, masks, negatives = [], [], []
     for layer in range(2 * layout.blocks):
-        parameters = (bank.weights(layer), bank.bend(layer), bank.noise(layer))
+        parameters = (bank.weights(layer), bank.slope_minus_one(layer), bank.noise(layer))
         if layer == layout.blocks - 1:
-            x, negative, sign = kernels.block_pool(x, *parameters, layout.scale)
-            negatives += [negative] * keep
+            x, negative, mask = kernels.block_pool(x, *parameters, layout.scale)
+            negatives += [negative] * save_for_backward
         else:
-            x, sign = kernels.block(x, *parameters)
-        outputs += [x] * keep
-        signs += [sign] * keep
-    return kernels.conv(x, bank.weights(2 * layout.blocks)), [*outputs, *signs, *negatives]
+            x, mask = kernels.block(x, *parameters)
+        outputs += [x] * save_for_backward
+        masks += [mask] * save_for_backward
+    return kernels.conv(x, bank.weights(2 * layout.blocks)), [*outputs, *masks, *negatives]
 
 
 def _run_backward(
@@ -182,48 +178,48 @@ def _run_backward(
 
     Args:
         grad_lr: (B, h, w, 3) in the compute type.
-        hr, saved: what `_run_forward` was given, and what it left.
+        hr, saved: the input of `_run_forward`, and the tensors it saved.
     """
     kernels, layout, count = bank.kernels, bank.layout, len(grad)
     blocks = layout.blocks
-    outputs, signs, negative = saved[: 2 * blocks], saved[2 * blocks : -1], saved[-1]
+    outputs, masks, negative = saved[: 2 * blocks], saved[2 * blocks : -1], saved[-1]
     to_moments = _basis(grad.device).T.contiguous()
-    dz = [grad_lr]  # in a list, to be handed over: the kernels then free it as soon as it is used up
+    dz = [grad_lr]  # a list, from which it is popped: the kernels then free it as soon as it is no longer needed
     del grad_lr
     for layer in range(2 * blocks, -1, -1):
         block = layer - 1  # the one that made this convolution's input
-        x = outputs[block] if layer else kernels.enter(hr, bank.dtype)
-        taps = kernels.weight_grad(x, dz[0], count)
-        grad[:, layout.conv[layer].start : layout.conv[layer].stop] = rotate_taps(taps.flatten(1), to_moments)
+        x = outputs[block] if layer else kernels.to_nhwc(hr, bank.dtype)
+        taps = kernels.conv_weight_grad(x, dz[0], count)
+        columns = slice(layout.conv[layer].start, layout.conv[layer].stop)
+        grad[:, columns] = kernels.rotate_taps(taps.flatten(1), to_moments)
         del taps
         if layer == 0:
             break
-        bend, noise = bank.bend(block), bank.noise(block)
+        slope, noise = bank.slope_minus_one(block), bank.noise(block)
         weights = bank.weights(layer, backward=True)
         if layer == blocks:
-            dpooled = kernels.input_grad(dz.pop(), weights)
-            dbend = (dpooled.float() * negative).unflatten(0, (count, -1)).sum(dim=(1, 2, 3, 4))
-            dnoise = _pooled_noise_grad(dpooled, noise, layout)
-            dz.append(kernels.pool_grad(dpooled, signs[block], bend, layout.scale))
+            dpooled = kernels.conv_input_grad(dz.pop(), weights)
+            dslope = (dpooled.float() * negative).unflatten(0, (count, -1)).sum(dim=(1, 2, 3, 4))
+            dnoise = _pooled_noise_grad(kernels, dpooled, noise, layout)
+            dz.append(kernels.block_pool_grad(dpooled, masks[block], slope, layout.scale))
         else:
-            below, dbend, dnoise = kernels.input_grad_block(dz.pop(), weights, x, signs[block], bend, noise)
+            below, dslope, dnoise = kernels.block_input_grad(dz.pop(), weights, x, masks[block], slope, noise)
             dz.append(below)
             del below
-        grad[:, layout.slope[block].start] = dbend
+        grad[:, layout.slope[block].start] = dslope
         grad[:, layout.noise[block].start : layout.noise[block].stop] = dnoise.flatten(1)
-    return kernels.input_grad(dz.pop(), bank.weights(0, backward=True)) if needs_hr else None
+    return kernels.conv_input_grad(dz.pop(), bank.weights(0, backward=True)) if needs_hr else None
 
 
-def _pooled_noise_grad(dpooled: Tensor, noise: Noise, layout: ThetaLayout) -> Tensor:
+def _pooled_noise_grad(kernels: Backend, dpooled: Tensor, noise: Noise, layout: ThetaLayout) -> Tensor:
     """The gradient of the noise before the pooling: pooling is linear, and noise far smaller than activations."""
     rows, columns = (_pooling_matrix(size, layout.scale, dpooled.device) for size in layout.image_size)
     by_network = dpooled.unflatten(0, (len(noise.values), -1))
     if noise.seed is None:
         summed = by_network.sum(dim=(1, 4), dtype=torch.float32)
         return rows.T @ summed @ columns
-    fields = torch.stack(
-        [gaussian_field(seed, noise.layer, by_network.shape[1], layout.image_size)[:, 0] for seed in noise.seed]
-    )
+    fields = kernels.gaussian_field(noise.seed, noise.layer, by_network.shape[1], layout.image_size)
+    fields = fields.unflatten(0, by_network.shape[:2])
     return torch.einsum("nbhw,nbhwc->nc", rows @ fields @ columns.T, by_network.float())
 
 
@@ -234,11 +230,11 @@ def _banks(
     noise_seed: Tensor,
     sizes: tuple[int, int, int, bool],
     dtype: torch.dtype,
-    backend: str,
+    implementation: str,
 ) -> list[_Bank]:
-    """The rows of theta in the pieces that the backend can do at once."""
-    kernels, layout = kernels_of(backend, dtype), _layout(tuple(hr_size[1:]), *sizes)
-    pieces = len(theta_id) if kernels.one_network else 1
+    """The rows of theta in the pieces that the kernels compute at once."""
+    kernels, layout = dispatch.load(implementation), _layout(tuple(hr_size[1:]), *sizes)
+    pieces = len(theta_id) if kernels.loops_over_bank else 1
     rows = zip(theta_id.detach().chunk(pieces), delta.detach().chunk(pieces), noise_seed.chunk(pieces), strict=True)
     return [_Bank(kernels, layout, *row, dtype) for row in rows]
 
@@ -254,13 +250,14 @@ def _forward(
     blocks: int,
     gaussian: bool,
     dtype: torch.dtype,
-    backend: str,
-    keep: bool,
+    implementation: str,
+    save_for_backward: bool,
 ) -> list[Tensor]:
-    """The LR images, and, to `keep`, what the backward pass needs."""
-    banks = _banks(hr.shape, theta_id, delta, noise_seed, (scale, channels, blocks, gaussian), dtype, backend)
-    done = [_run_forward(bank, images, keep) for bank, images in zip(banks, hr.chunk(len(banks)), strict=True)]
-    lr = done[0][0] if len(done) == 1 else torch.cat([lr for lr, _ in done])
+    """The LR images, and with `save_for_backward` what the backward pass needs."""
+    banks = _banks(hr.shape, theta_id, delta, noise_seed, (scale, channels, blocks, gaussian), dtype, implementation)
+    pieces = zip(banks, hr.chunk(len(banks)), strict=True)
+    done = [_run_forward(bank, images, save_for_backward) for bank, images in pieces]
+    lr = concatenate([lr for lr, _ in done])
     return [lr.permute(0, 3, 1, 2), *(tensor for _, saved in done for tensor in saved)]
 
 
@@ -275,11 +272,11 @@ def _(
     blocks: int,
     gaussian: bool,
     dtype: torch.dtype,
-    backend: str,
-    keep: bool,
+    implementation: str,
+    save_for_backward: bool,
 ) -> list[Tensor]:
-    kernels = kernels_of(backend, dtype)
-    pieces = theta_id.shape[0] if kernels.one_network else 1
+    kernels = dispatch.load(implementation)
+    pieces = theta_id.shape[0] if kernels.loops_over_bank else 1
     batch, image_channels, height, width = hr.shape
     sign_bytes = (channels + 7) // 8
     low = (height // scale, width // scale)
@@ -294,7 +291,10 @@ def _(
         for size in [(height, width)] * blocks + [low] * blocks:
             saved.append(hr.new_empty(batch // pieces, *size, sign_bytes, dtype=torch.uint8))
         saved.append(activation(low, 0))
-    return [hr.new_empty(batch, *low, image_channels, dtype=dtype).permute(0, 3, 1, 2), *(saved if keep else [])]
+    return [
+        hr.new_empty(batch, *low, image_channels, dtype=dtype).permute(0, 3, 1, 2),
+        *(saved if save_for_backward else []),
+    ]
 
 
 @torch.library.custom_op("andfast::degradation_backward", mutates_args=())
@@ -310,13 +310,13 @@ def _backward(
     blocks: int,
     gaussian: bool,
     dtype: torch.dtype,
-    backend: str,
+    implementation: str,
     needs_hr: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of delta (N, P) and of the HR images in the compute type (empty where it is not needed)."""
-    banks = _banks(hr.shape, theta_id, delta, noise_seed, (scale, channels, blocks, gaussian), dtype, backend)
+    """The gradients of delta (N, P) and of the HR images in the compute type (empty if not needed)."""
+    banks = _banks(hr.shape, theta_id, delta, noise_seed, (scale, channels, blocks, gaussian), dtype, implementation)
     pieces, each = len(banks), len(saved) // len(banks)
-    # The one place where layouts of any kind arrive: a sum's gradient, for one, has strides of 0.
+    # Layouts of any kind arrive here alone: the gradient of a sum, for one, has strides of 0.
     grad_lr = grad_lr.permute(0, 2, 3, 1).to(dtype).contiguous()
     grad = torch.empty_like(delta, memory_format=torch.contiguous_format)
     parts = zip(banks, grad_lr.chunk(pieces), hr.chunk(pieces), grad.chunk(pieces), strict=True)
@@ -324,7 +324,7 @@ def _backward(
         _run_backward(bank, part, images, saved[i * each : (i + 1) * each], rows, needs_hr)
         for i, (bank, part, images, rows) in enumerate(parts)
     ]
-    hr_grad = torch.cat(hr_grads).permute(0, 3, 1, 2) if needs_hr else grad.new_empty(0, dtype=dtype)
+    hr_grad = concatenate(hr_grads).permute(0, 3, 1, 2) if needs_hr else grad.new_empty(0, dtype=dtype)
     return grad, hr_grad
 
 
@@ -341,7 +341,7 @@ def _(
     blocks: int,
     gaussian: bool,
     dtype: torch.dtype,
-    backend: str,
+    implementation: str,
     needs_hr: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, image_channels, height, width = hr.shape
@@ -352,7 +352,7 @@ def _(
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: list[Tensor]) -> None:
     hr, theta_id, delta, noise_seed, *ctx.settings, _ = inputs
-    ctx.set_materialize_grads(False)  # zeros for everything saved, otherwise
+    ctx.set_materialize_grads(False)  # or autograd would make zeros for all that is saved
     ctx.save_for_backward(theta_id, delta, noise_seed, hr, *output[1:])
 
 
@@ -364,8 +364,4 @@ def _autograd(ctx: torch.autograd.function.FunctionCtx, grads: list[Tensor | Non
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
-
-dispatch.register("degradation_forward", "reference", degradation_forward_reference)
-dispatch.register("degradation_forward", "triton", _forward, device="cuda", dtypes=GPU_TYPES)
-dispatch.register("degradation_forward", "cuda", _forward, device="cuda", dtypes=GPU_TYPES)
-dispatch.register("degradation_forward", "cpu", _forward, device="cpu", dtypes=CPU_TYPES)
+dispatch.register_convolutional("degradation_forward", degradation_forward_reference)

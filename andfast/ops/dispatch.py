@@ -1,23 +1,26 @@
-"""Which implementation of an operation runs.
+"""Which implementation of an operation runs: the one place where that is decided.
 
-Every operation has a "reference" in plain PyTorch, which takes any device, and faster backends for some
-devices and types. A call takes the first backend of `BACKENDS` that implements the operation, can be used on
-this machine and takes the tensors at hand. The environment variable ANDFAST_BACKEND, or `use_backend` around
-a call, forces one instead: then a call it cannot serve is an error, never a silent change to another.
+Every operation has a reference in plain PyTorch, which takes any device and type, and faster implementations for some.
+`resolve` takes the first of `IMPLEMENTATIONS` that the operation has, that can be used on this machine and that takes
+the tensors' device and type. The environment variable ANDFAST_BACKEND, or `use_backend` around a call, forces a
+backend instead: a call that it cannot serve is an error and never falls back to another one.
 
-A new backend is a name in `BACKENDS`, a line in `unavailable` where it cannot be used, and a `register` call
-in the file of each operation that has it.
+Operations without convolutions register a function for each backend in their own file. The convolutional operations
+share the classes of andfast/ops/backends/, which `CONVOLUTIONS` lists; `load` returns one.
 """
 
 from __future__ import annotations
 
 import os
+import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +28,49 @@ from torch import Tensor
 from andfast.ops import _extension
 from andfast.utils.optional import NOT_INSTALLED, problem_of
 
-#: All backends, from the first choice to the last.
+if TYPE_CHECKING:
+    from andfast.ops.backends.base import Backend
+
+#: All backends, the names that can be forced, from the first choice to the last.
 BACKENDS = ("triton", "cuda", "cpu", "reference")
+
+#: All implementations, each with the backend that it belongs to, from the first choice to the last.
+IMPLEMENTATIONS = {
+    "triton": "triton",  # Triton kernels (backends/triton/)
+    "cudnn": "cuda",  # cuDNN's convolutions with our CUDA kernels between them
+    "cuda": "cuda",  # our CUDA kernels (csrc/cuda/)
+    "winograd": "cpu",  # our own convolutions (csrc/cpu/) for float32
+    "onednn": "cpu",  # oneDNN's convolutions with our C++ kernels between them, for bfloat16
+    "cpu": "cpu",  # our C++ kernels (csrc/cpu/)
+    "reference": "reference",
+}
+
+
+class Convolutions(NamedTuple):
+    """A class with the kernels of the convolutional operations, imported on first use, and the tensors it takes."""
+
+    backend_class: str
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+
+
+GPU_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+CPU_TYPES = (torch.float32, torch.bfloat16)
+
+#: The implementations of all convolutional operations.
+CONVOLUTIONS = {
+    "triton": Convolutions("andfast.ops.backends.triton.backend:TritonBackend", "cuda", GPU_TYPES),
+    "cudnn": Convolutions("andfast.ops.backends.library:LibraryBackend", "cuda", GPU_TYPES),
+    "winograd": Convolutions("andfast.ops.backends.winograd:WinogradBackend", "cpu", (torch.float32,)),
+    "onednn": Convolutions("andfast.ops.backends.library:OneDnnBackend", "cpu", (torch.bfloat16,)),
+}
+_LARGE_TILES = "andfast.ops.backends.winograd:LargeTilesBackend"
+
+
+def interpreting() -> bool:
+    """Whether TRITON_INTERPRET asks for Triton's interpreter: kernels then run on any device, slowly, to test them."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
 
 #: The backends that cannot be used here, each with the reason.
 unavailable: dict[str, str] = {}
@@ -37,17 +81,16 @@ elif not _extension.cuda_archs:
 elif not torch.cuda.is_available():
     unavailable["cuda"] = "there is no CUDA device"
 
-#: Whether Triton's kernels run in its interpreter: on any device, very slowly, to test them.
-interpreting = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_interpreting = interpreting()  # read once, as Triton does where a kernel is defined
 _problem = problem_of("triton")
 if _problem == NOT_INSTALLED:
     unavailable["triton"] = "triton is not installed: run `pip install triton` (Linux)"
 elif _problem is not None:
     unavailable["triton"] = _problem
-    # torch imports it for its optimizers and operators, on CPUs, too, and does without where that is an ImportError.
+    # torch imports triton for its optimizers and operators, also on CPUs, and does without it on an ImportError.
     sys.modules["triton"] = None
     warnings.warn(f"andfast and torch do without triton: {_problem}", RuntimeWarning, stacklevel=2)
-elif not interpreting and not torch.cuda.is_available():
+elif not _interpreting and not torch.cuda.is_available():
     unavailable["triton"] = (
         "there is no CUDA device (TRITON_INTERPRET=1 interprets the kernels on the CPU, to test them)"
     )
@@ -55,70 +98,123 @@ elif not interpreting and not torch.cuda.is_available():
 
 @dataclass(frozen=True)
 class Implementation:
-    """One backend's function for an operation, and the tensors it takes (None: any)."""
+    """An implementation of one operation, and the tensors it takes (None: any).
 
-    function: Callable[..., Any]
+    Attributes:
+        function: what runs; None for convolutional operations, see `load`.
+        automatic: whether it is chosen where nothing is forced.
+    """
+
+    function: Callable[..., Any] | None = None
     device: str | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
-    automatic: bool = True  # whether it is chosen where nothing is forced
+    automatic: bool = True
 
-    def takes(self, tensor: Tensor) -> bool:
-        """Whether `tensor`, and others of its device and type, can be given to the function."""
-        return self.device in (None, tensor.device.type) and (self.dtypes is None or tensor.dtype in self.dtypes)
+    def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether it takes tensors of this device and type."""
+        return self.device in (None, device.type) and (self.dtypes is None or dtype in self.dtypes)
 
 
-#: operation -> backend -> implementation; filled by the files of the operations.
+#: operation -> implementation's name -> implementation; filled by the files of the operations.
 operations: dict[str, dict[str, Implementation]] = {}
 
 
 def register(
     operation: str,
-    backend: str,
-    function: Callable[..., Any],
+    name: str,
+    function: Callable[..., Any] | None,
     device: str | None = None,
     dtypes: tuple[torch.dtype, ...] | None = None,
 ) -> None:
-    """Make `function` the `backend` of `operation`, for tensors on `device` and of `dtypes` (None: any).
+    """Make `function` the implementation `name` of `operation`, for tensors on `device` and of `dtypes` (None: any).
 
     Raises:
-        ValueError: there is no such backend.
+        ValueError: there is no such implementation in `IMPLEMENTATIONS`.
     """
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"an implementation must be one of {', '.join(IMPLEMENTATIONS)}; got {name!r}")
     implementation = Implementation(function, device, dtypes)
-    if backend == "triton" and interpreting:
+    if name == "triton" and _interpreting:
         implementation = Implementation(function, None, dtypes, automatic=False)
-    operations.setdefault(operation, {})[_known(backend)] = implementation
+    operations.setdefault(operation, {})[name] = implementation
 
 
-def select(operation: str, tensor: Tensor) -> Callable[..., Any]:
-    """The function that runs `operation` on `tensor` (and on others of the same device and type); see `select_name`."""
-    return operations[operation][select_name(operation, tensor)].function
+def register_convolutional(operation: str, reference: Callable[..., Any]) -> None:
+    """Register an operation that the classes of `CONVOLUTIONS` have the kernels of."""
+    register(operation, "reference", reference)
+    for name, (_, device, dtypes) in CONVOLUTIONS.items():
+        register(operation, name, None, device, dtypes)
 
 
-def select_name(operation: str, tensor: Tensor) -> str:
-    """The backend that runs `operation` on `tensor` (and on others of the same device and type).
+def resolve(operation: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The name of the implementation that runs `operation` on tensors of this device and type.
 
     Raises:
         RuntimeError: the forced backend does not implement the operation, or cannot be used here.
         ValueError: the forced backend does not take tensors of this device or type.
     """
     implementations = operations[operation]
-    if _forced is not None:
-        _check_usable(operation, _forced, tensor)
-        return _forced
-    for backend in BACKENDS:
-        implementation = implementations.get(backend)
-        if implementation is None or backend in unavailable or not implementation.automatic:
+    for name, backend in IMPLEMENTATIONS.items():
+        implementation = implementations.get(name)
+        if implementation is None or backend in unavailable or not implementation.takes(device, dtype):
             continue
-        if implementation.takes(tensor):
-            return backend
-    raise RuntimeError(f"{operation} has no backend for {tensor.dtype} tensors on {tensor.device.type!r}")
+        if implementation.automatic if _forced is None else backend == _forced:
+            return name
+    raise _refusal(operation, device, dtype)
+
+
+def select(operation: str, tensor: Tensor) -> Callable[..., Any]:
+    """The function that runs an operation without convolutions on `tensor` and others like it; see `resolve`."""
+    function = operations[operation][resolve(operation, tensor.device, tensor.dtype)].function
+    assert function is not None
+    return function
+
+
+def load(name: str, inference: bool = False) -> Backend:
+    """The object with the kernels of an implementation of the convolutional operations.
+
+    To be called where the kernels run, not in what torch.compile traces: the import of Triton takes seconds.
+
+    Args:
+        name: of an implementation in `CONVOLUTIONS`, from `resolve`.
+        inference: nothing is kept for a backward pass: large tiles then replace "winograd" where they are allowed.
+    """
+    large = name == "winograd" and inference and _large_tiles.get()
+    return _instance(_LARGE_TILES if large else CONVOLUTIONS[name].backend_class)
+
+
+@lru_cache
+def _instance(backend_class: str) -> Backend:
+    return pkgutil.resolve_name(backend_class)()
+
+
+_large_tiles = ContextVar("large_tiles", default=False)
+
+
+@contextmanager
+def allow_large_tiles() -> Iterator[None]:
+    """Allow convolutions in large tiles in the `with` block, in this thread: on the CPU, in float32, for inference.
+
+    They are faster. Results differ by a few millionths from those of training's convolutions: nothing to an image, but
+    an update would not be the same.
+    """
+    token = _large_tiles.set(True)
+    try:
+        yield
+    finally:
+        _large_tiles.reset(token)
+
+
+def large_tiles_allowed() -> bool:
+    """Whether `allow_large_tiles` is in effect."""
+    return _large_tiles.get()
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Force every operation in the `with` block, in all threads, onto the backend `name`.
 
-    Operations that cannot run on it raise; see `select`.
+    Operations that cannot run on it raise; see `resolve`.
 
     Args:
         name: one of `BACKENDS`.
@@ -136,26 +232,45 @@ def use_backend(name: str) -> Iterator[None]:
 
 def status() -> dict[str, dict[str, str | None]]:
     """operation -> backend -> why the backend cannot run it here, None where it can."""
-    return {
-        operation: {name: unavailable.get(name) if name in implementations else "not implemented" for name in BACKENDS}
-        for operation, implementations in operations.items()
-    }
+    found = {}
+    for operation, implementations in operations.items():
+        present = {IMPLEMENTATIONS[name] for name in implementations}
+        found[operation] = {name: unavailable.get(name) if name in present else "not implemented" for name in BACKENDS}
+    return found
 
 
-def _check_usable(operation: str, backend: str, tensor: Tensor) -> None:
-    """Raise what `select` says if the backend cannot run the operation on `tensor`."""
-    implementation = operations[operation].get(backend)
-    if implementation is None:
-        choices = ", ".join(operations[operation])
-        raise RuntimeError(f"backend {backend!r} is forced, but {operation} has only: {choices}")
-    if backend in unavailable:
-        raise RuntimeError(f"backend {backend!r} is forced, but cannot be used: {unavailable[backend]}")
-    if not implementation.takes(tensor):
-        types = " or ".join(str(dtype) for dtype in implementation.dtypes or ("any",))
-        raise ValueError(
-            f"backend {backend!r} is forced, but its {operation} takes {types} tensors on "
-            f"{implementation.device or 'any device'}, not {tensor.dtype} on {tensor.device.type}"
-        )
+def chosen(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """operation -> the implementation that runs it on tensors of this device and type, as `resolve` decides now.
+
+    Operations that are computed in another type alone are left out: the adversary's step, for one, is always float32.
+
+    Raises:
+        RuntimeError, ValueError: as `resolve`.
+    """
+    found = {}
+    for operation, implementations in operations.items():
+        types = [entry.dtypes for name, entry in implementations.items() if name != "reference"]
+        if any(dtypes is None or dtype in dtypes for dtypes in types):
+            found[operation] = resolve(operation, device, dtype)
+    return found
+
+
+def _refusal(operation: str, device: torch.device, dtype: torch.dtype) -> Exception:
+    """Why `resolve` found no implementation."""
+    if _forced is None:
+        return RuntimeError(f"{operation} has no backend for {dtype} tensors on {device.type!r}")
+    implementations = operations[operation]
+    found = [entry for name, entry in implementations.items() if IMPLEMENTATIONS[name] == _forced]
+    if not found:
+        choices = ", ".join(dict.fromkeys(IMPLEMENTATIONS[name] for name in implementations))
+        return RuntimeError(f"backend {_forced!r} is forced, but {operation} has only: {choices}")
+    if _forced in unavailable:
+        return RuntimeError(f"backend {_forced!r} is forced, but cannot be used: {unavailable[_forced]}")
+    types = " or ".join(str(dtype) for entry in found for dtype in entry.dtypes or ("any",))
+    return ValueError(
+        f"backend {_forced!r} is forced, but its {operation} takes {types} tensors on "
+        f"{found[0].device or 'any device'}, not {dtype} on {device.type}"
+    )
 
 
 def _known(name: str, source: str = "backend") -> str:
@@ -165,7 +280,7 @@ def _known(name: str, source: str = "backend") -> str:
     return name
 
 
-# Read once: what an operation runs on does not change in the middle of a run.
+# Read once: the backend does not change in the middle of a run.
 _forced: str | None = os.environ.get("ANDFAST_BACKEND") or None
 if _forced is not None:
     _known(_forced, "the environment variable ANDFAST_BACKEND")

@@ -22,8 +22,8 @@ def identity_centres(
     """Draw the centre taps of the convolutions of `num_networks` identity networks.
 
     All but the last are Xavier-initialised as 1x1 convolutions (std sqrt(2 / (in + out))); the last is the
-    Moore-Penrose pseudoinverse of their product. That product has full column rank, so the pseudoinverse of the
-    tall matrix M is (M^T M)^-1 M^T with a tiny inverse: no SVD, no host synchronisation, batched over the networks.
+    Moore-Penrose pseudoinverse of their product M. M is tall and has full column rank, so its pseudoinverse is
+    (M^T M)^-1 M^T with a tiny inverse: no SVD, no host synchronisation, batched over the networks.
 
     Args:
         num_networks: N.
@@ -31,7 +31,7 @@ def identity_centres(
             one more than there are convolutions.
         dtype: the type the network computes in. The centres are returned rounded to it (except the last), and the
             pseudoinverse is that of the rounded product: 3 dB nearer to the identity in half types.
-        generator: where the draws come from, a generator of `device`; None for torch's own.
+        generator: on `device`; None for torch's own.
 
     Returns:
         A float32 tensor of shape (N, out, in) for each convolution.
@@ -67,7 +67,7 @@ def _identity_last_compiled(centres: list[Tensor]) -> Tensor:
 
 
 dispatch.register("identity_last", "reference", identity_last_reference)
-# A few products of small matrices in float64, once a batch: nothing that Triton would do better than the library.
+# A few products of small matrices in float64, once a batch: Triton would not be faster than the library.
 dispatch.register("identity_last", "triton", identity_last_reference, device="cuda", dtypes=(torch.float32,))
 for _device in ("cpu", "cuda"):
     dispatch.register("identity_last", _device, _identity_last_compiled, device=_device, dtypes=(torch.float32,))

@@ -53,9 +53,11 @@ def gaussian_field_reference(seed: Tensor, layer: int, images: int, size: tuple[
 def gaussian_field(seed: Tensor, layer: int, images: int, size: tuple[int, int]) -> Tensor:
     """A standard normal value for every pixel: a pure function of (seed, layer, image, pixel).
 
+    Equivalent to `gaussian_field_reference`.
+
     Args:
         seed: int64, no dimensions, >= 0: the network's.
-        layer: which noise injection.
+        layer: the number of the noise injection.
         images: how many images the network degrades.
         size: (H, W).
 

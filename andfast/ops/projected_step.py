@@ -1,8 +1,8 @@
 """The adversary's step: projected gradient ascent on the rows of delta, in a scaled norm (paper, Sec. 3.3).
 
 A row of delta is one degradation network's deviation from the identity. Its length is ||s * delta||_2, s a
-vector of scale factors (Sec. 4.3). They are passed as their inverse, r = 1 / s, because an infinite one is
-useful: r = 0 bars a coordinate from moving at all, without an infinity in the arithmetic.
+vector of scale factors (Sec. 4.3). They are passed as their inverse, r = 1 / s, since factors may be infinite:
+r = 0 keeps a coordinate at zero without an infinity in the arithmetic.
 """
 
 from __future__ import annotations
@@ -34,10 +34,7 @@ def scaled_norm(delta: Tensor, inv_scale: Tensor) -> Tensor:
 def projected_step_reference(
     delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float
 ) -> Tensor:
-    """`projected_step(delta, grad, inv_scale, step_size, epsilon)` in plain PyTorch.
-
-    On any device, in float32 or float64; arguments are not checked.
-    """
+    """`projected_step` in plain PyTorch: any device, float32 or float64, arguments not checked."""
     r = inv_scale.double()  # float32 tensors below join it in float64
     scaled_grad = r * grad
     grad_norm = torch.linalg.vector_norm(scaled_grad, dim=1, keepdim=True)
@@ -58,12 +55,12 @@ def projected_step(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: fl
         moved = delta + step_size * r**2 * grad / norm(r * grad)
         moved * min(1, epsilon / norm(moved / r))
 
-    A row whose gradient is zero in every free coordinate, or not finite in any coordinate, does not move but
-    is still projected; other rows are not affected. The result carries no gradient.
+    A row whose gradient is zero in every free coordinate, or not finite in any coordinate, is projected but does not
+    move; other rows are not affected. The result carries no gradient.
 
     Args:
         delta: (N, P), float32 or float64. N and P may be 0.
-        grad: like `delta`: the gradient of what is to grow.
+        grad: like `delta`: the gradient of the loss to maximise.
         inv_scale: (P,), like `delta`; r, finite and >= 0 (not checked). Where it is 0, the result is 0.
         step_size: how far a row moves in the scaled norm; finite and >= 0.
         epsilon: the radius of the ball; > 0. `math.inf`: no projection.
@@ -82,7 +79,7 @@ def projected_step(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: fl
 
 
 def _check(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float) -> None:
-    """Raise what `projected_step` says about wrong arguments."""
+    """Raise what `projected_step` documents for invalid arguments."""
     if delta.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"delta must be float32 or float64, got {delta.dtype}")
     if delta.ndim != 2:

@@ -16,7 +16,6 @@ from andfast.degradation.network import DegradationNetwork
 from andfast.losses import GeneratorLoss, Objective, discriminator_loss, generator_objective, l1_loss, no_objective
 from andfast.models.frozen import View
 from andfast.ops import dispatch
-from andfast.ops.backends.network_kernels import kernels_of
 from andfast.ops.theta_layout import ThetaLayout
 from andfast.training.config import Config, DegradationConfig
 from andfast.training.samples import CROP, ROWS
@@ -151,10 +150,10 @@ def _scratch(network: DegradationNetwork, hr: Tensor) -> Tensor | None:
 
     That is the gradients of a layer's output and input, of the networks that it does at once.
     """
-    backend = dispatch.select_name("degradation_forward", hr.new_empty(0, dtype=network.dtype))
-    if backend == "reference":
+    implementation = dispatch.resolve("degradation_forward", hr.device, network.dtype)
+    if implementation == "reference":
         return None
-    pieces = network.num_networks if kernels_of(backend, network.dtype).one_network else 1
+    pieces = network.num_networks if dispatch.load(implementation).loops_over_bank else 1
     return hr.new_empty(2, len(hr) // pieces, network.channels, *hr.shape[2:], dtype=network.dtype)
 
 

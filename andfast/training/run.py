@@ -99,7 +99,7 @@ class Run:
                 keep_freed_memory()
             network = self.trainer.degradation(1)  # refuses what it cannot be made from
             try:
-                dispatch.select_name("degradation_forward", network.theta_id.to(network.dtype))
+                self._kernels = dispatch.resolve("degradation_forward", network.theta_id.device, network.dtype)
             except RuntimeError as error:  # one is forced that is not there
                 raise ValueError(error) from error
             if self.world.main:
@@ -154,9 +154,11 @@ class Run:
             self._take_folder()
         size = self.world.size
         needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
+        generator = dispatch.resolve("conv_act", self.trainer.device, self.trainer.precision)
         print(
             f"{len(self.images.sources)} images to train on, {len(self.images.held_out)} held out, "
             f"{len(self.images.pairs)} camera pairs; {self.trainer.describe()}; "
+            f"kernels: degradation {self._kernels}, generator {generator}; "
             f"{f'{size} processes, each ' if size > 1 else ''}{describe_memory(needed, free)}"
         )
         if free is not None and needed > free:

@@ -65,3 +65,8 @@ def kept_bytes(run: Callable[[], Tensor], parameters: Sequence[Tensor]) -> dict[
     for tensor in kept.values():
         by_type[tensor.dtype] = by_type.get(tensor.dtype, 0) + tensor.untyped_storage().nbytes()
     return by_type
+
+
+def check_kernel(operator: torch._ops.OpOverloadPacket, arguments: tuple) -> None:
+    """What a kernel that is called from inside other operators alone must keep: its schema, without side effects."""
+    torch.library.opcheck(operator, arguments, test_utils="test_schema")

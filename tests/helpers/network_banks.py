@@ -38,18 +38,18 @@ class Bank:
         self.x = normal(images, into, *size).to(dtype)
         self.centre = (normal(networks, out, into) / into**0.5).to(torch.bfloat16).to(wide)
         self.deviation = normal(networks, out, into, 3, 3) * 0.05 / into**0.5
-        self.bend = torch.tensor([-0.3, 0.4, -1.7, -0.9], dtype=wide, device=device)[:networks].clone()
+        self.slope_minus_one = torch.tensor([-0.3, 0.4, -1.7, -0.9], dtype=wide, device=device)[:networks].clone()
         self.noise = normal(networks, *(size if kind == "map" else (out,))) * 0.3
         self.seed = None if kind == "map" else torch.arange(networks, device=device) * 2**33 + 7
         self.dy = normal(images, out, *size)
 
     @property
     def arguments(self) -> tuple:
-        return self.x, self.centre, self.deviation, self.bend, self.noise, self.seed, self.layer
+        return self.x, self.centre, self.deviation, self.slope_minus_one, self.noise, self.seed, self.layer
 
 
 def _results(function, bank: Bank, dtype: torch.dtype, wide: torch.dtype) -> tuple[Tensor, ...]:
-    """y and the gradients of x, centre, deviation, bend and noise."""
+    """y and the gradients of x, centre, deviation, slope_minus_one and noise."""
     x, *parameters, seed, layer = bank.arguments
     # As they are laid out, expanded ones, too: `requires_grad_` needs no memory of their own.
     given = [x.to(dtype).detach(), *(tensor.to(wide).detach() for tensor in parameters)]
@@ -71,7 +71,7 @@ def check(backend: str, bank: Bank) -> None:
     plain = _results(degradation_block_reference, bank, dtype, torch.float32)
     fused = run(backend, bank)
     floor = 2e-6 if dtype == torch.float32 else 2e-3
-    names = ("y", "x", "centre", "deviation", "bend", "noise")
+    names = ("y", "x", "centre", "deviation", "slope_minus_one", "noise")
     failed = {}
     for name, found, own, wanted in zip(names, fused, plain, exact, strict=True):
         assert found.shape == wanted.shape, name
@@ -79,3 +79,10 @@ def check(backend: str, bank: Bank) -> None:
         if not pair[0] <= 2 * pair[1] + floor:
             failed[name] = pair
     assert not failed, failed
+
+
+def check_operator(bank: Bank, implementation: str) -> None:
+    """`torch.library.opcheck` of the operator behind `degradation_block`."""
+    x, *parameters, seed, layer = bank.arguments
+    operator = torch.ops.andfast.degradation_block.default
+    torch.library.opcheck(operator, (x, parameters, seed, layer, implementation, True))

@@ -17,7 +17,7 @@ from andfast.inference.row_chunks import by_strips
 from andfast.inference.tiles import NonFiniteError, cut, largest_patch
 from andfast.models import Compact, RRDBNet
 from andfast.models.frozen import FrozenView
-from andfast.ops import large_tiles
+from andfast.ops import dispatch
 from andfast.utils.memory import LiveBytes
 
 
@@ -197,7 +197,7 @@ def test_strips_equal_the_whole(scale, size):
     model, image = RRDBNet(scale, features=8, blocks=1, growth=4).eval(), torch.rand(2, 3, *size)
     expected = model(image).detach()
     torch.testing.assert_close(by_strips(FrozenView(model, torch.float32), image), expected, rtol=0, atol=1e-5)
-    with torch.no_grad(), large_tiles.allow():
+    with torch.no_grad(), dispatch.allow_large_tiles():
         found = by_strips(FrozenView(model, torch.float32), image)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 

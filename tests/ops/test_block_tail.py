@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from generator_checks import check_kernel
 from torch import Tensor
 
 from andfast.ops import dispatch
@@ -32,27 +33,28 @@ class Case:
             return torch.randn(shape, generator=generator)
 
         self.a, self.b = draw(images, *size, channels).to(dtype), draw(images, *size, channels).to(dtype)
-        self.bend = torch.tensor([-0.3, 0.4, -1.7])[:networks]
+        self.slope_minus_one = torch.tensor([-0.3, 0.4, -1.7])[:networks]
         self.seed = torch.tensor([5, 2**62 + 7, 9])[:networks] if field else None
         self.noise = draw(networks, channels) * 0.3 if field else draw(networks, *size) * 0.3
 
         self.z = (self.a.double() + self.b.double()).requires_grad_()
-        self.wide_bend, self.wide_noise = self.bend.double().requires_grad_(), self.noise.double().requires_grad_()
+        self.wide_slope = self.slope_minus_one.double().requires_grad_()
+        self.wide_noise = self.noise.double().requires_grad_()
         each = self.z.unflatten(0, (networks, group))
         if field:
             fields = torch.stack([gaussian_field_reference(seed, LAYER, group, size)[:, 0] for seed in self.seed])
             added = self.wide_noise[:, None, None, None] * fields.double()[..., None]
         else:
             added = self.wide_noise[:, None, :, :, None]
-        bent = self.wide_bend.view(-1, 1, 1, 1, 1) * torch.where(each < 0, each, 0)
+        bent = self.wide_slope.view(-1, 1, 1, 1, 1) * torch.where(each < 0, each, 0)
         self.y = (each + bent + added).flatten(0, 1)
 
     def gradients(self, output: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(output, (self.z, self.wide_bend, self.wide_noise), grad.double())
+        return torch.autograd.grad(output, (self.z, self.wide_slope, self.wide_noise), grad.double())
 
     @property
     def tail(self) -> tuple:
-        return self.bend, self.noise, self.seed, LAYER
+        return self.slope_minus_one, self.noise, self.seed, LAYER
 
 
 def padded(image: Tensor) -> Tensor:
@@ -64,8 +66,8 @@ def pooled(image: Tensor, scale: int) -> Tensor:
     return blur_pool_reference(image.permute(0, 3, 1, 2), scale).permute(0, 2, 3, 1)
 
 
-def bits(signs: Tensor, channels: int) -> Tensor:
-    unpacked = signs[..., None] >> torch.arange(8) & 1
+def bits(sign_mask: Tensor, channels: int) -> Tensor:
+    unpacked = sign_mask[..., None] >> torch.arange(8) & 1
     assert not unpacked.flatten(-2)[..., channels:].any()
     return unpacked.flatten(-2)[..., :channels].bool()
 
@@ -88,9 +90,9 @@ by_noise = pytest.mark.parametrize("field", [False, True])
 def test_tail(networks, group, size, channels, dtype, field, border):
     case = Case(dtype, networks, group, size, channels, field)
     poison(case.a.shape, dtype=dtype)
-    y, signs = ops.block_tail(case.a, case.b, *case.tail, border)
+    y, sign_mask = ops.block_tail(case.a, case.b, *case.tail, border)
     torch.testing.assert_close(y.double(), padded(case.y) if border else case.y, **TOLERANCE[dtype])
-    assert torch.equal(bits(signs, channels), case.z < 0)
+    assert torch.equal(bits(sign_mask, channels), case.z < 0)
     alone, _ = ops.block_tail((case.a + case.b).to(dtype), None, *case.tail, border)
     torch.testing.assert_close(alone, y, atol=2e-2, rtol=2e-2)
 
@@ -103,15 +105,15 @@ def test_tail_grad(networks, group, size, channels, dtype, field, border):
     case = Case(dtype, networks, group, size, channels, field)
     exact = padded(case.y) if border else case.y
     dy = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    # The exact y and signs stand in for the operator's: its own error has a test of its own.
-    _, signs = ops.block_tail(case.a, case.b, *case.tail, border)
+    # The exact y and sign_mask stand in for the operator's: its own error has a test of its own.
+    _, sign_mask = ops.block_tail(case.a, case.b, *case.tail, border)
     y = exact.detach().to(dtype).contiguous()
-    dz, dbend, dnoise = ops.block_tail_grad(dy, y, signs, *case.tail, border)
+    dz, dslope, dnoise = ops.block_tail_grad(dy, y, sign_mask, *case.tail, border)
     expected = case.gradients(exact, dy)
     torch.testing.assert_close(dz.double(), expected[0], **TOLERANCE[dtype])
-    # y is rounded, and dbend a sum over it: rounding errors of all elements, at random.
+    # y is rounded, and dslope a sum over it: rounding errors of all elements, at random.
     spread = y.numel() ** 0.5 * torch.finfo(dtype).eps
-    torch.testing.assert_close(dbend.double(), expected[1], atol=4 * spread + 1e-5, rtol=1e-5)
+    torch.testing.assert_close(dslope.double(), expected[1], atol=4 * spread + 1e-5, rtol=1e-5)
     torch.testing.assert_close(dnoise.double(), expected[2], atol=2e-5, rtol=2e-5)
 
 
@@ -124,37 +126,37 @@ def test_tail_grad(networks, group, size, channels, dtype, field, border):
 )
 def test_tail_pool(networks, group, size, channels, scale, dtype, field, border):
     case = Case(dtype, networks, group, size, channels, field)
-    low, negative, signs = ops.block_tail_pool(case.a, case.b, *case.tail, scale, border)
+    low, negative, sign_mask = ops.block_tail_pool(case.a, case.b, *case.tail, scale, border)
     exact = pooled(case.y, scale)
     torch.testing.assert_close(low.double(), padded(exact) if border else exact, **TOLERANCE[dtype])
     torch.testing.assert_close(negative.double(), pooled(torch.where(case.z < 0, case.z, 0), scale), **TOLERANCE[dtype])
-    assert torch.equal(bits(signs, channels), case.z < 0)
+    assert torch.equal(bits(sign_mask, channels), case.z < 0)
     dlow = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    dz = ops.block_tail_pool_grad(dlow, signs, case.bend, scale)
+    dz = ops.block_tail_pool_grad(dlow, sign_mask, case.slope_minus_one, scale)
     torch.testing.assert_close(dz.double(), case.gradients(exact, dlow)[0], **TOLERANCE[dtype])
 
 
 @by_type
-@pytest.mark.parametrize("bend", [-0.98, -1.01, -0.995])
-def test_small_slopes_have_their_gradient(dtype, bend):
+@pytest.mark.parametrize("slope_minus_one", [-0.98, -1.01, -0.995])
+def test_small_slopes_have_their_gradient(dtype, slope_minus_one):
     case = Case(dtype, 1, 2, (40, 40), 64, False)
-    case.bend[0] = bend
-    y, signs = ops.block_tail(case.a, case.b, *case.tail, 0)
+    case.slope_minus_one[0] = slope_minus_one
+    y, sign_mask = ops.block_tail(case.a, case.b, *case.tail, 0)
     dy = torch.ones_like(y)
-    _, dbend, _ = ops.block_tail_grad(dy, y, signs, *case.tail, 0)
+    _, dslope, _ = ops.block_tail_grad(dy, y, sign_mask, *case.tail, 0)
     exact = case.z.clamp(max=0).sum().item()
-    assert dbend.item() == pytest.approx(exact, rel=1e-5 if dtype == torch.float32 else 1e-2)
+    assert dslope.item() == pytest.approx(exact, rel=1e-5 if dtype == torch.float32 else 1e-2)
 
 
-@pytest.mark.parametrize("bend", [-1.0, -1.0005])
-def test_slopes_near_zero_keep_their_gradient_finite(bend):
+@pytest.mark.parametrize("slope_minus_one", [-1.0, -1.0005])
+def test_slopes_near_zero_keep_their_gradient_finite(slope_minus_one):
     case = Case(torch.float32, 1, 2, (4, 4), 8, False)
-    case.bend[0] = bend
-    y, signs = ops.block_tail(case.a, case.b, *case.tail, 0)
-    dz, dbend, dnoise = ops.block_tail_grad(torch.ones_like(y), y, signs, *case.tail, 0)
+    case.slope_minus_one[0] = slope_minus_one
+    y, sign_mask = ops.block_tail(case.a, case.b, *case.tail, 0)
+    dz, dslope, dnoise = ops.block_tail_grad(torch.ones_like(y), y, sign_mask, *case.tail, 0)
     exact = case.z.clamp(max=0).sum().item()
-    assert dbend.item() == pytest.approx(exact * abs(1 + bend) * 1024, rel=1e-3)
-    assert torch.equal(dz, torch.where(case.z < 0, 1 + case.bend, torch.tensor(1.0)))
+    assert dslope.item() == pytest.approx(exact * abs(1 + slope_minus_one) * 1024, rel=1e-3)
+    assert torch.equal(dz, torch.where(case.z < 0, 1 + case.slope_minus_one, torch.tensor(1.0)))
     assert dnoise.isfinite().all()
 
 
@@ -165,8 +167,8 @@ def test_results_do_not_depend_on_threads():
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            y, signs = ops.block_tail(case.a, case.b, *case.tail, 1)
-            found.append((y, signs, *ops.block_tail_grad(y, y, signs, *case.tail, 1)))
+            y, sign_mask = ops.block_tail(case.a, case.b, *case.tail, 1)
+            found.append((y, sign_mask, *ops.block_tail_grad(y, y, sign_mask, *case.tail, 1)))
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
@@ -185,14 +187,17 @@ def test_values_that_are_no_numbers_are_handed_on(value):
 @by_noise
 def test_opcheck(field):
     case = Case(torch.float32, 2, 1, (4, 6), 9, field)
-    y, signs = ops.block_tail(case.a, case.b, *case.tail, 1)
+    y, sign_mask = ops.block_tail(case.a, case.b, *case.tail, 1)
     low, _, _ = ops.block_tail_pool(case.a, None, *case.tail, 2, 1)
     low = low[:, 1:-1, 1:-1].contiguous()
     for operator, arguments in (
         (ops.block_tail, (case.a, case.b, *case.tail, 1)),
-        (ops.block_tail_grad, (y, y, signs, *case.tail, 1)),
+        (ops.block_tail_grad, (y, y, sign_mask, *case.tail, 1)),
         (ops.block_tail_pool, (case.a, None, *case.tail, 2, 1)),
-        (ops.block_tail_pool_grad, (low, signs, case.bend, 2)),
+        (ops.block_tail_pool_grad, (low, sign_mask, case.slope_minus_one, 2)),
+    ):
+        check_kernel(operator, arguments)
+    for operator, arguments in (
         (ops.blur_pool, (case.a.clone().requires_grad_(), 2)),
         (ops.blur_pool_grad, (low.clone().requires_grad_(), 2)),
         (ops.gaussian_field, (torch.tensor([3, 4]), 1, 2, 3, 5)),
@@ -202,8 +207,8 @@ def test_opcheck(field):
 
 def test_operators_guard_their_memory():
     case = Case(torch.float32, 2, 1, (4, 6), 9, False)
-    y, signs = ops.block_tail(case.a, case.b, *case.tail, 0)
-    bend, noise, seed, layer = case.tail
+    y, sign_mask = ops.block_tail(case.a, case.b, *case.tail, 0)
+    slope_minus_one, noise, seed, layer = case.tail
     for message, call in (
         ("b must have the shape", lambda: ops.block_tail(case.a, case.b[:1], *case.tail, 0)),
         ("b must be of type", lambda: ops.block_tail(case.a, case.b.bfloat16(), *case.tail, 0)),
@@ -212,13 +217,16 @@ def test_operators_guard_their_memory():
         ("no multiple of the number of networks", lambda: ops.block_tail(case.a[:1], None, *case.tail, 0)),
         (
             "noise must have the shape",
-            lambda: ops.block_tail(case.a, None, bend, noise[:, :2].contiguous(), seed, layer, 0),
+            lambda: ops.block_tail(case.a, None, slope_minus_one, noise[:, :2].contiguous(), seed, layer, 0),
         ),
         ("border must be", lambda: ops.block_tail(case.a, None, *case.tail, 2)),
-        ("signs must have the shape", lambda: ops.block_tail_grad(y, y, signs[..., :1].contiguous(), *case.tail, 0)),
-        ("y must have the shape", lambda: ops.block_tail_grad(y, y[:1], signs, *case.tail, 0)),
+        (
+            "signs must have the shape",
+            lambda: ops.block_tail_grad(y, y, sign_mask[..., :1].clone(), *case.tail, 0),
+        ),
+        ("y must have the shape", lambda: ops.block_tail_grad(y, y[:1], sign_mask, *case.tail, 0)),
         ("multiples of scale", lambda: ops.block_tail_pool(case.a, None, *case.tail, 4, 0)),
-        ("signs must have the shape", lambda: ops.block_tail_pool_grad(y, signs, bend, 2)),
+        ("signs must have the shape", lambda: ops.block_tail_pool_grad(y, sign_mask, slope_minus_one, 2)),
         ("multiples of scale", lambda: ops.blur_pool(case.a, 5)),
     ):
         with pytest.raises(RuntimeError, match=message):

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from generator_checks import check_kernel
 from torch import Tensor
 
-from andfast.ops import conv, dispatch  # noqa: F401  registers its operators
-from andfast.ops.rotate_taps import rotate_taps, rotate_taps_reference
+from andfast.ops import dispatch
+from andfast.ops.backends.library import LibraryBackend, OneDnnBackend
 
 pytestmark = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 ops = torch.ops.andfast
@@ -85,10 +86,10 @@ def test_backward_is_the_gradient_of_the_input(shape):
 def test_conv_block_is_the_convolution_and_the_tail(shape, border):
     networks, images, (height, width), inputs, outputs = shape
     x, weights = draw(images, height, width, inputs), draw(networks, outputs, inputs, 9)
-    bend, noise = draw(networks), draw(networks, height - 2, width - 2)
+    slope_minus_one, noise = draw(networks), draw(networks, height - 2, width - 2)
     poison(images, height - 2 + 2 * border, width - 2 + 2 * border, outputs)
-    found = ops.conv_block(x, weights, bend, noise, border)
-    expected = ops.block_tail(ops.conv(x, weights, 0, False), None, bend, noise, None, 0, border)
+    found = ops.conv_block(x, weights, slope_minus_one, noise, border)
+    expected = ops.block_tail(ops.conv(x, weights, 0, False), None, slope_minus_one, noise, None, 0, border)
     assert torch.equal(found[1], expected[1])
     torch.testing.assert_close(found[0], expected[0], atol=0, rtol=1e-6)
 
@@ -143,11 +144,11 @@ def test_no_images():
 
 
 def test_opcheck():
-    torch.library.opcheck(ops.conv, (draw(2, 5, 6, 3), draw(2, 8, 3, 9), 1, False))
-    torch.library.opcheck(ops.conv, (draw(2, 5, 6, 8), draw(2, 8, 3, 9), 2, True))
-    torch.library.opcheck(ops.conv_block, (draw(2, 5, 6, 3), draw(2, 8, 3, 9), draw(2), draw(2, 3, 4), 1))
-    torch.library.opcheck(ops.conv_weight_grad, (draw(2, 5, 6, 3), draw(2, 3, 4, 8), 1))
-    torch.library.opcheck(ops.rotate_taps, (draw(2, 18), draw(9, 9)))
+    check_kernel(ops.conv, (draw(2, 5, 6, 3), draw(2, 8, 3, 9), 1, False))
+    check_kernel(ops.conv, (draw(2, 5, 6, 8), draw(2, 8, 3, 9), 2, True))
+    check_kernel(ops.conv_block, (draw(2, 5, 6, 3), draw(2, 8, 3, 9), draw(2), draw(2, 3, 4), 1))
+    check_kernel(ops.conv_weight_grad, (draw(2, 5, 6, 3), draw(2, 3, 4, 8), 1))
+    check_kernel(ops.rotate_taps, (draw(2, 18), draw(9, 9)))
 
 
 def test_operators_guard_their_memory():
@@ -178,7 +179,7 @@ def test_operators_guard_their_memory():
 def test_rotate_taps(rows, kernels):
     matrix, basis = draw(rows, 9 * kernels + 5)[:, 2 : 2 + 9 * kernels], draw(9, 9)
     poison(rows, 9 * kernels)
-    found = rotate_taps(matrix, basis)
+    found = OneDnnBackend().rotate_taps(matrix, basis)
     torch.testing.assert_close(
-        found.double(), rotate_taps_reference(matrix.double(), basis.double()), atol=5e-6, rtol=0
+        found.double(), LibraryBackend().rotate_taps(matrix.double(), basis.double()), atol=5e-6, rtol=0
     )

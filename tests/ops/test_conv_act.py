@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from generator_checks import check_against_float64, distance, draw, kept_bytes, passes, poison
+from generator_checks import check_against_float64, check_kernel, distance, draw, kept_bytes, passes, poison
 from torch import Tensor
 
 from andfast.ops import dispatch
-from andfast.ops.backends.generator_library import CpuGenerator, LibraryGenerator, unpack_signs
+from andfast.ops.backends.library import LibraryBackend, OneDnnBackend, unpack_sign_mask
 from andfast.ops.conv_act import conv_act, conv_act_reference
 
 pytestmark = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
@@ -128,44 +128,44 @@ def test_compiled_and_under_autocast():
 def test_opcheck():
     (x, weight, bias), dy = arguments((2, (5, 6), 8, 16))
     images, dz, slope = x.permute(0, 2, 3, 1).contiguous(), dy.permute(0, 2, 3, 1).contiguous(), bias.abs()
-    _, signs = ops.conv_act(images, weight, bias, slope, True)
-    torch.library.opcheck(ops.conv_act, (images, weight, bias, slope, True))
-    torch.library.opcheck(ops.conv_act, (images, weight, bias, slope, False))
+    _, sign_mask = ops.conv_act(images, weight, bias, slope, True)
+    check_kernel(ops.conv_act, (images, weight, bias, slope, True))
+    check_kernel(ops.conv_act, (images, weight, bias, slope, False))
     for dtype in (torch.float32, torch.bfloat16):
-        torch.library.opcheck(ops.leaky, (dz.to(dtype), slope, True))
-        torch.library.opcheck(ops.leaky, (dz.to(dtype), slope, False))
-        torch.library.opcheck(ops.leaky_grad, (dz.to(dtype), signs, slope))
-        torch.library.opcheck(ops.turn_weights, ([weight.to(dtype), weight[:3].to(dtype)], 2, 5, 0.2))
-    torch.library.opcheck(ops.conv_act_input_grad, (dz, weight))
-    torch.library.opcheck(ops.conv_act_weight_grad, (images, dz, weight))
+        check_kernel(ops.leaky, (dz.to(dtype), slope, True))
+        check_kernel(ops.leaky, (dz.to(dtype), slope, False))
+        check_kernel(ops.leaky_grad, (dz.to(dtype), sign_mask, slope))
+        check_kernel(ops.turn_weights, ([weight.to(dtype), weight[:3].to(dtype)], 2, 5, 0.2))
+    check_kernel(ops.conv_act_input_grad, (dz, weight))
+    check_kernel(ops.conv_act_weight_grad, (images, dz, weight))
     for tensor in (x, weight, bias):
         tensor.requires_grad_()
-    torch.library.opcheck(ops.conv_act_forward, (x, weight, bias, slope, "cpu", True))
-    torch.library.opcheck(ops.conv_act_forward, (x, weight, bias, None, "cpu", False))
+    torch.library.opcheck(ops.conv_act_forward, (x, weight, bias, slope, "winograd", True))
+    torch.library.opcheck(ops.conv_act_forward, (x, weight, bias, None, "winograd", False))
 
 
-@pytest.mark.parametrize("kernels", [LibraryGenerator(), CpuGenerator()])
+@pytest.mark.parametrize("kernels", [LibraryBackend(), OneDnnBackend()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_stands_between_convolutions(kernels, dtype):
     z, dy, slope = draw(2, 5, 70, 11).to(dtype), draw(2, 5, 70, 11).flip(0).to(dtype), draw(11)
     z[0, 0, 0] = 0
     poison(2, 5, 70, 11, dtype=dtype)
-    y, signs = kernels.activate(z, slope, True)
+    y, sign_mask = kernels.leaky_relu(z, slope, True)
     exact = torch.where(z > 0, z.double(), z.double() * slope.double())
     torch.testing.assert_close(y.double(), exact.to(dtype).double())
-    assert torch.equal(unpack_signs(signs, 11), ~(z > 0))
-    assert kernels.activate(z, slope, False)[1].numel() == 0
+    assert torch.equal(unpack_sign_mask(sign_mask, 11), ~(z > 0))
+    assert kernels.leaky_relu(z, slope, False)[1].numel() == 0
     exact = torch.where(z > 0, dy.double(), dy.double() * slope.double()).to(dtype)
-    torch.testing.assert_close(kernels.tail_grad(dy, signs, slope), exact)
+    torch.testing.assert_close(kernels.leaky_relu_backward(dy, sign_mask, slope), exact)
 
     first, second = draw(4, 9, 3, 3).to(dtype), draw(6, 12, 3, 3).to(dtype)
     second = second.contiguous(memory_format=torch.channels_last)
-    turned = kernels.turn_weights([first, second], 2, 5, 0.5)
-    assert turned.shape == (5, 10, 3, 3)
+    flipped = kernels.flip_transpose([first, second], 2, 5, 0.5)
+    assert flipped.shape == (5, 10, 3, 3)
     image = draw(1, 10, 6, 7).double()
     parts = zip(image.split([4, 6], 1), (0.5 * first, second), strict=True)
     expected = sum(F.conv_transpose2d(part, weight.double()[:, 2:7], padding=1) for part, weight in parts)
-    torch.testing.assert_close(F.conv2d(image, turned.double(), padding=1), expected)
+    torch.testing.assert_close(F.conv2d(image, flipped.double(), padding=1), expected)
 
 
 def test_refused():

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from network_banks import Bank, check, run
+from network_banks import Bank, check, check_operator, run
 from scipy import ndimage
 from torch import Tensor
 
 from andfast.ops import degradation_block, dispatch, use_backend
-from andfast.ops.backends.network_kernels import kernels_of
 from andfast.ops.degradation_block import degradation_block_reference, one_network_block, split_conv
 from andfast.ops.noise import gaussian_field_reference
 
@@ -32,7 +31,7 @@ def summed(centre: Tensor, deviation: Tensor) -> np.ndarray:
 def make(
     size: tuple[int, int] = (6, 5), channels: tuple[int, int] = (3, 4), seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, centre, deviation and bend in float64; x of both signs."""
+    """x, centre, deviation and slope_minus_one in float64; x of both signs."""
     generator = torch.Generator().manual_seed(seed)
     into, out = channels
     x = torch.randn(2, into, *size, generator=generator, dtype=torch.float64)
@@ -61,21 +60,21 @@ def test_split_conv_is_scipy_s(size, channels):
 
 
 @pytest.mark.parametrize("shape", NOISE_SHAPES)
-@pytest.mark.parametrize("bend", [0.0, -0.3, -1.0, -1.5, 0.4])
-def test_block_is_conv_then_leaky_relu_then_noise(shape, bend):
+@pytest.mark.parametrize("slope_minus_one", [0.0, -0.3, -1.0, -1.5, 0.4])
+def test_block_is_conv_then_leaky_relu_then_noise(shape, slope_minus_one):
     x, centre, deviation, _ = make()
     noise = make_noise(shape)
     y = convolve(x.numpy(), summed(centre, deviation))
-    expected = np.where(y < 0, (1 + bend) * y, y) + noise.numpy()
+    expected = np.where(y < 0, (1 + slope_minus_one) * y, y) + noise.numpy()
     assert (y < 0).any()
     assert (y > 0).any()
-    found = one_network_block(x, centre, deviation, torch.tensor(bend, dtype=torch.float64), noise)
+    found = one_network_block(x, centre, deviation, torch.tensor(slope_minus_one, dtype=torch.float64), noise)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-13)
 
 
 def test_arguments_are_left_alone():
-    x, centre, deviation, bend = make()
-    arguments = (x, centre, deviation, bend, make_noise((1, 6, 5)))
+    x, centre, deviation, slope_minus_one = make()
+    arguments = (x, centre, deviation, slope_minus_one, make_noise((1, 6, 5)))
     before = [argument.clone() for argument in arguments]
     one_network_block(*arguments)
     for argument, copy in zip(arguments, before, strict=True):
@@ -83,20 +82,20 @@ def test_arguments_are_left_alone():
 
 
 def test_memory_format_is_kept():
-    x, centre, deviation, bend = make()
+    x, centre, deviation, slope_minus_one = make()
     last = x.contiguous(memory_format=torch.channels_last)
-    found = one_network_block(last, centre, deviation, bend, make_noise((1, 6, 5)))
+    found = one_network_block(last, centre, deviation, slope_minus_one, make_noise((1, 6, 5)))
     assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found, one_network_block(x, centre, deviation, bend, make_noise((1, 6, 5))))
+    torch.testing.assert_close(found, one_network_block(x, centre, deviation, slope_minus_one, make_noise((1, 6, 5))))
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4), (2, 2, 3, 4)])
 def test_gradients_of_all_arguments(shape):
-    x, centre, deviation, bend = make((3, 4), (3, 2))
-    arguments = [argument.requires_grad_() for argument in (x, centre, deviation, bend, make_noise(shape))]
+    x, centre, deviation, slope_minus_one = make((3, 4), (3, 2))
+    arguments = [argument.requires_grad_() for argument in (x, centre, deviation, slope_minus_one, make_noise(shape))]
     assert torch.autograd.gradcheck(one_network_block, arguments)
-    bend_zero = torch.zeros((), dtype=torch.float64, requires_grad=True)  # where every attack starts
-    assert torch.autograd.gradcheck(one_network_block, [x, centre, deviation, bend_zero, arguments[4]])
+    identity = torch.zeros((), dtype=torch.float64, requires_grad=True)  # where every attack starts
+    assert torch.autograd.gradcheck(one_network_block, [x, centre, deviation, identity, arguments[4]])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -143,7 +142,7 @@ def test_reference_runs_each_network_on_its_images(kind):
         added = bank.noise[network]
         if kind == "gaussian":
             added = added[:, None, None] * gaussian_field_reference(bank.seed[network], bank.layer, 2, (4, 5))
-        expected = np.where(z < 0, (1 + bank.bend[network].item()) * z, z) + added.numpy()
+        expected = np.where(z < 0, (1 + bank.slope_minus_one[network].item()) * z, z) + added.numpy()
         np.testing.assert_allclose(y[images].numpy(), expected, atol=1e-12)
 
 
@@ -206,12 +205,17 @@ def test_gradient_of_a_plain_sum(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_only_what_is_asked_for_is_computed(backend, monkeypatch):
     bank = Bank(1, 2, (4, 5), (3, 8), torch.float32, "map")
-    kernels = type(kernels_of(backend, torch.float32))
+    kernels = type(dispatch.load("winograd"))
     called = []
-    for name in ("weight_grad", "input_grad"):
+    for name in ("conv_weight_grad", "conv_input_grad"):
         plain = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *args, name=name, plain=plain: called.append(name) or plain(*args))
-    for wanted, calls in (("x", ["input_grad"]), ("deviation", ["weight_grad"]), ("bend", []), ("noise", [])):
+    for wanted, calls in (
+        ("x", ["conv_input_grad"]),
+        ("deviation", ["conv_weight_grad"]),
+        ("slope_minus_one", []),
+        ("noise", []),
+    ):
         called.clear()
         tensor = getattr(bank, wanted).requires_grad_()
         with use_backend(backend):
@@ -225,28 +229,28 @@ def test_only_what_is_asked_for_is_computed(backend, monkeypatch):
 def test_no_images(backend):
     bank = Bank(2, 2, (4, 5), (3, 8), torch.float32, "map")
     bank.x = bank.x[:0]
-    y, dx, dcentre, ddeviation, dbend, dnoise = run(backend, bank)
+    y, dx, dcentre, ddeviation, dslope, dnoise = run(backend, bank)
     assert y.shape == (0, 8, 4, 5)
     assert dx.shape == (0, 3, 4, 5)
     for grad, tensor in (
         (dcentre, bank.centre),
         (ddeviation, bank.deviation),
-        (dbend, bank.bend),
+        (dslope, bank.slope_minus_one),
         (dnoise, bank.noise),
     ):
         assert torch.equal(grad, torch.zeros_like(tensor))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@needs_cpu
 @pytest.mark.parametrize(("networks", "kind"), [(1, "map"), (2, "gaussian")])
-def test_opcheck(backend, networks, kind):
+def test_opcheck(networks, kind):
     bank = Bank(networks, 2, (4, 6), (3, 8), torch.float32, kind)
     for tensor in bank.arguments[:5]:
         tensor.requires_grad_()
-    torch.library.opcheck(torch.ops.andfast.degradation_block.default, (*bank.arguments, backend, True))
+    check_operator(bank, "winograd")
     bank.centre.requires_grad_(False)
     bank.deviation.requires_grad_(False)
-    torch.library.opcheck(torch.ops.andfast.degradation_block.default, (*bank.arguments, backend, True))
+    check_operator(bank, "winograd")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -274,7 +278,7 @@ def test_compiles_without_a_graph_break(backend):
         ({"centre": torch.zeros(2, 8, 4)}, ValueError, r"centre has shape \(2, 8, 4\); .* \(N, out, 3\)"),
         ({"deviation": torch.zeros(2, 8, 3, 9)}, ValueError, r"deviation has shape .* must be \(2, 8, 3, 3, 3\)"),
         ({"deviation": torch.zeros(2, 8, 3, 3, 3).half()}, TypeError, "deviation is torch.float16; .* torch.float32"),
-        ({"bend": torch.zeros(2, 1)}, ValueError, r"bend has shape \(2, 1\); it must be \(2,\)"),
+        ({"slope_minus_one": torch.zeros(2, 1)}, ValueError, r"slope_minus_one has shape \(2, 1\); it must be \(2,\)"),
         ({"noise": torch.zeros(2, 8)}, ValueError, r"noise has shape \(2, 8\); it must be \(2, 4, 5\)"),
         ({"seed": torch.zeros(2)}, ValueError, r"noise has shape \(2, 4, 5\); it must be \(2, 8\)"),
         (
@@ -282,7 +286,11 @@ def test_compiles_without_a_graph_break(backend):
             TypeError,
             "seed is torch.float32; it must be torch.int64",
         ),
-        ({"bend": torch.zeros(2, device="meta")}, ValueError, "bend is on meta; it must be on cpu like x"),
+        (
+            {"slope_minus_one": torch.zeros(2, device="meta")},
+            ValueError,
+            "slope_minus_one is on meta; it must be on cpu like x",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(change, error, message):

@@ -4,7 +4,6 @@ from networks import check, make, run
 from torch import Tensor
 
 from andfast.ops import degradation_forward, dispatch, use_backend
-from andfast.ops.backends.network_kernels import kernels_of
 from andfast.ops.degradation_forward import degradation_forward_reference
 
 needs_cpu = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
@@ -81,10 +80,10 @@ def test_gradient_of_a_plain_sum(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_is_computed_that_nobody_asked_for(backend, monkeypatch):
     network, hr, delta, _ = make()
-    kernels = type(kernels_of(backend, torch.float32))
+    kernels = type(dispatch.load("winograd"))
     calls = []
-    plain = kernels.input_grad
-    monkeypatch.setattr(kernels, "input_grad", lambda *args: calls.append(1) or plain(*args))
+    plain = kernels.conv_input_grad
+    monkeypatch.setattr(kernels, "conv_input_grad", lambda *args: calls.append(1) or plain(*args))
     for wanted, count in ((False, 1), (True, 2)):  # the first is that before the pooling
         calls.clear()
         images = hr.clone().requires_grad_(wanted)
@@ -101,7 +100,7 @@ def test_nothing_is_computed_that_nobody_asked_for(backend, monkeypatch):
 @pytest.mark.parametrize("networks", [1, 2])
 def test_without_gradients_nothing_is_kept(backend, networks):
     network, hr, delta, _ = make(networks)
-    sizes = (4, 64, 5, False, torch.float32, backend)
+    sizes = (4, 64, 5, False, torch.float32, "winograd")
     operator = torch.ops.andfast.degradation_forward
     kept = operator(hr, network.theta_id, delta, network.noise_seed, *sizes, True)
     (lr,) = operator(hr, network.theta_id, delta, network.noise_seed, *sizes, False)
@@ -140,16 +139,16 @@ def test_gradcheck_of_the_reference(noise):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@needs_cpu
 @pytest.mark.parametrize(("networks", "noise", "needs_hr"), [(1, "map", True), (2, "gaussian", False)])
-def test_opcheck(backend, networks, noise, needs_hr):
+def test_opcheck(networks, noise, needs_hr):
     network, hr, delta, _ = make(networks, 2, (4, 6), 2, channels=8, blocks=1, noise=noise)
     arguments = (
         hr.requires_grad_(needs_hr),
         network.theta_id,
         delta.requires_grad_(),
         network.noise_seed,
-        *(2, 8, 1, noise == "gaussian", torch.float32, backend),
+        *(2, 8, 1, noise == "gaussian", torch.float32, "winograd"),
     )
     for keep in (True, False):
         given = arguments if keep else [tensor.detach() if torch.is_tensor(tensor) else tensor for tensor in arguments]
@@ -197,6 +196,11 @@ def test_backends_by_type():
     network, hr, delta, _ = make()
     with use_backend("cpu"), pytest.raises(ValueError, match=r"takes torch.float32 or torch.bfloat16 tensors"):
         degradation_forward(hr, network.theta_id, delta, network.noise_seed, network.layout, torch.float16)
-    probe = torch.empty(0)
-    assert dispatch.select_name("degradation_forward", probe) == "cpu"
-    assert dispatch.select_name("degradation_forward", probe.double()) == "reference"
+    chosen = {
+        torch.float32: "winograd",
+        torch.bfloat16: "onednn",
+        torch.float16: "reference",
+        torch.float64: "reference",
+    }
+    for dtype, implementation in chosen.items():
+        assert dispatch.resolve("degradation_forward", hr.device, dtype) == implementation

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from generator_checks import check_against_float64, distance, draw, kept_bytes, passes
+from generator_checks import check_against_float64, check_kernel, distance, draw, kept_bytes, passes
 from torch import Tensor
 
 from andfast.ops import dispatch, use_backend
-from andfast.ops.backends.generator_kernels import generator_kernels_of
-from andfast.ops.backends.generator_library import pack_signs, unpack_signs
+from andfast.ops.backends.library import pack_sign_mask, unpack_sign_mask
 from andfast.ops.dense_block import dense_block, dense_block_reference
 
 pytestmark = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
@@ -184,9 +183,9 @@ def test_what_is_no_number_reaches_its_image_alone():
 def test_signs(channels):
     values = draw(2, 3, channels)
     values[0, 0, 0] = 0
-    packed = pack_signs(values)
+    packed = pack_sign_mask(values)
     assert packed.shape == (2, 3, (channels + 7) // 8)
-    assert torch.equal(unpack_signs(packed, channels), ~(values > 0))
+    assert torch.equal(unpack_sign_mask(packed, channels), ~(values > 0))
 
 
 def test_compiled_and_under_autocast():
@@ -211,16 +210,16 @@ def test_gradcheck_in_float64():
 def test_opcheck():
     x, values = draw(2, 8, 5, 6), parameters(8, 4)
     weights, biases = values[:5], values[5:]
-    kernels = generator_kernels_of("cpu", torch.float32)
+    kernels = dispatch.load("winograd")
     images = x.permute(0, 2, 3, 1).contiguous()
-    y, grown, signs = kernels.dense(images, weights, biases, True)
-    _, dgrown = kernels.dense_input_grad(y, weights, signs)
-    torch.library.opcheck(ops.dense_block, (images, weights, biases, 0.2, 0.2, True))
-    torch.library.opcheck(ops.dense_block, (images, weights, biases, 0.2, 0.2, False))
-    torch.library.opcheck(ops.dense_block_input_grad, (y, weights, signs, 0.2, 0.2))
-    torch.library.opcheck(ops.dense_block_weight_grad, (images, grown, y, dgrown, weights, 0.2))
+    y, intermediates, sign_mask = kernels.dense_block(images, weights, biases, True)
+    _, dintermediates = kernels.dense_block_input_grad(y, weights, sign_mask)
+    check_kernel(ops.dense_block, (images, weights, biases, 0.2, 0.2, True))
+    check_kernel(ops.dense_block, (images, weights, biases, 0.2, 0.2, False))
+    check_kernel(ops.dense_block_input_grad, (y, weights, sign_mask, 0.2, 0.2))
+    check_kernel(ops.dense_block_weight_grad, (images, intermediates, y, dintermediates, weights, 0.2))
     with_gradients = [value.requires_grad_() for value in values]
-    arguments = (x.requires_grad_(), with_gradients[:5], with_gradients[5:], "cpu", True)
+    arguments = (x.requires_grad_(), with_gradients[:5], with_gradients[5:], "winograd", True)
     torch.library.opcheck(torch.ops.andfast.dense_block_forward, arguments)
 
 
@@ -255,7 +254,7 @@ def test_refused():
 def test_operators_guard_their_memory():
     x, values = draw(1, 4, 4, 8), parameters(8, 4)
     weights, biases = values[:5], values[5:]
-    _, grown, signs = ops.dense_block(x, weights, biases, 0.2, 0.2, True)
+    _, intermediates, sign_mask = ops.dense_block(x, weights, biases, 0.2, 0.2, True)
     for message, call in (
         ("weights must be 5", lambda: ops.dense_block(x, weights[:4], biases, 0.2, 0.2, True)),
         ("biases must be as many", lambda: ops.dense_block(x, weights, biases[:4], 0.2, 0.2, True)),
@@ -263,8 +262,11 @@ def test_operators_guard_their_memory():
         ("weights must have the shape", lambda: ops.dense_block(x, weights[:1] * 5, biases, 0.2, 0.2, True)),
         ("x must be contiguous", lambda: ops.dense_block(x.transpose(1, 2), weights, biases, 0.2, 0.2, True)),
         ("evenly spaced", lambda: ops.dense_block(x, [w.mT for w in weights], biases, 0.2, 0.2, True)),
-        ("signs must have", lambda: ops.dense_block_input_grad(x, weights, signs[:, 1:].contiguous(), 0.2, 0.2)),
-        ("grown must have", lambda: ops.dense_block_weight_grad(x, grown[:, 1:].contiguous(), x, grown, weights, 0.2)),
+        ("signs must have", lambda: ops.dense_block_input_grad(x, weights, sign_mask[:, 1:].contiguous(), 0.2, 0.2)),
+        (
+            "grown must have",
+            lambda: ops.dense_block_weight_grad(x, intermediates[:, 1:].contiguous(), x, intermediates, weights, 0.2),
+        ),
     ):
         with pytest.raises(RuntimeError, match=message):
             call()

@@ -147,7 +147,7 @@ def test_good_extension_says_nothing(copy):
         ("stale", "is stale: it was built from other sources"),
     ],
 )
-def test_broken_extension_is_said_once_with_the_mend(copy, how, message):
+def test_broken_extension_warns_once_with_the_remedy(copy, how, message):
     break_extension(copy, how)
     (warning,) = warnings_of(copy)
     assert message in warning
@@ -157,7 +157,7 @@ def test_broken_extension_is_said_once_with_the_mend(copy, how, message):
 
 
 @needs_cpu
-def test_installed_package_is_mended_by_reinstalling(copy):
+def test_installed_package_is_fixed_by_reinstalling(copy):
     break_extension(copy, "missing")
     (copy / "setup.py").unlink(missing_ok=True)
     (warning,) = warnings_of(copy)

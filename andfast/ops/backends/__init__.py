@@ -1,1 +1,1 @@
-"""The backends of the operations: the vendor's library, our own compiled convolutions, Triton."""
+"""The kernels of the convolutional operations, a class for each backend: the vendor's library, our own, Triton."""

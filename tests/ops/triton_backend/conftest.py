@@ -19,7 +19,7 @@ else:
     # As where triton is imported, in the conftest.py of all tests. Other tests, and what they start, shall not see it.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(_VARIABLE, _mode)
-        import andfast.ops.backends.triton  # noqa: F401
+        from andfast.ops.backends.triton import backend, projected_step  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ import pytest
 # Type, H, W, in, out, noise, scale, operations: each kernel in a half type at the network's own widths, with the noise
 # that takes most registers; and sizes of one, which Triton makes constants of.
 LAUNCHES = [
-    "float16 256 256 64 64 gaussian 4 block input_grad_block block_grad gaussian_field",
-    "bfloat16 256 256 64 64 map 4 block_pool weight_grad pool_grad",
-    "bfloat16 64 64 64 64 map 4 dense dense_input_grad conv_act tail_grad",
+    "float16 256 256 64 64 gaussian 4 block block_input_grad block_grad gaussian_field",
+    "bfloat16 256 256 64 64 map 4 block_pool weight_grad block_pool_grad",
+    "bfloat16 64 64 64 64 map 4 dense_block dense_block_input_grad conv_act leaky_relu_backward",
     "float32 1 9 9 5 map 1 block weight_grad projected_step",
 ]
 WITHOUT_MATRIX_PRODUCTS = {

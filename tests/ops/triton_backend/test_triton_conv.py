@@ -4,10 +4,10 @@ import pytest
 import torch
 from triton_reference import TYPES, Case, check, make, nchw, nhwc, noise_field, pack, unpack, with_types
 
-from andfast.ops.backends.network_kernels import Noise
-from andfast.ops.backends.triton import TritonKernels
+from andfast.ops.backends.base import Noise
+from andfast.ops.backends.triton.backend import TritonBackend
 
-kernels = TritonKernels()
+kernels = TritonBackend()
 
 # N, images a network, size, widths: single pixels and lines, several patches, narrow ends, blocks of channels.
 SHAPES = [
@@ -25,7 +25,7 @@ blocks = with_types("block", list(zip([SHAPES[0], *SHAPES], KINDS, strict=True))
 
 
 def weights(case: Case, backward: bool = False) -> tuple[torch.Tensor, ...]:
-    return kernels.pack(case.centre, case.deviation, case.x.dtype, backward)
+    return kernels.pack_weights(case.centre, case.deviation, case.x.dtype, backward)
 
 
 def twice(function, *arguments):
@@ -47,17 +47,17 @@ def test_conv(shape, dtype, device):
 def test_block(block, dtype, device):
     shape, kind = block
     case = make(*shape, dtype, device, kind)
-    y, signs = twice(kernels.block, case.x, weights(case), case.bend, case.noise_out)
+    y, sign_mask = twice(kernels.block, case.x, weights(case), case.slope_minus_one, case.noise_out)
 
     def reference(precision):
         z = case.convolve(nchw(case.x).to(precision), case.taps(precision), precision)
         noise = noise_field(case.noise_out, case.images, shape[2], shape[3][1], precision)
-        return z, z + case.bends(precision) * z.clamp(max=0) + noise
+        return z, z + case.slopes_minus_one(precision) * z.clamp(max=0) + noise
 
     z, exact = reference(torch.float64)
     check(nchw(y), exact, reference(dtype)[1])
     sure = z.abs() > 1e-5
-    assert torch.equal(unpack(signs, shape[3][1])[sure], (z < 0)[sure])
+    assert torch.equal(unpack(sign_mask, shape[3][1])[sure], (z < 0)[sure])
 
 
 @shapes
@@ -69,26 +69,26 @@ def test_input_grad(shape, dtype, device):
         case.convolve_merged(x, precision).backward(nchw(case.dz).to(precision))
         return x.grad
 
-    actual = kernels.input_grad(case.dz, weights(case, backward=True))
+    actual = kernels.conv_input_grad(case.dz, weights(case, backward=True))
     check(nchw(actual), gradient(torch.float64), gradient(dtype))
 
 
-def inverse_slopes(bend: torch.Tensor) -> torch.Tensor:
+def inverse_slopes(slope_minus_one: torch.Tensor) -> torch.Tensor:
     """As csrc/math.h has them, in float64."""
-    slope = 1 + bend.double()
+    slope = 1 + slope_minus_one.double()
     near = slope.abs() < 1 / 1024
     return torch.where(near, torch.where(slope < 0, -1024.0, 1024.0), 1 / torch.where(near, 1, slope))
 
 
 def back_through_block(case: Case, y: torch.Tensor, negative: torch.Tensor, kind: torch.dtype):
-    """dz, dbend and dnoise of the block that made `y`, all (B, C, H, W) or float, computed in `kind`."""
+    """dz, dslope and dnoise of the block that made `y`, all (B, C, H, W) or float, computed in `kind`."""
     x = y.to(kind).requires_grad_()
     case.convolve_merged(x, kind).backward(nchw(case.dz).to(kind))
     dy = x.grad
     noise = noise_field(case.noise_in, case.images, y.shape[-2:], y.shape[1], kind)
     z = (x.detach() - noise) * negative
-    networks = len(case.bend)
-    dbend = (dy * z).view(networks, -1).sum(1) * inverse_slopes(case.bend).to(kind)
+    networks = len(case.slope_minus_one)
+    dslope = (dy * z).view(networks, -1).sum(1) * inverse_slopes(case.slope_minus_one).to(kind)
     by_network = dy.unflatten(0, (networks, -1))
     if case.noise_in.seed is None:
         dnoise = by_network.sum(dim=(1, 2))
@@ -96,20 +96,20 @@ def back_through_block(case: Case, y: torch.Tensor, negative: torch.Tensor, kind
         unit = Noise(torch.ones_like(case.noise_in.values), case.noise_in.seed, case.noise_in.layer)
         field = noise_field(unit, case.images, y.shape[-2:], y.shape[1], kind)
         dnoise = (by_network * field.unflatten(0, (networks, -1))).sum(dim=(1, 3, 4))
-    return dy * torch.where(negative, 1 + case.bends(kind), 1), dbend, dnoise
+    return dy * torch.where(negative, 1 + case.slopes_minus_one(kind), 1), dslope, dnoise
 
 
 def check_back_through_block(case: Case) -> None:
     dtype = case.x.dtype
     negative = torch.rand(nchw(case.x).shape, generator=torch.Generator().manual_seed(1)).to(case.x.device) < 0.5
-    arguments = (case.dz, weights(case, True), case.x, pack(negative), case.bend, case.noise_in)
-    dz, dbend, dnoise = twice(kernels.input_grad_block, *arguments)
+    arguments = (case.dz, weights(case, True), case.x, pack(negative), case.slope_minus_one, case.noise_in)
+    dz, dslope, dnoise = twice(kernels.block_input_grad, *arguments)
     exact, own, single = (
         back_through_block(case, nchw(case.x), negative, kind) for kind in (torch.float64, dtype, torch.float32)
     )
     check(nchw(dz), exact[0], own[0])
     # Sums are float32's whatever the type; a few float32 roundings more than PyTorch's, for another order.
-    for actual, wide, plain in ((dbend, exact[1], single[1]), (dnoise, exact[2], single[2])):
+    for actual, wide, plain in ((dslope, exact[1], single[1]), (dnoise, exact[2], single[2])):
         assert actual.dtype == torch.float32
         assert actual.shape == wide.shape
         error, allowed = (actual.double() - wide).abs().max(), (plain.double() - wide).abs().max()
@@ -123,10 +123,10 @@ def test_input_grad_block(block, dtype, device):
     check_back_through_block(make(*shape, dtype, device, kind))
 
 
-@pytest.mark.parametrize("bend", [-1.0, -1.0005, -0.9995, -1 - 1 / 1024])
-def test_slopes_near_zero(bend, device):
+@pytest.mark.parametrize("slope_minus_one", [-1.0, -1.0005, -0.9995, -1 - 1 / 1024])
+def test_slopes_near_zero(slope_minus_one, device):
     case = make(1, 1, (3, 5), (16, 16), torch.float32, device)
-    case.bend = torch.full_like(case.bend, bend)
+    case.slope_minus_one = torch.full_like(case.slope_minus_one, slope_minus_one)
     check_back_through_block(case)
 
 
@@ -139,7 +139,7 @@ def test_weight_grad(shape, dtype, device):
         case.convolve(nchw(case.x).to(precision), taps, precision).backward(nchw(case.dz).to(precision))
         return taps.grad
 
-    actual = twice(kernels.weight_grad, case.x, case.dz, shape[0])
+    actual = twice(kernels.conv_weight_grad, case.x, case.dz, shape[0])
     check(actual, gradient(torch.float64), gradient(torch.float32))
 
 
@@ -154,20 +154,20 @@ def test_gradients_are_those_of_finite_differences(device):
     case = make(1, 2, (6, 5), (5, 4), torch.float32, device)
     v = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(3)).to(device)
     moved = kernels.conv(v, weights(case))
-    back = kernels.input_grad(case.dz, weights(case, backward=True))
+    back = kernels.conv_input_grad(case.dz, weights(case, backward=True))
     torch.testing.assert_close((moved * case.dz).sum(), (back * v).sum(), rtol=1e-4, atol=1e-5)
     other = torch.randn(case.deviation.shape, generator=torch.Generator().manual_seed(4)).to(device)
-    moved = kernels.conv(case.x, kernels.pack(torch.zeros_like(case.centre), other, torch.float32, False))
-    back = kernels.weight_grad(case.x, case.dz, 1)
+    moved = kernels.conv(case.x, kernels.pack_weights(torch.zeros_like(case.centre), other, torch.float32, False))
+    back = kernels.conv_weight_grad(case.x, case.dz, 1)
     torch.testing.assert_close((moved * case.dz).sum(), (back * other).sum(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_enter(dtype, device):
+def test_to_nhwc(dtype, device):
     image = torch.rand(2, 3, 4, 5, device=device).transpose(2, 3)
-    entered = kernels.enter(image, dtype)
-    assert entered.is_contiguous()
-    assert torch.equal(entered, nhwc(image).to(dtype))
+    activation = kernels.to_nhwc(image, dtype)
+    assert activation.is_contiguous()
+    assert torch.equal(activation, nhwc(image).to(dtype))
 
 
 def test_what_the_kernels_cannot_index_is_refused(device):

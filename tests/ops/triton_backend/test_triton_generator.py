@@ -1,15 +1,15 @@
-"""The generators' convolutions: forward, input gradient, signs; against plain PyTorch in float64."""
+"""The generators' convolutions: forward, input gradient, sign_mask; against plain PyTorch in float64."""
 
 import pytest
 import torch
 from triton_reference import TYPES, check, nchw, nhwc, with_types
 
-from andfast.ops.backends.generator_library import unpack_signs
-from andfast.ops.backends.triton import TritonGenerator
+from andfast.ops.backends.library import unpack_sign_mask
+from andfast.ops.backends.triton.backend import TritonBackend
 from andfast.ops.conv_act import conv_act_reference
 from andfast.ops.dense_block import dense_block_reference
 
-kernels = TritonGenerator()
+kernels = TritonBackend()
 
 # Images, size, features, growth; images, size, in, out.
 DENSE = with_types("shape", [(1, (5, 7), 8, 4), (1, (9, 3), 16, 16), (2, (1, 1), 3, 9), (1, (2, 3), 66, 32)])
@@ -34,8 +34,8 @@ def dense_case(shape, dtype, device):
 @DENSE
 def test_dense_block(shape, dtype, device):
     x, dy, weights, biases = dense_case(shape, dtype, device)
-    y, grown, signs = kernels.dense(nhwc(x), weights, biases, True)
-    dx, dgrown = kernels.dense_input_grad(nhwc(dy), weights, signs)
+    y, intermediates, sign_mask = kernels.dense_block(nhwc(x), weights, biases, True)
+    dx, dintermediates = kernels.dense_block_input_grad(nhwc(dy), weights, sign_mask)
 
     def reference(kind):
         given = x.to(kind).requires_grad_()
@@ -47,9 +47,9 @@ def test_dense_block(shape, dtype, device):
     check(nchw(y), exact[0], own[0])
     check(nchw(dx), exact[1], own[1])
     growth = shape[3]
-    assert torch.equal(unpack_signs(signs, growth).flatten(3), ~(grown > 0))
-    assert dgrown.isfinite().all()
-    unkept = kernels.dense(nhwc(x), weights, biases, False)
+    assert torch.equal(unpack_sign_mask(sign_mask, growth).flatten(3), ~(intermediates > 0))
+    assert dintermediates.isfinite().all()
+    unkept = kernels.dense_block(nhwc(x), weights, biases, False)
     assert torch.equal(unkept[0], y)
     assert unkept[2].numel() == 0
 
@@ -63,9 +63,9 @@ def test_conv_act(shape, dtype, device, slope):
         for sizes in ((images, into, *size), (out, into, 3, 3), (out,), (images, out, *size))
     )
     slopes = None if slope is None else torch.linspace(-0.2, 1.1, out, device=device)
-    y, signs = kernels.conv_act(nhwc(x), weight, bias, slopes, slope is not None)
-    dz = nhwc(dy) if slope is None else kernels.tail_grad(nhwc(dy), signs, slopes)
-    dx = kernels.input_grad(dz, weight)
+    y, sign_mask = kernels.conv_act(nhwc(x), weight, bias, slopes, slope is not None)
+    dz = nhwc(dy) if slope is None else kernels.leaky_relu_backward(nhwc(dy), sign_mask, slopes)
+    dx = kernels.conv_act_input_grad(dz, weight)
 
     def reference(kind):
         given = x.to(kind).requires_grad_()
@@ -97,6 +97,6 @@ def test_as_operations(device):
 def test_no_images(dtype, device):
     _, _, weights, biases = dense_case((1, (2, 2), 8, 4), dtype, device)
     empty = torch.zeros(0, 3, 4, 8, dtype=dtype, device=device)
-    y, _, signs = kernels.dense(empty, weights, biases, True)
-    assert y.shape == kernels.dense_input_grad(empty, weights, signs)[0].shape == empty.shape
+    y, _, sign_mask = kernels.dense_block(empty, weights, biases, True)
+    assert y.shape == kernels.dense_block_input_grad(empty, weights, sign_mask)[0].shape == empty.shape
     assert kernels.conv_act(empty, weights[0], biases[0], None, False)[0].shape == (0, 3, 4, 4)

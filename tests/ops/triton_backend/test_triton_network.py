@@ -6,7 +6,7 @@ import torch
 from networks import check, make
 
 from andfast.ops import blur_pool, dispatch, noise, projected_step, use_backend
-from andfast.ops.backends.triton import interpreting
+from andfast.ops.backends.triton.common import INTERPRET
 
 OPERATIONS = ("degradation_block", "degradation_forward", "blur_pool", "gaussian_field", "projected_step")
 
@@ -14,7 +14,7 @@ OPERATIONS = ("degradation_block", "degradation_forward", "blur_pool", "gaussian
 @pytest.fixture(autouse=True)
 def forced(monkeypatch: pytest.MonkeyPatch):
     """Make the backend usable where its kernels are interpreted: on tensors of the CPU."""
-    if interpreting():
+    if INTERPRET.value:
         monkeypatch.delitem(dispatch.unavailable, "triton", raising=False)
         for operation in OPERATIONS:
             found = dispatch.operations[operation]["triton"]
@@ -25,7 +25,7 @@ def forced(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("networks", "images", "noise_kind"), [(1, 2, "map"), (2, 2, "gaussian"), (2, 4, "map")])
 def test_values_and_gradients(device, dtype, networks, images, noise_kind):
-    if dtype == torch.bfloat16 and interpreting():
+    if dtype == torch.bfloat16 and INTERPRET.value:
         pytest.skip("images as small as the interpreter allows: one sign that rounding turns is most of the error")
     network, *tensors = make(networks, images, (8, 12), 4, dtype, noise=noise_kind, blocks=2, channels=16)
     check("triton", network.to(device), *(tensor.to(device) for tensor in tensors))
@@ -52,7 +52,7 @@ def test_opcheck_of_a_single_block(device):
     bank = network_banks.Bank(2, 2, (4, 6), (3, 8), torch.float32, "gaussian", device)
     for tensor in bank.arguments[:5]:
         tensor.requires_grad_()
-    torch.library.opcheck(torch.ops.andfast.degradation_block.default, (*bank.arguments, "triton", True))
+    network_banks.check_operator(bank, "triton")
 
 
 def test_small_operators(device):

@@ -5,10 +5,10 @@ import torch
 from triton_reference import check, make, nchw, nhwc, noise_field, pack, unpack, with_types
 
 from andfast.ops import blur_pool as reference
-from andfast.ops.backends import triton as functions
-from andfast.ops.backends.triton import TritonKernels
+from andfast.ops.backends.triton import pool as triton_pool
+from andfast.ops.backends.triton.backend import TritonBackend
 
-kernels = TritonKernels()
+kernels = TritonBackend()
 
 # Size of the pooled image, scale, channels: one pixel (size = scale), a line, several programs, blocks of channels.
 SHAPES = [
@@ -41,9 +41,9 @@ def test_blur_pool(shape, dtype, device):
     x = torch.randn(2, height * scale, width * scale, channels, generator=torch.Generator().manual_seed(0))
     x = x.to(device, dtype)
     exact = pooled(nchw(x).double(), scale)
-    actual = functions.blur_pool(x, scale)
+    actual = triton_pool.blur_pool(x, scale)
     check(nchw(actual), exact, pooled(nchw(x), scale))
-    assert torch.equal(actual, functions.blur_pool(x, scale))
+    assert torch.equal(actual, triton_pool.blur_pool(x, scale))
 
 
 @shapes
@@ -56,30 +56,30 @@ def test_blur_pool_grad(shape, dtype, device):
         pooled(x, scale).backward(nchw(grad).to(precision))
         return x.grad
 
-    check(nchw(functions.blur_pool_grad(grad, scale)), gradient(torch.float64), gradient(dtype))
+    check(nchw(triton_pool.blur_pool_grad(grad, scale)), gradient(torch.float64), gradient(dtype))
 
 
 @blocks
 def test_block_pool(block, dtype, device):
     kind, networks, images, scale, size, widths = block
     case = make(networks, images, size, widths, dtype, device, kind)
-    weights = kernels.pack(case.centre, case.deviation, dtype, False)
-    arguments = (case.x, weights, case.bend, case.noise_out, scale)
+    weights = kernels.pack_weights(case.centre, case.deviation, dtype, False)
+    arguments = (case.x, weights, case.slope_minus_one, case.noise_out, scale)
     result = kernels.block_pool(*arguments)
     assert all(torch.equal(*pair) for pair in zip(result, kernels.block_pool(*arguments), strict=True))
-    y, negative, signs = result
+    y, negative, sign_mask = result
 
     def reference_block(precision):
         z = case.convolve(nchw(case.x).to(precision), case.taps(precision), precision)
         noise = noise_field(case.noise_out, case.images, size, widths[1], precision)
-        y = z + case.bends(precision) * z.clamp(max=0) + noise
+        y = z + case.slopes_minus_one(precision) * z.clamp(max=0) + noise
         return z, pooled(y, scale), pooled(z.clamp(max=0), scale)
 
     exact, own = reference_block(torch.float64), reference_block(dtype)
     check(nchw(y), exact[1], own[1])
     check(nchw(negative), exact[2], own[2])
     sure = exact[0].abs() > 1e-5
-    assert torch.equal(unpack(signs, widths[1])[sure], (exact[0] < 0)[sure])
+    assert torch.equal(unpack(sign_mask, widths[1])[sure], (exact[0] < 0)[sure])
 
 
 @shapes
@@ -87,21 +87,21 @@ def test_pool_grad(shape, dtype, device):
     (height, width), scale, channels = shape
     generator = torch.Generator().manual_seed(0)
     full = (height * scale, width * scale)
-    bend = torch.tensor([-0.3, 0.4, -1.5]).to(device)
+    slope_minus_one = torch.tensor([-0.3, 0.4, -1.5]).to(device)
     grad = torch.randn(3, height, width, channels, generator=generator).to(device, dtype)
     negative = (torch.rand(3, channels, *full, generator=generator) < 0.5).to(device)
 
     def gradient(precision):
         x = torch.zeros(3, channels, *full, dtype=precision, device=device, requires_grad=True)
         pooled(x, scale).backward(nchw(grad).to(precision))
-        return x.grad * torch.where(negative, 1 + bend.to(precision)[:, None, None, None], 1)
+        return x.grad * torch.where(negative, 1 + slope_minus_one.to(precision)[:, None, None, None], 1)
 
-    arguments = (grad, pack(negative), bend, scale)
-    actual = kernels.pool_grad(*arguments)
+    arguments = (grad, pack(negative), slope_minus_one, scale)
+    actual = kernels.block_pool_grad(*arguments)
     check(nchw(actual), gradient(torch.float64), gradient(dtype))
-    assert torch.equal(actual, kernels.pool_grad(*arguments))
+    assert torch.equal(actual, kernels.block_pool_grad(*arguments))
 
 
 def test_a_size_that_is_no_multiple_of_the_scale_is_refused(device):
     with pytest.raises(ValueError, match="multiples of the scale, 3"):
-        functions.blur_pool(nhwc(torch.zeros(1, 3, 6, 7, device=device)), 3)
+        triton_pool.blur_pool(nhwc(torch.zeros(1, 3, 6, 7, device=device)), 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from andfast.ops.backends.triton import projected_step
+from andfast.ops.backends.triton.projected_step import projected_step
 
 COLUMNS = (1, 17, 2049, 9001)  # less than a chunk, one and several
 

@@ -20,8 +20,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from andfast.ops.backends import triton as functions
-from andfast.ops.backends.network_kernels import Noise
+from andfast.ops.backends.base import Noise
+from andfast.ops.backends.triton.backend import TritonBackend
+from andfast.ops.backends.triton.pool import blur_pool, blur_pool_grad
+from andfast.ops.backends.triton.projected_step import projected_step
 
 _NAMES = {
     torch.float16: "fp16",
@@ -85,7 +87,7 @@ def _launch(
     operation: str, dtype: torch.dtype, size: tuple[int, int], widths: tuple[int, int], kind: str, scale: int
 ) -> None:
     """Launch one operation on six images: for two networks, or for six where images are tiny."""
-    kernels = functions.TritonKernels()
+    kernels = TritonBackend()
     (height, width), (into, out), networks, batch = size, widths, 2 if size[0] > 2 else 6, 6
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -98,31 +100,30 @@ def _launch(
 
     x, dz = new(batch, height, width, into, dtype=dtype), new(batch, height, width, out, dtype=dtype)
     weights = new(networks, out, into), new(networks, out, into, 9)
-    forward, backward = kernels.pack(*weights, dtype, False), kernels.pack(*weights, dtype, True)
-    bend, signs = new(networks), new(batch, height, width, -(-into // 8), dtype=torch.uint8)
+    forward, backward = kernels.pack_weights(*weights, dtype, False), kernels.pack_weights(*weights, dtype, True)
+    slope_minus_one, sign_mask = new(networks), new(batch, height, width, -(-into // 8), dtype=torch.uint8)
     pooled = new(batch, height // scale, width // scale, into, dtype=dtype)
     growth = out // 2
     dense = [new(growth if k < 4 else into, into + k * growth, 3, 3, dtype=dtype) for k in range(5)]
     biases = [new(len(weight), dtype=dtype) for weight in dense]
-    grown_signs = new(batch, height, width, 4, -(-growth // 8), dtype=torch.uint8)
-    generator = functions.TritonGenerator()
+    dense_sign_mask = new(batch, height, width, 4, -(-growth // 8), dtype=torch.uint8)
     {
-        "block": lambda: kernels.block(x, forward, bend, noise(out)),
-        "block_pool": lambda: kernels.block_pool(x, forward, bend, noise(out), scale),
+        "block": lambda: kernels.block(x, forward, slope_minus_one, noise(out)),
+        "block_pool": lambda: kernels.block_pool(x, forward, slope_minus_one, noise(out), scale),
         "conv": lambda: kernels.conv(x, forward),
-        "weight_grad": lambda: kernels.weight_grad(x, dz, networks),
-        "input_grad": lambda: kernels.input_grad(dz, backward),
-        "input_grad_block": lambda: kernels.input_grad_block(dz, backward, x, signs, bend, noise(into)),
-        "block_grad": lambda: kernels.block_grad(x, x, signs, bend, noise(into)),
-        "dense": lambda: generator.dense(x, dense, biases, True),
-        "dense_input_grad": lambda: generator.dense_input_grad(x, dense, grown_signs),
-        "conv_act": lambda: generator.conv_act(x, new(out, into, 3, 3, dtype=dtype), new(out), new(out), True),
-        "tail_grad": lambda: generator.tail_grad(x, signs, new(into)),
-        "pool_grad": lambda: kernels.pool_grad(pooled, signs, bend, scale),
-        "blur_pool": lambda: functions.blur_pool(x, scale),
-        "blur_pool_grad": lambda: functions.blur_pool_grad(pooled, scale),
-        "gaussian_field": lambda: functions.gaussian_field(new(networks, dtype=torch.int64), 1, 3, size),
-        "projected_step": lambda: functions.projected_step(new(4, 40_000), new(4, 40_000), new(40_000), 0.3, 0.5),
+        "weight_grad": lambda: kernels.conv_weight_grad(x, dz, networks),
+        "input_grad": lambda: kernels.conv_input_grad(dz, backward),
+        "block_input_grad": lambda: kernels.block_input_grad(dz, backward, x, sign_mask, slope_minus_one, noise(into)),
+        "block_grad": lambda: kernels.block_grad(x, x, sign_mask, slope_minus_one, noise(into)),
+        "dense_block": lambda: kernels.dense_block(x, dense, biases, True),
+        "dense_block_input_grad": lambda: kernels.dense_block_input_grad(x, dense, dense_sign_mask),
+        "conv_act": lambda: kernels.conv_act(x, new(out, into, 3, 3, dtype=dtype), new(out), new(out), True),
+        "leaky_relu_backward": lambda: kernels.leaky_relu_backward(x, sign_mask, new(into)),
+        "block_pool_grad": lambda: kernels.block_pool_grad(pooled, sign_mask, slope_minus_one, scale),
+        "blur_pool": lambda: blur_pool(x, scale),
+        "blur_pool_grad": lambda: blur_pool_grad(pooled, scale),
+        "gaussian_field": lambda: kernels.gaussian_field(new(networks, dtype=torch.int64), 1, 3, size),
+        "projected_step": lambda: projected_step(new(4, 40_000), new(4, 40_000), new(40_000), 0.3, 0.5),
     }[operation]()
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops.backends.network_kernels import Noise
+from andfast.ops.backends.base import Noise
 from andfast.ops.noise import gaussian_field
 
 TYPES = (torch.bfloat16, torch.float32, torch.float16)
@@ -54,19 +54,19 @@ class Case:
     dz: Tensor
     centre: Tensor
     deviation: Tensor
-    bend: Tensor
+    slope_minus_one: Tensor
     noise_out: Noise
     noise_in: Noise
 
     @property
     def images(self) -> int:
-        return len(self.x) // len(self.bend)
+        return len(self.x) // len(self.slope_minus_one)
 
     def convolve(self, x: Tensor, deviation: Tensor, dtype: torch.dtype) -> Tensor:
         """z of x, both (B, C, H, W) of type `dtype`; the weights are rounded to the kernels' type first."""
         rounded = self.centre.to(self.x.dtype).to(dtype)
         parts = []
-        for image, centre, taps in zip(x.chunk(len(self.bend)), rounded, deviation.unbind(), strict=True):
+        for image, centre, taps in zip(x.chunk(len(self.slope_minus_one)), rounded, deviation.unbind(), strict=True):
             replicated = F.pad(image, (1, 1, 1, 1), mode="replicate")
             parts.append(F.conv2d(image, centre[..., None, None]) + F.conv2d(replicated, taps.unflatten(-1, (3, 3))))
         return torch.cat(parts)
@@ -79,12 +79,12 @@ class Case:
         weight = self.deviation.unflatten(-1, (3, 3)).clone()
         weight[..., 1, 1] += self.centre
         weight = weight.to(self.x.dtype).to(dtype)
-        images = F.pad(x, (1, 1, 1, 1), mode="replicate").chunk(len(self.bend))
+        images = F.pad(x, (1, 1, 1, 1), mode="replicate").chunk(len(self.slope_minus_one))
         return torch.cat([F.conv2d(image, taps) for image, taps in zip(images, weight, strict=True)])
 
-    def bends(self, dtype: torch.dtype) -> Tensor:
+    def slopes_minus_one(self, dtype: torch.dtype) -> Tensor:
         """(B, 1, 1, 1)"""
-        return self.bend.to(dtype).repeat_interleave(self.images)[:, None, None, None]
+        return self.slope_minus_one.to(dtype).repeat_interleave(self.images)[:, None, None, None]
 
 
 def noise_field(noise: Noise, images: int, size: tuple[int, int], channels: int, dtype: torch.dtype) -> Tensor:
@@ -130,9 +130,9 @@ def make(
     )
 
 
-def unpack(signs: Tensor, channels: int) -> Tensor:
+def unpack(sign_mask: Tensor, channels: int) -> Tensor:
     """(B, H, W, bytes) uint8 -> (B, C, H, W) bool; the bits past C must be 0."""
-    bits = (signs[..., None] >> torch.arange(8, device=signs.device)) & 1
+    bits = (sign_mask[..., None] >> torch.arange(8, device=sign_mask.device)) & 1
     bits = bits.flatten(-2)
     assert (bits[..., channels:] == 0).all()
     return bits[..., :channels].permute(0, 3, 1, 2).bool()

@@ -1,58 +1,95 @@
-"""The degradation network's pieces (andfast/ops/backends/network_kernels.py) from the Triton kernels."""
+"""All convolutional operations by Triton: float16, bfloat16 and float32, any number of channels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from andfast.ops.backends.network_kernels import Noise
-from andfast.ops.backends.triton import conv, conv_input_grad, conv_weight_grad, pool, tail_grad
+from andfast.ops.backends.base import Noise
+from andfast.ops.backends.library import LibraryBackend
+from andfast.ops.backends.triton import (
+    block_grad,
+    conv,
+    conv_input_grad,
+    conv_weight_grad,
+    generator,
+    noise,
+    pool,
+)
 
 
-class TritonKernels:
-    """`andfast.ops.backends.network_kernels.Kernels` in Triton: float16, bfloat16 and float32, any number of channels.
+class TritonBackend(LibraryBackend):
+    """Triton kernels for everything but the generators' weight gradients, which are the library's; see `Backend`.
 
     Activations have no border: the kernels clamp coordinates instead. Packed weights are one tensor; see
-    `pack_weights`.
+    `andfast.ops.backends.triton.conv.pack_weights`.
     """
 
-    one_network = False
+    loops_over_bank = False
     border = 0
 
-    def enter(self, image: Tensor, dtype: torch.dtype) -> Tensor:
+    def to_nhwc(self, image: Tensor, dtype: torch.dtype) -> Tensor:
         return image.to(dtype).permute(0, 2, 3, 1).contiguous()
 
-    def pack(self, centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> tuple[Tensor, ...]:
+    def pack_weights(self, centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> tuple[Tensor, ...]:
         return (conv.pack_weights(centre, deviation, dtype, backward),)
-
-    def block(
-        self, x: Tensor, weights: tuple[Tensor, ...], bend: Tensor, noise: Noise, bordered: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        return conv.conv_block(x, *weights, bend, noise)
-
-    def block_grad(
-        self, dy: Tensor, y: Tensor, signs: Tensor, bend: Tensor, noise: Noise
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return tail_grad.tail_grad(dy, y, signs, bend, noise)
-
-    def block_pool(
-        self, x: Tensor, weights: tuple[Tensor, ...], bend: Tensor, noise: Noise, scale: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return pool.block_pool(x, *weights, bend, noise, scale)
 
     def conv(self, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         return conv.conv(x, *weights)
 
-    def weight_grad(self, x: Tensor, dz: Tensor, num_networks: int) -> Tensor:
-        return conv_weight_grad.weight_grad(x, dz, num_networks)
-
-    def input_grad(self, dz: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    def conv_input_grad(self, dz: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         return conv_input_grad.input_grad(dz, *weights)
 
-    def input_grad_block(
-        self, dz: Tensor, weights: tuple[Tensor, ...], y: Tensor, signs: Tensor, bend: Tensor, noise: Noise
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return conv_input_grad.input_grad_block(dz, *weights, y, signs, bend, noise)
+    def conv_weight_grad(self, x: Tensor, dz: Tensor, num_networks: int) -> Tensor:
+        return conv_weight_grad.weight_grad(x, dz, num_networks)
 
-    def pool_grad(self, dpooled: Tensor, signs: Tensor, bend: Tensor, scale: int) -> Tensor:
-        return pool.pool_grad(dpooled, signs, bend, scale)
+    def block(
+        self, x: Tensor, weights: tuple[Tensor, ...], slope_minus_one: Tensor, noise: Noise, bordered: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        return conv.conv_block(x, *weights, slope_minus_one, noise)
+
+    def block_grad(
+        self, dy: Tensor, y: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return block_grad.block_grad(dy, y, sign_mask, slope_minus_one, noise)
+
+    def block_input_grad(
+        self,
+        dz: Tensor,
+        weights: tuple[Tensor, ...],
+        y: Tensor,
+        sign_mask: Tensor,
+        slope_minus_one: Tensor,
+        noise: Noise,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return conv_input_grad.block_input_grad(dz, *weights, y, sign_mask, slope_minus_one, noise)
+
+    def block_pool(
+        self, x: Tensor, weights: tuple[Tensor, ...], slope_minus_one: Tensor, noise: Noise, scale: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return pool.block_pool(x, *weights, slope_minus_one, noise, scale)
+
+    def block_pool_grad(self, dpooled: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, scale: int) -> Tensor:
+        return pool.block_pool_grad(dpooled, sign_mask, slope_minus_one, scale)
+
+    def gaussian_field(self, seed: Tensor, layer: int, images: int, size: tuple[int, int]) -> Tensor:
+        return noise.gaussian_field(seed, layer, images, size)
+
+    def conv_act(
+        self, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, save_for_backward: bool
+    ) -> tuple[Tensor, Tensor]:
+        return generator.conv_act(x, weight, bias, slope, save_for_backward)
+
+    def leaky_relu_backward(self, dy: Tensor, sign_mask: Tensor, slope: Tensor) -> Tensor:
+        return generator.leaky_relu_backward(dy, sign_mask, slope)
+
+    def conv_act_input_grad(self, dz: Tensor, weight: Tensor) -> Tensor:
+        return generator.conv_act_input_grad(dz, weight)
+
+    def dense_block(
+        self, x: Tensor, weights: list[Tensor], biases: list[Tensor], save_for_backward: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return generator.dense_block(x, weights, biases, save_for_backward)
+
+    def dense_block_input_grad(self, dy: Tensor, weights: list[Tensor], sign_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return generator.dense_block_input_grad(dy, weights, sign_mask)

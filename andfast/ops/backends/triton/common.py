@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Read once, as Triton does: `triton.jit` chooses between compiler and interpreter where a kernel is defined.
-_INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+from andfast.ops.dispatch import interpreting
 
-#: The same for the kernels: the interpreter's products and sums of bfloat16 are wrong, so there all is float32.
-INTERPRET = tl.constexpr(_INTERPRETING)
-
-
-def interpreting() -> bool:
-    """Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1 at import), on tensors of any device."""
-    return _INTERPRETING
+#: Whether the kernels run in the interpreter: `triton.jit` decides that where a kernel is defined. The interpreter's
+#: products and sums of bfloat16 are wrong, so they are computed in float32 there.
+INTERPRET = tl.constexpr(interpreting())
 
 
 def block_of(channels: int) -> int:
@@ -92,30 +85,32 @@ def rounded(value, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def store_signs(signs_ptr, negative, pixel, channel, mask, ROWS: tl.constexpr, BLOCK: tl.constexpr, C: tl.constexpr):
+def store_sign_mask(
+    sign_mask_ptr, negative, pixel, channel, mask, ROWS: tl.constexpr, BLOCK: tl.constexpr, C: tl.constexpr
+):
     """Write the bits of `negative` (ROWS, BLOCK) of channels from `channel` on; where `mask` (ROWS,) holds.
 
     Channels past C must not be negative: their bits are 0.
     """
     bits = tl.reshape(negative.to(tl.int32), (ROWS, BLOCK // 8, 8)) << tl.arange(0, 8)[None, None, :]
     byte = channel // 8 + tl.arange(0, BLOCK // 8)
-    pointers = signs_ptr + pixel[:, None] * ((C + 7) // 8) + byte[None, :]
+    pointers = sign_mask_ptr + pixel[:, None] * ((C + 7) // 8) + byte[None, :]
     tl.store(pointers, tl.sum(bits, axis=2).to(tl.uint8), mask=mask[:, None] & (byte < (C + 7) // 8)[None, :])
 
 
 @triton.jit
-def load_signs(signs_ptr, pixel, channel, mask, ROWS: tl.constexpr, BLOCK: tl.constexpr, C: tl.constexpr):
+def load_sign_mask(sign_mask_ptr, pixel, channel, mask, ROWS: tl.constexpr, BLOCK: tl.constexpr, C: tl.constexpr):
     """Which values (ROWS, BLOCK) of channels from `channel` on were negative; where not `mask` (ROWS,), none."""
     byte = channel // 8 + tl.arange(0, BLOCK // 8)
-    pointers = signs_ptr + pixel[:, None] * ((C + 7) // 8) + byte[None, :]
+    pointers = sign_mask_ptr + pixel[:, None] * ((C + 7) // 8) + byte[None, :]
     packed = tl.load(pointers, mask=mask[:, None] & (byte < (C + 7) // 8)[None, :], other=0).to(tl.int32)
     bits = (packed[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
     return tl.reshape(bits, (ROWS, BLOCK)) != 0
 
 
 @triton.jit
-def inverse_slope(bend):
+def inverse_slope(slope_minus_one):
     """What a backward pass multiplies with to recover a negative z from y: see csrc/math.h."""
-    slope = 1.0 + bend
+    slope = 1.0 + slope_minus_one
     near_zero = tl.abs(slope) < 1.0 / 1024
     return tl.where(near_zero, tl.where(slope < 0, -1024.0, 1024.0), 1.0 / tl.where(near_zero, 1.0, slope))

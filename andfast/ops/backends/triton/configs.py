@@ -43,7 +43,9 @@ _TABLE = {
     ("input_grad", "float32", "wide"): Config((8, 8), 4, 2),
     ("input_grad", "float32", "narrow"): Config((8, 8), 4, 2),
     **{
-        ("tail_grad", kind, width): Config((8, 8), 4, 1) for kind in ("half", "float32") for width in ("wide", "narrow")
+        ("block_grad", kind, width): Config((8, 8), 4, 1)
+        for kind in ("half", "float32")
+        for width in ("wide", "narrow")
     },
     ("weight_grad", "half", "wide"): Config((4, 16), 4, 3),
     ("weight_grad", "half", "narrow"): Config((8, 16), 4, 3),
@@ -53,6 +55,6 @@ _TABLE = {
 
 
 def config(kernel: str, dtype: torch.dtype, in_channels: int, out_channels: int) -> Config:
-    """The launch of a kernel ("conv", "input_grad", "tail_grad", "weight_grad") for a type and widths."""
+    """The launch of a kernel ("conv", "input_grad", "block_grad", "weight_grad") for a type and widths."""
     kind = "float32" if dtype == torch.float32 else "half"
     return _TABLE[kernel, kind, "wide" if min(in_channels, out_channels) > 32 else "narrow"]

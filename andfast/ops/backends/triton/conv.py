@@ -1,4 +1,4 @@
-"""The 3x3 convolutions of N networks as implicit matrix products, with a block's tail in the epilogue.
+"""The 3x3 convolutions of N networks as implicit matrix products, with a block's LeakyReLU and noise as epilogue.
 
 A program computes a patch of pixels of one image (rows of the product) for up to 64 output channels (its columns).
 The product's depth is ten taps of all input channels: the deviation's nine, and the identity's centre once more at
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from andfast.ops.backends.network_kernels import Noise, merged
+from andfast.ops.backends.base import Noise, merge_taps
 from andfast.ops.backends.triton.common import (
     block_of,
     check_activation,
@@ -24,13 +24,13 @@ from andfast.ops.backends.triton.common import (
     on_device,
     patch,
     rounded,
-    store_signs,
+    store_sign_mask,
 )
 from andfast.ops.backends.triton.configs import config
 from andfast.ops.backends.triton.noise import gaussian
 
-#: What a convolution does with its sums z: write z; write z and its signs; write a block's y and the signs.
-PLAIN, SIGNS, BLOCK_MAP, BLOCK_GAUSSIAN = (tl.constexpr(i) for i in range(4))
+#: What a convolution does with its sums z: write z; write z and its sign mask; write a block's y and the sign mask.
+PLAIN, SIGN_MASK, BLOCK_MAP, BLOCK_GAUSSIAN = (tl.constexpr(i) for i in range(4))
 
 
 def pack_weights(centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> Tensor:
@@ -47,7 +47,7 @@ def pack_weights(centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward
         (N, 10, in, out), the tenth tap the centre; backward (N, 9, out, in). In `dtype`, contiguous.
     """
     if backward:
-        taps = merged(centre, deviation).permute(0, 3, 1, 2)
+        taps = merge_taps(centre, deviation).permute(0, 3, 1, 2)
     else:
         taps = torch.cat([deviation, centre.unsqueeze(-1)], dim=-1).permute(0, 3, 2, 1)
     return torch.empty(taps.shape, dtype=dtype, device=taps.device).copy_(taps)
@@ -58,8 +58,8 @@ def conv_kernel(
     x_ptr,  # (B, H, W, C_IN)
     weight_ptr,  # (N, 10, C_IN, C_OUT), like x
     out_ptr,  # (B, H, W, C_OUT), like x: z or y
-    signs_ptr,  # (B, H, W, ceil(C_OUT / 8)) uint8
-    bend_ptr,  # (N,) float32
+    sign_mask_ptr,  # (B, H, W, ceil(C_OUT / 8)) uint8
+    slope_minus_one_ptr,  # (N,) float32
     noise_ptr,  # (N, H, W) or (N, C_OUT) float32
     seed_ptr,  # (N,) int64
     layer,
@@ -106,10 +106,10 @@ def conv_kernel(
     pixel = rows * width + cols
     if EPILOGUE != PLAIN:
         negative = z < 0
-        signs_ptr += image.to(tl.int64) * height * width * ((C_OUT + 7) // 8)
-        store_signs(signs_ptr, negative, pixel, first_out, inside, TILE_H * TILE_W, BLOCK_OUT, C_OUT)
+        sign_mask_ptr += image.to(tl.int64) * height * width * ((C_OUT + 7) // 8)
+        store_sign_mask(sign_mask_ptr, negative, pixel, first_out, inside, TILE_H * TILE_W, BLOCK_OUT, C_OUT)
     if EPILOGUE == BLOCK_MAP or EPILOGUE == BLOCK_GAUSSIAN:
-        z += tl.load(bend_ptr + network) * tl.where(negative, z, 0.0)
+        z += tl.load(slope_minus_one_ptr + network) * tl.where(negative, z, 0.0)
         if EPILOGUE == BLOCK_MAP:
             noise_ptr += network.to(tl.int64) * height * width
             z += tl.load(noise_ptr + pixel, mask=inside, other=0.0)[:, None]
@@ -126,17 +126,17 @@ def conv_kernel(
 
 
 def _convolve(
-    x: Tensor, weights: Tensor, epilogue: tl.constexpr, bend: Tensor | None, noise: Noise | None
+    x: Tensor, weights: Tensor, epilogue: tl.constexpr, slope_minus_one: Tensor | None, noise: Noise | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Launch `conv_kernel`: z or y, and the signs where the epilogue writes them."""
+    """Launch `conv_kernel`: z or y, and the sign mask where the epilogue writes them."""
     check_activation("x", x)
     batch, height, width, c_in = x.shape
     networks, _, _, c_out = weights.shape
     out = x.new_empty(batch, height, width, c_out)
     check_activation("the result", out)
-    signs = None
+    sign_mask = None
     if epilogue is not PLAIN:
-        signs = x.new_empty(batch, height, width, (c_out + 7) // 8, dtype=torch.uint8)
+        sign_mask = x.new_empty(batch, height, width, (c_out + 7) // 8, dtype=torch.uint8)
     launch = config("conv", x.dtype, c_in, c_out)
     block_in, block_out = block_of(c_in), block_of(c_out)
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
@@ -145,8 +145,8 @@ def _convolve(
             x,
             weights,
             out,
-            signs,
-            bend,
+            sign_mask,
+            slope_minus_one,
             noise.values if noise is not None else None,
             noise.seed if noise is not None else None,
             noise.layer if noise is not None else 0,
@@ -163,7 +163,7 @@ def _convolve(
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
-    return out, signs
+    return out, sign_mask
 
 
 def conv(x: Tensor, weights: Tensor) -> Tensor:
@@ -171,17 +171,17 @@ def conv(x: Tensor, weights: Tensor) -> Tensor:
     return _convolve(x, weights, PLAIN, None, None)[0]
 
 
-def conv_signs(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """z as `conv`, and signs (B, H, W, ceil(out / 8)) uint8 as `network_kernels.Kernels` defines them."""
-    return _convolve(x, weights, SIGNS, None, None)
+def conv_sign_mask(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """z as `conv`, and its sign mask, (B, H, W, ceil(out / 8)) uint8."""
+    return _convolve(x, weights, SIGN_MASK, None, None)
 
 
-def conv_block(x: Tensor, weights: Tensor, bend: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """A block, y = z + bend min(z, 0) + noise rounded once, and the signs of z.
+def conv_block(x: Tensor, weights: Tensor, slope_minus_one: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """A block, y = z + slope_minus_one min(z, 0) + noise rounded once, and the sign mask of z.
 
     Args:
         x, weights: as for `conv`.
-        bend: (N,) float32.
+        slope_minus_one: (N,) float32.
         noise: see `Noise`.
     """
-    return _convolve(x, weights, BLOCK_MAP if noise.seed is None else BLOCK_GAUSSIAN, bend, noise)
+    return _convolve(x, weights, BLOCK_MAP if noise.seed is None else BLOCK_GAUSSIAN, slope_minus_one, noise)

@@ -1,4 +1,4 @@
-"""The gradient of a convolution's input, and back through the block that made that input, in one kernel.
+"""The gradient of a convolution's input, and the backward pass of the block that made that input, in one kernel.
 
 With the replicated border, pixel p of the input was read by every output q with a tap t for which clamp(q + t) = p.
 In each direction that is q = p - t inside the image, and on top of it, for the tap that points outwards at an edge
@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from andfast.ops.backends.network_kernels import Noise
+from andfast.ops.backends.base import Noise
+from andfast.ops.backends.triton.block_grad import new_partials, sum_partials, through_epilogue
 from andfast.ops.backends.triton.common import (
     block_of,
     check_activation,
@@ -24,9 +25,8 @@ from andfast.ops.backends.triton.common import (
     rounded,
 )
 from andfast.ops.backends.triton.configs import config
-from andfast.ops.backends.triton.tail_grad import sum_partials, tail_partials, through_tail
 
-#: What is done with the gradient of the input: it is written; or it goes back through the block that made the input.
+#: What is done with the gradient of the input: write it; or run the backward pass of the block that made the input.
 PLAIN, BLOCK_MAP, BLOCK_GAUSSIAN = (tl.constexpr(i) for i in range(3))
 
 
@@ -54,11 +54,11 @@ def input_grad_kernel(
     weight_ptr,  # (N, 9, C_DZ, C_DX), like dz
     out_ptr,  # (B, H, W, C_DX), like dz: the gradient of the input, or of the z of the block that made it
     y_ptr,  # (B, H, W, C_DX), like dz: the input
-    signs_ptr,  # (B, H, W, ceil(C_DX / 8)) uint8
-    bend_ptr,  # (N,) float32
+    sign_mask_ptr,  # (B, H, W, ceil(C_DX / 8)) uint8
+    slope_minus_one_ptr,  # (N,) float32
     noise_ptr,  # (N, H, W) or (N, C_DX) float32
     seed_ptr,  # (N,) int64
-    dbend_ptr,  # partial sums; see `through_tail`
+    dslope_ptr,  # partial sums; see `through_epilogue`
     dnoise_ptr,
     layer,
     images,  # a network
@@ -113,9 +113,10 @@ def input_grad_kernel(
     mask = inside[:, None] & (out < C_DX)[None, :]
     pixel = rows * width + cols
     if EPILOGUE != PLAIN:
-        acc = through_tail(
-            tl.where(mask, acc, 0.0), y_ptr, signs_ptr, bend_ptr, noise_ptr, seed_ptr, dbend_ptr, dnoise_ptr, layer,
-            images, height, width, pixel, inside, out, C_DX, TILE_H * TILE_W, BLOCK_DX, EPILOGUE == BLOCK_GAUSSIAN,
+        acc = through_epilogue(
+            tl.where(mask, acc, 0.0), y_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr,
+            dslope_ptr, dnoise_ptr, layer, images, height, width, pixel, inside, out,
+            C_DX, TILE_H * TILE_W, BLOCK_DX, EPILOGUE == BLOCK_GAUSSIAN,
         )  # fmt: skip
     out_ptr += image.to(tl.int64) * height * width * C_DX
     tl.store(out_ptr + pixel[:, None] * C_DX + out[None, :], rounded(acc, out_ptr.dtype.element_ty), mask=mask)
@@ -126,11 +127,11 @@ def _launch(
     weights: Tensor,
     epilogue: tl.constexpr,
     y: Tensor | None,
-    signs: Tensor | None,
-    bend: Tensor | None,
+    sign_mask: Tensor | None,
+    slope_minus_one: Tensor | None,
     noise: Noise | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Launch `input_grad_kernel`: its result, and the partial sums of dbend and dnoise where there are any."""
+    """Launch `input_grad_kernel`: its result, and the partial sums of dslope and dnoise where there are any."""
     check_activation("dz", dz)
     batch, height, width, c_dz = dz.shape
     networks, _, _, c_dx = weights.shape
@@ -140,20 +141,20 @@ def _launch(
     block_dz, block_dx = block_of(c_dz), block_of(c_dx)
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
     blocks = triton.cdiv(c_dx, block_dx)
-    dbend = dnoise = None
+    dslope = dnoise = None
     if epilogue is not PLAIN:
-        dbend, dnoise = tail_partials(out, blocks, patches, epilogue is BLOCK_GAUSSIAN)
+        dslope, dnoise = new_partials(out, blocks, patches, epilogue is BLOCK_GAUSSIAN)
     with on_device(dz):
         input_grad_kernel[patches, blocks, batch](
             dz,
             weights,
             out,
             y,
-            signs,
-            bend,
+            sign_mask,
+            slope_minus_one,
             noise.values if noise is not None else None,
             noise.seed if noise is not None else None,
-            dbend,
+            dslope,
             dnoise,
             noise.layer if noise is not None else 0,
             images_per_network(batch, networks),
@@ -169,7 +170,7 @@ def _launch(
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
-    return out, dbend, dnoise
+    return out, dslope, dnoise
 
 
 def input_grad(dz: Tensor, weights: Tensor) -> Tensor:
@@ -185,25 +186,25 @@ def input_grad(dz: Tensor, weights: Tensor) -> Tensor:
     return _launch(dz, weights, PLAIN, None, None, None, None)[0]
 
 
-def input_grad_block(
-    dz: Tensor, weights: Tensor, y: Tensor, signs: Tensor, bend: Tensor, noise: Noise
+def block_input_grad(
+    dz: Tensor, weights: Tensor, y: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, noise: Noise
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`input_grad`, then back through the block that made that input.
+    """`input_grad`, then the backward pass of the block that made that input.
 
-    The gradient of y stays in float32 from the products to all three results. Sums are kept a patch, then added in a
-    fixed order.
+    The gradient of y stays in float32 from the products to all three results. Sums are kept for each patch, then
+    added in a fixed order.
 
     Args:
         dz, weights: as for `input_grad`.
-        y: (B, H, W, in) like `dz`: the convolution's input, and what the block before it gave.
-        signs, bend, noise: of that block; see `andfast.ops.backends.network_kernels`.
+        y: (B, H, W, in) like `dz`: the convolution's input, which is the result of the block before it.
+        sign_mask, slope_minus_one, noise: of that block; see `andfast.ops.backends.base`.
 
     Returns:
-        The gradient of that block's z, (B, H, W, in) like `dz`; of its bend, (N,) float32; and of its noise, float32,
+        The gradients of that block's z, (B, H, W, in) like `dz`; of its slope, (N,) float32; and of its noise, float32,
         of the shape of `noise.values`.
     """
     check_activation("y", y)
     gaussian_noise = noise.seed is not None
     epilogue = BLOCK_GAUSSIAN if gaussian_noise else BLOCK_MAP
-    out, dbend, dnoise = _launch(dz, weights, epilogue, y, signs, bend, noise)
-    return out, *sum_partials(dbend, dnoise, noise)
+    out, dslope, dnoise = _launch(dz, weights, epilogue, y, sign_mask, slope_minus_one, noise)
+    return out, *sum_partials(dslope, dnoise, noise)

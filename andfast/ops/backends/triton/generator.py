@@ -1,9 +1,9 @@
-"""The generators' convolutions (andfast/ops/backends/generator_kernels.py) as implicit matrix products.
+"""The generators' convolutions as implicit matrix products.
 
-As in `conv`, a program computes a patch of pixels of one image for up to 64 output channels. Of a dense block it reads
-x and the parts that came before where they lie and writes its own beside them, so that nothing is concatenated;
-backwards it reads, for one part, the gradients of all results that the part went into, each with its own weight.
-Weights are read in channels_last, as training keeps them: no packing. Weight gradients are the library's.
+As in `conv`, a program computes a patch of pixels of one image for up to 64 output channels. In a dense block it reads
+x and the earlier parts in place and writes its own beside them, so that nothing is concatenated; backward it reads, for
+one part, the gradients of all results that the part went into, each with its own weight. Weights are read in
+channels_last, as training keeps them, without packing. Weight gradients are the library's.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from andfast.ops.backends.generator_kernels import GAIN, SLOPE
-from andfast.ops.backends.generator_library import LibraryGenerator
+from andfast.ops.backends.base import GAIN, SLOPE
 from andfast.ops.backends.triton.common import (
     block_of,
     check_activation,
-    load_signs,
+    load_sign_mask,
     multiply,
     on_device,
     patch,
     rounded,
-    store_signs,
+    store_sign_mask,
 )
 from andfast.ops.backends.triton.configs import config
 
-#: What a convolution does with its sums: add the bias; LeakyReLU after it; go back through one; add x's share.
+#: What a convolution does with its sums: add the bias; LeakyReLU after it; LeakyReLU backward; add x.
 BIAS, ACTIVATE, BACK, RESIDUAL = (tl.constexpr(i) for i in range(4))
 
 _PIXELS = 128  # of a program of `leaky_grad_kernel`
@@ -79,7 +78,7 @@ def finish(
     out_ptr,  # the image's first pixel
     bias_ptr,  # (C_OUT,)
     slope_ptr,  # (C_OUT,) float32
-    signs_ptr,  # the image's: a row of bits at each index
+    sign_mask_ptr,  # the image's: a row of bits at each index
     residual_ptr,  # the image's first pixel, (H, W, C_OUT)
     gain,
     index,  # of the pixels' rows of bits
@@ -92,7 +91,7 @@ def finish(
     ROWS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     EPILOGUE: tl.constexpr,
-    KEEP: tl.constexpr,
+    SAVE: tl.constexpr,
 ):
     """Do what `EPILOGUE` says and write the result."""
     exists = out < C_OUT
@@ -102,10 +101,10 @@ def finish(
     if EPILOGUE == ACTIVATE or EPILOGUE == BACK:
         if EPILOGUE == ACTIVATE:
             negative = (z <= 0) & exists[None, :]
-            if KEEP:
-                store_signs(signs_ptr, negative, index, first_out, inside, ROWS, BLOCK_OUT, C_OUT)
+            if SAVE:
+                store_sign_mask(sign_mask_ptr, negative, index, first_out, inside, ROWS, BLOCK_OUT, C_OUT)
         else:
-            negative = load_signs(signs_ptr, index, first_out, inside, ROWS, BLOCK_OUT, C_OUT)
+            negative = load_sign_mask(sign_mask_ptr, index, first_out, inside, ROWS, BLOCK_OUT, C_OUT)
         slope = tl.load(slope_ptr + out, mask=exists, other=0.0)
         z = tl.where(negative, z * slope[None, :], z)
     if EPILOGUE == RESIDUAL:
@@ -121,7 +120,7 @@ def conv_act_kernel(
     out_ptr,  # (B, H, W, C_OUT)
     bias_ptr,
     slope_ptr,
-    signs_ptr,  # (B, H, W, ceil(C_OUT / 8)) uint8
+    sign_mask_ptr,  # (B, H, W, ceil(C_OUT / 8)) uint8
     height,
     width,
     C_IN: tl.constexpr,
@@ -132,7 +131,7 @@ def conv_act_kernel(
     TILE_W: tl.constexpr,
     BACKWARD: tl.constexpr,
     EPILOGUE: tl.constexpr,
-    KEEP: tl.constexpr,
+    SAVE: tl.constexpr,
 ):
     """Grid: (patches, blocks of output channels, B). Pointers that are not used may be anything."""
     rows, cols = patch(tl.program_id(0), height, width, TILE_H, TILE_W)
@@ -140,7 +139,7 @@ def conv_act_kernel(
     out = first_out + tl.arange(0, BLOCK_OUT)
     pixels = tl.program_id(2).to(tl.int64) * height * width
     z = tl.zeros((TILE_H * TILE_W, BLOCK_OUT), tl.float32)
-    if BACKWARD:  # the taps turned round
+    if BACKWARD:  # flipped taps
         z = accumulate(
             z, x_ptr + pixels * C_IN, weight_ptr + 8 * C_OUT, 9 * C_OUT, 1, -C_OUT,
             rows, cols, height, width, out, C_IN, C_IN, C_OUT, BLOCK_IN,
@@ -154,8 +153,8 @@ def conv_act_kernel(
     pixel = rows * width + cols
     SIGN_BYTES: tl.constexpr = (C_OUT + 7) // 8
     finish(
-        z, out_ptr + pixels * C_OUT, bias_ptr, slope_ptr, signs_ptr + pixels * SIGN_BYTES, x_ptr, 0.0,
-        pixel, pixel, inside, first_out, out, C_OUT, C_OUT, TILE_H * TILE_W, BLOCK_OUT, EPILOGUE, KEEP,
+        z, out_ptr + pixels * C_OUT, bias_ptr, slope_ptr, sign_mask_ptr + pixels * SIGN_BYTES, x_ptr, 0.0,
+        pixel, pixel, inside, first_out, out, C_OUT, C_OUT, TILE_H * TILE_W, BLOCK_OUT, EPILOGUE, SAVE,
     )  # fmt: skip
 
 
@@ -177,7 +176,7 @@ def choose(NUMBER: tl.constexpr, p0, p1, p2, p3, p4):
 @triton.jit
 def dense_kernel(
     entry_ptr,  # (B, H, W, C): x, or dy
-    grown_ptr,  # (B, H, W, 4 G): the parts that the block adds, in the order in which they are made
+    intermediates_ptr,  # (B, H, W, 4 G): the parts that the block adds, in the order in which they are made
     last_ptr,  # (B, H, W, C): y, or dx; the fifth convolution's
     weight0_ptr,  # the five weights in channels_last
     weight1_ptr,
@@ -186,7 +185,7 @@ def dense_kernel(
     weight4_ptr,
     bias_ptr,  # of this convolution
     slope_ptr,  # (G,) float32
-    signs_ptr,  # (B, H, W, 4, ceil(G / 8)) uint8
+    sign_mask_ptr,  # (B, H, W, 4, ceil(G / 8)) uint8
     gain,
     height,
     width,
@@ -199,9 +198,9 @@ def dense_kernel(
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
     BACKWARD: tl.constexpr,
-    KEEP: tl.constexpr,
+    SAVE: tl.constexpr,
 ):
-    """One convolution of a dense block, or of its way back. Grid: (patches, blocks of output channels, B)."""
+    """One convolution of a dense block, or of its backward pass. Grid: (patches, blocks of output channels, B)."""
     C_OUT: tl.constexpr = G if PART < 4 else C
     BLOCK_OUT: tl.constexpr = BLOCK_G if PART < 4 else BLOCK_C
     rows, cols = patch(tl.program_id(0), height, width, TILE_H, TILE_W)
@@ -209,10 +208,10 @@ def dense_kernel(
     out = first_out + tl.arange(0, BLOCK_OUT)
     pixels = tl.program_id(2).to(tl.int64) * height * width
     entry_ptr += pixels * C
-    grown_ptr += pixels * (4 * G)
+    intermediates_ptr += pixels * (4 * G)
     z = tl.zeros((TILE_H * TILE_W, BLOCK_OUT), tl.float32)
     if BACKWARD:
-        # The gradient of part 3 - PART, at last of x; it reads what convolutions 4, 3, ... have handed back.
+        # The gradient of part 3 - PART, at last of x; it reads the gradients of convolutions 4, 3, ...
         FIRST: tl.constexpr = C + (3 - PART) * G if PART < 4 else 0
         ALL: tl.constexpr = C + 4 * G
         z = accumulate(
@@ -224,8 +223,9 @@ def dense_kernel(
             # Its convolution reads C + (3 - part) G channels.
             weight_ptr = choose(3 - part, weight0_ptr, weight1_ptr, weight2_ptr, weight3_ptr, weight4_ptr)
             z = accumulate(
-                z, grown_ptr + part * G, weight_ptr + FIRST + 8 * (C + (3 - part) * G), 9 * (C + (3 - part) * G), 1,
-                -(C + (3 - part) * G), rows, cols, height, width, out, 4 * G, G, C_OUT, BLOCK_G,
+                z, intermediates_ptr + part * G, weight_ptr + FIRST + 8 * (C + (3 - part) * G),
+                9 * (C + (3 - part) * G), 1, -(C + (3 - part) * G),
+                rows, cols, height, width, out, 4 * G, G, C_OUT, BLOCK_G,
             )  # fmt: skip
     else:
         weight_ptr = choose(PART, weight0_ptr, weight1_ptr, weight2_ptr, weight3_ptr, weight4_ptr)
@@ -235,30 +235,30 @@ def dense_kernel(
         )
         if PART > 0:  # all parts together: they lie side by side
             z = accumulate(
-                z, grown_ptr, weight_ptr + C, 1, 9 * READ, READ,
+                z, intermediates_ptr, weight_ptr + C, 1, 9 * READ, READ,
                 rows, cols, height, width, out, 4 * G, PART * G, C_OUT, BLOCK_PARTS,
             )  # fmt: skip
     inside = (rows < height) & (cols < width)
     pixel = rows * width + cols
     SIGN_BYTES: tl.constexpr = (G + 7) // 8
-    signs_ptr += pixels * (4 * SIGN_BYTES)
+    sign_mask_ptr += pixels * (4 * SIGN_BYTES)
     if PART == 4:
         finish(
-            z, last_ptr + pixels * C, bias_ptr, slope_ptr, signs_ptr, entry_ptr, 1.0 if BACKWARD else gain,
+            z, last_ptr + pixels * C, bias_ptr, slope_ptr, sign_mask_ptr, entry_ptr, 1.0 if BACKWARD else gain,
             pixel, pixel, inside, first_out, out, C, C, TILE_H * TILE_W, BLOCK_OUT, RESIDUAL, False,
         )  # fmt: skip
     else:
         MADE_BY: tl.constexpr = 3 - PART if BACKWARD else PART
         finish(
-            z, grown_ptr + PART * G, bias_ptr, slope_ptr, signs_ptr, entry_ptr, gain,
+            z, intermediates_ptr + PART * G, bias_ptr, slope_ptr, sign_mask_ptr, entry_ptr, gain,
             pixel * 4 + MADE_BY, pixel, inside, first_out, out, 4 * G, G, TILE_H * TILE_W, BLOCK_OUT,
-            BACK if BACKWARD else ACTIVATE, KEEP,
+            BACK if BACKWARD else ACTIVATE, SAVE,
         )  # fmt: skip
 
 
 @triton.jit
 def leaky_grad_kernel(
-    dy_ptr, signs_ptr, slope_ptr, dz_ptr, pixels, C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+    dy_ptr, sign_mask_ptr, slope_ptr, dz_ptr, pixels, C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):
     """Grid: (cdiv(pixels, ROWS), blocks of channels)."""
     pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -266,7 +266,7 @@ def leaky_grad_kernel(
     channel = first + tl.arange(0, BLOCK)
     inside = pixel < pixels
     mask = inside[:, None] & (channel < C)[None, :]
-    negative = load_signs(signs_ptr, pixel, first, inside, ROWS, BLOCK, C)
+    negative = load_sign_mask(sign_mask_ptr, pixel, first, inside, ROWS, BLOCK, C)
     slope = tl.load(slope_ptr + channel, mask=channel < C, other=0.0)
     dy = tl.load(dy_ptr + pixel[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
     dz = tl.where(negative, dy * slope[None, :], dy)
@@ -284,15 +284,15 @@ def _run_conv(
     epilogue: tl.constexpr,
     bias: Tensor,
     slope: Tensor | None = None,
-    keep: bool = False,
+    save_for_backward: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Launch `conv_act_kernel`: the result, and its signs if they are to be kept, else nothing."""
+    """Launch `conv_act_kernel`: the result, and its sign mask, empty without `save_for_backward`."""
     check_activation("x", x)
     batch, height, width, c_in = x.shape
     c_out = weight.shape[1 if backward else 0]
     result = x.new_empty(batch, height, width, c_out)
     check_activation("the result", result)
-    signs = x.new_empty(batch if keep else 0, height, width, (c_out + 7) // 8, dtype=torch.uint8)
+    sign_mask = x.new_empty(batch if save_for_backward else 0, height, width, (c_out + 7) // 8, dtype=torch.uint8)
     launch = config("conv", x.dtype, c_in, c_out)
     block_out = block_of(c_out)
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
@@ -304,7 +304,7 @@ def _run_conv(
                 result,
                 bias,
                 x if slope is None else slope,
-                signs if keep else x,
+                sign_mask if save_for_backward else x,
                 height,
                 width,
                 C_IN=c_in,
@@ -315,22 +315,22 @@ def _run_conv(
                 TILE_W=launch.tile[1],
                 BACKWARD=backward,
                 EPILOGUE=epilogue.value,
-                KEEP=keep,
+                SAVE=save_for_backward,
                 num_warps=launch.warps,
                 num_stages=launch.stages,
             )
-    return result, signs
+    return result, sign_mask
 
 
 def _run_dense(
-    entry: Tensor, weights: list[Tensor], biases: list[Tensor] | None, signs: Tensor | None, keep: bool
+    entry: Tensor, weights: list[Tensor], biases: list[Tensor] | None, sign_mask: Tensor | None, save_for_backward: bool
 ) -> tuple[Tensor, Tensor]:
-    """Launch `dense_kernel` for the five convolutions, or without biases for those of the way back."""
+    """Launch `dense_kernel` for the five convolutions, or without biases those of the backward pass."""
     check_activation("x", entry)
     batch, height, width, features = entry.shape
     growth = weights[0].shape[0]
-    last, grown = torch.empty_like(entry), entry.new_empty(batch, height, width, 4 * growth)
-    check_activation("the results", grown)
+    last, intermediates = torch.empty_like(entry), entry.new_empty(batch, height, width, 4 * growth)
+    check_activation("the results", intermediates)
     weights = [_channels_last(weight) for weight in weights]
     slope = weights[0].new_full((growth,), SLOPE, dtype=torch.float32)
     no_bias = weights[0].new_zeros(features)
@@ -342,12 +342,12 @@ def _run_dense(
         with on_device(entry):
             dense_kernel[patches, triton.cdiv(out, block_of(out)), batch](
                 entry,
-                grown,
+                intermediates,
                 last,
                 *weights,
                 no_bias if biases is None else biases[part],
                 slope,
-                entry if signs is None else signs,
+                entry if sign_mask is None else sign_mask,
                 GAIN,
                 height,
                 width,
@@ -360,44 +360,50 @@ def _run_dense(
                 TILE_H=launch.tile[0],
                 TILE_W=launch.tile[1],
                 BACKWARD=biases is None,
-                KEEP=keep,
+                SAVE=save_for_backward,
                 # The last one has twice the sums; four warps would not have the registers for its five loops.
                 num_warps=launch.warps if part < 4 else 2 * launch.warps,
                 num_stages=launch.stages,
             )
-    return last, grown
+    return last, intermediates
 
 
-class TritonGenerator(LibraryGenerator):
-    """`GeneratorKernels` in Triton: float16, bfloat16 and float32, any number of channels."""
+def conv_act(
+    x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, save_for_backward: bool
+) -> tuple[Tensor, Tensor]:
+    """`Backend.conv_act`."""
+    return _run_conv(x, weight, False, BIAS if slope is None else ACTIVATE, bias, slope, save_for_backward)
 
-    def conv_act(
-        self, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, keep: bool
-    ) -> tuple[Tensor, Tensor]:
-        return _run_conv(x, weight, False, BIAS if slope is None else ACTIVATE, bias, slope, keep)
 
-    def tail_grad(self, dy: Tensor, signs: Tensor, slope: Tensor) -> Tensor:
-        dz = torch.empty_like(dy)
-        channels, pixels = dy.shape[3], dy.shape[:3].numel()
-        block = min(64, max(8, triton.next_power_of_2(channels)))
-        if pixels:
-            with on_device(dy):
-                leaky_grad_kernel[triton.cdiv(pixels, _PIXELS), triton.cdiv(channels, block)](
-                    dy, signs, slope, dz, pixels, C=channels, BLOCK=block, ROWS=_PIXELS, num_warps=4
-                )
-        return dz
+def conv_act_input_grad(dz: Tensor, weight: Tensor) -> Tensor:
+    """`Backend.conv_act_input_grad`."""
+    return _run_conv(dz, weight, True, BIAS, weight.new_zeros(weight.shape[1]))[0]
 
-    def input_grad(self, dz: Tensor, weight: Tensor) -> Tensor:
-        no_bias = weight.new_zeros(weight.shape[1])
-        return _run_conv(dz, weight, True, BIAS, no_bias)[0]
 
-    def dense(
-        self, x: Tensor, weights: list[Tensor], biases: list[Tensor], keep: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, height, width, _ = x.shape
-        sign_bytes = (weights[0].shape[0] + 7) // 8
-        signs = x.new_empty(batch if keep else 0, height, width, 4, sign_bytes, dtype=torch.uint8)
-        return *_run_dense(x, weights, biases, signs if keep else None, keep), signs
+def leaky_relu_backward(dy: Tensor, sign_mask: Tensor, slope: Tensor) -> Tensor:
+    """`Backend.leaky_relu_backward`."""
+    dz = torch.empty_like(dy)
+    channels, pixels = dy.shape[3], dy.shape[:3].numel()
+    block = min(64, max(8, triton.next_power_of_2(channels)))
+    if pixels:
+        with on_device(dy):
+            leaky_grad_kernel[triton.cdiv(pixels, _PIXELS), triton.cdiv(channels, block)](
+                dy, sign_mask, slope, dz, pixels, C=channels, BLOCK=block, ROWS=_PIXELS, num_warps=4
+            )
+    return dz
 
-    def dense_input_grad(self, dy: Tensor, weights: list[Tensor], signs: Tensor) -> tuple[Tensor, Tensor]:
-        return _run_dense(dy, weights, None, signs, False)
+
+def dense_block(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], save_for_backward: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`Backend.dense_block`."""
+    batch, height, width, _ = x.shape
+    sign_bytes = (weights[0].shape[0] + 7) // 8
+    sign_mask = x.new_empty(batch if save_for_backward else 0, height, width, 4, sign_bytes, dtype=torch.uint8)
+    results = _run_dense(x, weights, biases, sign_mask if save_for_backward else None, save_for_backward)
+    return *results, sign_mask
+
+
+def dense_block_input_grad(dy: Tensor, weights: list[Tensor], sign_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`Backend.dense_block_input_grad`."""
+    return _run_dense(dy, weights, None, sign_mask, False)

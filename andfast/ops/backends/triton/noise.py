@@ -97,7 +97,7 @@ def field_kernel(seed_ptr, field_ptr, layer, images, pixels, QUADS: tl.constexpr
 
 
 def gaussian_field(seed: Tensor, layer: int, images: int, size: tuple[int, int]) -> Tensor:
-    """`andfast.ops.noise.gaussian_field` of every network of a bank.
+    """`Backend.gaussian_field`.
 
     Args:
         seed: (N,) int64, >= 0; read on the device.
@@ -106,11 +106,11 @@ def gaussian_field(seed: Tensor, layer: int, images: int, size: tuple[int, int])
         size: (H, W).
 
     Returns:
-        (N * images, 1, H, W) float32.
+        (N * images, H, W) float32.
     """
     seed = seed.contiguous()
     count, pixels = seed.shape[0] * images, size[0] * size[1]
-    field = torch.empty(count, 1, *size, device=seed.device, dtype=torch.float32)
+    field = torch.empty(count, *size, device=seed.device, dtype=torch.float32)
     if field.numel():
         grid = (triton.cdiv(pixels, 4 * _QUADS), count)
         with on_device(seed):

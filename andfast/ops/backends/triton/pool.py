@@ -1,8 +1,8 @@
-"""The anti-aliased pooling, channels last, forward and backward; also with a block's tail before it.
+"""The anti-aliased pooling, channels last, forward and backward; also with a block's epilogue before it.
 
-Pooling is linear, so a block's y = z + bend min(z, 0) + noise is pooled part by part from the z that the convolution
-wrote: y itself never lies in memory, and the noise, the same in all channels up to a factor, is pooled once a pixel,
-before the rest. (Inside the pooling of z every thread would draw the field of a pixel anew for its few channels.)
+Pooling is linear, so the summands of a block's y = z + slope_minus_one min(z, 0) + noise are pooled one by one from the
+z that the convolution wrote: y itself is never in memory, and the noise, the same in all channels up to a factor, is
+pooled once a pixel, first. (Inside the pooling of z every thread would draw a pixel's field anew for its few channels.)
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from andfast.ops.backends.network_kernels import Noise
+from andfast.ops.backends.base import Noise
 from andfast.ops.backends.triton.common import (
     block_of,
     check_activation,
     images_per_network,
-    load_signs,
+    load_sign_mask,
     on_device,
     rounded,
 )
-from andfast.ops.backends.triton.conv import conv_signs
+from andfast.ops.backends.triton.conv import conv_sign_mask
 from andfast.ops.backends.triton.noise import gaussian
 
 # Pixels a program, of 4 warps. With channels: 16 bytes a load, two pixels a thread at 64 channels of a half type.
@@ -45,7 +45,7 @@ def pooling_tap(i, SCALE: tl.constexpr):
 
 @triton.jit
 def reflect(index, size):
-    """An index that lies outside [0, size) by one, reflected; the border pixel itself is not repeated."""
+    """Reflect an index that is outside [0, size) by one; the border pixel itself is not repeated."""
     index = tl.where(index < 0, -index, index)
     return tl.where(index >= size, 2 * size - 2 - index, index)
 
@@ -88,7 +88,7 @@ def pool_kernel(
     x_ptr,  # (B, height SCALE, width SCALE, C)
     pooled_ptr,  # (B, height, width, C), like x
     negative_ptr,  # like pooled: the pooled min(z, 0)
-    bend_ptr,  # (N,) float32
+    slope_minus_one_ptr,  # (N,) float32
     noise_ptr,  # (N or B, height, width) float32: the pooled noise
     strength_ptr,  # (N, C) float32: what it is multiplied with, a channel
     images,  # a network
@@ -98,9 +98,9 @@ def pool_kernel(
     SCALE: tl.constexpr,
     PIXELS: tl.constexpr,
     BLOCK: tl.constexpr,
-    TAIL: tl.constexpr,
+    EPILOGUE: tl.constexpr,
 ):
-    """Grid: (blocks of pooled pixels, blocks of channels, B). Pointers that TAIL does not need may be anything."""
+    """Grid: (blocks of pooled pixels, blocks of channels, B). Pointers that EPILOGUE does not need may be anything."""
     number = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     inside = number < height * width
     window = tl.where(inside, number, 0)
@@ -120,18 +120,18 @@ def pool_kernel(
             weight = pooling_tap(i, SCALE) * pooling_tap(j, SCALE)
             x = tl.load(x_ptr + pixel[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
             pooled += weight * x
-            if TAIL != PLAIN:
+            if EPILOGUE != PLAIN:
                 negative += weight * tl.where(x < 0, x, 0.0)
 
     offset = image.to(tl.int64) * height * width * C
     pointers = offset + number[:, None] * C + channel[None, :]
-    if TAIL != PLAIN:
-        pooled += tl.load(bend_ptr + network) * negative
+    if EPILOGUE != PLAIN:
+        pooled += tl.load(slope_minus_one_ptr + network) * negative
         tl.store(negative_ptr + pointers, rounded(negative, negative_ptr.dtype.element_ty), mask=mask)
-    if TAIL == BLOCK_MAP:
+    if EPILOGUE == BLOCK_MAP:
         noise_ptr += network.to(tl.int64) * height * width
         pooled += tl.load(noise_ptr + number, mask=inside, other=0.0)[:, None]
-    if TAIL == BLOCK_GAUSSIAN:
+    if EPILOGUE == BLOCK_GAUSSIAN:
         noise_ptr += image.to(tl.int64) * height * width
         noise = tl.load(noise_ptr + number, mask=inside, other=0.0)
         strength = tl.load(strength_ptr + network * C + channel, mask=channel < C, other=0.0)
@@ -141,7 +141,7 @@ def pool_kernel(
 
 @triton.jit
 def _share(pixel, output, count, size, SCALE: tl.constexpr):
-    """How much of pixel `pixel` of `size` output `output` of `count` takes, in one direction; zero if there is none."""
+    """The weight of pixel `pixel` of `size` in output `output` of `count`, in one direction; 0 outside of both."""
     weight = pooling_tap(pixel + 1 - output * SCALE, SCALE)
     # The outermost taps, reflected, read the pixels next to the border ones.
     reflected = ((pixel == 1) & (output == 0)).to(tl.float32) + ((pixel == size - 2) & (output == count - 1)).to(
@@ -154,8 +154,8 @@ def _share(pixel, output, count, size, SCALE: tl.constexpr):
 def pool_grad_kernel(
     grad_ptr,  # (B, height, width, C)
     out_ptr,  # (B, height SCALE, width SCALE, C), like grad
-    signs_ptr,  # (B, height SCALE, width SCALE, ceil(C / 8)) uint8
-    bend_ptr,  # (N,) float32
+    sign_mask_ptr,  # (B, height SCALE, width SCALE, ceil(C / 8)) uint8
+    slope_minus_one_ptr,  # (N,) float32
     images,  # a network
     height,
     width,
@@ -163,10 +163,10 @@ def pool_grad_kernel(
     SCALE: tl.constexpr,
     PIXELS: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCK_TAIL: tl.constexpr,
+    BLOCK_EPILOGUE: tl.constexpr,
 ):
     """Every pixel gathers from the two outputs, in each direction, that read it; then through a block's LeakyReLU if
-    BLOCK_TAIL. Grid: (blocks of pixels, blocks of channels, B)."""
+    BLOCK_EPILOGUE. Grid: (blocks of pixels, blocks of channels, B)."""
     full_height, full_width = height * SCALE, width * SCALE
     number = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     inside = number < full_height * full_width
@@ -190,10 +190,10 @@ def pool_grad_kernel(
             total += weight[:, None] * grad.to(tl.float32)
 
     offset = image.to(tl.int64) * full_height * full_width
-    if BLOCK_TAIL:
-        signs_ptr += offset * ((C + 7) // 8)
-        negative = load_signs(signs_ptr, number, tl.program_id(1) * BLOCK, inside, PIXELS, BLOCK, C)
-        total = tl.where(negative, total * (1.0 + tl.load(bend_ptr + image // images)), total)
+    if BLOCK_EPILOGUE:
+        sign_mask_ptr += offset * ((C + 7) // 8)
+        negative = load_sign_mask(sign_mask_ptr, number, tl.program_id(1) * BLOCK, inside, PIXELS, BLOCK, C)
+        total = tl.where(negative, total * (1.0 + tl.load(slope_minus_one_ptr + image // images)), total)
     pointers = out_ptr + offset * C + number[:, None] * C + channel[None, :]
     tl.store(pointers, rounded(total, out_ptr.dtype.element_ty), mask=mask)
 
@@ -220,7 +220,7 @@ def _pool_noise(noise: Noise, images: int, height: int, width: int, scale: int) 
     return pooled
 
 
-def _pool(x: Tensor, scale: int, bend: Tensor | None, noise: Noise | None) -> tuple[Tensor, Tensor | None]:
+def _pool(x: Tensor, scale: int, slope_minus_one: Tensor | None, noise: Noise | None) -> tuple[Tensor, Tensor | None]:
     """Launch `pool_kernel`: pooled, and, after a block, negative."""
     check_activation("x", x)
     batch, height, width, channels = x.shape
@@ -228,10 +228,10 @@ def _pool(x: Tensor, scale: int, bend: Tensor | None, noise: Noise | None) -> tu
         raise ValueError(f"x is {height} x {width}; both must be multiples of the scale, {scale}")
     height, width = height // scale, width // scale
     pooled = x.new_empty(batch, height, width, channels)
-    tail, images, negative, pooled_noise, strength = PLAIN, batch, None, None, None
+    epilogue, images, negative, pooled_noise, strength = PLAIN, batch, None, None, None
     if noise is not None:
-        tail = BLOCK_MAP if noise.seed is None else BLOCK_GAUSSIAN
-        images = images_per_network(batch, bend.shape[0])
+        epilogue = BLOCK_MAP if noise.seed is None else BLOCK_GAUSSIAN
+        images = images_per_network(batch, slope_minus_one.shape[0])
         negative = x.new_empty(pooled.shape)
         pooled_noise = _pool_noise(noise, images, height, width, scale)
         strength = None if noise.seed is None else noise.values
@@ -241,7 +241,7 @@ def _pool(x: Tensor, scale: int, bend: Tensor | None, noise: Noise | None) -> tu
             x,
             pooled,
             negative,
-            bend,
+            slope_minus_one,
             pooled_noise,
             strength,
             images,
@@ -251,13 +251,13 @@ def _pool(x: Tensor, scale: int, bend: Tensor | None, noise: Noise | None) -> tu
             SCALE=scale,
             PIXELS=_PIXELS,
             BLOCK=block,
-            TAIL=tail.value,
+            EPILOGUE=epilogue.value,
             num_warps=4,
         )
     return pooled, negative
 
 
-def _pool_grad(grad: Tensor, scale: int, signs: Tensor | None, bend: Tensor | None) -> Tensor:
+def _pool_grad(grad: Tensor, scale: int, sign_mask: Tensor | None, slope_minus_one: Tensor | None) -> Tensor:
     """Launch `pool_grad_kernel`."""
     check_activation("the pooled gradient", grad)
     batch, height, width, channels = grad.shape
@@ -269,16 +269,16 @@ def _pool_grad(grad: Tensor, scale: int, signs: Tensor | None, bend: Tensor | No
         pool_grad_kernel[grid](
             grad,
             out,
-            signs,
-            bend,
-            images_per_network(batch, bend.shape[0]) if bend is not None else batch,
+            sign_mask,
+            slope_minus_one,
+            images_per_network(batch, slope_minus_one.shape[0]) if slope_minus_one is not None else batch,
             height,
             width,
             C=channels,
             SCALE=scale,
             PIXELS=_PIXELS,
             BLOCK=block,
-            BLOCK_TAIL=bend is not None,
+            BLOCK_EPILOGUE=slope_minus_one is not None,
             num_warps=4,
         )
     return out
@@ -294,16 +294,18 @@ def blur_pool_grad(grad: Tensor, scale: int) -> Tensor:
     return _pool_grad(grad, scale, None, None)
 
 
-def block_pool(x: Tensor, weights: Tensor, bend: Tensor, noise: Noise, scale: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A block and the pooling after it, in three launches: see `network_kernels.Kernels.block_pool`.
+def block_pool(
+    x: Tensor, weights: Tensor, slope_minus_one: Tensor, noise: Noise, scale: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block and the pooling after it, in three launches: `Backend.block_pool`.
 
-    z goes through memory once, rounded to the compute type; the signs are those before this rounding.
+    z goes through memory once, rounded to the compute type; the sign mask is that before this rounding.
     """
-    z, signs = conv_signs(x, weights)
-    pooled, negative = _pool(z, scale, bend, noise)
-    return pooled, negative, signs
+    z, sign_mask = conv_sign_mask(x, weights)
+    pooled, negative = _pool(z, scale, slope_minus_one, noise)
+    return pooled, negative, sign_mask
 
 
-def pool_grad(dpooled: Tensor, signs: Tensor, bend: Tensor, scale: int) -> Tensor:
-    """Back through the pooling and the block before it: see `network_kernels.Kernels.pool_grad`."""
-    return _pool_grad(dpooled, scale, signs, bend)
+def block_pool_grad(dpooled: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, scale: int) -> Tensor:
+    """`Backend.block_pool_grad`."""
+    return _pool_grad(dpooled, scale, sign_mask, slope_minus_one)

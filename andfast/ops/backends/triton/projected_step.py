@@ -58,7 +58,7 @@ def step_kernel(
     partial_ptr,
     out_ptr,
     columns,
-    step_size: tl.float64,  # without this, floats are handed on as float32
+    step_size: tl.float64,  # without this, floats are passed as float32
     epsilon: tl.float64,
     CHUNK: tl.constexpr,
     PARTIALS: tl.constexpr,
@@ -84,10 +84,10 @@ def step_kernel(
     moves = (grad_norm > 0) & (grad_norm < _INFINITY)  # false of NaN
     length = tl.where(moves, grad_norm, 1.0)
     # |d / r + step_size * r g / |r g||^2, multiplied out. This loses digits only where the terms cancel, that is,
-    # where the moved row is far shorter than the row was, and then it lies in the ball all the more.
+    # where the moved row is far shorter than the row was, and then it is inside the ball anyway.
     squared += tl.where(moves, step_size * (2 * dot / length + step_size), 0.0)
     norm = tl.sqrt(tl.where(squared < 0, 0.0, squared))
-    # Written so that a NaN in delta is handed on, not hidden.
+    # Written so that a NaN in delta stays visible in the result.
     stays = (norm <= epsilon) | (epsilon == _INFINITY)
     shrink = tl.where(stays, 1.0, epsilon / tl.where(stays, 1.0, norm))
 

@@ -1,4 +1,4 @@
-"""Back through a block's tail, LeakyReLU and noise: in the epilogue of the input gradient, or on its own."""
+"""The backward pass of a block's epilogue, LeakyReLU and noise: after an input gradient in one kernel, or alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from andfast.ops.backends.network_kernels import Noise
+from andfast.ops.backends.base import Noise
 from andfast.ops.backends.triton.common import (
     block_of,
     check_activation,
     images_per_network,
     inverse_slope,
-    load_signs,
+    load_sign_mask,
     on_device,
     patch,
     rounded,
@@ -23,19 +23,19 @@ from andfast.ops.backends.triton.noise import gaussian
 
 
 @triton.jit
-def through_tail(
-    dy, y_ptr, signs_ptr, bend_ptr, noise_ptr, seed_ptr, dbend_ptr, dnoise_ptr, layer, images, height, width,
-    pixel, inside, channel,
+def through_epilogue(
+    dy, y_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, dslope_ptr, dnoise_ptr, layer, images,
+    height, width, pixel, inside, channel,
     C: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr, GAUSSIAN: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of z from that of y = z + bend min(z, 0) + noise; partial sums of the other two are stored.
+    """The gradient of z from that of a block's y; partial sums of those of its slope and noise are stored.
 
     For kernels with a grid of (patches, blocks of channels, B).
 
     Args:
         dy: (PIXELS, BLOCK) float32, zero at pixels not `inside` and past the channels.
-        y_ptr, signs_ptr, bend_ptr, noise_ptr, seed_ptr, layer: of the whole batch, as in `network_kernels`.
-        dbend_ptr: (B, blocks of channels, patches) float32.
+        y_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, layer: of the whole batch, as in `Backend`.
+        dslope_ptr: (B, blocks of channels, patches) float32.
         dnoise_ptr: (B, blocks of channels, H, W) or, if GAUSSIAN, (B, patches, C) float32.
         images: a network.
         pixel: (PIXELS,) their numbers in the image; those not `inside` are not touched.
@@ -56,25 +56,25 @@ def through_tail(
         tl.store(dnoise_ptr + pixel, tl.sum(dy, axis=1), mask=inside)
     offset = image.to(tl.int64) * height * width
     first = tl.program_id(1) * BLOCK
-    negative = load_signs(signs_ptr + offset * ((C + 7) // 8), pixel, first, inside, PIXELS, BLOCK, C)
+    negative = load_sign_mask(sign_mask_ptr + offset * ((C + 7) // 8), pixel, first, inside, PIXELS, BLOCK, C)
     y = tl.load(y_ptr + offset * C + pixel[:, None] * C + channel[None, :], mask=mask, other=0.0)
-    bend = tl.load(bend_ptr + network)
+    slope_minus_one = tl.load(slope_minus_one_ptr + network)
     z_grad = tl.sum(tl.sum(tl.where(negative, dy * (y.to(tl.float32) - added), 0.0), axis=1), axis=0)
-    dbend_ptr += (image.to(tl.int64) * blocks + tl.program_id(1)) * patches + tl.program_id(0)
-    tl.store(dbend_ptr, z_grad * inverse_slope(bend))
-    return tl.where(negative, dy * (1.0 + bend), dy)
+    dslope_ptr += (image.to(tl.int64) * blocks + tl.program_id(1)) * patches + tl.program_id(0)
+    tl.store(dslope_ptr, z_grad * inverse_slope(slope_minus_one))
+    return tl.where(negative, dy * (1.0 + slope_minus_one), dy)
 
 
 @triton.jit(do_not_specialize=["layer"])
-def tail_grad_kernel(
+def block_grad_kernel(
     dy_ptr,  # (B, H, W, C)
     dz_ptr,  # like dy
     y_ptr,  # like dy
-    signs_ptr,  # (B, H, W, ceil(C / 8)) uint8
-    bend_ptr,  # (N,) float32
+    sign_mask_ptr,  # (B, H, W, ceil(C / 8)) uint8
+    slope_minus_one_ptr,  # (N,) float32
     noise_ptr,  # (N, H, W) or (N, C) float32
     seed_ptr,  # (N,) int64
-    dbend_ptr,  # partial sums; see `through_tail`
+    dslope_ptr,  # partial sums; see `through_epilogue`
     dnoise_ptr,
     layer,
     images,  # a network
@@ -94,15 +94,15 @@ def tail_grad_kernel(
     mask = inside[:, None] & (channel < C)[None, :]
     place = tl.program_id(2).to(tl.int64) * height * width * C + pixel[:, None] * C + channel[None, :]
     dy = tl.load(dy_ptr + place, mask=mask, other=0.0).to(tl.float32)
-    dz = through_tail(
-        dy, y_ptr, signs_ptr, bend_ptr, noise_ptr, seed_ptr, dbend_ptr, dnoise_ptr, layer, images, height, width,
-        pixel, inside, channel, C, TILE_H * TILE_W, BLOCK, GAUSSIAN,
+    dz = through_epilogue(
+        dy, y_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, dslope_ptr, dnoise_ptr, layer, images,
+        height, width, pixel, inside, channel, C, TILE_H * TILE_W, BLOCK, GAUSSIAN,
     )  # fmt: skip
     tl.store(dz_ptr + place, rounded(dz, dz_ptr.dtype.element_ty), mask=mask)
 
 
-def tail_partials(dz: Tensor, blocks: int, patches: int, gaussian_noise: bool) -> tuple[Tensor, Tensor]:
-    """Room for the partial sums of dbend and dnoise that `through_tail` stores; `dz` is (B, H, W, C)."""
+def new_partials(dz: Tensor, blocks: int, patches: int, gaussian_noise: bool) -> tuple[Tensor, Tensor]:
+    """Memory for the partial sums of dslope and dnoise that `through_epilogue` stores; `dz` is (B, H, W, C)."""
     batch, height, width, channels = dz.shape
     shape = (patches, channels) if gaussian_noise else (blocks, height, width)
     return (
@@ -111,46 +111,48 @@ def tail_partials(dz: Tensor, blocks: int, patches: int, gaussian_noise: bool) -
     )
 
 
-def sum_partials(dbend: Tensor, dnoise: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """dbend (N,) and dnoise in the shape of `noise.values`, summed in a fixed order."""
+def sum_partials(dslope: Tensor, dnoise: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """dslope (N,) and dnoise in the shape of `noise.values`, summed in a fixed order."""
     networks = len(noise.values)
-    # What a network's images (and blocks of channels, or patches) gave, then the shape of the noise.
+    # Over a network's images (and blocks of channels, or patches), then the shape of the noise.
     return (
-        dbend.unflatten(0, (networks, -1)).flatten(1).sum(1),
+        dslope.unflatten(0, (networks, -1)).flatten(1).sum(1),
         dnoise.unflatten(0, (networks, -1)).flatten(1, 2).sum(1),
     )
 
 
-def tail_grad(dy: Tensor, y: Tensor, signs: Tensor, bend: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-    """`network_kernels.Kernels.block_grad`.
+def block_grad(
+    dy: Tensor, y: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, noise: Noise
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`Backend.block_grad`.
 
     Args:
         dy, y: (B, H, W, C) in the compute type.
-        signs, bend, noise: see `network_kernels`.
+        sign_mask, slope_minus_one, noise: see `Backend`.
     """
     check_activation("dy", dy)
     check_activation("y", y)
     batch, height, width, channels = dy.shape
-    launch = config("tail_grad", dy.dtype, channels, channels)
+    launch = config("block_grad", dy.dtype, channels, channels)
     block = block_of(channels)
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
     blocks = triton.cdiv(channels, block)
     gaussian_noise = noise.seed is not None
     dz = dy.new_empty(dy.shape)
-    dbend, dnoise = tail_partials(dy, blocks, patches, gaussian_noise)
+    dslope, dnoise = new_partials(dy, blocks, patches, gaussian_noise)
     with on_device(dy):
-        tail_grad_kernel[patches, blocks, batch](
+        block_grad_kernel[patches, blocks, batch](
             dy,
             dz,
             y,
-            signs,
-            bend,
+            sign_mask,
+            slope_minus_one,
             noise.values,
             noise.seed,
-            dbend,
+            dslope,
             dnoise,
             noise.layer,
-            images_per_network(batch, len(bend)),
+            images_per_network(batch, len(slope_minus_one)),
             height,
             width,
             C=channels,
@@ -161,4 +163,4 @@ def tail_grad(dy: Tensor, y: Tensor, signs: Tensor, bend: Tensor, noise: Noise) 
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
-    return dz, *sum_partials(dbend, dnoise, noise)
+    return dz, *sum_partials(dslope, dnoise, noise)

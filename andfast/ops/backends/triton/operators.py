@@ -1,7 +1,7 @@
-"""Triton's implementations of the small operations, as registered operators: torch.compile takes them as they are.
+"""The operations without convolutions by Triton, as operators that torch.compile treats as opaque.
 
-The kernels (andfast/ops/backends/triton) are imported when the first one runs: that takes seconds. The seed is read on
-the device, so that a captured CUDA graph replays with new noise.
+The kernels, and with them triton, are imported when the first one runs: that takes seconds. The seed is read on the
+device, so that a captured CUDA graph replays with new noise.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from andfast.ops.blur_pool import in_channels_last, register_pooling
 
 @torch.library.custom_op("andfast::projected_step_triton", mutates_args=())
 def _projected_step(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float) -> Tensor:
-    from andfast.ops.backends import triton
+    from andfast.ops.backends.triton.projected_step import projected_step
 
-    return triton.projected_step(delta, grad, inv_scale, step_size, epsilon)
+    return projected_step(delta, grad, inv_scale, step_size, epsilon)
 
 
 @_projected_step.register_fake
@@ -27,9 +27,9 @@ def _(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon:
 
 @torch.library.custom_op("andfast::gaussian_field_triton", mutates_args=())
 def _gaussian_field(seed: Tensor, layer: int, images: int, height: int, width: int) -> Tensor:
-    from andfast.ops.backends import triton
+    from andfast.ops.backends.triton.noise import gaussian_field
 
-    return triton.gaussian_field(seed, layer, images, (height, width))
+    return gaussian_field(seed, layer, images, (height, width)).unsqueeze(1)
 
 
 @_gaussian_field.register_fake
@@ -39,32 +39,31 @@ def _(seed: Tensor, layer: int, images: int, height: int, width: int) -> Tensor:
 
 @torch.library.custom_op("andfast::blur_pool_triton", mutates_args=())
 def _blur_pool(image: Tensor, scale: int) -> Tensor:
-    from andfast.ops.backends import triton
+    from andfast.ops.backends.triton.pool import blur_pool
 
-    return triton.blur_pool(image, scale)
+    return blur_pool(image, scale)
 
 
 @torch.library.custom_op("andfast::blur_pool_grad_triton", mutates_args=())
 def _blur_pool_grad(grad: Tensor, scale: int) -> Tensor:
-    from andfast.ops.backends import triton
+    from andfast.ops.backends.triton.pool import blur_pool_grad
 
-    return triton.blur_pool_grad(grad, scale)
+    return blur_pool_grad(grad, scale)
 
 
 register_pooling("andfast::blur_pool_triton", "andfast::blur_pool_grad_triton")
 
-_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-dispatch.register("projected_step", "triton", _projected_step, device="cuda", dtypes=(torch.float32,))
+dispatch.register("projected_step", "triton", _projected_step, "cuda", (torch.float32,))
 dispatch.register(
     "gaussian_field",
     "triton",
     lambda seed, layer, images, size: _gaussian_field(seed.reshape(1), layer, images, *size),
-    device="cuda",
+    "cuda",
 )
 dispatch.register(
     "blur_pool",
     "triton",
     lambda image, scale: in_channels_last(_blur_pool, image, scale),
-    device="cuda",
-    dtypes=_TYPES,
+    "cuda",
+    dispatch.GPU_TYPES,
 )
