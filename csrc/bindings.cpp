@@ -1,6 +1,6 @@
-// The bindings (the files of this name) alone know torch, through its stable ABI: schemas, checks and registration.
-// Built against one torch release, they load in later ones. The checks guard the kernels' memory; andfast/ops gives the
-// friendly errors. Here are the operators of the degradation network and the attack but for the convolutions.
+// The bindings*.cpp are the only files that include torch, through its stable ABI: schemas, checks and registration.
+// Built against one torch release, they load in later ones. The checks protect memory; andfast/ops raises the errors
+// for users. This file has the operators of the degradation network and the attack, except for the convolutions.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -28,11 +28,11 @@ Tensor projected_step(const Tensor& delta, const Tensor& grad, const Tensor& inv
 }
 
 // The sizes of a block whose tensors hold a border of `border` pixels.
-BlockShape block_shape(const char* name, const Tensor& tensor, const Tensor& bend, int64_t border) {
+BlockShape block_shape(const char* name, const Tensor& tensor, const Tensor& slope_minus_one, int64_t border) {
   check(name, tensor, tensor, tensor.scalar_type(), {-1, -1, -1, -1});
-  check("bend", bend, tensor, ScalarType::Float, {-1});
-  const BlockShape shape = {bend.size(0), tensor.size(0), tensor.size(1) - 2 * border, tensor.size(2) - 2 * border,
-                            tensor.size(3)};
+  check("slope_minus_one", slope_minus_one, tensor, ScalarType::Float, {-1});
+  const BlockShape shape = {slope_minus_one.size(0), tensor.size(0), tensor.size(1) - 2 * border,
+                            tensor.size(2) - 2 * border, tensor.size(3)};
   check_border(border);
   STD_TORCH_CHECK(shape.height > 0 && shape.width > 0 && shape.channels > 0, name, " must hold pixels");
   check_networks(name, shape.networks, shape.images);
@@ -54,47 +54,47 @@ void check_second(const Tensor& a, const std::optional<Tensor>& b, const BlockSh
   if (b) check("b", *b, a, a.scalar_type(), sizes_of(shape, 0));
 }
 
-std::tuple<Tensor, Tensor> block_tail(const Tensor& a, const std::optional<Tensor>& b, const Tensor& bend,
-                                      const Tensor& noise, const std::optional<Tensor>& seed, int64_t layer,
-                                      int64_t border) {
-  const BlockShape shape = block_shape("a", a, bend, 0);
+std::tuple<Tensor, Tensor> block_epilogue(const Tensor& a, const std::optional<Tensor>& b,
+                                          const Tensor& slope_minus_one, const Tensor& noise,
+                                          const std::optional<Tensor>& seed, int64_t layer, int64_t border) {
+  const BlockShape shape = block_shape("a", a, slope_minus_one, 0);
   check_border(border);
   check_second(a, b, shape);
   const auto added = block_noise(noise, seed, layer, a, shape);
   Tensor y = empty(a, sizes_of(shape, border), a.scalar_type());
-  Tensor signs = empty(a, sign_sizes(shape), ScalarType::Byte);
+  Tensor sign_mask = empty(a, sign_mask_sizes(shape), ScalarType::Byte);
   by_type("a", a, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
-    andfast::cpu::block_tail<T>(read<T>(a), b ? read<T>(*b) : nullptr, read<float>(bend), added, write<T>(y),
-                                write<uint8_t>(signs), shape, border, parallel_for);
+    andfast::cpu::block_epilogue<T>(read<T>(a), b ? read<T>(*b) : nullptr, read<float>(slope_minus_one), added,
+                                    write<T>(y), write<uint8_t>(sign_mask), shape, border, parallel_for);
   });
-  return {y, signs};
+  return {y, sign_mask};
 }
 
-std::tuple<Tensor, Tensor, Tensor> block_tail_grad(const Tensor& dy, const Tensor& y, const Tensor& signs,
-                                                   const Tensor& bend, const Tensor& noise,
-                                                   const std::optional<Tensor>& seed, int64_t layer,
-                                                   int64_t border) {
-  const BlockShape shape = block_shape("dy", dy, bend, border);
+std::tuple<Tensor, Tensor, Tensor> block_epilogue_grad(const Tensor& dy, const Tensor& y, const Tensor& sign_mask,
+                                                       const Tensor& slope_minus_one, const Tensor& noise,
+                                                       const std::optional<Tensor>& seed, int64_t layer,
+                                                       int64_t border) {
+  const BlockShape shape = block_shape("dy", dy, slope_minus_one, border);
   check("y", y, dy, dy.scalar_type(), sizes_of(shape, border));
-  check("signs", signs, dy, ScalarType::Byte, sign_sizes(shape));
+  check("sign_mask", sign_mask, dy, ScalarType::Byte, sign_mask_sizes(shape));
   const auto added = block_noise(noise, seed, layer, dy, shape);
   Tensor dz = empty(dy, sizes_of(shape, 0), dy.scalar_type());
-  Tensor dbend = torch::stable::empty_like(bend), dnoise = torch::stable::empty_like(noise);
+  Tensor dslope = torch::stable::empty_like(slope_minus_one), dnoise = torch::stable::empty_like(noise);
   by_type("dy", dy, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
-    andfast::cpu::block_tail_grad<T>(read<T>(dy), read<T>(y), read<uint8_t>(signs), read<float>(bend), added,
-                                     write<T>(dz), write<float>(dbend), write<float>(dnoise), shape, border,
-                                     parallel_for);
+    andfast::cpu::block_epilogue_grad<T>(read<T>(dy), read<T>(y), read<uint8_t>(sign_mask),
+                                         read<float>(slope_minus_one), added, write<T>(dz), write<float>(dslope),
+                                         write<float>(dnoise), shape, border, parallel_for);
   });
-  return {dz, dbend, dnoise};
+  return {dz, dslope, dnoise};
 }
 
-std::tuple<Tensor, Tensor, Tensor> block_tail_pool(const Tensor& a, const std::optional<Tensor>& b,
-                                                   const Tensor& bend, const Tensor& noise,
-                                                   const std::optional<Tensor>& seed, int64_t layer, int64_t scale,
-                                                   int64_t border) {
-  const BlockShape shape = block_shape("a", a, bend, 0);
+std::tuple<Tensor, Tensor, Tensor> block_epilogue_pool(const Tensor& a, const std::optional<Tensor>& b,
+                                                       const Tensor& slope_minus_one, const Tensor& noise,
+                                                       const std::optional<Tensor>& seed, int64_t layer, int64_t scale,
+                                                       int64_t border) {
+  const BlockShape shape = block_shape("a", a, slope_minus_one, 0);
   check_border(border);
   check_scale(shape, scale);
   check_second(a, b, shape);
@@ -102,26 +102,27 @@ std::tuple<Tensor, Tensor, Tensor> block_tail_pool(const Tensor& a, const std::o
   const BlockShape low = andfast::pooled(shape, scale);
   Tensor pooled = empty(a, sizes_of(low, border), a.scalar_type());
   Tensor negative = empty(a, sizes_of(low, 0), a.scalar_type());
-  Tensor signs = empty(a, sign_sizes(shape), ScalarType::Byte);
+  Tensor sign_mask = empty(a, sign_mask_sizes(shape), ScalarType::Byte);
   by_type("a", a, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
-    andfast::cpu::block_tail_pool<T>(read<T>(a), b ? read<T>(*b) : nullptr, read<float>(bend), added,
-                                     write<T>(pooled), write<T>(negative), write<uint8_t>(signs), shape, scale,
-                                     border, parallel_for);
+    andfast::cpu::block_epilogue_pool<T>(read<T>(a), b ? read<T>(*b) : nullptr, read<float>(slope_minus_one), added,
+                                         write<T>(pooled), write<T>(negative), write<uint8_t>(sign_mask), shape, scale,
+                                         border, parallel_for);
   });
-  return {pooled, negative, signs};
+  return {pooled, negative, sign_mask};
 }
 
-Tensor block_tail_pool_grad(const Tensor& dpooled, const Tensor& signs, const Tensor& bend, int64_t scale) {
-  BlockShape shape = block_shape("dpooled", dpooled, bend, 0);
+Tensor block_epilogue_pool_grad(const Tensor& dpooled, const Tensor& sign_mask, const Tensor& slope_minus_one,
+                                int64_t scale) {
+  BlockShape shape = block_shape("dpooled", dpooled, slope_minus_one, 0);
   STD_TORCH_CHECK(scale >= 2, "scale must be at least 2, got ", scale);
   shape.height *= scale, shape.width *= scale;
-  check("signs", signs, dpooled, ScalarType::Byte, sign_sizes(shape));
+  check("sign_mask", sign_mask, dpooled, ScalarType::Byte, sign_mask_sizes(shape));
   Tensor dz = empty(dpooled, sizes_of(shape, 0), dpooled.scalar_type());
   by_type("dpooled", dpooled, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
-    andfast::cpu::block_tail_pool_grad<T>(read<T>(dpooled), read<uint8_t>(signs), read<float>(bend), write<T>(dz),
-                                          shape, scale, parallel_for);
+    andfast::cpu::block_epilogue_pool_grad<T>(read<T>(dpooled), read<uint8_t>(sign_mask), read<float>(slope_minus_one),
+                                              write<T>(dz), shape, scale, parallel_for);
   });
   return dz;
 }
@@ -162,7 +163,7 @@ Tensor rotate_taps(const Tensor& matrix, const Tensor& basis) {
 }
 
 Tensor identity_last(const std::vector<Tensor>& centres) {
-  const Tensor& first = centres[0];  // there is one: an empty list would not have been dispatched here
+  const Tensor& first = centres[0];  // not empty: the dispatcher needs a tensor to get here
   check("centres[0]", first, first, ScalarType::Float, {-1, -1, -1});
   const int64_t networks = first.size(0);
   std::vector<const float*> taps;
@@ -191,15 +192,17 @@ Tensor gaussian_field(const Tensor& seed, int64_t layer, int64_t images, int64_t
 STABLE_TORCH_LIBRARY(andfast, m) {
   m.def("projected_step(Tensor delta, Tensor grad, Tensor inv_scale, float step_size, float epsilon) -> Tensor");
   m.def(
-      "block_tail(Tensor a, Tensor? b, Tensor bend, Tensor noise, Tensor? seed, int layer, int border) "
+      "block_epilogue(Tensor a, Tensor? b, Tensor slope_minus_one, Tensor noise, Tensor? seed, int layer, int border) "
       "-> (Tensor, Tensor)");
   m.def(
-      "block_tail_grad(Tensor dy, Tensor y, Tensor signs, Tensor bend, Tensor noise, Tensor? seed, int layer, "
+      "block_epilogue_grad(Tensor dy, Tensor y, Tensor sign_mask, Tensor slope_minus_one, Tensor noise, Tensor? seed, "
+      "int layer, "
       "int border) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "block_tail_pool(Tensor a, Tensor? b, Tensor bend, Tensor noise, Tensor? seed, int layer, int scale, "
+      "block_epilogue_pool(Tensor a, Tensor? b, Tensor slope_minus_one, Tensor noise, Tensor? seed, int layer, int "
+      "scale, "
       "int border) -> (Tensor, Tensor, Tensor)");
-  m.def("block_tail_pool_grad(Tensor dpooled, Tensor signs, Tensor bend, int scale) -> Tensor");
+  m.def("block_epilogue_pool_grad(Tensor dpooled, Tensor sign_mask, Tensor slope_minus_one, int scale) -> Tensor");
   m.def("blur_pool(Tensor image, int scale) -> Tensor");
   m.def("blur_pool_grad(Tensor grad, int scale) -> Tensor");
   m.def("identity_last(Tensor[] centres) -> Tensor");
@@ -209,10 +212,10 @@ STABLE_TORCH_LIBRARY(andfast, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(andfast, CPU, m) {
   m.impl("projected_step", TORCH_BOX(&projected_step));
-  m.impl("block_tail", TORCH_BOX(&block_tail));
-  m.impl("block_tail_grad", TORCH_BOX(&block_tail_grad));
-  m.impl("block_tail_pool", TORCH_BOX(&block_tail_pool));
-  m.impl("block_tail_pool_grad", TORCH_BOX(&block_tail_pool_grad));
+  m.impl("block_epilogue", TORCH_BOX(&block_epilogue));
+  m.impl("block_epilogue_grad", TORCH_BOX(&block_epilogue_grad));
+  m.impl("block_epilogue_pool", TORCH_BOX(&block_epilogue_pool));
+  m.impl("block_epilogue_pool_grad", TORCH_BOX(&block_epilogue_pool_grad));
   m.impl("blur_pool", TORCH_BOX(&blur_pool));
   m.impl("blur_pool_grad", TORCH_BOX(&blur_pool_grad));
   m.impl("rotate_taps", TORCH_BOX(&rotate_taps));
@@ -220,7 +223,7 @@ STABLE_TORCH_LIBRARY_IMPL(andfast, CPU, m) {
   m.impl("gaussian_field", TORCH_BOX(&gaussian_field));
 }
 
-// What andfast/ops/_extension.py asks: the hash of the csrc/ this was built from, and the compiler.
+// Called by andfast/ops/_extension.py: the hash of the csrc/ that this was built from, and the compiler.
 extern "C" const char* andfast_source_hash() { return ANDFAST_SOURCE_HASH; }
 
 #if defined(__clang__)

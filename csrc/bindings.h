@@ -1,4 +1,4 @@
-// What the bindings of the CPU and of CUDA share: how arguments are checked and results allocated.
+// Shared by the bindings of the CPU and of CUDA: argument checks and allocation of results.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -16,8 +16,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
 
-// Raises unless the tensor is contiguous, on `like`'s device, and of this type and shape; -1 stands for any size. One
-// of an operator's tensors is on the operator's device, or it would not have come here; so all are.
+// Raises unless the tensor is contiguous, on `like`'s device, and of this type and shape; -1 means any size. The
+// dispatcher guarantees that one of an operator's tensors is on the operator's device; this check guarantees it for
+// all.
 inline void check(const char* name, const Tensor& tensor, const Tensor& like, ScalarType type, const Sizes& sizes) {
   STD_TORCH_CHECK(tensor.device() == like.device(), name, " must be on the device of the other tensors");
   STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
@@ -35,14 +36,14 @@ inline void check_border(int64_t border) {
   STD_TORCH_CHECK(border == 0 || border == 1, "border must be 0 or 1, got ", border);
 }
 
-// `Shape` stands for the kernels' BlockShapes, the CPU's and CUDA's. Activations lie as (B, H, W, C), with a border of
-// `border` pixels around them; their signs are a bit a channel.
+// `Shape` is the BlockShape of the CPU's or of CUDA's kernels. Activations are (B, H, W, C) with a border of `border`
+// pixels; their sign mask has one bit per channel.
 template <typename Shape>
 Sizes sizes_of(const Shape& shape, int64_t border) {
   return {shape.images, shape.height + 2 * border, shape.width + 2 * border, shape.channels};
 }
 template <typename Shape>
-Sizes sign_sizes(const Shape& shape) {
+Sizes sign_mask_sizes(const Shape& shape) {
   return {shape.images, shape.height, shape.width, (shape.channels + 7) / 8};
 }
 template <typename Shape>

@@ -18,10 +18,10 @@ using andfast::cpu::DenseShape;
 using andfast::cpu::Weights;
 using andfast::cpu::WeightSteps;
 
-// How the weights of N networks lie as (N, out, in, 9).
+// Strides of the weights of N networks, (N, out, in, 9).
 WeightSteps bank_steps(const ConvShape& shape) { return {shape.outputs * shape.inputs * 9, shape.inputs * 9, 9, 1}; }
 
-// How a convolution's weight (out, in, 3, 3) lies, contiguous or channels_last; -1 stands for any size.
+// Strides of a convolution's weight (out, in, 3, 3), contiguous or channels_last; -1 means any size.
 WeightSteps weight_steps(const char* name, const Tensor& weight, const Tensor& like, ScalarType type, int64_t outputs,
                          int64_t inputs) {
   STD_TORCH_CHECK(weight.device() == like.device(), name, " must be on the device of the other tensors");
@@ -57,8 +57,8 @@ Tensor conv(const Tensor& x, const Tensor& weights, int64_t padding, bool backwa
   return z;
 }
 
-std::tuple<Tensor, Tensor> conv_block(const Tensor& x, const Tensor& weights, const Tensor& bend, const Tensor& noise,
-                                      int64_t border) {
+std::tuple<Tensor, Tensor> conv_block(const Tensor& x, const Tensor& weights, const Tensor& slope_minus_one,
+                                      const Tensor& noise, int64_t border) {
   check("weights", weights, x, ScalarType::Float, {-1, -1, -1, 9});
   const ConvShape shape = {weights.size(0), x.size(0), x.size(1), x.size(2), weights.size(2), weights.size(1)};
   check("x", x, x, ScalarType::Float, {-1, -1, -1, shape.inputs});
@@ -66,13 +66,13 @@ std::tuple<Tensor, Tensor> conv_block(const Tensor& x, const Tensor& weights, co
   check_padding(shape, 0);
   check_border(border);
   const BlockShape block = {shape.networks, shape.images, shape.height - 2, shape.width - 2, shape.outputs};
-  check("bend", bend, x, ScalarType::Float, {shape.networks});
+  check("slope_minus_one", slope_minus_one, x, ScalarType::Float, {shape.networks});
   check("noise", noise, x, ScalarType::Float, {shape.networks, block.height, block.width});
   Tensor y = empty(x, sizes_of(block, border), ScalarType::Float);
-  Tensor signs = empty(x, sign_sizes(block), ScalarType::Byte);
-  andfast::cpu::conv_block(read<float>(x), {read<float>(weights), bank_steps(shape)}, read<float>(bend),
-                           read<float>(noise), write<float>(y), write<uint8_t>(signs), shape, border, parallel_for);
-  return {y, signs};
+  Tensor sign_mask = empty(x, sign_mask_sizes(block), ScalarType::Byte);
+  andfast::cpu::conv_block(read<float>(x), {read<float>(weights), bank_steps(shape)}, read<float>(slope_minus_one),
+                           read<float>(noise), write<float>(y), write<uint8_t>(sign_mask), shape, border, parallel_for);
+  return {y, sign_mask};
 }
 
 Tensor conv_weight_grad(const Tensor& x, const Tensor& dz, int64_t networks) {
@@ -87,7 +87,7 @@ Tensor conv_weight_grad(const Tensor& x, const Tensor& dz, int64_t networks) {
 }
 
 std::tuple<Tensor, Tensor> conv_act(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& slope,
-                                    bool keep) {
+                                    bool save_for_backward) {
   const WeightSteps steps = weight_steps("weight", weight, x, ScalarType::Float, -1, -1);
   const ConvShape shape = {1, x.size(0), x.size(1), x.size(2), weight.size(1), weight.size(0)};
   check("x", x, x, ScalarType::Float, {-1, -1, -1, shape.inputs});
@@ -95,46 +95,48 @@ std::tuple<Tensor, Tensor> conv_act(const Tensor& x, const Tensor& weight, const
   check("slope", slope, x, ScalarType::Float, {shape.outputs});
   check_padding(shape, 1);
   Tensor y = empty(x, result_sizes(shape, 1, shape.outputs), ScalarType::Float);
-  Tensor signs = empty(x, {keep ? shape.images : 0, shape.height, shape.width, (shape.outputs + 7) / 8},
-                       ScalarType::Byte);
+  Tensor sign_mask = empty(
+      x, {save_for_backward ? shape.images : 0, shape.height, shape.width, (shape.outputs + 7) / 8}, ScalarType::Byte);
   andfast::cpu::conv(read<float>(x), {read<float>(weight), steps}, write<float>(y), shape, 1, false,
-                     {read<float>(bias), read<float>(slope), keep ? write<uint8_t>(signs) : nullptr}, parallel_for);
-  return {y, signs};
+                     {read<float>(bias), read<float>(slope), save_for_backward ? write<uint8_t>(sign_mask) : nullptr},
+                     parallel_for);
+  return {y, sign_mask};
 }
 
-// How many pixels and channels an image (B, H, W, C) and its slopes (C,) have.
-std::tuple<int64_t, int64_t> leaky_sizes(const char* name, const Tensor& image, const Tensor& slope) {
+// The number of pixels and of channels of an image (B, H, W, C); checks its slopes (C,).
+std::tuple<int64_t, int64_t> leaky_relu_sizes(const char* name, const Tensor& image, const Tensor& slope) {
   check(name, image, image, image.scalar_type(), {-1, -1, -1, -1});
   check("slope", slope, image, ScalarType::Float, {image.size(3)});
   return {image.size(0) * image.size(1) * image.size(2), image.size(3)};
 }
 
-std::tuple<Tensor, Tensor> leaky(const Tensor& z, const Tensor& slope, bool keep) {
-  const auto [pixels, channels] = leaky_sizes("z", z, slope);
+std::tuple<Tensor, Tensor> leaky_relu(const Tensor& z, const Tensor& slope, bool save_for_backward) {
+  const auto [pixels, channels] = leaky_relu_sizes("z", z, slope);
   Tensor y = torch::stable::empty_like(z);
-  Tensor signs = empty(z, {keep ? z.size(0) : 0, z.size(1), z.size(2), (channels + 7) / 8}, ScalarType::Byte);
+  Tensor sign_mask =
+      empty(z, {save_for_backward ? z.size(0) : 0, z.size(1), z.size(2), (channels + 7) / 8}, ScalarType::Byte);
   by_type("z", z, [&, count = pixels, each = channels](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
-    andfast::cpu::leaky<T>(read<T>(z), read<float>(slope), write<T>(y), keep ? write<uint8_t>(signs) : nullptr, count,
-                           each, parallel_for);
+    andfast::cpu::leaky_relu<T>(read<T>(z), read<float>(slope), write<T>(y),
+                                save_for_backward ? write<uint8_t>(sign_mask) : nullptr, count, each, parallel_for);
   });
-  return {y, signs};
+  return {y, sign_mask};
 }
 
-Tensor leaky_grad(const Tensor& dy, const Tensor& signs, const Tensor& slope) {
-  const auto [pixels, channels] = leaky_sizes("dy", dy, slope);
-  check("signs", signs, dy, ScalarType::Byte, {dy.size(0), dy.size(1), dy.size(2), (channels + 7) / 8});
+Tensor leaky_relu_backward(const Tensor& dy, const Tensor& sign_mask, const Tensor& slope) {
+  const auto [pixels, channels] = leaky_relu_sizes("dy", dy, slope);
+  check("sign_mask", sign_mask, dy, ScalarType::Byte, {dy.size(0), dy.size(1), dy.size(2), (channels + 7) / 8});
   Tensor dz = torch::stable::empty_like(dy);
   by_type("dy", dy, [&, count = pixels, each = channels](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
-    andfast::cpu::leaky_grad<T>(read<T>(dy), read<float>(slope), read<uint8_t>(signs), write<T>(dz), count, each,
-                                parallel_for);
+    andfast::cpu::leaky_relu_backward<T>(read<T>(dy), read<float>(slope), read<uint8_t>(sign_mask), write<T>(dz), count,
+                                         each, parallel_for);
   });
   return dz;
 }
 
-Tensor turn_weights(const std::vector<Tensor>& weights, int64_t first, int64_t count, double gain) {
-  const Tensor& one = weights[0];  // there is one: an empty list would not have been dispatched here
+Tensor flip_transpose(const std::vector<Tensor>& weights, int64_t first, int64_t count, double gain) {
+  const Tensor& one = weights[0];  // not empty: the dispatcher needs a tensor to get here
   STD_TORCH_CHECK(first >= 0 && count >= 0, "first and count must not be negative");
   int64_t outputs = 0;
   for (const Tensor& weight : weights) {
@@ -142,16 +144,17 @@ Tensor turn_weights(const std::vector<Tensor>& weights, int64_t first, int64_t c
     STD_TORCH_CHECK(weight.size(1) >= first + count, "weights must have ", first + count, " inputs or more");
     outputs += weight.size(0);
   }
-  Tensor turned = empty(one, {count, 3, 3, outputs}, one.scalar_type());
+  Tensor flipped = empty(one, {count, 3, 3, outputs}, one.scalar_type());
   by_type("weights", one, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     std::vector<andfast::cpu::WeightsOf<T>> taps;
     for (const Tensor& weight : weights) {
-      taps.push_back({read<T>(weight), weight_steps("weights", weight, one, one.scalar_type(), -1, -1), weight.size(0)});
+      taps.push_back(
+          {read<T>(weight), weight_steps("weights", weight, one, one.scalar_type(), -1, -1), weight.size(0)});
     }
-    andfast::cpu::turn_weights<T>(taps, first, count, float(gain), write<T>(turned), parallel_for);
+    andfast::cpu::flip_transpose<T>(taps, first, count, float(gain), write<T>(flipped), parallel_for);
   });
-  return turned;
+  return flipped;
 }
 
 Tensor conv_act_input_grad(const Tensor& dz, const Tensor& weight) {
@@ -160,8 +163,7 @@ Tensor conv_act_input_grad(const Tensor& dz, const Tensor& weight) {
   check("dz", dz, dz, ScalarType::Float, {-1, -1, -1, shape.outputs});
   check_padding(shape, 1);
   Tensor dx = empty(dz, result_sizes(shape, 1, shape.inputs), ScalarType::Float);
-  andfast::cpu::conv(read<float>(dz), {read<float>(weight), steps}, write<float>(dx), shape, 1, true, {},
-                     parallel_for);
+  andfast::cpu::conv(read<float>(dz), {read<float>(weight), steps}, write<float>(dx), shape, 1, true, {}, parallel_for);
   return dx;
 }
 
@@ -202,10 +204,10 @@ std::vector<Weights> dense_weights(const std::vector<Tensor>& weights, const Ten
   return found;
 }
 
-Sizes grown_sizes(const DenseShape& shape) {
+Sizes intermediate_sizes(const DenseShape& shape) {
   return {shape.images, shape.height, shape.width, (andfast::cpu::kDenseConvs - 1) * shape.growth};
 }
-Sizes grown_sign_sizes(const DenseShape& shape) {
+Sizes intermediate_mask_sizes(const DenseShape& shape) {
   return {shape.images, shape.height, shape.width, andfast::cpu::kDenseConvs - 1, (shape.growth + 7) / 8};
 }
 
@@ -222,44 +224,45 @@ std::vector<const float*> dense_biases(const std::vector<Tensor>& biases, const 
 
 std::tuple<Tensor, Tensor, Tensor> dense_block(const Tensor& x, const std::vector<Tensor>& weights,
                                                const std::vector<Tensor>& biases, double slope, double gain,
-                                               bool keep) {
+                                               bool save_for_backward) {
   const DenseShape shape = dense_shape("x", x, weights);
   const std::vector<Weights> taps = dense_weights(weights, x, shape);
   Tensor y = torch::stable::empty_like(x);
-  Tensor grown = empty(x, grown_sizes(shape), ScalarType::Float);
-  Sizes sizes = grown_sign_sizes(shape);
-  if (!keep) sizes[0] = 0;
-  Tensor signs = empty(x, sizes, ScalarType::Byte);
-  andfast::cpu::dense_block(read<float>(x), taps, dense_biases(biases, weights, x), shape,
-                            {float(slope), float(gain)}, write<float>(y), write<float>(grown),
-                            keep ? write<uint8_t>(signs) : nullptr, parallel_for);
-  return {y, grown, signs};
+  Tensor intermediates = empty(x, intermediate_sizes(shape), ScalarType::Float);
+  Sizes sizes = intermediate_mask_sizes(shape);
+  if (!save_for_backward) sizes[0] = 0;
+  Tensor sign_mask = empty(x, sizes, ScalarType::Byte);
+  andfast::cpu::dense_block(read<float>(x), taps, dense_biases(biases, weights, x), shape, {float(slope), float(gain)},
+                            write<float>(y), write<float>(intermediates),
+                            save_for_backward ? write<uint8_t>(sign_mask) : nullptr, parallel_for);
+  return {y, intermediates, sign_mask};
 }
 
 std::tuple<Tensor, Tensor> dense_block_input_grad(const Tensor& dy, const std::vector<Tensor>& weights,
-                                                  const Tensor& signs, double slope, double gain) {
+                                                  const Tensor& sign_mask, double slope, double gain) {
   const DenseShape shape = dense_shape("dy", dy, weights);
-  check("signs", signs, dy, ScalarType::Byte, grown_sign_sizes(shape));
-  Tensor dx = torch::stable::empty_like(dy), dgrown = empty(dy, grown_sizes(shape), ScalarType::Float);
-  andfast::cpu::dense_block_input_grad(read<float>(dy), dense_weights(weights, dy, shape), read<uint8_t>(signs), shape,
-                                       {float(slope), float(gain)}, write<float>(dx), write<float>(dgrown),
-                                       parallel_for);
-  return {dx, dgrown};
+  check("sign_mask", sign_mask, dy, ScalarType::Byte, intermediate_mask_sizes(shape));
+  Tensor dx = torch::stable::empty_like(dy), dintermediates = empty(dy, intermediate_sizes(shape), ScalarType::Float);
+  andfast::cpu::dense_block_input_grad(read<float>(dy), dense_weights(weights, dy, shape), read<uint8_t>(sign_mask),
+                                       shape, {float(slope), float(gain)}, write<float>(dx),
+                                       write<float>(dintermediates), parallel_for);
+  return {dx, dintermediates};
 }
 
-std::vector<Tensor> dense_block_weight_grad(const Tensor& x, const Tensor& grown, const Tensor& dy,
-                                            const Tensor& dgrown, const std::vector<Tensor>& weights, double gain) {
+std::vector<Tensor> dense_block_weight_grad(const Tensor& x, const Tensor& intermediates, const Tensor& dy,
+                                            const Tensor& dintermediates, const std::vector<Tensor>& weights,
+                                            double gain) {
   const DenseShape shape = dense_shape("x", x, weights);
   check("dy", dy, x, ScalarType::Float, {shape.images, shape.height, shape.width, shape.features});
-  check("grown", grown, x, ScalarType::Float, grown_sizes(shape));
-  check("dgrown", dgrown, x, ScalarType::Float, grown_sizes(shape));
+  check("intermediates", intermediates, x, ScalarType::Float, intermediate_sizes(shape));
+  check("dintermediates", dintermediates, x, ScalarType::Float, intermediate_sizes(shape));
   const std::vector<WeightSteps> steps = dense_steps(weights, x, shape);
   std::vector<Tensor> grads;
   std::vector<float*> to;
   for (const Tensor& weight : weights) grads.push_back(torch::stable::empty_like(weight));
   for (Tensor& grad : grads) to.push_back(write<float>(grad));
-  andfast::cpu::dense_block_weight_grad(read<float>(x), read<float>(grown), read<float>(dy), read<float>(dgrown), shape,
-                                        {0, float(gain)}, to, steps, parallel_for);
+  andfast::cpu::dense_block_weight_grad(read<float>(x), read<float>(intermediates), read<float>(dy),
+                                        read<float>(dintermediates), shape, {0, float(gain)}, to, steps, parallel_for);
   return grads;
 }
 
@@ -278,8 +281,12 @@ Tensor large_chain(const Tensor& x, const std::vector<Tensor>& weights, const st
     if (slopes[k]) check("slope", *slopes[k], x, ScalarType::Float, {outputs});
     STD_TORCH_CHECK(repeats[k] >= 1, "repeats must be 1 or more, not ", repeats[k]);
     STD_TORCH_CHECK(inputs > 0 && outputs > 0, "weight must have inputs and outputs");
-    convs.push_back({{read<float>(weights[k]), steps}, read<float>(biases[k]),
-                     slopes[k] ? read<float>(*slopes[k]) : nullptr, inputs, outputs, repeats[k]});
+    convs.push_back({{read<float>(weights[k]), steps},
+                     read<float>(biases[k]),
+                     slopes[k] ? read<float>(*slopes[k]) : nullptr,
+                     inputs,
+                     outputs,
+                     repeats[k]});
     enlarged *= repeats[k], channels = outputs;
   }
   check("x", x, x, ScalarType::Float, {-1, -1, -1, convs[0].inputs});
@@ -305,22 +312,23 @@ Tensor large_dense_block(const Tensor& x, const std::vector<Tensor>& weights, co
 
 STABLE_TORCH_LIBRARY_FRAGMENT(andfast, m) {
   m.def("conv(Tensor x, Tensor weights, int padding, bool backward) -> Tensor");
-  m.def("conv_block(Tensor x, Tensor weights, Tensor bend, Tensor noise, int border) -> (Tensor, Tensor)");
+  m.def("conv_block(Tensor x, Tensor weights, Tensor slope_minus_one, Tensor noise, int border) -> (Tensor, Tensor)");
   m.def("conv_weight_grad(Tensor x, Tensor dz, int networks) -> Tensor");
-  m.def("conv_act(Tensor x, Tensor weight, Tensor bias, Tensor slope, bool keep) -> (Tensor, Tensor)");
-  m.def("leaky(Tensor z, Tensor slope, bool keep) -> (Tensor, Tensor)");
-  m.def("leaky_grad(Tensor dy, Tensor signs, Tensor slope) -> Tensor");
-  m.def("turn_weights(Tensor[] weights, int first, int count, float gain) -> Tensor");
+  m.def("conv_act(Tensor x, Tensor weight, Tensor bias, Tensor slope, bool save_for_backward) -> (Tensor, Tensor)");
+  m.def("leaky_relu(Tensor z, Tensor slope, bool save_for_backward) -> (Tensor, Tensor)");
+  m.def("leaky_relu_backward(Tensor dy, Tensor sign_mask, Tensor slope) -> Tensor");
+  m.def("flip_transpose(Tensor[] weights, int first, int count, float gain) -> Tensor");
   m.def("conv_act_input_grad(Tensor dz, Tensor weight) -> Tensor");
   m.def("conv_act_weight_grad(Tensor x, Tensor dz, Tensor weight) -> Tensor");
   m.def(
-      "dense_block(Tensor x, Tensor[] weights, Tensor[] biases, float slope, float gain, bool keep) "
+      "dense_block(Tensor x, Tensor[] weights, Tensor[] biases, float slope, float gain, bool save_for_backward) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
-      "dense_block_input_grad(Tensor dy, Tensor[] weights, Tensor signs, float slope, float gain) "
+      "dense_block_input_grad(Tensor dy, Tensor[] weights, Tensor sign_mask, float slope, float gain) "
       "-> (Tensor, Tensor)");
   m.def(
-      "dense_block_weight_grad(Tensor x, Tensor grown, Tensor dy, Tensor dgrown, Tensor[] weights, float gain) "
+      "dense_block_weight_grad(Tensor x, Tensor intermediates, Tensor dy, Tensor dintermediates, Tensor[] weights, "
+      "float gain) "
       "-> Tensor[]");
   m.def("large_chain(Tensor x, Tensor[] weights, Tensor[] biases, Tensor?[] slopes, int[] repeats) -> Tensor");
   m.def("large_dense_block(Tensor x, Tensor[] weights, Tensor[] biases, float slope, float gain) -> Tensor");
@@ -331,9 +339,9 @@ STABLE_TORCH_LIBRARY_IMPL(andfast, CPU, m) {
   m.impl("conv_block", TORCH_BOX(&conv_block));
   m.impl("conv_weight_grad", TORCH_BOX(&conv_weight_grad));
   m.impl("conv_act", TORCH_BOX(&conv_act));
-  m.impl("leaky", TORCH_BOX(&leaky));
-  m.impl("leaky_grad", TORCH_BOX(&leaky_grad));
-  m.impl("turn_weights", TORCH_BOX(&turn_weights));
+  m.impl("leaky_relu", TORCH_BOX(&leaky_relu));
+  m.impl("leaky_relu_backward", TORCH_BOX(&leaky_relu_backward));
+  m.impl("flip_transpose", TORCH_BOX(&flip_transpose));
   m.impl("conv_act_input_grad", TORCH_BOX(&conv_act_input_grad));
   m.impl("conv_act_weight_grad", TORCH_BOX(&conv_act_weight_grad));
   m.impl("dense_block", TORCH_BOX(&dense_block));

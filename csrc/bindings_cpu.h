@@ -1,4 +1,4 @@
-// What the bindings of the CPU's operators share.
+// Shared by the bindings of the CPU's operators.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,5 +1,5 @@
-// The CUDA side of bindings.cpp, which has the schemas: checks, scratch memory and registration, through torch's stable
-// ABI. Compiled to no more than an answer, "", where the extension is built without CUDA.
+// CUDA implementations of the operators whose schemas are in bindings.cpp: checks, scratch memory and registration,
+// through torch's stable ABI. Without CUDA only andfast_cuda_archs is compiled, and returns "".
 #ifdef ANDFAST_CUDA_ARCHS
 
 #include <torch/csrc/stable/accelerator.h>
@@ -24,7 +24,7 @@ using namespace andfast;  // check, empty and the rest of bindings.h
 using andfast::cuda::BlockShape;
 using andfast::cuda::Type;
 
-// Makes a tensor's device the current one while it lives, and knows that device's current stream.
+// Makes a tensor's device the current one for the object's lifetime, and holds that device's current stream.
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
@@ -41,10 +41,14 @@ class OnDevice {
 
 Type element_type(const char* name, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Type::kFloat;
-    case ScalarType::Half: return Type::kHalf;
-    case ScalarType::BFloat16: return Type::kBFloat16;
-    default: STD_TORCH_CHECK(false, name, " must be float32, float16 or bfloat16");
+    case ScalarType::Float:
+      return Type::kFloat;
+    case ScalarType::Half:
+      return Type::kHalf;
+    case ScalarType::BFloat16:
+      return Type::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float16 or bfloat16");
   }
 }
 
@@ -57,7 +61,7 @@ const float* floats(const Tensor& tensor) { return tensor.const_data_ptr<float>(
 const int64_t* integers(const Tensor& tensor) { return tensor.const_data_ptr<int64_t>(); }
 const uint8_t* bytes(const Tensor& tensor) { return tensor.const_data_ptr<uint8_t>(); }
 
-// The sizes of a block whose tensors hold a border of `border` pixels and come `scale` times smaller.
+// The sizes of a block whose tensors hold a border of `border` pixels and are `scale` times smaller.
 BlockShape block_shape(const char* name, const Tensor& tensor, int64_t networks, int64_t border, int64_t scale) {
   check(name, tensor, tensor, tensor.scalar_type(), {-1, -1, -1, -1});
   check_border(border);
@@ -68,16 +72,17 @@ BlockShape block_shape(const char* name, const Tensor& tensor, int64_t networks,
   constexpr int kMost = andfast::cuda::kMostChannels;
   STD_TORCH_CHECK(channels <= kMost, name, " has ", channels, " channels; the CUDA kernels take ", kMost, " at most");
   check_networks(name, networks, images);
-  // One image's offsets fit in 32 bits, and there are no more blocks of threads than pixels.
+  // The kernels use 32-bit offsets in an image, and no more thread blocks than pixels.
   const int64_t pixels = as_int((as_int(height) + 2 * border) * (as_int(width) + 2 * border));
   as_int(pixels * channels);
   as_int(pixels * as_int(images));
   return {as_int(networks), as_int(images), int(height), int(width), int(channels)};
 }
 
-BlockShape block_shape(const char* name, const Tensor& tensor, const Tensor& bend, int64_t border, int64_t scale) {
-  check("bend", bend, tensor, ScalarType::Float, {-1});
-  return block_shape(name, tensor, bend.size(0), border, scale);
+BlockShape block_shape(const char* name, const Tensor& tensor, const Tensor& slope_minus_one, int64_t border,
+                       int64_t scale) {
+  check("slope_minus_one", slope_minus_one, tensor, ScalarType::Float, {-1});
+  return block_shape(name, tensor, slope_minus_one.size(0), border, scale);
 }
 
 andfast::cuda::Noise block_noise(const Tensor& noise, const std::optional<Tensor>& seed, int64_t layer,
@@ -98,43 +103,45 @@ const void* second(const Tensor& a, const std::optional<Tensor>& b, const BlockS
   return b->const_data_ptr();
 }
 
-std::tuple<Tensor, Tensor> block_tail(const Tensor& a, const std::optional<Tensor>& b, const Tensor& bend,
-                                      const Tensor& noise, const std::optional<Tensor>& seed, int64_t layer,
-                                      int64_t border) {
-  const BlockShape shape = block_shape("a", a, bend, 0, 1);
+std::tuple<Tensor, Tensor> block_epilogue(const Tensor& a, const std::optional<Tensor>& b,
+                                          const Tensor& slope_minus_one, const Tensor& noise,
+                                          const std::optional<Tensor>& seed, int64_t layer, int64_t border) {
+  const BlockShape shape = block_shape("a", a, slope_minus_one, 0, 1);
   check_border(border);
   const auto added = block_noise(noise, seed, layer, a, shape);
   const void* const b_data = second(a, b, shape);
   const OnDevice device(a);
   Tensor y = empty(a, sizes_of(shape, border), a.scalar_type());
-  Tensor signs = empty(a, sign_sizes(shape), ScalarType::Byte);
-  andfast::cuda::block_tail(element_type("a", a), a.const_data_ptr(), b_data, floats(bend), added,
-                            y.mutable_data_ptr(), signs.mutable_data_ptr<uint8_t>(), shape, int(border), device.stream);
+  Tensor sign_mask = empty(a, sign_mask_sizes(shape), ScalarType::Byte);
+  andfast::cuda::block_epilogue(element_type("a", a), a.const_data_ptr(), b_data, floats(slope_minus_one), added,
+                                y.mutable_data_ptr(), sign_mask.mutable_data_ptr<uint8_t>(), shape, int(border),
+                                device.stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {y, signs};
+  return {y, sign_mask};
 }
 
-std::tuple<Tensor, Tensor, Tensor> block_tail_grad(const Tensor& dy, const Tensor& y, const Tensor& signs,
-                                                   const Tensor& bend, const Tensor& noise,
-                                                   const std::optional<Tensor>& seed, int64_t layer,
-                                                   int64_t border) {
-  const BlockShape shape = block_shape("dy", dy, bend, border, 1);
+std::tuple<Tensor, Tensor, Tensor> block_epilogue_grad(const Tensor& dy, const Tensor& y, const Tensor& sign_mask,
+                                                       const Tensor& slope_minus_one, const Tensor& noise,
+                                                       const std::optional<Tensor>& seed, int64_t layer,
+                                                       int64_t border) {
+  const BlockShape shape = block_shape("dy", dy, slope_minus_one, border, 1);
   check("y", y, dy, dy.scalar_type(), sizes_of(shape, border));
-  check("signs", signs, dy, ScalarType::Byte, sign_sizes(shape));
+  check("sign_mask", sign_mask, dy, ScalarType::Byte, sign_mask_sizes(shape));
   const auto added = block_noise(noise, seed, layer, dy, shape);
   const OnDevice device(dy);
   Tensor dz = empty(dy, sizes_of(shape, 0), dy.scalar_type());
-  Tensor dbend = torch::stable::empty_like(bend), dnoise = torch::stable::empty_like(noise);
-  Tensor scratch = empty(dy, {andfast::cuda::block_tail_grad_scratch(shape, seed.has_value())}, ScalarType::Float);
-  andfast::cuda::block_tail_grad(element_type("dy", dy), dy.const_data_ptr(), y.const_data_ptr(), bytes(signs),
-                                 floats(bend), added, dz.mutable_data_ptr(), dbend.mutable_data_ptr<float>(),
-                                 dnoise.mutable_data_ptr<float>(), scratch.mutable_data_ptr<float>(), shape,
-                                 int(border), device.stream);
+  Tensor dslope = torch::stable::empty_like(slope_minus_one), dnoise = torch::stable::empty_like(noise);
+  Tensor scratch = empty(dy, {andfast::cuda::block_epilogue_grad_scratch(shape, seed.has_value())}, ScalarType::Float);
+  andfast::cuda::block_epilogue_grad(element_type("dy", dy), dy.const_data_ptr(), y.const_data_ptr(), bytes(sign_mask),
+                                     floats(slope_minus_one), added, dz.mutable_data_ptr(),
+                                     dslope.mutable_data_ptr<float>(), dnoise.mutable_data_ptr<float>(),
+                                     scratch.mutable_data_ptr<float>(), shape, int(border), device.stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {dz, dbend, dnoise};
+  return {dz, dslope, dnoise};
 }
 
-// What a noise injection adds after the pooling, but for the strengths: the pooled map, or every image's pooled field.
+// The noise added after the pooling, before it is multiplied by the strengths: the pooled map, or every image's pooled
+// field.
 Tensor pooled_noise(const Tensor& noise, const andfast::cuda::Noise& added, const BlockShape& shape, int64_t scale,
                     cudaStream_t stream) {
   const int count = added.seeds ? shape.images : shape.networks;
@@ -150,11 +157,11 @@ Tensor pooled_noise(const Tensor& noise, const andfast::cuda::Noise& added, cons
   return pooled;
 }
 
-std::tuple<Tensor, Tensor, Tensor> block_tail_pool(const Tensor& a, const std::optional<Tensor>& b,
-                                                   const Tensor& bend, const Tensor& noise,
-                                                   const std::optional<Tensor>& seed, int64_t layer, int64_t scale,
-                                                   int64_t border) {
-  const BlockShape shape = block_shape("a", a, bend, 0, 1);
+std::tuple<Tensor, Tensor, Tensor> block_epilogue_pool(const Tensor& a, const std::optional<Tensor>& b,
+                                                       const Tensor& slope_minus_one, const Tensor& noise,
+                                                       const std::optional<Tensor>& seed, int64_t layer, int64_t scale,
+                                                       int64_t border) {
+  const BlockShape shape = block_shape("a", a, slope_minus_one, 0, 1);
   check_border(border);
   check_scale(shape, scale);
   const auto added = block_noise(noise, seed, layer, a, shape);
@@ -163,23 +170,26 @@ std::tuple<Tensor, Tensor, Tensor> block_tail_pool(const Tensor& a, const std::o
   const BlockShape low = andfast::pooled(shape, scale);
   Tensor pooled = empty(a, sizes_of(low, border), a.scalar_type());
   Tensor negative = empty(a, sizes_of(low, 0), a.scalar_type());
-  Tensor signs = empty(a, sign_sizes(shape), ScalarType::Byte);
+  Tensor sign_mask = empty(a, sign_mask_sizes(shape), ScalarType::Byte);
   const Tensor field = pooled_noise(noise, added, shape, scale, device.stream);
-  andfast::cuda::block_tail_pool(element_type("a", a), a.const_data_ptr(), b_data, floats(bend), floats(field),
-                                 seed ? added.values : nullptr, pooled.mutable_data_ptr(), negative.mutable_data_ptr(),
-                                 signs.mutable_data_ptr<uint8_t>(), shape, int(scale), int(border), device.stream);
+  andfast::cuda::block_epilogue_pool(element_type("a", a), a.const_data_ptr(), b_data, floats(slope_minus_one),
+                                     floats(field), seed ? added.values : nullptr, pooled.mutable_data_ptr(),
+                                     negative.mutable_data_ptr(), sign_mask.mutable_data_ptr<uint8_t>(), shape,
+                                     int(scale), int(border), device.stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {pooled, negative, signs};
+  return {pooled, negative, sign_mask};
 }
 
-Tensor block_tail_pool_grad(const Tensor& dpooled, const Tensor& signs, const Tensor& bend, int64_t scale) {
-  const BlockShape shape = block_shape("dpooled", dpooled, bend, 0, scale);
+Tensor block_epilogue_pool_grad(const Tensor& dpooled, const Tensor& sign_mask, const Tensor& slope_minus_one,
+                                int64_t scale) {
+  const BlockShape shape = block_shape("dpooled", dpooled, slope_minus_one, 0, scale);
   check_scale(shape, scale);
-  check("signs", signs, dpooled, ScalarType::Byte, sign_sizes(shape));
+  check("sign_mask", sign_mask, dpooled, ScalarType::Byte, sign_mask_sizes(shape));
   const OnDevice device(dpooled);
   Tensor dz = empty(dpooled, sizes_of(shape, 0), dpooled.scalar_type());
-  andfast::cuda::block_tail_pool_grad(element_type("dpooled", dpooled), dpooled.const_data_ptr(), bytes(signs),
-                                      floats(bend), dz.mutable_data_ptr(), shape, int(scale), device.stream);
+  andfast::cuda::block_epilogue_pool_grad(element_type("dpooled", dpooled), dpooled.const_data_ptr(), bytes(sign_mask),
+                                          floats(slope_minus_one), dz.mutable_data_ptr(), shape, int(scale),
+                                          device.stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return dz;
 }
@@ -213,8 +223,8 @@ Tensor gaussian_field(const Tensor& seed, int64_t layer, int64_t images, int64_t
   const int networks = as_int(seed.size(0));
   as_int(networks * int64_t{as_int(images)});
   Tensor field = empty(seed, {networks * images, height, width}, ScalarType::Float);
-  andfast::cuda::gaussian_field(integers(seed), uint32_t(layer), field.mutable_data_ptr<float>(), networks,
-                                int(images), as_int(as_int(height) * int64_t{as_int(width)}), device.stream);
+  andfast::cuda::gaussian_field(integers(seed), uint32_t(layer), field.mutable_data_ptr<float>(), networks, int(images),
+                                as_int(as_int(height) * int64_t{as_int(width)}), device.stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return field;
 }
@@ -265,10 +275,10 @@ Tensor identity_last(const std::vector<Tensor>& centres) {
 
 STABLE_TORCH_LIBRARY_IMPL(andfast, CUDA, m) {
   m.impl("projected_step", TORCH_BOX(&projected_step));
-  m.impl("block_tail", TORCH_BOX(&block_tail));
-  m.impl("block_tail_grad", TORCH_BOX(&block_tail_grad));
-  m.impl("block_tail_pool", TORCH_BOX(&block_tail_pool));
-  m.impl("block_tail_pool_grad", TORCH_BOX(&block_tail_pool_grad));
+  m.impl("block_epilogue", TORCH_BOX(&block_epilogue));
+  m.impl("block_epilogue_grad", TORCH_BOX(&block_epilogue_grad));
+  m.impl("block_epilogue_pool", TORCH_BOX(&block_epilogue_pool));
+  m.impl("block_epilogue_pool_grad", TORCH_BOX(&block_epilogue_pool_grad));
   m.impl("blur_pool", TORCH_BOX(&blur_pool));
   m.impl("blur_pool_grad", TORCH_BOX(&blur_pool_grad));
   m.impl("gaussian_field", TORCH_BOX(&gaussian_field));
@@ -279,5 +289,5 @@ STABLE_TORCH_LIBRARY_IMPL(andfast, CUDA, m) {
 #define ANDFAST_CUDA_ARCHS ""
 #endif
 
-// The architectures that the CUDA kernels were built for, in TORCH_CUDA_ARCH_LIST's words; "" without CUDA.
+// The architectures that the CUDA kernels were built for, in the format of TORCH_CUDA_ARCH_LIST; "" without CUDA.
 extern "C" const char* andfast_cuda_archs() { return ANDFAST_CUDA_ARCHS; }

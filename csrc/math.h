@@ -1,4 +1,4 @@
-// Per-element mathematics, written once for the CPU and for CUDA. No torch here.
+// Per-element mathematics, written once for the CPU and for CUDA, without torch.
 #pragma once
 
 #include <cmath>
@@ -12,8 +12,8 @@
 
 namespace andfast {
 
-// The adversary's projected step on one row: delta d, gradient g, inverse scale factors r (0: the coordinate is
-// fixed at 0). Three sums over the row decide the whole step, so one pass over d and g finds them and a second
+// The adversary's projected step on one row: delta d, gradient g, inverse scale factors r (0: the coordinate is fixed
+// at 0). Three sums over the row decide the whole step, so a first pass over d and g computes them and a second one
 // writes the result. Doubles hold the square of any float32 product or quotient: nothing over- or underflows.
 struct StepSums {
   double grad = 0;   // sum of (r g)^2
@@ -21,8 +21,8 @@ struct StepSums {
   double dot = 0;    // sum of d g       over r > 0, which is <d / r, r g>
 };
 
-// Adds one element. The quotient and products are formed for r = 0 too and then not chosen: a select, unlike a
-// branch, goes into vector code.
+// Adds one element. The quotient and products are computed for r = 0, too, and then discarded: a select can be
+// vectorised, a branch cannot.
 ANDFAST_INLINE void add_element(double d, double g, double r, double& grad, double& delta, double& dot) {
   const double scaled_grad = r * g;
   const double scaled_delta = d / r;
@@ -32,7 +32,7 @@ ANDFAST_INLINE void add_element(double d, double g, double r, double& grad, doub
   dot += r > 0 ? product : 0.0;
 }
 
-// One element of (d + rate r^2 g) shrink. A rate of 0 leaves g unread, be it NaN.
+// One element of (d + rate r^2 g) shrink. At a rate of 0, g is ignored even if it is NaN.
 ANDFAST_INLINE float step_element(double d, double g, double r, double rate, double shrink) {
   const double move = rate * r * r * g;
   const double moved = d + (rate > 0 ? move : 0.0);
@@ -40,26 +40,31 @@ ANDFAST_INLINE float step_element(double d, double g, double r, double rate, dou
   return static_cast<float>(r > 0 ? result : 0.0);
 }
 
-// A block's tail on one element: LeakyReLU, then noise. `bend` is the negative slope minus one (see
-// andfast/ops/degradation_block.py); z is what the convolution gave.
-ANDFAST_INLINE float block_tail(float z, float bend, float noise) { return z + bend * (z < 0 ? z : 0.0f) + noise; }
+// A block's epilogue on one element: LeakyReLU, then noise. `slope_minus_one` is the negative slope minus one (see
+// andfast/ops/degradation_block.py); z is the result of the convolution.
+ANDFAST_INLINE float block_epilogue(float z, float slope_minus_one, float noise) {
+  return z + slope_minus_one * (z < 0 ? z : 0.0f) + noise;
+}
 
-// Its derivative with respect to z, of which backward passes keep the sign alone.
-ANDFAST_INLINE float block_tail_slope(bool negative, float bend) { return negative ? 1.0f + bend : 1.0f; }
+// Its derivative with respect to z. Only the sign of z is saved for the backward pass.
+ANDFAST_INLINE float block_epilogue_slope(bool negative, float slope_minus_one) {
+  return negative ? 1.0f + slope_minus_one : 1.0f;
+}
 
 // The slope that backward passes divide by when they recover a negative z from the block's output, (y - noise) / slope,
 // instead of storing it (Rota Bulo et al., "In-place activated BatchNorm", 2018). It is kept away from zero, where
 // nothing could be recovered: nearer to it the gradient of the slope itself shrinks, and is zero for a slope of zero.
-// Half types lose digits of a single z long before that, but at random, and what is wanted is a sum over all pixels.
+// Half types lose digits of a single z long before that, but these errors are random and average out in the sum over
+// all pixels.
 constexpr float kLeastSlope = 1.0f / 1024;
-ANDFAST_INLINE float inverse_slope(float bend) {
-  const float slope = 1.0f + bend;
+ANDFAST_INLINE float inverse_slope(float slope_minus_one) {
+  const float slope = 1.0f + slope_minus_one;
   const float size = slope < 0 ? -slope : slope;
   return size < kLeastSlope ? (slope < 0 ? -1.0f : 1.0f) / kLeastSlope : 1.0f / slope;
 }
 
-// Tap i (0 <= i < scale + 2) of the anti-aliased pooling in one direction: a box of `scale` convolved with
-// [1, 2, 1] / 4. Tap i stands over pixel scale * j + i - 1 of the input, reflected at the border, for pixel j of the output.
+// Tap i (0 <= i < scale + 2) of the anti-aliased pooling in one direction: a box of `scale` convolved with [1, 2, 1] /
+// 4. For pixel j of the output, tap i multiplies pixel scale * j + i - 1 of the input, reflected at the border.
 ANDFAST_INLINE float pooling_tap(int i, int scale) {
   const int weight = (i < scale) + 2 * (i >= 1 && i <= scale) + (i >= 2);
   return weight * (0.25f / scale);
@@ -91,8 +96,8 @@ ANDFAST_INLINE Readers readers(int p, int size, int scale) {
   return found;
 }
 
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): four random words, in place of
-// the counter.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): replaces the counter by four
+// random words.
 ANDFAST_INLINE void philox(uint32_t counter[4], uint32_t key0, uint32_t key1) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t even = uint64_t{0xD2511F53} * counter[0];
@@ -150,19 +155,19 @@ ANDFAST_INLINE void invert(double* matrix, int size) {
   }
 }
 
-// What the projected step does to a row, decided by the row's sums: (d + rate r^2 g) shrink.
+// The projected step of a row, (d + rate r^2 g) shrink, determined by the row's sums.
 struct StepRule {
   double rate, shrink;
 };
 ANDFAST_INLINE StepRule step_rule(const StepSums& sums, double step_size, double epsilon) {
   const double grad_norm = std::sqrt(sums.grad);
   const bool moves = grad_norm > 0 && std::isfinite(grad_norm);
-  // |d / r + step_size * r g / |r g||^2, multiplied out. This loses digits only where the terms cancel, that is,
-  // where the moved row is far shorter than the row was, and then it lies in the ball all the more.
+  // |d / r + step_size * r g / |r g||^2, multiplied out. This loses digits only where the terms cancel, that is, where
+  // the moved row is far shorter than the row was, and then it is well inside the ball.
   double norm_squared = sums.delta;
   if (moves) norm_squared += step_size * (2 * sums.dot / grad_norm + step_size);
   const double norm = std::sqrt(norm_squared < 0 ? 0.0 : norm_squared);
-  // Written so that a NaN in delta is handed on, not hidden.
+  // Written so that a NaN in delta propagates.
   const double shrink = norm <= epsilon || std::isinf(epsilon) ? 1.0 : epsilon / norm;
   return {moves ? step_size / grad_norm : 0.0, shrink};
 }

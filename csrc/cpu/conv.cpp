@@ -1,5 +1,5 @@
-// 3x3 convolutions of N networks in float32, by Winograd's algorithm (winograd.h). Channels of any number: matrices are
-// padded to what the products take. andfast/ops/conv.py says what the operators compute.
+// 3x3 convolutions of N networks in float32, by Winograd's algorithm (winograd.h). Any number of channels: matrices are
+// padded to the sizes that gemm takes. andfast/ops/conv.py says what the operators compute.
 #include <vector>
 
 #include "rows.h"
@@ -10,7 +10,7 @@ namespace andfast::cpu {
 namespace {
 
 // z of x, and finish(pixel, network, tiling, place in its images, bytes) for each of its pixels; `bytes` is scratch,
-// eight for each of a pixel's signs, zero past the channels.
+// eight for each byte of a pixel's sign mask, zero past the channels.
 template <typename Finish>
 void convolve(const float* x, const Weights& weights, ConvShape shape, int64_t padding, bool backward, float* z,
               int64_t border, ParallelFor parallel_for, Finish finish) {
@@ -19,7 +19,7 @@ void convolve(const float* x, const Weights& weights, ConvShape shape, int64_t p
   const int64_t from_step = backward ? steps.output_step : steps.input_step;
   const int64_t to_step = backward ? steps.input_step : steps.output_step;
   const int64_t padded = round_up(to, kLane);
-  const int64_t network = kElements * from * padded;  // numbers of its transformed weights
+  const int64_t network = kElements * from * padded;  // the size of its transformed weights
   const Tiling tiling = {shape.images / shape.networks, shape.height + 2 * padding - 2, shape.width + 2 * padding - 2};
   const int64_t written = tiling.images * (tiling.height + 2 * border) * (tiling.width + 2 * border) * to;
 
@@ -28,8 +28,8 @@ void convolve(const float* x, const Weights& weights, ConvShape shape, int64_t p
     std::vector<float> scratch(25 * to);
     for (int64_t i = begin; i < end; ++i) {
       const Taps taps = {weights.taps + i / from * steps.network_step + i % from * from_step, to_step, steps.tap_step};
-      enter_weights(backward ? taps.turned() : taps, to, 1, u.get() + i / from * network + i % from * padded,
-                    from * padded, scratch.data());
+      weight_transform(backward ? taps.flipped() : taps, to, 1, u.get() + i / from * network + i % from * padded,
+                       from * padded, scratch.data());
     }
   });
 
@@ -41,16 +41,16 @@ void convolve(const float* x, const Weights& weights, ConvShape shape, int64_t p
       const int64_t n = i / tiling.groups();
       const Channels pixels = {x + n * tiling.images * shape.height * shape.width * from, from, from};
       const Results results = {z + n * written, to, to, border};
-      const auto enter = [&](Tiling::Place place, float* tile, int64_t step) {
+      const auto read_tile = [&](Tiling::Place place, float* tile, int64_t step) {
         const Plane plane = pixels.plane(place.image, shape.height, shape.width, zeros.data());
-        enter_pixels(plane, place.h - padding, place.w - padding, tile, step);
+        input_transform(plane, place.h - padding, place.w - padding, tile, step);
       };
-      const auto leave = [&](Tiling::Place first, const float* products, int64_t step) {
-        leave_tile(tiling, first, products, step, results, unwanted.data(),
+      const auto write_results = [&](Tiling::Place first, const float* products, int64_t step) {
+        write_tile(tiling, first, products, step, results, unwanted.data(),
                    [&](float* pixel, Tiling::Place place) { finish(pixel, n, tiling, place, bytes.data()); });
       };
-      multiply_group(tiling, i % tiling.groups(), u.get() + n * network, from, padded, v.data(), from, m.data(), enter,
-                     leave);
+      multiply_group(tiling, i % tiling.groups(), u.get() + n * network, from, padded, v.data(), from, m.data(),
+                     read_tile, write_results);
     }
   });
 }
@@ -68,26 +68,27 @@ void replicate_pixel(float* pixel, const Tiling& tiling, Tiling::Place place, in
 }  // namespace
 
 void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int64_t padding, bool backward,
-          ConvTail tail, ParallelFor parallel_for) {
+          ConvEpilogue epilogue, ParallelFor parallel_for) {
   const int64_t to = backward ? shape.inputs : shape.outputs;
   convolve(x, weights, shape, padding, backward, z, 0, parallel_for,
            [&](float* pixel, int64_t network, const Tiling& tiling, Tiling::Place place, uint8_t* bytes) {
-             if (!tail.slope) return;
+             if (!epilogue.slope) return;
              const int64_t index = network * tiling.images * tiling.height * tiling.width + tiling.index(place);
-             uint8_t* signs = tail.signs ? tail.signs + index * sign_bytes(to) : nullptr;
-             activate(pixel, tail.bias, tail.slope, signs, bytes, to);
+             uint8_t* sign_mask = epilogue.sign_mask ? epilogue.sign_mask + index * sign_bytes(to) : nullptr;
+             activate(pixel, epilogue.bias, epilogue.slope, sign_mask, bytes, to);
            });
 }
 
-void conv_block(const float* x, const Weights& weights, const float* bend, const float* noise, float* y,
-                uint8_t* signs, ConvShape shape, int64_t border, ParallelFor parallel_for) {
+void conv_block(const float* x, const Weights& weights, const float* slope_minus_one, const float* noise, float* y,
+                uint8_t* sign_mask, ConvShape shape, int64_t border, ParallelFor parallel_for) {
   const int64_t channels = shape.outputs;
   convolve(x, weights, shape, 0, false, y, border, parallel_for,
            [&](float* pixel, int64_t network, const Tiling& tiling, Tiling::Place place, uint8_t* bytes) {
              const int64_t pixels = tiling.height * tiling.width;
              const int64_t index = network * tiling.images * pixels + tiling.index(place);
-             block_tail_pixel(pixel, bend[network], noise[network * pixels + place.h * tiling.width + place.w],
-                              signs + index * sign_bytes(channels), bytes, channels);
+             block_epilogue_pixel(pixel, slope_minus_one[network],
+                                  noise[network * pixels + place.h * tiling.width + place.w],
+                                  sign_mask + index * sign_bytes(channels), bytes, channels);
              if (border) replicate_pixel(pixel, tiling, place, channels);
            });
 }

@@ -1,9 +1,9 @@
 // ESRGAN's dense block in float32, and the gradient of its input: five convolutions that read growing parts of the same
-// channels. Nothing is ever concatenated: a result is written where the next convolutions read it, and transformed into
+// channels. Nothing is concatenated: a result is written where the next convolutions read it, and transformed into
 // Winograd's tiles once for all of them. andfast/ops/dense_block.py says what the operators compute.
 //
-// Backwards it is the same chain. The gradient of a part is one convolution of the gradients of all results it went
-// into, with their weights side by side; so is that of the part before it, with one more of them.
+// The backward pass is the same chain. The gradient of a part is one convolution of the gradients of all results it
+// went into, with their weights side by side; so is that of the part before it, with one more of them.
 #include <vector>
 
 #include "rows.h"
@@ -13,23 +13,23 @@
 namespace andfast::cpu {
 namespace {
 
-// So many bytes of transformed tiles are kept for the next convolutions: as many images at once as that holds. Of an
-// image that is larger they are not kept; they would have to come from main memory, and transforming anew is cheaper.
+// The bytes of transformed tiles that are kept for the next convolutions; this limits the number of images processed
+// together. For a larger image nothing is kept: transforming again is cheaper than reading from main memory.
 constexpr int64_t kKeptBytes = int64_t{8} << 20;
 
-constexpr int64_t kGrown = kDenseConvs - 1;
+constexpr int64_t kIntermediates = kDenseConvs - 1;
 
 int64_t read_by(DenseShape shape, int64_t conv) { return shape.features + conv * shape.growth; }
-int64_t written_by(DenseShape shape, int64_t conv) { return conv < kGrown ? shape.growth : shape.features; }
+int64_t written_by(DenseShape shape, int64_t conv) { return conv < kIntermediates ? shape.growth : shape.features; }
 
-// Convolution k of the chain reads all channels of `entry` and the first k parts of `grown`; it writes part k of
-// `grown`, the last one `last`. pack(k, channel, u, step, scratch) transforms its weights from a channel that is read;
-// finish(k, pixel, index, bytes) ends its results for a pixel; `bytes` is scratch, eight for each of a pixel's signs,
-// zero past the channels.
+// Convolution k of the chain reads all channels of `entry` and the first k parts of `intermediates`; it writes part k
+// of `intermediates`, the last one `last`. pack(k, channel, u, step, scratch) transforms its weights from a channel
+// that is read; finish(k, pixel, index, bytes) applies the epilogue to a pixel; `bytes` is scratch, eight for each byte
+// of a pixel's sign mask, zero past the channels.
 template <typename Pack, typename Finish>
-void chain(const float* entry, float* grown, float* last, DenseShape shape, ParallelFor parallel_for, Pack pack,
+void chain(const float* entry, float* intermediates, float* last, DenseShape shape, ParallelFor parallel_for, Pack pack,
            Finish finish) {
-  const int64_t all = read_by(shape, kGrown), grown_step = kGrown * shape.growth;
+  const int64_t all = read_by(shape, kIntermediates), intermediate_step = kIntermediates * shape.growth;
   const int64_t pixels = shape.height * shape.width, group_size = kElements * element_step(kTiles, all);
   const int64_t image_bytes = Tiling{1, shape.height, shape.width}.groups() * group_size * int64_t{sizeof(float)};
   const bool keeps = image_bytes <= kKeptBytes;
@@ -50,32 +50,33 @@ void chain(const float* entry, float* grown, float* last, DenseShape shape, Para
     const Tiling tiling = {std::min(at_once, shape.images - image), shape.height, shape.width};
     const int64_t pixel = image * pixels;
     const Channels first = {entry + pixel * shape.features, shape.features, shape.features};
-    float* parts = grown + pixel * grown_step;
+    float* parts = intermediates + pixel * intermediate_step;
     for (int64_t k = 0; k < kDenseConvs; ++k) {
       const int64_t from = read_by(shape, k), to = written_by(shape, k), padded = round_up(to, kLane);
-      const int64_t step = k < kGrown ? grown_step : to, known = keeps ? std::max<int64_t>(0, k - 1) * shape.growth : 0;
-      const Channels second = {parts + known, grown_step, k * shape.growth - known};
-      const Results results = {k < kGrown ? parts + k * shape.growth : last + pixel * to, step, to, 0};
+      const int64_t step = k < kIntermediates ? intermediate_step : to,
+                    known = keeps ? std::max<int64_t>(0, k - 1) * shape.growth : 0;
+      const Channels second = {parts + known, intermediate_step, k * shape.growth - known};
+      const Results results = {k < kIntermediates ? parts + k * shape.growth : last + pixel * to, step, to, 0};
       parallel_for(tiling.groups(), 1, [&](int64_t begin, int64_t end) {
         std::vector<float> v(keeps ? 0 : group_size), m(kElements * element_step(kTiles, padded));
-        std::vector<float> zeros(std::max(shape.features, grown_step)), unwanted(to);
+        std::vector<float> zeros(std::max(shape.features, intermediate_step)), unwanted(to);
         std::vector<uint8_t> bytes(8 * sign_bytes(to));
-        const auto enter = [&](Tiling::Place place, float* tile, int64_t v_step) {
+        const auto read_tile = [&](Tiling::Place place, float* tile, int64_t v_step) {
           const auto add = [&](const Channels& channels, float* at) {
-            enter_pixels(channels.plane(place.image, shape.height, shape.width, zeros.data()), place.h - 1, place.w - 1,
-                         at, v_step);
+            input_transform(channels.plane(place.image, shape.height, shape.width, zeros.data()), place.h - 1,
+                            place.w - 1, at, v_step);
           };
           if (k == 0 || !keeps) add(first, tile);
           if (k > 0) add(second, tile + shape.features + known);
         };
-        const auto leave = [&](Tiling::Place place, const float* products, int64_t m_step) {
-          leave_tile(tiling, place, products, m_step, results, unwanted.data(), [&](float* result, Tiling::Place at) {
+        const auto write_results = [&](Tiling::Place place, const float* products, int64_t m_step) {
+          write_tile(tiling, place, products, m_step, results, unwanted.data(), [&](float* result, Tiling::Place at) {
             finish(k, result, pixel + tiling.index(at), bytes.data());
           });
         };
         for (int64_t group = begin; group < end; ++group) {
           multiply_group(tiling, group, weights[k].get(), from, padded,
-                         keeps ? kept.get() + group * group_size : v.data(), all, m.data(), enter, leave);
+                         keeps ? kept.get() + group * group_size : v.data(), all, m.data(), read_tile, write_results);
         }
       });
     }
@@ -85,58 +86,64 @@ void chain(const float* entry, float* grown, float* last, DenseShape shape, Para
 }  // namespace
 
 void dense_block(const float* x, const std::vector<Weights>& weights, const std::vector<const float*>& biases,
-                 DenseShape shape, DenseFactors factors, float* y, float* grown, uint8_t* signs,
+                 DenseShape shape, DenseFactors factors, float* y, float* intermediates, uint8_t* sign_mask,
                  ParallelFor parallel_for) {
   const int64_t bytes_each = sign_bytes(shape.growth);
   const std::vector<float> slopes(shape.growth, factors.slope);
   const auto pack = [&](int64_t k, int64_t c, float* u, int64_t step, float* scratch) {
     const Weights& weight = weights[k];
-    enter_weights({weight.taps + c * weight.steps.input_step, weight.steps.output_step, weight.steps.tap_step},
-                  written_by(shape, k), 1, u, step, scratch);
+    weight_transform({weight.taps + c * weight.steps.input_step, weight.steps.output_step, weight.steps.tap_step},
+                     written_by(shape, k), 1, u, step, scratch);
   };
   const auto finish = [&](int64_t k, float* pixel, int64_t index, uint8_t* bytes) {
-    if (k == kGrown) return add_to_residual(pixel, biases[k], factors.gain, x + index * shape.features, shape.features);
-    activate(pixel, biases[k], slopes.data(), signs ? signs + (index * kGrown + k) * bytes_each : nullptr, bytes,
-             shape.growth);
+    if (k == kIntermediates)
+      return add_to_residual(pixel, biases[k], factors.gain, x + index * shape.features, shape.features);
+    activate(pixel, biases[k], slopes.data(),
+             sign_mask ? sign_mask + (index * kIntermediates + k) * bytes_each : nullptr, bytes, shape.growth);
   };
-  chain(x, grown, y, shape, parallel_for, pack, finish);
+  chain(x, intermediates, y, shape, parallel_for, pack, finish);
 }
 
-void dense_block_input_grad(const float* dy, const std::vector<Weights>& weights, const uint8_t* signs,
-                            DenseShape shape, DenseFactors factors, float* dx, float* dgrown,
+void dense_block_input_grad(const float* dy, const std::vector<Weights>& weights, const uint8_t* sign_mask,
+                            DenseShape shape, DenseFactors factors, float* dx, float* dintermediates,
                             ParallelFor parallel_for) {
   const int64_t bytes_each = sign_bytes(shape.growth);
   const std::vector<float> slopes(shape.growth, factors.slope), no_bias(shape.features);
-  // Convolution k of the chain gives the gradient of what convolution `kGrown - 1 - k` of the block has written.
+  // Convolution k of the chain computes the gradient of the result of convolution `kIntermediates - 1 - k` of the
+  // block.
   const auto pack = [&](int64_t k, int64_t c, float* u, int64_t step, float* scratch) {
-    const int64_t grown = c - shape.features;  // of the channels that are read, after those of dy
-    const Weights& weight = weights[grown < 0 ? kGrown : kGrown - 1 - grown / shape.growth];
-    const int64_t output = grown < 0 ? c : grown % shape.growth;
-    const int64_t input = k < kGrown ? shape.features + (kGrown - 1 - k) * shape.growth : 0;
+    const int64_t intermediate = c - shape.features;  // index among the channels that are read, after those of dy
+    const Weights& weight =
+        weights[intermediate < 0 ? kIntermediates : kIntermediates - 1 - intermediate / shape.growth];
+    const int64_t output = intermediate < 0 ? c : intermediate % shape.growth;
+    const int64_t input = k < kIntermediates ? shape.features + (kIntermediates - 1 - k) * shape.growth : 0;
     const Taps taps = {weight.taps + output * weight.steps.output_step + input * weight.steps.input_step,
                        weight.steps.input_step, weight.steps.tap_step};
-    enter_weights(taps.turned(), written_by(shape, k), grown < 0 ? factors.gain : 1, u, step, scratch);
+    weight_transform(taps.flipped(), written_by(shape, k), intermediate < 0 ? factors.gain : 1, u, step, scratch);
   };
   const auto finish = [&](int64_t k, float* pixel, int64_t index, uint8_t* bytes) {
-    if (k == kGrown) {
+    if (k == kIntermediates) {
       return add_to_residual(pixel, no_bias.data(), 1, dy + index * shape.features, shape.features);
     }
-    pass_back(pixel, slopes.data(), signs + (index * kGrown + kGrown - 1 - k) * bytes_each, bytes, shape.growth);
+    leaky_relu_backward_pixel(pixel, slopes.data(),
+                              sign_mask + (index * kIntermediates + kIntermediates - 1 - k) * bytes_each, bytes,
+                              shape.growth);
   };
-  chain(dy, dgrown, dx, shape, parallel_for, pack, finish);
+  chain(dy, dintermediates, dx, shape, parallel_for, pack, finish);
 }
 
-void dense_block_weight_grad(const float* x, const float* grown, const float* dy, const float* dgrown,
+void dense_block_weight_grad(const float* x, const float* intermediates, const float* dy, const float* dintermediates,
                              DenseShape shape, DenseFactors factors, const std::vector<float*>& grads,
                              const std::vector<WeightSteps>& steps, ParallelFor parallel_for) {
-  const int64_t grown_step = kGrown * shape.growth;
+  const int64_t intermediate_step = kIntermediates * shape.growth;
   std::vector<GradOf> convs;
   for (int64_t k = 0; k < kDenseConvs; ++k) {
-    const Channels dz = k < kGrown ? Channels{dgrown + (kGrown - 1 - k) * shape.growth, grown_step, shape.growth}
-                                   : Channels{dy, shape.features, shape.features};
-    convs.push_back({dz, read_by(shape, k), k < kGrown ? 1 : factors.gain, grads[k], steps[k]});
+    const Channels dz = k < kIntermediates ? Channels{dintermediates + (kIntermediates - 1 - k) * shape.growth,
+                                                      intermediate_step, shape.growth}
+                                           : Channels{dy, shape.features, shape.features};
+    convs.push_back({dz, read_by(shape, k), k < kIntermediates ? 1 : factors.gain, grads[k], steps[k]});
   }
-  weight_grad({{x, shape.features, shape.features}, {grown, grown_step, grown_step}}, convs,
+  weight_grad({{x, shape.features, shape.features}, {intermediates, intermediate_step, intermediate_step}}, convs,
               {1, shape.images, shape.height, shape.width, 1}, parallel_for);
 }
 

@@ -1,9 +1,9 @@
-// The generators' convolutions where nothing but the result is wanted, in float32 and in large tiles (large_tiles.h).
-// Training takes F(2 x 2, 3 x 3) (winograd.h), which needs more products and rounds ten times finer.
-// andfast/ops/large_tiles.py says what the operators compute.
+// The generators' convolutions for inference, in float32 and with large tiles (large_tiles.h). Training uses F(2 x 2, 3
+// x 3) (winograd.h), which needs more products but has rounding errors ten times smaller. andfast/ops/conv_chain.py
+// says what the operators compute.
 //
-// Convolutions in a row follow each other over the image, in groups of rows of tiles: what one has written, the next
-// one reads soon, and of what lies between them a few rows are held.
+// A chain of convolutions proceeds over the image in groups of rows of tiles. Each convolution soon reads what the one
+// before has written, and only a few rows between them are kept.
 #include <algorithm>
 
 #include "large_tiles.h"
@@ -11,14 +11,14 @@
 namespace andfast::cpu {
 namespace {
 
-// Tiles that are worked on together, at most: so few that the products, and in a chain the transformed tiles, too, stay
-// in a second-level cache of half a megabyte; whole register tiles of rows (product.cpp).
+// The largest number of tiles processed together: the products, and in a chain the transformed tiles, too, must fit
+// into a second-level cache of half a megabyte. A multiple of gemm's register tiles.
 constexpr int64_t kChunk = 12;
 
-// Tiles of a group of rows for each thread, at least.
+// The least number of tiles per thread in a group of rows.
 constexpr int64_t kGroup = 72;
 
-constexpr int64_t kGrown = kDenseConvs - 1;
+constexpr int64_t kIntermediates = kDenseConvs - 1;
 
 int64_t rows_of_group(const LargeTiling& tiling, int64_t threads) {
   const int64_t rows = (kGroup * threads + tiling.across() - 1) / tiling.across();
@@ -61,12 +61,12 @@ class Chain {
     int64_t done = 0;  // rows of tiles
   };
 
-  // Between two convolutions: what the next one's group reads, and as much as the first one can be ahead of that.
+  // Between two convolutions: the rows that the next one's group reads, and those that the first one may be ahead.
   void hold_rows() {
     std::vector<int64_t> begins = {0};
     for (size_t k = 0; k + 1 < links_.size(); ++k) {
       Link &from = links_[k], &to = links_[k + 1];
-      const int64_t held = std::min(from.group_rows + to.group_rows + 1, from.tiling.down()) * kSide;
+      const int64_t held = std::min(from.group_rows + to.group_rows + 1, from.tiling.down()) * kOutputSide;
       const int64_t row_step = from.tiling.width * from.conv.outputs + kLane;  // not a power of two: see large_step
       from.results = {nullptr, from.conv.outputs, row_step, 0, held};
       begins.push_back(begins.back() + held * row_step);
@@ -78,12 +78,13 @@ class Chain {
     }
   }
 
-  // Computes the first `rows` rows of tiles of convolution k, and before them what they are made of.
+  // Computes the first `rows` rows of tiles of convolution k, and before them the rows that they read.
   void advance(size_t k, int64_t rows) {
     Link& link = links_[k];
     while (link.done < rows) {
       const int64_t end = std::min(link.done + link.group_rows, link.tiling.down());
-      if (k > 0) advance(k - 1, std::min(end * kSide, link.tiling.height - 1) / link.conv.repeat / kSide + 1);
+      if (k > 0)
+        advance(k - 1, std::min(end * kOutputSide, link.tiling.height - 1) / link.conv.repeat / kOutputSide + 1);
       convolve(link, link.done * link.tiling.across(), end * link.tiling.across());
       link.done = end;
     }
@@ -97,10 +98,10 @@ class Chain {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = begin_tile + i * kChunk;
         const Chunk chunk = {first, std::min(kChunk, end_tile - first)};
-        enter_tiles(link.tiling, chunk, link.source, v.get(), inputs, v_step);
+        input_transform_tiles(link.tiling, chunk, link.source, v.get(), inputs, v_step);
         multiply_tiles(chunk.count, v.get(), inputs, v_step, link.weights, m.get(), m_step);
-        leave_tiles(link.tiling, chunk, m.get(), padded, m_step, link.results,
-                    {link.conv.bias, link.conv.slope, nullptr, 0});
+        output_transform_tiles(link.tiling, chunk, m.get(), padded, m_step, link.results,
+                               {link.conv.bias, link.conv.slope, nullptr, 0});
       }
     });
   }
@@ -123,12 +124,12 @@ void large_chain(const float* x, const std::vector<ChainConv>& convs, int64_t im
 }
 
 // Each feature is transformed once, for all convolutions that read it: the transformed tiles of a group are kept until
-// the last convolution has passed. Each convolution is a group behind the one before it, which has then written the row
-// of pixels below, too.
+// the last convolution has passed. Each convolution is one group behind the previous one, so that the row of pixels
+// below its own group is already written.
 void large_dense_block(const float* x, const std::vector<Weights>& weights, const std::vector<const float*>& biases,
                        DenseShape shape, DenseFactors factors, float* y, int64_t threads, ParallelFor parallel_for) {
   const LargeTiling tiling = {shape.images, shape.height, shape.width};
-  const int64_t all = shape.features + kGrown * shape.growth, tile_rows = tiling.images * tiling.down();
+  const int64_t all = shape.features + kIntermediates * shape.growth, tile_rows = tiling.images * tiling.down();
   const int64_t group_rows = rows_of_group(tiling, threads), group_tiles = group_rows * tiling.across();
   const int64_t groups = (tile_rows + group_rows - 1) / group_rows, chunks = chunks_of(group_tiles);
   const int64_t v_step = large_step(kChunk, all), chunk_size = kLargeElements * v_step;
@@ -136,15 +137,15 @@ void large_dense_block(const float* x, const std::vector<Weights>& weights, cons
 
   const Rows<const float> entry = whole_images(x, shape.images, shape.height, shape.width, shape.features);
   const auto last = whole_images(y, shape.images, shape.height, shape.width, shape.features);
-  const int64_t held = (2 * group_rows + 1) * kSide, row_step = shape.width * shape.growth + kLane;
-  const Scratch grown(kGrown * held * row_step);
+  const int64_t held = (2 * group_rows + 1) * kOutputSide, row_step = shape.width * shape.growth + kLane;
+  const Scratch intermediates(kIntermediates * held * row_step);
   const auto part = [&](int64_t k) {
-    float* const first = grown.get() + k * held * row_step;
-    return Rows<float>{first, shape.growth, row_step, tiling.down() * kSide, held};
+    float* const first = intermediates.get() + k * held * row_step;
+    return Rows<float>{first, shape.growth, row_step, tiling.down() * kOutputSide, held};
   };
   std::vector<LargeWeights> u;
   for (int64_t k = 0; k < kDenseConvs; ++k) {
-    const int64_t outputs = k < kGrown ? shape.growth : shape.features;
+    const int64_t outputs = k < kIntermediates ? shape.growth : shape.features;
     u.emplace_back(weights[k], shape.features + k * shape.growth, outputs, parallel_for);
   }
   const std::vector<float> slopes(shape.growth, factors.slope);
@@ -152,21 +153,22 @@ void large_dense_block(const float* x, const std::vector<Weights>& weights, cons
   const auto convolve = [&](int64_t k, int64_t group) {
     const int64_t first = group * group_tiles, count = std::min(group_tiles, tiling.count() - first);
     const int64_t m_step = large_step(kChunk, u[k].padded);
-    const LargeTail tail = k < kGrown ? LargeTail{biases[k], slopes.data(), nullptr, 0}
-                                      : LargeTail{biases[k], nullptr, &entry, factors.gain};
+    const LargeEpilogue epilogue = k < kIntermediates ? LargeEpilogue{biases[k], slopes.data(), nullptr, 0}
+                                                      : LargeEpilogue{biases[k], nullptr, &entry, factors.gain};
     parallel_for(chunks_of(count), 1, [&](int64_t begin, int64_t end) {
       const Scratch m(kLargeElements * m_step);
       for (int64_t i = begin; i < end; ++i) {
         const Chunk chunk = {first + i * kChunk, std::min(kChunk, count - i * kChunk)};
         float* const tiles = v.get() + (group % kDenseConvs * chunks + i) * chunk_size;
         const int64_t known = k > 0 ? shape.features + (k - 1) * shape.growth : 0;
-        enter_tiles(tiling, chunk, {k > 0 ? part(k - 1) : entry}, tiles + known, all, v_step);
+        input_transform_tiles(tiling, chunk, {k > 0 ? part(k - 1) : entry}, tiles + known, all, v_step);
         multiply_tiles(chunk.count, tiles, all, v_step, u[k], m.get(), m_step);
-        leave_tiles(tiling, chunk, m.get(), u[k].padded, m_step, k < kGrown ? part(k) : last, tail);
+        output_transform_tiles(tiling, chunk, m.get(), u[k].padded, m_step, k < kIntermediates ? part(k) : last,
+                               epilogue);
       }
     });
   };
-  for (int64_t step = 0; step < groups + kGrown; ++step) {
+  for (int64_t step = 0; step < groups + kIntermediates; ++step) {
     for (int64_t k = 0; k < kDenseConvs; ++k) {
       if (step >= k && step - k < groups) convolve(k, step - k);
     }

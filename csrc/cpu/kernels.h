@@ -1,4 +1,4 @@
-// The CPU kernels. None knows torch: they take plain pointers to contiguous memory, and a way to run in parallel.
+// The CPU kernels, independent of torch: they take plain pointers to contiguous memory, and a parallel_for.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,8 @@ namespace andfast::cpu {
 #define ANDFAST_BODY inline
 #endif
 
-// Calls task(begin, end) for parts that make up [0, count), each of `grain` or more where possible, at the same
-// time or not, and returns when all are done. Tasks throw nothing but what a lack of memory makes them.
+// Calls task(begin, end) for parts that make up [0, count), each of at least `grain` if possible, possibly in parallel;
+// returns when all are done. Tasks throw only when memory runs out.
 using Task = std::function<void(int64_t begin, int64_t end)>;
 using ParallelFor = void (*)(int64_t count, int64_t grain, const Task& task);
 
@@ -45,7 +45,7 @@ struct BlockShape {
   int64_t networks, images, height, width, channels;
 };
 
-// What a noise injection adds. Without seeds `values` is (networks, height, width), the same in all channels; with
+// The noise that a block adds. Without seeds `values` is (networks, height, width), the same in all channels; with
 // seeds, (networks,), it is (networks, channels), each times the Gaussian field of that network and layer.
 struct Noise {
   const float* values;
@@ -53,20 +53,21 @@ struct Noise {
   int64_t layer;
 };
 
-// The operators of andfast/ops/block_tail.py, which says what they compute. T: float or bfloat16. b may be null.
+// The operators of andfast/ops/backends/library.py, which says what they compute. T: float or bfloat16. b may be null.
 // `border` is 0 or 1. No output overlaps an input, and results do not depend on how parallel_for splits the work.
 template <typename T>
-void block_tail(const T* a, const T* b, const float* bend, Noise noise, T* y, uint8_t* signs, BlockShape shape,
-                int64_t border, ParallelFor parallel_for);
+void block_epilogue(const T* a, const T* b, const float* slope_minus_one, Noise noise, T* y, uint8_t* sign_mask,
+                    BlockShape shape, int64_t border, ParallelFor parallel_for);
 template <typename T>
-void block_tail_grad(const T* dy, const T* y, const uint8_t* signs, const float* bend, Noise noise, T* dz,
-                     float* dbend, float* dnoise, BlockShape shape, int64_t border, ParallelFor parallel_for);
+void block_epilogue_grad(const T* dy, const T* y, const uint8_t* sign_mask, const float* slope_minus_one, Noise noise,
+                         T* dz, float* dslope, float* dnoise, BlockShape shape, int64_t border,
+                         ParallelFor parallel_for);
 template <typename T>
-void block_tail_pool(const T* a, const T* b, const float* bend, Noise noise, T* pooled, T* negative, uint8_t* signs,
-                     BlockShape shape, int64_t scale, int64_t border, ParallelFor parallel_for);
+void block_epilogue_pool(const T* a, const T* b, const float* slope_minus_one, Noise noise, T* pooled, T* negative,
+                         uint8_t* sign_mask, BlockShape shape, int64_t scale, int64_t border, ParallelFor parallel_for);
 template <typename T>
-void block_tail_pool_grad(const T* dpooled, const uint8_t* signs, const float* bend, T* dz, BlockShape shape,
-                          int64_t scale, ParallelFor parallel_for);
+void block_epilogue_pool_grad(const T* dpooled, const uint8_t* sign_mask, const float* slope_minus_one, T* dz,
+                              BlockShape shape, int64_t scale, ParallelFor parallel_for);
 
 // Anti-aliased pooling (images, height, width, channels) -> (images, height / scale, width / scale, channels), and
 // its gradient. T: float or bfloat16.
@@ -81,8 +82,8 @@ struct ConvShape {
   int64_t networks, images, height, width, inputs, outputs;
 };
 
-// Where the weights of convolutions lie: tap t, in row-major order, from input i to output o of network n at
-// n * network_step + o * output_step + i * input_step + t * tap_step.
+// Strides of convolution weights: tap t, in row-major order, from input i to output o of network n at n * network_step
+// + o * output_step + i * input_step + t * tap_step.
 struct WeightSteps {
   int64_t network_step, output_step, input_step, tap_step;
 };
@@ -91,67 +92,69 @@ struct Weights {
   WeightSteps steps;
 };
 
-// What comes after a convolution: LeakyReLU of the result plus `bias`, both a number a channel, and the signs before it,
-// which may be null. Nothing at all where `slope` is null.
-struct ConvTail {
+// Epilogue of a convolution: LeakyReLU(z + bias), with one bias and slope per channel, and the signs of its input;
+// `sign_mask` may be null. There is no epilogue if `slope` is null.
+struct ConvEpilogue {
   const float* bias = nullptr;
   const float* slope = nullptr;
-  uint8_t* signs = nullptr;
+  uint8_t* sign_mask = nullptr;
 };
 
 // The operators of andfast/ops/conv.py. z is (images, height + 2 padding - 2, width + 2 padding - 2, outputs); if
 // `backward`, x has `outputs` channels and z has `inputs`.
 void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int64_t padding, bool backward,
-          ConvTail tail, ParallelFor parallel_for);
-// A block with a noise map: y = z + bend min(z, 0) + noise of the convolution z without padding, and its signs. `bend` is
-// (networks), `noise` (networks, height - 2, width - 2); y has a replicated border of `border` (0 or 1) pixels.
-void conv_block(const float* x, const Weights& weights, const float* bend, const float* noise, float* y,
-                uint8_t* signs, ConvShape shape, int64_t border, ParallelFor parallel_for);
-// dz is (images, height + 2 padding - 2, width + 2 padding - 2, outputs), grad lies as `steps` says.
+          ConvEpilogue epilogue, ParallelFor parallel_for);
+// A block with a noise map: y = z + slope_minus_one min(z, 0) + noise of the convolution z without padding, and its
+// sign_mask. `slope_minus_one` is (networks), `noise` (networks, height - 2, width - 2); y has a replicated border of
+// `border` (0 or 1) pixels.
+void conv_block(const float* x, const Weights& weights, const float* slope_minus_one, const float* noise, float* y,
+                uint8_t* sign_mask, ConvShape shape, int64_t border, ParallelFor parallel_for);
+// dz is (images, height + 2 padding - 2, width + 2 padding - 2, outputs), grad has the strides `steps`.
 void conv_weight_grad(const float* x, const float* dz, float* grad, ConvShape shape, int64_t padding, WeightSteps steps,
                       ParallelFor parallel_for);
 
-// The operators of andfast/ops/backends/generator_library.py. T: float or bfloat16; slope is (channels); signs may be null.
+// The operators of andfast/ops/backends/library.py. T: float or bfloat16; slope is (channels); sign_mask may be null.
 template <typename T>
-void leaky(const T* z, const float* slope, T* y, uint8_t* signs, int64_t pixels, int64_t channels,
-           ParallelFor parallel_for);
-template <typename T>
-void leaky_grad(const T* dy, const float* slope, const uint8_t* signs, T* dz, int64_t pixels, int64_t channels,
+void leaky_relu(const T* z, const float* slope, T* y, uint8_t* sign_mask, int64_t pixels, int64_t channels,
                 ParallelFor parallel_for);
+template <typename T>
+void leaky_relu_backward(const T* dy, const float* slope, const uint8_t* sign_mask, T* dz, int64_t pixels,
+                         int64_t channels, ParallelFor parallel_for);
 template <typename T>
 struct WeightsOf {
   const T* taps;
   WeightSteps steps;
   int64_t outputs;
 };
-// `turned` is (count, 9, all outputs).
+// `flipped` is (count, 9, all outputs).
 template <typename T>
-void turn_weights(const std::vector<WeightsOf<T>>& weights, int64_t first, int64_t count, float gain, T* turned,
-                  ParallelFor parallel_for);
+void flip_transpose(const std::vector<WeightsOf<T>>& weights, int64_t first, int64_t count, float gain, T* flipped,
+                    ParallelFor parallel_for);
 
-// The operators of andfast/ops/dense_block.py. The first convolutions each add `growth` channels to the `features` ones.
+// The operators of andfast/ops/dense_block.py. The first convolutions each add `growth` channels to the `features`
+// ones.
 constexpr int64_t kDenseConvs = 5;
 struct DenseShape {
   int64_t images, height, width, features, growth;
 };
 struct DenseFactors {
-  float slope, gain;  // of the LeakyReLUs; of what is added to x
+  float slope, gain;  // slope of the LeakyReLUs; factor of the residual
 };
 void dense_block(const float* x, const std::vector<Weights>& weights, const std::vector<const float*>& biases,
-                 DenseShape shape, DenseFactors factors, float* y, float* grown, uint8_t* signs,
+                 DenseShape shape, DenseFactors factors, float* y, float* intermediates, uint8_t* sign_mask,
                  ParallelFor parallel_for);
-void dense_block_input_grad(const float* dy, const std::vector<Weights>& weights, const uint8_t* signs,
-                            DenseShape shape, DenseFactors factors, float* dx, float* dgrown,
+void dense_block_input_grad(const float* dy, const std::vector<Weights>& weights, const uint8_t* sign_mask,
+                            DenseShape shape, DenseFactors factors, float* dx, float* dintermediates,
                             ParallelFor parallel_for);
-void dense_block_weight_grad(const float* x, const float* grown, const float* dy, const float* dgrown,
+void dense_block_weight_grad(const float* x, const float* intermediates, const float* dy, const float* dintermediates,
                              DenseShape shape, DenseFactors factors, const std::vector<float*>& grads,
                              const std::vector<WeightSteps>& steps, ParallelFor parallel_for);
 
-// The operators of andfast/ops/large_tiles.py, which keep nothing. So many `threads` should have something to do at a
-// time; results do not depend on it.
+// The operators of andfast/ops/conv_chain.py, which save nothing for a backward pass. `threads` is the number of
+// threads to keep busy; results do not depend on it.
 struct ChainConv {
   Weights weights;
-  const float *bias, *slope;  // numbers a channel; slope may be null
+  const float *bias, *slope;  // one number per channel; slope may be null
   int64_t inputs, outputs, repeat;
 };
 // y is (images, height, width, outputs of the last one), height and width times all of `repeat`.
@@ -170,7 +173,7 @@ void identity_last(const std::vector<const float*>& taps, const std::vector<int6
                    int64_t networks, ParallelFor parallel_for);
 
 // The Gaussian fields of `networks` seeds: (networks * images, pixels).
-void gaussian_field(const int64_t* seeds, float* field, int64_t networks, int64_t images, int64_t pixels,
-                    int64_t layer, ParallelFor parallel_for);
+void gaussian_field(const int64_t* seeds, float* field, int64_t networks, int64_t images, int64_t pixels, int64_t layer,
+                    ParallelFor parallel_for);
 
 }  // namespace andfast::cpu

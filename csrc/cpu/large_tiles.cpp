@@ -64,8 +64,7 @@ ANDFAST_BODY void transform_taps(const Vector w[3], Vector to[8]) {
   to[5] = even3 + odd3, to[6] = even3 - odd3;
 }
 
-// Fetches what is needed later into the second-level cache: with so many places at once processors do not guess what
-// comes next.
+// Prefetches into the second-level cache: the hardware prefetcher cannot follow this many streams.
 template <bool kWrite>
 void prefetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, kWrite, 2);
@@ -73,13 +72,13 @@ void prefetch(const void* from, int64_t bytes) {
 
 // Where the pixels of a tile are: pixel (i, j) at rows[i] + columns[j].
 struct Window {
-  const float* rows[kReach];
-  int64_t columns[kReach];
+  const float* rows[kInputSide];
+  int64_t columns[kInputSide];
 };
 
 // A vector of channels of a tile: B^T d B.
 template <typename Vector>
-ANDFAST_BODY void enter_vector(const Window& window, int64_t c, float* v, int64_t step) {
+ANDFAST_BODY void input_vector(const Window& window, int64_t c, float* v, int64_t step) {
   Vector columns[8][8];  // [column][row]
 #pragma GCC unroll 1
   for (int j = 0; j < 8; ++j) {
@@ -100,14 +99,14 @@ ANDFAST_BODY void enter_vector(const Window& window, int64_t c, float* v, int64_
 }
 
 template <typename Vector>
-ANDFAST_BODY void enter_body(const Window& window, int64_t channels, float* v, int64_t step) {
+ANDFAST_BODY void input_body(const Window& window, int64_t channels, float* v, int64_t step) {
   constexpr int64_t lanes = sizeof(Vector) / sizeof(float);
   int64_t c = 0;
-  for (; c + lanes <= channels; c += lanes) enter_vector<Vector>(window, c, v, step);
-  for (; c < channels; ++c) enter_vector<float>(window, c, v, step);
+  for (; c + lanes <= channels; c += lanes) input_vector<Vector>(window, c, v, step);
+  for (; c < channels; ++c) input_vector<float>(window, c, v, step);
 }
 
-// Where a tile's results go, and those of them that exist.
+// The destination of a tile's results; `height` and `width` count those inside of the image.
 struct Target {
   float* first;
   int64_t row_step, step;
@@ -118,7 +117,8 @@ struct Target {
 
 // A vector of channels of a tile's results, A^T m A.
 template <typename Vector>
-ANDFAST_BODY void leave_vector(const float* m, int64_t step, int64_t c, const Target& to, const LargeTail& tail) {
+ANDFAST_BODY void output_vector(const float* m, int64_t step, int64_t c, const Target& to,
+                                const LargeEpilogue& epilogue) {
   Vector columns[8][6];  // [column][row]
 #pragma GCC unroll 1
   for (int j = 0; j < 8; ++j) {
@@ -127,7 +127,7 @@ ANDFAST_BODY void leave_vector(const float* m, int64_t step, int64_t c, const Ta
     for (int i = 0; i < 8; ++i) line[i] = load_vector<Vector>(m + (8 * i + j) * step + c);
     finish_line(line, columns[j]);
   }
-  const Vector bias = load_vector<Vector>(tail.bias + c);
+  const Vector bias = load_vector<Vector>(epilogue.bias + c);
 #pragma GCC unroll 1
   for (int i = 0; i < to.height; ++i) {
     Vector line[8], z[6];
@@ -139,12 +139,12 @@ ANDFAST_BODY void leave_vector(const float* m, int64_t step, int64_t c, const Ta
     for (int j = 0; j < 6; ++j) {
       if (j == to.width) break;
       Vector value = z[j] + bias;
-      if (tail.slope) {
-        const Vector sloped = value * load_vector<Vector>(tail.slope + c);
+      if (epilogue.slope) {
+        const Vector sloped = value * load_vector<Vector>(epilogue.slope + c);
         value = value > 0 ? value : sloped;
       } else if (to.residual) {
         const float* added = to.residual + i * to.residual_row_step + j * to.residual_step;
-        value = load_vector<Vector>(added + c) + tail.gain * value;
+        value = load_vector<Vector>(added + c) + epilogue.gain * value;
       }
       store_vector(row + j * to.step, value);
     }
@@ -152,26 +152,28 @@ ANDFAST_BODY void leave_vector(const float* m, int64_t step, int64_t c, const Ta
 }
 
 template <typename Vector>
-ANDFAST_BODY void leave_body(const float* m, int64_t step, int64_t channels, const Target& to, const LargeTail& tail) {
+ANDFAST_BODY void output_body(const float* m, int64_t step, int64_t channels, const Target& to,
+                              const LargeEpilogue& epilogue) {
   constexpr int64_t lanes = sizeof(Vector) / sizeof(float);
   int64_t c = 0;
-  for (; c + lanes <= channels; c += lanes) leave_vector<Vector>(m, step, c, to, tail);
-  for (; c < channels; ++c) leave_vector<float>(m, step, c, to, tail);
+  for (; c + lanes <= channels; c += lanes) output_vector<Vector>(m, step, c, to, epilogue);
+  for (; c < channels; ++c) output_vector<float>(m, step, c, to, epilogue);
 }
 
-using Enter = void (*)(const Window&, int64_t, float*, int64_t);
-using Leave = void (*)(const float*, int64_t, int64_t, const Target&, const LargeTail&);
+using InputTransform = void (*)(const Window&, int64_t, float*, int64_t);
+using OutputTransform = void (*)(const float*, int64_t, int64_t, const Target&, const LargeEpilogue&);
 struct Transforms {
-  Enter enter;
-  Leave leave;
+  InputTransform input;
+  OutputTransform output;
 };
 
-#define ANDFAST_TRANSFORMS(name, target, Vector)                                                                       \
-  target void enter_##name(const Window& window, int64_t channels, float* v, int64_t step) {                           \
-    enter_body<Vector>(window, channels, v, step);                                                                     \
-  }                                                                                                                    \
-  target void leave_##name(const float* m, int64_t step, int64_t channels, const Target& to, const LargeTail& tail) {  \
-    leave_body<Vector>(m, step, channels, to, tail);                                                                   \
+#define ANDFAST_TRANSFORMS(name, target, Vector)                                                        \
+  target void input_transform_##name(const Window& window, int64_t channels, float* v, int64_t step) {  \
+    input_body<Vector>(window, channels, v, step);                                                      \
+  }                                                                                                     \
+  target void output_transform_##name(const float* m, int64_t step, int64_t channels, const Target& to, \
+                                      const LargeEpilogue& epilogue) {                                  \
+    output_body<Vector>(m, step, channels, to, epilogue);                                               \
   }
 ANDFAST_TRANSFORMS(baseline, , Float4)
 #if defined(__x86_64__)
@@ -181,10 +183,11 @@ ANDFAST_TRANSFORMS(avx512, __attribute__((target("avx512f,fma"))), Float16)
 
 Transforms fastest_transforms() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return {enter_avx512, leave_avx512};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {enter_avx2, leave_avx2};
+  if (__builtin_cpu_supports("avx512f")) return {input_transform_avx512, output_transform_avx512};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return {input_transform_avx2, output_transform_avx2};
 #endif
-  return {enter_baseline, leave_baseline};
+  return {input_transform_baseline, output_transform_baseline};
 }
 
 const Transforms& transforms() {
@@ -193,31 +196,31 @@ const Transforms& transforms() {
 }
 
 bool inside(const LargeTiling& tiling, LargeTiling::Place place) {
-  return place.h > 0 && place.w > 0 && place.h + kSide < tiling.height && place.w + kSide < tiling.width;
+  return place.h > 0 && place.w > 0 && place.h + kOutputSide < tiling.height && place.w + kOutputSide < tiling.width;
 }
 
-// The pixels around a tile inside.
+// The pixels of a tile that does not touch the image's edge.
 Window inner(LargeTiling::Place place, const Source& source) {
   Window window;
-  for (int64_t i = 0; i < kReach; ++i) {
+  for (int64_t i = 0; i < kInputSide; ++i) {
     window.rows[i] = source.row(place.image, place.h - 1 + i);
     window.columns[i] = source.column(place.w - 1 + i);
   }
   return window;
 }
 
-// The pixels around a tile at the image's edge, with zeros outside, in `copy`: (kReach, kReach, channels).
+// The pixels around a tile at the image's edge, with zeros outside, in `copy`: (kInputSide, kInputSide, channels).
 Window bordered(const LargeTiling& tiling, LargeTiling::Place place, const Source& source, float* copy) {
   const int64_t channels = source.pixels.channels;
   Window window;
-  for (int64_t i = 0; i < kReach; ++i) {
+  for (int64_t i = 0; i < kInputSide; ++i) {
     const int64_t h = place.h - 1 + i;
     const float* row = h < 0 || h >= tiling.height ? nullptr : source.row(place.image, h);
-    window.rows[i] = copy + i * kReach * channels;
+    window.rows[i] = copy + i * kInputSide * channels;
     window.columns[i] = i * channels;
-    for (int64_t j = 0; j < kReach; ++j) {
+    for (int64_t j = 0; j < kInputSide; ++j) {
       const int64_t w = place.w - 1 + j;
-      float* to = copy + (i * kReach + j) * channels;
+      float* to = copy + (i * kInputSide + j) * channels;
       if (row && w >= 0 && w < tiling.width) {
         std::copy_n(row + source.column(w), channels, to);
       } else {
@@ -241,16 +244,16 @@ Scratch::Scratch(int64_t count) {
   constexpr int64_t page = 2 << 20;
   const int64_t wanted = round_up(count * sizeof(float), page);
   if (wanted > page) {
-    bytes_ = wanted + page;  // so that whole pages can begin where such pages do
+    bytes_ = wanted + page;  // room to align to a page
     mapped_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped_ == MAP_FAILED) throw std::bad_alloc();
     numbers_ = reinterpret_cast<float*>(round_up(reinterpret_cast<intptr_t>(mapped_), page));
-    madvise(numbers_, wanted, MADV_HUGEPAGE);  // a wish: without, all is the same, but slower
+    madvise(numbers_, wanted, MADV_HUGEPAGE);  // only a hint: without it all works, but slower
     return;
   }
 #endif
-  little_.reset(new float[count]);
-  numbers_ = little_.get();
+  small_.reset(new float[count]);
+  numbers_ = small_.get();
 }
 
 Scratch::~Scratch() {
@@ -259,8 +262,8 @@ Scratch::~Scratch() {
 #endif
 }
 
-void enter_tiles(const LargeTiling& tiling, Chunk chunk, const Source& source, float* v, int64_t tile_step,
-                 int64_t step) {
+void input_transform_tiles(const LargeTiling& tiling, Chunk chunk, const Source& source, float* v, int64_t tile_step,
+                           int64_t step) {
   const int64_t channels = source.pixels.channels, bytes = channels * sizeof(float);
   std::vector<float> copy(kLargeElements * channels);
   for (int64_t t = 0; t < chunk.count; ++t) {
@@ -270,23 +273,24 @@ void enter_tiles(const LargeTiling& tiling, Chunk chunk, const Source& source, f
       for (int64_t e = 0; e < kLargeElements; ++e) prefetch<true>(v + (t + 1) * tile_step + e * step, bytes);
     }
     const Window window = inside(tiling, place) ? inner(place, source) : bordered(tiling, place, source, copy.data());
-    transforms().enter(window, channels, v + t * tile_step, step);
+    transforms().input(window, channels, v + t * tile_step, step);
   }
 }
 
-void leave_tiles(const LargeTiling& tiling, Chunk chunk, const float* m, int64_t tile_step, int64_t step,
-                 const Rows<float>& results, const LargeTail& tail) {
+void output_transform_tiles(const LargeTiling& tiling, Chunk chunk, const float* m, int64_t tile_step, int64_t step,
+                            const Rows<float>& results, const LargeEpilogue& epilogue) {
   Target to = {nullptr, results.row_step, results.channels, nullptr, 0, 0, 0, 0};
   for (int64_t t = 0; t < chunk.count; ++t) {
     const LargeTiling::Place place = tiling.at(chunk.first + t);
     to.first = results.at(place.image, place.h) + place.w * results.channels;
-    to.height = std::min(kSide, tiling.height - place.h), to.width = std::min(kSide, tiling.width - place.w);
+    to.height = std::min(kOutputSide, tiling.height - place.h),
+    to.width = std::min(kOutputSide, tiling.width - place.w);
     for (int64_t i = 0; i < to.height; ++i) {
       prefetch<true>(to.first + i * to.row_step, to.width * to.step * sizeof(float));
     }
-    if (tail.residual) {
-      to.residual = tail.residual->at(place.image, place.h) + place.w * tail.residual->channels;
-      to.residual_row_step = tail.residual->row_step, to.residual_step = tail.residual->channels;
+    if (epilogue.residual) {
+      to.residual = epilogue.residual->at(place.image, place.h) + place.w * epilogue.residual->channels;
+      to.residual_row_step = epilogue.residual->row_step, to.residual_step = epilogue.residual->channels;
       for (int64_t i = 0; i < to.height; ++i) {
         prefetch<false>(to.residual + i * to.residual_row_step, to.width * to.residual_step * sizeof(float));
       }
@@ -296,7 +300,7 @@ void leave_tiles(const LargeTiling& tiling, Chunk chunk, const float* m, int64_t
         prefetch<false>(m + (t + 1) * tile_step + e * step, results.channels * sizeof(float));
       }
     }
-    transforms().leave(m + t * tile_step, step, results.channels, to, tail);
+    transforms().output(m + t * tile_step, step, results.channels, to, epilogue);
   }
 }
 
@@ -308,7 +312,7 @@ LargeWeights::LargeWeights(const Weights& weights, int64_t inputs, int64_t outpu
     for (int64_t i = begin; i < end; ++i) {
       const int64_t lane = i / inputs, c = i % inputs, count = std::min(kLane, outputs - lane * kLane);
       const float* taps = weights.taps + lane * kLane * weights.steps.output_step + c * weights.steps.input_step;
-      Float16 columns[3][kReach], to[kReach];
+      Float16 columns[3][kInputSide], to[kInputSide];
       for (int j = 0; j < 3; ++j) {
         Float16 line[3] = {};
         for (int k = 0; k < 3; ++k) {
@@ -318,11 +322,11 @@ LargeWeights::LargeWeights(const Weights& weights, int64_t inputs, int64_t outpu
         }
         transform_taps(line, columns[j]);
       }
-      for (int64_t k = 0; k < kReach; ++k) {
+      for (int64_t k = 0; k < kInputSide; ++k) {
         const Float16 line[3] = {columns[0][k], columns[1][k], columns[2][k]};
         transform_taps(line, to);
-        for (int64_t j = 0; j < kReach; ++j) {
-          store_vector(values.get() + (((kReach * k + j) * lanes + lane) * inputs + c) * kLane, to[j]);
+        for (int64_t j = 0; j < kInputSide; ++j) {
+          store_vector(values.get() + (((kInputSide * k + j) * lanes + lane) * inputs + c) * kLane, to[j]);
         }
       }
     }
@@ -331,8 +335,8 @@ LargeWeights::LargeWeights(const Weights& weights, int64_t inputs, int64_t outpu
 
 void multiply_tiles(int64_t tiles, const float* v, int64_t v_tile_step, int64_t v_step, const LargeWeights& weights,
                     float* m, int64_t m_step) {
-  static const Product product = fastest_product();
-  static const int64_t together = fastest_product_rows();
+  static const Gemm product = fastest_gemm();
+  static const int64_t together = fastest_gemm_rows();
   const int64_t inputs = weights.inputs, padded = weights.padded, rows = round_up(tiles, 2);
   const int64_t products = (rows + together - 1) / together * (padded / kLane);
   const int64_t ahead = (rows + products - 1) / products;  // rows of the next element to fetch beside each product

@@ -1,5 +1,6 @@
-// Images in and out of the large tiles of Winograd's F(6 x 6, 3 x 3), and the products between: 64 for 36 results of a
-// 3x3 convolution instead of 324 (Lavin and Gray, 2016). float32, and nothing but the result is kept.
+// Winograd's F(6 x 6, 3 x 3): input and output transforms of large tiles, and the matrix products between them. 36
+// results of a 3x3 convolution take 64 products instead of 324 (Lavin and Gray, 2016). float32; only the result is
+// kept.
 #pragma once
 
 #include <cstdint>
@@ -7,29 +8,31 @@
 #include <utility>
 #include <vector>
 
+#include "gemm.h"
 #include "kernels.h"
-#include "product.h"
 
 namespace andfast::cpu {
 
-constexpr int64_t kSide = 6, kReach = kSide + 2;  // results and pixels of a tile, along a side
-constexpr int64_t kLargeElements = kReach * kReach;
+constexpr int64_t kOutputSide = 6, kInputSide = kOutputSide + 2;  // results and pixels of a tile, along a side
+constexpr int64_t kLargeElements = kInputSide * kInputSide;
 
-// Memory for numbers. Where it is much it is in large pages, if the system has some: what is read of transformed tiles
-// at a time lies in more small ones than the processor finds quickly. It goes back to the system at once.
+// Scratch memory. Large allocations use huge pages if the system has some: reading transformed tiles touches more small
+// pages than the TLB holds. The memory is returned to the system immediately.
 class Scratch {
  public:
   explicit Scratch(int64_t count);
   ~Scratch();
   Scratch(Scratch&& other) noexcept
-      : little_(std::move(other.little_)), mapped_(std::exchange(other.mapped_, nullptr)), bytes_(other.bytes_),
+      : small_(std::move(other.small_)),
+        mapped_(std::exchange(other.mapped_, nullptr)),
+        bytes_(other.bytes_),
         numbers_(other.numbers_) {}
   float* get() const { return numbers_; }
 
  private:
-  std::unique_ptr<float[]> little_;
+  std::unique_ptr<float[]> small_;
   void* mapped_ = nullptr;
-  int64_t bytes_ = 0;  // that are mapped
+  int64_t bytes_ = 0;  // of the mapping
   float* numbers_;
 };
 
@@ -41,18 +44,18 @@ struct LargeTiling {
     int64_t image, h, w;
   };
 
-  int64_t down() const { return (height + kSide - 1) / kSide; }
-  int64_t across() const { return (width + kSide - 1) / kSide; }
+  int64_t down() const { return (height + kOutputSide - 1) / kOutputSide; }
+  int64_t across() const { return (width + kOutputSide - 1) / kOutputSide; }
   int64_t count() const { return images * down() * across(); }
   // Of a tile's first result.
   Place at(int64_t tile) const {
     const int64_t row = tile / across();
-    return {row / down(), row % down() * kSide, tile % across() * kSide};
+    return {row / down(), row % down() * kOutputSide, tile % across() * kOutputSide};
   }
 };
 
-// Rows of pixels, `held` of them at a time: where row h of an image would be, row h + held is, too. Images that are
-// held as a whole are the same with `held` no smaller than all their rows.
+// A ring buffer of `held` rows of pixels: rows h and h + held share their memory. Whole images are the case where
+// `held` is at least the number of all their rows.
 template <typename T>
 struct Rows {
   T* pixels;
@@ -68,7 +71,7 @@ Rows<T> whole_images(T* pixels, int64_t images, int64_t height, int64_t width, i
   return {pixels, channels, width * channels, height, images * height};
 }
 
-// What a convolution reads: each pixel stands for repeat x repeat of them.
+// The input of a convolution: each pixel is repeated repeat x repeat times (nearest-neighbour upsampling).
 struct Source {
   Rows<const float> pixels;
   int64_t repeat = 1;
@@ -77,32 +80,32 @@ struct Source {
   int64_t column(int64_t w) const { return w / repeat * pixels.channels; }
 };
 
-// Tiles that are worked on together, neighbours by number.
+// Consecutive tiles that are processed together.
 struct Chunk {
   int64_t first, count;
 };
 
-// How far apart the elements of a chunk's transformed tiles lie: not a power of two, or all of them would fall into the
-// same few lines of the caches.
+// The distance between elements of a chunk's transformed tiles. Not a power of two: all elements would then compete for
+// the same few cache lines.
 constexpr int64_t large_step(int64_t tiles, int64_t channels) { return tiles * channels + kLane; }
 
 // Writes B^T d B of the pixels that each tile reads: element e of channel c of tile t to
 // v[e * step + t * tile_step + c]. Pixels outside of the image are zero.
-void enter_tiles(const LargeTiling& tiling, Chunk chunk, const Source& source, float* v, int64_t tile_step,
-                 int64_t step);
+void input_transform_tiles(const LargeTiling& tiling, Chunk chunk, const Source& source, float* v, int64_t tile_step,
+                           int64_t step);
 
-// What becomes of results: LeakyReLU(z + bias) where there is a slope, else residual + gain (z + bias) where there is a
-// residual. `bias` and `slope` are a number a channel.
-struct LargeTail {
+// Epilogue of the results: LeakyReLU(z + bias) if there is a slope, or else residual + gain (z + bias) if there is a
+// residual. `bias` and `slope` have one number per channel.
+struct LargeEpilogue {
   const float* bias;
   const float* slope;
   const Rows<const float>* residual;
   float gain;
 };
 
-// The way back, A^T m A of element e of channel c of tile t at m[e * step + t * tile_step + c], and to the pixels.
-void leave_tiles(const LargeTiling& tiling, Chunk chunk, const float* m, int64_t tile_step, int64_t step,
-                 const Rows<float>& results, const LargeTail& tail);
+// Computes A^T m A, with element e of channel c of tile t at m[e * step + t * tile_step + c], and writes the pixels.
+void output_transform_tiles(const LargeTiling& tiling, Chunk chunk, const float* m, int64_t tile_step, int64_t step,
+                            const Rows<float>& results, const LargeEpilogue& epilogue);
 
 // The weights of a convolution, transformed: for each element and lane of outputs (inputs, kLane), zeros where padded.
 struct LargeWeights {

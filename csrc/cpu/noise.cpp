@@ -5,8 +5,8 @@
 
 namespace andfast::cpu {
 
-void gaussian_field(const int64_t* seeds, float* field, int64_t networks, int64_t images, int64_t pixels,
-                    int64_t layer, ParallelFor parallel_for) {
+void gaussian_field(const int64_t* seeds, float* field, int64_t networks, int64_t images, int64_t pixels, int64_t layer,
+                    ParallelFor parallel_for) {
   const int64_t quads = (pixels + 3) / 4;
   parallel_for(networks * images * quads, 256, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

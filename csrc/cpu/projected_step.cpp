@@ -1,17 +1,16 @@
-#include "kernels.h"
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "../math.h"
+#include "kernels.h"
 
 namespace andfast::cpu {
 namespace {
 
-// Sums are kept a chunk and combined in order: their rounding is the same for any number of threads.
+// Sums are kept per chunk and combined in order, so their rounding is the same for any number of threads.
 constexpr int64_t kChunk = 8192;
-constexpr int64_t kGrain = 4;  // chunks a thread should have, below which waking it costs more than it saves
+constexpr int64_t kGrain = 4;  // fewest chunks per thread for which waking it pays
 
 ANDFAST_CLONES StepSums sum_chunk(const float* delta, const float* grad, const float* inv_scale, int64_t count) {
   double grad_sum = 0, delta_sum = 0, dot_sum = 0;
@@ -22,8 +21,8 @@ ANDFAST_CLONES StepSums sum_chunk(const float* delta, const float* grad, const f
   return {grad_sum, delta_sum, dot_sum};
 }
 
-ANDFAST_CLONES void step_chunk(const float* delta, const float* grad, const float* inv_scale, float* out,
-                               int64_t count, double rate, double shrink) {
+ANDFAST_CLONES void step_chunk(const float* delta, const float* grad, const float* inv_scale, float* out, int64_t count,
+                               double rate, double shrink) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     out[i] = step_element(delta[i], grad[i], inv_scale[i], rate, shrink);
@@ -62,8 +61,8 @@ void projected_step(const float* delta, const float* grad, const float* inv_scal
       const int64_t column = i % chunks * kChunk;
       const int64_t offset = i / chunks * columns + column;
       const StepRule& step = steps[i / chunks];
-      step_chunk(delta + offset, grad + offset, inv_scale + column, out + offset,
-                 std::min(kChunk, columns - column), step.rate, step.shrink);
+      step_chunk(delta + offset, grad + offset, inv_scale + column, out + offset, std::min(kChunk, columns - column),
+                 step.rate, step.shrink);
     }
   });
 }

@@ -1,5 +1,5 @@
-// The nine taps of many 3x3 kernels in another basis: products of a tall matrix with one of 9 x 9, for which general
-// matrix products are not made.
+// Changes the basis of the nine taps of many 3x3 kernels: the product of a tall matrix with a 9 x 9 matrix, a shape for
+// which general matrix products are slow.
 #include "kernels.h"
 
 namespace andfast::cpu {

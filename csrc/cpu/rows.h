@@ -1,6 +1,5 @@
-// Rows of pixels, as the CPU kernels work on them: in float32, whatever they are stored in. Everything here is
-// inlined into clones for several instruction sets (ANDFAST_CLONES), and written so that loops over channels
-// become vector code.
+// Rows of pixels, as the CPU kernels work on them: in float32 for every storage type. Everything here is inlined into
+// clones for several instruction sets (ANDFAST_CLONES), and written so that loops over channels are vectorised.
 #pragma once
 
 #include <algorithm>
@@ -25,11 +24,11 @@ ANDFAST_BODY void store(bfloat16& to, float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);  // to nearest, ties to even
-  const bool nan = (bits & 0x7fffffff) > 0x7f800000;          // which rounding could turn into an infinity
+  const bool nan = (bits & 0x7fffffff) > 0x7f800000;          // rounding could turn it into an infinity
   to.bits = uint16_t((nan ? bits | 0x400000 : rounded) >> 16);
 }
 
-// Eight bytes of 0 or 1 into the bits of one, and back, without a loop.
+// Converts eight bytes of 0 or 1 to the bits of one byte, and back, without a loop.
 ANDFAST_BODY uint8_t pack_bits(const uint8_t* bytes) {
   uint64_t word;
   std::memcpy(&word, bytes, 8);
@@ -42,38 +41,39 @@ ANDFAST_BODY void unpack_bits(uint8_t bits, uint8_t* bytes) {
   std::memcpy(bytes, &word, 8);
 }
 
-// The bits of a row of pixels as bytes. Before the row is worked on, not pixel by pixel: vectors loaded from bytes that
-// were only just stored in smaller pieces wait for the stores.
-ANDFAST_BODY void unpack_row(const uint8_t* signs, uint8_t* bytes, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) unpack_bits(signs[i], bytes + 8 * i);
+// Unpacks the bits of a row of pixels. Done before the row is processed, not pixel by pixel: a vector load would stall
+// on the narrower stores just before it.
+ANDFAST_BODY void unpack_row(const uint8_t* sign_mask, uint8_t* bytes, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) unpack_bits(sign_mask[i], bytes + 8 * i);
 }
 
 constexpr int64_t sign_bytes(int64_t channels) { return (channels + 7) / 8; }
 
-// LeakyReLU of a pixel, and a bit a channel for where the slope counts; y may be z. `bytes` is scratch of 8 for each of
-// signs, the last ones zero; `signs` may be null.
+// LeakyReLU of a pixel, and a bit per channel where the slope applies; y may be z. `bytes` is scratch, 8 for each byte
+// of the sign mask, zero past the channels; `sign_mask` may be null.
 template <typename T>
-ANDFAST_BODY void leaky_body(const T* z, const float* slope, T* y, uint8_t* signs, uint8_t* bytes, int64_t channels) {
+ANDFAST_BODY void leaky_relu_body(const T* z, const float* slope, T* y, uint8_t* sign_mask, uint8_t* bytes,
+                                  int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     const float value = load(z[c]);
-    bytes[c] = !(value > 0);  // at zero as PyTorch has it
-    // Two choices between numbers: one between products would not become vector code.
+    bytes[c] = !(value > 0);  // at zero as PyTorch does
+    // Two selects between values: one select between products would not be vectorised.
     store(y[c], (value > 0 ? value : 0.0f) + slope[c] * (value > 0 ? 0.0f : value));
   }
-  if (signs) {
-    for (int64_t i = 0; i < sign_bytes(channels); ++i) signs[i] = pack_bits(bytes + 8 * i);
+  if (sign_mask) {
+    for (int64_t i = 0; i < sign_bytes(channels); ++i) sign_mask[i] = pack_bits(bytes + 8 * i);
   }
 }
 
-// The way back through it; dz may be dy.
+// Its backward pass; dz may be dy.
 template <typename T>
-ANDFAST_BODY void leaky_grad_body(const T* dy, const float* slope, const uint8_t* signs, T* dz, uint8_t* bytes,
-                                  int64_t channels) {
-  unpack_row(signs, bytes, sign_bytes(channels));
+ANDFAST_BODY void leaky_relu_backward_body(const T* dy, const float* slope, const uint8_t* sign_mask, T* dz,
+                                           uint8_t* bytes, int64_t channels) {
+  unpack_row(sign_mask, bytes, sign_bytes(channels));
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
-    const float counts = bytes[c];  // a choice by bytes would not become vector code
+    const float counts = bytes[c];  // a select by bytes would not be vectorised
     store(dz[c], load(dy[c]) * (counts > 0 ? slope[c] : 1.0f));
   }
 }
@@ -89,11 +89,13 @@ void replicate_row(T* row, int64_t h, int64_t height, int64_t width, int64_t cha
   if (h == height - 1) std::copy(row, row + bordered, row + bordered);
 }
 
-// What a noise injection adds, a row of an image at a time.
+// The noise that a block adds, one row of an image at a time.
 class NoiseRows {
  public:
   NoiseRows(Noise noise, BlockShape shape)
-      : noise_(noise), shape_(shape), ones_(noise.seeds ? 0 : shape.channels, 1.0f),
+      : noise_(noise),
+        shape_(shape),
+        ones_(noise.seeds ? 0 : shape.channels, 1.0f),
         field_(noise.seeds ? shape.width + 8 : 0) {}
 
   // Sets `network`, and the two vectors whose outer product is added to row h of the image.

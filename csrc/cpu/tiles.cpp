@@ -1,4 +1,4 @@
-// What tiles.h declares, compiled for several instruction sets.
+// The functions of tiles.h, compiled for several instruction sets.
 #include "tiles.h"
 
 #include <type_traits>
@@ -7,7 +7,7 @@
 
 namespace andfast::cpu {
 
-ANDFAST_CLONES void enter_pixels(const Plane& image, int64_t top, int64_t left, float* v, int64_t step) {
+ANDFAST_CLONES void input_transform(const Plane& image, int64_t top, int64_t left, float* v, int64_t step) {
   const float* from[4][4];
   for (int i = 0; i < 4; ++i) {
     for (int j = 0; j < 4; ++j) from[i][j] = image.at(top + i, left + j);
@@ -18,14 +18,14 @@ ANDFAST_CLONES void enter_pixels(const Plane& image, int64_t top, int64_t left, 
     for (int i = 0; i < 4; ++i) {
       for (int j = 0; j < 4; ++j) d.at[i][j] = from[i][j][c];
     }
-    const Tile transformed = transform_pixels(d);
+    const Tile transformed = transform_input(d);
     for (int i = 0; i < 4; ++i) {
       for (int j = 0; j < 4; ++j) v[(4 * i + j) * step + c] = transformed.at[i][j];
     }
   }
 }
 
-ANDFAST_CLONES void enter_gradients(const Plane& image, int64_t top, int64_t left, float* v, int64_t step) {
+ANDFAST_CLONES void gradient_transform(const Plane& image, int64_t top, int64_t left, float* v, int64_t step) {
   const float* from[2][2];
   for (int i = 0; i < 2; ++i) {
     for (int j = 0; j < 2; ++j) from[i][j] = image.at(top + i, left + j);
@@ -40,7 +40,7 @@ ANDFAST_CLONES void enter_gradients(const Plane& image, int64_t top, int64_t lef
   }
 }
 
-ANDFAST_CLONES void leave_results(const float* m, int64_t step, float* const to[2][2], int64_t channels) {
+ANDFAST_CLONES void output_transform(const float* m, int64_t step, float* const to[2][2], int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     Tile products;
@@ -48,14 +48,14 @@ ANDFAST_CLONES void leave_results(const float* m, int64_t step, float* const to[
       for (int j = 0; j < 4; ++j) products.at[i][j] = m[(4 * i + j) * step + c];
     }
     float results[2][2];
-    transform_results(products, results);
+    transform_output(products, results);
     to[0][0][c] = results[0][0], to[0][1][c] = results[0][1];
     to[1][0][c] = results[1][0], to[1][1][c] = results[1][1];
   }
 }
 
-ANDFAST_CLONES void enter_weights(const Taps& taps, int64_t count, float factor, float* u, int64_t step,
-                                  float* scratch) {
+ANDFAST_CLONES void weight_transform(const Taps& taps, int64_t count, float factor, float* u, int64_t step,
+                                     float* scratch) {
   float *by_tap = scratch, *elements = scratch + 9 * count;  // so that channels are neighbours
   for (int64_t c = 0; c < count; ++c) {
     for (int t = 0; t < 9; ++t) by_tap[t * count + c] = factor * taps.first[c * taps.channel_step + t * taps.tap_step];
@@ -75,8 +75,8 @@ ANDFAST_CLONES void enter_weights(const Taps& taps, int64_t count, float factor,
 namespace {
 
 template <typename Step>
-ANDFAST_BODY void leave_weight_gradients_body(const float* m, int64_t step, float factor, float* grad,
-                                              Step channel_step, int64_t tap_step, int64_t channels) {
+ANDFAST_BODY void weight_gradient_transform_body(const float* m, int64_t step, float factor, float* grad,
+                                                 Step channel_step, int64_t tap_step, int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     Tile products;
@@ -91,34 +91,35 @@ ANDFAST_BODY void leave_weight_gradients_body(const float* m, int64_t step, floa
 
 }  // namespace
 
-ANDFAST_CLONES void leave_weight_gradients(const float* m, int64_t step, float factor, float* grad,
-                                           int64_t channel_step, int64_t tap_step, int64_t channels) {
+ANDFAST_CLONES void weight_gradient_transform(const float* m, int64_t step, float factor, float* grad,
+                                              int64_t channel_step, int64_t tap_step, int64_t channels) {
   if (channel_step == 1) {  // channels_last: whole vectors are stored
-    leave_weight_gradients_body(m, step, factor, grad, std::integral_constant<int64_t, 1>(), tap_step, channels);
+    weight_gradient_transform_body(m, step, factor, grad, std::integral_constant<int64_t, 1>(), tap_step, channels);
   } else {
-    leave_weight_gradients_body(m, step, factor, grad, channel_step, tap_step, channels);
+    weight_gradient_transform_body(m, step, factor, grad, channel_step, tap_step, channels);
   }
 }
 
-ANDFAST_CLONES void activate(float* z, const float* bias, const float* slope, uint8_t* signs, uint8_t* bytes,
+ANDFAST_CLONES void activate(float* z, const float* bias, const float* slope, uint8_t* sign_mask, uint8_t* bytes,
                              int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) z[c] += bias[c];
-  leaky_body(z, slope, z, signs, bytes, channels);
+  leaky_relu_body(z, slope, z, sign_mask, bytes, channels);
 }
 
-ANDFAST_CLONES void block_tail_pixel(float* z, float bend, float noise, uint8_t* signs, uint8_t* bytes,
-                                     int64_t channels) {
+ANDFAST_CLONES void block_epilogue_pixel(float* z, float slope_minus_one, float noise, uint8_t* sign_mask,
+                                         uint8_t* bytes, int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     bytes[c] = z[c] < 0;
-    z[c] = andfast::block_tail(z[c], bend, noise);
+    z[c] = andfast::block_epilogue(z[c], slope_minus_one, noise);
   }
-  for (int64_t i = 0; i < sign_bytes(channels); ++i) signs[i] = pack_bits(bytes + 8 * i);
+  for (int64_t i = 0; i < sign_bytes(channels); ++i) sign_mask[i] = pack_bits(bytes + 8 * i);
 }
 
-ANDFAST_CLONES void pass_back(float* dz, const float* slope, const uint8_t* signs, uint8_t* bytes, int64_t channels) {
-  leaky_grad_body(dz, slope, signs, dz, bytes, channels);
+ANDFAST_CLONES void leaky_relu_backward_pixel(float* dz, const float* slope, const uint8_t* sign_mask, uint8_t* bytes,
+                                              int64_t channels) {
+  leaky_relu_backward_body(dz, slope, sign_mask, dz, bytes, channels);
 }
 
 ANDFAST_CLONES void add_to_residual(float* z, const float* bias, float gain, const float* residual, int64_t channels) {

@@ -1,4 +1,5 @@
-// Images in and out of Winograd's tiles (winograd.h), and the products between: what all convolutions share.
+// Shared by all convolutions: input and output transforms of Winograd's tiles (winograd.h), and the matrix products
+// between.
 #pragma once
 
 #include <algorithm>
@@ -6,17 +7,17 @@
 #include <memory>
 #include <vector>
 
-#include "product.h"
+#include "gemm.h"
 #include "winograd.h"
 
 namespace andfast::cpu {
 
-// Tiles between two visits of the transformed weights: whole register tiles of rows (product.cpp), and so few that they,
-// the weights and the products share a second-level cache of half a megabyte.
+// Tiles between two accesses of the transformed weights: a multiple of gemm's register tiles, and so few that they fit
+// with the weights and the products into a second-level cache of half a megabyte.
 constexpr int64_t kTiles = 24;
 
-// How far apart the elements of transformed tiles lie: not a power of two, or all sixteen would fall into the same few
-// lines of the first-level cache.
+// The distance between elements of transformed tiles. Not a power of two: all sixteen would then compete for the same
+// few lines of the first-level cache.
 constexpr int64_t element_step(int64_t tiles, int64_t channels) { return tiles * channels + kLane; }
 
 // Some channels of an image's pixels, (height, width), `step` numbers from pixel to pixel; pixels outside are zero.
@@ -77,58 +78,60 @@ struct Taps {
   const float* first;
   int64_t channel_step, tap_step;
 
-  Taps turned() const { return {first + 8 * tap_step, channel_step, -tap_step}; }  // for the gradient of the input
+  Taps flipped() const { return {first + 8 * tap_step, channel_step, -tap_step}; }  // for the gradient of the input
 };
 
 // Writes B^T d B of the 4 x 4 pixels from (top, left) on: element e of channel c to v[e * step + c].
-void enter_pixels(const Plane& image, int64_t top, int64_t left, float* v, int64_t step);
+void input_transform(const Plane& image, int64_t top, int64_t left, float* v, int64_t step);
 
-// Writes A g A^T of the 2 x 2 gradients from (top, left) on, as `enter_pixels` does.
-void enter_gradients(const Plane& image, int64_t top, int64_t left, float* v, int64_t step);
+// Writes A g A^T of the 2 x 2 gradients from (top, left) on, as `input_transform` does.
+void gradient_transform(const Plane& image, int64_t top, int64_t left, float* v, int64_t step);
 
 // Writes the 2 x 2 results of a tile, element e of channel c at m[e * step + c], to (to[i][j])[c] each.
-void leave_results(const float* m, int64_t step, float* const to[2][2], int64_t channels);
+void output_transform(const float* m, int64_t step, float* const to[2][2], int64_t channels);
 
 // Transforms the taps from one channel that is read to `count` channels that are written, times `factor`: element e of
 // channel c to u[e * step + c]. `scratch` holds 25 numbers a channel.
-void enter_weights(const Taps& taps, int64_t count, float factor, float* u, int64_t step, float* scratch);
+void weight_transform(const Taps& taps, int64_t count, float factor, float* u, int64_t step, float* scratch);
 
 // The weights' gradients from element e of channel c at m[e * step + c], times `factor`, to where `Taps` would be.
-void leave_weight_gradients(const float* m, int64_t step, float factor, float* grad, int64_t channel_step,
-                            int64_t tap_step, int64_t channels);
+void weight_gradient_transform(const float* m, int64_t step, float factor, float* grad, int64_t channel_step,
+                               int64_t tap_step, int64_t channels);
 
-// What is done to a pixel of (channels) results; `slope` is a number a channel, `bytes` scratch of 8 for each of signs.
-// z = LeakyReLU(z + bias), and a bit a channel for what was negative, unless `signs` is null.
-void activate(float* z, const float* bias, const float* slope, uint8_t* signs, uint8_t* bytes, int64_t channels);
-// z = z + bend min(z, 0) + noise, and a bit a channel for what was below zero.
-void block_tail_pixel(float* z, float bend, float noise, uint8_t* signs, uint8_t* bytes, int64_t channels);
-// The gradient of z from that of LeakyReLU(z).
-void pass_back(float* dz, const float* slope, const uint8_t* signs, uint8_t* bytes, int64_t channels);
+// Epilogues of one pixel, (channels); `slope` has one number per channel, `bytes` is scratch, 8 for each byte of the
+// sign mask. z = LeakyReLU(z + bias); a bit per channel marks the negative ones, unless `sign_mask` is null.
+void activate(float* z, const float* bias, const float* slope, uint8_t* sign_mask, uint8_t* bytes, int64_t channels);
+// z = z + slope_minus_one min(z, 0) + noise, and a bit per channel for the negative ones.
+void block_epilogue_pixel(float* z, float slope_minus_one, float noise, uint8_t* sign_mask, uint8_t* bytes,
+                          int64_t channels);
+// The gradient of z from the gradient of LeakyReLU(z), in place.
+void leaky_relu_backward_pixel(float* dz, const float* slope, const uint8_t* sign_mask, uint8_t* bytes,
+                               int64_t channels);
 // z = residual + gain (z + bias).
 void add_to_residual(float* z, const float* bias, float gain, const float* residual, int64_t channels);
 
-// The products of a group of tiles, at most kTiles of them, with `weights`: element e is (depth, padded) at
-// e * depth * padded. enter(place, v, step) writes what is read of a tile: element e of channel c to v[e * step + c];
-// what it leaves out must be in `v` already, from an earlier call for these tiles with the same number of channels.
-// leave(place, m, step) takes the results, element e of channel c at m[e * step + c].
-template <typename Enter, typename Leave>
+// The products of a group of tiles, at most kTiles of them, with `weights`: element e is (depth, padded) at e * depth *
+// padded. read_tile(place, v, step) transforms the input of a tile: element e of channel c to v[e * step + c]; what it
+// does not write must be in `v` already, from an earlier call for these tiles with the same number of channels.
+// write_results(place, m, step) takes the results, element e of channel c at m[e * step + c].
+template <typename ReadTile, typename WriteResults>
 void multiply_group(const Tiling& tiling, int64_t group, const float* weights, int64_t depth, int64_t padded, float* v,
-                    int64_t channels, float* m, Enter enter, Leave leave) {
-  static const Product product = fastest_product();
+                    int64_t channels, float* m, ReadTile read_tile, WriteResults write_results) {
+  static const Gemm product = fastest_gemm();
   const int64_t begin = group * kTiles, count = std::min(kTiles, tiling.count() - begin);
   const int64_t v_step = element_step(kTiles, channels), m_step = element_step(kTiles, padded);
-  for (int64_t t = 0; t < count; ++t) enter(tiling.at(begin + t), v + t * channels, v_step);
+  for (int64_t t = 0; t < count; ++t) read_tile(tiling.at(begin + t), v + t * channels, v_step);
   for (int64_t e = 0; e < kElements; ++e) {
     product(v + e * v_step, channels, 1, weights + e * depth * padded, padded, m + e * m_step, padded,
             round_up(count, kRows), padded, depth, false);
   }
-  for (int64_t t = 0; t < count; ++t) leave(tiling.at(begin + t), m + t * padded, m_step);
+  for (int64_t t = 0; t < count; ++t) write_results(tiling.at(begin + t), m + t * padded, m_step);
 }
 
 // The results of a tile, from `m`, to their pixels; then finish(pixel, its place) for each of those that exist.
 // `unwanted` holds a pixel.
 template <typename Finish>
-void leave_tile(const Tiling& tiling, Tiling::Place first, const float* m, int64_t m_step, const Results& results,
+void write_tile(const Tiling& tiling, Tiling::Place first, const float* m, int64_t m_step, const Results& results,
                 float* unwanted, Finish finish) {
   float* to[2][2];
   for (int i = 0; i < 2; ++i) {
@@ -137,7 +140,7 @@ void leave_tile(const Tiling& tiling, Tiling::Place first, const float* m, int64
       to[i][j] = place.h < tiling.height && place.w < tiling.width ? results.at(tiling, place) : unwanted;
     }
   }
-  leave_results(m, m_step, to, results.channels);
+  output_transform(m, m_step, to, results.channels);
   for (int i = 0; i < 2; ++i) {
     for (int j = 0; j < 2; ++j) {
       if (to[i][j] != unwanted) finish(to[i][j], Tiling::Place{first.image, first.h + i, first.w + j});

@@ -7,7 +7,7 @@
 namespace andfast::cpu {
 namespace {
 
-// Tiles between two visits of the sums: the more, the larger these are beside what is read for a tile.
+// Tiles between two accesses of the sums: more where the sums are large compared to the input of a tile.
 int64_t tiles_at_once(int64_t channels) { return channels > 128 ? 128 : 32; }
 
 // to += from.
@@ -22,7 +22,7 @@ void weight_grad(const std::vector<Channels>& x, const std::vector<GradOf>& conv
                  ParallelFor parallel_for) {
   const Tiling tiling = {frame.images / frame.networks, frame.height + 2 * frame.padding - 2,
                          frame.width + 2 * frame.padding - 2};
-  int64_t inputs = 0, widest = 0, outputs = 0, sum = 0;  // the last: numbers of all sums
+  int64_t inputs = 0, widest = 0, outputs = 0, sum = 0;  // sum: the size of all sums
   for (const Channels& channels : x) inputs += channels.count, widest = std::max(widest, channels.count);
   inputs = round_up(inputs, kLane);
   // Of each convolution: where its outputs and its sums, (kElements, rows, columns), begin.
@@ -33,15 +33,15 @@ void weight_grad(const std::vector<Channels>& x, const std::vector<GradOf>& conv
     widest = std::max(widest, conv.dz.count);
     outputs += rows.back(), sum += kElements * rows.back() * columns.back();
   }
-  const Product product = fastest_product();
+  const Gemm product = fastest_gemm();
 
-  // A network's tiles in parts, each with sums of its own, to be added up in order. How many there are depends on the
-  // shape alone, and so does the rounding: enough for many cores, each worth the adding up.
+  // A network's tiles are split into parts with separate sums, which are added in order. The number of parts depends on
+  // the shape alone, so the rounding does, too: enough parts for many cores, each large enough to pay for the addition.
   constexpr int64_t kParts = 16, kTilesOfAPart = 128;
   const int64_t tiles = tiling.count();
-  const int64_t parts = std::clamp<int64_t>(std::min(tiles / kTilesOfAPart, kParts / frame.networks), 1,
-                                            std::max<int64_t>(1, tiles));
-  // Not initialised: a part's first products are not added to what is there.
+  const int64_t parts =
+      std::clamp<int64_t>(std::min(tiles / kTilesOfAPart, kParts / frame.networks), 1, std::max<int64_t>(1, tiles));
+  // Not initialised: a part's first products overwrite it.
   const std::unique_ptr<float[]> sums(new float[frame.networks * parts * sum]);
   parallel_for(frame.networks * parts, 1, [&](int64_t begin, int64_t end) {
     const int64_t at_once = tiles_at_once(std::max(inputs, outputs));
@@ -52,19 +52,19 @@ void weight_grad(const std::vector<Channels>& x, const std::vector<GradOf>& conv
       const int64_t stop = tiles * (number + 1) / parts;
       bool begun = false;
       int64_t tile = tiles * number / parts;
-      do {  // once without any tiles, too: no products at all make zeros
+      do {  // runs once without tiles, too: a sum of no products is zero
         const int64_t count = std::min(at_once, stop - tile);
         for (int64_t t = 0; t < count; ++t) {
           const Tiling::Place place = tiling.at(tile + t);
           float* to = v.data() + t * inputs;
           for (const Channels& channels : x) {
             const Plane plane = channels.plane(first + place.image, frame.height, frame.width, zeros.data());
-            enter_pixels(plane, place.h - frame.padding, place.w - frame.padding, to, v_step);
+            input_transform(plane, place.h - frame.padding, place.w - frame.padding, to, v_step);
             to += channels.count;
           }
           for (size_t k = 0; k < convs.size(); ++k) {
             const Plane plane = convs[k].dz.plane(first + place.image, tiling.height, tiling.width, zeros.data());
-            enter_gradients(plane, place.h, place.w, g.data() + t * outputs + first_output[k], g_step);
+            gradient_transform(plane, place.h, place.w, g.data() + t * outputs + first_output[k], g_step);
           }
         }
         for (int64_t e = 0; e < kElements; ++e) {
@@ -93,10 +93,10 @@ void weight_grad(const std::vector<Channels>& x, const std::vector<GradOf>& conv
     parallel_for(frame.networks * conv.dz.count, 4, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const int64_t network = row / conv.dz.count, o = row % conv.dz.count;
-        leave_weight_gradients(sums.get() + network * parts * sum + first_sum[k] + o * columns[k],
-                               rows[k] * columns[k], conv.factor,
-                               conv.grad + network * conv.steps.network_step + o * conv.steps.output_step,
-                               conv.steps.input_step, conv.steps.tap_step, conv.inputs);
+        weight_gradient_transform(sums.get() + network * parts * sum + first_sum[k] + o * columns[k],
+                                  rows[k] * columns[k], conv.factor,
+                                  conv.grad + network * conv.steps.network_step + o * conv.steps.output_step,
+                                  conv.steps.input_step, conv.steps.tap_step, conv.inputs);
       }
     });
   }

@@ -17,7 +17,7 @@ struct GradOf {
   WeightSteps steps;
 };
 
-// How the images lie: image b belongs to network b / (images / networks); height and width of what is read.
+// The layout of the images: image b belongs to network b / (images / networks); height and width of what is read.
 struct GradFrame {
   int64_t networks, images, height, width, padding;
 };

@@ -17,13 +17,13 @@ namespace andfast::cpu {
 
 constexpr int64_t kElements = 16;
 
-// (4, 4) values with constant indices: a matrix of registers.
+// A matrix of registers: it is only accessed with constant indices.
 struct Tile {
   float at[4][4];
 };
 
 // B^T d B.
-ANDFAST_BODY Tile transform_pixels(const Tile& d) {
+ANDFAST_BODY Tile transform_input(const Tile& d) {
   Tile rows, result;
   for (int j = 0; j < 4; ++j) {
     rows.at[0][j] = d.at[0][j] - d.at[2][j];
@@ -41,7 +41,7 @@ ANDFAST_BODY Tile transform_pixels(const Tile& d) {
 }
 
 // A^T m A.
-ANDFAST_BODY void transform_results(const Tile& m, float results[2][2]) {
+ANDFAST_BODY void transform_output(const Tile& m, float results[2][2]) {
   float rows[2][4];
   for (int j = 0; j < 4; ++j) {
     rows[0][j] = m.at[0][j] + m.at[1][j] + m.at[2][j];

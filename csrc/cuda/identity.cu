@@ -1,7 +1,7 @@
-// The last convolution of an identity network: the pseudoinverse of the product of all others, in doubles. One block
-// of threads a network, one warp a row of the product: reading the taps is then coalesced.
-#include "launch.cuh"
+// The last convolution of an identity network: the pseudoinverse of the product of all others, in doubles. One thread
+// block per network and one warp per row of the product, so that reads of the taps are coalesced.
 #include "index.h"
+#include "launch.cuh"
 
 namespace andfast::cuda {
 namespace {

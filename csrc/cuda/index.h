@@ -7,8 +7,8 @@ namespace andfast::cuda {
 
 ANDFAST_INLINE int ceil_div(int64_t a, int64_t b) { return int((a + b - 1) / b); }
 
-// The positions in a bordered image that hold copies of position p, from `first` to `last`: forwards, a value is
-// written to all of them, and backwards their gradients are added up.
+// The positions in a bordered image that hold copies of position p, from `first` to `last`: the forward pass writes a
+// value to all of them, the backward pass sums their gradients.
 struct Copies {
   int first, last;
 };

@@ -1,6 +1,6 @@
-// The CUDA kernels' launchers. None knows torch: they take plain pointers to contiguous device memory and a stream,
-// return at once, and launch nothing for empty tensors. Errors of a launch are left for cudaGetLastError.
-// Activations are in channels-last order, (images, height, width, channels), of type `Type`.
+// Launchers of the CUDA kernels, independent of torch. They take plain pointers to contiguous device memory and a
+// stream, return at once, and launch nothing for empty tensors. The caller checks for launch errors with
+// cudaGetLastError. Activations are in channels-last order, (images, height, width, channels), of type `Type`.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,10 +20,10 @@ struct BlockShape {
   __host__ __device__ int images_per_network() const { return images / networks; }
 };
 
-// More than any network has: a block of threads spans the channels of a pixel, eight a thread.
+// An upper limit, because a thread block covers all channels of a pixel, eight per thread.
 constexpr int kMostChannels = 2048;
 
-// What a noise injection adds. Without seeds `values` is (networks, height, width), the same in all channels; with
+// The noise that a block adds. Without seeds `values` is (networks, height, width), the same in all channels; with
 // seeds, (networks,), it is (networks, channels), each times the Gaussian field of that network and layer.
 struct Noise {
   const float* values;
@@ -31,25 +31,26 @@ struct Noise {
   uint32_t layer;
 };
 
-// z = a + b (b may be null), y = LeakyReLU(z) + noise with a replicated border of 0 or 1 pixels; signs of z.
-void block_tail(Type type, const void* a, const void* b, const float* bend, Noise noise, void* y, uint8_t* signs,
-                BlockShape shape, int border, cudaStream_t stream);
+// z = a + b (b may be null), y = LeakyReLU(z) + noise with a replicated border of 0 or 1 pixels; `sign_mask` has the
+// signs of z.
+void block_epilogue(Type type, const void* a, const void* b, const float* slope_minus_one, Noise noise, void* y,
+                    uint8_t* sign_mask, BlockShape shape, int border, cudaStream_t stream);
 
-// Back through it, dy with border. `scratch` holds block_tail_grad_scratch floats, for partial sums.
-int64_t block_tail_grad_scratch(BlockShape shape, bool gaussian);
-void block_tail_grad(Type type, const void* dy, const void* y, const uint8_t* signs, const float* bend, Noise noise,
-                     void* dz, float* dbend, float* dnoise, float* scratch, BlockShape shape, int border,
-                     cudaStream_t stream);
+// Its backward pass, for dy with border. `scratch` holds block_epilogue_grad_scratch floats, for partial sums.
+int64_t block_epilogue_grad_scratch(BlockShape shape, bool gaussian);
+void block_epilogue_grad(Type type, const void* dy, const void* y, const uint8_t* sign_mask,
+                         const float* slope_minus_one, Noise noise, void* dz, float* dslope, float* dnoise,
+                         float* scratch, BlockShape shape, int border, cudaStream_t stream);
 
 // The same block, pooled before it is stored. `pooled_noise` is the pooled map, (networks, height / scale,
 // width / scale), or with strengths, (networks, channels), the pooled field of every image.
-void block_tail_pool(Type type, const void* a, const void* b, const float* bend, const float* pooled_noise,
-                     const float* strength, void* pooled, void* negative, uint8_t* signs, BlockShape shape, int scale,
-                     int border, cudaStream_t stream);
+void block_epilogue_pool(Type type, const void* a, const void* b, const float* slope_minus_one,
+                         const float* pooled_noise, const float* strength, void* pooled, void* negative,
+                         uint8_t* sign_mask, BlockShape shape, int scale, int border, cudaStream_t stream);
 
 // `shape` is that of the result, dz.
-void block_tail_pool_grad(Type type, const void* dpooled, const uint8_t* signs, const float* bend, void* dz,
-                          BlockShape shape, int scale, cudaStream_t stream);
+void block_epilogue_pool_grad(Type type, const void* dpooled, const uint8_t* sign_mask, const float* slope_minus_one,
+                              void* dz, BlockShape shape, int scale, cudaStream_t stream);
 
 // `shape` is the image's, and the gradient's with respect to it; its networks do not matter but must be 1 or more.
 void blur_pool(Type type, const void* image, void* pooled, BlockShape shape, int scale, cudaStream_t stream);

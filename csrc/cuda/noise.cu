@@ -1,11 +1,11 @@
-// The Gaussian field of the noise injection, stored: for what wants it pooled, and for tests.
-#include "launch.cuh"
+// Stores the Gaussian field of the noise injection, for pooling it and for tests.
 #include "index.h"
+#include "launch.cuh"
 
 namespace andfast::cuda {
 namespace {
 
-// A thread draws four pixels of an image.
+// One thread draws four pixels of an image.
 __global__ void __launch_bounds__(kThreads)
     gaussian_field_kernel(const int64_t* __restrict__ seeds, uint32_t layer, float* __restrict__ field, int images,
                           int pixels, int tiles) {

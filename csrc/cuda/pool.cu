@@ -1,19 +1,19 @@
 // The anti-aliased pooling, of an image or of a block's output that is never stored.
-#include "octet.cuh"
+#include "vec8.cuh"
 
 namespace andfast::cuda {
 namespace {
 
 constexpr int kStrip = 4;  // output rows that a thread walks down: they share the rows where their windows overlap
 
-// Pooling is linear, so a block's output z + bend min(z, 0) + noise is pooled part by part: z and min(z, 0) are what
-// a block reads (b may be null) and sums, and the noise comes pooled already.
+// Pooling is linear, so a block's output z + slope_minus_one min(z, 0) + noise is pooled part by part: z and min(z, 0)
+// are read (b may be null) and summed, and the noise is already pooled.
 template <typename T>
 struct BlockSource {
   static constexpr int kParts = 2;
   const T *a, *b;
-  uint8_t* signs;
-  const float *bends, *noise, *strength;
+  uint8_t* sign_mask;
+  const float *slopes_minus_one, *noise, *strength;
   T *pooled, *negative;
 };
 
@@ -55,9 +55,9 @@ __global__ void __launch_bounds__(kThreads, kFull ? 2 : 1)
         const int pixel = row_pixels + int(reflect(scale * column + i - 1, shape.width));
         const int offset = pixel * shape.channels;
         const float weight = pooling_tap(i, scale);
-        const Octet<T> a = load<kFull>(a_image + offset, left);
+        const Vec8<T> a = load<kFull>(a_image + offset, left);
         if constexpr (kBlock) {
-          Octet<T> b;
+          Vec8<T> b;
           if (source.b) b = load<kFull>(source.b + image_pixels * shape.channels + channel + offset, left);
           unsigned negative = 0;
 #pragma unroll
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, kFull ? 2 : 1)
             row_sums[1][c] += weight * (z < 0 ? z : 0.0f);
           }
           if (own_row && i >= 1 && i <= scale) {
-            source.signs[(image_pixels + pixel) * blockDim.x + threadIdx.x] = uint8_t(negative);
+            source.sign_mask[(image_pixels + pixel) * blockDim.x + threadIdx.x] = uint8_t(negative);
           }
         } else {
 #pragma unroll
@@ -91,23 +91,23 @@ __global__ void __launch_bounds__(kThreads, kFull ? 2 : 1)
     if constexpr (kBlock) {
       store<kFull>(source.negative + pixel * shape.channels + channel, rounded<T>(sums[1]), left);
       const int network = image / shape.images_per_network();
-      const float bend = source.bends[network];
-      const float noise = source.strength ? source.noise[pixel]
-                                          : source.noise[(int64_t(network) * height + row) * width + column];
-      Octet<float> strength;
+      const float slope_minus_one = source.slopes_minus_one[network];
+      const float noise =
+          source.strength ? source.noise[pixel] : source.noise[(int64_t(network) * height + row) * width + column];
+      Vec8<float> strength;
       if (source.strength) strength = load<false>(source.strength + network * shape.channels + channel, left);
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
-        sums[0][c] += bend * sums[1][c] + (source.strength ? strength[c] * noise : noise);
+        sums[0][c] += slope_minus_one * sums[1][c] + (source.strength ? strength[c] * noise : noise);
       }
     }
-    const Octet<T> octet = rounded<T>(sums[0]);
+    const Vec8<T> vec = rounded<T>(sums[0]);
     const Copies rows = copies(row, height, border), columns = copies(column, width, border);
     const int64_t bordered_height = height + 2 * border, bordered_width = width + 2 * border;
     for (int y = rows.first; y <= rows.last; ++y) {
       for (int x = columns.first; x <= columns.last; ++x) {
         const int64_t place = (image * bordered_height + y) * bordered_width + x;
-        store<kFull>(source.pooled + place * shape.channels + channel, octet, left);
+        store<kFull>(source.pooled + place * shape.channels + channel, vec, left);
       }
     }
 
@@ -122,11 +122,10 @@ __global__ void __launch_bounds__(kThreads, kFull ? 2 : 1)
   }
 }
 
-// Every scale of the degradation network has a kernel of its own, with its loops unrolled; full octets only.
+// Every scale of the degradation network has its own kernel with unrolled loops, for full Vec8s only.
 template <typename T, template <typename> typename Source, typename... Pointers>
-void pool(const Source<T>& source, BlockShape shape, int scale, int border, cudaStream_t stream,
-          Pointers... pointers) {
-  const dim3 block = octet_block(shape.channels);
+void pool(const Source<T>& source, BlockShape shape, int scale, int border, cudaStream_t stream, Pointers... pointers) {
+  const dim3 block = vec8_block(shape.channels);
   const int strips = ceil_div(shape.height / scale, kStrip);
   const int column_tiles = ceil_div(shape.width / scale, block.y);
   const auto run = [&](auto kernel) {
@@ -138,10 +137,14 @@ void pool(const Source<T>& source, BlockShape shape, int scale, int border, cuda
       [&](auto full) {
         if constexpr (decltype(full)::value) {
           switch (scale) {
-            case 2: return run(pool_kernel<true, 2, T, Source>);
-            case 3: return run(pool_kernel<true, 3, T, Source>);
-            case 4: return run(pool_kernel<true, 4, T, Source>);
-            default: return run(pool_kernel<true, 0, T, Source>);
+            case 2:
+              return run(pool_kernel<true, 2, T, Source>);
+            case 3:
+              return run(pool_kernel<true, 3, T, Source>);
+            case 4:
+              return run(pool_kernel<true, 4, T, Source>);
+            default:
+              return run(pool_kernel<true, 0, T, Source>);
           }
         } else {
           run(pool_kernel<false, 0, T, Source>);
@@ -154,14 +157,15 @@ bool empty(BlockShape shape) { return int64_t(shape.images) * shape.pixels() * s
 
 }  // namespace
 
-void block_tail_pool(Type type, const void* a, const void* b, const float* bend, const float* pooled_noise,
-                     const float* strength, void* pooled, void* negative, uint8_t* signs, BlockShape shape, int scale,
-                     int border, cudaStream_t stream) {
+void block_epilogue_pool(Type type, const void* a, const void* b, const float* slope_minus_one,
+                         const float* pooled_noise, const float* strength, void* pooled, void* negative,
+                         uint8_t* sign_mask, BlockShape shape, int scale, int border, cudaStream_t stream) {
   if (empty(shape)) return;
   dispatch(type, [&](auto element) {
     using T = typename decltype(element)::type;
-    const BlockSource<T> source = {static_cast<const T*>(a), static_cast<const T*>(b), signs, bend, pooled_noise,
-                                   strength, static_cast<T*>(pooled), static_cast<T*>(negative)};
+    const BlockSource<T> source = {
+        static_cast<const T*>(a), static_cast<const T*>(b), sign_mask, slope_minus_one, pooled_noise, strength,
+        static_cast<T*>(pooled),  static_cast<T*>(negative)};
     pool(source, shape, scale, border, stream, a, b, static_cast<const void*>(pooled),
          static_cast<const void*>(negative));
   });

@@ -1,11 +1,11 @@
 // The adversary's step on every row, in two launches: partial sums, then the step that they decide.
-#include "launch.cuh"
 #include "index.h"
+#include "launch.cuh"
 
 namespace andfast::cuda {
 namespace {
 
-// What a block of threads takes of a row. Sums are kept a chunk and combined in a fixed order.
+// The part of a row that one thread block handles. Sums are kept per chunk and combined in a fixed order.
 constexpr int kChunk = 4096;
 
 __device__ StepSums operator+(const StepSums& a, const StepSums& b) {
@@ -23,7 +23,7 @@ __device__ StepSums sum_block(const StepSums& sums, StepSums* shared) {
   return shared[0];
 }
 
-// Shared memory for sums, which have initial values that it cannot.
+// Shared memory for sums: a __shared__ variable cannot have StepSums' initial values.
 struct alignas(StepSums) RawSums {
   char bytes[sizeof(StepSums)];
 };
@@ -57,8 +57,7 @@ __global__ void __launch_bounds__(kThreads)
   const int count = int(min(int64_t(kChunk), columns - first));
 #pragma unroll 4
   for (int i = threadIdx.x; i < count; i += kThreads) {
-    out[offset + i] =
-        step_element(delta[offset + i], grad[offset + i], inv_scale[first + i], rule.rate, rule.shrink);
+    out[offset + i] = step_element(delta[offset + i], grad[offset + i], inv_scale[first + i], rule.rate, rule.shrink);
   }
 }
 

@@ -1,18 +1,18 @@
-// How the kernels around a block's tail divide an image: a block of threads takes a tile of kItems * blockDim.y
+// How the kernels around a block's epilogue divide an image: a thread block handles a tile of kItems * blockDim.y
 // pixels in a row, a thread kItems pixels of it, blockDim.y apart, and loads several of those at once.
 #pragma once
 
-#include "octet.cuh"
+#include "vec8.cuh"
 
 namespace andfast::cuda {
 
 constexpr int kItems = 4;  // a multiple of four: tiles then begin where a draw of the Gaussian field does
 
-// How many of them at once: 64 bytes, where each octet is a few accesses of 16 bytes.
+// How many of them at once: 64 bytes, where each Vec8 is a few accesses of 16 bytes.
 template <bool kFull, typename T>
-constexpr int kAtOnce = kFull ? 64 / int(sizeof(Octet<T>)) : 1;
+constexpr int kAtOnce = kFull ? 64 / int(sizeof(Vec8<T>)) : 1;
 
-inline int tiles(BlockShape shape) { return ceil_div(shape.pixels(), kItems * octet_block(shape.channels).y); }
+inline int tiles(BlockShape shape) { return ceil_div(shape.pixels(), kItems * vec8_block(shape.channels).y); }
 
 __device__ __forceinline__ int thread_index() { return threadIdx.y * blockDim.x + threadIdx.x; }
 

@@ -89,7 +89,7 @@ def test_conv_block_is_the_convolution_and_the_tail(shape, border):
     slope_minus_one, noise = draw(networks), draw(networks, height - 2, width - 2)
     poison(images, height - 2 + 2 * border, width - 2 + 2 * border, outputs)
     found = ops.conv_block(x, weights, slope_minus_one, noise, border)
-    expected = ops.block_tail(ops.conv(x, weights, 0, False), None, slope_minus_one, noise, None, 0, border)
+    expected = ops.block_epilogue(ops.conv(x, weights, 0, False), None, slope_minus_one, noise, None, 0, border)
     assert torch.equal(found[1], expected[1])
     torch.testing.assert_close(found[0], expected[0], atol=0, rtol=1e-6)
 

@@ -132,10 +132,10 @@ def test_opcheck():
     check_kernel(ops.conv_act, (images, weight, bias, slope, True))
     check_kernel(ops.conv_act, (images, weight, bias, slope, False))
     for dtype in (torch.float32, torch.bfloat16):
-        check_kernel(ops.leaky, (dz.to(dtype), slope, True))
-        check_kernel(ops.leaky, (dz.to(dtype), slope, False))
-        check_kernel(ops.leaky_grad, (dz.to(dtype), sign_mask, slope))
-        check_kernel(ops.turn_weights, ([weight.to(dtype), weight[:3].to(dtype)], 2, 5, 0.2))
+        check_kernel(ops.leaky_relu, (dz.to(dtype), slope, True))
+        check_kernel(ops.leaky_relu, (dz.to(dtype), slope, False))
+        check_kernel(ops.leaky_relu_backward, (dz.to(dtype), sign_mask, slope))
+        check_kernel(ops.flip_transpose, ([weight.to(dtype), weight[:3].to(dtype)], 2, 5, 0.2))
     check_kernel(ops.conv_act_input_grad, (dz, weight))
     check_kernel(ops.conv_act_weight_grad, (images, dz, weight))
     for tensor in (x, weight, bias):
@@ -183,10 +183,10 @@ def test_refused():
     for message, call in (
         ("x must have the shape", lambda: ops.conv_act(images[..., 1:].contiguous(), weight, bias, bias, True)),
         ("slope must have the shape", lambda: ops.conv_act(images, weight, bias, bias[1:], True)),
-        ("slope must have the shape", lambda: ops.leaky(images, bias, True)),
-        ("z must be float32 or bfloat16", lambda: ops.leaky(images.double(), bias[:8], True)),
-        ("weights must have 9 inputs or more", lambda: ops.turn_weights([weight], 4, 5, 1.0)),
-        ("weights must be of type Float", lambda: ops.turn_weights([weight, weight.half()], 4, 4, 1.0)),
+        ("slope must have the shape", lambda: ops.leaky_relu(images, bias, True)),
+        ("z must be float32 or bfloat16", lambda: ops.leaky_relu(images.double(), bias[:8], True)),
+        ("weights must have 9 inputs or more", lambda: ops.flip_transpose([weight], 4, 5, 1.0)),
+        ("weights must be of type Float", lambda: ops.flip_transpose([weight, weight.half()], 4, 4, 1.0)),
         ("weight must have the shape", lambda: ops.conv_act(images, weight[0], bias, bias, True)),
         ("dz must have the shape", lambda: ops.conv_act_weight_grad(images, images, weight)),
     ):

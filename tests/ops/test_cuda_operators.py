@@ -21,7 +21,7 @@ TOLERANCE = {
 }
 LAYER = 3
 
-# (networks, images, height, width, channels): channels that fill their octets or not, one and several tiles of
+# (networks, images, height, width, channels): channels that fill their Vec8s or not, one and several tiles of
 # pixels, images of one pixel, and so many that one block of threads sums over several.
 SHAPES = (
     (1, 2, 5, 7, 3),
@@ -48,7 +48,7 @@ def device(request, tmp_path_factory):
 @pytest.fixture
 def ops(device):
     library = torch.ops.andfast if device == "cuda" else torch.ops.andfast_on_host
-    if device == "cuda" and not torch._C._dispatch_has_kernel_for_dispatch_key("andfast::block_tail", "CUDA"):
+    if device == "cuda" and not torch._C._dispatch_has_kernel_for_dispatch_key("andfast::block_epilogue", "CUDA"):
         pytest.fail("there is a GPU, but the extension was built without CUDA")
     torch.use_deterministic_algorithms(True)  # which fills new tensors with NaN
     yield library
@@ -65,11 +65,11 @@ class Case:
         size = (self.images, self.height, self.width, self.channels)
         self.a = self.draw(*size).to(dtype)
         self.b = (self.draw(*size) / 8).to(dtype) if two else None
-        self.bend = self.draw(self.networks) * 0.2
+        self.slope_minus_one = self.draw(self.networks) * 0.2
         self.seed = torch.arange(self.networks) * 2**33 + 5 if gaussian else None
         noise = (self.networks, self.channels) if gaussian else (self.networks, self.height, self.width)
         self.noise = self.draw(*noise) * 0.1
-        for name in ("a", "b", "bend", "seed", "noise"):
+        for name in ("a", "b", "slope_minus_one", "seed", "noise"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else value.to(device))
 
@@ -82,7 +82,7 @@ class Case:
 
     @property
     def slope(self) -> Tensor:
-        return self.spread(self.bend)[:, None, None, None]
+        return self.spread(self.slope_minus_one)[:, None, None, None]
 
     @property
     def field(self) -> Tensor:
@@ -109,7 +109,7 @@ class Case:
 
     @property
     def arguments(self) -> tuple:
-        return self.a, self.b, self.bend, self.noise, self.seed, LAYER
+        return self.a, self.b, self.slope_minus_one, self.noise, self.seed, LAYER
 
 
 def nchw(tensor: Tensor) -> Tensor:
@@ -135,9 +135,9 @@ def pooled(image: Tensor, scale: int) -> Tensor:
         return nhwc(blur_pool(nchw(image), scale))
 
 
-def unpack(signs: Tensor, channels: int) -> Tensor:
+def unpack(sign_mask: Tensor, channels: int) -> Tensor:
     """(..., bytes) -> (..., channels) bool, after a look at the bits past the channels."""
-    bits = (signs.cpu()[..., None] >> torch.arange(8)) & 1
+    bits = (sign_mask.cpu()[..., None] >> torch.arange(8)) & 1
     bits = bits.flatten(-2).bool()
     assert not bits[..., channels:].any()
     return bits[..., :channels]
@@ -179,25 +179,25 @@ def same_as_cpu(name: str, results, *arguments) -> None:
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("border", [0, 1])
-def test_block_tail(ops, device, shape, dtype, gaussian, border):
+def test_block_epilogue(ops, device, shape, dtype, gaussian, border):
     case = Case(shape, dtype, gaussian, device, two=border == 1)
-    y, signs = ops.block_tail(*case.arguments, border)
+    y, sign_mask = ops.block_epilogue(*case.arguments, border)
     assert y.dtype == dtype
     close(y, add_border(case.y, border), dtype)
-    assert torch.equal(unpack(signs, case.channels), case.z < 0)
-    same_as_cpu("block_tail", (y, signs), *case.arguments, border)
+    assert torch.equal(unpack(sign_mask, case.channels), case.z < 0)
+    same_as_cpu("block_epilogue", (y, sign_mask), *case.arguments, border)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("border", [0, 1])
-def test_block_tail_grad(ops, device, shape, dtype, gaussian, border):
+def test_block_epilogue_grad(ops, device, shape, dtype, gaussian, border):
     case = Case(shape, dtype, gaussian, device)
-    y, signs = ops.block_tail(*case.arguments, border)
+    y, sign_mask = ops.block_epilogue(*case.arguments, border)
     dy = case.draw(*y.shape).to(device, dtype)
-    arguments = (dy, y, signs, *case.arguments[2:], border)
-    dz, dbend, dnoise = ops.block_tail_grad(*arguments)
+    arguments = (dy, y, sign_mask, *case.arguments[2:], border)
+    dz, dslope, dnoise = ops.block_epilogue_grad(*arguments)
 
     folded = through(lambda image: add_border(image, border), case.z.shape, dy)
     negative = case.z < 0
@@ -208,50 +208,50 @@ def test_block_tail_grad(ops, device, shape, dtype, gaussian, border):
     slopes = 1 + case.slope
     inverse = torch.where(slopes.abs() < 1 / 1024, slopes.sign() * 1024, 1 / slopes)
     terms = torch.where(negative, folded * (inner - case.added) * inverse, 0).reshape(case.networks, -1)
-    close_sums(dbend, terms.sum(1), terms.abs().sum(1))
+    close_sums(dslope, terms.sum(1), terms.abs().sum(1))
 
     if gaussian:
         terms = (folded * case.field).reshape(case.networks, -1, case.channels)
     else:
         terms = folded.unflatten(0, (case.networks, -1)).permute(0, 1, 4, 2, 3).flatten(1, 2)
     close_sums(dnoise, terms.sum(1), terms.abs().sum(1))
-    same_as_cpu("block_tail_grad", (dz, dbend, dnoise), *arguments)
-    for first, second in zip((dz, dbend, dnoise), ops.block_tail_grad(*arguments), strict=True):
+    same_as_cpu("block_epilogue_grad", (dz, dslope, dnoise), *arguments)
+    for first, second in zip((dz, dslope, dnoise), ops.block_epilogue_grad(*arguments), strict=True):
         assert torch.equal(first, second)
 
 
 def test_gradient_of_a_slope_near_zero(ops, device):
     case = Case((3, 3, 4, 4, 8), torch.float32, False, device)
-    case.bend.copy_(torch.tensor([-1.0, -0.99, -1.0005]))
-    y, signs = ops.block_tail(*case.arguments, 0)
+    case.slope_minus_one.copy_(torch.tensor([-1.0, -0.99, -1.0005]))
+    y, sign_mask = ops.block_epilogue(*case.arguments, 0)
     dy = torch.ones_like(y)
-    dbend = ops.block_tail_grad(dy, y, signs, *case.arguments[2:], 0)[1].cpu()
+    dslope = ops.block_epilogue_grad(dy, y, sign_mask, *case.arguments[2:], 0)[1].cpu()
     negative = case.z.clamp(max=0).flatten(1).sum(1)
     expected = negative * torch.tensor([0, 1, 0.0005 * 1024])
-    torch.testing.assert_close(dbend.double(), expected.double(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(dslope.double(), expected.double(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("shape", POOL_SHAPES)
 @pytest.mark.parametrize("scale", [2, 3, 4, 5])
-def test_block_tail_pool(ops, device, shape, dtype, gaussian, scale):
+def test_block_epilogue_pool(ops, device, shape, dtype, gaussian, scale):
     border = scale % 2
     shape = (*shape[:2], shape[2] * scale, shape[3] * scale, shape[4])
     case = Case(shape, dtype, gaussian, device, two=scale != 3)
-    small, negative, signs = ops.block_tail_pool(*case.arguments, scale, border)
+    small, negative, sign_mask = ops.block_epilogue_pool(*case.arguments, scale, border)
     assert small.dtype == negative.dtype == dtype
     close(small, add_border(pooled(case.y, scale), border), dtype)
     close(negative, pooled(case.z.clamp(max=0), scale), dtype)
-    assert torch.equal(unpack(signs, case.channels), case.z < 0)
-    same_as_cpu("block_tail_pool", (small, negative, signs), *case.arguments, scale, border)
+    assert torch.equal(unpack(sign_mask, case.channels), case.z < 0)
+    same_as_cpu("block_epilogue_pool", (small, negative, sign_mask), *case.arguments, scale, border)
 
     grad = case.draw(*negative.shape).to(device, dtype)
-    dz = ops.block_tail_pool_grad(grad, signs, case.bend, scale)
+    dz = ops.block_epilogue_pool_grad(grad, sign_mask, case.slope_minus_one, scale)
     assert dz.dtype == dtype
     expected = through(lambda image: pooled(image, scale), case.z.shape, grad)
     close(dz, expected * torch.where(case.z < 0, 1 + case.slope, 1), dtype)
-    same_as_cpu("block_tail_pool_grad", dz, grad, signs, case.bend, scale)
+    same_as_cpu("block_epilogue_pool_grad", dz, grad, sign_mask, case.slope_minus_one, scale)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -310,26 +310,26 @@ def test_identity_last(ops, device, widths):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_memory_that_is_not_aligned(ops, device, dtype):
     case = Case((1, 2, 4, 6, 8), dtype, False, device)
-    aligned = ops.block_tail(*case.arguments, 1)
+    aligned = ops.block_epilogue(*case.arguments, 1)
     memory = torch.empty(case.a.numel() + 1, device=device, dtype=dtype)
     shifted = memory[1:].view_as(case.a).copy_(case.a)
-    y, signs = ops.block_tail(shifted, *case.arguments[1:], 1)
+    y, sign_mask = ops.block_epilogue(shifted, *case.arguments[1:], 1)
     assert torch.equal(y, aligned[0])
-    assert torch.equal(signs, aligned[1])
+    assert torch.equal(sign_mask, aligned[1])
     assert torch.equal(ops.blur_pool(shifted, 2), ops.blur_pool(case.a, 2))
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_no_images(ops, device, gaussian):
     case = Case((2, 0, 4, 6, 8), torch.float32, gaussian, device)
-    y, signs = ops.block_tail(*case.arguments, 1)
+    y, sign_mask = ops.block_epilogue(*case.arguments, 1)
     assert y.shape == (0, 6, 8, 8)
-    dz, dbend, dnoise = ops.block_tail_grad(y, y, signs, *case.arguments[2:], 1)
+    dz, dslope, dnoise = ops.block_epilogue_grad(y, y, sign_mask, *case.arguments[2:], 1)
     assert dz.shape == case.a.shape
-    assert torch.equal(dbend.cpu(), torch.zeros(2))
+    assert torch.equal(dslope.cpu(), torch.zeros(2))
     assert torch.equal(dnoise.cpu(), torch.zeros(case.noise.shape))
-    small, _, signs = ops.block_tail_pool(*case.arguments, 2, 0)
-    assert ops.block_tail_pool_grad(small, signs, case.bend, 2).shape == case.a.shape
+    small, _, sign_mask = ops.block_epilogue_pool(*case.arguments, 2, 0)
+    assert ops.block_epilogue_pool_grad(small, sign_mask, case.slope_minus_one, 2).shape == case.a.shape
     assert ops.gaussian_field(torch.zeros(2, dtype=torch.int64, device=device), 0, 0, 4, 6).shape == (0, 4, 6)
     nothing = torch.empty(2, 0, device=device)
     assert ops.projected_step(nothing, nothing, nothing[0], 1.0, 1.0).shape == (2, 0)
@@ -337,20 +337,20 @@ def test_no_images(ops, device, gaussian):
 
 def test_wrong_arguments_are_refused(ops, device):
     case = Case((2, 4, 4, 6, 8), torch.float32, False, device)
-    a, b, bend, noise, seed, layer = case.arguments
+    a, b, slope_minus_one, noise, seed, layer = case.arguments
     wrong = {
-        "a must be contiguous": (a.transpose(1, 2), None, bend, noise, seed, layer, 0),
-        "a must be float32, float16": (a.double(), None, bend, noise, seed, layer, 0),
-        "b must have the shape": (a, b[:2], bend, noise, seed, layer, 0),
-        "b must be of type": (a, b.half(), bend, noise, seed, layer, 0),
-        "no multiple of the number of networks": (a, b, bend.new_zeros(3), noise, seed, layer, 0),
-        "noise must have the shape": (a, b, bend, noise[:, 1:].contiguous(), seed, layer, 0),
-        "border must be 0 or 1": (a, b, bend, noise, seed, layer, 2),
-        "at most": (a.new_zeros(2, 1, 1, 2049), None, bend, noise, seed, layer, 0),
+        "a must be contiguous": (a.transpose(1, 2), None, slope_minus_one, noise, seed, layer, 0),
+        "a must be float32, float16": (a.double(), None, slope_minus_one, noise, seed, layer, 0),
+        "b must have the shape": (a, b[:2], slope_minus_one, noise, seed, layer, 0),
+        "b must be of type": (a, b.half(), slope_minus_one, noise, seed, layer, 0),
+        "no multiple of the number of networks": (a, b, slope_minus_one.new_zeros(3), noise, seed, layer, 0),
+        "noise must have the shape": (a, b, slope_minus_one, noise[:, 1:].contiguous(), seed, layer, 0),
+        "border must be 0 or 1": (a, b, slope_minus_one, noise, seed, layer, 2),
+        "at most": (a.new_zeros(2, 1, 1, 2049), None, slope_minus_one, noise, seed, layer, 0),
     }
     for message, arguments in wrong.items():
         with pytest.raises(RuntimeError, match=message):
-            ops.block_tail(*arguments)
+            ops.block_epilogue(*arguments)
     with pytest.raises(RuntimeError, match="multiples of scale"):
         ops.blur_pool(a, 3)
 

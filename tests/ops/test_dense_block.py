@@ -262,9 +262,12 @@ def test_operators_guard_their_memory():
         ("weights must have the shape", lambda: ops.dense_block(x, weights[:1] * 5, biases, 0.2, 0.2, True)),
         ("x must be contiguous", lambda: ops.dense_block(x.transpose(1, 2), weights, biases, 0.2, 0.2, True)),
         ("evenly spaced", lambda: ops.dense_block(x, [w.mT for w in weights], biases, 0.2, 0.2, True)),
-        ("signs must have", lambda: ops.dense_block_input_grad(x, weights, sign_mask[:, 1:].contiguous(), 0.2, 0.2)),
         (
-            "grown must have",
+            "sign_mask must have",
+            lambda: ops.dense_block_input_grad(x, weights, sign_mask[:, 1:].contiguous(), 0.2, 0.2),
+        ),
+        (
+            "intermediates must have",
             lambda: ops.dense_block_weight_grad(x, intermediates[:, 1:].contiguous(), x, intermediates, weights, 0.2),
         ),
     ):

@@ -7,20 +7,21 @@ reads no part of a wider image, so the parts are concatenated anew for each conv
 What stands between the convolutions are compiled kernels, `torch.ops.andfast.*`, on contiguous images (B, H, W, C).
 They are called from inside our own operators alone, so torch.compile never meets them. For CPU and CUDA:
 
-* `block_tail(a, b?, slope_minus_one, noise, seed?, layer, border) -> (y, sign_mask)`: z = a + b, then
+* `block_epilogue(a, b?, slope_minus_one, noise, seed?, layer, border) -> (y, sign_mask)`: z = a + b, then
   y = z + slope_minus_one min(z, 0) + noise, with a replicated border of `border` (0 or 1) pixels.
-* `block_tail_grad(dy, y, sign_mask, slope_minus_one, noise, seed?, layer, border) -> (dz, dslope, dnoise)`: from the
-  gradient of the bordered y. min(z, 0) is not stored but recovered, (y - noise) / slope (Rota Bulo et al., "In-place
-  activated BatchNorm", 2018); for slopes nearer to zero than 1/1024 the division is by 1/1024, and dslope comes out
-  too small, down to 0 for a slope of 0.
-* `block_tail_pool(a, b?, slope_minus_one, noise, seed?, layer, scale, border) -> (pooled, negative, sign_mask)`: y
-  pooled, with border, and min(z, 0) pooled, without; y itself is never stored.
-* `block_tail_pool_grad(dpooled, sign_mask, slope_minus_one, scale) -> dz`.
+* `block_epilogue_grad(dy, y, sign_mask, slope_minus_one, noise, seed?, layer, border) -> (dz, dslope, dnoise)`:
+  from the gradient of the bordered y. min(z, 0) is not stored but recovered, (y - noise) / slope (Rota Bulo et al.,
+  "In-place activated BatchNorm", 2018); for slopes nearer to zero than 1/1024 the division is by 1/1024, and dslope
+  comes out too small, down to 0 for a slope of 0.
+* `block_epilogue_pool(a, b?, slope_minus_one, noise, seed?, layer, scale, border) -> (pooled, negative, sign_mask)`:
+  y pooled, with border, and min(z, 0) pooled, without; y itself is never stored.
+* `block_epilogue_pool_grad(dpooled, sign_mask, slope_minus_one, scale) -> dz`.
 
 For the CPU alone:
 
-* `leaky(z, slope, save_for_backward) -> (y, sign_mask)` and `leaky_grad(dy, sign_mask, slope) -> dz`, slope (C,).
-* `turn_weights(weights, first, count, gain) -> flipped`: see `LibraryBackend.flip_transpose`.
+* `leaky_relu(z, slope, save_for_backward) -> (y, sign_mask)`, slope (C,), and
+  `leaky_relu_backward(dy, sign_mask, slope) -> dz`.
+* `flip_transpose(weights, first, count, gain) -> flipped`: see `LibraryBackend.flip_transpose`.
 * `rotate_taps(matrix, basis)`: see `Backend.rotate_taps`.
 """
 
@@ -120,12 +121,12 @@ class LibraryBackend(Backend):
         self, x: Tensor, weights: tuple[Tensor, ...], slope_minus_one: Tensor, noise: Noise, bordered: bool = True
     ) -> tuple[Tensor, Tensor]:
         summands = self._summands(x, weights)
-        return _ops.block_tail(*summands, slope_minus_one, noise.values, noise.seed, noise.layer, int(bordered))
+        return _ops.block_epilogue(*summands, slope_minus_one, noise.values, noise.seed, noise.layer, int(bordered))
 
     def block_grad(
         self, dy: Tensor, y: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _ops.block_tail_grad(dy, y, sign_mask, slope_minus_one, noise.values, noise.seed, noise.layer, 0)
+        return _ops.block_epilogue_grad(dy, y, sign_mask, slope_minus_one, noise.values, noise.seed, noise.layer, 0)
 
     def block_input_grad(
         self,
@@ -138,7 +139,7 @@ class LibraryBackend(Backend):
     ) -> tuple[Tensor, Tensor, Tensor]:
         dy = self._bordered_input_grad(dz, weights)
         del dz  # frees the largest tensor here before more is allocated
-        return _ops.block_tail_grad(
+        return _ops.block_epilogue_grad(
             dy, y, sign_mask, slope_minus_one, noise.values, noise.seed, noise.layer, self.border
         )
 
@@ -146,12 +147,12 @@ class LibraryBackend(Backend):
         self, x: Tensor, weights: tuple[Tensor, ...], slope_minus_one: Tensor, noise: Noise, scale: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         summands = self._summands(x, weights)
-        return _ops.block_tail_pool(
+        return _ops.block_epilogue_pool(
             *summands, slope_minus_one, noise.values, noise.seed, noise.layer, scale, self.border
         )
 
     def block_pool_grad(self, dpooled: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, scale: int) -> Tensor:
-        return _ops.block_tail_pool_grad(dpooled, sign_mask, slope_minus_one, scale)
+        return _ops.block_epilogue_pool_grad(dpooled, sign_mask, slope_minus_one, scale)
 
     def gaussian_field(self, seed: Tensor, layer: int, images: int, size: tuple[int, int]) -> Tensor:
         return _ops.gaussian_field(seed, layer, images, *size)
@@ -228,10 +229,10 @@ class OneDnnBackend(LibraryBackend):
         return _ops.rotate_taps(matrix, basis)
 
     def leaky_relu(self, z: Tensor, slope: Tensor, save_for_backward: bool) -> tuple[Tensor, Tensor]:
-        return _ops.leaky(z, slope, save_for_backward)
+        return _ops.leaky_relu(z, slope, save_for_backward)
 
     def leaky_relu_backward(self, dy: Tensor, sign_mask: Tensor, slope: Tensor) -> Tensor:
-        return _ops.leaky_grad(dy, sign_mask, slope)
+        return _ops.leaky_relu_backward(dy, sign_mask, slope)
 
     def flip_transpose(self, weights: list[Tensor], first: int, count: int, gain: float) -> Tensor:
-        return _ops.turn_weights(weights, first, count, gain).permute(0, 3, 1, 2)
+        return _ops.flip_transpose(weights, first, count, gain).permute(0, 3, 1, 2)

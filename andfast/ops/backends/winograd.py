@@ -6,8 +6,8 @@ torch.compile never meets them. Of F, with `weights` (N, out, in, 9), taps in ro
 
 * `conv(x, weights, padding, backward) -> z`: (B, H, W, in) -> (B, H + 2 padding - 2, W + 2 padding - 2, out), zeros
   around. `backward`: from `out` channels to `in`, with flipped taps, as in the gradient of the input.
-* `conv_block(x, weights, slope_minus_one, noise, border) -> (y, sign_mask)`: `conv` without padding, with `block_tail`
-  of a noise map as its epilogue.
+* `conv_block(x, weights, slope_minus_one, noise, border) -> (y, sign_mask)`: `conv` without padding, and
+  `block_epilogue` with a noise map.
 * `conv_weight_grad(x, dz, networks) -> grad`: the gradient of `weights` without padding, from x (B, H, W, in) and
   dz (B, H - 2, W - 2, out).
 

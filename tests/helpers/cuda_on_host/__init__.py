@@ -19,13 +19,13 @@ DEFINES = ("TORCH_STABLE_ONLY", "TORCH_TARGET_VERSION=0x020b000000000000", "USE_
 
 SCHEMAS = (
     "projected_step(Tensor delta, Tensor grad, Tensor inv_scale, float step_size, float epsilon) -> Tensor",
-    "block_tail(Tensor a, Tensor? b, Tensor bend, Tensor noise, Tensor? seed, int layer, int border)"
+    "block_epilogue(Tensor a, Tensor? b, Tensor slope_minus_one, Tensor noise, Tensor? seed, int layer, int border)"
     " -> (Tensor, Tensor)",
-    "block_tail_grad(Tensor dy, Tensor y, Tensor signs, Tensor bend, Tensor noise, Tensor? seed, int layer, int border)"
-    " -> (Tensor, Tensor, Tensor)",
-    "block_tail_pool(Tensor a, Tensor? b, Tensor bend, Tensor noise, Tensor? seed, int layer, int scale, int border)"
-    " -> (Tensor, Tensor, Tensor)",
-    "block_tail_pool_grad(Tensor dpooled, Tensor signs, Tensor bend, int scale) -> Tensor",
+    "block_epilogue_grad(Tensor dy, Tensor y, Tensor sign_mask, Tensor slope_minus_one, Tensor noise, Tensor? seed,"
+    " int layer, int border) -> (Tensor, Tensor, Tensor)",
+    "block_epilogue_pool(Tensor a, Tensor? b, Tensor slope_minus_one, Tensor noise, Tensor? seed, int layer, int scale,"
+    " int border) -> (Tensor, Tensor, Tensor)",
+    "block_epilogue_pool_grad(Tensor dpooled, Tensor sign_mask, Tensor slope_minus_one, int scale) -> Tensor",
     "blur_pool(Tensor image, int scale) -> Tensor",
     "blur_pool_grad(Tensor grad, int scale) -> Tensor",
     "gaussian_field(Tensor seed, int layer, int images, int height, int width) -> Tensor",
@@ -36,21 +36,21 @@ _library: torch.library.Library | None = None
 
 
 def compiler() -> str | None:
-    """The C++ compiler, None where there is none."""
+    """The C++ compiler, None if there is none."""
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def compile_flags() -> list[str]:
-    """For C++ files that include torch's headers."""
+    """Flags for C++ files that include torch's headers."""
     return ["-std=c++17", *(f"-D{define}" for define in DEFINES), *(f"-isystem{path}" for path in include_paths())]
 
 
 def load(folder: Path) -> None:
-    """Make the operators known as `torch.ops.andfast_on_host`, once a process; compile them in `folder`."""
+    """Compile the operators in `folder` and register them as `torch.ops.andfast_on_host`; once per process."""
     global _library
     if _library is not None:
         return
-    # -fno-strict-aliasing: nvcc does not use that rule either.
+    # -fno-strict-aliasing: nvcc does not assume strict aliasing either.
     flags = [*compile_flags(), "-O1", "-fPIC", "-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{HERE}", f"-I{CSRC}"]
 
     def build(source: Path) -> Path:
@@ -61,7 +61,7 @@ def load(folder: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(build, [*sorted((CSRC / "cuda").glob("*.cu")), HERE / "operators.cpp"]))
     library = folder / "andfast_on_host.so"
-    # -Bsymbolic: the stand-ins go before what torch has by the same names.
+    # -Bsymbolic: the stand-ins take precedence over torch's functions of the same names.
     link = ["-shared", "-Wl,-Bsymbolic", *(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
     subprocess.run([compiler(), *objects, *link, "-o", library], check=True)
     _library = torch.library.Library("andfast_on_host", "DEF")

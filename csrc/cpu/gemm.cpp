@@ -1,4 +1,4 @@
-#include "product.h"
+#include "gemm.h"
 
 #include "kernels.h"
 
@@ -10,7 +10,7 @@ typedef float Float4 __attribute__((vector_size(16)));
 typedef float Float8 __attribute__((vector_size(32)));
 typedef float Float16 __attribute__((vector_size(64)));
 
-// kTile rows and a lane of columns of c. The sums stay in registers: kTile * kVectors of them.
+// kTile rows and a lane of columns of c. The kTile * kVectors sums stay in registers.
 template <typename Vector, int kTile>
 ANDFAST_BODY void tile(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth, float* c,
                        int64_t c_row, int64_t depth, bool add) {
@@ -36,11 +36,11 @@ ANDFAST_BODY void tile(const float* a, int64_t a_row, int64_t a_depth, const flo
   }
 }
 
-// kTile is chosen so that the sums fill eight registers or more, or the multipliers would wait for each other's results,
-// and leave some for a and b. The rows that do not fill a tile take smaller ones.
+// kTile is chosen so that the sums fill at least eight registers, which hides the latency of the multipliers, and leave
+// some registers for a and b. Rows that do not fill a tile use smaller tiles.
 template <typename Vector, int kTile>
-ANDFAST_BODY void product_body(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth,
-                               float* c, int64_t c_row, int64_t rows, int64_t columns, int64_t depth, bool add) {
+ANDFAST_BODY void gemm_body(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth, float* c,
+                            int64_t c_row, int64_t rows, int64_t columns, int64_t depth, bool add) {
   static_assert(kRows % 2 == 0);
   for (int64_t j = 0; j < columns; j += kLane) {
     int64_t r = 0;
@@ -56,35 +56,35 @@ ANDFAST_BODY void product_body(const float* a, int64_t a_row, int64_t a_depth, c
   }
 }
 
-// Clones that differ in more than their instruction set, which ANDFAST_CLONES cannot express.
-#define ANDFAST_PRODUCT(name, target, Vector, kTile)                                                              \
-  target void name(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth, float* c,     \
-                   int64_t c_row, int64_t rows, int64_t columns, int64_t depth, bool add) {                       \
-    product_body<Vector, kTile>(a, a_row, a_depth, b, b_depth, c, c_row, rows, columns, depth, add);              \
+// These clones differ in more than their instruction set, so ANDFAST_CLONES cannot express them.
+#define ANDFAST_GEMM(name, target, Vector, kTile)                                                             \
+  target void name(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth, float* c, \
+                   int64_t c_row, int64_t rows, int64_t columns, int64_t depth, bool add) {                   \
+    gemm_body<Vector, kTile>(a, a_row, a_depth, b, b_depth, c, c_row, rows, columns, depth, add);             \
   }
-ANDFAST_PRODUCT(product_baseline, , Float4, 2)
+ANDFAST_GEMM(gemm_baseline, , Float4, 2)
 #if defined(__x86_64__)
-ANDFAST_PRODUCT(product_avx2, __attribute__((target("avx2,fma"))), Float8, 6)
-ANDFAST_PRODUCT(product_avx512, __attribute__((target("avx512f,fma"))), Float16, 8)
+ANDFAST_GEMM(gemm_avx2, __attribute__((target("avx2,fma"))), Float8, 6)
+ANDFAST_GEMM(gemm_avx512, __attribute__((target("avx512f,fma"))), Float16, 8)
 #endif
 
 struct Fastest {
-  Product product;
+  Gemm product;
   int64_t rows;
 };
 
 Fastest fastest() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return {product_avx512, 8};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {product_avx2, 6};
+  if (__builtin_cpu_supports("avx512f")) return {gemm_avx512, 8};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {gemm_avx2, 6};
 #endif
-  return {product_baseline, 2};
+  return {gemm_baseline, 2};
 }
 
 }  // namespace
 
-Product fastest_product() { return fastest().product; }
+Gemm fastest_gemm() { return fastest().product; }
 
-int64_t fastest_product_rows() { return fastest().rows; }
+int64_t fastest_gemm_rows() { return fastest().rows; }
 
 }  // namespace andfast::cpu

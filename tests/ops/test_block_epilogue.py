@@ -90,10 +90,10 @@ by_noise = pytest.mark.parametrize("field", [False, True])
 def test_tail(networks, group, size, channels, dtype, field, border):
     case = Case(dtype, networks, group, size, channels, field)
     poison(case.a.shape, dtype=dtype)
-    y, sign_mask = ops.block_tail(case.a, case.b, *case.tail, border)
+    y, sign_mask = ops.block_epilogue(case.a, case.b, *case.tail, border)
     torch.testing.assert_close(y.double(), padded(case.y) if border else case.y, **TOLERANCE[dtype])
     assert torch.equal(bits(sign_mask, channels), case.z < 0)
-    alone, _ = ops.block_tail((case.a + case.b).to(dtype), None, *case.tail, border)
+    alone, _ = ops.block_epilogue((case.a + case.b).to(dtype), None, *case.tail, border)
     torch.testing.assert_close(alone, y, atol=2e-2, rtol=2e-2)
 
 
@@ -106,9 +106,9 @@ def test_tail_grad(networks, group, size, channels, dtype, field, border):
     exact = padded(case.y) if border else case.y
     dy = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     # The exact y and sign_mask stand in for the operator's: its own error has a test of its own.
-    _, sign_mask = ops.block_tail(case.a, case.b, *case.tail, border)
+    _, sign_mask = ops.block_epilogue(case.a, case.b, *case.tail, border)
     y = exact.detach().to(dtype).contiguous()
-    dz, dslope, dnoise = ops.block_tail_grad(dy, y, sign_mask, *case.tail, border)
+    dz, dslope, dnoise = ops.block_epilogue_grad(dy, y, sign_mask, *case.tail, border)
     expected = case.gradients(exact, dy)
     torch.testing.assert_close(dz.double(), expected[0], **TOLERANCE[dtype])
     # y is rounded, and dslope a sum over it: rounding errors of all elements, at random.
@@ -126,13 +126,13 @@ def test_tail_grad(networks, group, size, channels, dtype, field, border):
 )
 def test_tail_pool(networks, group, size, channels, scale, dtype, field, border):
     case = Case(dtype, networks, group, size, channels, field)
-    low, negative, sign_mask = ops.block_tail_pool(case.a, case.b, *case.tail, scale, border)
+    low, negative, sign_mask = ops.block_epilogue_pool(case.a, case.b, *case.tail, scale, border)
     exact = pooled(case.y, scale)
     torch.testing.assert_close(low.double(), padded(exact) if border else exact, **TOLERANCE[dtype])
     torch.testing.assert_close(negative.double(), pooled(torch.where(case.z < 0, case.z, 0), scale), **TOLERANCE[dtype])
     assert torch.equal(bits(sign_mask, channels), case.z < 0)
     dlow = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    dz = ops.block_tail_pool_grad(dlow, sign_mask, case.slope_minus_one, scale)
+    dz = ops.block_epilogue_pool_grad(dlow, sign_mask, case.slope_minus_one, scale)
     torch.testing.assert_close(dz.double(), case.gradients(exact, dlow)[0], **TOLERANCE[dtype])
 
 
@@ -141,9 +141,9 @@ def test_tail_pool(networks, group, size, channels, scale, dtype, field, border)
 def test_small_slopes_have_their_gradient(dtype, slope_minus_one):
     case = Case(dtype, 1, 2, (40, 40), 64, False)
     case.slope_minus_one[0] = slope_minus_one
-    y, sign_mask = ops.block_tail(case.a, case.b, *case.tail, 0)
+    y, sign_mask = ops.block_epilogue(case.a, case.b, *case.tail, 0)
     dy = torch.ones_like(y)
-    _, dslope, _ = ops.block_tail_grad(dy, y, sign_mask, *case.tail, 0)
+    _, dslope, _ = ops.block_epilogue_grad(dy, y, sign_mask, *case.tail, 0)
     exact = case.z.clamp(max=0).sum().item()
     assert dslope.item() == pytest.approx(exact, rel=1e-5 if dtype == torch.float32 else 1e-2)
 
@@ -152,8 +152,8 @@ def test_small_slopes_have_their_gradient(dtype, slope_minus_one):
 def test_slopes_near_zero_keep_their_gradient_finite(slope_minus_one):
     case = Case(torch.float32, 1, 2, (4, 4), 8, False)
     case.slope_minus_one[0] = slope_minus_one
-    y, sign_mask = ops.block_tail(case.a, case.b, *case.tail, 0)
-    dz, dslope, dnoise = ops.block_tail_grad(torch.ones_like(y), y, sign_mask, *case.tail, 0)
+    y, sign_mask = ops.block_epilogue(case.a, case.b, *case.tail, 0)
+    dz, dslope, dnoise = ops.block_epilogue_grad(torch.ones_like(y), y, sign_mask, *case.tail, 0)
     exact = case.z.clamp(max=0).sum().item()
     assert dslope.item() == pytest.approx(exact * abs(1 + slope_minus_one) * 1024, rel=1e-3)
     assert torch.equal(dz, torch.where(case.z < 0, 1 + case.slope_minus_one, torch.tensor(1.0)))
@@ -167,8 +167,8 @@ def test_results_do_not_depend_on_threads():
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            y, sign_mask = ops.block_tail(case.a, case.b, *case.tail, 1)
-            found.append((y, sign_mask, *ops.block_tail_grad(y, y, sign_mask, *case.tail, 1)))
+            y, sign_mask = ops.block_epilogue(case.a, case.b, *case.tail, 1)
+            found.append((y, sign_mask, *ops.block_epilogue_grad(y, y, sign_mask, *case.tail, 1)))
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
@@ -179,7 +179,7 @@ def test_results_do_not_depend_on_threads():
 def test_values_that_are_no_numbers_are_handed_on(value):
     case = Case(torch.bfloat16, 1, 1, (3, 3), 4, False)
     case.a[0, 1, 1, 2] = value
-    y, _ = ops.block_tail(case.a, case.b, *case.tail, 0)
+    y, _ = ops.block_epilogue(case.a, case.b, *case.tail, 0)
     assert not y[0, 1, 1, 2].isfinite()
     assert y.isfinite().sum() == y.numel() - 1
 
@@ -187,14 +187,14 @@ def test_values_that_are_no_numbers_are_handed_on(value):
 @by_noise
 def test_opcheck(field):
     case = Case(torch.float32, 2, 1, (4, 6), 9, field)
-    y, sign_mask = ops.block_tail(case.a, case.b, *case.tail, 1)
-    low, _, _ = ops.block_tail_pool(case.a, None, *case.tail, 2, 1)
+    y, sign_mask = ops.block_epilogue(case.a, case.b, *case.tail, 1)
+    low, _, _ = ops.block_epilogue_pool(case.a, None, *case.tail, 2, 1)
     low = low[:, 1:-1, 1:-1].contiguous()
     for operator, arguments in (
-        (ops.block_tail, (case.a, case.b, *case.tail, 1)),
-        (ops.block_tail_grad, (y, y, sign_mask, *case.tail, 1)),
-        (ops.block_tail_pool, (case.a, None, *case.tail, 2, 1)),
-        (ops.block_tail_pool_grad, (low, sign_mask, case.slope_minus_one, 2)),
+        (ops.block_epilogue, (case.a, case.b, *case.tail, 1)),
+        (ops.block_epilogue_grad, (y, y, sign_mask, *case.tail, 1)),
+        (ops.block_epilogue_pool, (case.a, None, *case.tail, 2, 1)),
+        (ops.block_epilogue_pool_grad, (low, sign_mask, case.slope_minus_one, 2)),
     ):
         check_kernel(operator, arguments)
     for operator, arguments in (
@@ -207,26 +207,26 @@ def test_opcheck(field):
 
 def test_operators_guard_their_memory():
     case = Case(torch.float32, 2, 1, (4, 6), 9, False)
-    y, sign_mask = ops.block_tail(case.a, case.b, *case.tail, 0)
+    y, sign_mask = ops.block_epilogue(case.a, case.b, *case.tail, 0)
     slope_minus_one, noise, seed, layer = case.tail
     for message, call in (
-        ("b must have the shape", lambda: ops.block_tail(case.a, case.b[:1], *case.tail, 0)),
-        ("b must be of type", lambda: ops.block_tail(case.a, case.b.bfloat16(), *case.tail, 0)),
-        ("a must be float32 or bfloat16", lambda: ops.block_tail(case.a.half(), None, *case.tail, 0)),
-        ("a must be contiguous", lambda: ops.block_tail(case.a.transpose(1, 2), None, *case.tail, 0)),
-        ("no multiple of the number of networks", lambda: ops.block_tail(case.a[:1], None, *case.tail, 0)),
+        ("b must have the shape", lambda: ops.block_epilogue(case.a, case.b[:1], *case.tail, 0)),
+        ("b must be of type", lambda: ops.block_epilogue(case.a, case.b.bfloat16(), *case.tail, 0)),
+        ("a must be float32 or bfloat16", lambda: ops.block_epilogue(case.a.half(), None, *case.tail, 0)),
+        ("a must be contiguous", lambda: ops.block_epilogue(case.a.transpose(1, 2), None, *case.tail, 0)),
+        ("no multiple of the number of networks", lambda: ops.block_epilogue(case.a[:1], None, *case.tail, 0)),
         (
             "noise must have the shape",
-            lambda: ops.block_tail(case.a, None, slope_minus_one, noise[:, :2].contiguous(), seed, layer, 0),
+            lambda: ops.block_epilogue(case.a, None, slope_minus_one, noise[:, :2].contiguous(), seed, layer, 0),
         ),
-        ("border must be", lambda: ops.block_tail(case.a, None, *case.tail, 2)),
+        ("border must be", lambda: ops.block_epilogue(case.a, None, *case.tail, 2)),
         (
-            "signs must have the shape",
-            lambda: ops.block_tail_grad(y, y, sign_mask[..., :1].clone(), *case.tail, 0),
+            "sign_mask must have the shape",
+            lambda: ops.block_epilogue_grad(y, y, sign_mask[..., :1].clone(), *case.tail, 0),
         ),
-        ("y must have the shape", lambda: ops.block_tail_grad(y, y[:1], sign_mask, *case.tail, 0)),
-        ("multiples of scale", lambda: ops.block_tail_pool(case.a, None, *case.tail, 4, 0)),
-        ("signs must have the shape", lambda: ops.block_tail_pool_grad(y, sign_mask, slope_minus_one, 2)),
+        ("y must have the shape", lambda: ops.block_epilogue_grad(y, y[:1], sign_mask, *case.tail, 0)),
+        ("multiples of scale", lambda: ops.block_epilogue_pool(case.a, None, *case.tail, 4, 0)),
+        ("sign_mask must have the shape", lambda: ops.block_epilogue_pool_grad(y, sign_mask, slope_minus_one, 2)),
         ("multiples of scale", lambda: ops.blur_pool(case.a, 5)),
     ):
         with pytest.raises(RuntimeError, match=message):

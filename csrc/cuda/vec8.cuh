@@ -1,8 +1,8 @@
-// Eight neighbouring channels of a pixel: what a thread works on, and what a byte of signs stands for.
+// Eight neighbouring channels of a pixel: the unit of work of a thread, and one byte of the sign mask.
 #pragma once
 
-#include "launch.cuh"
 #include "index.h"
+#include "launch.cuh"
 
 namespace andfast::cuda {
 
@@ -15,65 +15,65 @@ __device__ __forceinline__ void from_float(float value, __half& to) { to = __flo
 __device__ __forceinline__ void from_float(float value, __nv_bfloat16& to) { to = __float2bfloat16_rn(value); }
 
 template <typename T>
-struct alignas(16) Octet {
+struct alignas(16) Vec8 {
   T values[8];
 
   __device__ __forceinline__ float operator[](int i) const { return to_float(values[i]); }
 };
 
-// `left` is how many channels there are from this one on. kFull: eight or more, and 16-byte aligned. What is loaded
-// is never written by the same kernel, and __ldg says so: the compiler may then move loads ahead of stores.
+// `left` is the number of channels from this one on. kFull: at least eight, and 16-byte aligned. A kernel never writes
+// what it loads; __ldg says so, which lets the compiler move loads ahead of stores.
 template <bool kFull, typename T>
-__device__ __forceinline__ Octet<T> load(const T* from, int left) {
-  Octet<T> octet;
+__device__ __forceinline__ Vec8<T> load(const T* from, int left) {
+  Vec8<T> vec;
   if constexpr (kFull) {
 #pragma unroll
-    for (int i = 0; i < int(sizeof(Octet<T>) / sizeof(uint4)); ++i) {
-      reinterpret_cast<uint4*>(&octet)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
+    for (int i = 0; i < int(sizeof(Vec8<T>) / sizeof(uint4)); ++i) {
+      reinterpret_cast<uint4*>(&vec)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
     }
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      octet.values[i] = T{};
-      if (i < left) octet.values[i] = __ldg(from + i);
+      vec.values[i] = T{};
+      if (i < left) vec.values[i] = __ldg(from + i);
     }
   }
-  return octet;
+  return vec;
 }
 
 template <typename T>
-__device__ __forceinline__ Octet<T> rounded(const float* values) {
-  Octet<T> octet;
+__device__ __forceinline__ Vec8<T> rounded(const float* values) {
+  Vec8<T> vec;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) from_float(values[i], octet.values[i]);
-  return octet;
+  for (int i = 0; i < 8; ++i) from_float(values[i], vec.values[i]);
+  return vec;
 }
 
 template <bool kFull, typename T>
-__device__ __forceinline__ void store(T* to, const Octet<T>& octet, int left) {
+__device__ __forceinline__ void store(T* to, const Vec8<T>& vec, int left) {
   if constexpr (kFull) {
 #pragma unroll
-    for (int i = 0; i < int(sizeof(Octet<T>) / sizeof(uint4)); ++i) {
-      reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(&octet)[i];
+    for (int i = 0; i < int(sizeof(Vec8<T>) / sizeof(uint4)); ++i) {
+      reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(&vec)[i];
     }
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      if (i < left) to[i] = octet.values[i];
+      if (i < left) to[i] = vec.values[i];
     }
   }
 }
 
-// A block of threads: x counts a pixel's octets, y pixels.
-inline int octets(int channels) { return ceil_div(channels, 8); }
-inline dim3 octet_block(int channels) {
-  const int x = octets(channels);
+// Thread blocks: x counts the Vec8s of a pixel, y pixels.
+inline int vec8_count(int channels) { return ceil_div(channels, 8); }
+inline dim3 vec8_block(int channels) {
+  const int x = vec8_count(channels);
   return dim3(x, kThreads / x);
 }
 
 inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// Calls function(Bool<full>()): whether every octet is full, and can be accessed 16 bytes at a time.
+// Calls function(Bool<full>()): whether every Vec8 is full and can be accessed 16 bytes at a time.
 template <bool kValue>
 struct Bool {
   static constexpr bool value = kValue;

@@ -1,4 +1,4 @@
-// What comes after a block's convolution, in one pass: LeakyReLU, noise, the signs for the backward pass and the
+// A block's epilogue after its convolution, in one pass: LeakyReLU, noise, the sign mask for the backward pass, and the
 // border for the next convolution.
 #include "tile.cuh"
 
@@ -7,8 +7,9 @@ namespace {
 
 template <bool kFull, typename T>
 __global__ void __launch_bounds__(kThreads, 2)
-    tail_kernel(const T* __restrict__ a, const T* __restrict__ b, const float* __restrict__ bends, Noise noise,
-                T* __restrict__ y, uint8_t* __restrict__ signs, BlockShape shape, int border, int tiles) {
+    epilogue_kernel(const T* __restrict__ a, const T* __restrict__ b, const float* __restrict__ slopes_minus_one,
+                    Noise noise, T* __restrict__ y, uint8_t* __restrict__ sign_mask, BlockShape shape, int border,
+                    int tiles) {
   constexpr int kBatch = kAtOnce<kFull, T>;
   __shared__ float field[kItems * kThreads];
   const int pixels = shape.pixels(), bytes = blockDim.x;
@@ -16,10 +17,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int first = blockIdx.x % tiles * kItems * blockDim.y;
   const int network = image / shape.images_per_network();
   const int channel = 8 * threadIdx.x, left = shape.channels - channel;
-  const float bend = bends[network];
+  const float slope_minus_one = slopes_minus_one[network];
   const int64_t image_offset = int64_t(image) * pixels * shape.channels + channel;
 
-  Octet<float> strength;
+  Vec8<float> strength;
   if (noise.seeds) {
     draw_field(field, noise.seeds[network], noise.layer, image % shape.images_per_network(), first);
     strength = load<false>(noise.values + network * shape.channels + channel, left);
@@ -28,14 +29,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 #pragma unroll
   for (int start = 0; start < kItems; start += kBatch) {
-    Octet<T> a_octets[kBatch], b_octets[kBatch];
+    Vec8<T> a_vecs[kBatch], b_vecs[kBatch];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
-      // Past the end the last pixel is read again, so that no branch splits the loads.
+      // Past the end, read the last pixel again: a branch would split the loads.
       const int pixel = min(first + (start + k) * int(blockDim.y) + int(threadIdx.y), pixels - 1);
       const int64_t offset = image_offset + pixel * shape.channels;
-      a_octets[k] = load<kFull>(a + offset, left);
-      if (b) b_octets[k] = load<kFull>(b + offset, left);
+      a_vecs[k] = load<kFull>(a + offset, left);
+      if (b) b_vecs[k] = load<kFull>(b + offset, left);
     }
 
 #pragma unroll
@@ -48,15 +49,16 @@ __global__ void __launch_bounds__(kThreads, 2)
       unsigned negative = 0;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const float z = b ? a_octets[k][i] + b_octets[k][i] : a_octets[k][i];
-        values[i] = andfast::block_tail(z, bend, noise.seeds ? strength[i] * shared_noise : shared_noise);
+        const float z = b ? a_vecs[k][i] + b_vecs[k][i] : a_vecs[k][i];
+        values[i] =
+            andfast::block_epilogue(z, slope_minus_one, noise.seeds ? strength[i] * shared_noise : shared_noise);
         negative |= unsigned(z < 0) << i;
       }
-      signs[(int64_t(image) * pixels + pixel) * bytes + threadIdx.x] = uint8_t(negative);
+      sign_mask[(int64_t(image) * pixels + pixel) * bytes + threadIdx.x] = uint8_t(negative);
 
-      const Octet<T> octet = rounded<T>(values);
+      const Vec8<T> vec = rounded<T>(values);
       if (border == 0) {
-        store<kFull>(y + image_offset + pixel * shape.channels, octet, left);
+        store<kFull>(y + image_offset + pixel * shape.channels, vec, left);
         continue;
       }
       const int h = pixel / shape.width, w = pixel - h * shape.width;
@@ -65,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int row = rows.first; row <= rows.last; ++row) {
         for (int column = columns.first; column <= columns.last; ++column) {
           const int64_t place = (image * bordered_height + row) * bordered_width + column;
-          store<kFull>(y + place * shape.channels + channel, octet, left);
+          store<kFull>(y + place * shape.channels + channel, vec, left);
         }
       }
     }
@@ -74,17 +76,17 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 }  // namespace
 
-void block_tail(Type type, const void* a, const void* b, const float* bend, Noise noise, void* y, uint8_t* signs,
-                BlockShape shape, int border, cudaStream_t stream) {
+void block_epilogue(Type type, const void* a, const void* b, const float* slope_minus_one, Noise noise, void* y,
+                    uint8_t* sign_mask, BlockShape shape, int border, cudaStream_t stream) {
   if (int64_t(shape.images) * shape.pixels() * shape.channels == 0) return;
   dispatch(type, [&](auto element) {
     using T = typename decltype(element)::type;
     dispatch_full(
         shape.channels,
         [&](auto full) {
-          launch(tail_kernel<decltype(full)::value, T>, dim3(shape.images * tiles(shape)),
-                 octet_block(shape.channels), stream, static_cast<const T*>(a), static_cast<const T*>(b), bend, noise,
-                 static_cast<T*>(y), signs, shape, border, tiles(shape));
+          launch(epilogue_kernel<decltype(full)::value, T>, dim3(shape.images * tiles(shape)),
+                 vec8_block(shape.channels), stream, static_cast<const T*>(a), static_cast<const T*>(b),
+                 slope_minus_one, noise, static_cast<T*>(y), sign_mask, shape, border, tiles(shape));
         },
         a, b, y);
   });
