@@ -45,7 +45,7 @@ class DegradationNetwork(nn.Module):
             kept apart because half types cannot hold their sum.
     """
 
-    layout: ThetaLayout | None = None
+    layout: ThetaLayout = None  # type: ignore[assignment]  # until the first `reset_identity`
     theta_id: Tensor
     delta: Tensor
     noise_seed: Tensor

@@ -147,7 +147,8 @@ def discriminator_logits(
     Returns:
         Logits of both, (B, ...) each, in float32 or wider.
     """
-    return widened(discriminator(torch.cat([restored.detach(), hr]))).chunk(2)
+    of_restored, of_hr = widened(discriminator(torch.cat([restored.detach(), hr]))).chunk(2)
+    return of_restored, of_hr
 
 
 def discriminator_loss(discriminator: Callable[[Tensor], Tensor], restored: Tensor, hr: Tensor, gan: GANLoss) -> Tensor:

@@ -55,7 +55,7 @@ class GeneratorLoss:
             if not weight >= 0:
                 raise ValueError(f"{name} is {weight}; it must be at least 0")
         more = {"perceptual": (perceptual_weight, perceptual), "gan": (gan_weight, adversarial)}
-        self._more = {name: pair for name, pair in more.items() if pair[1] is not None and pair[0]}
+        self._more = {name: (weight, term) for name, (weight, term) in more.items() if term is not None and weight}
 
     def __call__(self, restored: Tensor, hr: Tensor) -> Tensor:
         """(restored (B,3,H,W), hr (B,3,H,W) in [0, 1]) -> (B,)."""

@@ -53,7 +53,9 @@ class PerceptualLoss:
     def __call__(self, restored: Tensor, hr: Tensor) -> Tensor:
         """(restored (B,3,H,W), hr (B,3,H,W) in [0, 1]) -> (B,) in float32 or wider; no gradient flows to `hr`."""
         pairs = zip(self._weights.values(), self._wanted(restored), self.targets(hr), strict=True)
-        return sum(weight * per_image(self._distance(widened(found - wanted))) for weight, found, wanted in pairs)
+        return sum(  # type: ignore[return-value]  # at least one term
+            weight * per_image(self._distance(widened(found - wanted))) for weight, found, wanted in pairs
+        )
 
     def _wanted(self, images: Tensor) -> list[Tensor]:
         found = self._features(images)

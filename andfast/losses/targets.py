@@ -16,6 +16,9 @@ class Targets:
             gradients.
     """
 
+    _rows: Sequence[Tensor]
+    _hr: Tensor | None
+
     def __init__(self, compute: Callable[[Tensor], Sequence[Tensor]]) -> None:
         self._compute = compute
         self.forget()

@@ -182,7 +182,7 @@ def load_lpips(
     """
     model = LPIPS(net)
     source = _SOURCES[net]
-    found = {}
+    found: dict[str, Tensor] = {}
     for part, path, how in (
         ("features.", trunk, f"torchvision's file of {source.name}, {source.url}"),
         ("lin", linear, f"lpips's file of linear layers, {net}.pth of v0.1; pip install torchmetrics brings it"),

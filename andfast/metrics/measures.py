@@ -47,7 +47,7 @@ class Measure:
     needs_hr: bool
     settings: Mapping[str, Any]
     fits: Callable[[int, int], bool] = field(repr=False)
-    compute: Callable[[Tensor, Tensor | None], Tensor] = field(repr=False)
+    compute: Callable[[Tensor, Any], Tensor] = field(repr=False)
 
     def __call__(self, image: Tensor, hr: Tensor | None = None) -> float:
         """The value of `image`, (1, 3, H, W) in [0, 1], with `needs_hr` beside its original `hr`, on their device."""
@@ -126,7 +126,7 @@ def _niqe(pristine: str | os.PathLike[str], device: str | torch.device) -> Measu
 
 
 def _lpips(net: str, files: Sequence[str | os.PathLike[str]], device: str | torch.device) -> Measure:
-    model = load_lpips(net, *files, device=device)
+    model = load_lpips(net, *files, device=device)  # type: ignore[arg-type, misc]  # at most two files
     settings = {"images": _SAVED, "border": 0, "network": net, "version": "0.1", "weights_sha256": model.digest()}
     return Measure(
         f"lpips_{net}",

@@ -56,8 +56,7 @@ class PristineModel:
 
     def to(self, device: torch.device | str) -> PristineModel:
         """The same on a device."""
-        moved = (each.to(device) for each in (self.mean, self.covariance, self.window))
-        return PristineModel(*moved, about=self.about)
+        return PristineModel(self.mean.to(device), self.covariance.to(device), self.window.to(device), self.about)
 
     def digest(self) -> str:
         """A text that changes with any of its numbers."""
@@ -91,14 +90,15 @@ def load_pristine(path: str | os.PathLike[str] = DEFAULT) -> PristineModel:
     if _WINDOW in content:
         found["window"] = content[_WINDOW]
     shapes = {"mean": (FEATURES,), "covariance": (FEATURES, FEATURES), "window": (7, 7)}
+    tensors = {}
     for name, value in found.items():
         value = value.reshape(-1) if name == "mean" else value
         if value.shape != shapes[name] or value.dtype.kind != "f" or not np.isfinite(value).all():
             raise PristineError(
                 f"{path}: the {name} is {value.dtype} {value.shape}; wanted are {shapes[name]} finite numbers"
             )
-        found[name] = torch.from_numpy(value.astype(np.float64))
-    return PristineModel(**found, about=_about(content))
+        tensors[name] = torch.from_numpy(value.astype(np.float64))
+    return PristineModel(about=_about(content), **tensors)
 
 
 def save_pristine(model: PristineModel, path: str | os.PathLike[str]) -> None:
@@ -114,7 +114,7 @@ def save_pristine(model: PristineModel, path: str | os.PathLike[str]) -> None:
         "about": np.array(json.dumps(dict(model.about))),
     }
     with written_whole(Path(path)) as temporary:
-        np.savez(temporary, **values)
+        np.savez(temporary, **values)  # type: ignore[arg-type]  # the names are not numpy's own parameters
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

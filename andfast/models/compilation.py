@@ -30,7 +30,7 @@ def compile_regions(generator: nn.Module) -> None:
     the whole network takes. A generator without them is compiled whole. Our own operations (`andfast.ops`) stay as they
     are; what is compiled is all that stands between them.
     """
-    regions = [module for module in generator.modules() if isinstance(module, RRDB)]
+    regions: list[nn.Module] = [module for module in generator.modules() if isinstance(module, RRDB)]
     for region in regions or [generator]:
         region.compile(dynamic=False, fullgraph=True)
 

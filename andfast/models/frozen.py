@@ -52,7 +52,8 @@ class FrozenView(View):
         kept = {id(weight) for module in wide for weight in module.parameters()}
         # A deep copy copies what it does not find in its memo: all but weights and buffers.
         memo: dict[int, Tensor] = {id(buffer): buffer for buffer in source.buffers()}
-        self._source, self._weights = [], []
+        self._source: list[Tensor] = []
+        self._weights: list[Tensor] = []
         for weight in source.parameters():
             own = weight.detach() if id(weight) in kept else weight.detach().to(dtype)
             memo[id(weight)] = nn.Parameter(own, requires_grad=False)

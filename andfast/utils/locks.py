@@ -81,7 +81,7 @@ def _lock(file: IO[str]) -> None:
         import msvcrt
 
         file.seek(_BYTE)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # of Windows
     else:
         import fcntl
 

@@ -124,7 +124,8 @@ def parse(path: str | os.PathLike[str], text: str) -> Any:
         return load_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise YamlError(f"{path}: line {mark.line + 1}: {error.problem or error.context}") from error
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise YamlError(f"{path}: {line}{error.problem or error.context}") from error
     except yaml.YAMLError as error:  # a character that YAML has not
         raise YamlError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     except ValueError as error:  # as 0x_, or a date that is none, would be
