@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from andfast.ops import dispatch
-from andfast.ops.backends.base import Backend, Noise
+from andfast.ops.backends.base import Backend, Epilogue
 from andfast.ops.noise import gaussian_field
 
 
@@ -165,13 +165,13 @@ def concatenate(pieces: list[Tensor]) -> Tensor:
 def _pieces(
     kernels: Backend, parameters: list[Tensor], seed: Tensor | None, layer: int, *images: Tensor
 ) -> Iterator[tuple]:
-    """The centre, deviation, slope and noise of as many networks as the kernels do at once, and their images."""
+    """The centre, deviation and epilogue of as many networks as the kernels do at once, and their images."""
     count = len(parameters[0]) if kernels.loops_over_bank else 1
     seeds = [None] * count if seed is None else seed.contiguous().chunk(count)
     tensors = (tensor.detach().contiguous().chunk(count) for tensor in parameters)
     parts = (tensor.chunk(count) for tensor in images)
-    for seed, centre, deviation, slope, values, *rest in zip(seeds, *tensors, *parts, strict=True):
-        yield centre, deviation.flatten(3), slope, Noise(values, seed, layer), *rest
+    for seed, centre, deviation, slope_minus_one, noise, *rest in zip(seeds, *tensors, *parts, strict=True):
+        yield centre, deviation.flatten(3), Epilogue(slope_minus_one, noise, seed, layer), *rest
 
 
 # `parameters`: centre, deviation, slope_minus_one and noise, as `degradation_block` takes them.
@@ -181,9 +181,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """y and its sign mask, which is empty without `save_for_backward`."""
     kernels, results = dispatch.load(implementation), []
-    for *taps, slope, noise, images in _pieces(kernels, parameters, seed, layer, x):
+    for *taps, epilogue, images in _pieces(kernels, parameters, seed, layer, x):
         weights = kernels.pack_weights(*taps, x.dtype, backward=False)
-        y, mask = kernels.block(kernels.to_nhwc(images, x.dtype), weights, slope, noise, bordered=False)
+        y, mask = kernels.block(kernels.to_nhwc(images, x.dtype), weights, epilogue, bordered=False)
         results.append((y, mask if save_for_backward else mask[:0].clone()))
     y, mask = (concatenate(list(tensors)) for tensors in zip(*results, strict=True))
     return y.permute(0, 3, 1, 2), mask
@@ -216,14 +216,14 @@ def _backward(
     # Layouts of any kind arrive here alone: the gradient of a sum, for one, has strides of 0.
     dy, y = (tensor.permute(0, 2, 3, 1).to(x.dtype).contiguous() for tensor in (dy, y))
     images = (x, dy, y, sign_mask)
-    for centre, deviation, slope, noise, x_piece, *passed in _pieces(kernels, parameters, seed, layer, *images):
-        dz, dslope, dnoise = kernels.block_grad(*passed, slope, noise)
+    for centre, deviation, epilogue, x_piece, *passed in _pieces(kernels, parameters, seed, layer, *images):
+        dz, dslope, dnoise = kernels.block_grad(*passed, epilogue)
         dx, dtaps = x.new_empty(0), parameters[1].new_empty(0)
         if needs[0]:
             weights = kernels.pack_weights(centre, deviation, x.dtype, backward=True)
             dx = kernels.conv_input_grad(dz, weights).permute(0, 3, 1, 2)
         if needs[1]:
-            dtaps = kernels.conv_weight_grad(kernels.to_nhwc(x_piece, x.dtype), dz, len(slope)).unflatten(3, (3, 3))
+            dtaps = kernels.conv_weight_grad(kernels.to_nhwc(x_piece, x.dtype), dz, len(dslope)).unflatten(3, (3, 3))
         grads.append((dx, dtaps, dslope, dnoise))
     return [concatenate(list(tensors)) for tensors in zip(*grads, strict=True)]
 

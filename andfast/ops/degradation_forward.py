@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from andfast.ops import dispatch
-from andfast.ops.backends.base import Backend, Noise
+from andfast.ops.backends.base import Backend, Epilogue
 from andfast.ops.blur_pool import blur_pool_reference, pooling_taps
 from andfast.ops.degradation_block import check_tensor, concatenate, one_network_block, split_conv
 from andfast.ops.noise import gaussian_field
@@ -125,14 +125,12 @@ class _Bank:
         centre = segment.view(self.theta_id)[..., 4]
         return self.kernels.pack_weights(centre, taps.unflatten(1, segment.shape), self.dtype, backward)
 
-    def slope_minus_one(self, layer: int) -> Tensor:
+    def epilogue(self, layer: int) -> Epilogue:
         column = self.layout.slope[layer].start
-        return self.theta_id[:, column] - 1 + self.delta[:, column]
-
-    def noise(self, layer: int) -> Noise:
-        values = self.layout.noise[layer].view(self.delta)
-        values = values[:, 0] if self.seed is None else values[..., 0, 0]
-        return Noise(values.contiguous(), self.seed, layer)
+        slope_minus_one = self.theta_id[:, column] - 1 + self.delta[:, column]
+        noise = self.layout.noise[layer].view(self.delta)
+        noise = noise[:, 0] if self.seed is None else noise[..., 0, 0]
+        return Epilogue(slope_minus_one, noise.contiguous(), self.seed, layer)
 
 
 @lru_cache
@@ -160,7 +158,7 @@ def _run_forward(bank: _Bank, hr: Tensor, save_for_backward: bool) -> tuple[Tens
     x = kernels.to_nhwc(hr, bank.dtype)
     outputs, masks, negatives = [], [], []
     for layer in range(2 * layout.blocks):
-        parameters = (bank.weights(layer), bank.slope_minus_one(layer), bank.noise(layer))
+        parameters = bank.weights(layer), bank.epilogue(layer)
         if layer == layout.blocks - 1:
             x, negative, mask = kernels.block_pool(x, *parameters, layout.scale)
             negatives += [negative] * save_for_backward
@@ -195,15 +193,14 @@ def _run_backward(
         del taps
         if layer == 0:
             break
-        slope, noise = bank.slope_minus_one(block), bank.noise(block)
-        weights = bank.weights(layer, backward=True)
+        weights, epilogue = bank.weights(layer, backward=True), bank.epilogue(block)
         if layer == blocks:
             dpooled = kernels.conv_input_grad(dz.pop(), weights)
             dslope = (dpooled.float() * negative).unflatten(0, (count, -1)).sum(dim=(1, 2, 3, 4))
-            dnoise = _pooled_noise_grad(kernels, dpooled, noise, layout)
-            dz.append(kernels.block_pool_grad(dpooled, masks[block], slope, layout.scale))
+            dnoise = _pooled_noise_grad(kernels, dpooled, epilogue, layout)
+            dz.append(kernels.block_pool_grad(dpooled, masks[block], epilogue.slope_minus_one, layout.scale))
         else:
-            below, dslope, dnoise = kernels.block_input_grad(dz.pop(), weights, x, masks[block], slope, noise)
+            below, dslope, dnoise = kernels.block_input_grad(dz.pop(), weights, x, masks[block], epilogue)
             dz.append(below)
             del below
         grad[:, layout.slope[block].start] = dslope
@@ -211,14 +208,14 @@ def _run_backward(
     return kernels.conv_input_grad(dz.pop(), bank.weights(0, backward=True)) if needs_hr else None
 
 
-def _pooled_noise_grad(kernels: Backend, dpooled: Tensor, noise: Noise, layout: ThetaLayout) -> Tensor:
+def _pooled_noise_grad(kernels: Backend, dpooled: Tensor, epilogue: Epilogue, layout: ThetaLayout) -> Tensor:
     """The gradient of the noise before the pooling: pooling is linear, and noise far smaller than activations."""
     rows, columns = (_pooling_matrix(size, layout.scale, dpooled.device) for size in layout.image_size)
-    by_network = dpooled.unflatten(0, (len(noise.values), -1))
-    if noise.seed is None:
+    by_network = dpooled.unflatten(0, (len(epilogue.noise), -1))
+    if epilogue.seed is None:
         summed = by_network.sum(dim=(1, 4), dtype=torch.float32)
         return rows.T @ summed @ columns
-    fields = kernels.gaussian_field(noise.seed, noise.layer, by_network.shape[1], layout.image_size)
+    fields = kernels.gaussian_field(epilogue.seed, epilogue.layer, by_network.shape[1], layout.image_size)
     fields = fields.unflatten(0, by_network.shape[:2])
     return torch.einsum("nbhw,nbhwc->nc", rows @ fields @ columns.T, by_network.float())
 

@@ -71,6 +71,38 @@ def test_forced_backend_that_does_not_implement(monkeypatch):
     assert dispatch.status()["projected_step"]["cpu"] == "not implemented"
 
 
+@needs_cpu
+def test_the_first_implementation_that_takes_the_tensors_runs():
+    cpu = torch.device("cpu")
+    chosen = dispatch.chosen(cpu, torch.float32)
+    assert chosen["conv_act"] == chosen["degradation_forward"] == "winograd"
+    assert chosen["projected_step"] == "cpu"
+    with use_backend("reference"):
+        assert set(dispatch.chosen(cpu, torch.float32).values()) == {"reference"}
+    half = dispatch.chosen(cpu, torch.bfloat16)
+    assert half["dense_block"] == "onednn"
+    assert "projected_step" not in half  # which is computed in float32 alone
+    assert dispatch.resolve("conv_act", cpu, torch.float64) == "reference"
+
+
+@needs_cpu
+def test_large_tiles_replace_winograd_in_inference_alone():
+    plain = dispatch.load("winograd")
+    with dispatch.allow_large_tiles():
+        assert dispatch.load("winograd") is plain
+        assert dispatch.load("winograd", inference=True) is not plain
+        assert dispatch.load("onednn", inference=True) is dispatch.load("onednn")
+    assert dispatch.load("winograd", inference=True) is plain
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1", True), ("true", True), ("0", False), ("", False), (None, False)])
+def test_triton_s_interpreter_is_asked_for_as_triton_reads_it(monkeypatch, value, expected):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert dispatch.interpreting() == expected
+
+
 # What follows runs a copy of the package in a Python of its own, and breaks the copy's extension.
 
 SCRIPT = """

@@ -12,7 +12,7 @@ LeakyReLU's slope applies in channel c (F: z < 0; generators: z <= 0, as in PyTo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,18 +21,19 @@ from torch import Tensor
 SLOPE, GAIN = 0.2, 0.2
 
 
-@dataclass(frozen=True)
-class Noise:
-    """What one noise injection adds.
+class Epilogue(NamedTuple):
+    """The LeakyReLU and the noise injection after the convolution of a block of F, in the order the kernels take them.
 
     Attributes:
-        values: float32, contiguous. Without a seed (N, H, W): a map, the same in all channels and in all images of a
+        slope_minus_one: (N,) float32, each LeakyReLU's negative slope minus one.
+        noise: float32, contiguous. Without a seed (N, H, W): a map, the same in all channels and in all images of a
             network. With a seed (N, C): a strength for each channel, times the field of `gaussian_field`.
         seed: (N,) int64, or None.
-        layer: the number of the injection: the field depends on it.
+        layer: the number of the noise injection: the field depends on it.
     """
 
-    values: Tensor
+    slope_minus_one: Tensor
+    noise: Tensor
     seed: Tensor | None = None
     layer: int = 0
 
@@ -40,10 +41,9 @@ class Noise:
 class Backend(ABC):
     """The kernels of one backend.
 
-    In F, a block is z = conv(x), y = z + slope_minus_one min(z, 0) + noise, with `slope_minus_one` (N,) float32. Its
-    convolution is the sum of a 1x1 one with the identity's centre taps and a 3x3 one with the deviation (`split_conv`),
-    with replicated borders. A backend may keep the replicated border with its activations; then the x and y that it is
-    given come from itself.
+    In F, a block is z = conv(x), y = z + slope_minus_one min(z, 0) + noise (`Epilogue`). Its convolution, the sum of a
+    1x1 one with the identity's centre taps and a 3x3 one with the deviation (`split_conv`), replicates the border. A
+    backend may keep the replicated border with its activations; then the x and y that it is given come from itself.
 
     In the generators, weights are (out, in, 3, 3) in the compute type, borders are zero, and `slope` is (C,) float32 or
     None for no activation.
@@ -86,34 +86,26 @@ class Backend(ABC):
 
     @abstractmethod
     def block(
-        self, x: Tensor, weights: tuple[Tensor, ...], slope_minus_one: Tensor, noise: Noise, bordered: bool = True
+        self, x: Tensor, weights: tuple[Tensor, ...], epilogue: Epilogue, bordered: bool = True
     ) -> tuple[Tensor, Tensor]:
         """y and the sign mask; y with this backend's border, if `bordered`."""
 
     @abstractmethod
-    def block_grad(
-        self, dy: Tensor, y: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, noise: Noise
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def block_grad(self, dy: Tensor, y: Tensor, sign_mask: Tensor, epilogue: Epilogue) -> tuple[Tensor, Tensor, Tensor]:
         """The backward pass of a block down to z: dz, dslope and dnoise as in `block_input_grad`. No borders."""
 
     @abstractmethod
     def block_input_grad(
-        self,
-        dz: Tensor,
-        weights: tuple[Tensor, ...],
-        y: Tensor,
-        sign_mask: Tensor,
-        slope_minus_one: Tensor,
-        noise: Noise,
+        self, dz: Tensor, weights: tuple[Tensor, ...], y: Tensor, sign_mask: Tensor, epilogue: Epilogue
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`conv_input_grad`, then the backward pass of the block that made that input, y: its dz, dslope and dnoise.
 
-        dslope has the shape of `slope_minus_one`, dnoise that of `noise.values`; both are float32.
+        dslope and dnoise have the shapes of the epilogue's `slope_minus_one` and `noise` and are float32.
         """
 
     @abstractmethod
     def block_pool(
-        self, x: Tensor, weights: tuple[Tensor, ...], slope_minus_one: Tensor, noise: Noise, scale: int
+        self, x: Tensor, weights: tuple[Tensor, ...], epilogue: Epilogue, scale: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A block and the pooling after it: the pooled y (with border), the pooled min(z, 0) (without), the sign mask.
 

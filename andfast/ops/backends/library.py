@@ -13,8 +13,8 @@ They are called from inside our own operators alone, so torch.compile never meet
   from the gradient of the bordered y. min(z, 0) is not stored but recovered, (y - noise) / slope (Rota Bulo et al.,
   "In-place activated BatchNorm", 2018); for slopes nearer to zero than 1/1024 the division is by 1/1024, and dslope
   comes out too small, down to 0 for a slope of 0.
-* `block_epilogue_pool(a, b?, slope_minus_one, noise, seed?, layer, scale, border) -> (pooled, negative, sign_mask)`:
-  y pooled, with border, and min(z, 0) pooled, without; y itself is never stored.
+* `block_epilogue_pool(a, b?, slope_minus_one, noise, seed?, layer, scale, border) -> (pooled, negative, sign_mask)`: y
+  pooled, with border, and min(z, 0) pooled, without; y itself is never stored.
 * `block_epilogue_pool_grad(dpooled, sign_mask, slope_minus_one, scale) -> dz`.
 
 For the CPU alone:
@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops.backends.base import GAIN, SLOPE, Backend, Noise, merge_taps
+from andfast.ops.backends.base import GAIN, SLOPE, Backend, Epilogue, merge_taps
 
 _ops = torch.ops.andfast
 
@@ -118,38 +118,24 @@ class LibraryBackend(Backend):
         return _weight_grad(x, dz, dz.new_empty(shape), 0).float().reshape(1, *shape[:2], 9)
 
     def block(
-        self, x: Tensor, weights: tuple[Tensor, ...], slope_minus_one: Tensor, noise: Noise, bordered: bool = True
+        self, x: Tensor, weights: tuple[Tensor, ...], epilogue: Epilogue, bordered: bool = True
     ) -> tuple[Tensor, Tensor]:
-        summands = self._summands(x, weights)
-        return _ops.block_epilogue(*summands, slope_minus_one, noise.values, noise.seed, noise.layer, int(bordered))
+        return _ops.block_epilogue(*self._summands(x, weights), *epilogue, int(bordered))
 
-    def block_grad(
-        self, dy: Tensor, y: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, noise: Noise
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return _ops.block_epilogue_grad(dy, y, sign_mask, slope_minus_one, noise.values, noise.seed, noise.layer, 0)
+    def block_grad(self, dy: Tensor, y: Tensor, sign_mask: Tensor, epilogue: Epilogue) -> tuple[Tensor, Tensor, Tensor]:
+        return _ops.block_epilogue_grad(dy, y, sign_mask, *epilogue, 0)
 
     def block_input_grad(
-        self,
-        dz: Tensor,
-        weights: tuple[Tensor, ...],
-        y: Tensor,
-        sign_mask: Tensor,
-        slope_minus_one: Tensor,
-        noise: Noise,
+        self, dz: Tensor, weights: tuple[Tensor, ...], y: Tensor, sign_mask: Tensor, epilogue: Epilogue
     ) -> tuple[Tensor, Tensor, Tensor]:
         dy = self._bordered_input_grad(dz, weights)
         del dz  # frees the largest tensor here before more is allocated
-        return _ops.block_epilogue_grad(
-            dy, y, sign_mask, slope_minus_one, noise.values, noise.seed, noise.layer, self.border
-        )
+        return _ops.block_epilogue_grad(dy, y, sign_mask, *epilogue, self.border)
 
     def block_pool(
-        self, x: Tensor, weights: tuple[Tensor, ...], slope_minus_one: Tensor, noise: Noise, scale: int
+        self, x: Tensor, weights: tuple[Tensor, ...], epilogue: Epilogue, scale: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        summands = self._summands(x, weights)
-        return _ops.block_epilogue_pool(
-            *summands, slope_minus_one, noise.values, noise.seed, noise.layer, scale, self.border
-        )
+        return _ops.block_epilogue_pool(*self._summands(x, weights), *epilogue, scale, self.border)
 
     def block_pool_grad(self, dpooled: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, scale: int) -> Tensor:
         return _ops.block_epilogue_pool_grad(dpooled, sign_mask, slope_minus_one, scale)

@@ -25,7 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from andfast.ops.backends.base import GAIN, SLOPE, Noise, merge_taps
+from andfast.ops.backends.base import GAIN, SLOPE, Epilogue, merge_taps
 from andfast.ops.backends.library import OneDnnBackend
 
 _ops = torch.ops.andfast
@@ -55,11 +55,11 @@ class WinogradBackend(OneDnnBackend):
         return _ops.conv_weight_grad(x, dz, num_networks)
 
     def block(
-        self, x: Tensor, weights: tuple[Tensor, ...], slope_minus_one: Tensor, noise: Noise, bordered: bool = True
+        self, x: Tensor, weights: tuple[Tensor, ...], epilogue: Epilogue, bordered: bool = True
     ) -> tuple[Tensor, Tensor]:
-        if noise.seed is not None:  # drawn four pixels at a time, which are not those of a tile
-            return super().block(x, weights, slope_minus_one, noise, bordered)
-        return _ops.conv_block(x, *weights, slope_minus_one, noise.values, int(bordered))
+        if epilogue.seed is not None:  # noise is drawn four pixels at a time, which are not those of a tile
+            return super().block(x, weights, epilogue, bordered)
+        return _ops.conv_block(x, *weights, epilogue.slope_minus_one, epilogue.noise, int(bordered))
 
     def conv_act(
         self, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, save_for_backward: bool

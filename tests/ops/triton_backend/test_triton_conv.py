@@ -4,7 +4,6 @@ import pytest
 import torch
 from triton_reference import TYPES, Case, check, make, nchw, nhwc, noise_field, pack, unpack, with_types
 
-from andfast.ops.backends.base import Noise
 from andfast.ops.backends.triton.backend import TritonBackend
 
 kernels = TritonBackend()
@@ -47,11 +46,11 @@ def test_conv(shape, dtype, device):
 def test_block(block, dtype, device):
     shape, kind = block
     case = make(*shape, dtype, device, kind)
-    y, sign_mask = twice(kernels.block, case.x, weights(case), case.slope_minus_one, case.noise_out)
+    y, sign_mask = twice(kernels.block, case.x, weights(case), case.epilogue_out)
 
     def reference(precision):
         z = case.convolve(nchw(case.x).to(precision), case.taps(precision), precision)
-        noise = noise_field(case.noise_out, case.images, shape[2], shape[3][1], precision)
+        noise = noise_field(case.epilogue_out, case.images, shape[2], shape[3][1], precision)
         return z, z + case.slopes_minus_one(precision) * z.clamp(max=0) + noise
 
     z, exact = reference(torch.float64)
@@ -85,15 +84,15 @@ def back_through_block(case: Case, y: torch.Tensor, negative: torch.Tensor, kind
     x = y.to(kind).requires_grad_()
     case.convolve_merged(x, kind).backward(nchw(case.dz).to(kind))
     dy = x.grad
-    noise = noise_field(case.noise_in, case.images, y.shape[-2:], y.shape[1], kind)
+    noise = noise_field(case.epilogue_in, case.images, y.shape[-2:], y.shape[1], kind)
     z = (x.detach() - noise) * negative
     networks = len(case.slope_minus_one)
     dslope = (dy * z).view(networks, -1).sum(1) * inverse_slopes(case.slope_minus_one).to(kind)
     by_network = dy.unflatten(0, (networks, -1))
-    if case.noise_in.seed is None:
+    if case.epilogue_in.seed is None:
         dnoise = by_network.sum(dim=(1, 2))
     else:
-        unit = Noise(torch.ones_like(case.noise_in.values), case.noise_in.seed, case.noise_in.layer)
+        unit = case.epilogue_in._replace(noise=torch.ones_like(case.epilogue_in.noise))
         field = noise_field(unit, case.images, y.shape[-2:], y.shape[1], kind)
         dnoise = (by_network * field.unflatten(0, (networks, -1))).sum(dim=(1, 3, 4))
     return dy * torch.where(negative, 1 + case.slopes_minus_one(kind), 1), dslope, dnoise
@@ -102,7 +101,7 @@ def back_through_block(case: Case, y: torch.Tensor, negative: torch.Tensor, kind
 def check_back_through_block(case: Case) -> None:
     dtype = case.x.dtype
     negative = torch.rand(nchw(case.x).shape, generator=torch.Generator().manual_seed(1)).to(case.x.device) < 0.5
-    arguments = (case.dz, weights(case, True), case.x, pack(negative), case.slope_minus_one, case.noise_in)
+    arguments = (case.dz, weights(case, True), case.x, pack(negative), case.epilogue_in)
     dz, dslope, dnoise = twice(kernels.block_input_grad, *arguments)
     exact, own, single = (
         back_through_block(case, nchw(case.x), negative, kind) for kind in (torch.float64, dtype, torch.float32)
@@ -127,6 +126,7 @@ def test_input_grad_block(block, dtype, device):
 def test_slopes_near_zero(slope_minus_one, device):
     case = make(1, 1, (3, 5), (16, 16), torch.float32, device)
     case.slope_minus_one = torch.full_like(case.slope_minus_one, slope_minus_one)
+    case.epilogue_in = case.epilogue_in._replace(slope_minus_one=case.slope_minus_one)
     check_back_through_block(case)
 
 

@@ -64,14 +64,14 @@ def test_block_pool(block, dtype, device):
     kind, networks, images, scale, size, widths = block
     case = make(networks, images, size, widths, dtype, device, kind)
     weights = kernels.pack_weights(case.centre, case.deviation, dtype, False)
-    arguments = (case.x, weights, case.slope_minus_one, case.noise_out, scale)
+    arguments = (case.x, weights, case.epilogue_out, scale)
     result = kernels.block_pool(*arguments)
     assert all(torch.equal(*pair) for pair in zip(result, kernels.block_pool(*arguments), strict=True))
     y, negative, sign_mask = result
 
     def reference_block(precision):
         z = case.convolve(nchw(case.x).to(precision), case.taps(precision), precision)
-        noise = noise_field(case.noise_out, case.images, size, widths[1], precision)
+        noise = noise_field(case.epilogue_out, case.images, size, widths[1], precision)
         y = z + case.slopes_minus_one(precision) * z.clamp(max=0) + noise
         return z, pooled(y, scale), pooled(z.clamp(max=0), scale)
 

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from andfast.ops.backends.base import Noise
+from andfast.ops.backends.base import Epilogue
 from andfast.ops.backends.triton.backend import TritonBackend
 from andfast.ops.backends.triton.pool import blur_pool, blur_pool_grad
 from andfast.ops.backends.triton.projected_step import projected_step
@@ -93,10 +93,10 @@ def _launch(
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    def noise(channels: int) -> Noise:
+    def epilogue(channels: int) -> Epilogue:
         if kind == "map":
-            return Noise(new(networks, height, width))
-        return Noise(new(networks, channels), new(networks, dtype=torch.int64), 1)
+            return Epilogue(new(networks), new(networks, height, width))
+        return Epilogue(new(networks), new(networks, channels), new(networks, dtype=torch.int64), 1)
 
     x, dz = new(batch, height, width, into, dtype=dtype), new(batch, height, width, out, dtype=dtype)
     weights = new(networks, out, into), new(networks, out, into, 9)
@@ -108,13 +108,13 @@ def _launch(
     biases = [new(len(weight), dtype=dtype) for weight in dense]
     dense_sign_mask = new(batch, height, width, 4, -(-growth // 8), dtype=torch.uint8)
     {
-        "block": lambda: kernels.block(x, forward, slope_minus_one, noise(out)),
-        "block_pool": lambda: kernels.block_pool(x, forward, slope_minus_one, noise(out), scale),
+        "block": lambda: kernels.block(x, forward, epilogue(out)),
+        "block_pool": lambda: kernels.block_pool(x, forward, epilogue(out), scale),
         "conv": lambda: kernels.conv(x, forward),
         "weight_grad": lambda: kernels.conv_weight_grad(x, dz, networks),
         "input_grad": lambda: kernels.conv_input_grad(dz, backward),
-        "block_input_grad": lambda: kernels.block_input_grad(dz, backward, x, sign_mask, slope_minus_one, noise(into)),
-        "block_grad": lambda: kernels.block_grad(x, x, sign_mask, slope_minus_one, noise(into)),
+        "block_input_grad": lambda: kernels.block_input_grad(dz, backward, x, sign_mask, epilogue(into)),
+        "block_grad": lambda: kernels.block_grad(x, x, sign_mask, epilogue(into)),
         "dense_block": lambda: kernels.dense_block(x, dense, biases, True),
         "dense_block_input_grad": lambda: kernels.dense_block_input_grad(x, dense, dense_sign_mask),
         "conv_act": lambda: kernels.conv_act(x, new(out, into, 3, 3, dtype=dtype), new(out), new(out), True),

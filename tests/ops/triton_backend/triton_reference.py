@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops.backends.base import Noise
+from andfast.ops.backends.base import Epilogue
 from andfast.ops.noise import gaussian_field
 
 TYPES = (torch.bfloat16, torch.float32, torch.float16)
@@ -46,8 +46,8 @@ def nhwc(tensor: Tensor) -> Tensor:
 class Case:
     """A convolution of N networks and the block around it, with values of the sizes that the attack sees.
 
-    `x` (B, H, W, in) and `dz` (B, H, W, out) are in the type; the rest is float32. `noise_out` goes with the block
-    after the convolution, `noise_in` with the one that made `x`.
+    `x` (B, H, W, in) and `dz` (B, H, W, out) are in the type; the rest is float32. `epilogue_out` follows
+    the convolution, `epilogue_in` belongs to the block that made `x`.
     """
 
     x: Tensor
@@ -55,8 +55,8 @@ class Case:
     centre: Tensor
     deviation: Tensor
     slope_minus_one: Tensor
-    noise_out: Noise
-    noise_in: Noise
+    epilogue_out: Epilogue
+    epilogue_in: Epilogue
 
     @property
     def images(self) -> int:
@@ -87,13 +87,14 @@ class Case:
         return self.slope_minus_one.to(dtype).repeat_interleave(self.images)[:, None, None, None]
 
 
-def noise_field(noise: Noise, images: int, size: tuple[int, int], channels: int, dtype: torch.dtype) -> Tensor:
+def noise_field(epilogue: Epilogue, images: int, size: tuple[int, int], channels: int, dtype: torch.dtype) -> Tensor:
     """What a noise injection adds, (B, C, H, W)."""
-    if noise.seed is None:
-        added = noise.values.to(dtype).repeat_interleave(images, 0)[:, None]
+    _, noise, seeds, layer = epilogue
+    if seeds is None:
+        added = noise.to(dtype).repeat_interleave(images, 0)[:, None]
     else:
-        fields = torch.cat([gaussian_field(seed, noise.layer, images, size) for seed in noise.seed]).to(dtype)
-        added = noise.values.to(dtype).repeat_interleave(images, 0)[..., None, None] * fields
+        fields = torch.cat([gaussian_field(seed, layer, images, size) for seed in seeds]).to(dtype)
+        added = noise.to(dtype).repeat_interleave(images, 0)[..., None, None] * fields
     return added.expand(-1, channels, -1, -1)
 
 
@@ -113,10 +114,12 @@ def make(
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    def noise(channels: int, layer: int) -> Noise:
+    slope_minus_one = torch.tensor([-0.3, 0.4, -1.5]).repeat(networks)[:networks].to(device)
+
+    def epilogue(channels: int, layer: int) -> Epilogue:
         values = 0.3 * normal(networks, *(size if kind == "map" else (channels,)))
         seeds = torch.arange(networks, device=device) * 0x1_2345_6789 + 7
-        return Noise(values.to(device), None if kind == "map" else seeds, layer)
+        return Epilogue(slope_minus_one, values.to(device), None if kind == "map" else seeds, layer)
 
     into, out = widths
     return Case(
@@ -124,9 +127,9 @@ def make(
         (0.1 * normal(networks * images, *size, out)).to(device, dtype),
         (normal(networks, out, into) / into**0.5).to(device),
         (0.05 * normal(networks, out, into, 9) / into**0.5).to(device),
-        torch.tensor([-0.3, 0.4, -1.5]).repeat(networks)[:networks].to(device),
-        noise(out, 1),
-        noise(into, 2),
+        slope_minus_one,
+        epilogue(out, 1),
+        epilogue(into, 2),
     )
 
 

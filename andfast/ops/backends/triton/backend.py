@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from andfast.ops.backends.base import Noise
+from andfast.ops.backends.base import Epilogue
 from andfast.ops.backends.library import LibraryBackend
 from andfast.ops.backends.triton import (
     block_grad,
@@ -44,30 +44,22 @@ class TritonBackend(LibraryBackend):
         return conv_weight_grad.weight_grad(x, dz, num_networks)
 
     def block(
-        self, x: Tensor, weights: tuple[Tensor, ...], slope_minus_one: Tensor, noise: Noise, bordered: bool = True
+        self, x: Tensor, weights: tuple[Tensor, ...], epilogue: Epilogue, bordered: bool = True
     ) -> tuple[Tensor, Tensor]:
-        return conv.conv_block(x, *weights, slope_minus_one, noise)
+        return conv.conv_block(x, *weights, epilogue)
 
-    def block_grad(
-        self, dy: Tensor, y: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, noise: Noise
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return block_grad.block_grad(dy, y, sign_mask, slope_minus_one, noise)
+    def block_grad(self, dy: Tensor, y: Tensor, sign_mask: Tensor, epilogue: Epilogue) -> tuple[Tensor, Tensor, Tensor]:
+        return block_grad.block_grad(dy, y, sign_mask, epilogue)
 
     def block_input_grad(
-        self,
-        dz: Tensor,
-        weights: tuple[Tensor, ...],
-        y: Tensor,
-        sign_mask: Tensor,
-        slope_minus_one: Tensor,
-        noise: Noise,
+        self, dz: Tensor, weights: tuple[Tensor, ...], y: Tensor, sign_mask: Tensor, epilogue: Epilogue
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return conv_input_grad.block_input_grad(dz, *weights, y, sign_mask, slope_minus_one, noise)
+        return conv_input_grad.block_input_grad(dz, *weights, y, sign_mask, epilogue)
 
     def block_pool(
-        self, x: Tensor, weights: tuple[Tensor, ...], slope_minus_one: Tensor, noise: Noise, scale: int
+        self, x: Tensor, weights: tuple[Tensor, ...], epilogue: Epilogue, scale: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return pool.block_pool(x, *weights, slope_minus_one, noise, scale)
+        return pool.block_pool(x, *weights, epilogue, scale)
 
     def block_pool_grad(self, dpooled: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, scale: int) -> Tensor:
         return pool.block_pool_grad(dpooled, sign_mask, slope_minus_one, scale)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from andfast.ops.backends.base import Noise
+from andfast.ops.backends.base import Epilogue
 from andfast.ops.backends.triton.common import (
     block_of,
     check_activation,
@@ -111,9 +111,8 @@ def new_partials(dz: Tensor, blocks: int, patches: int, gaussian_noise: bool) ->
     )
 
 
-def sum_partials(dslope: Tensor, dnoise: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """dslope (N,) and dnoise in the shape of `noise.values`, summed in a fixed order."""
-    networks = len(noise.values)
+def sum_partials(dslope: Tensor, dnoise: Tensor, networks: int) -> tuple[Tensor, Tensor]:
+    """dslope (N,) and dnoise in the shape of `Epilogue.noise`, summed in a fixed order."""
     # Over a network's images (and blocks of channels, or patches), then the shape of the noise.
     return (
         dslope.unflatten(0, (networks, -1)).flatten(1).sum(1),
@@ -121,14 +120,12 @@ def sum_partials(dslope: Tensor, dnoise: Tensor, noise: Noise) -> tuple[Tensor, 
     )
 
 
-def block_grad(
-    dy: Tensor, y: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, noise: Noise
-) -> tuple[Tensor, Tensor, Tensor]:
+def block_grad(dy: Tensor, y: Tensor, sign_mask: Tensor, epilogue: Epilogue) -> tuple[Tensor, Tensor, Tensor]:
     """`Backend.block_grad`.
 
     Args:
         dy, y: (B, H, W, C) in the compute type.
-        sign_mask, slope_minus_one, noise: see `Backend`.
+        sign_mask, epilogue: see `Backend`.
     """
     check_activation("dy", dy)
     check_activation("y", y)
@@ -137,9 +134,9 @@ def block_grad(
     block = block_of(channels)
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
     blocks = triton.cdiv(channels, block)
-    gaussian_noise = noise.seed is not None
+    slope_minus_one, noise, seed, layer = epilogue
     dz = dy.new_empty(dy.shape)
-    dslope, dnoise = new_partials(dy, blocks, patches, gaussian_noise)
+    dslope, dnoise = new_partials(dy, blocks, patches, seed is not None)
     with on_device(dy):
         block_grad_kernel[patches, blocks, batch](
             dy,
@@ -147,11 +144,11 @@ def block_grad(
             y,
             sign_mask,
             slope_minus_one,
-            noise.values,
-            noise.seed,
+            noise,
+            seed,
             dslope,
             dnoise,
-            noise.layer,
+            layer,
             images_per_network(batch, len(slope_minus_one)),
             height,
             width,
@@ -159,8 +156,8 @@ def block_grad(
             BLOCK=block,
             TILE_H=launch.tile[0],
             TILE_W=launch.tile[1],
-            GAUSSIAN=gaussian_noise,
+            GAUSSIAN=seed is not None,
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
-    return dz, *sum_partials(dslope, dnoise, noise)
+    return dz, *sum_partials(dslope, dnoise, len(noise))

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from andfast.ops.backends.base import Noise, merge_taps
+from andfast.ops.backends.base import Epilogue, merge_taps
 from andfast.ops.backends.triton.common import (
     block_of,
     check_activation,
@@ -126,7 +126,7 @@ def conv_kernel(
 
 
 def _convolve(
-    x: Tensor, weights: Tensor, epilogue: tl.constexpr, slope_minus_one: Tensor | None, noise: Noise | None
+    x: Tensor, weights: Tensor, mode: tl.constexpr, epilogue: Epilogue | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Launch `conv_kernel`: z or y, and the sign mask where the epilogue writes them."""
     check_activation("x", x)
@@ -135,8 +135,9 @@ def _convolve(
     out = x.new_empty(batch, height, width, c_out)
     check_activation("the result", out)
     sign_mask = None
-    if epilogue is not PLAIN:
+    if mode is not PLAIN:
         sign_mask = x.new_empty(batch, height, width, (c_out + 7) // 8, dtype=torch.uint8)
+    slope_minus_one, noise, seed, layer = epilogue or (None, None, None, 0)
     launch = config("conv", x.dtype, c_in, c_out)
     block_in, block_out = block_of(c_in), block_of(c_out)
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
@@ -147,9 +148,9 @@ def _convolve(
             out,
             sign_mask,
             slope_minus_one,
-            noise.values if noise is not None else None,
-            noise.seed if noise is not None else None,
-            noise.layer if noise is not None else 0,
+            noise,
+            seed,
+            layer,
             images_per_network(batch, networks),
             height,
             width,
@@ -159,7 +160,7 @@ def _convolve(
             BLOCK_OUT=block_out,
             TILE_H=launch.tile[0],
             TILE_W=launch.tile[1],
-            EPILOGUE=epilogue.value,
+            EPILOGUE=mode.value,
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
@@ -168,20 +169,19 @@ def _convolve(
 
 def conv(x: Tensor, weights: Tensor) -> Tensor:
     """z (B, H, W, out) of x (B, H, W, in), both in the compute type, and weights from `pack_weights`."""
-    return _convolve(x, weights, PLAIN, None, None)[0]
+    return _convolve(x, weights, PLAIN)[0]
 
 
 def conv_sign_mask(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """z as `conv`, and its sign mask, (B, H, W, ceil(out / 8)) uint8."""
-    return _convolve(x, weights, SIGN_MASK, None, None)
+    return _convolve(x, weights, SIGN_MASK)
 
 
-def conv_block(x: Tensor, weights: Tensor, slope_minus_one: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+def conv_block(x: Tensor, weights: Tensor, epilogue: Epilogue) -> tuple[Tensor, Tensor]:
     """A block, y = z + slope_minus_one min(z, 0) + noise rounded once, and the sign mask of z.
 
     Args:
         x, weights: as for `conv`.
-        slope_minus_one: (N,) float32.
-        noise: see `Noise`.
+        epilogue: see `Epilogue`.
     """
-    return _convolve(x, weights, BLOCK_MAP if noise.seed is None else BLOCK_GAUSSIAN, slope_minus_one, noise)
+    return _convolve(x, weights, BLOCK_MAP if epilogue.seed is None else BLOCK_GAUSSIAN, epilogue)

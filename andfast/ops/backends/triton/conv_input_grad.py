@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from andfast.ops.backends.base import Noise
+from andfast.ops.backends.base import Epilogue
 from andfast.ops.backends.triton.block_grad import new_partials, sum_partials, through_epilogue
 from andfast.ops.backends.triton.common import (
     block_of,
@@ -125,11 +125,10 @@ def input_grad_kernel(
 def _launch(
     dz: Tensor,
     weights: Tensor,
-    epilogue: tl.constexpr,
-    y: Tensor | None,
-    sign_mask: Tensor | None,
-    slope_minus_one: Tensor | None,
-    noise: Noise | None,
+    mode: tl.constexpr,
+    y: Tensor | None = None,
+    sign_mask: Tensor | None = None,
+    epilogue: Epilogue | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Launch `input_grad_kernel`: its result, and the partial sums of dslope and dnoise where there are any."""
     check_activation("dz", dz)
@@ -142,8 +141,9 @@ def _launch(
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
     blocks = triton.cdiv(c_dx, block_dx)
     dslope = dnoise = None
-    if epilogue is not PLAIN:
-        dslope, dnoise = new_partials(out, blocks, patches, epilogue is BLOCK_GAUSSIAN)
+    slope_minus_one, noise, seed, layer = epilogue or (None, None, None, 0)
+    if mode is not PLAIN:
+        dslope, dnoise = new_partials(out, blocks, patches, mode is BLOCK_GAUSSIAN)
     with on_device(dz):
         input_grad_kernel[patches, blocks, batch](
             dz,
@@ -152,11 +152,11 @@ def _launch(
             y,
             sign_mask,
             slope_minus_one,
-            noise.values if noise is not None else None,
-            noise.seed if noise is not None else None,
+            noise,
+            seed,
             dslope,
             dnoise,
-            noise.layer if noise is not None else 0,
+            layer,
             images_per_network(batch, networks),
             height,
             width,
@@ -166,7 +166,7 @@ def _launch(
             BLOCK_DX=block_dx,
             TILE_H=launch.tile[0],
             TILE_W=launch.tile[1],
-            EPILOGUE=epilogue.value,
+            EPILOGUE=mode.value,
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
@@ -183,11 +183,11 @@ def input_grad(dz: Tensor, weights: Tensor) -> Tensor:
     Returns:
         (B, H, W, in) like `dz`.
     """
-    return _launch(dz, weights, PLAIN, None, None, None, None)[0]
+    return _launch(dz, weights, PLAIN)[0]
 
 
 def block_input_grad(
-    dz: Tensor, weights: Tensor, y: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, noise: Noise
+    dz: Tensor, weights: Tensor, y: Tensor, sign_mask: Tensor, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`input_grad`, then the backward pass of the block that made that input.
 
@@ -197,14 +197,13 @@ def block_input_grad(
     Args:
         dz, weights: as for `input_grad`.
         y: (B, H, W, in) like `dz`: the convolution's input, which is the result of the block before it.
-        sign_mask, slope_minus_one, noise: of that block; see `andfast.ops.backends.base`.
+        sign_mask, epilogue: of that block; see `andfast.ops.backends.base`.
 
     Returns:
         The gradients of that block's z, (B, H, W, in) like `dz`; of its slope, (N,) float32; and of its noise, float32,
-        of the shape of `noise.values`.
+        of the shape of `epilogue.noise`.
     """
     check_activation("y", y)
-    gaussian_noise = noise.seed is not None
-    epilogue = BLOCK_GAUSSIAN if gaussian_noise else BLOCK_MAP
-    out, dslope, dnoise = _launch(dz, weights, epilogue, y, sign_mask, slope_minus_one, noise)
-    return out, *sum_partials(dslope, dnoise, noise)
+    mode = BLOCK_MAP if epilogue.seed is None else BLOCK_GAUSSIAN
+    out, dslope, dnoise = _launch(dz, weights, mode, y, sign_mask, epilogue)
+    return out, *sum_partials(dslope, dnoise, len(epilogue.noise))

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from andfast.ops.backends.base import Noise
+from andfast.ops.backends.base import Epilogue
 from andfast.ops.backends.triton.common import (
     block_of,
     check_activation,
@@ -198,29 +198,29 @@ def pool_grad_kernel(
     tl.store(pointers, rounded(total, out_ptr.dtype.element_ty), mask=mask)
 
 
-def _pool_noise(noise: Noise, images: int, height: int, width: int, scale: int) -> Tensor:
+def _pool_noise(epilogue: Epilogue, images: int, height: int, width: int, scale: int) -> Tensor:
     """Launch `pool_noise_kernel`: (N, height, width) float32 of maps, else (N images, height, width)."""
-    networks = noise.values.shape[0]
-    count = networks if noise.seed is None else networks * images
-    pooled = noise.values.new_empty(count, height, width)
-    with on_device(noise.values):
+    _, noise, seed, layer = epilogue
+    count = len(noise) if seed is None else len(noise) * images
+    pooled = noise.new_empty(count, height, width)
+    with on_device(noise):
         pool_noise_kernel[triton.cdiv(height * width, _NOISE_PIXELS), count](
-            noise.values if noise.seed is None else None,
-            noise.seed,
+            noise if seed is None else None,
+            seed,
             pooled,
-            noise.layer,
+            layer,
             images,
             height,
             width,
             SCALE=scale,
             PIXELS=_NOISE_PIXELS,
-            GAUSSIAN=noise.seed is not None,
+            GAUSSIAN=seed is not None,
             num_warps=4,
         )
     return pooled
 
 
-def _pool(x: Tensor, scale: int, slope_minus_one: Tensor | None, noise: Noise | None) -> tuple[Tensor, Tensor | None]:
+def _pool(x: Tensor, scale: int, epilogue: Epilogue | None = None) -> tuple[Tensor, Tensor | None]:
     """Launch `pool_kernel`: pooled, and, after a block, negative."""
     check_activation("x", x)
     batch, height, width, channels = x.shape
@@ -228,13 +228,14 @@ def _pool(x: Tensor, scale: int, slope_minus_one: Tensor | None, noise: Noise | 
         raise ValueError(f"x is {height} x {width}; both must be multiples of the scale, {scale}")
     height, width = height // scale, width // scale
     pooled = x.new_empty(batch, height, width, channels)
-    epilogue, images, negative, pooled_noise, strength = PLAIN, batch, None, None, None
-    if noise is not None:
-        epilogue = BLOCK_MAP if noise.seed is None else BLOCK_GAUSSIAN
-        images = images_per_network(batch, slope_minus_one.shape[0])
+    mode, images, slope_minus_one, negative, pooled_noise, strength = PLAIN, batch, None, None, None, None
+    if epilogue is not None:
+        mode = BLOCK_MAP if epilogue.seed is None else BLOCK_GAUSSIAN
+        slope_minus_one = epilogue.slope_minus_one
+        images = images_per_network(batch, len(slope_minus_one))
         negative = x.new_empty(pooled.shape)
-        pooled_noise = _pool_noise(noise, images, height, width, scale)
-        strength = None if noise.seed is None else noise.values
+        pooled_noise = _pool_noise(epilogue, images, height, width, scale)
+        strength = None if epilogue.seed is None else epilogue.noise
     block = block_of(channels)
     with on_device(x):
         pool_kernel[triton.cdiv(height * width, _PIXELS), triton.cdiv(channels, block), batch](
@@ -251,7 +252,7 @@ def _pool(x: Tensor, scale: int, slope_minus_one: Tensor | None, noise: Noise | 
             SCALE=scale,
             PIXELS=_PIXELS,
             BLOCK=block,
-            EPILOGUE=epilogue.value,
+            EPILOGUE=mode.value,
             num_warps=4,
         )
     return pooled, negative
@@ -286,7 +287,7 @@ def _pool_grad(grad: Tensor, scale: int, sign_mask: Tensor | None, slope_minus_o
 
 def blur_pool(x: Tensor, scale: int) -> Tensor:
     """`andfast.ops.blur_pool`, channels last: (B, H, W, C) -> (B, H/scale, W/scale, C) like `x`, rounded once."""
-    return _pool(x, scale, None, None)[0]
+    return _pool(x, scale)[0]
 
 
 def blur_pool_grad(grad: Tensor, scale: int) -> Tensor:
@@ -294,15 +295,13 @@ def blur_pool_grad(grad: Tensor, scale: int) -> Tensor:
     return _pool_grad(grad, scale, None, None)
 
 
-def block_pool(
-    x: Tensor, weights: Tensor, slope_minus_one: Tensor, noise: Noise, scale: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def block_pool(x: Tensor, weights: Tensor, epilogue: Epilogue, scale: int) -> tuple[Tensor, Tensor, Tensor]:
     """A block and the pooling after it, in three launches: `Backend.block_pool`.
 
     z goes through memory once, rounded to the compute type; the sign mask is that before this rounding.
     """
     z, sign_mask = conv_sign_mask(x, weights)
-    pooled, negative = _pool(z, scale, slope_minus_one, noise)
+    pooled, negative = _pool(z, scale, epilogue)
     return pooled, negative, sign_mask
 
 
