@@ -21,7 +21,7 @@ WITHOUT_MATRIX_PRODUCTS = {
     "pool_grad_kernel",
     "pool_noise_kernel",
     "field_kernel",
-    "tail_grad_kernel",
+    "block_grad_kernel",
     "leaky_grad_kernel",
 }
 
