@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from andfast.chart import Point, scatter
 from bench.attack_judge import EXACT, PASSES, Finding
+from bench.scatter import Point, scatter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def by_name(findings: Sequence[Finding], name: str) -> Finding:
@@ -92,7 +93,7 @@ def _own_settings(finding: Finding) -> dict[str, Any]:
     return {item.name: getattr(attack, item.name) for item in fields(attack) if item.name not in common}
 
 
-def chart(findings: Sequence[Finding], subtitle: str) -> Image.Image:
+def chart(findings: Sequence[Finding], subtitle: str) -> Figure:
     """Loss increase found against time, both relative to the exact attack's, with the Pareto front."""
     exact, front = by_name(findings, EXACT[0]), pareto(findings)
     points = []

@@ -31,9 +31,10 @@ from andfast.training.images import Skipped, training_sources
 from andfast.training.options import Parser, join_lists
 from andfast.training.randomness import step_generator
 from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.charts import require_matplotlib, save_figure
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device, choose_precision
-from andfast.utils.files import make_folder, write_text, written_whole
+from andfast.utils.files import make_folder, write_text
 from bench.attack_findings import as_json, chart, table
 from bench.attack_judge import EXACT, Finding, Judge, NothingFoundError
 from bench.attack_variants import FORMS, Variant, default_variants, parse_variant
@@ -90,8 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.instantiate(parser.parse_args(join_lists(arguments, "--data.hr", "--variants")))
     try:
+        require_matplotlib()
         work = Work(options)
-    except (ValueError, OSError) as error:  # among them DataError and ModelError
+    except (ValueError, OSError) as error:  # among them ChartError, DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
     if work.device.type == "cpu":
@@ -104,8 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", f"andfast.{_NAME}", *map(_last_name, arguments)])
     results, plot = work.output / f"{_NAME}.json", work.output / f"{_NAME}.png"
     write_text(results, json.dumps(_plain(work.record(findings, command)), indent=1) + "\n")
-    with written_whole(plot) as temporary:
-        chart(findings, work.describe()).save(temporary)
+    save_figure(chart(findings, work.describe()), plot)
     print(f"{table(findings)}\n\n{work.describe()}\nwritten: {results}, {plot}")
     return 0
 

@@ -10,14 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from andfast.utils.charts import COLOURS, GRAY, INK, PALE, ChartError, new_figure, plain_axes, save_figure
 from andfast.utils.console import console
-from andfast.utils.files import write_text, written_whole
-from bench.chart import draw
+from andfast.utils.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# By the first word of a variant's name; all others are andfast's own. (a) and (b) are plain and compiled PyTorch.
+_BAR_COLOURS = {"eager": GRAY, "(a)": GRAY, "torch.compile": "#c9a26b", "(b)": "#c9a26b", "reference": PALE}
 
 
 class ReportError(Exception):
@@ -202,6 +208,27 @@ def markdown(groups: Iterable[Group]) -> str:
     return "# Benchmarks\n\n" + "\n\n".join(map(table, groups)) + "\n"
 
 
+def draw(groups: Sequence[Group]) -> Figure:
+    """Bars of median times, groups below each other, each on its own scale from zero."""
+    heights = [0.3 * len(group.results) + 0.6 for group in groups]
+    figure = new_figure("Benchmarks", "Median times, and the speed as a multiple of the baseline's.", sum(heights))
+    all_axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights).flat
+    for axes, group in zip(all_axes, groups, strict=True):
+        plain_axes(axes, f"{group.name}   ({group.machine})", grid="x")
+        names = [result.variant for result in group.results]
+        medians = [result.median for result in group.results]
+        colours = [_BAR_COLOURS.get(name.split()[0], COLOURS[0]) for name in names]
+        bars = axes.barh(range(len(names)), medians, height=0.65, color=colours)
+        speeds = [f"{_milliseconds(median)} ms   {group.baseline.median / median:.2f}x" for median in medians]
+        axes.bar_label(bars, speeds, padding=6, color=INK, fontsize=9)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xticks([])
+        axes.set_xlim(0, 1.3 * max(medians))
+        axes.spines["bottom"].set_visible(False)
+    return figure
+
+
 @console()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.splitlines()[0])
@@ -216,22 +243,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(text, end="")
     if options.output is not None:
         write_text(options.output / "report.md", text)
-        charts = [
-            (
-                f"{group.name}   ({group.machine})",
-                [
-                    (
-                        result.variant,
-                        result.median,
-                        f"{_milliseconds(result.median)} ms   {group.baseline.median / result.median:.2f}x",
-                    )
-                    for result in group.results
-                ],
-            )
-            for group in found
-        ]
-        with written_whole(options.output / "report.png") as temporary:
-            draw(charts).save(temporary)
+        try:
+            save_figure(draw(found), options.output / "report.png")
+        except ChartError as error:
+            sys.exit(f"error: report.png is not drawn: {error}")
 
 
 if __name__ == "__main__":

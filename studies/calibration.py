@@ -35,6 +35,7 @@ from andfast.ops.blur_pool import blur_pool
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.training.images import Skipped, training_sources
 from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.charts import require_matplotlib
 from andfast.utils.console import console
 from andfast.utils.files import write_text
 from studies import calibration_report
@@ -115,12 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--middle is {options.middle:g}; it must be one of --budgets")
     keep_freed_memory()
     try:
+        require_matplotlib()
         generator = load_model(options.model).eval().requires_grad_(False)
         if generator.scale != SCALE:
             raise ValueError(f"{options.model}: a model for x{generator.scale}; the study is about x{SCALE}")
         hr = photographs(options.hr, options.images, options.size)
         taken = camera_images(options.pairs, options.at_most)
-    except (ValueError, OSError) as error:  # among them DataError and ModelError
+    except (ValueError, OSError) as error:  # among them ChartError, DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
     commit = environment.commit()  # now: the files may change while the study runs

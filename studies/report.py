@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
+from andfast.evaluation.models import BICUBIC
+from andfast.utils.charts import COLOURS, FAINT, GRAY, INK, ChartError, new_figure, plain_axes, save_figure
 from andfast.utils.console import console
-from andfast.utils.files import written_whole
 from studies import markdown
-from studies.figure import draw
 from studies.intervals import Interval
 from studies.outcome import (
     ALL_STRENGTHS,
@@ -31,6 +32,10 @@ from studies.outcome import (
     read_outcome,
 )
 from studies.testsets import CLEAN, REPORTING, TUNING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _BUDGET_NAMES = dict(zip(BUDGETS, ("equal updates", "equal time"), strict=True))
 _METRIC_NAMES = {"psnr_y": "PSNR on Y, dB", "ssim_y": "SSIM on Y"}
@@ -188,6 +193,54 @@ PAGE: dict[str, Callable[[Outcome], str]] = {
 """The tables of docs/results.md by the names in its markers."""
 
 
+def draw(outcome: Outcome, budget: str) -> Figure:
+    """Draw how much every row gains over the reference in PSNR-Y, with 95% intervals.
+
+    A line a row; panels for the real pairs (reporting part) by camera, clean LR images, and all strengths of the unseen
+    degradations. A row that is far below the others is written as a number at the edge.
+    """
+    columns = [*column_titles(outcome.columns, REPORTING), *(t for t in (CLEAN, ALL_STRENGTHS) if t in outcome.columns)]
+    rows = [row for row in outcome.lines(budget) if row not in (outcome.reference, START)]
+    what = f"PSNR on Y over {outcome.reference}'s, dB, with 95% intervals paired by image; {_BUDGET_NAMES[budget]}"
+    figure = new_figure(outcome.content["title"], what, 0.3 * len(rows) + 0.8)
+    colours = [COLOURS[0] if row == outcome.subject else INK for row in rows]
+    all_axes = figure.subplots(1, len(columns), sharey=True, squeeze=False).flat
+    for axes, title in zip(all_axes, columns, strict=True):
+        gains = [outcome.difference(row, outcome.reference, budget, "psnr_y", title) for row in rows]
+        _draw_gains(axes, title, rows, gains, colours)
+    all_axes[0].set_yticks(range(len(rows)), rows)
+    for label, colour in zip(all_axes[0].get_yticklabels(), colours, strict=True):
+        label.set_color(colour)
+    all_axes[0].invert_yaxis()
+    return figure
+
+
+def _draw_gains(
+    axes: Axes, title: str, rows: Sequence[str], gains: Sequence[Interval | None], colours: Sequence[str]
+) -> None:
+    plain_axes(axes, grid="x")
+    axes.set_title(title.replace(f"{REPORTING} ", ""), fontsize=10, color=INK)
+    # Bicubic interpolation and a row that fails would take up most of the scale.
+    shown = [gain for row, gain in zip(rows, gains, strict=True) if gain and row != BICUBIC and gain.mean > -2]
+    ends = [end for gain in shown for end in (gain.low, gain.mean, gain.high) if math.isfinite(end)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    margin = 0.08 * max(high - low, 0.1)
+    axes.set_xlim(low - margin, high + margin)
+    axes.locator_params(axis="x", nbins=4)
+    axes.axvline(0, color=GRAY, linewidth=1.5)
+    for index, (gain, colour) in enumerate(zip(gains, colours, strict=True)):
+        if gain is None:
+            continue
+        if low - margin <= gain.mean <= high + margin:
+            axes.errorbar(gain.mean, index, xerr=gain.half if math.isfinite(gain.half) else None, color=colour, fmt="o")
+        else:
+            side = 0.0 if gain.mean < low else 1.0
+            axes.text(
+                side, index, f"{gain.mean:+.2f}", transform=axes.get_yaxis_transform(), color=FAINT, fontsize=9,
+                va="center", ha="right" if side else "left",
+            )  # fmt: skip
+
+
 def _line_name(outcome: Outcome, row: str) -> str:
     if row == START:
         return "where all rows start"
@@ -234,8 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path, outcome in zip(options.results, outcomes, strict=True):
         print(page(path.name, outcome) if options.page else report(outcome, options.metric or METRICS))
     if options.figure is not None:
-        with written_whole(options.figure) as temporary:
-            draw(outcomes[0], options.budget, _BUDGET_NAMES[options.budget]).save(temporary)
+        try:
+            save_figure(draw(outcomes[0], options.budget), options.figure)
+        except (ChartError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     return 0
 
 
