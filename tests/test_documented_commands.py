@@ -160,7 +160,6 @@ NOT_RUN: list[tuple[str, str, Callable[[Snippet], None] | None]] = [
     (r"configs/\S+ python -m andfast\.attack_quality ", "docs/attacks.md has more such", judges),
     (r"\S+ python3 -m venv \.venv$", "the continuous integration makes one by this command", None),
     (r"\S+ (\.venv/bin/)?pip install ", "needs a package registry", extras_exist),
-    (r"\S+ python docs/api\.py > docs/api\.md", "tests/test_api.py compares", None),
     (r"\S+ \S*ruff ", "the continuous integration runs them", None),
     (r"\S+ \S*python -m andfast\.demo", "it serves until Ctrl-C: tests/demo has browsers come", parses(parse_demo)),
     (r"\S+ ssh ", "needs another machine", None),
