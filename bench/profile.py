@@ -31,6 +31,7 @@ from andfast.training.trainer import Trainer
 from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.files import write_text
+from andfast.utils.formatting import markdown_table
 from bench.record import commit, machine
 
 DATA, OTHER = "wait for data", "other"
@@ -227,15 +228,14 @@ def _loader(config: Config, trainer: Trainer, steps: int) -> PatchLoader:
 def table(result: dict[str, Any]) -> str:
     """The phases as a Markdown table."""
     total = result["sum_seconds"]
-    lines = [result["generator"], "", "| phase | ms | share |", "|---|--:|--:|"]
-    for phase, seconds in result["phases"].items():
-        lines.append(f"| {phase} | {1000 * seconds:.2f} | {seconds / total:.1%} |")
-    lines += [
-        f"| **sum** | **{1000 * total:.2f}** | |",
-        f"| a step without the profiler | {1000 * result['step_seconds']:.2f} | |",
-        f"| difference | {1000 * result['difference_seconds']:.2f} | {result['difference_seconds'] / total:.1%} |",
+    step, difference = result["step_seconds"], result["difference_seconds"]
+    rows = [(name, f"{1000 * seconds:.2f}", f"{seconds / total:.1%}") for name, seconds in result["phases"].items()]
+    rows += [
+        ("**sum**", f"**{1000 * total:.2f}**", ""),
+        ("a step without the profiler", f"{1000 * step:.2f}", ""),
+        ("difference", f"{1000 * difference:.2f}", f"{difference / total:.1%}"),
     ]
-    return "\n".join(lines)
+    return f"{result['generator']}\n\n{markdown_table(['phase', 'ms', 'share'], rows)}"
 
 
 def _networks(text: str) -> int | str:

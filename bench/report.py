@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from andfast.utils.charts import COLOURS, GRAY, INK, PALE, ChartError, new_figure, plain_axes, save_figure
 from andfast.utils.console import console
 from andfast.utils.files import write_text
+from andfast.utils.formatting import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,16 +154,9 @@ def _number(value: float | None, form: str) -> str:
 
 def step_table(group: Group) -> str:
     """A group of training steps as a Markdown section."""
-    lines = [
-        f"## {group.name}",
-        "",
-        f"On {group.machine}; times an update of the generator.",
-        "",
-        "| variant | type | ms | images/s | x plain | gain over (a) | peak MiB | % of limit | first step s |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for result in group.results:
-        cells = (
+    titles = ["variant", "type", "ms", "images/s", "x plain", "gain over (a)", "peak MiB", "% of limit", "first step s"]
+    rows = [
+        (
             result.variant,
             result.step.dtype,
             _milliseconds(result.median / result.step.updates),
@@ -173,8 +167,10 @@ def step_table(group: Group) -> str:
             _number(result.percent_of_limit, ".0f"),
             _number(result.step.first_step_seconds, ".1f"),
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for result in group.results
+    ]
+    about = f"On {group.machine}; times an update of the generator."
+    return f"## {group.name}\n\n{about}\n\n{markdown_table(titles, rows, words=2)}"
 
 
 def table(group: Group) -> str:
@@ -182,16 +178,9 @@ def table(group: Group) -> str:
     if all(result.step for result in group.results):
         return step_table(group)
     baseline = group.baseline
-    lines = [
-        f"## {group.name}",
-        "",
-        f"On {group.machine}; speed and memory as multiples of those of {baseline.variant}.",
-        "",
-        "| variant | median ms | min ms | speed | peak MiB | memory | % of limit |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for result in group.results:
-        cells = (
+    titles = ["variant", "median ms", "min ms", "speed", "peak MiB", "memory", "% of limit"]
+    rows = [
+        (
             result.variant,
             _milliseconds(result.median),
             _milliseconds(result.best),
@@ -199,8 +188,10 @@ def table(group: Group) -> str:
             *_memory(result, baseline),
             _number(result.percent_of_limit, ".0f"),
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for result in group.results
+    ]
+    about = f"On {group.machine}; speed and memory as multiples of those of {baseline.variant}."
+    return f"## {group.name}\n\n{about}\n\n{markdown_table(titles, rows)}"
 
 
 def markdown(groups: Iterable[Group]) -> str:

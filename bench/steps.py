@@ -21,6 +21,7 @@ from andfast.ops import use_backend
 from andfast.training.config import AttackConfig, Config, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.readout import PendingStep
 from andfast.training.trainer import Trainer
+from andfast.utils.formatting import dtype_name
 from bench import paper
 from bench.timing import DEVICE, before_round, matmul_rate, peak_memory
 from bench.variants import FAST_TYPE
@@ -366,7 +367,7 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
         "variant": str(variant),
         "device": torch.cuda.get_device_name(DEVICE) if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
-        "dtype": "tf32" if tf32 else str(fast_type(case) if half else torch.float32).removeprefix("torch."),
+        "dtype": "tf32" if tf32 else dtype_name(fast_type(case) if half else torch.float32),
         "images": case.batch * updates,
         "updates": updates,
         "plain": str(Variant("andfast", PLAIN)),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from andfast.ops import dispatch
 from andfast.utils.devices import choose_precision
+from andfast.utils.formatting import dtype_name
 from bench.timing import DEVICE
 
 #: The largest relative error, in the 2-norm, of a result that is worth a time.
@@ -29,7 +30,7 @@ class Variant:
     channels_last: bool = False
 
     def __str__(self) -> str:
-        dtype = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        dtype = "tf32" if self.tf32 else dtype_name(self.dtype)
         return f"{self.name} {dtype}{' channels_last' if self.channels_last else ''}"
 
     @property

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import shlex
 import sys
 from collections import defaultdict
@@ -38,6 +37,7 @@ from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.charts import require_matplotlib
 from andfast.utils.console import console
 from andfast.utils.files import write_text
+from andfast.utils.formatting import to_json
 from studies import calibration_report
 from studies.kernels import Kernel, KernelFit, inside, pooling_kernel
 from studies.measures import FREQUENCIES, Measures, measure
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         "prior": prior,
     }
-    write_text(options.output, json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
+    write_text(options.output, json.dumps(to_json(record, digits=5), indent=1, allow_nan=False) + "\n")
     calibration_report.main([str(options.output), "--figures", str(options.figures)])
     return 0
 
@@ -297,17 +297,6 @@ def findings(found: Found) -> dict[str, Any]:
 def _last_name(argument: str) -> str:
     """A path cut down to its last name: where it lies is this machine's affair."""
     return Path(argument).name if "/" in argument else argument
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no word for infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 5) if math.isfinite(value) else str(value)
-    return value
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from andfast.utils.charts import COLOURS, FAINT, GRAY, INK, PALE, ChartError, new_figure, plain_axes, save_figure
 from andfast.utils.console import console
-from studies import markdown
+from andfast.utils.formatting import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def cameras(record: Record) -> str:
         "residual: size with gradient": _spread("whole", "gradient_correlation", 2),
         "residual: in flat parts, of 255": _spread("whole", "flat_noise", 1),
     }
-    return markdown.table(
+    return markdown_table(
         ["", *found], [[name, *(cell(camera) for camera in found.values())] for name, cell in rows.items()]
     )
 
@@ -95,7 +95,7 @@ def overlap(record: Record) -> str:
         rows.append([name, *_medians(camera, names), _percent(camera), ""])
     for name, row in compared(record):
         rows.append([name, *_medians(row, names), _percent(row), f"{row['loss_ratio']:.2f}x"])
-    return markdown.table(head, rows)
+    return markdown_table(head, rows)
 
 
 def budgets(record: Record) -> str:
@@ -111,7 +111,7 @@ def budgets(record: Record) -> str:
             for row in cells
         ]
         rows.append([name, *texts])
-    return markdown.table(head, rows)
+    return markdown_table(head, rows)
 
 
 def widths(record: Record) -> str:
@@ -132,7 +132,7 @@ def widths(record: Record) -> str:
             cells += [" / ".join(f"{row['loss_ratio']:.2f}x" for row in pair)]
             cells += [" / ".join(f"{row['distance']:.2g}" for row in pair), " / ".join(_percent(row) for row in pair)]
             rows.append([f"{name}, random" if method == "random" else name, *cells])
-    return markdown.table(head, rows)
+    return markdown_table(head, rows)
 
 
 def shares(record: Record) -> str:
@@ -143,7 +143,7 @@ def shares(record: Record) -> str:
         for label, row in compared(record)
         if row["name"] in ("default", "trained")
     ]
-    return markdown.table(["", *groups], rows)
+    return markdown_table(["", *groups], rows)
 
 
 def behind(record: Record) -> str:
@@ -159,7 +159,7 @@ def behind(record: Record) -> str:
         [label, *(_quantiles(row["measures"][name], 2) for name in names), _percent(row), loss]
         for label, row, loss in rows
     ]
-    return markdown.table(["", *(_TITLES[name].replace("\n", " ") for name in names), "in range", "loss"], cells)
+    return markdown_table(["", *(_TITLES[name].replace("\n", " ") for name in names), "in range", "loss"], cells)
 
 
 def compared(record: Record) -> list[tuple[str, Record]]:

@@ -28,7 +28,7 @@ from andfast.training.validation import bicubic_upsample
 from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
-from studies import markdown
+from andfast.utils.formatting import markdown_table
 from studies.outcome import METRICS, column_values, columns
 from studies.testsets import TestSets, held_out_photographs, pair_sets, photograph_sets
 
@@ -73,7 +73,7 @@ def table(scores: Mapping[str, Scores], metric: str, sets: TestSets) -> str:
     for title, column in columns({name: [case.group for case in cases] for name, cases in sets.items()}).items():
         values = [column_values(found[metric], column) for found in scores.values()]
         lines.append([title, str(len(values[0])), *(f"{each.mean():.{digits}f}" for each in values)])
-    return markdown.table(["", "images", *scores], lines)
+    return markdown_table(["", "images", *scores], lines)
 
 
 @console()

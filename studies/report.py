@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from andfast.evaluation.models import BICUBIC
 from andfast.utils.charts import COLOURS, FAINT, GRAY, INK, ChartError, new_figure, plain_axes, save_figure
 from andfast.utils.console import console
-from studies import markdown
+from andfast.utils.formatting import markdown_table
 from studies.intervals import Interval
 from studies.outcome import (
     ALL_STRENGTHS,
@@ -90,7 +90,7 @@ def means(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> 
             found.append(f"{value:.{digits}f} ({name})")
         lines.append([_line_name(outcome, row), *found])
     counts = [f"{title} ({len(outcome.columns[title][0][1])})" for title in titles]
-    return markdown.table(["", *counts, *(["worst strength"] if worst else [])], lines)
+    return markdown_table(["", *counts, *(["worst strength"] if worst else [])], lines)
 
 
 def differences(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> str:
@@ -108,7 +108,7 @@ def differences(outcome: Outcome, budget: str, metric: str, titles: Sequence[str
             for row in outcome.lines(budget)
             if len(set(pair(row))) == 2
         ]
-        parts += [caption, markdown.table(["", *titles], lines)]
+        parts += [caption, markdown_table(["", *titles], lines)]
     return "\n\n".join(parts)
 
 
@@ -133,7 +133,7 @@ def summary(outcome: Outcome, budget: str) -> str:
         heads.append("real pairs" if title in reporting[-1:] else title.removeprefix(REPORTING).strip())
         if title in everything:
             heads.append(f"over {outcome.reference}")
-    return markdown.table(["", *heads, "worst strength"], lines)
+    return markdown_table(["", *heads, "worst strength"], lines)
 
 
 def lead(outcome: Outcome, budget: str) -> str:
@@ -159,7 +159,7 @@ def lead(outcome: Outcome, budget: str) -> str:
         for row in outcome.lines(budget)
         if row not in (outcome.subject, START)
     ]
-    return markdown.table([f"{outcome.subject} over", *(name for *_, name in columns)], lines)
+    return markdown_table([f"{outcome.subject} over", *(name for *_, name in columns)], lines)
 
 
 def costs(outcome: Outcome) -> str:
@@ -180,7 +180,7 @@ def costs(outcome: Outcome) -> str:
                 [row, _BUDGET_NAMES[budget], seeds, f"{updates:.0f}", f"{per_update:.4f}", times, f"{minutes:.1f}"]
             )
     titles = ["", "", "seeds", "updates", "seconds an update", f"{outcome.reference}'s updates", "minutes a run"]
-    return markdown.table(titles, lines)
+    return markdown_table(titles, lines)
 
 
 PAGE: dict[str, Callable[[Outcome], str]] = {

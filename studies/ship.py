@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-import math
 import shutil
 import statistics
 import sys
@@ -35,6 +34,7 @@ from andfast.training.records import METRICS_FILE, read_records
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import write_json, written_whole
+from andfast.utils.formatting import to_json
 from bench.record import settings, summary
 from studies.card import model_card
 from studies.evaluate import Scores, evaluate_bicubic, evaluate_model
@@ -199,16 +199,7 @@ def _run_record(run_dir: Path, expected: int) -> dict[str, Any]:
     made = updates(parse_config(["--config", str(run_dir / "config.yaml")]))
     if made != expected:
         raise ValueError(f"{run_dir} holds a run of {made} updates, not of {expected}; choose another --work")
-    return {"updates": made, **_json(summary(run_dir)), "course": _course(run_dir)}
-
-
-def _json(value: Any) -> Any:
-    """Infinite numbers as the texts that settings take for them: JSON has no other word."""
-    if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return {"updates": made, **to_json(summary(run_dir)), "course": _course(run_dir)}
 
 
 def _course(run_dir: Path) -> list[dict[str, float | None]]:
