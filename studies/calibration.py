@@ -39,7 +39,7 @@ from andfast.utils.console import console
 from andfast.utils.files import write_text
 from andfast.utils.formatting import to_json
 from studies import calibration_report
-from studies.kernels import Kernel, KernelFit, inside, pooling_kernel
+from studies.camera_kernels import Kernel, KernelFit, inside, pooling_kernel
 from studies.measures import FREQUENCIES, Measures, measure
 from studies.pairs import camera_of, split_pairs
 from studies.prior import GROUPS, Case, Found, Mixture, cases, run

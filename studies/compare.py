@@ -33,14 +33,15 @@ from tqdm import tqdm
 from andfast.data.images import DataError
 from andfast.data.pairs import find_pairs
 from andfast.evaluation import environment
+from andfast.evaluation.models import interpolation
 from andfast.inference.tiles import NonFiniteError
-from andfast.models import ModelError, load_model
+from andfast.models import ModelError
 from andfast.training.config import Config, TrainConfig
 from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import write_json, write_text
-from studies.evaluate import Scores, evaluate_bicubic, evaluate_model
+from studies.evaluate import Scores, evaluate, load_models
 from studies.outcome import ALL_STRENGTHS, BICUBIC, START, TIME, UPDATES, Outcome, column_titles
 from studies.pairs import link_pairs, split_pairs
 from studies.runs import Finished, Run, RunError, Runner
@@ -121,7 +122,7 @@ class Comparison:
             "machine": environment.machine(),
             "jobs": options.jobs,
         }
-        self._scores_of_bicubic = evaluate_bicubic(self.sets, config.scale)
+        self._scores_of_bicubic = evaluate(interpolation(), self.sets, config.scale)
 
     def _chosen_rows(self) -> list[str]:
         study, chosen = self.study, self.options.rows
@@ -262,8 +263,8 @@ class Comparison:
         model = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         kept = self.runner.work / "scores" / f"{model}-{self.digest}.json"
         if not kept.exists():
-            generator = load_model(path, self.device).to(memory_format=torch.channels_last)
-            write_text(kept, json.dumps(evaluate_model(generator, self.sets)))
+            (contender,) = load_models([path], self.device)
+            write_text(kept, json.dumps(evaluate(contender, self.sets, self.scale)))
         return json.loads(kept.read_text(encoding="utf-8"))
 
     # What was found.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,8 +10,6 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from andfast.evaluation.environment import commit
 from andfast.training.options import dump_yaml
 from andfast.training.records import METRICS_FILE, read_records
 from andfast.utils.files import write_text
+from andfast.utils.locks import locked
 from studies.study import Settings
 
 _FINISHED = "finished.json"
@@ -92,15 +90,18 @@ class Runner:
         """
         folder = self.work / run.name
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder) as lock:
+        with locked(folder, wait=True):
             if not (folder / _FINISHED).exists():
-                self._train(run, folder, lock)
+                self._train(run, folder)
                 write_text(folder / _FINISHED, json.dumps(_summary(folder)) + "\n")
         return Finished(
             model=folder / "run" / "model.safetensors", **json.loads((folder / _FINISHED).read_text(encoding="utf-8"))
         )
 
-    def _train(self, run: Run, folder: Path, lock: int) -> None:
+    def _train(self, run: Run, folder: Path) -> None:
+        (folder / "run").mkdir(exist_ok=True)
+        with locked(folder / "run", wait=True):
+            pass  # the training of a process that was killed, which goes on without it, has ended
         settings = folder / "settings.yaml"
         write_text(settings, dump_yaml(run.settings))
         command = [sys.executable, "-m", "andfast.train", "--config", str(settings), f"--run_dir={folder / 'run'}"]
@@ -117,8 +118,6 @@ class Runner:
                     env=os.environ | {"OMP_NUM_THREADS": "1"},
                     # Ctrl-C is for this process, which tells the runs once; a second signal would end them at once.
                     start_new_session=True,
-                    # Should this process be killed, the lock is held as long as the run goes on.
-                    pass_fds=[lock],
                 )
                 self._processes.add(process)
             status = process.wait()
@@ -138,14 +137,6 @@ class Runner:
             self.stopped = True
             for process in self._processes:
                 process.send_signal(signal.SIGTERM)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[int]:
-    """Wait until no other process works in the folder; yields the file that says so."""
-    with (folder / "lock").open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
 
 
 def _summary(folder: Path) -> dict:

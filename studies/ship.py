@@ -23,8 +23,8 @@ from torch import nn
 
 from andfast import train
 from andfast.evaluation.environment import commit, machine
+from andfast.evaluation.models import interpolation
 from andfast.inference.tiles import NonFiniteError
-from andfast.models import load_model
 from andfast.pretrained import DEFAULT
 from andfast.pretrained import FOLDER as PACKAGE
 from andfast.training.config import Config
@@ -37,7 +37,7 @@ from andfast.utils.files import write_json, written_whole
 from andfast.utils.formatting import to_json
 from bench.record import settings, summary
 from studies.card import model_card
-from studies.evaluate import Scores, evaluate_bicubic, evaluate_model
+from studies.evaluate import Scores, evaluate, load_models
 from studies.intervals import paired
 from studies.outcome import ALL_STRENGTHS, METRICS, column_values, columns
 from studies.sources import count_sources
@@ -102,9 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         runs = {name: _run_record(_run_dir(options, name), updates(config)) for name in commands}
         weights = _run_dir(options, OURS) / "model.safetensors"
-        models = {name: load_model(_run_dir(options, name) / weights.name, device) for name in commands}
-        scores = {BICUBIC: evaluate_bicubic(sets, config.scale)}
-        scores |= {name: evaluate_model(model, sets) for name, model in models.items()}
+        models = load_models([f"{name}={_run_dir(options, name) / weights.name}" for name in commands], device)
+        scores = {BICUBIC: evaluate(interpolation(), sets, config.scale)}
+        scores |= {model.title: evaluate(model, sets, config.scale) for model in models}
+        (ours,) = (model.upscaler.model for model in models if model.title == OURS)
         record = {
             "name": options.config.stem,
             "quick": options.quick,
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "commit": commit(),
             "command": _shown_command(options),
             "machine": machine(),
-            "model": _model_record(models[OURS], weights, f"{options.config.stem}.safetensors"),
+            "model": _model_record(ours, weights, f"{options.config.stem}.safetensors"),
             "images": images,
             "runs": runs,
             "evaluation": {

@@ -13,9 +13,8 @@ import yaml
 from study_images import write_pairs, write_photographs
 
 from andfast.data.pairs import find_pairs
-from andfast.models import load_model
 from studies import compare
-from studies.evaluate import evaluate_model
+from studies.evaluate import evaluate, load_models
 from studies.outcome import Outcome, read_outcome
 from studies.runs import Finished, Run, RunError, Runner
 from studies.study import StudyError, checked, filled, merged, nested, read_study
@@ -136,7 +135,8 @@ def test_all_rows_start_from_the_same_weights(data, outcome):
 
 def test_the_result_holds_every_image_and_what_follows_from_them(data, outcome):
     [folder] = data.glob("work/complete-updates-*")
-    scores = evaluate_model(load_model(folder / "run" / "model.safetensors"), comparison(data).sets)
+    (contender,) = load_models([folder / "run" / "model.safetensors"], torch.device("cpu"))
+    scores = evaluate(contender, comparison(data).sets, contender.upscaler.scale)
     run = outcome.runs("complete", "updates")[3]
     for metric, sets in scores.items():
         for name, values in sets.items():
@@ -148,7 +148,7 @@ def test_the_result_holds_every_image_and_what_follows_from_them(data, outcome):
 
 def test_what_is_done_is_not_done_again(data, outcome, monkeypatch):
     monkeypatch.setattr(Runner, "_train", None)
-    monkeypatch.setattr(compare, "evaluate_model", None)
+    monkeypatch.setattr(compare, "load_models", None)
     again = data / "again.json"
     assert compare.main([*command(data, "--rows", "classical"), "--output", str(again)]) == 0
     for key in ("runs", "marks", "tables"):
