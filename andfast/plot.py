@@ -55,7 +55,7 @@ class Curves:
 
     Attributes:
         steps: the numbers of its steps.
-        loss, gain, loss_d: of each of them; not a number where there is none.
+        loss, gain, loss_d: of each of them; NaN marks values that do not apply.
         validations: by the kind of LR images.
     """
 
@@ -110,7 +110,7 @@ def _output(runs: Sequence[Path], output: Path | None) -> Path:
 
 
 def labels(runs: Sequence[Path]) -> list[str]:
-    """The last names of the runs' folders, with as many of those above as it takes to tell them apart.
+    """The last names of the runs' folders, with as many of the folders above as make them different.
 
     Raises:
         PlotError: a folder was given twice.
@@ -124,10 +124,10 @@ def labels(runs: Sequence[Path]) -> list[str]:
 
 
 def read_curves(run: Path) -> Curves:
-    """Read a run's `metrics.jsonl`; of a run that is on its way, what is there so far.
+    """Read a run's `metrics.jsonl`; of a run that has not ended, its lines so far.
 
     Raises:
-        PlotError: there is no such file, nothing in it yet, or something else than a run's records.
+        PlotError: there is no such file, nothing in it yet, or something other than a run's records.
         RunRecordError: a line of it is damaged; see `read_records`.
     """
     path = run / METRICS_FILE
@@ -146,7 +146,7 @@ def read_curves(run: Path) -> Curves:
                 validation.psnr_y.append(_number(found["psnr_y"]))
                 validation.bicubic = _number(found["bicubic_psnr_y"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise PlotError(f"{path}: a line of step {record['step']} is none that andfast.train writes") from error
+            raise PlotError(f"{path}: a line of step {record['step']} is not one that andfast.train writes") from error
     if not steps:
         raise PlotError(f"{path}: no step is recorded there yet")
     return Curves(*np.array(steps).T, validations)
@@ -157,10 +157,10 @@ def _number(value: float | None) -> float:
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the `window` values around each, of those that there are; not a number where there was none.
+    """The mean of the `window` values around each, of those that are numbers; NaN where the value itself is NaN.
 
     Args:
-        values: (n,), some may be no numbers.
+        values: (n,), some may be NaN.
         window: an odd number.
     """
     there = np.isfinite(values)

@@ -76,7 +76,7 @@ if ((dry_run)); then
   say "GPU" "left out: dry run on the CPU"
 else
   if ! gpu=$("$python" -c "import torch; print(torch.cuda.get_device_name(), 'torch', torch.__version__)" 2>&1); then
-    say "GPU" "there is none that torch can use: ${gpu##*$'\n'}"
+    say "GPU" "torch can use none: ${gpu##*$'\n'}"
     finish 1
   fi
   say "GPU" "$gpu"
@@ -173,7 +173,7 @@ for operation in step degradation_forward dense_block degradation_block projecte
   else
     left=$(((budget - SECONDS) / slack))
     case $operation in
-      step) seconds=$((left > 300 ? left - 220 : 120)) ;; # what there is, less the others' time
+      step) seconds=$((left > 300 ? left - 220 : 120)) ;; # the rest, less the others' time
       degradation_forward) seconds=80 ;;
       degradation_block | dense_block) seconds=40 ;;
       *) seconds=20 ;;

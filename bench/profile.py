@@ -47,7 +47,7 @@ PHASES = [
 
 
 class Timeline:
-    """Time by phase: whatever happens belongs to the phase named last. On a GPU in the stream's own time."""
+    """Time by phase: everything belongs to the phase that was named last. On a GPU, time in the stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
@@ -55,7 +55,7 @@ class Timeline:
 
     @property
     def phase(self) -> str:
-        """The one that goes on now."""
+        """The current phase."""
         return self._marks[-1][1] if self._marks else OTHER
 
     def enter(self, phase: str) -> str:
@@ -71,7 +71,7 @@ class Timeline:
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:
-        """A phase inside another, which goes on after it."""
+        """A phase inside another, which continues after it."""
         before = self.enter(phase)
         try:
             yield
@@ -91,7 +91,7 @@ class Timeline:
 
 @contextmanager
 def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
-    """Marks the phases at the library's own boundaries, which a step passes whatever its method and backend.
+    """Marks the phases at the library's own boundaries, which a step passes with any method and backend.
 
     Only compiled steps that are replayed as a whole (CUDA graphs) do not: of them no phases can be seen.
     """

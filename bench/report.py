@@ -76,7 +76,7 @@ class Group:
         return next((result for result in self.results if result.variant.startswith("eager")), self.results[0])
 
     def update_seconds(self, variant: str) -> float | None:
-        """The median time of an update in the training step of that name; None where there is none."""
+        """The median time of an update in the training step of that name; None if it is missing."""
         return next(
             (one.median / one.step.updates for one in self.results if one.variant == variant and one.step), None
         )

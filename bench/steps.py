@@ -165,8 +165,8 @@ def make_config(case: Case, method: Method, networks: int | str = 1, precision: 
 
 
 @dataclass
-class Found:
-    """What a step from a new generator on found.
+class FirstStep:
+    """The result of a step from a new generator.
 
     Attributes:
         loss: the generator's.
@@ -190,18 +190,18 @@ class Program:
     """
 
     generator: nn.Module
-    first: Callable[[], Found]
+    first: Callable[[], FirstStep]
     step: Callable[[], object]
 
 
-def found_with(loss: float, generator: nn.Module, optimizer: torch.optim.Optimizer) -> Found:
+def found_with(loss: float, generator: nn.Module, optimizer: torch.optim.Optimizer) -> FirstStep:
     """What a step left behind, in the order of the parameters' names."""
     states = [optimizer.state[parameter] for _, parameter in sorted(generator.named_parameters())]
-    return Found(loss, torch.cat([state["exp_avg"].detach().flatten() for state in states]), int(states[0]["step"]))
+    return FirstStep(loss, torch.cat([state["exp_avg"].detach().flatten() for state in states]), int(states[0]["step"]))
 
 
-def found_by(trainer: Trainer, result: PendingStep) -> Found:
-    """What andfast's first step found."""
+def found_by(trainer: Trainer, result: PendingStep) -> FirstStep:
+    """The result of andfast's first step."""
     return found_with(result.read().loss, trainer.generator, trainer.optimizer)
 
 
@@ -219,7 +219,7 @@ def own_program(case: Case, variant: Variant) -> Program:
     def backend() -> Any:
         return use_backend("reference") if variant.who == "reference" else nullcontext()
 
-    def first() -> Found:
+    def first() -> FirstStep:
         with backend():
             result = trainer.train_step(given)
         return found_by(trainer, result)
@@ -261,7 +261,7 @@ def written_program(case: Case, variant: Variant, weights: dict[str, Tensor], ba
     step = paper.Step(generator, written_networks(bank), BUDGET_DB, ema_decay=0.999, **options)
     given = patches(case)
 
-    def first() -> Found:
+    def first() -> FirstStep:
         loss = step.from_here(given.to(DEVICE))
         return found_with(loss, step.generator, step.optimizer)
 
@@ -272,7 +272,7 @@ def written_program(case: Case, variant: Variant, weights: dict[str, Tensor], ba
 class Reference:
     """andfast's step on its plain PyTorch references in float32, and where it began."""
 
-    found: Found
+    found: FirstStep
     weights: dict[str, Tensor]
     bank: DegradationNetwork
 
@@ -313,7 +313,7 @@ def make_program(case: Case, variant: Variant) -> Program:
     return written_program(case, variant, given.weights, given.bank)
 
 
-def check(found: Found, exact: Found, tolerance: tuple[float, float]) -> None:
+def check(found: FirstStep, exact: FirstStep, tolerance: tuple[float, float]) -> None:
     """Fail where a first step went elsewhere than the reference's: there is no speed of a wrong step."""
     loss = abs(found.loss - exact.loss) / exact.loss
     gradient = float((found.gradient - exact.gradient).norm() / exact.gradient.norm())
@@ -345,11 +345,11 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
     exact = reference(case, variant.method, variant.networks).found
     program = make_program(case, variant)
     on_gpu = DEVICE.type == "cuda"
-    # What PyTorch makes of float32 on a GPU unless told otherwise; only the reference is exact.
+    # PyTorch's default for float32 on a GPU; only the reference is exact.
     tf32 = on_gpu and variant.who == "paper"
     half = fast_type(case).itemsize < 4 and variant.who in ("andfast", "paper compiled")
-    rounded = half or tf32 or (on_gpu and variant.who == "andfast")  # F is in float16 there whatever G is in
-    seen: list[Found] = []
+    rounded = half or tf32 or (on_gpu and variant.who == "andfast")  # F is in float16 there for any type of G
+    seen: list[FirstStep] = []
     forget_compiled(case)
     if on_gpu or variant.who == "paper compiled":
         start = time.perf_counter()

@@ -19,7 +19,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 
 @dataclass(frozen=True)
 class Variant:
-    """An implementation, the type it computes in, and how images lie in memory where that is for the bench to say.
+    """An implementation, the type it computes in, and the memory format of images where the bench chooses it.
 
     `tf32`: float32 whose products are rounded to TF32.
     """
@@ -65,7 +65,7 @@ def network_variants(operation: str) -> list[Variant]:
     In float32, and in the half type that this device is fast in, if it is.
     """
     eager = [Variant("eager", torch.float32), Variant("eager", FAST_TYPE, channels_last=True)]
-    if DEVICE.type == "cuda":  # what PyTorch makes of float32 convolutions there, unless told otherwise
+    if DEVICE.type == "cuda":  # PyTorch's default for float32 convolutions there
         eager.insert(1, Variant("eager", torch.float32, tf32=True))
     return eager + backend_variants(operation, *dict.fromkeys((FAST_TYPE, torch.float32)))
 

@@ -41,8 +41,8 @@ from andfast.utils.formatting import to_json
 from studies import calibration_report
 from studies.camera_kernels import Kernel, KernelFit, inside, pooling_kernel
 from studies.measures import FREQUENCIES, Measures, measure
-from studies.pairs import camera_of, split_pairs
-from studies.prior import GROUPS, Case, Found, Mixture, cases, run
+from studies.prior import GROUPS, Case, Mixture, PriorResult, cases, run
+from studies.testsets import camera_of, split_pairs
 
 SCALE = 4
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -62,8 +62,8 @@ COMPARED = (
 DEFAULT = Mixture("default")
 #: What configs/andnet_compact_x4.yaml weighs them by: noise twice as cheap as by default.
 TRAINED = Mixture("trained", ScaleFactors(noise=0.5))
-#: The ranges of budgets that the mixtures are trained with; the second one of `TRAINED` leaves room for what the lens
-#: itself takes.
+#: The ranges of budgets that the mixtures are trained with; the second one of `TRAINED` accounts for what the lens
+#: itself costs.
 RANGES = {"default": [(22.0, 36.0)], "trained": [(24.0, 40.0), (34.0, 50.0)]}
 LENS = Lens()
 
@@ -183,7 +183,7 @@ def camera_images(folders: Sequence[str], at_most: int | None) -> dict[str, list
     """(HR, LR) of the tuning pairs, or of the first `at_most` of each folder, by camera.
 
     Raises:
-        DataError: a folder of pairs is none.
+        DataError: a folder does not hold pairs.
     """
     found = defaultdict(list)
     for folder in folders:
@@ -284,8 +284,8 @@ def describe(case: Case) -> dict[str, Any]:
     }
 
 
-def findings(found: Found) -> dict[str, Any]:
-    """The means and medians of what a case gave. The identity has neither distance nor shares."""
+def findings(found: PriorResult) -> dict[str, Any]:
+    """Means and medians of a case. The identity has neither distance nor shares."""
     return {
         "loss_ratio": float(np.mean(found.loss_ratio)),
         "distance": float(np.median(found.distance)) if found.distance else 0.0,
@@ -295,7 +295,7 @@ def findings(found: Found) -> dict[str, Any]:
 
 
 def _last_name(argument: str) -> str:
-    """A path cut down to its last name: where it lies is this machine's affair."""
+    """A path's last name: folders of this machine do not belong in the record."""
     return Path(argument).name if "/" in argument else argument
 
 

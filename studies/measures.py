@@ -1,4 +1,4 @@
-"""What a degraded LR image differs in from the clean one: the measures that cameras and adversaries are compared by."""
+"""How a degraded LR image differs from the clean one: the measures that compare cameras and adversaries."""
 
 from __future__ import annotations
 

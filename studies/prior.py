@@ -1,4 +1,4 @@
-"""What the degradation prior does within a budget: which deviations are tried, and what becomes of images."""
+"""Which deviations of the degradation network the calibration study tries, and the LR images that they make."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Case:
 
 
 @dataclass
-class Found:
+class PriorResult:
     """What a case gave; lists hold one value an image.
 
     Attributes:
@@ -105,7 +105,7 @@ class Found:
     shares: dict[str, list[float]]
 
 
-def run(case: Case, hr: Tensor, objective: Objective, batch: int, seed: int) -> Found:
+def run(case: Case, hr: Tensor, objective: Objective, batch: int, seed: int) -> PriorResult:
     """Degrade images, `batch` at a time, with fresh networks.
 
     Args:
@@ -115,7 +115,7 @@ def run(case: Case, hr: Tensor, objective: Objective, batch: int, seed: int) -> 
         batch: images of one attack.
         seed: of networks, lenses, directions and budgets.
     """
-    attack, found = case.attack(), Found([], [], [], {group: [] for group in _NONE})
+    attack, found = case.attack(), PriorResult([], [], [], {group: [] for group in _NONE})
     generator = torch.Generator().manual_seed(seed)
     # One of their own: with lenses and without, attacks draw the same networks and budgets, and the other way round.
     lenses = torch.Generator().manual_seed(seed + 1)
@@ -143,7 +143,7 @@ def run(case: Case, hr: Tensor, objective: Objective, batch: int, seed: int) -> 
 
 
 def _towards(hr: Tensor, objective: Objective, lr: Tensor, seen: Tensor) -> Tensor:
-    """The objective of an attack on images through a lens: the generator's target is the HR image as it is."""
+    """The objective of an attack on images through a lens: the generator's target is the HR image itself."""
     return objective(lr, hr)
 
 

@@ -1,4 +1,4 @@
-"""Tables of what studies found: `python -m studies.report RESULT... [--figure FILE] [--metric ssim_y]`.
+"""Tables of studies' results: `python -m studies.report RESULT... [--figure FILE] [--metric ssim_y]`.
 
 RESULTs are files that `studies.compare` wrote. Prints Markdown; with --figure also draws how much the rows gain over
 the reference, a panel a kind of test. With --page prints the few tables that docs/results.md shows.
@@ -49,7 +49,7 @@ def report(outcome: Outcome, metrics: Sequence[str] = METRICS) -> str:
     differences to the reference and of the subject, with their 95% intervals. At the end what updates cost.
 
     Args:
-        outcome: what was found.
+        outcome: the result.
         metrics: which of METRICS.
     """
     parts = [f"## {outcome.content['title']}", _origin(outcome)]
@@ -69,7 +69,7 @@ def report(outcome: Outcome, metrics: Sequence[str] = METRICS) -> str:
 
 
 def page(name: str, outcome: Outcome) -> str:
-    """The tables of docs/results.md, each under the marker by which it is found there.
+    """The tables of docs/results.md, each under its marker in the page.
 
     Args:
         name: of the result file, in studies/results.

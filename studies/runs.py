@@ -1,4 +1,4 @@
-"""Training runs of a study: each a process of `andfast.train`, gone on with after an interruption, and kept."""
+"""Training runs of a study: each a process of `andfast.train`, resumed after an interruption, and kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FINISHED = "finished.json"
 
 
 class RunError(RuntimeError):
-    """A training run failed, or was stopped; the message tells which and why."""
+    """A training run failed, or was stopped; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Finished:
 class Runner:
     """Trains runs, one process a run, each on one core.
 
-    A run that was finished before is not made again. One that was interrupted goes on from its last saved state, and
-    one that is still at work, for a process that was killed and left it behind, is waited for.
+    A run that was finished before is not made again. One that was interrupted resumes from its last checkpoint. A
+    run that still works, because only the process that started it was killed, is waited for.
 
     Args:
         work: the folder that keeps everything: a folder a run.
 
     Attributes:
-        stopped: whether it was told to stop.
+        stopped: whether `stop` was called.
     """
 
     def __init__(self, work: Path) -> None:
@@ -101,7 +101,7 @@ class Runner:
     def _train(self, run: Run, folder: Path) -> None:
         (folder / "run").mkdir(exist_ok=True)
         with locked(folder / "run", wait=True):
-            pass  # the training of a process that was killed, which goes on without it, has ended
+            pass  # training that another, killed process left behind has ended
         settings = folder / "settings.yaml"
         write_text(settings, dump_yaml(run.settings))
         command = [sys.executable, "-m", "andfast.train", "--config", str(settings), f"--run_dir={folder / 'run'}"]
@@ -116,7 +116,7 @@ class Runner:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=os.environ | {"OMP_NUM_THREADS": "1"},
-                    # Ctrl-C is for this process, which tells the runs once; a second signal would end them at once.
+                    # Ctrl-C reaches this process only, which signals each run once: a second signal ends it at once.
                     start_new_session=True,
                 )
                 self._processes.add(process)
@@ -124,7 +124,7 @@ class Runner:
             with self._changing:
                 self._processes.discard(process)
         if self.stopped:
-            raise RunError(f"{run.name}: stopped; the same command goes on with it")
+            raise RunError(f"{run.name}: stopped; the same command resumes it")
         if status:
             last = "".join(
                 f"\n  {line}" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]

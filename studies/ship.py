@@ -2,8 +2,8 @@
 
 Trains it from nothing, and its classical twin (the same network, images and number of updates, but clean LR images
 alone), compares both with bicubic interpolation on the reporting part of the pairs and on held-out photographs, and
-writes the weights, the configuration, the record of it all and the model card. Called again after an interruption it
-goes on where it was; training that is done is not done again.
+writes the weights, the configuration, the record of it all and the model card. Called again after an interruption, it
+resumes; finished training is not repeated.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ def _test_title(column: str) -> str:
 
 
 def _shown_command(options: argparse.Namespace) -> str:
-    """The command with folders by their last names: where they lie is this machine's affair."""
+    """The command with folders by their last names, without those of this machine."""
     parts = ["python -m studies.ship --data.hr", *(Path(folder).name for folder in options.hr)]
     if options.pairs:
         parts += ["--pairs", *(Path(folder).name for folder in options.pairs)]

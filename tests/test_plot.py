@@ -256,9 +256,9 @@ def test_without_matplotlib_it_says_what_to_install(
         ('{"step": 1, "lo', "metrics.jsonl: no step is recorded there yet"),
         ('{"step": 1, "loss": 1.0}\n{"step": 2, "lo\n', "metrics.jsonl: line 2 is damaged"),
         ('{"epoch": 1, "loss": 1.0}\n', "metrics.jsonl: line 1 has no step"),
-        ('{"step": 1, "loss": "low"}\n', "metrics.jsonl: a line of step 1 is none that andfast.train writes"),
-        ('{"step": 3, "validation": {"bicubic": 1}}\n', "metrics.jsonl: a line of step 3 is none that"),
-        ('{"step": 4, "validation": null}\n', "metrics.jsonl: a line of step 4 is none that"),
+        ('{"step": 1, "loss": "low"}\n', "metrics.jsonl: a line of step 1 is not one that andfast.train writes"),
+        ('{"step": 3, "validation": {"bicubic": 1}}\n', "metrics.jsonl: a line of step 3 is not one that"),
+        ('{"step": 4, "validation": null}\n', "metrics.jsonl: a line of step 4 is not one that"),
     ],
 )
 def test_records_that_cannot_be_drawn_are_named(

@@ -280,9 +280,9 @@ def test_a_first_step_is_the_references(bench, who, networks, method):
     steps.check(found, exact, bounds)
     assert found.updates == 1
     for wrong in (
-        steps.Found(1.1 * found.loss, found.gradient, 1),
-        steps.Found(found.loss, -found.gradient, 1),
-        steps.Found(found.loss, torch.full_like(found.gradient, torch.nan), 1),
+        steps.FirstStep(1.1 * found.loss, found.gradient, 1),
+        steps.FirstStep(found.loss, -found.gradient, 1),
+        steps.FirstStep(found.loss, torch.full_like(found.gradient, torch.nan), 1),
     ):
         with pytest.raises(pytest.fail.Exception, match="the first step's loss is off by"):
             steps.check(wrong, exact, bounds)

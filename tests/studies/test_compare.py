@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -171,6 +173,19 @@ def test_a_run_that_fails_says_why(tmp_path, monkeypatch):
     runner.stop()
     with pytest.raises(RunError, match="stopped"):
         runner(Run("row", 1, "updates", {}))
+
+
+def test_a_run_that_a_killed_process_left_behind_is_waited_for(tmp_path, monkeypatch):
+    run = Run("row", 0, "updates", {})
+    folder = tmp_path / "work" / run.name / "run"
+    folder.mkdir(parents=True)
+    hold = "file = open('lock', 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); time.sleep(2)"
+    other = subprocess.Popen([sys.executable, "-c", f"import fcntl, time; {hold}"], cwd=folder, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    monkeypatch.setattr("sys.executable", "false")
+    with pytest.raises(RunError, match="ended with status 1"):
+        Runner(tmp_path / "work")(run)
+    assert other.poll() == 0
 
 
 def test_the_oracle_gets_the_tuning_pairs(data):
