@@ -63,7 +63,7 @@ def scatter(
     lowest = min(0.0, *(point.y - point.spread for point in points)) if least is None else least
     highest = max(point.y + point.spread for point in points)
     floor, ceiling = lowest, highest + 0.05 * ((highest - lowest) or 1.0)
-    figure = new_figure(title, subtitle, 6.0, _legend(colours, line))
+    figure = new_figure(title, subtitle, 6.47, _legend(colours, line))  # 1400 x 1000 pixels
     axes = figure.subplots()
     plain_axes(axes, x_label=x_label, y_label=y_label)
     axes.set_xscale("log", base=2)
