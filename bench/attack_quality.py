@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NothingFoundError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    command = shlex.join(["python", "-m", f"andfast.{_NAME}", *map(_last_name, arguments)])
+    command = shlex.join(["python", "-m", f"bench.{_NAME}", *map(_last_name, arguments)])
     results, plot = work.output / f"{_NAME}.json", work.output / f"{_NAME}.png"
     write_text(results, json.dumps(_plain(work.record(findings, command)), indent=1) + "\n")
     save_figure(chart(findings, work.describe()), plot)
