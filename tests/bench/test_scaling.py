@@ -122,7 +122,7 @@ def test_a_step_computes_what_is_assumed():
         compile="off",
         generator=GeneratorConfig("rrdbnet", **sizes),
         degradation=DegradationConfig("batch", channels=32, blocks=2),
-        attack=AttackConfig(steps=3, lr_psnr=None),
+        attack=AttackConfig(steps=3, psnr_range=None),
         train=TrainConfig(batch_size=2, patch_size=32, warmup=0, ramp=0),
     )
     patches = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
