@@ -166,19 +166,19 @@ class AttackConfig:
         steps: gradient steps (pgd, subset, style, noise), the paper takes 5; passes through G (yopo).
         inner_steps: steps in theta for each pass through G (yopo).
         replays: updates of G for each minibatch (free).
-        share: of the batch's images that the adversary looks at, in (0, 1] (subset).
+        share: of the batch's images that the search uses, in (0, 1] (subset).
         return_iterate: worst returns the worst of all iterates, last the last one, which saves a pass through G (pgd,
             yopo, subset, style).
         random_start: the share of the budget in dB that a random deviation takes before the search begins, in [0, 1)
             (pgd, yopo, subset).
         step_size: length of a step in the scaled norm (pgd, yopo, subset, free, style).
-        step_ratio: length of a step relative to epsilon; where given, it takes the place of step_size.
+        step_ratio: length of a step relative to epsilon; if given, it replaces step_size.
         epsilon: radius of the ball in the scaled norm (pgd, yopo, subset, free, style, random).
         scale_factors: the scaled norm's factors by group of parameters (likewise).
         psnr_range: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
             the clean one is drawn (likewise, but for style, and noise).
-        lens: what the degradation networks see HR images through, each its own (pgd, yopo, subset, free, style,
-            random); none: HR images as they are, as in the paper.
+        lens: between the HR images and the degradation networks, drawn for each network (pgd, yopo, subset, free,
+            style, random); none: no lens, as in the paper.
         dtype: the type G computes in within the attack; auto: train.precision's.
         mix: images of each batch that another degradation makes.
     """

@@ -323,12 +323,12 @@ def test_networks_and_images_are_left_alone(attack):
 def test_returns_the_worst_of_all_iterates_of_each_network():
     """With losses that are prescribed, iterate by iterate, so that the worst is known."""
     table = torch.tensor([[1.0, 9.0, 1.0], [5.0, 2.0, 2.0], [3.0, 3.0, 3.0], [4.0, 4.0, 4.0]])
-    seen: list[Tensor] = []
+    images: list[Tensor] = []
 
     def objective(lr: Tensor, hr: Tensor) -> Tensor:
         mean = lr.mean(dim=(1, 2, 3))
-        loss = table[len(seen)] + (mean - mean.detach())
-        seen.append(lr.detach().clone())
+        loss = table[len(images)] + (mean - mean.detach())
+        images.append(lr.detach().clone())
         return loss
 
     network, hr = make(3), photographs(3)
@@ -337,8 +337,8 @@ def test_returns_the_worst_of_all_iterates_of_each_network():
     assert torch.equal(result.loss_before, table[0])
     assert torch.equal(result.loss_after, torch.tensor([5.0, 9.0, 4.0]))
     for row, worst in enumerate([1, 0, 3]):
-        assert torch.equal(result.lr[row], seen[worst][row])
-        assert not torch.equal(seen[1][row], seen[3][row])
+        assert torch.equal(result.lr[row], images[worst][row])
+        assert not torch.equal(images[1][row], images[3][row])
     assert torch.equal(network(hr, result.delta), result.lr)
     assert not result.delta[1].any()
     assert result.distance[1] == 0

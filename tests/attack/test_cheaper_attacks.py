@@ -81,7 +81,7 @@ def first_tries() -> Iterator[list[Tensor]]:
         yield tries
 
 
-def climb(
+def ascend_by_hand(
     attack: PGD,
     network: DegradationNetwork,
     hr: Tensor,
@@ -90,7 +90,7 @@ def climb(
     first: list[Tensor],
     inner: int = 1,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The ascent with every pass written out for itself: the iterates at which G is asked, and their losses."""
+    """The ascent with every pass written out for itself: the iterates that go through G, and their losses."""
     first = list(first)
     count, clean = network.num_networks, network.clean(hr)
     budget_db = draw_budget(attack.psnr_range, count, 0.0, hr.device, random)
@@ -100,26 +100,26 @@ def climb(
     for _ in range(attack.steps):
         lr = network(hr, delta).requires_grad_()
         loss = objective(lr, hr).reshape(count, -1).mean(dim=1)
-        (costate,) = torch.autograd.grad(loss.sum(), lr)
+        (grad_lr,) = torch.autograd.grad(loss.sum(), lr)
         deltas, losses = [*deltas, delta], [*losses, loss.detach()]
-        costate = costate.reshape(count, -1)
-        costate = (costate * (1024 / costate.abs().sum(dim=1, keepdim=True))).view_as(lr)
+        grad_lr = grad_lr.reshape(count, -1)
+        grad_lr = (grad_lr * (1024 / grad_lr.abs().sum(dim=1, keepdim=True))).view_as(lr)
         for _ in range(inner):
             leaf = delta.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(network(hr, leaf), leaf, costate)
+            (gradient,) = torch.autograd.grad(network(hr, leaf), leaf, grad_lr)
             delta = projected_step(delta, gradient, inv_scale, attack.step_length, attack.epsilon)
             delta, _ = within_budget(network, hr, clean, delta, budget_db, first.pop(0))
     with torch.no_grad():
         return [*deltas, delta], [*losses, objective(network(hr, delta), hr).reshape(count, -1).mean(dim=1)]
 
 
-def check_climb(attack: PGD, network: DegradationNetwork, inner: int) -> tuple[Passes, Passes]:
+def check_ascent(attack: PGD, network: DegradationNetwork, inner: int) -> tuple[Passes, Passes]:
     """The attack finds what the loop written out finds, bit for bit; returned are the passes of F in both."""
     hr, objective = photographs(), l1_objective(Upsampler(2))
     with counted(network) as passes, first_tries() as first:
         result = attack(network, hr, objective, seeded())
     with counted(network) as plain:
-        deltas, losses = climb(attack, network, hr, objective, seeded(), first, inner)
+        deltas, losses = ascend_by_hand(attack, network, hr, objective, seeded(), first, inner)
     assert torch.equal(result.losses, torch.stack(losses))
     worst = result.losses.argmax(dim=0)
     assert torch.equal(result.delta, torch.stack(deltas)[worst, torch.arange(network.num_networks)])
@@ -134,14 +134,14 @@ def check_climb(attack: PGD, network: DegradationNetwork, inner: int) -> tuple[P
 def test_a_step_takes_its_gradient_from_the_pass_that_the_budget_accepted(attack, num_networks, psnr_range):
     attack = type(attack)(**{**vars(attack), "psnr_range": psnr_range})
     inner = getattr(attack, "inner_steps", 1)
-    passes, plain = check_climb(attack, make(num_networks), inner)
+    passes, plain = check_ascent(attack, make(num_networks), inner)
     steps = attack.steps * inner
     assert passes.backward == plain.backward == steps
     # Written out, G's image and F's gradient cost a pass each, and the last image one more.
     assert passes.forward == plain.forward - attack.steps - steps - 1 + 1
     if psnr_range is None:
         assert passes.forward == steps + 1
-        assert passes.graphs == steps  # the last image wants none
+        assert passes.graphs == steps  # the last image needs none
     else:
         assert passes.forward > steps + 1  # the budget has bound
 
@@ -161,7 +161,7 @@ def test_what_the_last_step_learned_of_the_budget_saves_tries():
         assert (torch.stack(first[1:]) < 1).any()
         assert (result.lr_psnr >= result.budget_db).all()
         with counted(network) as passes:
-            climb(attack, network, hr, objective, seeded(seed), [None] * attack.steps)
+            ascend_by_hand(attack, network, hr, objective, seeded(seed), [None] * attack.steps)
         cold += passes.forward - 2 * attack.steps  # those that the loop written out wastes
     assert warm < 0.85 * cold
 
@@ -209,12 +209,12 @@ def test_passes_through_g(attack, steps, return_iterate):
     assert (passes.forward, passes.backward) == (steps + (return_iterate == "worst"), steps)
 
 
-def test_the_last_iterate_comes_unjudged():
+def test_the_last_iterate_comes_without_its_loss():
     network, hr, objective = make(2), photographs(), l1_objective(Upsampler(2))
     settings = {"steps": 3, "step_size": 0.4, "psnr_range": (24.0, 30.0)}
     with first_tries() as first:
         result = PGD(return_iterate="last", **settings)(network, hr, objective, seeded())
-    deltas, losses = climb(PGD(**settings), network, hr, objective, seeded(), first)
+    deltas, losses = ascend_by_hand(PGD(**settings), network, hr, objective, seeded(), first)
     assert torch.equal(result.delta, deltas[-1])
     assert torch.equal(result.losses, torch.stack(losses[:-1]))
     assert result.loss_after is None
@@ -250,9 +250,9 @@ def test_free_on_a_frozen_g_is_pgd_s_last_iterate(psnr_range):
         result = FreeAT(replays=4, **settings)(network, hr, objective, seeded())
     assert (passes.forward, passes.backward) == (4, 3)
     exact = PGD(steps=3, return_iterate="last", **settings)(network, hr, objective, seeded())
-    judged = PGD(steps=3, **settings)(network, hr, objective, seeded())
-    assert torch.equal(result.losses, judged.losses)
-    assert torch.equal(result.loss_after, judged.losses[-1])
+    worst = PGD(steps=3, **settings)(network, hr, objective, seeded())
+    assert torch.equal(result.losses, worst.losses)
+    assert torch.equal(result.loss_after, worst.losses[-1])
     for name in ("lr", "delta", "theta", "distance", "lr_psnr", "budget_db"):
         assert torch.equal(getattr(result, name), getattr(exact, name)), name
 
@@ -435,10 +435,10 @@ def test_a_generator_in_float16_loses_nothing_of_the_costate(num_networks, size)
     leaf = lr.double().requires_grad_()
     (exact,) = torch.autograd.grad((up(leaf) - hr.double()).abs().mean(dim=(1, 2, 3)).sum(), leaf)
     for objective, tolerance in ((flushing, 1e-5), (half, 0.05)):
-        loss, costate = loss_and_grad_lr(lr, hr, objective, num_networks)
+        loss, grad_lr = loss_and_grad_lr(lr, hr, objective, num_networks)
         assert loss.shape == (num_networks,)
-        costate = costate.double() * (exact.norm() / costate.double().norm())
-        assert (costate - exact).norm() < tolerance * exact.norm()
+        grad_lr = grad_lr.double() * (exact.norm() / grad_lr.double().norm())
+        assert (grad_lr - exact).norm() < tolerance * exact.norm()
 
     # Without the scaled loss nothing of it is left for large images.
     leaf = lr.clone().requires_grad_()
@@ -451,14 +451,14 @@ def test_the_costate_is_the_loss_s_gradient_to_the_bit(num_networks):
     """In float32 the scaled loss, a power of two, changes nothing but the exponent."""
     hr = photographs(3)
     lr, objective = make(1).clean(hr), squared_error(Upsampler(2))
-    loss, costate = loss_and_grad_lr(lr, hr, objective, num_networks)
+    loss, grad_lr = loss_and_grad_lr(lr, hr, objective, num_networks)
     leaf = lr.clone().requires_grad_()
     expected = objective(leaf, hr).reshape(num_networks, -1).mean(dim=1)
     (gradient,) = torch.autograd.grad(expected.sum(), leaf)
     assert torch.equal(loss, expected.detach())
-    factor = costate.abs().max() / gradient.abs().max()
+    factor = grad_lr.abs().max() / gradient.abs().max()
     assert math.frexp(factor)[0] == 0.5
-    assert torch.equal(costate, gradient * factor)
+    assert torch.equal(grad_lr, gradient * factor)
 
 
 def test_the_scale_vector_is_built_once():
