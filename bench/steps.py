@@ -94,9 +94,9 @@ def _method(name: str, passes: tuple[float, float], **attack: Any) -> Method:
 PLAIN = _method("plain", (3, 0), method="none")
 EXACT_5 = _method("exact", (13, 16), method="pgd", steps=5)
 CHEAPER = [
-    _method("pgd-5+last", (12, 16), method="pgd", steps=5, keep="last"),
-    _method("pgd-1@1+last", (5, 4), method="pgd", steps=1, step_size=0.5, keep="last"),
-    _method("yopo-1-3@0.5+last", (5, 10), method="yopo", steps=1, inner_steps=3, step_size=0.25, keep="last"),
+    _method("pgd-5+last", (12, 16), method="pgd", steps=5, return_iterate="last"),
+    _method("pgd-1@1+last", (5, 4), method="pgd", steps=1, step_size=0.5, return_iterate="last"),
+    _method("yopo-1-3@0.5+last", (5, 10), method="yopo", steps=1, inner_steps=3, step_size=0.25, return_iterate="last"),
     _method("pgd-3@0.5", (9, 10), method="pgd", steps=3, step_size=0.25),
     _method("yopo-3-2@0.3", (9, 19), method="yopo", steps=3, inner_steps=2, step_size=0.15),
     _method("subset-5-0.5", (8, 8.5), method="subset", steps=5, share=0.5),
@@ -149,7 +149,7 @@ def make_config(case: Case, method: Method, networks: int | str = 1, precision: 
         **plainly,
         generator=GeneratorConfig(case.generator, case.features, case.depth),
         degradation=DegradationConfig(networks, case.channels, case.blocks, precision=precision),
-        attack=AttackConfig(**dict(method.attack), lr_psnr=(BUDGET_DB, BUDGET_DB)),
+        attack=AttackConfig(**dict(method.attack), psnr_range=(BUDGET_DB, BUDGET_DB)),
         train=TrainConfig(
             iterations=2 * 10**6,
             warmup=warmup,
@@ -285,7 +285,7 @@ def reference(case: Case, method: Method, networks: int | str) -> Reference:
         config.train.micro_batch = min(case.batch, 8)  # without kernels and half types memory would be short
     trainer = Trainer(config)
     weights = {name: weight.clone() for name, weight in trainer.generator.state_dict().items()}
-    bank = trainer.degradation(case.batch if networks == "batch" else networks)
+    bank = config.degradation.build(config.scale, case.batch if networks == "batch" else networks, trainer.device)
     bank.reset_identity((case.patch, case.patch))  # replaced below by what the step drew, where it drew any
     attack, seen = trainer.attack, []
     if method.name.startswith(("exact", "pgd")):

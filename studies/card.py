@@ -84,7 +84,9 @@ def _training(record: dict[str, Any]) -> str:
         [f"{point['step']:,}", f"{point['loss']:.4f}", _or_blank(point["gain"], 2), _or_blank(point["lr_psnr"], 1)]
         for point in run["course"]
     ]
-    budget, mix, soften = attack["lr_psnr"], attack["mix"], run["config"]["data"]["soften"]
+    # Older records have the setting's older name.
+    budget = attack["lr_psnr"] if "lr_psnr" in attack else attack["psnr_range"]
+    mix, soften = attack["mix"], run["config"]["data"]["soften"]
     within = "without a limit in dB" if budget is None else f"to {budget[0]:g} to {budget[1]:g} dB from it at most"
     driven = "every LR image"
     if mix["share"]:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from andfast.attack import PGD, Lens, Random
+from andfast.attack import PGD, Lens, RandomDeviation
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective
 from andfast.ops.theta_layout import NoiseKind, ScaleFactors
@@ -76,13 +76,13 @@ class Case:
     size: int | None = None
     lens: Lens | None = None
 
-    def attack(self) -> PGD | Random | None:
+    def attack(self) -> PGD | RandomDeviation | None:
         """What looks for the deviation; without the lens, which `run` draws for itself. None: nothing does."""
         if self.method == "none":
             return None
-        common = {"scale_factors": self.mixture.factors, "lr_psnr": self.lr_psnr}
+        common = {"scale_factors": self.mixture.factors, "psnr_range": self.lr_psnr}
         if self.method == "random":
-            return Random(epsilon=_WIDE["random"], **common)
+            return RandomDeviation(epsilon=_WIDE["random"], **common)
         wide = {"epsilon": _WIDE["pgd"], "step_ratio": 0.3} if self.mixture.single else {}
         return PGD(steps=5, **wide, **common)
 

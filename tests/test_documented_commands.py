@@ -26,7 +26,7 @@ from andfast.demo.__main__ import _parse as parse_demo
 from andfast.models import build_generator, save_model
 from andfast.training.options import parse_config
 from bench import attack_quality
-from bench.attack_variants import parse_variant
+from bench.attack_benchmark import parse_variant
 from studies import calibration, compare, ship
 
 COMMANDS = documents.commands()

@@ -248,7 +248,7 @@ def test_baseline_finds_what_andfast_finds(bench, kind, networks, budget_db, cou
     paper, steps = bench["paper"], bench["steps"]
     generator, written, bank, hr = paper_case(paper, kind, networks)
     generator.requires_grad_(False)
-    expected = PGD(steps=count, lr_psnr=(budget_db, budget_db))(bank, hr, l1_objective(generator))
+    expected = PGD(steps=count, psnr_range=(budget_db, budget_db))(bank, hr, l1_objective(generator))
 
     step = paper.Step(written, steps.written_networks(bank), budget_db, count)
     found = step.attack(hr)
