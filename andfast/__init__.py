@@ -5,22 +5,23 @@ Guo, NeurIPS 2023).
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
 from andfast.attack import (
     BSRGAN,
     PGD,
     YOPO,
+    AdversarialNoise,
     Attack,
     AttackResult,
     Bicubic,
-    Free,
+    FreeAT,
     Lens,
-    Noise,
-    Random,
+    RandomDeviation,
     RealESRGAN,
     Replay,
-    Style,
-    Subset,
+    StyleShift,
+    SubsetPGD,
 )
 from andfast.degradation.network import DegradationNetwork
 from andfast.inference.upscale_image import upscale_image
@@ -34,28 +35,41 @@ try:
 except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "unknown"
 
+_RENAMED = {
+    "Free": "FreeAT",
+    "Noise": "AdversarialNoise",
+    "Random": "RandomDeviation",
+    "Style": "StyleShift",
+    "Subset": "SubsetPGD",
+}
+
 __all__ = [
     "BSRGAN",
     "PGD",
     "YOPO",
+    "AdversarialNoise",
     "Attack",
     "AttackResult",
     "Bicubic",
     "Compact",
     "DegradationNetwork",
-    "Free",
+    "FreeAT",
     "Lens",
-    "Noise",
     "RRDBNet",
-    "Random",
+    "RandomDeviation",
     "RealESRGAN",
     "Replay",
     "ScaleFactors",
-    "Style",
-    "Subset",
+    "StyleShift",
+    "SubsetPGD",
     "l1_objective",
     "load_model",
     "load_pretrained",
     "save_model",
     "upscale_image",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    now = f"; it is andfast.{_RENAMED[name]} now" if name in _RENAMED else ""
+    raise AttributeError(f"module 'andfast' has no attribute {name!r}{now}", name=name)

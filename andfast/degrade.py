@@ -37,7 +37,7 @@ from andfast.losses import l1_objective, no_objective
 from andfast.metrics.differences import Differences, table
 from andfast.models.frozen import FrozenView
 from andfast.pretrained import DEFAULT, model_file, pretrained_names
-from andfast.training.checkpoints import different, flat
+from andfast.training.checkpoints import different, flat, renamed
 from andfast.training.config import Config, MixConfig, TrainConfig
 from andfast.training.degraded_images import degrade, draw, read_hr
 from andfast.training.memory_check import check_search
@@ -190,7 +190,7 @@ class Work:
         path = self.output / RECORD_FILE
         if path.exists():
             try:
-                then = flat(read_yaml(path))
+                then = renamed(flat(read_yaml(path)))
             except (YamlError, AttributeError) as error:
                 raise ValueError(f"{path}: not a record of andfast.degrade; choose another --output") from error
             now = flat(record)

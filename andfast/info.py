@@ -16,7 +16,18 @@ from andfast.utils.console import console
 from andfast.utils.optional import NOT_INSTALLED, problem_of
 
 #: Optional packages.
-OPTIONAL = ("tensorboard", "wandb", "onnx", "onnxruntime", "gradio", "spandrel", "torchmetrics", "lpips", "scipy")
+OPTIONAL = (
+    "tensorboard",
+    "wandb",
+    "onnx",
+    "onnxruntime",
+    "gradio",
+    "matplotlib",
+    "spandrel",
+    "torchmetrics",
+    "lpips",
+    "scipy",
+)
 
 
 def optional() -> dict[str, str | None]:

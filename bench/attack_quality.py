@@ -1,20 +1,20 @@
-"""Judge attacks against a trained model: `python -m bench.attack_quality --model FILE [--data.hr DIR...]`.
+"""Compare attacks on a trained model: `python -m bench.attack_quality --model FILE [--data.hr DIR...]`.
 
-What the adversary is for is a larger loss. Every variant runs on the same batches, against the same fresh networks
-and within the same budgets, and is measured by the loss increase that the exact attack (PGD, 5 and 20 steps) finds
-there, and by what it costs.
+An adversary's aim is a larger loss. Every variant runs on the same batches, with the same new networks and budgets;
+its loss increase is given relative to the exact attack's (PGD, 5 and 20 steps), beside its cost.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import math
 import shlex
+import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jsonargparse import Namespace
@@ -31,16 +31,30 @@ from andfast.training.images import Skipped, training_sources
 from andfast.training.options import Parser, join_lists
 from andfast.training.randomness import step_generator
 from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.charts import require_matplotlib, save_figure
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device, choose_precision
-from andfast.utils.files import make_folder, write_text, written_whole
-from bench.attack_findings import as_json, chart, table
-from bench.attack_judge import EXACT, Finding, Judge, NothingFoundError
-from bench.attack_variants import FORMS, Variant, default_variants, parse_variant
+from andfast.utils.files import make_folder, write_text
+from andfast.utils.formatting import dtype_name, to_json
+from bench.attack_benchmark import (
+    BASELINES,
+    FORMS,
+    PASSES,
+    AttackBenchmark,
+    Measurement,
+    NoIncreaseError,
+    Variant,
+    default_variants,
+    parse_variant,
+)
+from bench.scatter import Point, scatter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _NAME = "attack_quality"
-# What the variants have in common.
-_COMMON = ("step_size", "step_ratio", "epsilon", "scale_factors", "lr_psnr")
+# The settings that the variants have in common.
+_COMMON = ("step_size", "step_ratio", "epsilon", "scale_factors", "psnr_range")
 
 
 def make_parser() -> Parser:
@@ -90,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.instantiate(parser.parse_args(join_lists(arguments, "--data.hr", "--variants")))
     try:
+        require_matplotlib()
         work = Work(options)
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
@@ -97,24 +112,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if work.device.type == "cpu":
         keep_freed_memory()
     try:
-        findings = work.judge()
-    except (NothingFoundError, DataError) as error:
+        measurements = work.run()
+    except (NoIncreaseError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    command = shlex.join(["python", "-m", f"andfast.{_NAME}", *map(_last_name, arguments)])
+    command = shlex.join(["python", "-m", f"bench.{_NAME}", *map(_last_name, arguments)])
     results, plot = work.output / f"{_NAME}.json", work.output / f"{_NAME}.png"
-    write_text(results, json.dumps(_plain(work.record(findings, command)), indent=1) + "\n")
-    with written_whole(plot) as temporary:
-        chart(findings, work.describe()).save(temporary)
-    print(f"{table(findings)}\n\n{work.describe()}\nwritten: {results}, {plot}")
+    write_text(results, json.dumps(to_json(work.record(measurements, command)), indent=1) + "\n")
+    save_figure(chart(measurements, work.describe()), plot)
+    print(f"{table(measurements)}\n\n{work.describe()}\nwritten: {results}, {plot}")
     return 0
 
 
 class Work:
-    """What is compared, and on what. Everything that can be wrong with the options is found out here.
+    """The model, variants and images of a run; checks all options.
 
     Raises:
-        ValueError, OSError: options that do not go together, or files that are not what they should be.
+        ValueError, OSError: options that contradict each other, or invalid files.
     """
 
     def __init__(self, options: Namespace) -> None:
@@ -145,37 +159,37 @@ class Work:
 
     def _variants(self, networks: int) -> list[Variant]:
         exact = PGD(**{name: getattr(self.options.attack, name) for name in _COMMON})
-        types = [_name(kind) for kind in _fast_types(self.device) if kind != self.precision]
+        types = [dtype_name(kind) for kind in _fast_types(self.device) if kind != self.precision]
         names = self.options.variants or default_variants(networks, types)
-        variants = [parse_variant(name, exact) for name in dict.fromkeys([*EXACT, *names])]
+        variants = [parse_variant(name, exact) for name in dict.fromkeys([*BASELINES, *names])]
         for variant in variants:
             if variant.method == "subset" and networks != 1:
                 raise ValueError(f"variant {variant.name} needs --num_networks 1, not {self.options.num_networks}")
         return variants
 
-    def judge(self) -> list[Finding]:
-        """Run everything; the findings in the order of the variants.
+    def run(self) -> list[Measurement]:
+        """Run the benchmark; the measurements are in the order of the variants.
 
         Raises:
             DataError: no image can be read.
-            NothingFoundError: the exact attack made nothing worse.
+            NoIncreaseError: a baseline increased no loss.
         """
         batches = []
         for number in range(self.options.batches):
             patches, failures = self.patches[number]
             self.skipped.report(failures)
             batches.append(patches.to(self.device).float() / 255)
-        judge = Judge(self.model, self.network, self.precision)
+        benchmark = AttackBenchmark(self.model, self.network, self.precision)
         total = (1 + len(batches)) * len(self.variants)
         # None: shown on terminals only.
         with tqdm(total=total, unit="attack", dynamic_ncols=True, disable=None) as bar:
-            return judge(self.variants, batches, self._random, bar.update)
+            return benchmark(self.variants, batches, self._random, bar.update)
 
     def _random(self, number: int) -> torch.Generator:
         return step_generator(self.options.seed, number, self.device)
 
     def describe(self) -> str:
-        """What the comparison was made with, in a line."""
+        """The model, device and batches, in one line."""
         settings = self._settings()
         return (
             "{generator} with {parameters:,} parameters on {device} in {precision}; {batches} batches of {batch_size} "
@@ -183,7 +197,7 @@ class Work:
         )
 
     def _settings(self) -> dict[str, Any]:
-        """Folders and files by their last names: where they lie is this machine's affair."""
+        """All settings; folders and files without their paths, which belong to this machine."""
         options = self.options
         degradation = {key: value for key, value in vars(options.degradation).items() if key != "num_networks"}
         return {
@@ -197,20 +211,20 @@ class Work:
             "num_networks": options.num_networks,
             "seed": options.seed,
             "device": str(self.device),
-            "precision": _name(self.precision),
-            "degradation": degradation | {"computed_in": _name(self.network.dtype)},
+            "precision": dtype_name(self.precision),
+            "degradation": degradation | {"computed_in": dtype_name(self.network.dtype)},
             "attack": {name: getattr(options.attack, name) for name in _COMMON},
         }
 
-    def record(self, findings: Sequence[Finding], command: str) -> dict[str, Any]:
-        """Everything, and which machine, versions and settings it comes from."""
+    def record(self, measurements: Sequence[Measurement], command: str) -> dict[str, Any]:
+        """The content of the result file."""
         return {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "commit": environment.commit(),
             "command": command,
             "machine": environment.machine(),
             "settings": self._settings(),
-            "variants": as_json(findings),
+            "variants": as_json(measurements),
         }
 
 
@@ -221,25 +235,117 @@ def _fast_types(device: torch.device) -> list[torch.dtype]:
     return list(dict.fromkeys([torch.float32, choose_precision("auto", device, "training")]))
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _last_name(argument: str) -> str:
-    """An argument with a path in it cut down to the path's last name."""
+    """An argument without the folders of its path."""
     option, equals, value = argument.rpartition("=")
     return option + equals + (Path(value).name if "/" in value or "\\" in value else value)
 
 
-def _plain(value: Any) -> Any:
-    """JSON types; JSON has no word for infinity."""
-    if hasattr(value, "__dataclass_fields__"):
-        return _plain(vars(value))
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def by_name(measurements: Sequence[Measurement], name: str) -> Measurement:
+    """The measurement of the variant with that name."""
+    return next(measurement for measurement in measurements if measurement.variant.name == name)
+
+
+def pareto(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The Pareto front, the fastest first: no other increases the loss more in as little time."""
+    baseline = by_name(measurements, BASELINES[0])
+    ratio = {id(each): statistics.fmean(each.relative_to(baseline)) for each in measurements}
+    front: list[Measurement] = []
+    for each in sorted(measurements, key=lambda each: (each.median_seconds, -ratio[id(each)])):
+        if not front or ratio[id(each)] > ratio[id(front[-1])]:
+            front.append(each)
+    return front
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Standard deviation; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """A Markdown table with a row a variant; those on the Pareto front are bold."""
+    exact, front = by_name(measurements, BASELINES[0]), pareto(measurements)
+    lines = [
+        f"| attack | loss increase / {BASELINES[0]} | / {BASELINES[1]} | ms a batch | time | peak MiB | "
+        f"{' | '.join(PASSES)} |",
+        "|---|" + "--:|" * (5 + len(PASSES)),
+    ]
+    for measurement in measurements:
+        shares = [measurement.relative_to(by_name(measurements, name)) for name in BASELINES]
+        passes = measurement.mean_passes()
+        name = measurement.variant.name
+        cells = [
+            f"**{name}**" if measurement in front else name,
+            *(f"{statistics.fmean(share):.1%} ± {_spread(share):.1%}" for share in shares),
+            f"{1000 * measurement.median_seconds:.1f}",
+            f"{measurement.median_seconds / exact.median_seconds:.2f}x",
+            f"{measurement.peak_memory / 2**20:.1f}",
+            *(f"{passes[name]:.2f}".rstrip("0").rstrip(".") for name in PASSES),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def as_json(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """The measurements as JSON: "each" has a value a batch, "spread" is the standard deviation over the batches."""
+    exact, front = by_name(measurements, BASELINES[0]), pareto(measurements)
+
+    def spread(values: list[float]) -> dict[str, Any]:
+        return {"mean": statistics.fmean(values), "spread": _spread(values), "each": values}
+
+    return [
+        {
+            "name": measurement.variant.name,
+            "attack": type(measurement.variant.attack).__name__,
+            "settings": _own_settings(measurement),
+            "dtype": measurement.variant.dtype and dtype_name(measurement.variant.dtype),
+            **{f"share_of_{name}": spread(measurement.relative_to(by_name(measurements, name))) for name in BASELINES},
+            "loss_increase": spread(measurement.increase),
+            "lr_psnr": statistics.fmean(measurement.lr_psnr),
+            "seconds": {"median": measurement.median_seconds, "each": measurement.seconds},
+            f"time_ratio_to_{BASELINES[0]}": measurement.median_seconds / exact.median_seconds,
+            "peak_memory": measurement.peak_memory,
+            "passes": measurement.mean_passes(),
+            "on_pareto_front": measurement in front,
+        }
+        for measurement in measurements
+    ]
+
+
+def _own_settings(measurement: Measurement) -> dict[str, Any]:
+    """The settings of the variant's attack, without those that all have in common."""
+    attack = measurement.variant.attack
+    common = {"epsilon", "scale_factors", "psnr_range", "lens"}
+    return {item.name: getattr(attack, item.name) for item in fields(attack) if item.name not in common}
+
+
+def chart(measurements: Sequence[Measurement], subtitle: str) -> Figure:
+    """Loss increase against time, both relative to the exact attack's, with the Pareto front."""
+    exact, front = by_name(measurements, BASELINES[0]), pareto(measurements)
+    points = []
+    for measurement in measurements:
+        share = [100 * value for value in measurement.relative_to(exact)]
+        points.append(
+            Point(
+                label=measurement.variant.name,
+                group=measurement.variant.method,
+                x=measurement.median_seconds / exact.median_seconds,
+                y=statistics.fmean(share),
+                # The standard error of the mean.
+                spread=_spread(share) / len(share) ** 0.5,
+                on_line=measurement in front,
+            )
+        )
+    return scatter(
+        "Loss increase by attacks, against their time",
+        subtitle,
+        f"time of the attack, relative to {BASELINES[0]}",
+        f"loss increase, % of {BASELINES[0]}'s (mean over batches, bars: its standard error)",
+        "Pareto front",
+        points,
+        # Attacks lie close together, far above a random deviation.
+        least=min(point.y - point.spread for point in points if point.group != "random") - 5,
+    )
 
 
 if __name__ == "__main__":

@@ -43,6 +43,6 @@ def _step_groups(benchmarks: list[dict[str, Any]]) -> list[Group]:
 
 
 def _without_path(argument: str) -> str:
-    """An option as it was given, but for where the result is written: that is this machine's affair."""
+    """An option without the path of the result file, which is this machine's."""
     name, equals, _ = argument.partition("=")
     return "--benchmark-json=FILE" if equals and name == "--benchmark-json" else argument

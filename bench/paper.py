@@ -141,16 +141,16 @@ class Adversary:
         inside, outside, psnr_inside, psnr_outside = 0.0, math.inf, math.inf, -math.inf
         aim = self.budget_db + SLACK_DB / 2
         for attempt in range(TRIES):
-            found = self.psnr(deviation, scale)
-            if found >= self.budget_db:
-                inside, psnr_inside = scale, found
-                if scale == 1 or found <= self.budget_db + SLACK_DB:
+            reached = self.psnr(deviation, scale)
+            if reached >= self.budget_db:
+                inside, psnr_inside = scale, reached
+                if scale == 1 or reached <= self.budget_db + SLACK_DB:
                     break
             else:
-                outside, psnr_outside = scale, found
+                outside, psnr_outside = scale, reached
             if inside == 0 or outside == math.inf:
-                haste = 2 ** max(attempt - 3, 0) if found < aim else 1
-                scale = min(scale * 10 ** (max(found - aim, -14) * haste / 20), 1.0)
+                haste = 2 ** max(attempt - 3, 0) if reached < aim else 1
+                scale = min(scale * 10 ** (max(reached - aim, -14) * haste / 20), 1.0)
             else:
                 slope = math.log(outside / inside) / (psnr_outside - psnr_inside)
                 guess = inside * math.exp((aim - psnr_inside) * slope)
@@ -239,7 +239,7 @@ class Step:
         return self.update(lr, hr)
 
     def attack(self, hr: Tensor) -> list[Adversary]:
-        """What was found for each network: `lr`, the worst LR images of all iterates, and their `loss`."""
+        """The result for each network: `lr`, the worst LR images of all iterates, and their `loss`."""
         parts = hr.chunk(len(self.networks))
         degrade = [partial(self.degrade, *pair) for pair in zip(self.networks, parts, strict=True)]
         adversaries = [Adversary(*given, self.budget_db) for given in zip(self.networks, parts, degrade, strict=True)]

@@ -1,4 +1,4 @@
-"""What a computation takes in memory."""
+"""The peak memory of a computation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 
 def peak_memory(function: Callable[[], object], device: torch.device | None = None) -> int:
-    """How many bytes `function` holds at most, over what was there before; it must have run once already.
+    """The peak memory of `function` in bytes, above that held before the call; it must have run once already.
 
-    Counted is what torch's allocators hand out. On a GPU that is all but the libraries' own; on a CPU oneDNN's
-    scratch memory is not seen.
+    Counts the memory of torch's allocators: on a GPU all but the libraries' own, on a CPU all but oneDNN's scratch
+    memory.
 
     Args:
         function: is called once.
-        device: where it computes; None: CUDA where there is one.
+        device: the device of the computation; None: CUDA if available.
     """
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -31,6 +31,7 @@ from andfast.training.trainer import Trainer
 from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.files import write_text
+from andfast.utils.formatting import markdown_table
 from bench.record import commit, machine
 
 DATA, OTHER = "wait for data", "other"
@@ -46,7 +47,7 @@ PHASES = [
 
 
 class Timeline:
-    """Time by phase: whatever happens belongs to the phase named last. On a GPU in the stream's own time."""
+    """Time by phase: everything belongs to the phase that was named last. On a GPU, time in the stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
@@ -54,7 +55,7 @@ class Timeline:
 
     @property
     def phase(self) -> str:
-        """The one that goes on now."""
+        """The current phase."""
         return self._marks[-1][1] if self._marks else OTHER
 
     def enter(self, phase: str) -> str:
@@ -70,7 +71,7 @@ class Timeline:
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:
-        """A phase inside another, which goes on after it."""
+        """A phase inside another, which continues after it."""
         before = self.enter(phase)
         try:
             yield
@@ -90,7 +91,7 @@ class Timeline:
 
 @contextmanager
 def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
-    """Marks the phases at the library's own boundaries, which a step passes whatever its method and backend.
+    """Marks the phases at the library's own boundaries, which a step passes with any method and backend.
 
     Only compiled steps that are replayed as a whole (CUDA graphs) do not: of them no phases can be seen.
     """
@@ -227,15 +228,14 @@ def _loader(config: Config, trainer: Trainer, steps: int) -> PatchLoader:
 def table(result: dict[str, Any]) -> str:
     """The phases as a Markdown table."""
     total = result["sum_seconds"]
-    lines = [result["generator"], "", "| phase | ms | share |", "|---|--:|--:|"]
-    for phase, seconds in result["phases"].items():
-        lines.append(f"| {phase} | {1000 * seconds:.2f} | {seconds / total:.1%} |")
-    lines += [
-        f"| **sum** | **{1000 * total:.2f}** | |",
-        f"| a step without the profiler | {1000 * result['step_seconds']:.2f} | |",
-        f"| difference | {1000 * result['difference_seconds']:.2f} | {result['difference_seconds'] / total:.1%} |",
+    step, difference = result["step_seconds"], result["difference_seconds"]
+    rows = [(name, f"{1000 * seconds:.2f}", f"{seconds / total:.1%}") for name, seconds in result["phases"].items()]
+    rows += [
+        ("**sum**", f"**{1000 * total:.2f}**", ""),
+        ("a step without the profiler", f"{1000 * step:.2f}", ""),
+        ("difference", f"{1000 * difference:.2f}", f"{difference / total:.1%}"),
     ]
-    return "\n".join(lines)
+    return f"{result['generator']}\n\n{markdown_table(['phase', 'ms', 'share'], rows)}"
 
 
 def _networks(text: str) -> int | str:

@@ -20,7 +20,7 @@ from andfast.utils.yaml_files import read_yaml
 
 
 def settings(run_dir: Path) -> dict[str, Any]:
-    """A run's configuration, with folders by their last names: where they lie is this machine's affair."""
+    """A run's configuration, with folders by their last names, without those of this machine."""
     config = read_yaml(run_dir / "config.yaml")
     config["run_dir"] = run_dir.name
     for key, value in config["data"].items():

@@ -10,14 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from andfast.utils.charts import COLOURS, GRAY, INK, PALE, ChartError, new_figure, plain_axes, save_figure
 from andfast.utils.console import console
-from andfast.utils.files import write_text, written_whole
-from bench.chart import draw
+from andfast.utils.files import write_text
+from andfast.utils.formatting import markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# By the first word of a variant's name; all others are andfast's own. (a) and (b) are plain and compiled PyTorch.
+_BAR_COLOURS = {"eager": GRAY, "(a)": GRAY, "torch.compile": "#c9a26b", "(b)": "#c9a26b", "reference": PALE}
 
 
 class ReportError(Exception):
@@ -69,7 +76,7 @@ class Group:
         return next((result for result in self.results if result.variant.startswith("eager")), self.results[0])
 
     def update_seconds(self, variant: str) -> float | None:
-        """The median time of an update in the training step of that name; None where there is none."""
+        """The median time of an update in the training step of that name; None if it is missing."""
         return next(
             (one.median / one.step.updates for one in self.results if one.variant == variant and one.step), None
         )
@@ -147,16 +154,9 @@ def _number(value: float | None, form: str) -> str:
 
 def step_table(group: Group) -> str:
     """A group of training steps as a Markdown section."""
-    lines = [
-        f"## {group.name}",
-        "",
-        f"On {group.machine}; times an update of the generator.",
-        "",
-        "| variant | type | ms | images/s | x plain | gain over (a) | peak MiB | % of limit | first step s |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for result in group.results:
-        cells = (
+    titles = ["variant", "type", "ms", "images/s", "x plain", "gain over (a)", "peak MiB", "% of limit", "first step s"]
+    rows = [
+        (
             result.variant,
             result.step.dtype,
             _milliseconds(result.median / result.step.updates),
@@ -167,8 +167,10 @@ def step_table(group: Group) -> str:
             _number(result.percent_of_limit, ".0f"),
             _number(result.step.first_step_seconds, ".1f"),
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for result in group.results
+    ]
+    about = f"On {group.machine}; times an update of the generator."
+    return f"## {group.name}\n\n{about}\n\n{markdown_table(titles, rows, words=2)}"
 
 
 def table(group: Group) -> str:
@@ -176,16 +178,9 @@ def table(group: Group) -> str:
     if all(result.step for result in group.results):
         return step_table(group)
     baseline = group.baseline
-    lines = [
-        f"## {group.name}",
-        "",
-        f"On {group.machine}; speed and memory as multiples of those of {baseline.variant}.",
-        "",
-        "| variant | median ms | min ms | speed | peak MiB | memory | % of limit |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for result in group.results:
-        cells = (
+    titles = ["variant", "median ms", "min ms", "speed", "peak MiB", "memory", "% of limit"]
+    rows = [
+        (
             result.variant,
             _milliseconds(result.median),
             _milliseconds(result.best),
@@ -193,13 +188,36 @@ def table(group: Group) -> str:
             *_memory(result, baseline),
             _number(result.percent_of_limit, ".0f"),
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for result in group.results
+    ]
+    about = f"On {group.machine}; speed and memory as multiples of those of {baseline.variant}."
+    return f"## {group.name}\n\n{about}\n\n{markdown_table(titles, rows)}"
 
 
 def markdown(groups: Iterable[Group]) -> str:
     """All groups; a limit is what the device's copy bandwidth and matrix products allow, measured in the same run."""
     return "# Benchmarks\n\n" + "\n\n".join(map(table, groups)) + "\n"
+
+
+def draw(groups: Sequence[Group]) -> Figure:
+    """Bars of median times, groups below each other, each on its own scale from zero."""
+    heights = [0.3 * len(group.results) + 0.6 for group in groups]
+    figure = new_figure("Benchmarks", "Median times, and the speed as a multiple of the baseline's.", sum(heights))
+    all_axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights).flat
+    for axes, group in zip(all_axes, groups, strict=True):
+        plain_axes(axes, f"{group.name}   ({group.machine})", grid="x")
+        names = [result.variant for result in group.results]
+        medians = [result.median for result in group.results]
+        colours = [_BAR_COLOURS.get(name.split()[0], COLOURS[0]) for name in names]
+        bars = axes.barh(range(len(names)), medians, height=0.65, color=colours)
+        speeds = [f"{_milliseconds(median)} ms   {group.baseline.median / median:.2f}x" for median in medians]
+        axes.bar_label(bars, speeds, padding=6, color=INK, fontsize=9)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xticks([])
+        axes.set_xlim(0, 1.3 * max(medians))
+        axes.spines["bottom"].set_visible(False)
+    return figure
 
 
 @console()
@@ -216,22 +234,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(text, end="")
     if options.output is not None:
         write_text(options.output / "report.md", text)
-        charts = [
-            (
-                f"{group.name}   ({group.machine})",
-                [
-                    (
-                        result.variant,
-                        result.median,
-                        f"{_milliseconds(result.median)} ms   {group.baseline.median / result.median:.2f}x",
-                    )
-                    for result in group.results
-                ],
-            )
-            for group in found
-        ]
-        with written_whole(options.output / "report.png") as temporary:
-            draw(charts).save(temporary)
+        try:
+            save_figure(draw(found), options.output / "report.png")
+        except ChartError as error:
+            sys.exit(f"error: report.png is not drawn: {error}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from andfast.ops import use_backend
 from andfast.training.config import AttackConfig, Config, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.readout import PendingStep
 from andfast.training.trainer import Trainer
+from andfast.utils.formatting import dtype_name
 from bench import paper
 from bench.timing import DEVICE, before_round, matmul_rate, peak_memory
 from bench.variants import FAST_TYPE
@@ -93,9 +94,9 @@ def _method(name: str, passes: tuple[float, float], **attack: Any) -> Method:
 PLAIN = _method("plain", (3, 0), method="none")
 EXACT_5 = _method("exact", (13, 16), method="pgd", steps=5)
 CHEAPER = [
-    _method("pgd-5+last", (12, 16), method="pgd", steps=5, keep="last"),
-    _method("pgd-1@1+last", (5, 4), method="pgd", steps=1, step_size=0.5, keep="last"),
-    _method("yopo-1-3@0.5+last", (5, 10), method="yopo", steps=1, inner_steps=3, step_size=0.25, keep="last"),
+    _method("pgd-5+last", (12, 16), method="pgd", steps=5, return_iterate="last"),
+    _method("pgd-1@1+last", (5, 4), method="pgd", steps=1, step_size=0.5, return_iterate="last"),
+    _method("yopo-1-3@0.5+last", (5, 10), method="yopo", steps=1, inner_steps=3, step_size=0.25, return_iterate="last"),
     _method("pgd-3@0.5", (9, 10), method="pgd", steps=3, step_size=0.25),
     _method("yopo-3-2@0.3", (9, 19), method="yopo", steps=3, inner_steps=2, step_size=0.15),
     _method("subset-5-0.5", (8, 8.5), method="subset", steps=5, share=0.5),
@@ -148,7 +149,7 @@ def make_config(case: Case, method: Method, networks: int | str = 1, precision: 
         **plainly,
         generator=GeneratorConfig(case.generator, case.features, case.depth),
         degradation=DegradationConfig(networks, case.channels, case.blocks, precision=precision),
-        attack=AttackConfig(**dict(method.attack), lr_psnr=(BUDGET_DB, BUDGET_DB)),
+        attack=AttackConfig(**dict(method.attack), psnr_range=(BUDGET_DB, BUDGET_DB)),
         train=TrainConfig(
             iterations=2 * 10**6,
             warmup=warmup,
@@ -164,8 +165,8 @@ def make_config(case: Case, method: Method, networks: int | str = 1, precision: 
 
 
 @dataclass
-class Found:
-    """What a step from a new generator on found.
+class FirstStep:
+    """The result of a step from a new generator.
 
     Attributes:
         loss: the generator's.
@@ -189,18 +190,18 @@ class Program:
     """
 
     generator: nn.Module
-    first: Callable[[], Found]
+    first: Callable[[], FirstStep]
     step: Callable[[], object]
 
 
-def found_with(loss: float, generator: nn.Module, optimizer: torch.optim.Optimizer) -> Found:
+def found_with(loss: float, generator: nn.Module, optimizer: torch.optim.Optimizer) -> FirstStep:
     """What a step left behind, in the order of the parameters' names."""
     states = [optimizer.state[parameter] for _, parameter in sorted(generator.named_parameters())]
-    return Found(loss, torch.cat([state["exp_avg"].detach().flatten() for state in states]), int(states[0]["step"]))
+    return FirstStep(loss, torch.cat([state["exp_avg"].detach().flatten() for state in states]), int(states[0]["step"]))
 
 
-def found_by(trainer: Trainer, result: PendingStep) -> Found:
-    """What andfast's first step found."""
+def found_by(trainer: Trainer, result: PendingStep) -> FirstStep:
+    """The result of andfast's first step."""
     return found_with(result.read().loss, trainer.generator, trainer.optimizer)
 
 
@@ -218,7 +219,7 @@ def own_program(case: Case, variant: Variant) -> Program:
     def backend() -> Any:
         return use_backend("reference") if variant.who == "reference" else nullcontext()
 
-    def first() -> Found:
+    def first() -> FirstStep:
         with backend():
             result = trainer.train_step(given)
         return found_by(trainer, result)
@@ -260,7 +261,7 @@ def written_program(case: Case, variant: Variant, weights: dict[str, Tensor], ba
     step = paper.Step(generator, written_networks(bank), BUDGET_DB, ema_decay=0.999, **options)
     given = patches(case)
 
-    def first() -> Found:
+    def first() -> FirstStep:
         loss = step.from_here(given.to(DEVICE))
         return found_with(loss, step.generator, step.optimizer)
 
@@ -271,7 +272,7 @@ def written_program(case: Case, variant: Variant, weights: dict[str, Tensor], ba
 class Reference:
     """andfast's step on its plain PyTorch references in float32, and where it began."""
 
-    found: Found
+    found: FirstStep
     weights: dict[str, Tensor]
     bank: DegradationNetwork
 
@@ -284,7 +285,7 @@ def reference(case: Case, method: Method, networks: int | str) -> Reference:
         config.train.micro_batch = min(case.batch, 8)  # without kernels and half types memory would be short
     trainer = Trainer(config)
     weights = {name: weight.clone() for name, weight in trainer.generator.state_dict().items()}
-    bank = trainer.degradation(case.batch if networks == "batch" else networks)
+    bank = config.degradation.build(config.scale, case.batch if networks == "batch" else networks, trainer.device)
     bank.reset_identity((case.patch, case.patch))  # replaced below by what the step drew, where it drew any
     attack, seen = trainer.attack, []
     if method.name.startswith(("exact", "pgd")):
@@ -312,7 +313,7 @@ def make_program(case: Case, variant: Variant) -> Program:
     return written_program(case, variant, given.weights, given.bank)
 
 
-def check(found: Found, exact: Found, tolerance: tuple[float, float]) -> None:
+def check(found: FirstStep, exact: FirstStep, tolerance: tuple[float, float]) -> None:
     """Fail where a first step went elsewhere than the reference's: there is no speed of a wrong step."""
     loss = abs(found.loss - exact.loss) / exact.loss
     gradient = float((found.gradient - exact.gradient).norm() / exact.gradient.norm())
@@ -344,11 +345,11 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
     exact = reference(case, variant.method, variant.networks).found
     program = make_program(case, variant)
     on_gpu = DEVICE.type == "cuda"
-    # What PyTorch makes of float32 on a GPU unless told otherwise; only the reference is exact.
+    # PyTorch's default for float32 on a GPU; only the reference is exact.
     tf32 = on_gpu and variant.who == "paper"
     half = fast_type(case).itemsize < 4 and variant.who in ("andfast", "paper compiled")
-    rounded = half or tf32 or (on_gpu and variant.who == "andfast")  # F is in float16 there whatever G is in
-    seen: list[Found] = []
+    rounded = half or tf32 or (on_gpu and variant.who == "andfast")  # F is in float16 there for any type of G
+    seen: list[FirstStep] = []
     forget_compiled(case)
     if on_gpu or variant.who == "paper compiled":
         start = time.perf_counter()
@@ -366,7 +367,7 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
         "variant": str(variant),
         "device": torch.cuda.get_device_name(DEVICE) if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
-        "dtype": "tf32" if tf32 else str(fast_type(case) if half else torch.float32).removeprefix("torch."),
+        "dtype": "tf32" if tf32 else dtype_name(fast_type(case) if half else torch.float32),
         "images": case.batch * updates,
         "updates": updates,
         "plain": str(Variant("andfast", PLAIN)),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from andfast.inference.engine import Upscaler
 from andfast.models import Compact, RRDBNet
 from andfast.utils.devices import TYPES, choose_precision
+from andfast.utils.formatting import dtype_name
 from bench.timing import DEVICE, SMALL, clock
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # not installed with the package
@@ -39,7 +40,7 @@ CASES = (
     else [("RRDBNet-23 x4", 128, 2), ("RRDBNet-23 x4", 512, 1), ("Compact-16 x4", 512, 3)]
 )
 # The half type that the device is fast at, if any: on CPUs upscaling takes it where asked to.
-HALF = str(choose_precision("auto", DEVICE, "degradation")).removeprefix("torch.")
+HALF = dtype_name(choose_precision("auto", DEVICE, "degradation"))
 VARIANTS = tuple(dict.fromkeys(["spandrel float32", "andfast float32", f"andfast {HALF}"]))
 # How near to spandrel's a result is, in dB, for its time to be worth something. Half types: of random weights.
 LEAST_PSNR = {"float32": 90, "bfloat16": 40, "float16": 50}

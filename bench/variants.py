@@ -10,6 +10,7 @@ from torch import Tensor
 
 from andfast.ops import dispatch
 from andfast.utils.devices import choose_precision
+from andfast.utils.formatting import dtype_name
 from bench.timing import DEVICE
 
 #: The largest relative error, in the 2-norm, of a result that is worth a time.
@@ -18,7 +19,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 
 @dataclass(frozen=True)
 class Variant:
-    """An implementation, the type it computes in, and how images lie in memory where that is for the bench to say.
+    """An implementation, the type it computes in, and the memory format of images where the bench chooses it.
 
     `tf32`: float32 whose products are rounded to TF32.
     """
@@ -29,7 +30,7 @@ class Variant:
     channels_last: bool = False
 
     def __str__(self) -> str:
-        dtype = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        dtype = "tf32" if self.tf32 else dtype_name(self.dtype)
         return f"{self.name} {dtype}{' channels_last' if self.channels_last else ''}"
 
     @property
@@ -68,7 +69,7 @@ def network_variants(operation: str) -> list[Variant]:
     In float32, and in the half type that this device is fast in, if it is.
     """
     eager = [Variant("eager", torch.float32), Variant("eager", FAST_TYPE, channels_last=True)]
-    if DEVICE.type == "cuda":  # what PyTorch makes of float32 convolutions there, unless told otherwise
+    if DEVICE.type == "cuda":  # PyTorch's default for float32 convolutions there
         eager.insert(1, Variant("eager", torch.float32, tf32=True))
     return eager + backend_variants(operation, *dict.fromkeys((FAST_TYPE, torch.float32)))
 

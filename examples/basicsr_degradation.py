@@ -29,7 +29,9 @@ class AdversarialDegradation:
         self.scale = scale
         # In float32 it shares the weights of net_g, so it is always up to date.
         self.objective = andfast.l1_objective(FrozenView(net_g, torch.float32))
-        self.attack = attack or andfast.PGD(steps=1, step_ratio=1.0, keep="last", random_start=0.5, lr_psnr=(28, 44))
+        self.attack = attack or andfast.PGD(
+            steps=1, step_ratio=1.0, return_iterate="last", random_start=0.5, psnr_range=(28, 44)
+        )
 
     @torch.enable_grad()  # BasicSR calls feed_data without
     def __call__(self, gt: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import shlex
 import sys
 from collections import defaultdict
@@ -35,13 +34,15 @@ from andfast.ops.blur_pool import blur_pool
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.training.images import Skipped, training_sources
 from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.charts import require_matplotlib
 from andfast.utils.console import console
 from andfast.utils.files import write_text
+from andfast.utils.formatting import to_json
 from studies import calibration_report
-from studies.kernels import Kernel, KernelFit, inside, pooling_kernel
+from studies.camera_kernels import Kernel, KernelFit, inside, pooling_kernel
 from studies.measures import FREQUENCIES, Measures, measure
-from studies.pairs import camera_of, split_pairs
-from studies.prior import GROUPS, Case, Found, Mixture, cases, run
+from studies.prior import GROUPS, Case, Mixture, PriorResult, cases, run
+from studies.testsets import camera_of, split_pairs
 
 SCALE = 4
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -61,8 +62,8 @@ COMPARED = (
 DEFAULT = Mixture("default")
 #: What configs/andnet_compact_x4.yaml weighs them by: noise twice as cheap as by default.
 TRAINED = Mixture("trained", ScaleFactors(noise=0.5))
-#: The ranges of budgets that the mixtures are trained with; the second one of `TRAINED` leaves room for what the lens
-#: itself takes.
+#: The ranges of budgets that the mixtures are trained with; the second one of `TRAINED` accounts for what the lens
+#: itself costs.
 RANGES = {"default": [(22.0, 36.0)], "trained": [(24.0, 40.0), (34.0, 50.0)]}
 LENS = Lens()
 
@@ -115,12 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--middle is {options.middle:g}; it must be one of --budgets")
     keep_freed_memory()
     try:
+        require_matplotlib()
         generator = load_model(options.model).eval().requires_grad_(False)
         if generator.scale != SCALE:
             raise ValueError(f"{options.model}: a model for x{generator.scale}; the study is about x{SCALE}")
         hr = photographs(options.hr, options.images, options.size)
         taken = camera_images(options.pairs, options.at_most)
-    except (ValueError, OSError) as error:  # among them DataError and ModelError
+    except (ValueError, OSError) as error:  # among them ChartError, DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
     commit = environment.commit()  # now: the files may change while the study runs
@@ -157,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         "prior": prior,
     }
-    write_text(options.output, json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
+    write_text(options.output, json.dumps(to_json(record, digits=5), indent=1, allow_nan=False) + "\n")
     calibration_report.main([str(options.output), "--figures", str(options.figures)])
     return 0
 
@@ -181,7 +183,7 @@ def camera_images(folders: Sequence[str], at_most: int | None) -> dict[str, list
     """(HR, LR) of the tuning pairs, or of the first `at_most` of each folder, by camera.
 
     Raises:
-        DataError: a folder of pairs is none.
+        DataError: a folder does not hold pairs.
     """
     found = defaultdict(list)
     for folder in folders:
@@ -282,8 +284,8 @@ def describe(case: Case) -> dict[str, Any]:
     }
 
 
-def findings(found: Found) -> dict[str, Any]:
-    """The means and medians of what a case gave. The identity has neither distance nor shares."""
+def findings(found: PriorResult) -> dict[str, Any]:
+    """Means and medians of a case. The identity has neither distance nor shares."""
     return {
         "loss_ratio": float(np.mean(found.loss_ratio)),
         "distance": float(np.median(found.distance)) if found.distance else 0.0,
@@ -293,19 +295,8 @@ def findings(found: Found) -> dict[str, Any]:
 
 
 def _last_name(argument: str) -> str:
-    """A path cut down to its last name: where it lies is this machine's affair."""
+    """A path's last name: folders of this machine do not belong in the record."""
     return Path(argument).name if "/" in argument else argument
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no word for infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 5) if math.isfinite(value) else str(value)
-    return value
 
 
 if __name__ == "__main__":

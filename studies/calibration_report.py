@@ -7,20 +7,19 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from andfast.chart import GROUPS, OLD, OWN, PALE, Line, Panel, lines
+from andfast.utils.charts import COLOURS, FAINT, GRAY, INK, PALE, ChartError, new_figure, plain_axes, save_figure
 from andfast.utils.console import console
-from andfast.utils.files import written_whole
-from studies import markdown
-from studies.plots import Column, intervals
+from andfast.utils.formatting import markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 
-CAMERAS = ("#1f2328", "#6b4c9a", "#2e8b57")
-TRAINED = "#e0a100"
+CAMERAS = (INK, "#6b4c9a", "#2e8b57")
+TRAINED, OWN = "#e0a100", COLOURS[0]
 _TITLES = {
     "dc_share": "DC share",
     "gain": "gain",
@@ -45,9 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record = json.loads(options.file.read_text(encoding="utf-8"))
     print("\n\n".join(f"<!-- {name} -->\n{table(record)}" for name, table in TABLES.items()))
     if options.figures is not None:
-        for name, draw in FIGURES.items():
-            with written_whole(options.figures / name) as temporary:
-                draw(record).save(temporary, optimize=True)
+        try:
+            for name, draw in FIGURES.items():
+                save_figure(draw(record), options.figures / name)
+        except (ChartError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     return 0
 
 
@@ -78,7 +80,7 @@ def cameras(record: Record) -> str:
         "residual: size with gradient": _spread("whole", "gradient_correlation", 2),
         "residual: in flat parts, of 255": _spread("whole", "flat_noise", 1),
     }
-    return markdown.table(
+    return markdown_table(
         ["", *found], [[name, *(cell(camera) for camera in found.values())] for name, cell in rows.items()]
     )
 
@@ -93,7 +95,7 @@ def overlap(record: Record) -> str:
         rows.append([name, *_medians(camera, names), _percent(camera), ""])
     for name, row in compared(record):
         rows.append([name, *_medians(row, names), _percent(row), f"{row['loss_ratio']:.2f}x"])
-    return markdown.table(head, rows)
+    return markdown_table(head, rows)
 
 
 def budgets(record: Record) -> str:
@@ -109,7 +111,7 @@ def budgets(record: Record) -> str:
             for row in cells
         ]
         rows.append([name, *texts])
-    return markdown.table(head, rows)
+    return markdown_table(head, rows)
 
 
 def widths(record: Record) -> str:
@@ -130,7 +132,7 @@ def widths(record: Record) -> str:
             cells += [" / ".join(f"{row['loss_ratio']:.2f}x" for row in pair)]
             cells += [" / ".join(f"{row['distance']:.2g}" for row in pair), " / ".join(_percent(row) for row in pair)]
             rows.append([f"{name}, random" if method == "random" else name, *cells])
-    return markdown.table(head, rows)
+    return markdown_table(head, rows)
 
 
 def shares(record: Record) -> str:
@@ -141,7 +143,7 @@ def shares(record: Record) -> str:
         for label, row in compared(record)
         if row["name"] in ("default", "trained")
     ]
-    return markdown.table(["", *groups], rows)
+    return markdown_table(["", *groups], rows)
 
 
 def behind(record: Record) -> str:
@@ -157,7 +159,7 @@ def behind(record: Record) -> str:
         [label, *(_quantiles(row["measures"][name], 2) for name in names), _percent(row), loss]
         for label, row, loss in rows
     ]
-    return markdown.table(["", *(_TITLES[name].replace("\n", " ") for name in names), "in range", "loss"], cells)
+    return markdown_table(["", *(_TITLES[name].replace("\n", " ") for name in names), "in range", "loss"], cells)
 
 
 def compared(record: Record) -> list[tuple[str, Record]]:
@@ -185,59 +187,74 @@ def _label(row: Record) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def spectra(record: Record) -> Image.Image:
-    """The difference's spectrum, and the kernels' responses."""
-    rings = len(record["prior"][0]["measures"]["spectrum"])
-    centres = [(index + 0.5) / rings for index in range(rings)]
-    sources = [(name, colour, camera, False) for (name, camera), colour in zip(_cameras(record), CAMERAS, strict=False)]
+def spectra(record: Record) -> Figure:
+    """Draw the spectrum of the difference and the kernels' responses, medians over crops."""
+    from matplotlib.lines import Line2D
+
+    middle = f"{record['settings']['middle']:g} dB"
     rows = dict(compared(record))
-    for name, colour in (("conv AC, N = 1", GROUPS[1]), ("noise map, N = 1", GROUPS[4])):
-        sources.append((name, colour, rows[name], True))
+    sources = [(name, colour, "-", camera) for (name, camera), colour in zip(_cameras(record), CAMERAS, strict=False)]
+    sources += [
+        (name, COLOURS[index], "--", rows[name]) for name, index in (("conv AC, N = 1", 1), ("noise map, N = 1", 4))
+    ]
     low, high = next(row["lr_psnr"] for row in rows.values() if row["name"] == "trained" and _is_range(row))
     for name, colour in (("trained", TRAINED), ("trained + lens", OWN)):
         label = f"{name}, N = B, {low:g}-{high:g} dB"
-        sources.append((label, colour, rows[label], False))
-    sources.append(("the lens alone", OWN, rows["the lens alone"], True))
-    spectrum = [(name, colour, centres, row["measures"]["spectrum"], dashed) for name, colour, row, dashed in sources]
-    frequencies = record["frequencies"]
-    response = [
-        (name, colour, frequencies, row["measures"]["response"], dashed) for name, colour, row, dashed in sources
-    ]
-    response.append(("pooling", PALE, frequencies, record["pooling"]["response"], True))
-    axis = "frequency, in units of the LR image's Nyquist"
-    return lines(
+        sources.append((label, colour, "-", rows[label]))
+    sources.append(("the lens alone", OWN, "--", rows["the lens alone"]))
+    legend = [Line2D([], [], label=name, color=colour, linestyle=style) for name, colour, style, _ in sources]
+    figure = new_figure(
         "Where in frequency cameras and adversaries differ from the clean LR image",
-        f"Medians over crops; adversaries at {record['settings']['middle']:g} dB unless they say otherwise.",
-        [
-            Panel(title, axis, [Line(*line) for line in found], x_range=(0.0, 1.0), from_zero=True)
-            for title, found in (
-                ("spectrum of the difference (shares)", spectrum),
-                ("response of the kernel", response),
-            )
-        ],
-        columns=2,
+        f"Medians over crops; adversaries at {middle} unless they say otherwise.",
+        4.0,
+        [*legend, Line2D([], [], label="pooling", color=PALE, linestyle="--")],
     )
+    spectrum, response = figure.subplots(1, 2)
+    rings = len(record["prior"][0]["measures"]["spectrum"])
+    centres = [(index + 0.5) / rings for index in range(rings)]
+    for _, colour, style, row in sources:
+        spectrum.plot(centres, row["measures"]["spectrum"], color=colour, linestyle=style, linewidth=1.8)
+        response.plot(record["frequencies"], row["measures"]["response"], color=colour, linestyle=style, linewidth=1.8)
+    response.plot(record["frequencies"], record["pooling"]["response"], color=PALE, linestyle="--", linewidth=1.8)
+    for axes, title in ((spectrum, "spectrum of the difference (shares)"), (response, "response of the kernel")):
+        plain_axes(axes, title, "frequency, in units of the LR image's Nyquist")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(bottom=0)
+    return figure
 
 
-def ranges(record: Record) -> Image.Image:
-    """All measures that are compared, as intervals; of random directions only the table tells."""
+def ranges(record: Record) -> Figure:
+    """Draw the quantiles of all compared measures, a line a source; random directions are in the table only."""
     sources = [(name, colour, camera) for (name, camera), colour in zip(_cameras(record), CAMERAS, strict=False)]
     sources += [
-        (label, OWN if row["lens"] else TRAINED if row["name"] == "trained" else OLD, row)
+        (label, OWN if row["lens"] else TRAINED if row["name"] == "trained" else GRAY, row)
         for label, row in compared(record)
         if row["method"] != "random"
     ]
-    columns = [
-        Column(_TITLES[name], tuple(edges), [row["measures"][name] for *_, row in sources])
-        for name, edges in record["ranges"].items()
-    ]
-    return intervals(
+    figure = new_figure(
         "What cameras do, and what the prior does within a budget",
-        f"Line: 10 to 90% of crops; box: 25 to 75%; dot: median; shaded: 10 to 90% of all cameras' crops. "
+        "Line: 10 to 90% of crops; box: 25 to 75%; dot: median; shaded: 10 to 90% of all cameras' crops. "
         f"At {record['settings']['middle']:g} dB unless said otherwise.",
-        [(name, colour) for name, colour, _ in sources],
-        columns,
+        0.26 * len(sources) + 0.8,
     )
+    all_axes = figure.subplots(1, len(record["ranges"]), sharey=True)
+    for axes, (name, shaded) in zip(all_axes, record["ranges"].items(), strict=True):
+        plain_axes(axes, grid="x")
+        axes.set_title(_TITLES[name], loc="left", fontsize=9, color=INK)
+        axes.axvspan(*shaded, color="#e8eff7")
+        for index, (_, colour, row) in enumerate(sources):
+            low, first, median, third, high = row["measures"][name]
+            axes.plot([low, high], [index] * 2, color=colour, linewidth=1.2)
+            axes.plot([first, third], [index] * 2, color=colour, linewidth=6, solid_capstyle="butt")
+            axes.plot(median, index, "o", color=colour, markeredgecolor="white", markersize=6)
+        ends = [end for *_, row in sources for end in row["measures"][name]]
+        edges = min(shaded[0], *ends), max(shaded[1], *ends)
+        margin = 0.08 * (edges[1] - edges[0])
+        axes.set_xlim(edges[0] - margin, edges[1] + margin)
+        axes.set_xticks(edges, [f"{edge:.2g}" for edge in edges], fontsize=8, color=FAINT)
+    all_axes[0].set_yticks(range(len(sources)), [name for name, *_ in sources], fontsize=9, color=INK)
+    all_axes[0].set_ylim(len(sources) - 0.5, -0.5)
+    return figure
 
 
 TABLES: dict[str, Callable[[Record], str]] = {
@@ -248,7 +265,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "behind": behind,
     "widths": widths,
 }
-FIGURES: dict[str, Callable[[Record], Image.Image]] = {
+FIGURES: dict[str, Callable[[Record], Figure]] = {
     "calibration_spectra.png": spectra,
     "calibration_ranges.png": ranges,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from andfast.training.config import MixConfig
-from studies import markdown
+from andfast.utils.formatting import markdown_table
 
 _GENERATORS = {
     "compact": "a Compact (SRVGGNetCompact, the small generator of Real-ESRGAN)",
@@ -65,11 +65,11 @@ PSNR on Y in dB, {record["model"]["scale"]} pixels of border cut. The classical 
 HR patches and as many updates, but trained on bicubic LR images alone (`--attack.method none`). Gains are means over \
 the images, with 95% intervals of the differences, paired by image.
 
-{markdown.table(["", "images", *names, "gain over bicubic", "gain over the twin"], psnr)}
+{markdown_table(["", "images", *names, "gain over bicubic", "gain over the twin"], psnr)}
 
 SSIM on Y:
 
-{markdown.table(["", *names], ssim)}
+{markdown_table(["", *names], ssim)}
 
 *Real pairs* were taken by a camera at both sizes; these are every second one by name, the part on which nothing was \
 tuned or trained. *Photographs* are from the same collections as those trained on, but held out; they were made small \
@@ -84,7 +84,9 @@ def _training(record: dict[str, Any]) -> str:
         [f"{point['step']:,}", f"{point['loss']:.4f}", _or_blank(point["gain"], 2), _or_blank(point["lr_psnr"], 1)]
         for point in run["course"]
     ]
-    budget, mix, soften = attack["lr_psnr"], attack["mix"], run["config"]["data"]["soften"]
+    # Older records have the setting's older name.
+    budget = attack["lr_psnr"] if "lr_psnr" in attack else attack["psnr_range"]
+    mix, soften = attack["mix"], run["config"]["data"]["soften"]
     within = "without a limit in dB" if budget is None else f"to {budget[0]:g} to {budget[1]:g} dB from it at most"
     driven = "every LR image"
     if mix["share"]:
@@ -101,7 +103,7 @@ clean LR images; then the adversary (`{attack["method"]}`, degradation networks 
 drove {driven} away from the clean one, {within}.{softened}{_networks(run["config"])} All settings stand in \
 `{record["name"]}.yaml`. Its course, as means over the updates up to each:
 
-{markdown.table(["update", "loss", "raised by the adversary", "LR PSNR, dB"], course, words=0)}"""
+{markdown_table(["update", "loss", "raised by the adversary", "LR PSNR, dB"], course, words=0)}"""
 
 
 def _networks(config: dict[str, Any]) -> str:
@@ -133,7 +135,7 @@ def _images(record: dict[str, Any]) -> str:
     ]  # fmt: skip
     return f"""## Images and their licences
 
-{markdown.table(["files", "from", "licence", "trained on", "held out"], rows, words=3)}
+{markdown_table(["files", "from", "licence", "trained on", "held out"], rows, words=3)}
 
 The images themselves are not part of andfast. The code that made the model is MIT; whether and how the licences of \
 the images bind what was trained on them is not for us to say, so look at them before you pass the weights on."""

@@ -3,11 +3,11 @@
 STUDY is a YAML file as studies/table2.yaml. For every seed one run on clean LR images makes the weights that all rows
 start from. Then the rows are timed, one after the other, a few steps each; so let the machine have no other work. Every
 row gets the same number of generator updates; and again the time that the study's subject takes for them, as many
-updates as fit. What comes out is tested on camera-captured pairs, clean LR images and unseen degradations, and
+updates as fit. The models are tested on camera-captured pairs, clean LR images and unseen degradations, and
 written to FILE after every run; `python -m studies.report FILE` makes tables of it.
 
-Every run is kept in the work folder: the same command goes on after an interruption, and computes what is new or was
-changed in the study alone.
+Every run is kept in the work folder: the same command resumes after an interruption, and computes only what is new or
+changed in the study.
 """
 
 from __future__ import annotations
@@ -33,23 +33,34 @@ from tqdm import tqdm
 from andfast.data.images import DataError
 from andfast.data.pairs import find_pairs
 from andfast.evaluation import environment
+from andfast.evaluation.models import interpolation
 from andfast.inference.tiles import NonFiniteError
-from andfast.models import ModelError, load_model
+from andfast.models import ModelError
 from andfast.training.config import Config, TrainConfig
 from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import write_json, write_text
-from studies.evaluate import Scores, evaluate_bicubic, evaluate_model
+from studies.evaluate import Scores, evaluate, load_models
 from studies.outcome import ALL_STRENGTHS, BICUBIC, START, TIME, UPDATES, Outcome, column_titles
-from studies.pairs import link_pairs, split_pairs
 from studies.runs import Finished, Run, RunError, Runner
 from studies.study import TUNING_PAIRS, Settings, StudyError, checked, filled, merged, read_study
-from studies.testsets import CLEAN, TUNING, TestSets, digest, held_out_photographs, pair_sets, photograph_sets, reduced
+from studies.testsets import (
+    CLEAN,
+    TUNING,
+    TestSets,
+    digest,
+    held_out_photographs,
+    link_pairs,
+    pair_sets,
+    photograph_sets,
+    reduced,
+    split_pairs,
+)
 
 # Numbers of updates that are as near as this are the same: time is not measured more precisely.
 _NEAR = 0.1
-# Steps to time a row by; all seeds' runs are, which tells a moment's disturbance.
+# Steps that a row is timed by, once a seed, so that a short disturbance shows.
 _TIMED_STEPS = 20
 
 
@@ -85,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Comparison:
-    """All runs of a study, and what was found of each so far.
+    """All runs of a study and their results so far.
 
-    Everything that can be wrong with the study, the images and the options is found out here.
+    The constructor checks the study, the images and the options.
 
     Args:
         options: what the command line says.
@@ -113,7 +124,7 @@ class Comparison:
         self.digest = digest(self.sets)
         self.scale = config.scale
         self.seconds: dict[str, float] = {}
-        self.found: list[dict[str, Any]] = []
+        self.results: list[dict[str, Any]] = []
         self.failed: dict[str, str] = {}
         self._made = {
             "command": command,
@@ -121,7 +132,7 @@ class Comparison:
             "machine": environment.machine(),
             "jobs": options.jobs,
         }
-        self._scores_of_bicubic = evaluate_bicubic(self.sets, config.scale)
+        self._scores_of_bicubic = evaluate(interpolation(), self.sets, config.scale)
 
     def _chosen_rows(self) -> list[str]:
         study, chosen = self.study, self.options.rows
@@ -152,7 +163,7 @@ class Comparison:
     def _common(self, seed: int) -> Settings:
         device = {"device": self.device.type}
         data = {"data": {"hr": [str(folder.resolve()) for folder in self.options.hr]}}
-        # Judged here, and at the end alone there: what a run logs on its way costs it time.
+        # Validated here instead of during training, which would cost a run time.
         train = {"train": {"warmup": 0, "validate_every": 0}}
         return merged(device, data, train, self.study.settings, {"seed": seed})
 
@@ -189,11 +200,11 @@ class Comparison:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if received:
-            print("stopped; the same command goes on from there", file=sys.stderr)
+            print("stopped; the same command resumes there", file=sys.stderr)
             return 128 + received[0]
         if self.failed:
             print(f"error: failed, and missing in the result: {', '.join(self.failed)}", file=sys.stderr)
-        print(f"{len(self.found)} runs in {self.options.output}; python -m studies.report makes tables of it")
+        print(f"{len(self.results)} runs in {self.options.output}; python -m studies.report makes tables of it")
         return 3 if self.failed else 0
 
     def _run_all(self) -> None:
@@ -212,7 +223,7 @@ class Comparison:
         self._together(in_time)
 
     def _time(self, starts: Mapping[tuple[str, int], Finished]) -> dict[str, float]:
-        """Seconds of an update by row, the median over seeds: of one run at a time, whatever --jobs is."""
+        """Seconds of an update by row, the median over seeds; one run at a time, for any --jobs."""
         seconds: dict[str, list[float]] = {}
         for (_, seed), start in starts.items():
             for name in self.rows:
@@ -258,19 +269,19 @@ class Comparison:
         return finished, self._scores(finished.model)
 
     def _scores(self, path: Path) -> Scores:
-        """What a model reaches, found once for the same file and tests."""
+        """A model's scores, computed once for the same file and tests."""
         model = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         kept = self.runner.work / "scores" / f"{model}-{self.digest}.json"
         if not kept.exists():
-            generator = load_model(path, self.device).to(memory_format=torch.channels_last)
-            write_text(kept, json.dumps(evaluate_model(generator, self.sets)))
+            (contender,) = load_models([path], self.device)
+            write_text(kept, json.dumps(evaluate(contender, self.sets, self.scale)))
         return json.loads(kept.read_text(encoding="utf-8"))
 
-    # What was found.
+    # Results.
 
     def _add(self, run: Run, finished: Finished, scores: Scores, budgets: Sequence[str]) -> None:
         per_step = self._per_step[run.row]
-        self.found.append(
+        self.results.append(
             {
                 "row": run.row,
                 "seed": run.seed,
@@ -285,7 +296,7 @@ class Comparison:
         )
         self._write()
         outcome = Outcome(self.content())
-        # Not what is reported on: settings are chosen by what is seen here.
+        # Not the reporting part: settings are chosen by what is printed here.
         titles = [*column_titles(outcome.columns, TUNING)[-1:], CLEAN, ALL_STRENGTHS]
         reached = ", ".join(
             f"{title} {outcome.values(run.row, budgets[0], 'psnr_y', title, [run.seed]).mean():.2f}" for title in titles
@@ -293,8 +304,7 @@ class Comparison:
         tqdm.write(f"{run.name}: {finished.iterations} steps in {finished.seconds:.0f} s; PSNR-Y {reached}")
 
     def content(self) -> dict[str, Any]:
-        """The result as far as it is there; folders and files by their last names: where they lie is this machine's
-        affair."""
+        """The result so far; folders and files by their last names, without those of this machine."""
         study = self.study
         order = {name: index for index, name in enumerate([START, *study.rows])}
         return {
@@ -316,7 +326,7 @@ class Comparison:
             },
             "failed": sorted(self.failed),
             "marks": {BICUBIC: self._scores_of_bicubic},
-            "runs": sorted(self.found, key=lambda run: (run["budgets"], order[run["row"]], run["seed"])),
+            "runs": sorted(self.results, key=lambda run: (run["budgets"], order[run["row"]], run["seed"])),
         }
 
     def _write(self) -> None:

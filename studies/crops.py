@@ -26,7 +26,7 @@ from andfast.utils.console import console
 from studies.outcome import BICUBIC
 from studies.testsets import STRENGTHS, photograph_sets
 
-# How much of an image around a crop models see.
+# Pixels around a crop that models get as context.
 _CONTEXT = 32
 
 
@@ -114,7 +114,7 @@ def _line(given: str, size: int, strength: str | None, models: Mapping[str, nn.M
 
 
 def split_place(given: str) -> tuple[Path, str]:
-    """FILE or FILE@LEFT,TOP -> the file, and what stands after @ or nothing."""
+    """FILE or FILE@LEFT,TOP -> the file, and the text after @ or an empty one."""
     path, at, place = given.rpartition("@")
     return (Path(path), place) if at and not Path(given).exists() else (Path(given), "")
 

@@ -1,4 +1,4 @@
-"""What a degraded LR image differs in from the clean one: the measures that cameras and adversaries are compared by."""
+"""How a degraded LR image differs from the clean one: the measures that compare cameras and adversaries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from andfast.attack.base import bicubic_downsample
 from andfast.metrics import psnr
 from andfast.metrics.differences import dc_share, spectrum
 from andfast.ops.blur_pool import blur_pool
-from studies.kernels import Kernel, KernelFit, inside
+from studies.camera_kernels import Kernel, KernelFit, inside
 
 FREQUENCIES = tuple(index / 8 for index in range(9))
 

@@ -50,7 +50,7 @@ def find_photographs(folders: Sequence[str]) -> list[Path]:
     """All images in the folders.
 
     Raises:
-        DataError: there are none, or some are smaller than a block, or unreadable.
+        DataError: there are no images, or some are smaller than a block, or unreadable.
     """
     paths = [path for folder in folders for path in list_images(folder)]
     small = [str(path) for path in paths if not whole_blocks(*image_size(path))]

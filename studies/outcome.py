@@ -1,4 +1,4 @@
-"""What a comparing study found: its result file, and the means and intervals over any part of it."""
+"""The result file of a comparing study, and means and intervals over any part of it."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def read_outcome(path: Path) -> Outcome:
     """Read a result file.
 
     Raises:
-        OutcomeError: it is none.
+        OutcomeError: it is not a result file.
         OSError: it cannot be read.
     """
     try:

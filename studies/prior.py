@@ -1,4 +1,4 @@
-"""What the degradation prior does within a budget: which deviations are tried, and what becomes of images."""
+"""Which deviations of the degradation network the calibration study tries, and the LR images that they make."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from andfast.attack import PGD, Lens, Random
+from andfast.attack import PGD, Lens, RandomDeviation
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective
 from andfast.ops.theta_layout import NoiseKind, ScaleFactors
@@ -76,19 +76,19 @@ class Case:
     size: int | None = None
     lens: Lens | None = None
 
-    def attack(self) -> PGD | Random | None:
+    def attack(self) -> PGD | RandomDeviation | None:
         """What looks for the deviation; without the lens, which `run` draws for itself. None: nothing does."""
         if self.method == "none":
             return None
-        common = {"scale_factors": self.mixture.factors, "lr_psnr": self.lr_psnr}
+        common = {"scale_factors": self.mixture.factors, "psnr_range": self.lr_psnr}
         if self.method == "random":
-            return Random(epsilon=_WIDE["random"], **common)
+            return RandomDeviation(epsilon=_WIDE["random"], **common)
         wide = {"epsilon": _WIDE["pgd"], "step_ratio": 0.3} if self.mixture.single else {}
         return PGD(steps=5, **wide, **common)
 
 
 @dataclass
-class Found:
+class PriorResult:
     """What a case gave; lists hold one value an image.
 
     Attributes:
@@ -105,7 +105,7 @@ class Found:
     shares: dict[str, list[float]]
 
 
-def run(case: Case, hr: Tensor, objective: Objective, batch: int, seed: int) -> Found:
+def run(case: Case, hr: Tensor, objective: Objective, batch: int, seed: int) -> PriorResult:
     """Degrade images, `batch` at a time, with fresh networks.
 
     Args:
@@ -115,7 +115,7 @@ def run(case: Case, hr: Tensor, objective: Objective, batch: int, seed: int) -> 
         batch: images of one attack.
         seed: of networks, lenses, directions and budgets.
     """
-    attack, found = case.attack(), Found([], [], [], {group: [] for group in _NONE})
+    attack, found = case.attack(), PriorResult([], [], [], {group: [] for group in _NONE})
     generator = torch.Generator().manual_seed(seed)
     # One of their own: with lenses and without, attacks draw the same networks and budgets, and the other way round.
     lenses = torch.Generator().manual_seed(seed + 1)
@@ -143,7 +143,7 @@ def run(case: Case, hr: Tensor, objective: Objective, batch: int, seed: int) -> 
 
 
 def _towards(hr: Tensor, objective: Objective, lr: Tensor, seen: Tensor) -> Tensor:
-    """The objective of an attack on images through a lens: the generator's target is the HR image as it is."""
+    """The objective of an attack on images through a lens: the generator's target is the HR image itself."""
     return objective(lr, hr)
 
 

@@ -1,4 +1,4 @@
-"""Tables of what studies found: `python -m studies.report RESULT... [--figure FILE] [--metric ssim_y]`.
+"""Tables of studies' results: `python -m studies.report RESULT... [--figure FILE] [--metric ssim_y]`.
 
 RESULTs are files that `studies.compare` wrote. Prints Markdown; with --figure also draws how much the rows gain over
 the reference, a panel a kind of test. With --page prints the few tables that docs/results.md shows.
@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
+from andfast.evaluation.models import BICUBIC
+from andfast.utils.charts import COLOURS, FAINT, GRAY, INK, ChartError, new_figure, plain_axes, save_figure
 from andfast.utils.console import console
-from andfast.utils.files import written_whole
-from studies import markdown
-from studies.figure import draw
+from andfast.utils.formatting import markdown_table
 from studies.intervals import Interval
 from studies.outcome import (
     ALL_STRENGTHS,
@@ -32,6 +33,10 @@ from studies.outcome import (
 )
 from studies.testsets import CLEAN, REPORTING, TUNING
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 _BUDGET_NAMES = dict(zip(BUDGETS, ("equal updates", "equal time"), strict=True))
 _METRIC_NAMES = {"psnr_y": "PSNR on Y, dB", "ssim_y": "SSIM on Y"}
 _DIGITS = {"psnr_y": 2, "ssim_y": 4}
@@ -44,7 +49,7 @@ def report(outcome: Outcome, metrics: Sequence[str] = METRICS) -> str:
     differences to the reference and of the subject, with their 95% intervals. At the end what updates cost.
 
     Args:
-        outcome: what was found.
+        outcome: the result.
         metrics: which of METRICS.
     """
     parts = [f"## {outcome.content['title']}", _origin(outcome)]
@@ -64,7 +69,7 @@ def report(outcome: Outcome, metrics: Sequence[str] = METRICS) -> str:
 
 
 def page(name: str, outcome: Outcome) -> str:
-    """The tables of docs/results.md, each under the marker by which it is found there.
+    """The tables of docs/results.md, each under its marker in the page.
 
     Args:
         name: of the result file, in studies/results.
@@ -85,7 +90,7 @@ def means(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> 
             found.append(f"{value:.{digits}f} ({name})")
         lines.append([_line_name(outcome, row), *found])
     counts = [f"{title} ({len(outcome.columns[title][0][1])})" for title in titles]
-    return markdown.table(["", *counts, *(["worst strength"] if worst else [])], lines)
+    return markdown_table(["", *counts, *(["worst strength"] if worst else [])], lines)
 
 
 def differences(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> str:
@@ -103,7 +108,7 @@ def differences(outcome: Outcome, budget: str, metric: str, titles: Sequence[str
             for row in outcome.lines(budget)
             if len(set(pair(row))) == 2
         ]
-        parts += [caption, markdown.table(["", *titles], lines)]
+        parts += [caption, markdown_table(["", *titles], lines)]
     return "\n\n".join(parts)
 
 
@@ -128,7 +133,7 @@ def summary(outcome: Outcome, budget: str) -> str:
         heads.append("real pairs" if title in reporting[-1:] else title.removeprefix(REPORTING).strip())
         if title in everything:
             heads.append(f"over {outcome.reference}")
-    return markdown.table(["", *heads, "worst strength"], lines)
+    return markdown_table(["", *heads, "worst strength"], lines)
 
 
 def lead(outcome: Outcome, budget: str) -> str:
@@ -154,7 +159,7 @@ def lead(outcome: Outcome, budget: str) -> str:
         for row in outcome.lines(budget)
         if row not in (outcome.subject, START)
     ]
-    return markdown.table([f"{outcome.subject} over", *(name for *_, name in columns)], lines)
+    return markdown_table([f"{outcome.subject} over", *(name for *_, name in columns)], lines)
 
 
 def costs(outcome: Outcome) -> str:
@@ -175,7 +180,7 @@ def costs(outcome: Outcome) -> str:
                 [row, _BUDGET_NAMES[budget], seeds, f"{updates:.0f}", f"{per_update:.4f}", times, f"{minutes:.1f}"]
             )
     titles = ["", "", "seeds", "updates", "seconds an update", f"{outcome.reference}'s updates", "minutes a run"]
-    return markdown.table(titles, lines)
+    return markdown_table(titles, lines)
 
 
 PAGE: dict[str, Callable[[Outcome], str]] = {
@@ -186,6 +191,54 @@ PAGE: dict[str, Callable[[Outcome], str]] = {
     "cost": costs,
 }
 """The tables of docs/results.md by the names in its markers."""
+
+
+def draw(outcome: Outcome, budget: str) -> Figure:
+    """Draw how much every row gains over the reference in PSNR-Y, with 95% intervals.
+
+    A line a row; panels for the real pairs (reporting part) by camera, clean LR images, and all strengths of the unseen
+    degradations. A row that is far below the others is written as a number at the edge.
+    """
+    columns = [*column_titles(outcome.columns, REPORTING), *(t for t in (CLEAN, ALL_STRENGTHS) if t in outcome.columns)]
+    rows = [row for row in outcome.lines(budget) if row not in (outcome.reference, START)]
+    what = f"PSNR on Y over {outcome.reference}'s, dB, with 95% intervals paired by image; {_BUDGET_NAMES[budget]}"
+    figure = new_figure(outcome.content["title"], what, 0.3 * len(rows) + 0.8)
+    colours = [COLOURS[0] if row == outcome.subject else INK for row in rows]
+    all_axes = figure.subplots(1, len(columns), sharey=True, squeeze=False).flat
+    for axes, title in zip(all_axes, columns, strict=True):
+        gains = [outcome.difference(row, outcome.reference, budget, "psnr_y", title) for row in rows]
+        _draw_gains(axes, title, rows, gains, colours)
+    all_axes[0].set_yticks(range(len(rows)), rows)
+    for label, colour in zip(all_axes[0].get_yticklabels(), colours, strict=True):
+        label.set_color(colour)
+    all_axes[0].invert_yaxis()
+    return figure
+
+
+def _draw_gains(
+    axes: Axes, title: str, rows: Sequence[str], gains: Sequence[Interval | None], colours: Sequence[str]
+) -> None:
+    plain_axes(axes, grid="x")
+    axes.set_title(title.replace(f"{REPORTING} ", ""), fontsize=10, color=INK)
+    # Bicubic interpolation and a row that fails would take up most of the scale.
+    shown = [gain for row, gain in zip(rows, gains, strict=True) if gain and row != BICUBIC and gain.mean > -2]
+    ends = [end for gain in shown for end in (gain.low, gain.mean, gain.high) if math.isfinite(end)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    margin = 0.08 * max(high - low, 0.1)
+    axes.set_xlim(low - margin, high + margin)
+    axes.locator_params(axis="x", nbins=4)
+    axes.axvline(0, color=GRAY, linewidth=1.5)
+    for index, (gain, colour) in enumerate(zip(gains, colours, strict=True)):
+        if gain is None:
+            continue
+        if low - margin <= gain.mean <= high + margin:
+            axes.errorbar(gain.mean, index, xerr=gain.half if math.isfinite(gain.half) else None, color=colour, fmt="o")
+        else:
+            side = 0.0 if gain.mean < low else 1.0
+            axes.text(
+                side, index, f"{gain.mean:+.2f}", transform=axes.get_yaxis_transform(), color=FAINT, fontsize=9,
+                va="center", ha="right" if side else "left",
+            )  # fmt: skip
 
 
 def _line_name(outcome: Outcome, row: str) -> str:
@@ -234,8 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path, outcome in zip(options.results, outcomes, strict=True):
         print(page(path.name, outcome) if options.page else report(outcome, options.metric or METRICS))
     if options.figure is not None:
-        with written_whole(options.figure) as temporary:
-            draw(outcomes[0], options.budget, _BUDGET_NAMES[options.budget]).save(temporary)
+        try:
+            save_figure(draw(outcomes[0], options.budget), options.figure)
+        except (ChartError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     return 0
 
 

@@ -1,8 +1,7 @@
-"""Training runs of a study: each a process of `andfast.train`, gone on with after an interruption, and kept."""
+"""Training runs of a study: each a process of `andfast.train`, resumed after an interruption, and kept."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,8 +10,6 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +17,14 @@ from andfast.evaluation.environment import commit
 from andfast.training.options import dump_yaml
 from andfast.training.records import METRICS_FILE, read_records
 from andfast.utils.files import write_text
+from andfast.utils.locks import locked
 from studies.study import Settings
 
 _FINISHED = "finished.json"
 
 
 class RunError(RuntimeError):
-    """A training run failed, or was stopped; the message tells which and why."""
+    """A training run failed, or was stopped; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,14 @@ class Finished:
 class Runner:
     """Trains runs, one process a run, each on one core.
 
-    A run that was finished before is not made again. One that was interrupted goes on from its last saved state, and
-    one that is still at work, for a process that was killed and left it behind, is waited for.
+    A run that was finished before is not made again. One that was interrupted resumes from its last checkpoint. A
+    run that still works, because only the process that started it was killed, is waited for.
 
     Args:
         work: the folder that keeps everything: a folder a run.
 
     Attributes:
-        stopped: whether it was told to stop.
+        stopped: whether `stop` was called.
     """
 
     def __init__(self, work: Path) -> None:
@@ -92,15 +90,18 @@ class Runner:
         """
         folder = self.work / run.name
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder) as lock:
+        with locked(folder, wait=True):
             if not (folder / _FINISHED).exists():
-                self._train(run, folder, lock)
+                self._train(run, folder)
                 write_text(folder / _FINISHED, json.dumps(_summary(folder)) + "\n")
         return Finished(
             model=folder / "run" / "model.safetensors", **json.loads((folder / _FINISHED).read_text(encoding="utf-8"))
         )
 
-    def _train(self, run: Run, folder: Path, lock: int) -> None:
+    def _train(self, run: Run, folder: Path) -> None:
+        (folder / "run").mkdir(exist_ok=True)
+        with locked(folder / "run", wait=True):
+            pass  # training that another, killed process left behind has ended
         settings = folder / "settings.yaml"
         write_text(settings, dump_yaml(run.settings))
         command = [sys.executable, "-m", "andfast.train", "--config", str(settings), f"--run_dir={folder / 'run'}"]
@@ -115,17 +116,15 @@ class Runner:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=os.environ | {"OMP_NUM_THREADS": "1"},
-                    # Ctrl-C is for this process, which tells the runs once; a second signal would end them at once.
+                    # Ctrl-C reaches this process only, which signals each run once: a second signal ends it at once.
                     start_new_session=True,
-                    # Should this process be killed, the lock is held as long as the run goes on.
-                    pass_fds=[lock],
                 )
                 self._processes.add(process)
             status = process.wait()
             with self._changing:
                 self._processes.discard(process)
         if self.stopped:
-            raise RunError(f"{run.name}: stopped; the same command goes on with it")
+            raise RunError(f"{run.name}: stopped; the same command resumes it")
         if status:
             last = "".join(
                 f"\n  {line}" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
@@ -138,14 +137,6 @@ class Runner:
             self.stopped = True
             for process in self._processes:
                 process.send_signal(signal.SIGTERM)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[int]:
-    """Wait until no other process works in the folder; yields the file that says so."""
-    with (folder / "lock").open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
 
 
 def _summary(folder: Path) -> dict:

@@ -2,8 +2,8 @@
 
 Trains it from nothing, and its classical twin (the same network, images and number of updates, but clean LR images
 alone), compares both with bicubic interpolation on the reporting part of the pairs and on held-out photographs, and
-writes the weights, the configuration, the record of it all and the model card. Called again after an interruption it
-goes on where it was; training that is done is not done again.
+writes the weights, the configuration, the record of it all and the model card. Called again after an interruption, it
+resumes; finished training is not repeated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-import math
 import shutil
 import statistics
 import sys
@@ -24,8 +23,8 @@ from torch import nn
 
 from andfast import train
 from andfast.evaluation.environment import commit, machine
+from andfast.evaluation.models import interpolation
 from andfast.inference.tiles import NonFiniteError
-from andfast.models import load_model
 from andfast.pretrained import DEFAULT
 from andfast.pretrained import FOLDER as PACKAGE
 from andfast.training.config import Config
@@ -35,9 +34,10 @@ from andfast.training.records import METRICS_FILE, read_records
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import write_json, written_whole
+from andfast.utils.formatting import to_json
 from bench.record import settings, summary
 from studies.card import model_card
-from studies.evaluate import Scores, evaluate_bicubic, evaluate_model
+from studies.evaluate import Scores, evaluate, load_models
 from studies.intervals import paired
 from studies.outcome import ALL_STRENGTHS, METRICS, column_values, columns
 from studies.sources import count_sources
@@ -102,9 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         runs = {name: _run_record(_run_dir(options, name), updates(config)) for name in commands}
         weights = _run_dir(options, OURS) / "model.safetensors"
-        models = {name: load_model(_run_dir(options, name) / weights.name, device) for name in commands}
-        scores = {BICUBIC: evaluate_bicubic(sets, config.scale)}
-        scores |= {name: evaluate_model(model, sets) for name, model in models.items()}
+        models = load_models([f"{name}={_run_dir(options, name) / weights.name}" for name in commands], device)
+        scores = {BICUBIC: evaluate(interpolation(), sets, config.scale)}
+        scores |= {model.title: evaluate(model, sets, config.scale) for model in models}
+        (ours,) = (model.upscaler.model for model in models if model.title == OURS)
         record = {
             "name": options.config.stem,
             "quick": options.quick,
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "commit": commit(),
             "command": _shown_command(options),
             "machine": machine(),
-            "model": _model_record(models[OURS], weights, f"{options.config.stem}.safetensors"),
+            "model": _model_record(ours, weights, f"{options.config.stem}.safetensors"),
             "images": images,
             "runs": runs,
             "evaluation": {
@@ -199,16 +200,7 @@ def _run_record(run_dir: Path, expected: int) -> dict[str, Any]:
     made = updates(parse_config(["--config", str(run_dir / "config.yaml")]))
     if made != expected:
         raise ValueError(f"{run_dir} holds a run of {made} updates, not of {expected}; choose another --work")
-    return {"updates": made, **_json(summary(run_dir)), "course": _course(run_dir)}
-
-
-def _json(value: Any) -> Any:
-    """Infinite numbers as the texts that settings take for them: JSON has no other word."""
-    if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return {"updates": made, **to_json(summary(run_dir)), "course": _course(run_dir)}
 
 
 def _course(run_dir: Path) -> list[dict[str, float | None]]:
@@ -288,7 +280,7 @@ def _test_title(column: str) -> str:
 
 
 def _shown_command(options: argparse.Namespace) -> str:
-    """The command with folders by their last names: where they lie is this machine's affair."""
+    """The command with folders by their last names, without those of this machine."""
     parts = ["python -m studies.ship --data.hr", *(Path(folder).name for folder in options.hr)]
     if options.pairs:
         parts += ["--pairs", *(Path(folder).name for folder in options.pairs)]

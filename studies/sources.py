@@ -1,4 +1,4 @@
-"""Where training photographs come from, told from their file names, so that a model's card can name the licences."""
+"""The collections that training photographs are from, by their file names, and their licences for model cards."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def count_sources(trained: Sequence[str], held_out: Sequence[str]) -> list[dict[
     unknown = [name for name in [*trained, *held_out] if not any(_from(source, name) for source in SOURCES)]
     if unknown:
         raise DataError(
-            f"images of unknown licence, which what is made of them must tell: {listed(unknown)}; "
+            f"images of unknown licence, which a model's card must name: {listed(unknown)}; "
             f"known are {', '.join(f'{source.prefix}*' for source in SOURCES)}; add others to studies/sources.py"
         )
     counts = [

@@ -70,7 +70,7 @@ def read_study(path: Path, quick: bool = False) -> Study:
         quick: whether to take those.
 
     Raises:
-        StudyError: it is none; the message names the key.
+        StudyError: it is not a study; the message names the key.
         OSError: it cannot be read.
     """
     try:
@@ -138,7 +138,7 @@ def filled(settings: Any, tuning_pairs: Path | None) -> Any:
     """Settings with `{tuning_pairs}` as the folder that holds the tuning part of the real pairs.
 
     Raises:
-        StudyError: they want it, and there is none.
+        StudyError: they use it, and `tuning_pairs` is None.
     """
     if isinstance(settings, Mapping):
         return {key: filled(value, tuning_pairs) for key, value in settings.items()}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,7 +18,8 @@ from andfast.degradation.camera import CameraSettings, bicubic_lr, camera_like
 from andfast.evaluation.degrading import name_seed
 from andfast.training.config import Config
 from andfast.training.images import Skipped, find_images
-from studies.pairs import camera_of, split_pairs
+
+_T = TypeVar("_T")
 
 #: Blur in HR pixels, noise in 8-bit units and JPEG quality of the unseen degradations, by name.
 STRENGTHS = {
@@ -54,7 +57,7 @@ def pair_sets(folders: Sequence[str | os.PathLike[str]], scale: int) -> TestSets
     """Camera-captured pairs, every folder split into its tuning and its reporting part.
 
     Raises:
-        DataError: as `find_pairs`, and for a folder with too few pairs to split; or names that stand twice.
+        DataError: as `find_pairs`, and for a folder with too few pairs to split; or names that occur twice.
     """
     sets: TestSets = {REPORTING: [], TUNING: []}
     for folder in folders:
@@ -91,7 +94,7 @@ def held_out_photographs(config: Config) -> list[tuple[str, np.ndarray]]:
     """The photographs that training with `config` validates on and never trains on: (file name, HR image).
 
     Raises:
-        DataError: there are none, or two of the same name.
+        DataError: there are no photographs, or two of the same name.
     """
     images = [(Path(name).name, image) for name, image in find_images(config, Skipped()).held_out]
     if twice := _twice([name for name, _ in images]):
@@ -126,3 +129,46 @@ def reduced(sets: TestSets, images: int | None) -> TestSets:
         ]
         for name, cases in sets.items()
     }
+
+
+def camera_of(name: str) -> str:
+    """The camera that a pair's name begins with: "realsr_Canon_001" -> "realsr_Canon"; a bare number has none, "".
+
+    Data sets number the scenes of a camera; the text before the last number and its separator is the camera.
+    """
+    return re.sub(r"[_\-./ ]*\d+$", "", name)
+
+
+def split_pairs(pairs: Sequence[_T]) -> tuple[list[_T], list[_T]]:
+    """The tuning and the reporting part of a folder's pairs, sorted by name as `find_pairs` gives them.
+
+    Every second pair, from the first on, may be looked at to choose settings and trained on; nothing is ever chosen
+    by the others, which results are reported on.
+    """
+    return list(pairs[0::2]), list(pairs[1::2])
+
+
+def link_pairs(pairs: Sequence[Pair], folder: Path) -> None:
+    """Make `folder` hold these pairs, and no others, as links in `HR/` and `LR/`: a folder for `find_pairs`.
+
+    Raises:
+        DataError: two pairs have the same name, or the folder holds something else.
+        OSError: it cannot be written.
+    """
+    wanted: dict[Path, Path] = {}
+    for pair in pairs:
+        for kind, source in (("HR", pair.hr), ("LR", pair.lr)):
+            link = folder / kind / (pair.name + source.suffix)
+            if link in wanted:
+                raise DataError(f"{wanted[link]} and {source} have the same name; rename one")
+            wanted[link] = Path(os.path.abspath(source))
+    found = {path for path in folder.rglob("*") if not path.is_dir()}
+    if strangers := sorted(found - wanted.keys()):
+        raise DataError(f"{folder} is for links to {len(pairs)} pairs and holds others, as {strangers[0]}; remove it")
+    for link, source in wanted.items():
+        if link.is_symlink() and Path(os.readlink(link)) == source:
+            continue
+        if link.is_symlink() or link.exists():
+            raise DataError(f"{link}: not a link to {source}; remove it")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(source)

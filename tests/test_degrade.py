@@ -66,7 +66,7 @@ def distance(folder, pair):
 
 
 def test_pairs_of_a_folder(tmp_path, hr, run, capsys):
-    assert run(hr, "--attack.lr_psnr", "[28, 28]") == 0
+    assert run(hr, "--attack.psnr_range", "[28, 28]") == 0
     out = tmp_path / "out"
     names = ["a.png", "b.png", "sub/c.png"]
     assert files(out) == sorted(
@@ -125,7 +125,7 @@ def test_the_adversary_is_worse_than_a_random_deviation(tmp_path, hr, run, model
 
     model, losses = load_model(model_file), {}
     for method in ("pgd", "random"):
-        budget = ["--attack.lr_psnr", "[26, 26]", "--attack.epsilon", 5, "--attack.step_ratio", 1]
+        budget = ["--attack.psnr_range", "[26, 26]", "--attack.epsilon", 5, "--attack.step_ratio", 1]
         assert run(hr, "--attack.method", method, *budget, output=method) == 0
         pairs = find_pairs(tmp_path / method, 4)
         with torch.no_grad():
@@ -152,7 +152,7 @@ def test_a_run_s_configuration(tmp_path, hr, run):
     assert run(hr / "a.png", "--config", FOLDER / "andnet_compact_x4.yaml") == 0
     record = yaml.safe_load((tmp_path / "out" / "degrade.yaml").read_text())
     assert record["attack"]["lens"]["blur"] == [2.0, 4.0]
-    assert record["attack"]["lr_psnr"] == [28.0, 44.0]
+    assert record["attack"]["psnr_range"] == [28.0, 44.0]
     assert record["attack"]["steps"] == 1
 
 
@@ -210,10 +210,10 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, hr, run, capsys, monkeypa
 def test_other_settings_want_another_folder(tmp_path, hr, run, capsys):
     assert run(hr / "a.png") == 0
     before = images(tmp_path / "out")
-    assert run(hr, "--attack.lr_psnr", "[30, 40]", "--seed", 3) == 2
+    assert run(hr, "--attack.psnr_range", "[30, 40]", "--seed", 3) == 2
     told = capsys.readouterr().err
     assert "seed: 3, then 0" in told
-    assert "attack.lr_psnr: [30.0, 40.0], then [22.0, 36.0]" in told
+    assert "attack.psnr_range: [30.0, 40.0], then [22.0, 36.0]" in told
     assert images(tmp_path / "out") == before
     (tmp_path / "out" / "degrade.yaml").write_text("- 1")
     assert run(hr) == 2
@@ -263,7 +263,7 @@ def test_the_sheet(tmp_path, hr, run, capsys):
 def test_real_pairs_beside_them(tmp_path, hr, run, capsys):
     assert run(hr, "--identity", *LENS, output="real") == 0
     capsys.readouterr()
-    assert run(hr, "--real", tmp_path / "real", "--attack.lr_psnr", "[30, 30]") == 0
+    assert run(hr, "--real", tmp_path / "real", "--attack.psnr_range", "[30, 30]") == 0
     rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
     assert cells[""] == ["degraded", "real"]
@@ -313,7 +313,7 @@ def test_nothing_is_begun(tmp_path, hr, model_file, capsys, monkeypatch, argumen
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("wrong", [["--attack.stps", "3"], ["--attack.lr_psnr", "[40, 30]"], ["--crop", "0"]])
+@pytest.mark.parametrize("wrong", [["--attack.stps", "3"], ["--attack.psnr_range", "[40, 30]"], ["--crop", "0"]])
 def test_wrong_settings(tmp_path, hr, capsys, wrong):
     code = None
     try:

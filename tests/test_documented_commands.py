@@ -26,7 +26,7 @@ from andfast.demo.__main__ import _parse as parse_demo
 from andfast.models import build_generator, save_model
 from andfast.training.options import parse_config
 from bench import attack_quality
-from bench.attack_variants import parse_variant
+from bench.attack_benchmark import parse_variant
 from studies import calibration, compare, ship
 
 COMMANDS = documents.commands()
@@ -157,10 +157,9 @@ def parses(parse: Callable[[list[str]], object]) -> Callable[[Snippet], None]:
 # What is not run, by how its text begins (for files of configurations: all of it); why; and what is looked at instead.
 NOT_RUN: list[tuple[str, str, Callable[[Snippet], None] | None]] = [
     (r"configs/\S+ python -m andfast\.train ", "tests/training/test_configs.py trains by each configuration", trains),
-    (r"configs/\S+ python -m andfast\.attack_quality ", "docs/attacks.md has more such", judges),
+    (r"configs/\S+ python -m bench\.attack_quality ", "docs/attacks.md has more such", judges),
     (r"\S+ python3 -m venv \.venv$", "the continuous integration makes one by this command", None),
     (r"\S+ (\.venv/bin/)?pip install ", "needs a package registry", extras_exist),
-    (r"\S+ python docs/api\.py > docs/api\.md", "tests/test_api.py compares", None),
     (r"\S+ \S*ruff ", "the continuous integration runs them", None),
     (r"\S+ \S*python -m andfast\.demo", "it serves until Ctrl-C: tests/demo has browsers come", parses(parse_demo)),
     (r"\S+ ssh ", "needs another machine", None),

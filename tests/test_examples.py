@@ -93,7 +93,7 @@ def test_a_gt_batch_becomes_an_lq_batch(model, gt):
 
 def test_it_is_an_adversary_of_the_generator_as_it_is_now(model, gt):
     """Against the clean image the loss rises; and what is found follows the weights."""
-    model.degrade.attack = andfast.PGD(steps=3, lr_psnr=(30, 30))
+    model.degrade.attack = andfast.PGD(steps=3, psnr_range=(30, 30))
 
     def found():
         torch.manual_seed(2)

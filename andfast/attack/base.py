@@ -1,4 +1,4 @@
-"""What all attacks share: how they are called, how they search, and what they return."""
+"""What all attacks share: how they are called, the inputs of a search, its best iterate, and the result."""
 
 from __future__ import annotations
 
@@ -20,29 +20,28 @@ from andfast.ops.theta_layout import ScaleFactors, ThetaLayout
 
 @dataclass
 class AttackResult:
-    """What an attack found. N networks, B images, `steps` gradient steps.
+    """The result of an attack with N networks on B images, after `steps` gradient steps.
 
-    `Noise`, `Bicubic`, `BSRGAN` and `RealESRGAN` have no networks: for them every image stands alone, and N is B.
+    `AdversarialNoise`, `Bicubic`, `BSRGAN` and `RealESRGAN` have no networks: every image is independent, and N is B.
 
     Attributes:
         lr: (B, 3, h, w) in [0, 1], the degraded images.
         clean: (B, 3, h, w) in [0, 1], the clean LR images: the identity's, behind its lens if it has one, or bicubic.
-        delta: (N, P), the deviation from the identity, or None where no network took part.
-        theta: (N, P), theta_id plus the deviation, or None likewise.
-        losses: (1 + steps, N): the objective on the clean LR image, then after every step (`YOPO`: every pass through
-            G; `Free`: every replay but the first); the last row is not there where `loss_after` is None, and none is
-            where no loss was looked at (`Simulated`).
-        loss_after: (N,) the loss of `lr`. Of a search that is the worst iterate, and its loss the largest found; of
-            `Free` the last one. `Subset` has seen no loss but that of its part of the images. None where it was not
-            computed (`keep` "last", `Simulated`).
-        distance: (N,) the scaled norm ||s * delta||_2 reached; for `Noise` the 2-norm of the added noise before
+        delta: (N, P), the deviation from the identity, or None without networks.
+        theta: (N, P), theta_id plus the deviation, or None without networks.
+        losses: (1 + steps, N): the objective on the clean LR images, then after every step (`YOPO`: every pass through
+            G; `FreeAT`: every replay but the first). Without the last row where `loss_after` is None; empty for
+            `Simulated`, which computes no loss.
+        loss_after: (N,) the loss of `lr`: the largest of `losses`, or for `FreeAT` the last one. `SubsetPGD` knows it
+            for its part of the images only. None where it was not computed (`return_iterate` "last", `Simulated`).
+        distance: (N,) the scaled norm ||s * delta||_2; for `AdversarialNoise` the 2-norm of the added noise before
             the image is clamped to [0, 1], for `Simulated` that of the difference to the clean LR image.
-        distance_by_group: (N, 3) the same of the convolutions, the noise and the slopes alone, whose squares add up to
-            that of `distance`; None where no network took part.
+        distance_by_group: (N, 3) the same for the convolutions, the noise and the slopes alone, whose squares add up
+            to that of `distance`; None without networks.
         lr_psnr: (N,) PSNR in dB of `lr` against `clean`.
-        budget_db: (N,) the least `lr_psnr` allowed; -inf where there was no such budget. Only a deviation of zero
-            may miss it: in half types narrow networks round more than that (bfloat16, 12 draws: 54 dB from the
-            clean image at 64 channels, 42 at 16, 27 at 8).
+        budget_db: (N,) the least `lr_psnr` allowed; -inf without a budget. Only a deviation of zero may miss it: in
+            half types narrow networks round more than that (bfloat16, 12 draws: 54 dB from the clean image at 64
+            channels, 42 at 16, 27 at 8).
     """
 
     lr: Tensor
@@ -58,32 +57,36 @@ class AttackResult:
 
     @property
     def loss_before(self) -> Tensor | None:
-        """(N,), the loss of the clean LR image; None where no loss was looked at."""
+        """(N,), the loss of the clean LR images; None where no loss was computed."""
         return self.losses[0] if len(self.losses) else None
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a search works on: the arguments of `Attack.__call__`, and what follows from them.
+class SearchInputs:
+    """The inputs of a search.
 
     Attributes:
-        network, hr, objective, generator: as in `Attack.__call__`.
-        seen: (B, 3, H, W), the HR images as the network gets them: through a lens, if there is one.
+        network, hr, generator: as in `Attack.__call__`.
+        input: (B, 3, H, W), the network's input: `hr`, or `hr` through a lens.
         clean: (B, 3, h, w), the clean LR images.
         budget_db: (N,), the least PSNR of an LR image against the clean one.
     """
 
     network: DegradationNetwork
     hr: Tensor
-    seen: Tensor
+    input: Tensor
     clean: Tensor
-    objective: Objective
     budget_db: Tensor
     generator: torch.Generator | None
 
 
-class Iterates:
-    """What a search has seen: the losses of all iterates, and the worst one of each network (or image)."""
+class BestIterate:
+    """The worst degradation of a search so far, for each network (or image), and the losses of all iterates.
+
+    Attributes:
+        losses: (N,) for each iterate.
+        loss, lr, variable: the loss (N,), images (B, 3, h, w) and variable (N, ...) of the iterate to return.
+    """
 
     loss: Tensor | None
     lr: Tensor
@@ -92,8 +95,8 @@ class Iterates:
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
 
-    def see(self, loss: Tensor, lr: Tensor, variable: Tensor) -> None:
-        """Take in an iterate: its loss (N,), its images (B, 3, h, w), and the variable (N, ...) that gave them."""
+    def update(self, loss: Tensor, lr: Tensor, variable: Tensor) -> None:
+        """Take an iterate over for those networks whose loss it raises."""
         self.losses.append(loss)
         if len(self.losses) == 1:
             self.loss, self.lr, self.variable = loss, lr, variable
@@ -104,8 +107,8 @@ class Iterates:
         self.lr = torch.where(per_image, lr, self.lr)
         self.variable = torch.where(worse[:, None], variable, self.variable)
 
-    def end(self, lr: Tensor, variable: Tensor, loss: Tensor | None = None) -> None:
-        """Take in an iterate that stands however good or bad it is; its loss need not be known."""
+    def replace(self, lr: Tensor, variable: Tensor, loss: Tensor | None = None) -> None:
+        """Take an iterate over regardless of its loss, which may be unknown."""
         if loss is not None:
             self.losses.append(loss)
         self.loss, self.lr, self.variable = loss, lr, variable
@@ -115,10 +118,10 @@ class Attack(ABC):
     """A way to degrade HR images within a budget.
 
     Attributes:
-        lr_psnr: (low, high) in dB, the range from which the least PSNR of an LR image is drawn; None: no such budget.
+        psnr_range: (low, high) in dB, the range from which the least PSNR of an LR image is drawn; None: no budget.
     """
 
-    lr_psnr: tuple[float, float] | None
+    psnr_range: tuple[float, float] | None
 
     def __call__(
         self,
@@ -133,46 +136,49 @@ class Attack(ABC):
         Args:
             network: fresh from `reset_identity` for images of this size; not changed.
             hr: (B, 3, H, W) in [0, 1].
-            objective: what to make large; a loss for each image.
-            generator: where random choices come from, a generator of hr's device; None for torch's own.
-            margin_db: makes an LR-PSNR budget milder by so many dB: a curriculum's ramp.
+            objective: the loss to maximise, one value an image.
+            generator: for random choices, on hr's device; None for torch's own.
+            margin_db: added to the LR-PSNR budget, which makes it milder (the ramp of training).
 
         Raises:
             RuntimeError, TypeError, ValueError: the network has no parameters, or the images do not fit it.
         """
-        seen, clean, budget_db = self._begin(network, hr, generator, margin_db)
-        found = self._search(Task(network, hr, seen, clean, objective, budget_db, generator))
-        delta, theta, distance, by_group = self._deviation(network, found.variable)
+        inputs = self._prepare(network, hr, generator, margin_db)
+        best = self._search(inputs, objective)
+        delta, theta, distance, by_group = self._deviation(network, best.variable)
+        count = len(inputs.budget_db)
         return AttackResult(
-            lr=found.lr,
-            clean=clean,
+            lr=best.lr,
+            clean=inputs.clean,
             delta=delta,
             theta=theta,
-            losses=torch.stack(found.losses) if found.losses else hr.new_empty(0, len(budget_db)),
-            loss_after=found.loss,
+            losses=torch.stack(best.losses) if best.losses else hr.new_empty(0, count),
+            loss_after=best.loss,
             distance=distance,
             distance_by_group=by_group,
-            lr_psnr=network_psnr(found.lr, clean, len(budget_db)),
-            budget_db=budget_db,
+            lr_psnr=network_psnr(best.lr, inputs.clean, count),
+            budget_db=inputs.budget_db,
         )
 
-    def _begin(
+    def _prepare(
         self, network: DegradationNetwork, hr: Tensor, generator: torch.Generator | None, margin_db: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network sees, its clean LR images, and the budgets drawn, (N,); refuses what does not fit."""
+    ) -> SearchInputs:
+        """Check the arguments of `__call__`, make the clean LR images and draw the budgets."""
         count = self._count(network, hr)
-        seen = self.see(hr, count, generator)
-        return seen, self.clean(network, seen), draw_budget(self.lr_psnr, count, margin_db, hr.device, generator)
+        network_input = self.preprocess(hr, count, generator)
+        clean = self.clean(network, network_input)
+        budget_db = draw_budget(self.psnr_range, count, margin_db, hr.device, generator)
+        return SearchInputs(network, hr, network_input, clean, budget_db, generator)
 
-    def see(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-        """The HR images as they are degraded by `count` networks, (B, 3, H, W).
+    def preprocess(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+        """The input of `count` networks, (B, 3, H, W), for HR images `hr`.
 
-        That is the first thing that an attack draws: from a generator in the same state it is what the attack sees.
+        An attack draws this first, so a generator in the same state gives the input that the attack uses.
 
         Args:
             hr: (B, 3, H, W) in [0, 1].
-            count: divides B; as many images in a row share a network.
-            generator: of hr's device; None for torch's own.
+            count: divides B; B / count consecutive images share a network.
+            generator: on hr's device; None for torch's own.
         """
         return hr
 
@@ -181,51 +187,49 @@ class Attack(ABC):
         """The LR images that the method starts from, (B, 3, h, w).
 
         Args:
-            network: has parameters for images of this size; a method without networks asks it for the scale alone.
-            hr: (B, 3, H, W) in [0, 1], as `see` gives them.
+            network: has parameters for images of this size; a method without networks uses its scale only.
+            hr: (B, 3, H, W) in [0, 1], from `preprocess`.
         """
 
     @abstractmethod
     def _count(self, network: DegradationNetwork, hr: Tensor) -> int:
-        """N: how many budgets there are, and variables to search."""
+        """N: the number of budgets, and of variables to search."""
 
     @abstractmethod
-    def _search(self, task: Task) -> Iterates:
-        """Find the variables, (N, ...)."""
+    def _search(self, inputs: SearchInputs, objective: Objective) -> BestIterate:
+        """Search the variables, (N, ...)."""
 
     @abstractmethod
     def _deviation(
         self, network: DegradationNetwork, variable: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
-        """The result's delta, theta, distance and distance_by_group for the variables found."""
+        """The result's delta, theta, distance and distance_by_group for the variables (N, ...)."""
 
 
 class NetworkAttack(Attack):
     """An attack whose variable is `delta`, the networks' deviation from the identity.
 
     Attributes:
-        lens: what HR images are seen through by the networks; each draws a lens of its own. None: as they are.
+        lens: between the HR images and the networks, drawn anew for each network; None: no lens.
     """
 
     scale_factors: ScaleFactors
     lens: Lens | None
 
-    def see(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-        """`hr`, each of `count` networks' through a lens of its own drawn from `generator`, if there is a lens."""
+    def preprocess(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+        """`hr` through the lenses of `count` networks, drawn from `generator`; `hr` itself without a lens."""
         return hr if self.lens is None else self.lens(hr, count, generator)
 
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
-        """`hr` as the identity networks of `network` make it: pooled."""
+        """The LR images of the identity networks of `network`: `hr` pooled."""
         return network.clean(hr)
 
     def inv_scale(self, network: DegradationNetwork) -> Tensor:
-        """1 / s of the scaled norm for the theta of `network`, (P,); 0 for what may not move.
+        """1 / s of the scaled norm for the theta of `network`, (P,); 0 for parameters that must not move.
 
-        Shared between calls, so not to be written to.
+        Shared between calls; do not write to it.
         """
-        layout = network.layout
-        sizes = (layout.image_size, layout.scale, layout.channels, layout.blocks, layout.noise_kind)
-        return _inv_scale(sizes, self.scale_factors, network.theta_id.device)
+        return _inv_scale(network.layout, self.scale_factors, network.theta_id.device)
 
     def distance_by_group(self, network: DegradationNetwork, delta: Tensor) -> Tensor:
         """Scaled norms of the parts of `network`'s deviation `delta` (N, P), by `ThetaLayout.groups`: (N, 3)."""
@@ -243,16 +247,15 @@ class NetworkAttack(Attack):
 
 
 @lru_cache(maxsize=8)
-def _inv_scale(sizes: tuple, factors: ScaleFactors, device: torch.device) -> Tensor:
-    # Layouts are new for each batch and the same for a whole run.
-    return 1 / ThetaLayout(*sizes).scale_vector(factors, device)
+def _inv_scale(layout: ThetaLayout, factors: ScaleFactors, device: torch.device) -> Tensor:
+    return 1 / layout.scale_vector(factors, device)
 
 
 class ImageAttack(Attack):
-    """An attack without a network, on each image by itself: the variable is what is added to its pixels."""
+    """An attack without a network, on each image separately: the variable is what is added to its pixels."""
 
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
-        """`hr` bicubic-downsampled by the scale of `network`, which has no other part in it."""
+        """`hr` downsampled bicubically by the scale of `network`, which is not used otherwise."""
         return bicubic_downsample(hr, network.scale)
 
     def _count(self, network: DegradationNetwork, hr: Tensor) -> int:
@@ -268,7 +271,7 @@ def by_network(per_image: Tensor, num_networks: int) -> Tensor:
 
 
 def bicubic_downsample(hr: Tensor, scale: int) -> Tensor:
-    """Bicubic downsampling with antialiasing, as Pillow and MATLAB do it: (B, C, H, W) -> (B, C, H/s, W/s), clamped.
+    """Downsample (B, C, H, W) -> (B, C, H/s, W/s) bicubically with antialiasing, like Pillow and MATLAB; clamped.
 
     Raises:
         ValueError: H or W is not a multiple of `scale`.

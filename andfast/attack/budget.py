@@ -17,24 +17,24 @@ SHRINK_TRIES = 10
 
 
 def draw_budget(
-    lr_psnr: tuple[float, float] | None,
+    psnr_range: tuple[float, float] | None,
     count: int,
     margin_db: float,
     device: torch.device,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The least PSNR allowed, in dB, for each of `count` networks: uniform in the range, plus the margin."""
-    if lr_psnr is None:
+    """Draw the least PSNR allowed, in dB, for each of `count` networks: uniform in the range, plus the margin."""
+    if psnr_range is None:
         return torch.full((count,), -math.inf, device=device)
-    low, high = lr_psnr
+    low, high = psnr_range
     drawn = draw_rows(lambda rows: torch.rand(rows, device=device, generator=generator), count, generator)
     return low + margin_db + (high - low) * drawn
 
 
-def check_range(lr_psnr: tuple[float, float] | None) -> None:
-    """Refuse a range of PSNR that is none."""
-    if lr_psnr is not None and not 0 < lr_psnr[0] <= lr_psnr[1] < math.inf:
-        raise ValueError(f"lr_psnr is {lr_psnr}; it must be (low, high) in dB with 0 < low <= high")
+def check_range(psnr_range: tuple[float, float] | None) -> None:
+    """Raise ValueError for an invalid range of PSNR."""
+    if psnr_range is not None and not 0 < psnr_range[0] <= psnr_range[1] < math.inf:
+        raise ValueError(f"psnr_range is {psnr_range}; it must be (low, high) in dB with 0 < low <= high")
 
 
 def network_psnr(lr: Tensor, clean: Tensor, num_networks: int) -> Tensor:
@@ -55,23 +55,24 @@ def within_budget(
 ) -> tuple[Tensor, Tensor]:
     """Shrink each network's deviation until its LR image is no further from the clean one than the budget.
 
-    The gain of ten layers compounds, so a radius in parameter space is a poor control: what a person can read is
-    how far the image moves.
+    The gain of ten layers compounds, so a radius in parameter space is a poor control; how far the image moves is one
+    that people can read.
 
     Args:
-        network, hr: as in `Attack`.
+        network: has parameters.
+        hr: (B, 3, H, W), the network's input.
         clean: (B, 3, h, w), the clean LR images.
-        delta: (N, P), the deviations wished for.
+        delta: (N, P), the wanted deviations.
         budget_db: (N,), the least PSNR of an LR image against the clean one.
-        first: (N,), the multiples to try first, in (0, 1]; None: the whole. A good guess saves passes through F.
-        graph: return LR images that carry the graph to the deviations returned, which are then a leaf. It is that
-            of the last try: a gradient that follows needs no pass of its own.
+        first: (N,), the multiples to try first, in (0, 1]; None: 1. A good guess saves passes through F.
+        graph: return LR images that carry the graph to the returned deviations, which are then a leaf, so that the
+            next gradient needs no forward pass of its own.
 
     Returns:
         The deviations, (N, P), each a multiple in [0, 1] of its row of `delta`, and their LR images: at most
-        `BUDGET_SLACK_DB` inside the budget, further only where so many tries did not get nearer. A budget that
-        the compute type's own rounding exceeds at the identity gives a zero deviation, and so does a deviation
-        more than ten orders of magnitude too large.
+        `BUDGET_SLACK_DB` inside the budget, further only where `SHRINK_TRIES` tries did not suffice. The deviation is
+        zero where the rounding of the compute type alone exceeds the budget, or `delta` is more than ten orders of
+        magnitude too large.
     """
 
     def degrade(scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,19 +88,19 @@ def within_budget(
     for attempt in range(SHRINK_TRIES):
         tried, lr = degrade(scale)
         # An image that overflowed is as far outside as images in [0, 1] can be.
-        found = network_psnr(lr, clean, count).nan_to_num(nan=0.0, posinf=math.inf)
-        fits = found >= budget_db
-        inside, psnr_inside = torch.where(fits, scale, inside), torch.where(fits, found, psnr_inside)
-        outside, psnr_outside = torch.where(fits, outside, scale), torch.where(fits, psnr_outside, found)
-        done = fits & ((scale == 1) | (found <= budget_db + BUDGET_SLACK_DB))
+        reached = network_psnr(lr, clean, count).nan_to_num(nan=0.0, posinf=math.inf)
+        fits = reached >= budget_db
+        inside, psnr_inside = torch.where(fits, scale, inside), torch.where(fits, reached, psnr_inside)
+        outside, psnr_outside = torch.where(fits, outside, scale), torch.where(fits, psnr_outside, reached)
+        done = fits & ((scale == 1) | (reached <= budget_db + BUDGET_SLACK_DB))
         if done.all():
             return tried, lr
         del tried, lr  # with their graph, before the next one
-        # The error grows at least with the deviation: exactly so gives the first guess, and from a pair of
-        # brackets on the line between them in log(scale) is better. A saturated image does not show how far
-        # outside it is, so while nothing fits, later guesses shrink faster and faster.
-        haste = torch.where(found < aim, 2 ** max(attempt - 3, 0), 1)
-        proportional = (scale * 10 ** ((found - aim).clamp(min=-14) * haste / 20)).clamp(max=1)
+        # The error grows at least in proportion to the deviation: proportionality gives the first guess, and with a
+        # bracket, interpolation in log(scale) is better. A saturated image does not show how far outside it is, so
+        # while nothing fits, later guesses shrink faster and faster.
+        haste = torch.where(reached < aim, 2 ** max(attempt - 3, 0), 1)
+        proportional = (scale * 10 ** ((reached - aim).clamp(min=-14) * haste / 20)).clamp(max=1)
         slope = (outside / inside).log() / (psnr_outside - psnr_inside)
         between = inside * ((aim - psnr_inside) * slope).exp()
         within = torch.maximum(torch.minimum(between, 0.98 * outside + 0.02 * inside), 0.02 * outside + 0.98 * inside)

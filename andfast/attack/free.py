@@ -7,20 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from andfast.attack.ascent import Ascent, GradientAttack, loss_and_costate
-from andfast.attack.base import Iterates, Task, by_network
+from andfast.attack.base import BestIterate, SearchInputs, by_network
+from andfast.attack.pgd import Ascent, GradientAttack, loss_and_grad_lr
 from andfast.degradation.network import DegradationNetwork
+from andfast.losses import Objective
 
 
 @dataclass
-class Free(GradientAttack):
+class FreeAT(GradientAttack):
     """Minibatch replay (Shafahi et al. 2019, "Adversarial Training for Free!").
 
-    A minibatch is used m times. Each replay updates G on the current LR images, and the same backward pass goes on to
-    them, dL/dLR, with which theta takes a step for the next replay. Theta starts at the identity in each new
-    minibatch, whose networks are fresh.
+    A minibatch is used m times. Each replay updates G on the current LR images, and the same backward pass continues
+    to them, dL/dLR, with which theta takes a step for the next replay. Theta starts at the identity in each new
+    minibatch, with new networks.
 
-    Since G is updated meanwhile, the trainer drives it, by way of `begin`:
+    Since G is updated in between, the trainer drives the attack through `begin`:
 
         replay = attack.begin(network, hr, generator)
         for _ in range(attack.replays):
@@ -31,18 +32,18 @@ class Free(GradientAttack):
             if not replay.done:
                 replay.advance(replay.lr.grad)
 
-    With m = 1 that is a plain step on the identity's LR images. Called as any other attack, with a G that stays as it
-    is, it is `PGD` with m - 1 steps that returns the last iterate instead of the worst.
+    With m = 1 that is a plain step on the identity's LR images. Called like any other attack, with a fixed G, it is
+    `PGD` with m - 1 steps that returns the last iterate instead of the worst.
 
     Cost of m replays over m plain updates: one forward and one backward pass through F each (the first without
     backward, one more forward for every try that a budget refuses), and G's input gradient, which an update otherwise
-    leaves out. There is no pass through G for the adversary alone: nothing is cheaper. In exchange most updates see an
-    adversary that is not done, and a minibatch is seen m times. Called as an attack: m forward passes through F and G,
+    leaves out. There is no pass through G for the adversary alone: nothing is cheaper. In exchange most updates meet an
+    unfinished adversary, and a minibatch is used m times. Called as an attack: m forward passes through F and G,
     m - 1 backward through F and to G's input.
 
     Args:
         replays: m, updates of G for each minibatch.
-        step_size, step_ratio, epsilon, scale_factors, lr_psnr, lens: as for `GradientAttack`.
+        step_size, step_ratio, epsilon, scale_factors, psnr_range, lens: as for `GradientAttack`.
     """
 
     replays: int = 4
@@ -64,30 +65,27 @@ class Free(GradientAttack):
         Args:
             network, hr, generator, margin_db: as for `Attack.__call__`, whose errors it raises.
         """
-        return Replay(self, network, *self._begin(network, hr, generator, margin_db))
+        return Replay(self, self._prepare(network, hr, generator, margin_db))
 
-    def _search(self, task: Task) -> Iterates:
-        hr, count = task.hr, task.network.num_networks
-        replay = Replay(self, task.network, task.seen, task.clean, task.budget_db)
-        iterates = Iterates()
+    def _search(self, inputs: SearchInputs, objective: Objective) -> BestIterate:
+        hr, count = inputs.hr, inputs.network.num_networks
+        replay, best = Replay(self, inputs), BestIterate()
         while not replay.done:
-            loss, costate = loss_and_costate(replay.lr, hr, task.objective, count)
-            iterates.see(loss, replay.lr.detach(), replay.delta)
-            replay.advance(costate)
+            loss, grad_lr = loss_and_grad_lr(replay.lr, hr, objective, count)
+            best.update(loss, replay.lr.detach(), replay.delta)
+            replay.advance(grad_lr)
         lr = replay.lr.detach()
         with torch.no_grad():
-            iterates.end(lr, replay.delta, by_network(task.objective(lr, hr), count))
-        return iterates
+            best.replace(lr, replay.delta, by_network(objective(lr, hr), count))
+        return best
 
 
 class Replay:
-    """A minibatch of `Free` on its way; made by `Free.begin`.
+    """A minibatch that is being replayed; made by `FreeAT.begin`.
 
     Args:
-        attack: how many replays there are, and how a step is made.
-        network: has parameters.
-        seen: (B, 3, H, W) in [0, 1], the HR images as the network gets them.
-        clean, budget_db: see below.
+        attack: the number of replays, and the settings of a step.
+        inputs: network, its input, clean LR images and budgets.
 
     Attributes:
         lr: (B, 3, h, w) in [0, 1], the LR images to train on now: a leaf that requires a gradient, a new one after
@@ -96,12 +94,10 @@ class Replay:
         budget_db: (N,), the least PSNR of an LR image against the clean one; -inf without such a budget.
     """
 
-    def __init__(
-        self, attack: Free, network: DegradationNetwork, seen: Tensor, clean: Tensor, budget_db: Tensor
-    ) -> None:
-        self.clean, self.budget_db = clean, budget_db
+    def __init__(self, attack: FreeAT, inputs: SearchInputs) -> None:
+        self.clean, self.budget_db = inputs.clean, inputs.budget_db
         self._left = attack.replays - 1
-        self._ascent = Ascent(attack, network, seen, clean, budget_db, climbs=not self.done)
+        self._ascent = Ascent(attack, inputs, requires_grad=not self.done)
         self.lr = self._ascent.lr.detach().requires_grad_()
 
     @property
@@ -111,16 +107,16 @@ class Replay:
 
     @property
     def delta(self) -> Tensor:
-        """(N, P), the deviation that `lr` comes from."""
+        """(N, P), the deviation of `lr`."""
         return self._ascent.delta.detach()
 
-    def advance(self, costate: Tensor) -> None:
-        """Move theta by one step, within ball and budget; `lr` are then the images of the next replay.
+    def advance(self, grad_lr: Tensor) -> None:
+        """Move theta by one step, within ball and budget, and make the next replay's `lr`.
 
         Args:
-            costate: (B, 3, h, w), the loss's gradient on `lr`, usually `lr.grad`. Its scale does not matter (a loss
-                scaled for float16 may stay scaled), but it must have neither under- nor overflowed on its way
-                through G; rows of networks whose gradient is not finite do not move.
+            grad_lr: (B, 3, h, w), the loss's gradient on `lr`, usually `lr.grad`. Its scale does not matter (a loss
+                scaled for float16 may stay scaled), but it must not have under- or overflowed in G's backward pass;
+                rows of networks whose gradient is not finite do not move.
 
         Raises:
             RuntimeError: all replays are done.
@@ -128,5 +124,5 @@ class Replay:
         if self.done:
             raise RuntimeError("all replays of this minibatch are done; begin another")
         self._left -= 1
-        self._ascent.step(costate, last=self.done)
+        self._ascent.step(grad_lr, last=self.done)
         self.lr = self._ascent.lr.detach().requires_grad_()

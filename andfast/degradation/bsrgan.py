@@ -13,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.degradation.draws import Draws
-from andfast.degradation.filters import filter_images
+from andfast.degradation.blur_kernels import cut, filter_images, gaussian, squared_distance
+from andfast.degradation.chain import MODES, Draws, check_scale, resize
 from andfast.degradation.jpeg import jpeg
-from andfast.degradation.kernels import cut, gaussian, squared_distance
 from andfast.degradation.noise import add_gaussian, correlated, grey_or_colour
-from andfast.degradation.resize import MODES, check_scale, resize
 
 
 @dataclass(frozen=True)
@@ -63,21 +61,21 @@ class BSRGANSettings:
 def bsrgan(
     hr: Tensor, scale: int, generator: torch.Generator | None = None, settings: BSRGANSettings | None = None
 ) -> Tensor:
-    """LR images as BSRGAN makes them, but for the sensor's processing (its ISP model is a set of trained networks).
+    """Degrade like BSRGAN, without the sensor's processing (its ISP model is a set of trained networks).
 
     Two blurs, two downsamplings, noise and JPEG are shuffled, the second downsampling after the first; a last JPEG
-    follows. What changes sizes is drawn once for the batch: the order, the sizes and how pixels are interpolated;
-    everything else for each image. Correlated noise has the covariance that is meant, whereas the published code takes
-    the absolute values of its entries, which need not be one.
+    follows. The order, the sizes and the interpolations are drawn once for the batch, everything else for each image.
+    Correlated noise has the intended covariance; the published code takes the absolute values of its entries, which
+    need not be a covariance.
 
     Args:
         hr: (B, 3, H, W) in [0, 1], H and W multiples of `scale`.
         scale: 2, 3 or 4.
-        generator: a generator of hr's device; None for torch's own.
+        generator: on hr's device; None for torch's own.
         settings: None for the published ones.
 
     Returns:
-        (B, 3, H / scale, W / scale) float32 in [0, 1], multiples of 1/255, without a graph.
+        (B, 3, H / scale, W / scale) float32 in [0, 1], multiples of 1/255, without gradients.
 
     Raises:
         ValueError: H or W is not a multiple of `scale`.
@@ -88,12 +86,12 @@ def bsrgan(
 
 
 class _Chain:
-    """The images on their way."""
+    """The images between the stages."""
 
     def __init__(self, hr: Tensor, scale: int, draws: Draws, settings: BSRGANSettings) -> None:
         self.images, self.draws, self.settings = hr.float(), draws, settings
         self.size = (hr.shape[2] // scale, hr.shape[3] // scale)
-        # What is still to be downsampled by.
+        # The factor that is left.
         self.scale = scale
 
     def run(self) -> Tensor:

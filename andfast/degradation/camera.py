@@ -1,4 +1,4 @@
-"""LR images for validation: bicubic ones, and camera-like ones made without the degradation network."""
+"""LR images for validation: bicubic ones, and those of a simulated camera, which is not the degradation network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class CameraSettings:
-    """How much `camera_like` degrades.
+    """Settings of `camera_like`.
 
     The defaults are moderate, about what an ordinary phone does: over 12 photographs the median PSNR (RGB)
     between the LR image and the bicubic one was 29.2 dB (25.8 to 33.2) at scale 4 and 27.3 dB (22.8 to 31.9)
@@ -43,7 +43,7 @@ def camera_like(
     noise_sigma: float = CameraSettings.noise_sigma,
     jpeg_quality: int = CameraSettings.jpeg_quality,
 ) -> np.ndarray:
-    """What a small camera would make of a scene: lens blur, pixels that gather light, sensor noise, JPEG.
+    """Simulate a small camera: lens blur, pixels that average light, sensor noise, JPEG.
 
     Args:
         hr: uint8 (H, W, 3) RGB, H and W multiples of `scale` (see `crop_to_multiple`).

@@ -1,9 +1,9 @@
-"""What a camera does to a scene before the degradation network sees it: a lens blurs, and its software sharpens.
+"""What a camera does to a scene before the degradation network: its lens blurs, and its software sharpens.
 
-The paper's search starts at the identity, whose LR images are pooled HR images. Cameras do not lie around that point:
-their LR images have lost the finest octave, and most have mid frequencies made good by sharpening
-(docs/calibration.md). An adversary that starts at the identity leaves far more of the finest octave than they do. From
-behind a lens it searches around images that a camera could have taken.
+The paper's search starts at the identity, whose LR images are pooled HR images. Cameras are not near that point: their
+LR images have lost the finest octave, and most have sharpened mid frequencies (docs/calibration.md). An adversary that
+starts at the identity leaves far more of the finest octave. Behind a lens it searches around images that a camera could
+have taken.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from andfast.degradation.filters import gaussian_blur
+from andfast.degradation.blur_kernels import gaussian_blur
 from andfast.utils.rng import draw_rows
 
 
@@ -23,12 +23,12 @@ class Lens:
 
     Args:
         blur: (low, high), the blur's standard deviation in HR pixels.
-        sharpen: (low, high), the amount a of unsharp masking; 0 is none.
+        sharpen: (low, high), the amount a of unsharp masking; 0: no sharpening.
         sharpen_radius: standard deviation of its G, in HR pixels: a camera's software sharpens LR images, so about
             as many as the scale.
 
     Raises:
-        ValueError: a range that is none, or no radius; the message begins with the argument's name.
+        ValueError: an invalid range or radius; the message begins with the argument's name.
     """
 
     blur: tuple[float, float] = (2.0, 4.0)
@@ -44,12 +44,12 @@ class Lens:
             raise ValueError(f"sharpen_radius is {self.sharpen_radius}; it must be positive and finite")
 
     def __call__(self, hr: Tensor, cameras: int, generator: torch.Generator | None = None) -> Tensor:
-        """Images through lenses.
+        """Blur and sharpen images.
 
         Args:
             hr: (B, C, H, W) in [0, 1].
-            cameras: how many lenses are drawn; as many images in a row share one, as they share a degradation network.
-            generator: of hr's device; None for torch's own.
+            cameras: the number of lenses; B / cameras consecutive images share one, like a degradation network.
+            generator: on hr's device; None for torch's own.
 
         Returns:
             (B, C, H, W) in [0, 1].

@@ -18,9 +18,9 @@ class DegradationNetwork(nn.Module):
     """A bank of N independent degradation networks F: HR image in, degraded LR image out.
 
     Each is `blocks` times [conv 3x3 -> LeakyReLU -> noise injection], anti-aliased average pooling by `scale`,
-    the blocks once more, and a last conv 3x3. No biases. All that an adversary may move is one row of a matrix,
+    the blocks once more, and a last conv 3x3. No biases. The parameters of a network are one row of a matrix,
     `theta` = `theta_id` + deviation; after `reset_identity` the deviation is zero and every network of the bank is
-    the identity followed by the pooling.
+    the identity followed by the pooling. A bank can be reset any number of times, for any image size and N.
 
     With N = 1 all images of a batch share one network; with N = B every image has its own (the paper's Eq. 1 has
     the maximum inside the expectation). In between, image b belongs to network b // (B/N).
@@ -30,16 +30,16 @@ class DegradationNetwork(nn.Module):
         num_networks: N.
         channels: width of the hidden layers.
         blocks: number of blocks before the pooling, and again after it.
-        noise: what a noise injection adds. "map": a value a pixel, the same in all channels, found by the
-            adversary; such maps are what can make block artefacts and dust. "gaussian": a strength a channel, found
-            by the adversary, times a fixed Gaussian field (StyleGAN's noise injection).
+        noise: what a noise injection adds. "map": a value a pixel, the same in all channels, searched by the
+            adversary; such maps can make block artefacts and dust. "gaussian": a strength a channel, searched by the
+            adversary, times a fixed Gaussian field (StyleGAN's noise injection).
         dtype: the type the images and weights are computed in. float16 where the device computes it well,
-            bfloat16 on CPUs with AMX; theta itself is always float32. Half types want the full width: the fewer
+            bfloat16 on CPUs with AMX; theta itself is always float32. Use half types with the full width: the fewer
             channels, the more of the image their rounding costs.
-        device: where everything lives.
+        device: of parameters and images.
 
     Attributes:
-        layout: which columns of theta hold what, a `ThetaLayout`; None before the first `reset_identity`.
+        layout: the columns of theta; None before `reset_identity`.
         theta_id: (N, P) float32, the identity; the columns of a convolution are its taps.
         delta: (N, P) float32, the deviation; the columns of a convolution are moments (`ThetaLayout`). The two are
             kept apart because half types cannot hold their sum.
@@ -65,11 +65,7 @@ class DegradationNetwork(nn.Module):
             raise ValueError(f"scale is {scale}; it must be 2, 3 or 4")
         if noise not in ("map", "gaussian"):
             raise ValueError(f"noise is {noise!r}; it must be 'map' or 'gaussian'")
-        for name, value, least in (
-            ("num_networks", num_networks, 1),
-            ("channels", channels, 3),
-            ("blocks", blocks, 1),
-        ):
+        for name, value, least in (("num_networks", num_networks, 1), ("channels", channels, 3), ("blocks", blocks, 1)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         if not dtype.is_floating_point:
@@ -86,26 +82,42 @@ class DegradationNetwork(nn.Module):
         noise_seed = torch.zeros(num_networks, dtype=torch.int64, device=device)
         self.register_buffer("noise_seed", noise_seed, persistent=False)
 
+    def clear(self, num_networks: int) -> None:
+        """Free the parameters, and set N for the next `reset_identity`.
+
+        Args:
+            num_networks: N.
+
+        Raises:
+            ValueError: N is less than 1.
+        """
+        if num_networks < 1:
+            raise ValueError(f"num_networks is {num_networks}; it must be at least 1")
+        self.num_networks = num_networks
+        self.layout = None
+        self.theta_id = self.delta = self.theta_id.new_empty(num_networks, 0)
+        self.noise_seed = self.noise_seed.new_zeros(num_networks)
+
     @property
     def theta(self) -> Tensor:
         """All parameters, (N, P) float32, convolutions as taps: `theta_id` plus the deviation.
 
         Raises:
-            RuntimeError: there are none before the first `reset_identity`.
+            RuntimeError: there are none before `reset_identity`.
         """
         if self.layout is None:  # not AttributeError, for which nn.Module would look elsewhere
             raise RuntimeError(_NO_PARAMETERS)
         return self.theta_id + self.layout.to_taps(self.delta)
 
     def reset_identity(self, image_size: tuple[int, int], generator: torch.Generator | None = None) -> None:
-        """Draw N fresh networks that compute the identity (Sec 3.2), for HR images of `image_size` = (H, W).
+        """Draw N new networks that compute the identity (Sec 3.2), for HR images of `image_size` = (H, W).
 
         Args:
             image_size: H and W, multiples of the scale.
-            generator: a generator of the network's device; None for torch's own.
+            generator: on the network's device; None for torch's own.
         """
         self._check_size(*image_size)
-        layout = ThetaLayout(image_size, self.scale, self.channels, self.blocks, self.noise)
+        layout = ThetaLayout(tuple(image_size), self.scale, self.channels, self.blocks, self.noise)
         device = self.theta_id.device
         theta_id = torch.zeros(self.num_networks, layout.size, device=device)
         widths = [layout.conv[0].shape[1], *(segment.shape[0] for segment in layout.conv)]
@@ -122,15 +134,15 @@ class DegradationNetwork(nn.Module):
         )
 
     def clean(self, hr: Tensor) -> Tensor:
-        """The LR image that the identity stands for: `hr` pooled, (B, 3, H/scale, W/scale), in its own type."""
+        """The LR images of the identity: `hr` pooled, (B, 3, H/scale, W/scale), in the type of `hr`."""
         return blur_pool(hr, self.scale)
 
     def forward(self, hr: Tensor, delta: Tensor | None = None) -> Tensor:
-        """Degrade.
+        """Degrade `hr`.
 
         Args:
             hr: (B, 3, H, W) in [0, 1], of the size given to `reset_identity`; B a multiple of N.
-            delta: (N, P) deviation to use in place of `self.delta`; gradients flow to it.
+            delta: (N, P) deviation that replaces `self.delta`; gradients flow to it.
 
         Returns:
             (B, 3, H/scale, W/scale) in [0, 1], in the type of `hr`.
@@ -145,7 +157,7 @@ class DegradationNetwork(nn.Module):
     def _degrade(self, hr: Tensor, theta_id: Tensor, delta: Tensor, noise_seed: Tensor) -> Tensor:
         """`forward` for some rows of the bank and their images."""
         lr = degradation_forward(hr, theta_id, delta, noise_seed, self.layout, self.dtype)
-        # An image file holds nothing outside [0, 1], so the adversary gains nothing there.
+        # Image files have no values outside [0, 1], so the adversary must gain nothing there.
         return lr.to(hr.dtype).clamp(0, 1)
 
     def _check_size(self, height: int, width: int) -> None:
@@ -153,7 +165,7 @@ class DegradationNetwork(nn.Module):
             raise ValueError(f"image size is {height} x {width}; both must be multiples of the scale, {self.scale}")
 
     def check_images(self, hr: Tensor) -> None:
-        """Raise what `forward` says about HR images that do not fit.
+        """Raise the errors of `forward` for HR images that do not fit.
 
         Raises:
             RuntimeError: there are no parameters yet.

@@ -1,4 +1,4 @@
-"""Sensor noises, each image with its own strength."""
+"""Sensor noise, each image with its own strength."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _GREY = (0.299, 0.587, 0.114)
 
 
 def grey_or_colour(sigma: Tensor, grey: Tensor) -> Tensor:
-    """The matrix that makes three unit noises into grey noise (the same in all channels) or independent colour noise.
+    """The matrix that turns three unit noises into grey noise (the same in all channels) or independent colour noise.
 
     Args:
         sigma: (B,), standard deviation on the scale of [0, 1].
@@ -26,11 +26,11 @@ def grey_or_colour(sigma: Tensor, grey: Tensor) -> Tensor:
 
 
 def correlated(variances: Tensor, axes: Tensor) -> Tensor:
-    """The matrix that makes three unit noises into noise correlated between the channels.
+    """The matrix that turns three unit noises into noise correlated between the channels.
 
     Args:
         variances: (B, 3), along the axes.
-        axes: (B, 3, 3), any three independent columns, which are made orthonormal.
+        axes: (B, 3, 3), any three independent columns, which are orthonormalised.
 
     Returns:
         (B, 3, 3), for `add_gaussian`: A with A A^T = U diag(variances) U^T.
@@ -50,36 +50,36 @@ def add_gaussian(images: Tensor, mixing: Tensor, generator: torch.Generator | No
     Args:
         images: (B, 3, H, W) in [0, 1].
         mixing: (B, 3, 3), A.
-        generator: a generator of their device; None for torch's own.
+        generator: on their device; None for torch's own.
     """
     unit = torch.randn(images.shape, device=images.device, generator=generator)
     return (images + (mixing @ unit.flatten(2)).view_as(images)).clamp(0, 1)
 
 
 def add_poisson(images: Tensor, strength: Tensor, grey: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Add shot noise: a pixel counts its light, brighter ones more; clamped to [0, 1].
+    """Add shot (Poisson) noise; clamped to [0, 1].
 
-    As Real-ESRGAN has it: an image counts in as many units as it has levels of 8 bits, rounded up to a power of two,
-    and the noise is multiplied by `strength`.
+    Like Real-ESRGAN: full brightness is as many counts as the image has 8-bit levels, rounded up to a power of two, and
+    the noise is multiplied by `strength`.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
         strength: (B,).
-        grey: (B,) bool, whether the brightness alone counts, the same noise in all channels.
-        generator: a generator of their device; None for torch's own.
+        grey: (B,) bool, whether all channels have the same noise, that of the brightness.
+        generator: on their device; None for torch's own.
     """
     brightness = sum(weight * plane for weight, plane in zip(_GREY, images.split(1, dim=1), strict=True))
     per_image = grey[:, None, None, None]
     light = torch.where(per_image, brightness, images).clamp(0, 1).mul(255).round() / 255
     units = _levels(light)[:, None, None, None]
     noise = torch.poisson(light * units, generator=generator) / units - light
-    # Of grey images all channels have been counted apart; one stands for all.
+    # For grey noise use the first channel's for all.
     noise = torch.where(per_image, noise[:, :1], noise)
     return (images + strength[:, None, None, None] * noise).clamp(0, 1)
 
 
 def _levels(light: Tensor) -> Tensor:
-    """(B,), how many different levels of 8 bits each image has, rounded up to a power of two."""
+    """(B,), the number of different 8-bit levels of each image, rounded up to a power of two."""
     levels = (light * 255).round().long().flatten(1)
-    seen = torch.zeros(len(light), 256, device=light.device).scatter_(1, levels, 1.0)
-    return 2 ** seen.sum(dim=1).log2().ceil()
+    present = torch.zeros(len(light), 256, device=light.device).scatter_(1, levels, 1.0)
+    return 2 ** present.sum(dim=1).log2().ceil()

@@ -1,7 +1,7 @@
 """Real-ESRGAN's degradation: blur, resizing, noise and JPEG, twice, and ringing at last (Wang et al. 2021).
 
 "Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data". The numbers are those of
-options/train_realesrnet_x4plus.yml in https://github.com/xinntao/Real-ESRGAN; what it leaves open stands in its
+options/train_realesrnet_x4plus.yml in https://github.com/xinntao/Real-ESRGAN; what it leaves open is in its
 realesrgan/data/realesrgan_dataset.py and realesrgan/models/realesrnet_model.py, and in basicsr/data/degradations.py of
 https://github.com/XPixelGroup/BasicSR, which it draws from.
 """
@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from andfast.degradation.draws import Draws
-from andfast.degradation.filters import filter_images
+from andfast.degradation.blur_kernels import cut, filter_images, gaussian, plateau, sinc, squared_distance
+from andfast.degradation.chain import MODES, Draws, check_scale, resize
 from andfast.degradation.jpeg import jpeg
-from andfast.degradation.kernels import cut, gaussian, plateau, sinc, squared_distance
 from andfast.degradation.noise import add_gaussian, add_poisson, grey_or_colour
-from andfast.degradation.resize import MODES, check_scale, resize
 
 _SIZE = 21  # of all kernels, around which narrower ones have zeros (`blur_kernel_size`)
 _WIDTHS = (7, 21)  # odd numbers in this range (`kernel_range`)
@@ -95,19 +93,19 @@ class RealESRGANSettings:
 def real_esrgan(
     hr: Tensor, scale: int, generator: torch.Generator | None = None, settings: RealESRGANSettings | None = None
 ) -> Tensor:
-    """LR images as Real-ESRGAN makes them, from HR images that are not sharpened first (its `gt_usm`).
+    """Degrade like Real-ESRGAN, without sharpening the HR images first (its `gt_usm`).
 
-    As there, whether and how sizes change, the kind of noise, whether there is a second blur and the order at the end
-    are drawn once for the batch; everything else for each image. There is no pool of earlier batches to mix them.
+    As there, the sizes, the kind of noise, the second blur and the order at the end are drawn once for the batch,
+    everything else for each image. There is no pool of earlier batches.
 
     Args:
         hr: (B, 3, H, W) in [0, 1], H and W multiples of `scale`.
         scale: 2, 3 or 4.
-        generator: a generator of hr's device; None for torch's own.
+        generator: on hr's device; None for torch's own.
         settings: None for the published ones.
 
     Returns:
-        (B, 3, H / scale, W / scale) float32 in [0, 1], multiples of 1/255, without a graph.
+        (B, 3, H / scale, W / scale) float32 in [0, 1], multiples of 1/255, without gradients.
 
     Raises:
         ValueError: H or W is not a multiple of `scale`.
@@ -146,7 +144,7 @@ def _blurred(images: Tensor, settings: OrderSettings, cutoffs: tuple[float, floa
 
 
 def _blur_kernels(settings: OrderSettings, cutoffs: tuple[float, float], draws: Draws) -> Tensor:
-    """A kernel for each image, (B, 21, 21). All families are computed for all, which is nothing beside the images."""
+    """A kernel for each image, (B, 21, 21). Each computes all families, at a negligible cost."""
     widths = _widths(draws)
     family = draws.uniform(0, 1)
     bounds, total = [], 0.0

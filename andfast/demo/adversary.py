@@ -74,7 +74,7 @@ class Choice:
             seed=self.seed,
             device=offered.upscaler.device.type,
             attack=AttackConfig(
-                steps=self.steps, lr_psnr=(self.lr_psnr, self.lr_psnr), scale_factors=self.scale_factors()
+                steps=self.steps, psnr_range=(self.lr_psnr, self.lr_psnr), scale_factors=self.scale_factors()
             ),
             degradation=DegradationConfig(num_networks=1),
             train=TrainConfig(batch_size=1, patch_size=16 * offered.scale),
@@ -95,7 +95,7 @@ class Choice:
             "seed": self.seed,
             "device": offered.upscaler.device.type,
             "attack.steps": self.steps,
-            "attack.lr_psnr": f"[{self.lr_psnr:g}, {self.lr_psnr:g}]",
+            "attack.psnr_range": f"[{self.lr_psnr:g}, {self.lr_psnr:g}]",
             "attack.dtype": str(offered.view.dtype).removeprefix("torch."),
             **changed,
         }

@@ -1,9 +1,9 @@
-"""GAN losses: Eq. 3, and what it is taken for.
+"""GAN losses: Eq. 3, and how it is read here.
 
 With the logits f of restored and r of real images and D = sigmoid(logit), Eq. 3 is L_GAN = log D(r) - log D(f), and
-Eq. 1 reads min over G of max over D and F of it. So G is to lower -log D(f), which makes D take its images for real; F
-is to raise that same term, which makes G's images "easier for the discriminator to distinguish" (Sec 3.4); and log D(r)
-concerns D alone.
+Eq. 1 reads min over G of max over D and F of it. So G lowers -log D(f), which makes D take its images for real; F
+raises that same term, which makes G's images "easier for the discriminator to distinguish" (Sec 3.4); and log D(r)
+depends on D alone.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.losses.per_image import per_image, widened
-from andfast.losses.targets import Targets
+from andfast.losses.common import Targets, at_least_float32, per_image
 
 
 class GANLoss(ABC):
-    """What the logits of restored and of real images are worth, to G (and F) and to D.
+    """The losses of G (and F) and of D, from the logits of restored and of real images.
 
-    Logits are (B, ...): one an image, or a map. A map's losses are averaged over its places, so that an image counts
-    the same with any discriminator.
+    Logits are (B, ...): one an image, or a map. A map's losses are averaged over its pixels, so that an image has
+    the same weight with any discriminator.
     """
 
     needs_real: ClassVar[bool] = False
-    """Whether G's term looks at the logits of real images."""
+    """Whether G's term uses the logits of real images."""
 
     couples_images: ClassVar[bool] = False
     """Whether an image's loss depends on the logits of other images in the batch."""
@@ -39,12 +38,12 @@ class GANLoss(ABC):
 
         Args:
             restored: logits of restored images, (B, ...).
-            real: logits of HR images, (B, ...), constants; looked at only with `needs_real`.
+            real: logits of HR images, (B, ...), constants; used only with `needs_real`.
         """
 
     @abstractmethod
     def discriminator(self, restored: Tensor, real: Tensor) -> Tensor:
-        """What D lowers, for each pair of images, (B,).
+        """D's loss, for each pair of images, (B,).
 
         Args:
             restored, real: logits of restored and of HR images, (B, ...).
@@ -67,8 +66,8 @@ class Vanilla(GANLoss):
 class Eq3(Vanilla):
     """Eq. 3 to the letter for D as well: -L_GAN = -log D(r) + log D(f).
 
-    Here to be studied. It has no lower bound: D can lower it for ever where it is right about restored images, as
-    logits fall, and learns next to nothing from those that it takes for real.
+    Here for study. It has no lower bound: D can lower it for ever by lowering the logits of restored images that it
+    recognises, and learns next to nothing from those that it takes for real.
     """
 
     def discriminator(self, restored: Tensor, real: Tensor) -> Tensor:
@@ -79,7 +78,7 @@ class Relativistic(GANLoss):
     """ESRGAN's relativistic average (Jolicoeur-Martineau 2018, arXiv:1807.00734): is r more real than f is on average?
 
     D: -log sigmoid(r - mean f) - log(1 - sigmoid(f - mean r)), G: the same with f and r exchanged. Means are over all
-    images given and all places. ESRGAN's published code halves both.
+    images and all pixels. ESRGAN's published code halves both.
     """
 
     needs_real = True
@@ -114,48 +113,48 @@ GAN_LOSSES: dict[str, type[GANLoss]] = {
 
 
 class AdversarialLoss:
-    """L_GAN as far as G and F move it, for each image.
+    """The part of L_GAN that depends on G and F, for each image.
 
     Args:
         discriminator: (B, 3, H, W) -> logits (B, ...). For G and the adversary a `FrozenView`: batch norms then use
-            their running statistics, so that images stand alone, and no pass changes D.
-        gan: what its logits are worth.
+            their running statistics, so that images are independent, and no pass changes D.
+        gan: the loss of its logits.
     """
 
     def __init__(self, discriminator: Callable[[Tensor], Tensor], gan: GANLoss) -> None:
         self._discriminator, self.gan = discriminator, gan
-        self.targets = Targets(lambda hr: [widened(discriminator(hr))] if gan.needs_real else [])
+        self.targets = Targets(lambda hr: [at_least_float32(discriminator(hr))] if gan.needs_real else [])
 
     def __call__(self, restored: Tensor, hr: Tensor) -> Tensor:
         """(restored (B,3,H,W), hr (B,3,H,W) in [0, 1]) -> (B,) in float32 or wider; no gradient flows to `hr`."""
-        return self.gan.generator(widened(self._discriminator(restored)), *self.targets(hr))
+        return self.gan.generator(at_least_float32(self._discriminator(restored)), *self.targets(hr))
 
 
 def discriminator_logits(
     discriminator: Callable[[Tensor], Tensor], restored: Tensor, hr: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What D says of restored and of real images in its own update (sub-step 4).
+    """The logits of restored and of real images in D's own update (sub-step 4).
 
-    They go through D as one batch. Where it has batch norms, their statistics are then those of both kinds, which is
-    what the running statistics mean that G and the adversary see D with.
+    They go through D as one batch. The statistics of its batch norms are then those of both kinds, like
+    the running statistics with which G and the adversary use D.
 
     Args:
         discriminator: (2B, 3, H, W) -> logits (2B, ...), in training mode.
-        restored: (B, 3, H, W); no gradient flows there.
+        restored: (B, 3, H, W); no gradient flows to it.
         hr: (B, 3, H, W) in [0, 1].
 
     Returns:
         Logits of both, (B, ...) each, in float32 or wider.
     """
-    of_restored, of_hr = widened(discriminator(torch.cat([restored.detach(), hr]))).chunk(2)
+    of_restored, of_hr = at_least_float32(discriminator(torch.cat([restored.detach(), hr]))).chunk(2)
     return of_restored, of_hr
 
 
 def discriminator_loss(discriminator: Callable[[Tensor], Tensor], restored: Tensor, hr: Tensor, gan: GANLoss) -> Tensor:
-    """What D minimises for each pair of images, (B,).
+    """D's loss for each pair of images, (B,).
 
     Args:
         discriminator, restored, hr: as for `discriminator_logits`.
-        gan: what the logits are worth.
+        gan: the loss of the logits.
     """
     return gan.discriminator(*discriminator_logits(discriminator, restored, hr))

@@ -1,4 +1,4 @@
-"""The generator's loss: L1, and with ANDGAN what features and a discriminator say (Eq. 1 and 2)."""
+"""The generator's loss: L1, and for ANDGAN a perceptual and an adversarial term (Eq. 1 and 2)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from andfast.losses.adversarial import AdversarialLoss
-from andfast.losses.per_image import per_image
+from andfast.losses.common import per_image
 from andfast.losses.perceptual import PerceptualLoss
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -30,18 +30,18 @@ def l1_loss(restored: Tensor, hr: Tensor) -> Tensor:
 class GeneratorLoss:
     """L1 + perceptual_weight * perceptual + gan_weight * adversarial, for each image: L_cont + lambda L_GAN (Eq. 1).
 
-    It is one loss for both: G minimises it, and the degradation network F, the adversary, maximises it. Eq. 1 has min
-    over G and max over F before L_GAN as before L_cont. It writes a maximum for each; as in Fig. 2 there is one search
-    here, for the sum. What is not there, or has weight 0, is not computed: without both this is `l1_loss`.
+    G minimises it, and the degradation network F, the adversary, maximises it: Eq. 1 has min over G and max over F
+    before both L_GAN and L_cont. Eq. 1 writes a maximum for each; as in Fig. 2 there is one search here, for the sum.
+    A missing term, or one of weight 0, is not computed: without both this is `l1_loss`.
 
     Args:
-        perceptual: the second term of L_cont; None: without.
-        adversarial: L_GAN as far as G and F move it; None: without.
+        perceptual: the second term of L_cont; None: without it.
+        adversarial: the part of L_GAN that depends on G and F; None: without it.
         perceptual_weight: not negative; the paper's is 1.
         gan_weight: lambda, not negative; the paper's is 0.1.
 
     Raises:
-        ValueError: a weight is negative or no number.
+        ValueError: a weight is negative or NaN.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class GeneratorLoss:
         return self.total(self.terms(restored, hr))
 
     def terms(self, restored: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """The terms without their weights, each (B,): "l1", and "perceptual" and "gan" where they are there.
+        """The terms without their weights, each (B,): "l1", and "perceptual" and "gan" if they are used.
 
         Args:
             restored, hr: (B, 3, H, W); hr in [0, 1].
@@ -70,7 +70,7 @@ class GeneratorLoss:
         return {"l1": l1_loss(restored, hr), **{name: term(restored, hr) for name, (_, term) in self._more.items()}}
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of what `terms` gave, (B,)."""
+        """The weighted sum of the result of `terms`, (B,)."""
         loss = terms["l1"]
         for name, (weight, _) in self._more.items():
             loss = loss + weight * terms[name]
@@ -78,10 +78,10 @@ class GeneratorLoss:
 
     @contextmanager
     def step(self, hr: Tensor) -> Iterator[None]:
-        """Around a step's attack and generator update: what the terms compute of HR images alone is computed once.
+        """Compute what depends on HR images alone once for the block, a step's attack and generator update.
 
-        It then serves for `hr` and for any range of its rows; other images are none the worse. The discriminator must
-        not change in between.
+        It is used for `hr` and any range of its rows; for other images it is computed as usual. The discriminator must
+        not change in the block.
 
         Args:
             hr: (B, 3, H, W) in [0, 1], the step's batch.
@@ -96,10 +96,9 @@ class GeneratorLoss:
 
 
 def generator_objective(generator: Callable[[Tensor], Tensor], loss: ImageLoss) -> Objective:
-    """What G minimises and the adversary maximises: the loss of the images that G restores.
+    """The objective that G minimises and the adversary maximises: the loss of the images that G restores.
 
-    The attack's objective looks through a frozen view of G, the update's through G itself; both share the loss, and
-    with it what it remembers.
+    The attack's objective uses a frozen copy of G, the update's G itself; both share the loss and its targets.
 
     Args:
         generator: (B, 3, h, w) -> (B, 3, H, W).
@@ -113,10 +112,10 @@ def generator_objective(generator: Callable[[Tensor], Tensor], loss: ImageLoss) 
 
 
 def l1_objective(generator: Callable[[Tensor], Tensor]) -> Objective:
-    """ANDNet's objective: `l1_loss` alone, of what `generator` restores, (B, 3, h, w) -> (B, 3, H, W)."""
+    """ANDNet's objective: `l1_loss` of the images that `generator`, (B, 3, h, w) -> (B, 3, H, W), restores."""
     return generator_objective(generator, l1_loss)
 
 
 def no_objective(lr: Tensor, hr: Tensor) -> Tensor:
-    """The objective of those who look at none: 0 for each image of `lr`, (B,); `hr` is not looked at."""
+    """The objective of attacks that need none: 0 for each image of `lr`, (B,); `hr` is not used."""
     return lr.new_zeros(len(lr))

@@ -1,13 +1,13 @@
-"""The layout of theta: all adversarial parameters of one degradation network in one row of a matrix.
+"""The layout of theta: all adversarial parameters of one degradation network in one row of a matrix (Sec 3.2).
 
-Everything about the attack is then row arithmetic on (N, P) matrices, and a scale factor a group of parameters is
-one vector of length P (the paper's Sec 4.3).
+The attack is then row arithmetic on (N, P) matrices, and the scale factors of Sec 4.3 are one vector of length P.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 NoiseKind = Literal["map", "gaussian"]
+GroupName = Literal["conv", "noise", "slope"]
 
 
 @dataclass(frozen=True)
 class ScaleFactors:
-    """How strongly each group of parameters is held back: ||s * delta||_2 is the norm of the paper's Sec 4.3.
+    """The weights s of the norm ||s * delta||_2 by group of parameters (Sec 4.3).
 
     Every factor is positive; a larger one means a stronger suppression, `math.inf` forbids the group. The term of
     the convolutions splits by the moments of each 3x3 kernel's deviation, which are orthogonal, so that the norm
     stays a weighted sum of squares. The paper's factors are 1 for all of a convolution, 10 for noise, 50 for slopes;
-    here the moments that no restoration could undo are forbidden, and noise at 1 takes its share beside what then is
-    left of the convolutions.
+    here the moments that no restoration could undo are forbidden, and noise has 1, in proportion to the remaining
+    convolution moments.
 
     Attributes:
         conv_dc: the mean over the nine taps: brightness and colour.
@@ -66,7 +67,7 @@ def moment_basis() -> Tensor:
 class Segment:
     """A contiguous run of columns of theta: the parameters of one kind in one layer."""
 
-    group: Literal["conv", "noise", "slope"]
+    group: GroupName
     layer: int
     start: int
     shape: tuple[int, ...]
@@ -80,64 +81,80 @@ class Segment:
         return matrix[:, self.start : self.stop].unflatten(1, self.shape)
 
 
+def _segments(group: GroupName, start: int, shapes: list[tuple[int, ...]]) -> list[Segment]:
+    """Consecutive segments of these shapes, from column `start`, a layer each."""
+    segments = []
+    for layer, shape in enumerate(shapes):
+        segments.append(Segment(group, layer, start, shape))
+        start = segments[-1].stop
+    return segments
+
+
+@dataclass(frozen=True)
 class ThetaLayout:
-    """Which columns of theta hold what: convolutions, then noise, then slopes, each in the order of the layers.
+    """The columns of theta: convolutions, then noise, then slopes, each in the order of the layers.
+
+    Frozen and hashable, so that what depends on the layout alone can be cached by it.
 
     A convolution's segment has shape (out, in, 9). In `theta` and `theta_id` the nine are the kernel's taps in
     row-major order; in `delta` they are its coordinates in `moment_basis()`, where the groups of `ScaleFactors`
-    are coordinates, so that one vector s scales them. `to_taps` goes from the one to the other; it is a rotation,
-    so norms are the same in both.
+    are coordinates, so that one vector s scales them. `to_taps` converts `delta` to taps; it is a rotation, so norms
+    are the same in both.
 
-    Args:
+    Attributes:
         image_size: (H, W) of the HR image; noise maps before the pooling have this size, those after it
             (H/scale, W/scale).
-        scale, channels, blocks, image_channels: as in `DegradationNetwork`; kept as attributes.
-        noise: "map", a value a pixel, or "gaussian", a strength a channel.
+        scale, channels, blocks, image_channels: as in `DegradationNetwork`.
+        noise_kind: "map", a value a pixel, or "gaussian", a strength a channel.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        scale: int,
-        channels: int = 64,
-        blocks: int = 5,
-        noise: NoiseKind = "map",
-        image_channels: int = 3,
-    ) -> None:
-        self.image_size = image_size
-        self.scale = scale
-        self.channels = channels
-        self.blocks = blocks
-        self.noise_kind = noise
-        height, width = image_size
-        widths = [image_channels] + [channels] * (2 * blocks) + [image_channels]
-        conv_shapes = [(out, into, 9) for into, out in pairwise(widths)]
-        noise_shapes: list[tuple[int, ...]] = [(channels, 1, 1)] * (2 * blocks)
-        if noise == "map":
-            noise_shapes = [(1, height, width)] * blocks + [(1, height // scale, width // scale)] * blocks
-        self.size = 0
-        self.conv = [self._append("conv", layer, shape) for layer, shape in enumerate(conv_shapes)]
-        self.noise = [self._append("noise", layer, shape) for layer, shape in enumerate(noise_shapes)]
-        self.slope = [self._append("slope", layer, (1, 1, 1)) for layer in range(2 * blocks)]
+    image_size: tuple[int, int]
+    scale: int
+    channels: int = 64
+    blocks: int = 5
+    noise_kind: NoiseKind = "map"
+    image_channels: int = 3
 
-    def _append(self, group: Literal["conv", "noise", "slope"], layer: int, shape: tuple[int, ...]) -> Segment:
-        segment = Segment(group, layer, self.size, shape)
-        self.size = segment.stop
-        return segment
+    @cached_property
+    def conv(self) -> list[Segment]:
+        """The convolutions."""
+        widths = [self.image_channels] + [self.channels] * (2 * self.blocks) + [self.image_channels]
+        return _segments("conv", 0, [(out, into, 9) for into, out in pairwise(widths)])
+
+    @cached_property
+    def noise(self) -> list[Segment]:
+        """The noise injections."""
+        height, width = self.image_size
+        shapes: list[tuple[int, ...]] = [(self.channels, 1, 1)] * (2 * self.blocks)
+        if self.noise_kind == "map":
+            low = (1, height // self.scale, width // self.scale)
+            shapes = [(1, height, width)] * self.blocks + [low] * self.blocks
+        return _segments("noise", self.conv[-1].stop, shapes)
+
+    @cached_property
+    def slope(self) -> list[Segment]:
+        """The slopes of the LeakyReLUs."""
+        return _segments("slope", self.noise[-1].stop, [(1, 1, 1)] * (2 * self.blocks))
+
+    @property
+    def size(self) -> int:
+        """P, the number of columns."""
+        return self.slope[-1].stop
 
     @property
     def segments(self) -> list[Segment]:
+        """All segments, in the order of the columns."""
         return [*self.conv, *self.noise, *self.slope]
 
     @property
     def groups(self) -> dict[str, slice]:
-        """The columns of all parameters of a kind, which lie side by side: "conv", "noise", "slope", in this order."""
+        """The columns of each group: "conv", "noise", "slope", in this order."""
         return {run[0].group: slice(run[0].start, run[-1].stop) for run in (self.conv, self.noise, self.slope)}
 
     def split(self, row: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """One network's row (P,) as views: its convolutions, noise and slopes, each in the order of the layers.
+        """Split one network's row (P,) into views: convolutions, noise and slopes, each in the order of the layers.
 
-        All at once, because the gradient of a split is one concatenation, where that of a single segment's view is
+        One split of all segments, because its gradient is one concatenation; the gradient of each single view would be
         a row of zeros.
         """
         parts = row.split([math.prod(segment.shape) for segment in self.segments])
@@ -146,11 +163,11 @@ class ThetaLayout:
         return views[: layers + 1], views[layers + 1 : -layers], views[-layers:]
 
     def to_taps(self, delta: Tensor) -> Tensor:
-        """`delta` (N, P) with its convolution columns turned from moments into taps."""
+        """Convert the convolution columns of `delta` (N, P) from moments to taps."""
         return self._rotate(delta, moment_basis())
 
     def to_moments(self, deviation: Tensor) -> Tensor:
-        """The inverse of `to_taps`: theta - theta_id (N, P) with its convolution columns turned into moments."""
+        """Convert the convolution columns of theta - theta_id (N, P) from taps to moments: the inverse of `to_taps`."""
         return self._rotate(deviation, moment_basis().T)
 
     def _rotate(self, matrix: Tensor, basis: Tensor) -> Tensor:

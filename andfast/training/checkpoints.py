@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from andfast.training.checksum import SealError, check_seal, seal
-from andfast.training.config import Config
+from andfast.training.config import RENAMED, Config
 from andfast.utils.files import sync_folder, write_torch, written_whole
 
 STATE_FILE = "state.pt"
@@ -78,7 +78,7 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     state = _migrated(path, _read(path))
-    then, now = flat(state["config"]), flat(settings)
+    then, now = renamed(flat(state["config"])), flat(settings)
     then = flat(Config().to_dict()) | then
     changed = [key for key in different(then, now) if key not in _FREE]
     if changed:
@@ -169,6 +169,11 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, dict) and prefix + key not in _WHOLE
         found |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return found
+
+
+def renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `flat`, written before some were renamed, by the names of today."""
+    return {RENAMED.get(key, key): value for key, value in settings.items()}
 
 
 def different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

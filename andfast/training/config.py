@@ -8,7 +8,20 @@ from typing import Any, Literal
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from andfast.attack import BSRGAN, PGD, YOPO, Attack, Bicubic, Free, Lens, Noise, Random, RealESRGAN, Style, Subset
+from andfast.attack import (
+    BSRGAN,
+    PGD,
+    YOPO,
+    AdversarialNoise,
+    Attack,
+    Bicubic,
+    FreeAT,
+    Lens,
+    RandomDeviation,
+    RealESRGAN,
+    StyleShift,
+    SubsetPGD,
+)
 from andfast.degradation.network import DegradationNetwork
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
@@ -16,6 +29,9 @@ from andfast.training.micro_batches import MicroBatchedNetwork, check_micro_batc
 from andfast.utils.devices import choose_precision
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+#: Settings that have another name now: a run's state may know them by the old one, a file or an option may not.
+RENAMED = {"attack.keep": "attack.return_iterate", "attack.lr_psnr": "attack.psnr_range"}
 
 
 @dataclass
@@ -150,19 +166,19 @@ class AttackConfig:
         steps: gradient steps (pgd, subset, style, noise), the paper takes 5; passes through G (yopo).
         inner_steps: steps in theta for each pass through G (yopo).
         replays: updates of G for each minibatch (free).
-        share: of the batch's images that the adversary looks at, in (0, 1] (subset).
-        keep: worst returns the worst of all iterates, last the last one, which saves a pass through G (pgd, yopo,
-            subset, style).
+        share: of the batch's images that the search uses, in (0, 1] (subset).
+        return_iterate: worst returns the worst of all iterates, last the last one, which saves a pass through G (pgd,
+            yopo, subset, style).
         random_start: the share of the budget in dB that a random deviation takes before the search begins, in [0, 1)
             (pgd, yopo, subset).
         step_size: length of a step in the scaled norm (pgd, yopo, subset, free, style).
-        step_ratio: length of a step relative to epsilon; where given, it takes the place of step_size.
+        step_ratio: length of a step relative to epsilon; if given, it replaces step_size.
         epsilon: radius of the ball in the scaled norm (pgd, yopo, subset, free, style, random).
         scale_factors: the scaled norm's factors by group of parameters (likewise).
-        lr_psnr: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
+        psnr_range: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
             the clean one is drawn (likewise, but for style, and noise).
-        lens: what the degradation networks see HR images through, each its own (pgd, yopo, subset, free, style,
-            random); none: HR images as they are, as in the paper.
+        lens: between the HR images and the degradation networks, drawn for each network (pgd, yopo, subset, free,
+            style, random); none: no lens, as in the paper.
         dtype: the type G computes in within the attack; auto: train.precision's.
         mix: images of each batch that another degradation makes.
     """
@@ -172,15 +188,15 @@ class AttackConfig:
     ] = "pgd"
     steps: PositiveInt = 3
     inner_steps: PositiveInt = YOPO.inner_steps
-    replays: PositiveInt = Free.replays
-    share: PositiveFloat = Subset.share
-    keep: Literal["worst", "last"] = PGD.keep
+    replays: PositiveInt = FreeAT.replays
+    share: PositiveFloat = SubsetPGD.share
+    return_iterate: Literal["worst", "last"] = PGD.return_iterate
     random_start: NonNegativeFloat = PGD.random_start
     step_size: PositiveFloat = PGD.step_size
     step_ratio: PositiveFloat | None = None
     epsilon: PositiveFloat = PGD.epsilon
     scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
-    lr_psnr: tuple[PositiveFloat, PositiveFloat] | None = PGD.lr_psnr
+    psnr_range: tuple[PositiveFloat, PositiveFloat] | None = PGD.psnr_range
     lens: Lens | None = None
     dtype: Precision = "auto"
     mix: MixConfig = field(default_factory=MixConfig)
@@ -196,8 +212,8 @@ class AttackConfig:
         Raises:
             ValueError: values that do not go together; the message names the keys.
         """
-        if self.method == "noise" and self.lr_psnr is None:
-            raise ValueError("attack.lr_psnr is null; attack.method noise needs a range in dB")
+        if self.method == "noise" and self.psnr_range is None:
+            raise ValueError("attack.psnr_range is null; attack.method noise needs a range in dB")
         kind = _ATTACKS[self.method]
         try:
             return kind(**{setting.name: getattr(self, setting.name) for setting in fields(kind)})
@@ -209,11 +225,11 @@ class AttackConfig:
 _ATTACKS: dict[str, type[Attack]] = {
     "pgd": PGD,
     "yopo": YOPO,
-    "subset": Subset,
-    "free": Free,
-    "random": Random,
-    "noise": Noise,
-    "style": Style,
+    "subset": SubsetPGD,
+    "free": FreeAT,
+    "random": RandomDeviation,
+    "noise": AdversarialNoise,
+    "style": StyleShift,
     "none": Bicubic,
     "bsrgan": BSRGAN,
     "real_esrgan": RealESRGAN,

@@ -95,7 +95,7 @@ def degrade(
     made = {CLEAN: network.clean(hr) if identity else attack.clean(network, hr)}
     seen = hr
     if by_network:
-        seen = attack.see(hr, networks, _random(config, number, hr.device))
+        seen = attack.preprocess(hr, networks, _random(config, number, hr.device))
         if attack.lens is not None:
             made[LENS] = network.clean(seen)
     if identity:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from andfast.losses import discriminator_logits
-from andfast.losses.per_image import per_image
+from andfast.losses.common import per_image
 from andfast.models.frozen import FrozenView, View
 from andfast.training.config import Config
 from andfast.training.distributed import World, averaged_at_last

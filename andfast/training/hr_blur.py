@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from andfast.degradation.filters import gaussian_blur
+from andfast.degradation.blur_kernels import gaussian_blur
 from andfast.training.randomness import step_generator
 
 # The stream of each step's random numbers; the adversary and `Mixer` have others.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from andfast.attack import Free, Random, Simulated
+from andfast.attack import FreeAT, RandomDeviation, Simulated
 from andfast.attack.base import NetworkAttack
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import GeneratorLoss, Objective, discriminator_loss, generator_objective, l1_loss, no_objective
@@ -70,17 +70,18 @@ def _discriminator_bytes(trainer: Trainer) -> int:
 def _attack_peak(trainer: Trainer, images: int, networks: int, size: int, of_sheet: bool = False) -> tuple[int, int]:
     """The adversary's step on so many images of size x size, and a network's row of theta: bytes."""
     config = trainer.config
-    climbs = not isinstance(trainer.attack, (Random, Simulated))
+    climbs = not isinstance(trainer.attack, (RandomDeviation, Simulated))
     with FakeTensorMode(), LiveBytes() as memory, torch.set_grad_enabled(climbs):
         # A replay is an update, too; its weights' gradients are counted elsewhere.
-        view = View(trainer.generator, trainer.precision) if isinstance(trainer.attack, Free) else trainer.frozen
+        view = View(trainer.generator, trainer.precision) if isinstance(trainer.attack, FreeAT) else trainer.frozen
         loss = l1_loss if of_sheet else _fake_loss(trainer, memory)
         objective = trainer.by_images(generator_objective(View(_fake(view.module, memory), view.dtype), loss))
         hr = _batch(images, size, trainer.device)
         row = 0
         with nullcontext() if of_sheet else trainer.targets_of(loss, hr):
             if isinstance(trainer.attack, NetworkAttack):
-                row = _search(trainer.degradation(networks), hr, objective, climbs)
+                bank = config.degradation.build(config.scale, networks, trainer.device, config.train.micro_batch)
+                row = _search(bank, hr, objective, climbs)
             else:
                 image = hr.new_empty(images, 3, size // config.scale, size // config.scale).requires_grad_()
                 losses = objective(image, hr)

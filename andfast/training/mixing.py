@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from andfast.attack import BSRGAN, Bicubic, RealESRGAN
-from andfast.attack.simulated import Simulated
+from andfast.attack import BSRGAN, Bicubic, RealESRGAN, Simulated
 from andfast.data.pair_patches import PairPatches
 from andfast.data.pairs import find_pairs
 from andfast.ops.blur_pool import blur_pool

@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader
 from jsonargparse.typing import Path_fr
 
-from andfast.training.config import Config
+from andfast.training.config import RENAMED, Config
 from andfast.utils.yaml_files import dump_yaml, load_yaml, parse, read_text
 
 __all__ = ["Parser", "dump_yaml", "join_lists", "make_parser", "parse_config"]
@@ -110,6 +110,7 @@ class Parser(ArgumentParser):
             known = [action.dest for action in self._actions if action.dest.rpartition(".")[0] == parent]
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
+            hint = f"it is called {RENAMED[key]} now; " if RENAMED.get(key) in known else hint
             message = f"{message}\n  {key} is no setting; {hint}allowed are {', '.join(known)}"
         super().error(message, ex)
 

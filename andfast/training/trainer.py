@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from andfast.attack import AttackResult, Free, Simulated
+from andfast.attack import AttackResult, FreeAT, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import GeneratorLoss, Objective, generator_objective, l1_objective
@@ -83,6 +83,7 @@ class Trainer:
         # False while an update is only half done.
         self.intact = True
         self.attack = config.attack.build()
+        self._bank = config.degradation.build(config.scale, config.networks, self.device, config.train.micro_batch)
         self.mixer = Mixer(config, self.device, self.world)
         self.view = View(self.generator, self.precision)
         self.frozen = FrozenView(self.generator, self.attack_precision)
@@ -113,9 +114,9 @@ class Trainer:
             self.discrimination.connect()
 
     def degradation(self, num_networks: int) -> DegradationNetwork:
-        """A bank of degradation networks as configured, without parameters yet."""
-        config = self.config
-        return config.degradation.build(config.scale, num_networks, self.device, config.train.micro_batch)
+        """The run's bank of degradation networks, without parameters, to be reset for `num_networks`."""
+        self._bank.clear(num_networks)
+        return self._bank
 
     def train_step(self, patches: Tensor) -> PendingStep:
         """One update of the generator on uint8 patches (B, 3, H, W), without waiting for the device."""
@@ -124,7 +125,7 @@ class Trainer:
             config, world, mixed = self.config, self.world, self.config.mixed
             places = own_places(len(hr), mixed, world.rank, world.size)
             hr = soften_patches(hr, config.data.soften, config.seed, self.step, places, world.size * len(hr))
-        replays = isinstance(self.attack, Free) and self.step >= self.config.train.warmup
+        replays = isinstance(self.attack, FreeAT) and self.step >= self.config.train.warmup
         norm, found = self._replayed(hr) if replays else self._updated(hr)
         found = of_all(found, self.world)
         bad = self.guard.in_row

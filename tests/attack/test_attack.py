@@ -24,18 +24,19 @@ from adversaries import (
 from PIL import Image
 from torch import Tensor, nn
 
+import andfast
 from andfast.attack import (
     BSRGAN,
     PGD,
     YOPO,
+    AdversarialNoise,
     Attack,
     AttackResult,
     Bicubic,
-    Free,
-    Noise,
-    Random,
+    FreeAT,
+    RandomDeviation,
     RealESRGAN,
-    Style,
+    StyleShift,
 )
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective, l1_objective
@@ -81,7 +82,7 @@ def test_finds_something_worse_on_every_network(num_networks, noise, dtype):
     hr, generator = photographs(), Upsampler(2)
     for seed in range(2):
         network = make(num_networks, seed, noise=noise, blocks=5, dtype=dtype)
-        result = PGD(lr_psnr=(24.0, 36.0))(network, hr, l1_objective(generator), seeded(seed))
+        result = PGD(psnr_range=(24.0, 36.0))(network, hr, l1_objective(generator), seeded(seed))
         assert result.losses.shape == (6, num_networks)
         assert result.lr.shape == (IMAGES, 3, 12, 16)
         check_consistent(result, network, hr, generator)
@@ -108,7 +109,7 @@ def test_first_step_is_the_formula(num_networks, noise, factors):
     """delta = step_size * s^-2 g / ||s^-1 g||, with autograd's gradient in float64."""
     hr, objective = 0.2 + 0.6 * photographs(), squared_error(nn.Upsample(scale_factor=2, mode="bilinear"))
     network = make(num_networks, noise=noise)
-    attack = PGD(steps=1, step_size=0.01, epsilon=math.inf, scale_factors=factors, lr_psnr=None)
+    attack = PGD(steps=1, step_size=0.01, epsilon=math.inf, scale_factors=factors, psnr_range=None)
     result = attack(network, hr, objective)
     scale = scale_in_numpy(network, factors)
     (_, expected), losses = ascend(network, hr, objective, attack, scale)
@@ -127,7 +128,7 @@ def test_all_steps_are_the_formula_s(num_networks, noise):
     """With a ball that binds from the second step on."""
     hr, objective = 0.2 + 0.6 * photographs(), squared_error(nn.Upsample(scale_factor=2, mode="bilinear"))
     network = make(num_networks, noise=noise)
-    attack = PGD(steps=4, step_size=0.1, epsilon=0.15, lr_psnr=None)
+    attack = PGD(steps=4, step_size=0.1, epsilon=0.15, psnr_range=None)
     result = attack(network, hr, objective)
     scale = scale_in_numpy(network, attack.scale_factors)
     iterates, losses = ascend(network, hr, objective, attack, scale)
@@ -139,7 +140,9 @@ def test_all_steps_are_the_formula_s(num_networks, noise):
 
 
 @pytest.mark.parametrize("num_networks", [1, 2, IMAGES])
-@pytest.mark.parametrize("attack", [PGD(step_size=1.0, epsilon=0.05, lr_psnr=None), Random(epsilon=0.05, lr_psnr=None)])
+@pytest.mark.parametrize(
+    "attack", [PGD(step_size=1.0, epsilon=0.05, psnr_range=None), RandomDeviation(epsilon=0.05, psnr_range=None)]
+)
 @pytest.mark.parametrize("factors", [ScaleFactors(), ALL_FREE])
 def test_result_lies_in_the_ball(num_networks, attack, factors):
     hr, generator = photographs(), Upsampler(2)
@@ -152,7 +155,7 @@ def test_result_lies_in_the_ball(num_networks, attack, factors):
     check_consistent(result, network, hr, generator)
 
 
-@pytest.mark.parametrize("attack", [PGD(lr_psnr=(24.0, 30.0)), Random(lr_psnr=(24.0, 30.0))])
+@pytest.mark.parametrize("attack", [PGD(psnr_range=(24.0, 30.0)), RandomDeviation(psnr_range=(24.0, 30.0))])
 def test_infinite_factors_forbid(attack):
     network = make(2)
     layout = network.layout
@@ -178,22 +181,22 @@ def test_infinite_factors_forbid(attack):
 
 # Step sizes up to the absurd: the ball is infinite, so that the LR-PSNR budget alone holds the deviation.
 HARSH = [
-    PGD(steps=3, step_size=step_size, epsilon=math.inf, scale_factors=factors, lr_psnr=lr_psnr)
-    for step_size, factors, lr_psnr in [
+    PGD(steps=3, step_size=step_size, epsilon=math.inf, scale_factors=factors, psnr_range=psnr_range)
+    for step_size, factors, psnr_range in [
         (0.3, ScaleFactors(), (20.0, 40.0)),
         (5.0, ALL_FREE, (24.0, 36.0)),
         (100.0, ScaleFactors(), (30.0, 31.0)),
         (1e4, ALL_FREE, (15.0, 45.0)),
         (1e30, ScaleFactors(), (24.0, 40.0)),
     ]
-] + [PGD(), Random(), Random(epsilon=100.0, scale_factors=ALL_FREE), Random(epsilon=1e30)]
+] + [PGD(), RandomDeviation(), RandomDeviation(epsilon=100.0, scale_factors=ALL_FREE), RandomDeviation(epsilon=1e30)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_networks", [1, IMAGES])
 @pytest.mark.parametrize("attack", HARSH, ids=lambda attack: repr(attack).partition(", scale")[0])
 def test_no_image_moves_further_than_its_budget(attack, num_networks, dtype):
-    hr, low, high = photographs(), *attack.lr_psnr
+    hr, low, high = photographs(), *attack.psnr_range
     budgets = []
     for seed, noise in enumerate(NOISES * 2):
         network = make(num_networks, seed, noise=noise, dtype=dtype, blocks=1 + 2 * (seed // 2))
@@ -214,23 +217,23 @@ def test_the_budget_is_used_up(step_size, dtype):
     hr = photographs()
     for seed in range(3):
         network = make(IMAGES, seed, blocks=5, dtype=dtype)
-        attack = Random(epsilon=20 * step_size, lr_psnr=(24.0, 40.0))
+        attack = RandomDeviation(epsilon=20 * step_size, psnr_range=(24.0, 40.0))
         result = attack(network, hr, l1_objective(Upsampler(2)), seeded(seed))
         assert (result.lr_psnr <= result.budget_db + 1.0).all()
-        attack = PGD(step_size=step_size, epsilon=math.inf, lr_psnr=(24.0, 40.0))
+        attack = PGD(step_size=step_size, epsilon=math.inf, psnr_range=(24.0, 40.0))
         result = attack(network, hr, l1_objective(Upsampler(2)), seeded(seed))
         assert (result.lr_psnr <= result.budget_db + 1.5).all()  # the worst iterate need not be the furthest
 
 
 @pytest.mark.parametrize("epsilon", [1e2, 1e4, 1e6])
 def test_a_deviation_far_too_large_is_not_shrunk_to_nothing(epsilon):
-    result = Random(epsilon)(make(IMAGES, blocks=5), photographs(), l1_objective(Upsampler(2)), seeded())
+    result = RandomDeviation(epsilon)(make(IMAGES, blocks=5), photographs(), l1_objective(Upsampler(2)), seeded())
     assert (result.distance > 0).all()
     assert (result.lr_psnr >= result.budget_db).all()
     assert (result.lr_psnr < 100).all()
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=1), Random(), Noise(steps=1)])
+@pytest.mark.parametrize("attack", [PGD(steps=1), RandomDeviation(), AdversarialNoise(steps=1)])
 def test_budgets_are_drawn_from_the_range_and_the_margin_shifts_them(attack):
     def budgets(margin_db: float) -> Tensor:
         drawn = []
@@ -242,7 +245,7 @@ def test_budgets_are_drawn_from_the_range_and_the_margin_shifts_them(attack):
             drawn.append(result.budget_db)
         return torch.cat(drawn)
 
-    low, high = attack.lr_psnr
+    low, high = attack.psnr_range
     plain = budgets(0.0)
     assert ((plain >= low) & (plain <= high)).all()
     assert plain.unique().numel() == plain.numel()  # each network, or image, its own
@@ -250,7 +253,7 @@ def test_budgets_are_drawn_from_the_range_and_the_margin_shifts_them(attack):
 
 
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("attack", [PGD(lr_psnr=(28.0, 28.0)), PGD(step_size=0.05, epsilon=0.1, lr_psnr=None)])
+@pytest.mark.parametrize("attack", [PGD(psnr_range=(28.0, 28.0)), PGD(step_size=0.05, epsilon=0.1, psnr_range=None)])
 def test_a_bank_is_its_networks_one_by_one(attack, noise):
     """Eq. 1's maximum inside the expectation: images with networks of their own know nothing of each other."""
     hr, objective = photographs(), l1_objective(Upsampler(2))
@@ -276,10 +279,10 @@ def test_images_that_share_a_network_share_its_loss():
 ALL = [
     PGD(steps=2),
     YOPO(steps=1),
-    Free(replays=2),
-    Random(),
-    Noise(steps=2),
-    Style(steps=2),
+    FreeAT(replays=2),
+    RandomDeviation(),
+    AdversarialNoise(steps=2),
+    StyleShift(steps=2),
     Bicubic(),
     BSRGAN(),
     RealESRGAN(),
@@ -320,22 +323,22 @@ def test_networks_and_images_are_left_alone(attack):
 def test_returns_the_worst_of_all_iterates_of_each_network():
     """With losses that are prescribed, iterate by iterate, so that the worst is known."""
     table = torch.tensor([[1.0, 9.0, 1.0], [5.0, 2.0, 2.0], [3.0, 3.0, 3.0], [4.0, 4.0, 4.0]])
-    seen: list[Tensor] = []
+    images: list[Tensor] = []
 
     def objective(lr: Tensor, hr: Tensor) -> Tensor:
         mean = lr.mean(dim=(1, 2, 3))
-        loss = table[len(seen)] + (mean - mean.detach())
-        seen.append(lr.detach().clone())
+        loss = table[len(images)] + (mean - mean.detach())
+        images.append(lr.detach().clone())
         return loss
 
     network, hr = make(3), photographs(3)
-    result = PGD(steps=3, lr_psnr=(24.0, 30.0))(network, hr, objective, seeded())
+    result = PGD(steps=3, psnr_range=(24.0, 30.0))(network, hr, objective, seeded())
     assert torch.equal(result.losses, table)
     assert torch.equal(result.loss_before, table[0])
     assert torch.equal(result.loss_after, torch.tensor([5.0, 9.0, 4.0]))
     for row, worst in enumerate([1, 0, 3]):
-        assert torch.equal(result.lr[row], seen[worst][row])
-        assert not torch.equal(seen[1][row], seen[3][row])
+        assert torch.equal(result.lr[row], images[worst][row])
+        assert not torch.equal(images[1][row], images[3][row])
     assert torch.equal(network(hr, result.delta), result.lr)
     assert not result.delta[1].any()
     assert result.distance[1] == 0
@@ -347,7 +350,7 @@ def test_the_size_of_the_loss_does_not_matter(factors, dtype):
     """A step is normalised, so neither tiny nor huge losses, nor both at once, may be lost in half types."""
     hr, network = photographs(), make(2, dtype=dtype)
     plain, per_image = squared_error(Upsampler(2)), torch.tensor(factors).repeat_interleave(IMAGES // 2)
-    attack = PGD(steps=2, lr_psnr=(26.0, 26.0))
+    attack = PGD(steps=2, psnr_range=(26.0, 26.0))
     expected = attack(network, hr, plain)
     found = attack(network, hr, lambda lr, hr: per_image * plain(lr, hr))
     assert expected.delta.any(dim=1).all()
@@ -365,7 +368,7 @@ def test_a_flat_loss_gives_the_identity():
 
 def test_the_paper_s_numbers():
     paper = PGD.paper()
-    assert (paper.steps, paper.step_size, paper.epsilon, paper.lr_psnr) == (5, 6.0, 20.0, None)
+    assert (paper.steps, paper.step_size, paper.epsilon, paper.psnr_range) == (5, 6.0, 20.0, None)
     assert paper.scale_factors == ScaleFactors(conv_dc=1, conv_shift=1, conv=1, noise=10, slope=50)
     network = make(1, channels=64, blocks=5)
     result = paper(network, photographs(1), l1_objective(Upsampler(2)))
@@ -378,7 +381,9 @@ def test_the_paper_s_numbers():
 def test_random_is_uniform_on_the_sphere_and_comes_as_it_is():
     hr, generator = photographs(), Upsampler(2)
     network = make(IMAGES)
-    result = Random(epsilon=0.5, scale_factors=ALL_FREE, lr_psnr=None)(network, hr, l1_objective(generator), seeded())
+    result = RandomDeviation(epsilon=0.5, scale_factors=ALL_FREE, psnr_range=None)(
+        network, hr, l1_objective(generator), seeded()
+    )
     scale = scale_in_numpy(network, ALL_FREE)
     free = result.delta.double().numpy() * scale
     np.testing.assert_allclose(np.linalg.norm(free, axis=1), 0.5, rtol=1e-5)
@@ -394,7 +399,7 @@ def test_random_is_uniform_on_the_sphere_and_comes_as_it_is():
         calls.append(-float(len(calls)))
         return torch.full((len(lr),), calls[-1])
 
-    result = Random(epsilon=0.5)(network, hr, falling, seeded())
+    result = RandomDeviation(epsilon=0.5)(network, hr, falling, seeded())
     assert result.losses.shape == (2, IMAGES)
     assert (result.loss_before == 0).all()
     assert (result.loss_after == -1).all()
@@ -445,12 +450,12 @@ def test_noise_s_first_step_is_the_formula():
     radius = (clean[0].numel() * 10 ** (-budget / 10)) ** 0.5
     direction = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
 
-    result = Noise(steps=1, lr_psnr=(budget, budget))(network, hr, objective)
+    result = AdversarialNoise(steps=1, psnr_range=(budget, budget))(network, hr, objective)
     torch.testing.assert_close(result.lr.double(), (clean + radius * direction).detach(), rtol=0, atol=1e-5)
     np.testing.assert_allclose(result.distance.numpy(), radius, rtol=1e-5)
     np.testing.assert_allclose(result.lr_psnr.numpy(), budget, rtol=1e-4)
 
-    result = Noise(steps=4, lr_psnr=(budget, budget))(network, hr, objective)
+    result = AdversarialNoise(steps=4, psnr_range=(budget, budget))(network, hr, objective)
     expected = objective(clean + radius / 2 * direction, hr.double()).detach()
     torch.testing.assert_close(result.losses[1].double(), expected, rtol=1e-4, atol=0)
 
@@ -458,7 +463,7 @@ def test_noise_s_first_step_is_the_formula():
 @pytest.mark.parametrize("steps", [1, 5, 20])
 def test_noise_keeps_each_image_s_budget_and_finds_something_worse(steps):
     hr, generator = photographs(), Upsampler(2)
-    attack = Noise(steps=steps, lr_psnr=(20.0, 40.0))
+    attack = AdversarialNoise(steps=steps, psnr_range=(20.0, 40.0))
     for seed in range(3):
         result = attack(make(2), hr, l1_objective(generator), seeded(seed))  # N = 2 does not matter: no network
         clean = Bicubic()(make(2), hr, l1_objective(generator)).lr
@@ -487,12 +492,12 @@ def test_noise_keeps_each_image_s_budget_and_finds_something_worse(steps):
         (PGD, {"step_size": math.nan}, "step_size is nan"),
         (PGD, {"epsilon": 0.0}, "epsilon is 0.0"),
         (PGD, {"epsilon": math.nan}, "epsilon is nan"),
-        (Random, {"epsilon": -1.0}, "epsilon is -1.0"),
-        (Random, {"epsilon": math.inf}, "epsilon is inf"),
-        (Noise, {"steps": 0}, "steps is 0"),
+        (RandomDeviation, {"epsilon": -1.0}, "epsilon is -1.0"),
+        (RandomDeviation, {"epsilon": math.inf}, "epsilon is inf"),
+        (AdversarialNoise, {"steps": 0}, "steps is 0"),
         *[
-            (method, {"lr_psnr": wrong}, f"lr_psnr is {wrong}; it must be (low, high) in dB")
-            for method in (PGD, Random, Noise)
+            (method, {"psnr_range": wrong}, f"psnr_range is {wrong}; it must be (low, high) in dB")
+            for method in (PGD, RandomDeviation, AdversarialNoise)
             for wrong in ((30.0, 20.0), (0.0, 20.0), (20.0, math.inf), (math.nan, 20.0))
         ],
     ],
@@ -502,7 +507,7 @@ def test_wrong_settings_are_named(method: Callable[..., Attack], arguments, mess
         method(**arguments)
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=1), Random()])
+@pytest.mark.parametrize("attack", [PGD(steps=1), RandomDeviation()])
 def test_images_that_do_not_fit_the_network_are_named(attack):
     objective = l1_objective(Upsampler(2))
     with pytest.raises(ValueError, match="hr has shape"):
@@ -511,7 +516,25 @@ def test_images_that_do_not_fit_the_network_are_named(attack):
         attack(make(2), photographs(3), objective)
 
 
-@pytest.mark.parametrize("attack", [Noise(), Bicubic()])
+@pytest.mark.parametrize("attack", [AdversarialNoise(), Bicubic()])
 def test_images_of_odd_sizes_are_named(attack):
     with pytest.raises(ValueError, match="image is 23 x 32; both must be multiples of the scale, 2"):
         attack(make(), photographs()[:, :, 1:], l1_objective(Upsampler(2)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Noise", "AdversarialNoise"),
+        ("Random", "RandomDeviation"),
+        ("Style", "StyleShift"),
+        ("Free", "FreeAT"),
+        ("Subset", "SubsetPGD"),
+    ],
+)
+def test_an_older_name_is_refused_with_the_new_one(old: str, new: str):
+    with pytest.raises(AttributeError, match=f"no attribute '{old}'; it is andfast.{new} now"):
+        getattr(andfast, old)
+    assert issubclass(getattr(andfast, new), Attack)
+    with pytest.raises(AttributeError, match=r"no attribute 'PDG'$"):
+        _ = andfast.PDG

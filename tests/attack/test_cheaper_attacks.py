@@ -23,9 +23,9 @@ from adversaries import (
 )
 from torch import Tensor, nn
 
-from andfast.attack import PGD, YOPO, AttackResult, Free, Subset, ascent
-from andfast.attack.ascent import loss_and_costate
+from andfast.attack import PGD, YOPO, AttackResult, FreeAT, SubsetPGD, pgd
 from andfast.attack.budget import draw_budget, within_budget
+from andfast.attack.pgd import loss_and_grad_lr
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective, l1_objective
 from andfast.ops import projected_step
@@ -77,11 +77,11 @@ def first_tries() -> Iterator[list[Tensor]]:
         return within_budget(*arguments, graph=graph)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ascent, "within_budget", spy)
+        patch.setattr(pgd, "within_budget", spy)
         yield tries
 
 
-def climb(
+def ascend_by_hand(
     attack: PGD,
     network: DegradationNetwork,
     hr: Tensor,
@@ -90,36 +90,36 @@ def climb(
     first: list[Tensor],
     inner: int = 1,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The ascent with every pass written out for itself: the iterates at which G is asked, and their losses."""
+    """The ascent with every pass written out for itself: the iterates that go through G, and their losses."""
     first = list(first)
     count, clean = network.num_networks, network.clean(hr)
-    budget_db = draw_budget(attack.lr_psnr, count, 0.0, hr.device, random)
+    budget_db = draw_budget(attack.psnr_range, count, 0.0, hr.device, random)
     inv_scale = 1 / network.layout.scale_vector(attack.scale_factors)
     delta = torch.zeros_like(network.theta_id)
     deltas, losses = [], []
     for _ in range(attack.steps):
         lr = network(hr, delta).requires_grad_()
         loss = objective(lr, hr).reshape(count, -1).mean(dim=1)
-        (costate,) = torch.autograd.grad(loss.sum(), lr)
+        (grad_lr,) = torch.autograd.grad(loss.sum(), lr)
         deltas, losses = [*deltas, delta], [*losses, loss.detach()]
-        costate = costate.reshape(count, -1)
-        costate = (costate * (1024 / costate.abs().sum(dim=1, keepdim=True))).view_as(lr)
+        grad_lr = grad_lr.reshape(count, -1)
+        grad_lr = (grad_lr * (1024 / grad_lr.abs().sum(dim=1, keepdim=True))).view_as(lr)
         for _ in range(inner):
             leaf = delta.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(network(hr, leaf), leaf, costate)
+            (gradient,) = torch.autograd.grad(network(hr, leaf), leaf, grad_lr)
             delta = projected_step(delta, gradient, inv_scale, attack.step_length, attack.epsilon)
             delta, _ = within_budget(network, hr, clean, delta, budget_db, first.pop(0))
     with torch.no_grad():
         return [*deltas, delta], [*losses, objective(network(hr, delta), hr).reshape(count, -1).mean(dim=1)]
 
 
-def check_climb(attack: PGD, network: DegradationNetwork, inner: int) -> tuple[Passes, Passes]:
+def check_ascent(attack: PGD, network: DegradationNetwork, inner: int) -> tuple[Passes, Passes]:
     """The attack finds what the loop written out finds, bit for bit; returned are the passes of F in both."""
     hr, objective = photographs(), l1_objective(Upsampler(2))
     with counted(network) as passes, first_tries() as first:
         result = attack(network, hr, objective, seeded())
     with counted(network) as plain:
-        deltas, losses = climb(attack, network, hr, objective, seeded(), first, inner)
+        deltas, losses = ascend_by_hand(attack, network, hr, objective, seeded(), first, inner)
     assert torch.equal(result.losses, torch.stack(losses))
     worst = result.losses.argmax(dim=0)
     assert torch.equal(result.delta, torch.stack(deltas)[worst, torch.arange(network.num_networks)])
@@ -128,20 +128,20 @@ def check_climb(attack: PGD, network: DegradationNetwork, inner: int) -> tuple[P
     return passes, plain
 
 
-@pytest.mark.parametrize("lr_psnr", BUDGETS)
+@pytest.mark.parametrize("psnr_range", BUDGETS)
 @pytest.mark.parametrize("num_networks", [1, 2, IMAGES])
 @pytest.mark.parametrize("attack", [PGD(steps=3, step_size=0.3), YOPO(steps=2, inner_steps=3, step_size=0.2)])
-def test_a_step_takes_its_gradient_from_the_pass_that_the_budget_accepted(attack, num_networks, lr_psnr):
-    attack = type(attack)(**{**vars(attack), "lr_psnr": lr_psnr})
+def test_a_step_takes_its_gradient_from_the_pass_that_the_budget_accepted(attack, num_networks, psnr_range):
+    attack = type(attack)(**{**vars(attack), "psnr_range": psnr_range})
     inner = getattr(attack, "inner_steps", 1)
-    passes, plain = check_climb(attack, make(num_networks), inner)
+    passes, plain = check_ascent(attack, make(num_networks), inner)
     steps = attack.steps * inner
     assert passes.backward == plain.backward == steps
     # Written out, G's image and F's gradient cost a pass each, and the last image one more.
     assert passes.forward == plain.forward - attack.steps - steps - 1 + 1
-    if lr_psnr is None:
+    if psnr_range is None:
         assert passes.forward == steps + 1
-        assert passes.graphs == steps  # the last image wants none
+        assert passes.graphs == steps  # the last image needs none
     else:
         assert passes.forward > steps + 1  # the budget has bound
 
@@ -149,7 +149,7 @@ def test_a_step_takes_its_gradient_from_the_pass_that_the_budget_accepted(attack
 def test_what_the_last_step_learned_of_the_budget_saves_tries():
     """And changes nothing about where the search may end."""
     hr, objective = photographs(), l1_objective(Upsampler(2))
-    attack = PGD(steps=5, step_ratio=0.5, lr_psnr=(26.0, 32.0))
+    attack = PGD(steps=5, step_ratio=0.5, psnr_range=(26.0, 32.0))
     warm = cold = 0
     for seed in range(3):
         network = make(IMAGES, seed, blocks=5)
@@ -161,7 +161,7 @@ def test_what_the_last_step_learned_of_the_budget_saves_tries():
         assert (torch.stack(first[1:]) < 1).any()
         assert (result.lr_psnr >= result.budget_db).all()
         with counted(network) as passes:
-            climb(attack, network, hr, objective, seeded(seed), [None] * attack.steps)
+            ascend_by_hand(attack, network, hr, objective, seeded(seed), [None] * attack.steps)
         cold += passes.forward - 2 * attack.steps  # those that the loop written out wastes
     assert warm < 0.85 * cold
 
@@ -195,37 +195,37 @@ def test_no_two_graphs_of_f_live_at_a_time():
 
     network.register_forward_pre_hook(begin)
     network.register_forward_hook(end)
-    PGD(steps=3, step_size=0.5, lr_psnr=(28.0, 30.0))(network, photographs(), l1_objective(Upsampler(2)), seeded())
+    PGD(steps=3, step_size=0.5, psnr_range=(28.0, 30.0))(network, photographs(), l1_objective(Upsampler(2)), seeded())
     assert len(alive) > 4  # tries that were not accepted, too
 
 
-@pytest.mark.parametrize("keep", ["worst", "last"])
+@pytest.mark.parametrize("return_iterate", ["worst", "last"])
 @pytest.mark.parametrize(("attack", "steps"), [(PGD(steps=3), 3), (YOPO(steps=2, inner_steps=2), 2)])
-def test_passes_through_g(attack, steps, keep):
+def test_passes_through_g(attack, steps, return_iterate):
     generator = Upsampler(2).requires_grad_(False)
-    attack = type(attack)(**{**vars(attack), "keep": keep})
+    attack = type(attack)(**{**vars(attack), "return_iterate": return_iterate})
     with counted(generator) as passes:
         attack(make(2), photographs(), l1_objective(generator), seeded())
-    assert (passes.forward, passes.backward) == (steps + (keep == "worst"), steps)
+    assert (passes.forward, passes.backward) == (steps + (return_iterate == "worst"), steps)
 
 
-def test_the_last_iterate_comes_unjudged():
+def test_the_last_iterate_comes_without_its_loss():
     network, hr, objective = make(2), photographs(), l1_objective(Upsampler(2))
-    settings = {"steps": 3, "step_size": 0.4, "lr_psnr": (24.0, 30.0)}
+    settings = {"steps": 3, "step_size": 0.4, "psnr_range": (24.0, 30.0)}
     with first_tries() as first:
-        result = PGD(keep="last", **settings)(network, hr, objective, seeded())
-    deltas, losses = climb(PGD(**settings), network, hr, objective, seeded(), first)
+        result = PGD(return_iterate="last", **settings)(network, hr, objective, seeded())
+    deltas, losses = ascend_by_hand(PGD(**settings), network, hr, objective, seeded(), first)
     assert torch.equal(result.delta, deltas[-1])
     assert torch.equal(result.losses, torch.stack(losses[:-1]))
     assert result.loss_after is None
     assert torch.equal(result.lr, network(hr, deltas[-1]))
 
 
-@pytest.mark.parametrize("lr_psnr", BUDGETS)
-@pytest.mark.parametrize("keep", ["worst", "last"])
-def test_yopo_with_one_inner_step_is_pgd(lr_psnr, keep):
+@pytest.mark.parametrize("psnr_range", BUDGETS)
+@pytest.mark.parametrize("return_iterate", ["worst", "last"])
+def test_yopo_with_one_inner_step_is_pgd(psnr_range, return_iterate):
     network, hr, objective = make(2), photographs(), l1_objective(Upsampler(2))
-    settings = {"steps": 3, "lr_psnr": lr_psnr, "keep": keep}
+    settings = {"steps": 3, "psnr_range": psnr_range, "return_iterate": return_iterate}
     exact = PGD(**settings)(network, hr, objective, seeded())
     same(YOPO(inner_steps=1, **settings)(network, hr, objective, seeded()), exact)
 
@@ -233,7 +233,7 @@ def test_yopo_with_one_inner_step_is_pgd(lr_psnr, keep):
 def test_more_inner_steps_find_more():
     """For as many passes through G: steps that PGD has no gradient for."""
     hr, objective = photographs(), l1_objective(Upsampler(2))
-    settings = {"steps": 2, "step_size": 0.05, "lr_psnr": None}
+    settings = {"steps": 2, "step_size": 0.05, "psnr_range": None}
     gained = []
     for attack in (PGD(**settings), YOPO(inner_steps=4, **settings)):
         results = [attack(make(2, seed), hr, objective, seeded(seed)) for seed in range(3)]
@@ -241,18 +241,18 @@ def test_more_inner_steps_find_more():
     assert gained[1] > 1.5 * gained[0]
 
 
-@pytest.mark.parametrize("lr_psnr", BUDGETS)
-def test_free_on_a_frozen_g_is_pgd_s_last_iterate(lr_psnr):
+@pytest.mark.parametrize("psnr_range", BUDGETS)
+def test_free_on_a_frozen_g_is_pgd_s_last_iterate(psnr_range):
     generator = Upsampler(2).requires_grad_(False)
     network, hr, objective = make(2), photographs(), l1_objective(generator)
-    settings = {"step_size": 0.4, "lr_psnr": lr_psnr}
+    settings = {"step_size": 0.4, "psnr_range": psnr_range}
     with counted(generator) as passes:
-        result = Free(replays=4, **settings)(network, hr, objective, seeded())
+        result = FreeAT(replays=4, **settings)(network, hr, objective, seeded())
     assert (passes.forward, passes.backward) == (4, 3)
-    exact = PGD(steps=3, keep="last", **settings)(network, hr, objective, seeded())
-    judged = PGD(steps=3, **settings)(network, hr, objective, seeded())
-    assert torch.equal(result.losses, judged.losses)
-    assert torch.equal(result.loss_after, judged.losses[-1])
+    exact = PGD(steps=3, return_iterate="last", **settings)(network, hr, objective, seeded())
+    worst = PGD(steps=3, **settings)(network, hr, objective, seeded())
+    assert torch.equal(result.losses, worst.losses)
+    assert torch.equal(result.loss_after, worst.losses[-1])
     for name in ("lr", "delta", "theta", "distance", "lr_psnr", "budget_db"):
         assert torch.equal(getattr(result, name), getattr(exact, name)), name
 
@@ -262,11 +262,11 @@ def small_generator() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.PReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2))
 
 
-@pytest.mark.parametrize("lr_psnr", BUDGETS)
+@pytest.mark.parametrize("psnr_range", BUDGETS)
 @pytest.mark.parametrize("replays", [1, 2, 4])
-def test_free_trains_g_as_the_loop_written_out_does(replays, lr_psnr):
+def test_free_trains_g_as_the_loop_written_out_does(replays, psnr_range):
     """Two minibatches, each replayed: the documented loop, and one of plain PyTorch in which nothing is shared."""
-    attack = Free(replays=replays, step_size=0.3, lr_psnr=lr_psnr)
+    attack = FreeAT(replays=replays, step_size=0.3, psnr_range=psnr_range)
     batches = [photographs(), photographs().flip(3)]
 
     driven = small_generator()
@@ -291,7 +291,7 @@ def test_free_trains_g_as_the_loop_written_out_does(replays, lr_psnr):
     for step, hr in enumerate(batches):
         network = make(2, step)
         inv_scale = 1 / network.layout.scale_vector(attack.scale_factors)
-        budget_db = draw_budget(lr_psnr, 2, 0.0, hr.device, seeded(step))
+        budget_db = draw_budget(psnr_range, 2, 0.0, hr.device, seeded(step))
         delta = torch.zeros_like(network.theta_id)
         for turn in range(replays):
             leaf = delta.clone().requires_grad_()
@@ -315,7 +315,7 @@ def test_free_trains_g_as_the_loop_written_out_does(replays, lr_psnr):
 def test_one_replay_is_a_plain_step_on_the_identity_s_images():
     network, hr = make(2), photographs()
     with counted(network) as passes:
-        replay = Free(replays=1).begin(network, hr, seeded())
+        replay = FreeAT(replays=1).begin(network, hr, seeded())
     assert replay.done
     assert torch.equal(replay.lr, network(hr))
     assert replay.lr.is_leaf
@@ -330,7 +330,7 @@ def test_a_replay_keeps_its_budget_and_its_ball_and_does_not_mind_a_scaled_loss(
     found = []
     for factor in (1.0, 2.0**40, 2.0**-60):
         network = make(2)
-        attack = Free(replays=3, step_size=2.0, lr_psnr=(26.0, 34.0))
+        attack = FreeAT(replays=3, step_size=2.0, psnr_range=(26.0, 34.0))
         replay = attack.begin(network, hr, seeded(), margin_db=1.0)
         assert ((replay.budget_db >= 27) & (replay.budget_db <= 35)).all()
         while not replay.done:
@@ -348,15 +348,15 @@ def test_a_replay_keeps_its_budget_and_its_ball_and_does_not_mind_a_scaled_loss(
 
 def test_images_that_do_not_fit_a_replay_are_named():
     with pytest.raises(ValueError, match="hr holds 3 images"):
-        Free().begin(make(2), photographs(3))
+        FreeAT().begin(make(2), photographs(3))
 
 
-@pytest.mark.parametrize("lr_psnr", BUDGETS)
-def test_a_subset_of_everything_is_pgd(lr_psnr):
+@pytest.mark.parametrize("psnr_range", BUDGETS)
+def test_a_subset_of_everything_is_pgd(psnr_range):
     network, hr, objective = make(1), photographs(), l1_objective(Upsampler(2))
-    settings = {"steps": 2, "lr_psnr": lr_psnr}
+    settings = {"steps": 2, "psnr_range": psnr_range}
     exact = PGD(**settings)(network, hr, objective, seeded())
-    same(Subset(share=1.0, **settings)(network, hr, objective, seeded()), exact)
+    same(SubsetPGD(share=1.0, **settings)(network, hr, objective, seeded()), exact)
 
 
 @pytest.mark.parametrize(("share", "images"), [(0.5, 2), (0.74, 3), (0.01, 1)])
@@ -364,9 +364,9 @@ def test_a_subset_finds_theta_on_the_first_images_and_degrades_all(share, images
     generator = Upsampler(2).requires_grad_(False)
     network, hr, objective = make(1), photographs(), l1_objective(generator)
     with counted(generator) as passes:
-        result = Subset(share=share, steps=2, lr_psnr=None)(network, hr, objective, seeded())
+        result = SubsetPGD(share=share, steps=2, psnr_range=None)(network, hr, objective, seeded())
     assert passes.images == 3 * images
-    part = PGD(steps=2, lr_psnr=None)(network, hr[:images], objective, seeded())
+    part = PGD(steps=2, psnr_range=None)(network, hr[:images], objective, seeded())
     assert torch.equal(result.delta, part.delta)
     assert torch.equal(result.lr, network(hr, part.delta))
     assert torch.equal(result.losses, part.losses)
@@ -380,7 +380,7 @@ def test_the_budget_of_the_whole_batch_binds():
     shrunk, factors = 0, ScaleFactors(noise=math.inf)
     for seed in range(4):
         network = make(1, seed)
-        attack = Subset(share=0.25, steps=2, epsilon=math.inf, scale_factors=factors, lr_psnr=(26.0, 34.0))
+        attack = SubsetPGD(share=0.25, steps=2, epsilon=math.inf, scale_factors=factors, psnr_range=(26.0, 34.0))
         result = attack(network, hr, objective, seeded(seed))
         found = psnr_in_numpy(result.lr, network.clean(hr), 1)
         np.testing.assert_allclose(result.lr_psnr.numpy(), found, rtol=1e-5)
@@ -393,8 +393,8 @@ def test_the_budget_of_the_whole_batch_binds():
 
 
 def test_a_subset_wants_one_network():
-    with pytest.raises(ValueError, match="bank of 2; Subset needs num_networks 1"):
-        Subset()(make(2), photographs(), l1_objective(Upsampler(2)))
+    with pytest.raises(ValueError, match="bank of 2; SubsetPGD needs num_networks 1"):
+        SubsetPGD()(make(2), photographs(), l1_objective(Upsampler(2)))
 
 
 def test_a_step_can_be_given_relative_to_epsilon():
@@ -435,10 +435,10 @@ def test_a_generator_in_float16_loses_nothing_of_the_costate(num_networks, size)
     leaf = lr.double().requires_grad_()
     (exact,) = torch.autograd.grad((up(leaf) - hr.double()).abs().mean(dim=(1, 2, 3)).sum(), leaf)
     for objective, tolerance in ((flushing, 1e-5), (half, 0.05)):
-        loss, costate = loss_and_costate(lr, hr, objective, num_networks)
+        loss, grad_lr = loss_and_grad_lr(lr, hr, objective, num_networks)
         assert loss.shape == (num_networks,)
-        costate = costate.double() * (exact.norm() / costate.double().norm())
-        assert (costate - exact).norm() < tolerance * exact.norm()
+        grad_lr = grad_lr.double() * (exact.norm() / grad_lr.double().norm())
+        assert (grad_lr - exact).norm() < tolerance * exact.norm()
 
     # Without the scaled loss nothing of it is left for large images.
     leaf = lr.clone().requires_grad_()
@@ -451,14 +451,14 @@ def test_the_costate_is_the_loss_s_gradient_to_the_bit(num_networks):
     """In float32 the scaled loss, a power of two, changes nothing but the exponent."""
     hr = photographs(3)
     lr, objective = make(1).clean(hr), squared_error(Upsampler(2))
-    loss, costate = loss_and_costate(lr, hr, objective, num_networks)
+    loss, grad_lr = loss_and_grad_lr(lr, hr, objective, num_networks)
     leaf = lr.clone().requires_grad_()
     expected = objective(leaf, hr).reshape(num_networks, -1).mean(dim=1)
     (gradient,) = torch.autograd.grad(expected.sum(), leaf)
     assert torch.equal(loss, expected.detach())
-    factor = costate.abs().max() / gradient.abs().max()
+    factor = grad_lr.abs().max() / gradient.abs().max()
     assert math.frexp(factor)[0] == 0.5
-    assert torch.equal(costate, gradient * factor)
+    assert torch.equal(grad_lr, gradient * factor)
 
 
 def test_the_scale_vector_is_built_once():
@@ -470,7 +470,7 @@ def test_the_scale_vector_is_built_once():
     assert (other[slope:] == torch.tensor(1 / 7.0)).all()
 
 
-@pytest.mark.parametrize("attack", [YOPO(steps=1), Free(replays=2), Subset(steps=1)])
+@pytest.mark.parametrize("attack", [YOPO(steps=1), FreeAT(replays=2), SubsetPGD(steps=1)])
 def test_half_types(attack):
     hr, network = photographs(), make(1, dtype=torch.float16)
     result = attack(network, hr, l1_objective(Upsampler(2)), seeded())
@@ -481,17 +481,17 @@ def test_half_types(attack):
 @pytest.mark.parametrize(
     ("method", "arguments", "message"),
     [
-        (PGD, {"keep": "best"}, "keep is 'best'; it must be 'worst' or 'last'"),
+        (PGD, {"return_iterate": "best"}, "return_iterate is 'best'; it must be 'worst' or 'last'"),
         (PGD, {"step_ratio": 0.0}, "step_ratio is 0.0; it must be positive"),
         (PGD, {"step_ratio": math.nan}, "step_ratio is nan"),
         (PGD, {"step_ratio": 0.5, "epsilon": math.inf}, "step_ratio is 0.5 of an infinite epsilon"),
         (YOPO, {"inner_steps": 0}, "inner_steps is 0; it must be at least 1"),
         (YOPO, {"steps": 0}, "steps is 0"),
-        (Free, {"replays": 0}, "replays is 0; it must be at least 1"),
-        (Free, {"epsilon": -1.0}, "epsilon is -1.0"),
-        (Subset, {"share": 0.0}, "share is 0.0; it must be in (0, 1]"),
-        (Subset, {"share": 1.5}, "share is 1.5"),
-        (Subset, {"lr_psnr": (30.0, 20.0)}, "lr_psnr is (30.0, 20.0)"),
+        (FreeAT, {"replays": 0}, "replays is 0; it must be at least 1"),
+        (FreeAT, {"epsilon": -1.0}, "epsilon is -1.0"),
+        (SubsetPGD, {"share": 0.0}, "share is 0.0; it must be in (0, 1]"),
+        (SubsetPGD, {"share": 1.5}, "share is 1.5"),
+        (SubsetPGD, {"psnr_range": (30.0, 20.0)}, "psnr_range is (30.0, 20.0)"),
     ],
 )
 def test_wrong_settings_are_named(method, arguments, message):

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from adversaries import Upsampler, make, photographs, seeded
 from torch import Tensor
 
-from andfast.attack import BSRGAN, Bicubic, RealESRGAN, Style
+from andfast.attack import BSRGAN, Bicubic, RealESRGAN, StyleShift
 from andfast.attack.base import bicubic_downsample
-from andfast.attack.style import xavier_deviation
+from andfast.attack.pgd import xavier_deviation
 from andfast.degradation import bsrgan, real_esrgan
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import l1_objective
@@ -56,7 +56,7 @@ def test_a_style_s_kernels_are_xavier_s():
 
 def test_a_style_s_images_are_those_of_plain_convolutions():
     network, hr = make(1), photographs()
-    attack = Style(steps=1, epsilon=1e-9)
+    attack = StyleShift(steps=1, epsilon=1e-9)
     result = attack(network, hr, l1_objective(Upsampler(2)), seeded(1))
     x = hr
     convolutions = kernels(network, result.theta)
@@ -71,7 +71,7 @@ def test_a_style_s_images_are_those_of_plain_convolutions():
 
 def test_a_style_climbs_in_a_ball_around_its_random_network():
     network, hr = make(2), photographs()
-    attack = Style(steps=4, epsilon=0.3)
+    attack = StyleShift(steps=4, epsilon=0.3)
     result = attack(network, hr, l1_objective(Upsampler(2)), seeded(1))
     assert (result.loss_after > 1.01 * result.loss_before).all()
     start = xavier_deviation(network, seeded(1))
@@ -84,7 +84,7 @@ def test_a_style_climbs_in_a_ball_around_its_random_network():
 
 def test_a_style_keeps_the_factors():
     network, hr = make(1), photographs()
-    attack = Style(steps=2, scale_factors=ScaleFactors(noise=torch.inf))
+    attack = StyleShift(steps=2, scale_factors=ScaleFactors(noise=torch.inf))
     result = attack(network, hr, l1_objective(Upsampler(2)), seeded(1))
     for segment in network.layout.noise:
         assert (segment.view(result.delta) == 0).all()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from adversaries import IMAGES, Upsampler, check_consistent, l1_in_numpy, make, photographs, psnr_in_numpy, seeded
 
-from andfast.attack import PGD, YOPO, Lens, Random, Subset
-from andfast.attack.origin import random_direction
+from andfast.attack import PGD, YOPO, Lens, RandomDeviation, SubsetPGD
+from andfast.attack.pgd import random_direction
 from andfast.losses import l1_objective
 from andfast.ops import scaled_norm
 from andfast.ops.theta_layout import ScaleFactors
@@ -31,7 +31,7 @@ def test_a_direction_has_norm_1_and_leaves_alone_what_may_not_move():
 @pytest.mark.parametrize("noise", ["map", "gaussian"])
 def test_the_start_takes_its_share_of_the_error(share, num_networks, noise):
     network, hr = make(num_networks, noise=noise), photographs()
-    attack = PGD(**STILL, lr_psnr=(30.0, 30.0), random_start=share)
+    attack = PGD(**STILL, psnr_range=(30.0, 30.0), random_start=share)
     result = attack(network, hr, OBJECTIVE, seeded())
     allowed, found = 10**-3.0, 10 ** (-psnr_in_numpy(result.lr, network.clean(hr), num_networks) / 10)
     # As near as a search for a budget comes: a decibel.
@@ -42,9 +42,9 @@ def test_the_start_takes_its_share_of_the_error(share, num_networks, noise):
 def test_the_start_is_the_random_attack_s():
     """The same direction and, at the same budget, the same images."""
     network, hr = make(IMAGES), photographs()
-    start = PGD(**STILL, lr_psnr=(30.0, 30.0), random_start=0.5)(network, hr, OBJECTIVE, seeded(5))
+    start = PGD(**STILL, psnr_range=(30.0, 30.0), random_start=0.5)(network, hr, OBJECTIVE, seeded(5))
     budget = 30 + 10 * torch.tensor(2.0).log10().item()
-    random = Random(epsilon=30.0, lr_psnr=(budget, budget))(network, hr, OBJECTIVE, seeded(5))
+    random = RandomDeviation(epsilon=30.0, psnr_range=(budget, budget))(network, hr, OBJECTIVE, seeded(5))
     torch.testing.assert_close(start.lr, random.lr, rtol=0, atol=1e-5)
     torch.testing.assert_close(start.delta, random.delta, rtol=1e-4, atol=1e-6)
 
@@ -53,7 +53,7 @@ def test_the_start_is_the_random_attack_s():
     "attack",
     [
         PGD(steps=3, random_start=0.3),
-        PGD(steps=2, step_ratio=0.7, keep="last", random_start=0.5, lens=Lens()),
+        PGD(steps=2, step_ratio=0.7, return_iterate="last", random_start=0.5, lens=Lens()),
         YOPO(steps=1, inner_steps=2, random_start=0.5),
     ],
     ids=["worst", "last", "yopo"],
@@ -89,7 +89,7 @@ def test_no_share_is_the_identity():
 
 def test_a_part_of_the_batch_may_search_from_a_random_start():
     network, hr = make(1), photographs()
-    result = Subset(steps=2, share=0.5, random_start=0.5)(network, hr, OBJECTIVE, seeded())
+    result = SubsetPGD(steps=2, share=0.5, random_start=0.5)(network, hr, OBJECTIVE, seeded())
     assert (psnr_in_numpy(result.lr, result.clean, 1) >= result.budget_db.numpy() - 0.01).all()
     torch.testing.assert_close(network(hr, result.delta), result.lr, rtol=0, atol=1e-6)
 
@@ -99,7 +99,10 @@ def test_a_part_of_the_batch_may_search_from_a_random_start():
     [
         ({"random_start": 1.0}, "random_start is 1.0; it must be in [0, 1)"),
         ({"random_start": -0.1}, "random_start is -0.1"),
-        ({"random_start": 0.5, "lr_psnr": None}, "random_start is 0.5, a share of the LR-PSNR budget; give lr_psnr"),
+        (
+            {"random_start": 0.5, "psnr_range": None},
+            "random_start is 0.5, a share of the LR-PSNR budget; give psnr_range",
+        ),
     ],
 )
 def test_wrong_shares_are_named(arguments, message):

@@ -1,4 +1,4 @@
-"""The judge of attacks, in small: what it measures, what it writes, and what it refuses."""
+"""The benchmark of attacks, in small: what it measures, what it writes, and what it refuses."""
 
 import json
 import re
@@ -11,13 +11,12 @@ from commands import as_options
 from PIL import Image
 
 import andfast
-from andfast.attack import PGD, YOPO, Free, Random, Subset
+from andfast.attack import PGD, YOPO, FreeAT, RandomDeviation, SubsetPGD
 from andfast.data.patches import PatchBatches, scan_images
 from andfast.training.randomness import step_generator
 from bench import attack_quality
-from bench.attack_findings import pareto
-from bench.attack_judge import Finding
-from bench.attack_variants import default_variants, parse_variant
+from bench.attack_benchmark import Measurement, default_variants, parse_variant
+from bench.attack_quality import pareto
 
 SMALL = {
     "batches": 2,
@@ -51,7 +50,7 @@ def arguments(folder: Path, output: Path, variants: list[str], **changed: object
             *options, *(["--variants", *variants] if variants else [])]  # fmt: skip
 
 
-def judged(folder: Path, output: Path, variants: list[str], **changed: object) -> dict[str, dict]:
+def benchmarked(folder: Path, output: Path, variants: list[str], **changed: object) -> dict[str, dict]:
     assert attack_quality.main(arguments(folder, output, variants, **changed)) == 0
     record = json.loads((output / "attack_quality.json").read_text())
     return {variant["name"]: variant for variant in record["variants"]}
@@ -59,7 +58,7 @@ def judged(folder: Path, output: Path, variants: list[str], **changed: object) -
 
 def test_limiting_cases_find_all_and_passes_are_what_the_formulas_say(folder, tmp_path):
     names = ["yopo-5-1", "subset-5-1", "subset-5-0.5", "free-6", "yopo-2-3", "pgd-2+last", "random", "pgd-5:bfloat16"]
-    found = judged(folder, tmp_path, names, num_networks=1, attack__lr_psnr="null")
+    found = benchmarked(folder, tmp_path, names, num_networks=1, attack__psnr_range="null")
     assert list(found) == ["pgd-5", "pgd-20", *names]
     for exact in ("pgd-5", "yopo-5-1", "subset-5-1"):
         assert found[exact]["share_of_pgd-5"]["each"] == [1.0, 1.0]
@@ -89,7 +88,7 @@ def test_limiting_cases_find_all_and_passes_are_what_the_formulas_say(folder, tm
 
 def test_what_is_measured_is_the_attack_s_loss(folder, tmp_path):
     """The same batches, networks and budgets by hand."""
-    found = judged(folder, tmp_path, ["pgd-2@0.5"], num_networks="batch")
+    found = benchmarked(folder, tmp_path, ["pgd-2@0.5"], num_networks="batch")
     model = andfast.load_model(folder / "tiny.safetensors").requires_grad_(False)
     patches = PatchBatches(scan_images([folder / "photos"], 32).sources, patch=32, batch=2, seed=3)
     network = andfast.DegradationNetwork(scale=4, num_networks=2, channels=8, blocks=1)
@@ -105,8 +104,8 @@ def test_what_is_measured_is_the_attack_s_loss(folder, tmp_path):
 
 
 def test_equal_seeds_find_the_same_and_others_do_not(folder, tmp_path):
-    first, again = (judged(folder, tmp_path, ["random"], batches=1) for _ in range(2))
-    other = judged(folder, tmp_path, ["random"], batches=1, seed=4)
+    first, again = (benchmarked(folder, tmp_path, ["random"], batches=1) for _ in range(2))
+    other = benchmarked(folder, tmp_path, ["random"], batches=1, seed=4)
     for name in ("pgd-5", "random"):
         assert first[name]["loss_increase"] == again[name]["loss_increase"]
         assert first[name]["loss_increase"] != other[name]["loss_increase"]
@@ -115,7 +114,8 @@ def test_equal_seeds_find_the_same_and_others_do_not(folder, tmp_path):
 def test_it_prints_a_table_and_writes_where_its_numbers_come_from(folder, tmp_path, capsys):
     assert attack_quality.main(arguments(folder, tmp_path / "new", ["free-2@1"])) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^\| attack \| found of pgd-5 \| of pgd-20 \| ms a batch \| time \| peak MiB \|", printed, re.M)
+    heads = r"^\| attack \| loss increase / pgd-5 \| / pgd-20 \| ms a batch \| time \| peak MiB \| F forward \|"
+    assert re.search(heads, printed, re.M)
     assert re.search(r"^\| (\*\*)?pgd-5(\*\*)? \| 100.0% ± 0.0% \|.*\| 1.00x \|", printed, re.M)
     assert re.search(r"^\| (\*\*)?free-2@1", printed, re.M)
     assert "Compact x4" in printed
@@ -141,20 +141,22 @@ def test_the_front_is_of_those_that_none_beats():
     exact = parse_variant("pgd-5", PGD())
     others = [parse_variant(name, PGD()) for name in ("pgd-1", "pgd-2", "pgd-3", "pgd-10")]
     found = [(exact, 1.0, 5.0), *zip(others, (0.4, 0.3, 1.0, 1.2), (1.0, 2.0, 3.0, 10.0), strict=True)]
-    findings = [Finding(variant, increase=[increase], seconds=[seconds]) for variant, increase, seconds in found]
+    measurements = [
+        Measurement(variant, increase=[increase], seconds=[seconds]) for variant, increase, seconds in found
+    ]
     # 2 finds less than 1 in more time, 5 as much as 3 in more.
-    assert [finding.variant.name for finding in pareto(findings)] == ["pgd-1", "pgd-3", "pgd-10"]
+    assert [measurement.variant.name for measurement in pareto(measurements)] == ["pgd-1", "pgd-3", "pgd-10"]
 
 
 @pytest.mark.parametrize(
     ("name", "attack", "dtype"),
     [
         ("pgd-3", PGD(steps=3, epsilon=0.4), None),
-        ("pgd-3@0.5+last:float16", PGD(steps=3, epsilon=0.4, step_ratio=0.5, keep="last"), torch.float16),
+        ("pgd-3@0.5+last:float16", PGD(steps=3, epsilon=0.4, step_ratio=0.5, return_iterate="last"), torch.float16),
         ("yopo-3-2@1", YOPO(steps=3, inner_steps=2, epsilon=0.4, step_ratio=1.0), None),
-        ("free-4", Free(replays=4, epsilon=0.4), None),
-        ("subset-5-0.25:float32", Subset(steps=5, share=0.25, epsilon=0.4), torch.float32),
-        ("random", Random(epsilon=0.4), None),
+        ("free-4", FreeAT(replays=4, epsilon=0.4), None),
+        ("subset-5-0.25:float32", SubsetPGD(steps=5, share=0.25, epsilon=0.4), torch.float32),
+        ("random", RandomDeviation(epsilon=0.4), None),
     ],
 )
 def test_names_of_variants(name, attack, dtype):
@@ -167,21 +169,21 @@ def test_names_of_variants(name, attack, dtype):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fgsm", "variant 'fgsm' is none; wanted pgd-STEPS"),
-        ("pgd", "variant 'pgd' is none"),
-        ("pgd-3-2", "variant 'pgd-3-2' is none"),
+        ("fgsm", "variant 'fgsm' is invalid; wanted pgd-STEPS"),
+        ("pgd", "variant 'pgd' is invalid"),
+        ("pgd-3-2", "variant 'pgd-3-2' is invalid"),
         ("pgd-0", "variant 'pgd-0': steps is 0"),
         ("pgd-1.5", "variant 'pgd-1.5': "),
         ("pgd-3@0", "variant 'pgd-3@0': step_ratio is 0"),
         ("pgd-3@1.2.3", "variant 'pgd-3@1.2.3': "),
         ("subset-5-1.5", "variant 'subset-5-1.5': share is 1.5"),
-        ("free-4+last", "variant 'free-4+last' is none"),
-        ("random@1", "variant 'random@1' is none"),
-        ("pgd-3:float8", "variant 'pgd-3:float8' is none"),
-        ("pgd-3:float16@1", "variant 'pgd-3:float16@1' is none"),
+        ("free-4+last", "variant 'free-4+last' is invalid"),
+        ("random@1", "variant 'random@1' is invalid"),
+        ("pgd-3:float8", "variant 'pgd-3:float8' is invalid"),
+        ("pgd-3:float16@1", "variant 'pgd-3:float16@1' is invalid"),
     ],
 )
-def test_names_that_are_none_are_refused(name, message):
+def test_invalid_names_are_refused(name, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_variant(name, PGD())
 
@@ -201,7 +203,7 @@ def test_the_default_choice_is_valid(num_networks):
     [
         ({"model": "missing.pth"}, "missing.pth"),
         ({"data.hr": "nowhere"}, "nowhere"),
-        ({"variants": "pgd-3,5"}, "variant 'pgd-3,5' is none; wanted pgd-STEPS"),
+        ({"variants": "pgd-3,5"}, "variant 'pgd-3,5' is invalid; wanted pgd-STEPS"),
         ({"variants": "subset-5-0.5"}, "variant subset-5-0.5 needs --num_networks 1, not 2"),
         ({"num_networks": 3}, "--num_networks is 3; it must divide --batch_size, 2, or be 'batch'"),
         ({"patch_size": 30}, "--patch_size is 30; it must be a multiple of the model's scale, 4"),
@@ -211,7 +213,7 @@ def test_the_default_choice_is_valid(num_networks):
         ({"output": __file__}, "not a folder"),
     ],
 )
-def test_what_cannot_be_judged_is_said_before_it_begins(folder, tmp_path, capsys, changed, message):
+def test_what_cannot_be_measured_is_said_before_it_begins(folder, tmp_path, capsys, changed, message):
     options = [*arguments(folder, tmp_path / "out", [])]
     options += [item for key, value in changed.items() for item in (f"--{key}", str(value))]
     assert attack_quality.main(options) == 2
@@ -231,7 +233,7 @@ def test_wrong_options_are_named(folder, tmp_path, capsys, option):
 
 
 def test_a_budget_that_leaves_nothing_to_find_is_an_error(folder, tmp_path, capsys):
-    options = arguments(folder, tmp_path / "out", ["random"], attack__lr_psnr="[250, 250]")
+    options = arguments(folder, tmp_path / "out", ["random"], attack__psnr_range="[250, 250]")
     assert attack_quality.main(options) == 3
     assert "pgd-5 found no larger loss on batch 0" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())

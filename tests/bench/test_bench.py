@@ -18,17 +18,23 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
+def report(bench, capsys):
+    """Runs `python -m bench.report` and gives back what it prints."""
+
+    def run(*arguments: object) -> str:
+        bench["report"].main(list(map(str, arguments)))
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
 def bench(monkeypatch):
     """The modules of the package, which is not installed."""
     monkeypatch.syspath_prepend(ROOT)
     from bench import paper, profile, report, steps
 
     return {"paper": paper, "profile": profile, "report": report, "steps": steps}
-
-
-def report(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.report", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 def benchmark(group: str, variant: str, median: float, **extra: object) -> dict:
@@ -56,9 +62,8 @@ def result_file(tmp_path):
     return path
 
 
-def test_report(result_file, tmp_path):
-    done = report(result_file, "--output", tmp_path / "report")
-    assert done.returncode == 0, done.stderr
+def test_report(report, result_file, tmp_path):
+    printed = report(result_file, "--output", tmp_path / "report")
     for line in (
         "## first",
         "On A Processor; speed and memory as multiples of those of eager float32.",
@@ -69,12 +74,36 @@ def test_report(result_file, tmp_path):
         "On A Processor; speed and memory as multiples of those of plain.",
         "| fused | 1.000 | 0.900 | 4.00x |  |  |  |",
     ):
-        assert line in done.stdout.splitlines()
-    assert (tmp_path / "report" / "report.md").read_text() == done.stdout
+        assert line in printed.splitlines()
+    assert (tmp_path / "report" / "report.md").read_text() == printed
     with Image.open(tmp_path / "report" / "report.png") as image:
         assert image.format == "PNG"
-        colours = image.convert("RGB").getcolors(2**24)
-    assert len(colours) > 4  # paper, ink, and bars of three kinds
+        assert image.width == 1400
+
+
+def test_bars_are_as_long_as_the_medians(bench, result_file):
+    """In the colours of their kinds, each with its time and its speed, and inside the axes."""
+    figure = bench["report"].draw(bench["report"].read(result_file))
+    first, second = figure.axes
+    assert [bar.get_width() for bar in first.patches] == [0.2, 0.1, 0.0025]
+    assert len({bar.get_facecolor() for bar in first.patches}) == 3
+    assert [label.get_text() for label in first.get_yticklabels()] == [
+        "reference float32",
+        "eager float32",
+        "cuda float32",
+    ]
+    assert [text.get_text() for text in second.texts] == ["4.000 ms   1.00x", "1.000 ms   4.00x"]
+    figure.draw_without_rendering()
+    for axes in (first, second):
+        assert all(text.get_window_extent().x1 < figure.bbox.x1 for text in axes.texts)
+
+
+def test_without_matplotlib_the_table_is_written_and_the_chart_an_error(bench, result_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit) as end:
+        bench["report"].main([str(result_file), "--output", str(tmp_path / "report")])
+    assert end.value.code.startswith("error: report.png is not drawn: charts need matplotlib")
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["report.md"]
 
 
 def step(variant: str, median: float, **extra: object) -> dict:
@@ -84,7 +113,7 @@ def step(variant: str, median: float, **extra: object) -> dict:
     return benchmark("step net 8x16", variant, median, **details | extra)
 
 
-def test_report_of_steps(tmp_path):
+def test_report_of_steps(report, tmp_path):
     benchmarks = [
         step("own plain", 0.1, peak_memory=3 * 2**20),
         step("(a) plain", 0.2),
@@ -94,9 +123,7 @@ def test_report_of_steps(tmp_path):
     ]
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"machine_info": {"cpu": {"brand_raw": "A Processor"}}, "benchmarks": benchmarks}))
-    done = report(path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-5:] == [
+    assert report(path).splitlines()[-5:] == [
         "| own plain | float32 | 100.0 | 80 | 1.00 | 2.00 | 3 |  |  |",
         "| (a) plain | float32 | 200.0 | 40 | 2.00 | 1.00 |  |  |  |",
         "| (a) exact | float32 | 2000.0 | 4 | 20.00 | 1.00 |  |  | 12.3 |",
@@ -105,7 +132,7 @@ def test_report_of_steps(tmp_path):
     ]
     # Alone a step has nothing to be measured by.
     path.write_text(json.dumps({"machine_info": {}, "benchmarks": benchmarks[3:4]}))
-    assert report(path).stdout.splitlines()[-1] == "| own exact | bfloat16 | 500.0 | 16 |  |  |  | 55 |  |"
+    assert report(path).splitlines()[-1] == "| own exact | bfloat16 | 500.0 | 16 |  |  |  | 55 |  |"
 
 
 @pytest.mark.parametrize(
@@ -119,23 +146,20 @@ def test_report_of_steps(tmp_path):
         ('{"machine_info": {}, "benchmarks": []}', "holds no benchmark"),
     ],
 )
-def test_what_is_no_result_is_named(tmp_path, content, message):
+def test_what_is_no_result_is_named(bench, capsys, tmp_path, content, message):
     path = tmp_path / "file.json"
     if content is not None:
         path.write_text(content)
-    done = report(path)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"error: {path}")
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as end:
+        bench["report"].main([str(path)])
+    assert capsys.readouterr().out == ""
+    assert end.value.code.startswith(f"error: {path}")
+    assert message in end.value.code
 
 
 @pytest.mark.parametrize("name", ["projected_step_cpu.json"])
-def test_recorded_results_can_be_reported(name):
-    done = report(ROOT / "bench" / "results" / name)
-    assert done.returncode == 0, done.stderr
-    assert "| 1.00x |" in done.stdout
+def test_recorded_results_can_be_reported(report, name):
+    assert "| 1.00x |" in report(ROOT / "bench" / "results" / name)
 
 
 def test_tables_in_the_docs_are_the_recorded_results(bench):
@@ -224,7 +248,7 @@ def test_baseline_finds_what_andfast_finds(bench, kind, networks, budget_db, cou
     paper, steps = bench["paper"], bench["steps"]
     generator, written, bank, hr = paper_case(paper, kind, networks)
     generator.requires_grad_(False)
-    expected = PGD(steps=count, lr_psnr=(budget_db, budget_db))(bank, hr, l1_objective(generator))
+    expected = PGD(steps=count, psnr_range=(budget_db, budget_db))(bank, hr, l1_objective(generator))
 
     step = paper.Step(written, steps.written_networks(bank), budget_db, count)
     found = step.attack(hr)
@@ -256,9 +280,9 @@ def test_a_first_step_is_the_references(bench, who, networks, method):
     steps.check(found, exact, bounds)
     assert found.updates == 1
     for wrong in (
-        steps.Found(1.1 * found.loss, found.gradient, 1),
-        steps.Found(found.loss, -found.gradient, 1),
-        steps.Found(found.loss, torch.full_like(found.gradient, torch.nan), 1),
+        steps.FirstStep(1.1 * found.loss, found.gradient, 1),
+        steps.FirstStep(found.loss, -found.gradient, 1),
+        steps.FirstStep(found.loss, torch.full_like(found.gradient, torch.nan), 1),
     ):
         with pytest.raises(pytest.fail.Exception, match="the first step's loss is off by"):
             steps.check(wrong, exact, bounds)

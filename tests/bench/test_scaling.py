@@ -1,43 +1,36 @@
-"""The calculation of how training scales, against references of its own, and the page that it makes."""
+"""The calculation of how training scales, and docs/scaling.md, which quotes it."""
 
 import json
 import math
 import re
-from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from andfast import RRDBNet
 from andfast.models import VGGFeatures, build_discriminator
 from andfast.models.spectral_norm import SpectralNormConv2d
-from andfast.ops import use_backend
-from andfast.training.config import AttackConfig, Config, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.distributed import World
-from andfast.training.trainer import Trainer
-from bench import allreduce, scaling
-from bench.counts import Counts, count
+from bench import scaling
 
 ROOT = Path(__file__).parents[2]
-RESULT, PAGE = ROOT / "bench" / "results" / "scaling.json", ROOT / "docs" / "scaling.md"
-
-
-@pytest.fixture(scope="module")
-def counts() -> Counts:
-    return count()
+PAGE = ROOT / "docs" / "scaling.md"
 
 
 @pytest.fixture(scope="module")
 def record() -> dict:
-    return json.loads(RESULT.read_text())
+    return json.loads(scaling.RESULT.read_text())
+
+
+@pytest.fixture(scope="module")
+def counts(record: dict) -> SimpleNamespace:
+    return SimpleNamespace(**record["counts"])
 
 
 def test_the_generator_is_counted_by_its_weights(counts):
@@ -99,124 +92,56 @@ def test_the_degradation_network_is_counted_by_its_layers(counts):
     assert counts.centres == 3 * width + 9 * width**2
 
 
-class Operations(TorchDispatchMode):
-    """Counts floating-point operations, as FlopCounterMode does, which does not stand `torch.autograd.grad`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
-        return result
-
-
-def test_a_step_computes_what_is_assumed():
-    """Counted while a trainer takes it, in small."""
-    sizes = {"features": 32, "depth": 1}
-    config = Config(
-        scale=4,
-        device="cpu",
-        compile="off",
-        generator=GeneratorConfig("rrdbnet", **sizes),
-        degradation=DegradationConfig("batch", channels=32, blocks=2),
-        attack=AttackConfig(steps=3, lr_psnr=None),
-        train=TrainConfig(batch_size=2, patch_size=32, warmup=0, ramp=0),
+def test_all_reduces_take_as_long_as_their_messages():
+    given = SimpleNamespace(
+        machine=4, nvlink=100e9, network=10e9, slow_network=1e9, link_share=1.0, nvlink_hop=1e-6, network_hop=1e-5
     )
-    patches = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    with use_backend("reference"):
-        trainer = Trainer(config)
-        bank = trainer.degradation(2)
-        bank.reset_identity((32, 32))
-        macs = {}
-        for name, network, side in (("G", trainer.generator, 8), ("F", bank, 32)):
-            with Operations() as counter, torch.no_grad():
-                network(torch.zeros(2, 3, side, side))
-            macs[name] = counter.flops // 4
-        for name, method in ((scaling.ANDNET, "pgd"), (scaling.PLAIN, "none")):
-            config.attack.method = method
-            trainer = Trainer(config)
-            with Operations() as counter:
-                trainer.train_step(patches)
-            small = Counts({"G": 0, "D vgg": 0}, macs | {"VGG19": 0, "D vgg": 0}, 0)
-            expected = scaling.make_steps(small, 3)[name].macs
-            # First layers need no gradient of their input, nor the identity's centres any.
-            assert 0.97 * expected < counter.flops / 4 <= expected, name
-
-
-@pytest.mark.parametrize("members", [1, 2, 5, 8])
-def test_a_ring_takes_as_long_as_its_messages(members):
-    """Played: every member sends a piece to the next, all at once; first sums go round, then results."""
-    rate, hop = 1e9, 1e-5
-    pieces = [np.arange(members, dtype=float) + 10 * member for member in range(members)]
-    size, seconds = 8.0 * members, 0.0
-    for turn in range(2 * (members - 1)):
-        sums = turn < members - 1
-        sent = [(member - turn) % members for member in range(members)]
-        messages = [pieces[member][sent[member]] for member in range(members)]
-        for member, message in enumerate(messages):
-            after = (member + 1) % members
-            pieces[after][sent[member]] = message + (pieces[after][sent[member]] if sums else 0)
-        seconds += 8 / rate + hop
-    whole = members * np.arange(members) + 10 * sum(range(members))
-    assert all(np.array_equal(found, whole) for found in pieces)
-    assert allreduce.ring(size, members, rate, hop) == pytest.approx(seconds)
-
-
-NETWORK = allreduce.Network(machine=4, inside=100e9, between=10e9, inside_hop=1e-6, between_hop=1e-5)
-
-
-def test_machines_exchange_their_parts():
-    inside = allreduce.ring(1e8, 4, 100e9, 1e-6)
-    assert allreduce.all_reduce(1e8, 1, NETWORK) == 0
-    assert allreduce.all_reduce(1e8, 4, NETWORK) == inside
+    # Every GPU sends 2 x 3 quarters of the bytes, one after the other.
+    inside = 6 * (25e6 / 100e9 + 1e-6)
+    assert scaling.all_reduce(1e8, 1, scaling.FAST, given) == 0
+    assert scaling.all_reduce(1e8, 4, scaling.FAST, given) == pytest.approx(inside)
     # A quarter of the bytes goes between two machines: half of it there and half of it back.
-    assert allreduce.all_reduce(1e8, 8, NETWORK) == pytest.approx(inside + 25e6 / 10e9 + 2e-5)
+    assert scaling.all_reduce(1e8, 8, scaling.FAST, given) == pytest.approx(inside + 25e6 / 10e9 + 2e-5)
     # Many machines and few bytes: up and down ten levels, instead of 1023 neighbours twice.
-    assert allreduce.all_reduce(4, 4096, NETWORK) == pytest.approx(6e-6 + 20e-5, rel=1e-3)
-    with pytest.raises(ValueError, match="6 GPUs do not fill machines of 4"):
-        allreduce.all_reduce(1, 6, NETWORK)
-
-
-def test_a_backward_pass_hides_all_but_the_last_bucket():
+    assert scaling.all_reduce(4, 4096, scaling.FAST, given) == pytest.approx(6e-6 + 20e-5, rel=1e-3)
+    # A backward pass hides all but the last bucket.
     size, mib = 60.5 * 2**20, 2**20
-    pieces = list(allreduce.buckets(size))
+    pieces = list(scaling.buckets(size))
     assert pieces == [1 * mib, 25 * mib, 25 * mib, 9.5 * mib]
-    times = [allreduce.all_reduce(piece, 16, NETWORK) for piece in pieces]
-    waits = partial(allreduce.exposed, size, 16, NETWORK)
-    assert allreduce.reduced(size, 16, NETWORK) == pytest.approx(sum(times))
-    assert waits(0.0) == pytest.approx(sum(times))
-    assert waits(100.0) == pytest.approx(times[-1])
-    # In between, whichever bucket the others then queue behind.
+    times = [scaling.all_reduce(piece, 16, scaling.FAST, given) for piece in pieces]
+    reduce_times = partial(scaling.reduce_times, size, 16, scaling.FAST, given)
+    assert reduce_times(0.0) == pytest.approx((sum(times), sum(times)))
+    assert reduce_times(100.0) == pytest.approx((sum(times), times[-1]))
     backward = 1.2 * sum(times)
     known = [backward * part / size for part in accumulate(pieces)]
-    assert waits(backward) == pytest.approx(max(known[k] + sum(times[k:]) for k in range(4)) - backward)
-    assert times[-1] < waits(backward) < sum(times)
+    assert reduce_times(backward)[1] == pytest.approx(max(known[k] + sum(times[k:]) for k in range(4)) - backward)
 
 
 def test_multiprocessors_are_busy_by_whole_waves():
-    given = scaling.Assumptions(multiprocessors=30, tile=128)  # an image of 64 x 64 has 32 tiles
+    given = SimpleNamespace(multiprocessors=30, tile=128)  # an image of 64 x 64 has 32 tiles
     assert scaling.busy(1, given) == 32 / 60
     assert scaling.busy(15, given) == 1
 
 
-def test_assumptions_are_the_configurations_and_the_papers():
-    given = scaling.Assumptions()
+def test_assumptions_are_the_configurations_and_the_papers(record):
+    given = SimpleNamespace(**record["assumptions"])
     config = yaml.safe_load((ROOT / "configs" / "andnet_x4.yaml").read_text())
     assert (given.batch, given.save_every) == (config["train"]["batch_size"], config["train"]["save_every"])
     assert (given.steps, config["scale"], config["train"]["patch_size"]) == (config["attack"]["steps"], 4, 256)
     assert given.images * given.machine == given.batch
 
 
-def test_the_result_is_what_the_code_calculates(record, counts):
-    assert not record["commit"].endswith("-dirty")
-    assert Counts(**record["counts"]) == counts
-    given = scaling.Assumptions(**record["assumptions"])
-    calculated = json.loads(json.dumps(scaling.calculate(counts, given)))
+def test_the_result_is_what_the_code_calculates(record, capsys):
+    scaling.main([])
+    calculated = json.loads(capsys.readouterr().out)
     for part, numbers in calculated.items():
         assert flat(record[part]) == pytest.approx(flat(numbers)), part
+    scaling.main(["--share", "1"])
+    step = json.loads(capsys.readouterr().out)["steps"]["ANDNet"]
+    assert step["seconds"] == step["seconds_at_peak"] == record["steps"]["ANDNet"]["seconds_at_peak"]
+    with pytest.raises(SystemExit):
+        scaling.main(["--share", "0"])
+    assert "--share is 0; it must be in (0, 1]" in capsys.readouterr().err
 
 
 def flat(numbers: object, key: str = "") -> dict[str, object]:
@@ -226,39 +151,69 @@ def flat(numbers: object, key: str = "") -> dict[str, object]:
     return {key: numbers}
 
 
-def test_the_command_prints_the_tables_and_writes_them(capsys, tmp_path, record):
-    path = tmp_path / "scaling.json"
-    scaling.main(["--share", "1", "--output", str(path)])
-    written = json.loads(path.read_text())
-    assert written["command"] == "python -m bench.scaling --share 1 --output FILE"
-    assert str(tmp_path) not in path.read_text()
-    printed = capsys.readouterr().out
-    assert all(table(written) in printed for table in scaling.TABLES.values())
-    step = written["steps"][scaling.ANDNET]
-    assert (
-        step["seconds"] == step["seconds_at_peak"] == pytest.approx(record["steps"][scaling.ANDNET]["seconds_at_peak"])
-    )
-    with pytest.raises(SystemExit):
-        scaling.main(["--share", "0"])
-    assert "0 is no share in (0, 1]" in capsys.readouterr().err
+def milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.{0 if seconds >= 0.1 else 1 if seconds >= 0.001 else 2}f}"
 
 
-def test_the_pages_tables_are_the_results(record):
-    text = PAGE.read_text()
-    assert re.findall(r"<!-- bench/results/scaling.json: (\w+) -->", text) == list(scaling.TABLES)
-    for name, table in scaling.TABLES.items():
-        assert f"<!-- bench/results/scaling.json: {name} -->\n{table(record)}\n\n" in text, name
+def both(cell: dict, suffix: str = "") -> str:
+    return f"{cell[f'share_bare{suffix}']:.1%} / {cell[f'share{suffix}']:.1%}"
+
+
+def tables(record: dict) -> dict[str, list[list[str]]]:
+    """The rows of the page's tables."""
+    macs, steps, growth = record["counts"]["macs"], record["steps"], record["growth"]
+    gradients = {name: f"{4 * number / 1e6:.1f}" for name, number in record["counts"]["parameters"].items()}
+    return {
+        "counts": [
+            [name, f"{number:,}", gradients[name] if name[0] in "GD" else "", f"{macs[name] / 1e9:.1f}"]
+            for name, number in record["counts"]["parameters"].items()
+        ],
+        "steps": [
+            [name, f"{step['macs'] / 1e9:,.0f}", f"{step['macs'] / steps['plain']['macs']:.2f}",
+             milliseconds(step["seconds"]), milliseconds(step["seconds_at_peak"]), f"{step['reduced_bytes'] / 1e6:.1f}"]
+            for name, step in steps.items()
+        ],
+        "weak": [
+            [str(row["gpus"]), str(row["images"]), "NVLink" if row["gpus"] <= 8 else row["network"],
+             milliseconds(row["ANDNet"]["reduce_seconds"]), *map(both, (row[kind] for kind in steps)),
+             both(row["ANDNet"], "_at_peak")]
+            for row in record["weak"]
+        ],
+        "strong": [
+            [str(row["gpus"]), str(row["images"]), milliseconds(row["seconds"]), f"{row['speed_up']:.1f}",
+             f"{row['busy']:.0%}", f"{row['speed_up_in_tiles']:.1f}"]
+            for row in record["strong"]
+        ],
+        "growth": [
+            [str(row["images"]) for row in growth],
+            [f"{row['images_per_second']:,.0f}" for row in growth],
+            [f"{row['centres_bytes'] / 1e6:,.0f}" for row in growth],
+            [f"{row['centres_share']:.1%}" for row in growth],
+            [f"{row['starts_bytes'] / 1e9:.2f}" for row in growth],
+            [f"{row['starts_share']:.0%}" for row in growth],
+            [milliseconds(row["gloo_seconds"]) for row in growth],
+            [milliseconds(row["metrics_seconds"]) for row in growth],
+            [f"{row['failure_hours']:,.0f}" for row in growth],
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["counts", "steps", "weak", "strong", "growth"])
+def test_the_pages_tables_are_the_results(record, name):
+    (table,) = re.findall(rf"<!-- bench/results/scaling.json: {name} -->\n(.*?)\n\n", PAGE.read_text(), re.DOTALL)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert [row[1:] if name == "growth" else row for row in rows] == tables(record)[name]
 
 
 def test_the_pages_sentences_are_the_results(record, counts):
-    given, steps, one = scaling.Assumptions(**record["assumptions"]), record["steps"], record["one_gpu"]
+    given, steps, one = SimpleNamespace(**record["assumptions"]), record["steps"], record["one_gpu"]
     alone, eight = record["strong"][0]["seconds"], record["strong"][1]["seconds"]
-    on_8, on_64, on_64_slow, on_512, on_512_slow = (row[scaling.ANDNET] for row in record["weak"])
+    on_8, on_64, on_64_slow, on_512, on_512_slow = (row["ANDNet"] for row in record["weak"])
     small, middle, large = record["growth"]
     assert (small["images"], middle["images"], large["images"]) == (48, 384, 3072)
-    step_ms = 1000 * steps[scaling.ANDNET]["seconds"]
+    step_ms = 1000 * steps["ANDNet"]["seconds"]
     shares = [
-        [row[scaling.ANDNET]["share"] for row in scaling.calculate(counts, replace(given, share=share))["weak"]]
+        [row["ANDNet"]["share"] for row in scaling.calculate(record["counts"], vars(given) | {"share": share})["weak"]]
         for share in (0.3, given.share, 0.4)
     ]
     assert all(0.8 < low / middle < 1 < high / middle < 1.2 for low, middle, high in zip(*shares, strict=True))
@@ -277,7 +232,7 @@ def test_the_pages_sentences_are_the_results(record, counts):
         f"with 64 in every {World(0, 64).patience}th, with 512 in every {World(0, 512).patience}nd, "
         f"{1000 * large['gloo_seconds'] / World(0, 512).patience:.0f} ms a step",
         f"take {on_512['share']:.1%} on a fast network, {on_512_slow['share']:.0%} on a slow one",
-        f"computes {steps[scaling.ANDNET]['macs'] / steps[scaling.PLAIN]['macs']:.1f} times as much",
+        f"computes {steps['ANDNet']['macs'] / steps['plain']['macs']:.1f} times as much",
         f"is {64**2 // given.tile} tiles of {given.tile} pixels, for {given.multiprocessors} multiprocessors",
         f"fill whole waves ({scaling.busy(8, given):.0%}), 6 do not ({scaling.busy(6, given):.0%})",
         f"{large['images']} images an update are as many images in {48_000_000 // large['images']:,} updates",

@@ -12,7 +12,7 @@ from andfast.attack.base import bicubic_downsample
 from andfast.data.photographs import held_out_photographs
 from andfast.data.tensors import to_tensor
 from andfast.degradation import BSRGANSettings, RealESRGANSettings, bsrgan, jpeg, real_esrgan
-from andfast.degradation.draws import Draws
+from andfast.degradation.chain import Draws
 from andfast.degradation.real_esrgan import _blur_kernels, _final_kernels
 from andfast.metrics import psnr
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.ndimage import correlate, gaussian_filter
 
-from andfast.degradation.filters import filter_images, gaussian_blur
-from andfast.degradation.resize import check_scale, resize
+from andfast.degradation.blur_kernels import filter_images, gaussian_blur
+from andfast.degradation.chain import check_scale, resize
 
 
 @pytest.mark.parametrize("size", [(9, 14), (5, 3), (1, 2)])

@@ -6,11 +6,16 @@ import scipy.ndimage
 import torch
 from adversaries import Upsampler, make, photographs, seeded, squared_error
 
-from andfast.attack import PGD, YOPO, Attack, Free, Lens, Random, Style, Subset
+from andfast.attack import PGD, YOPO, Attack, FreeAT, Lens, RandomDeviation, StyleShift, SubsetPGD
 from andfast.training.options import dump_yaml, parse_config
 
 OBJECTIVE = squared_error(Upsampler(2))
-ATTACKS = [PGD(steps=2, lens=Lens()), YOPO(steps=1, lens=Lens()), Free(replays=2, lens=Lens()), Random(lens=Lens())]
+ATTACKS = [
+    PGD(steps=2, lens=Lens()),
+    YOPO(steps=1, lens=Lens()),
+    FreeAT(replays=2, lens=Lens()),
+    RandomDeviation(lens=Lens()),
+]
 
 
 def test_a_lens_blurs_and_sharpens_as_scipy_does() -> None:
@@ -46,7 +51,9 @@ def test_seeds_decide() -> None:
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("attack", [*ATTACKS, Subset(share=0.5, lens=Lens())], ids=lambda attack: type(attack).__name__)
+@pytest.mark.parametrize(
+    "attack", [*ATTACKS, SubsetPGD(share=0.5, lens=Lens())], ids=lambda attack: type(attack).__name__
+)
 def test_the_network_sees_images_through_the_lens_and_the_generator_is_judged_by_the_hr_images(attack: Attack) -> None:
     network, hr = make(), photographs()
     targets = []
@@ -74,7 +81,7 @@ def test_the_adversary_beats_the_lens_alone() -> None:
 
 def test_random_networks_see_through_it_too() -> None:
     hr = photographs()
-    with_lens, without = (Style(steps=1, lens=lens)(make(), hr, OBJECTIVE, seeded(3)) for lens in (Lens(), None))
+    with_lens, without = (StyleShift(steps=1, lens=lens)(make(), hr, OBJECTIVE, seeded(3)) for lens in (Lens(), None))
     assert not torch.equal(with_lens.lr, without.lr)
 
 

@@ -217,7 +217,7 @@ def test_the_adversary(page, photo, tmp_path):
     for image in page.locator("#restored img").all():
         assert opened(fetched(page, image), tmp_path).shape == (64, 64, 3)
     expect(page.locator("#command")).to_contain_text("python -m andfast.degrade astronaut.png --output pairs-")
-    expect(page.locator("#command")).to_contain_text("--attack.lr_psnr '[26, 26]'")
+    expect(page.locator("#command")).to_contain_text("--attack.psnr_range '[26, 26]'")
     assert_not_wider_than_the_window(page)
     page.get_by_label("brightness and colour").uncheck()
     for name in ("blur and ringing", "noise", "slopes of the activations"):

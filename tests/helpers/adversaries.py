@@ -1,4 +1,4 @@
-"""What attacks are tried on: photographs, small degradation networks, a stand-in for G, and judges in NumPy."""
+"""Inputs of attack tests: photographs, small networks, a stand-in for G; and measures of the results in NumPy."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def scaled_norms(delta: Tensor, scale: np.ndarray) -> np.ndarray:
 
 
 def check_consistent(result: AttackResult, network: DegradationNetwork, hr: Tensor, generator: nn.Module) -> None:
-    """What a result says of itself is what its images and deviation say."""
+    """The fields of a result agree with its images and deviation."""
     count = network.num_networks
     assert torch.equal(network(hr, result.delta), result.lr)
     np.testing.assert_allclose(

@@ -156,7 +156,7 @@ def test_the_adversary_raises_what_the_generator_lowers(name, trained):
     objective = generator_objective(generator, term)
     network = make(1)
     clean = network.clean(hr)
-    result = PGD(steps=3, lr_psnr=(24.0, 36.0), epsilon=3.0, step_size=1.0)(network, hr, objective, seeded())
+    result = PGD(steps=3, psnr_range=(24.0, 36.0), epsilon=3.0, step_size=1.0)(network, hr, objective, seeded())
     with torch.no_grad():
         before, after = objective(clean, hr).mean(), objective(result.lr, hr).mean()
         verdicts = [frozen(generator(lr)).mean() for lr in (clean, result.lr)]

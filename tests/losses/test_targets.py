@@ -1,9 +1,9 @@
-"""What belongs to a step's HR images is computed once, and is never another batch's."""
+"""Results for a step's HR images are computed once, and are never another batch's."""
 
 import pytest
 import torch
 
-from andfast.losses.targets import Targets
+from andfast.losses.common import Targets
 
 
 class Doubled:

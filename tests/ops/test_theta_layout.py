@@ -1,6 +1,7 @@
 """The layout of theta, against the moments' own definitions in NumPy."""
 
 import math
+from dataclasses import FrozenInstanceError
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ Y, X = (axis.ravel().astype(np.float64) for axis in np.meshgrid([-1, 0, 1], [-1,
 
 
 def layout(noise: str = "map") -> ThetaLayout:
-    return ThetaLayout((12, 8), scale=2, channels=5, blocks=2, noise=noise)
+    return ThetaLayout((12, 8), scale=2, channels=5, blocks=2, noise_kind=noise)
 
 
 def matrix(columns: int, rows: int = 3, seed: int = 0) -> torch.Tensor:
@@ -40,7 +41,7 @@ def test_shapes_are_those_of_the_paper():
     assert len(paper.slope) == 10
     weights = 2 * 9 * 3 * 64 + 9 * 9 * 64 * 64
     assert paper.size == weights + 5 * 256**2 + 5 * 64**2 + 10
-    assert ThetaLayout((256, 256), scale=4, noise="gaussian").size == weights + 10 * 64 + 10
+    assert ThetaLayout((256, 256), scale=4, noise_kind="gaussian").size == weights + 10 * 64 + 10
     odd = ThetaLayout((9, 15), scale=3, channels=4, blocks=1)
     assert [segment.shape for segment in odd.noise] == [(1, 9, 15), (1, 3, 5)]
 
@@ -141,6 +142,12 @@ def test_factors_must_be_positive(name, value):
 def test_one_group_at_least_must_be_free():
     with pytest.raises(ValueError, match="at least one group"):
         ScaleFactors(**dict.fromkeys(("conv_dc", "conv_shift", "conv", "noise", "slope"), math.inf))
+
+
+def test_equal_layouts_are_one_key():
+    assert {layout("map"): 1, layout("gaussian"): 2}[layout("map")] == 1
+    with pytest.raises(FrozenInstanceError):
+        layout().channels = 6
 
 
 @pytest.mark.parametrize("noise", ["map", "gaussian"])

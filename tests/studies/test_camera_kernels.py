@@ -8,7 +8,7 @@ from torch import Tensor
 
 from andfast.degradation.camera import gaussian_blur
 from andfast.ops.blur_pool import blur_pool
-from studies.kernels import MARGIN, Kernel, KernelFit, inside, pooling_kernel, skipped
+from studies.camera_kernels import MARGIN, Kernel, KernelFit, inside, pooling_kernel, skipped
 
 
 def noise(size: int, seed: int = 0) -> Tensor:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,9 +15,8 @@ import yaml
 from study_images import write_pairs, write_photographs
 
 from andfast.data.pairs import find_pairs
-from andfast.models import load_model
 from studies import compare
-from studies.evaluate import evaluate_model
+from studies.evaluate import evaluate, load_models
 from studies.outcome import Outcome, read_outcome
 from studies.runs import Finished, Run, RunError, Runner
 from studies.study import StudyError, checked, filled, merged, nested, read_study
@@ -136,7 +137,8 @@ def test_all_rows_start_from_the_same_weights(data, outcome):
 
 def test_the_result_holds_every_image_and_what_follows_from_them(data, outcome):
     [folder] = data.glob("work/complete-updates-*")
-    scores = evaluate_model(load_model(folder / "run" / "model.safetensors"), comparison(data).sets)
+    (contender,) = load_models([folder / "run" / "model.safetensors"], torch.device("cpu"))
+    scores = evaluate(contender, comparison(data).sets, contender.upscaler.scale)
     run = outcome.runs("complete", "updates")[3]
     for metric, sets in scores.items():
         for name, values in sets.items():
@@ -148,7 +150,7 @@ def test_the_result_holds_every_image_and_what_follows_from_them(data, outcome):
 
 def test_what_is_done_is_not_done_again(data, outcome, monkeypatch):
     monkeypatch.setattr(Runner, "_train", None)
-    monkeypatch.setattr(compare, "evaluate_model", None)
+    monkeypatch.setattr(compare, "load_models", None)
     again = data / "again.json"
     assert compare.main([*command(data, "--rows", "classical"), "--output", str(again)]) == 0
     for key in ("runs", "marks", "tables"):
@@ -171,6 +173,19 @@ def test_a_run_that_fails_says_why(tmp_path, monkeypatch):
     runner.stop()
     with pytest.raises(RunError, match="stopped"):
         runner(Run("row", 1, "updates", {}))
+
+
+def test_a_run_that_a_killed_process_left_behind_is_waited_for(tmp_path, monkeypatch):
+    run = Run("row", 0, "updates", {})
+    folder = tmp_path / "work" / run.name / "run"
+    folder.mkdir(parents=True)
+    hold = "file = open('lock', 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); time.sleep(2)"
+    other = subprocess.Popen([sys.executable, "-c", f"import fcntl, time; {hold}"], cwd=folder, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    monkeypatch.setattr("sys.executable", "false")
+    with pytest.raises(RunError, match="ended with status 1"):
+        Runner(tmp_path / "work")(run)
+    assert other.poll() == 0
 
 
 def test_the_oracle_gets_the_tuning_pairs(data):

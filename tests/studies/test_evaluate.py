@@ -8,6 +8,7 @@ from study_images import photograph, write_pairs, write_photographs
 from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
 from andfast.degradation.camera import bicubic_lr
+from andfast.evaluation.models import interpolation
 from andfast.metrics import psnr_y, ssim_y
 from andfast.models import build_generator, save_model
 from andfast.training.images import Skipped, find_images
@@ -58,16 +59,19 @@ def test_held_out_photographs_are_not_trained_on(tmp_path):
     assert not trained & {name for name, _ in held_out}
 
 
-def test_scores_are_those_of_the_metrics():
+def test_scores_are_those_of_the_metrics(tmp_path):
     hr = photograph(3)
     sets = {"clean": [Case("a", "photographs", bicubic_lr(hr, 4), hr)]}
     model = build_generator("compact", 4, features=8, convs=1).eval()
     with torch.no_grad():
         restored = model(to_tensor(sets["clean"][0].lr))
-    scores = evaluate.evaluate_model(model, sets)
+    file = tmp_path / "small.safetensors"
+    save_model(model, file)
+    (contender,) = evaluate.load_models([file], torch.device("cpu"))
+    scores = evaluate.evaluate(contender, sets, 4)
     for metric, measure in (("psnr_y", psnr_y), ("ssim_y", ssim_y)):
         assert scores[metric]["clean"] == [pytest.approx(measure(restored, to_tensor(hr), 4).item(), abs=1e-5)]
-    assert evaluate.evaluate_bicubic(sets, 4) != scores
+    assert evaluate.evaluate(interpolation(), sets, 4) != scores
 
 
 def test_the_command_prints_means_by_camera(tmp_path, capsys):

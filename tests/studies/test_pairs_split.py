@@ -5,7 +5,7 @@ from study_images import write_pairs
 
 from andfast.data.images import DataError
 from andfast.data.pairs import find_pairs
-from studies.pairs import camera_of, link_pairs, split_pairs
+from studies.testsets import camera_of, link_pairs, split_pairs
 
 
 @pytest.mark.parametrize(

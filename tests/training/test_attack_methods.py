@@ -26,9 +26,9 @@ SMALL = {
 @pytest.mark.parametrize(
     "method",
     [
-        {"attack.method": "pgd", "attack.keep": "last"},
+        {"attack.method": "pgd", "attack.return_iterate": "last"},
         {"attack.method": "yopo", "attack.inner_steps": 2},
-        {"attack.method": "yopo", "attack.inner_steps": 2, "attack.keep": "last"},
+        {"attack.method": "yopo", "attack.inner_steps": 2, "attack.return_iterate": "last"},
         {"attack.method": "subset", "degradation.num_networks": 1, "attack.share": 0.5},
         {"attack.method": "free", "attack.replays": 2},
     ],

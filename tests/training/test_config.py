@@ -5,7 +5,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from andfast.attack import BSRGAN, PGD, YOPO, Attack, Bicubic, Free, Noise, Random, RealESRGAN, Style, Subset
+from andfast.attack import (
+    BSRGAN,
+    PGD,
+    YOPO,
+    AdversarialNoise,
+    Attack,
+    Bicubic,
+    FreeAT,
+    RandomDeviation,
+    RealESRGAN,
+    StyleShift,
+    SubsetPGD,
+)
 from andfast.training.config import Config, TrainConfig
 from andfast.training.options import dump_yaml, parse_config
 
@@ -32,7 +44,7 @@ def test_options_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> 
 
 
 def test_a_dumped_configuration_is_complete_and_reads_back_the_same(tmp_path: Path) -> None:
-    config = parse_config(["--data.hr", "a", "b", "--attack.lr_psnr", "[20, 30]", "--degradation.num_networks", "2"])
+    config = parse_config(["--data.hr", "a", "b", "--attack.psnr_range", "[20, 30]", "--degradation.num_networks", "2"])
     file = tmp_path / "config.yaml"
     file.write_text(dump_yaml(config.to_dict()))
     assert yaml.safe_load(file.read_text()).keys() == Config.__dataclass_fields__.keys()
@@ -57,6 +69,8 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
     [
         (["--train.iteration", "5"], ["train.iteration ", "did you mean train.iterations?", "train.warmup"]),
         (["--sed", "5"], ["sed is no setting", "did you mean seed?"]),
+        (["--attack.keep", "last"], ["attack.keep is no setting", "it is called attack.return_iterate now"]),
+        (["--attack.lr_psnr", "[22, 36]"], ["attack.lr_psnr is no setting", "it is called attack.psnr_range now"]),
         (["--attack.method", "fgsm"], ["attack.method", "'pgd'", "'random'", "'noise'", "'none'", "fgsm"]),
         (["--train.iterations", "-3"], ["train.iterations", "-3"]),
         (["--train.batch_size", "many"], ["train.batch_size", "many"]),
@@ -64,8 +78,8 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         (["--train.patch_size", "4"], ["train.patch_size", "at least 8"]),
         (["--train.ema_decay", "1.5"], ["train.ema_decay", "[0, 1)"]),
         (["--degradation.num_networks", "3"], ["degradation.num_networks", "train.batch_size", "'batch'"]),
-        (["--attack.lr_psnr", "[40, 20]"], ["lr_psnr", "low <= high"]),
-        (["--attack.method", "noise", "--attack.lr_psnr", "null"], ["attack.lr_psnr", "noise"]),
+        (["--attack.psnr_range", "[40, 20]"], ["psnr_range", "low <= high"]),
+        (["--attack.method", "noise", "--attack.psnr_range", "null"], ["attack.psnr_range", "noise"]),
         (["--attack.scale_factors.noise", "-1"], ["noise", "positive"]),
         (["--attack.method", "subset"], ["attack.method subset", "degradation.num_networks 1, not 2"]),
         (
@@ -73,7 +87,7 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
             ["attack.share is 1.5", "(0, 1]"],
         ),
         (["--attack.share", "0"], ["attack.share", "0"]),
-        (["--attack.keep", "best"], ["attack.keep", "'worst'", "'last'", "best"]),
+        (["--attack.return_iterate", "best"], ["attack.return_iterate", "'worst'", "'last'", "best"]),
         (["--attack.step_ratio", "-1"], ["attack.step_ratio", "-1"]),
         (["--attack.step_ratio", "0.5", "--attack.epsilon", "inf"], ["attack.step_ratio", "infinite epsilon"]),
         (["--attack.inner_steps", "0"], ["attack.inner_steps", "0"]),
@@ -168,9 +182,9 @@ def test_a_file_that_would_be_misunderstood_is_refused(
 
 def test_null_and_infinity_are_taken_where_they_mean_something(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text("attack: {lr_psnr: ~, lens: ~, epsilon: .inf}\ngenerator: {features: ~}\n")
+    file.write_text("attack: {psnr_range: ~, lens: ~, epsilon: .inf}\ngenerator: {features: ~}\n")
     config = parse_config(["--config", str(file)])
-    assert (config.attack.lr_psnr, config.attack.lens, config.attack.epsilon) == (None, None, math.inf)
+    assert (config.attack.psnr_range, config.attack.lens, config.attack.epsilon) == (None, None, math.inf)
     assert config.generator.features is None
 
 
@@ -190,16 +204,25 @@ def test_an_unknown_key_in_a_file_is_refused_by_name(tmp_path: Path, capsys: pyt
     assert "did you mean train.iterations?" in message
 
 
+@pytest.mark.parametrize("text", ["attack:\n  lr_psnr: [22, 36]\n", "attack.lr_psnr: [22, 36]\n"])
+def test_a_renamed_key_in_a_file_is_refused_with_its_new_name(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    assert "it is called attack.psnr_range now" in refused(["--config", str(file)], capsys)
+
+
 @pytest.mark.parametrize(
     ("method", "kind"),
     [
         ("pgd", PGD),
         ("yopo", YOPO),
-        ("subset", Subset),
-        ("free", Free),
-        ("random", Random),
-        ("noise", Noise),
-        ("style", Style),
+        ("subset", SubsetPGD),
+        ("free", FreeAT),
+        ("random", RandomDeviation),
+        ("noise", AdversarialNoise),
+        ("style", StyleShift),
         ("none", Bicubic),
         ("bsrgan", BSRGAN),
         ("real_esrgan", RealESRGAN),
@@ -210,9 +233,18 @@ def test_every_method_has_its_attack(method: str, kind: type) -> None:
 
 
 def test_the_attack_gets_the_settings() -> None:
-    options = ["--attack.steps", "3", "--attack.step_size", "0.5", "--attack.epsilon", "2", "--attack.lr_psnr", "null"]
+    options = [
+        "--attack.steps",
+        "3",
+        "--attack.step_size",
+        "0.5",
+        "--attack.epsilon",
+        "2",
+        "--attack.psnr_range",
+        "null",
+    ]
     attack = parse_config([*options, "--attack.scale_factors.slope", "7"]).attack.build()
-    assert (attack.steps, attack.step_size, attack.epsilon, attack.lr_psnr) == (3, 0.5, 2, None)
+    assert (attack.steps, attack.step_size, attack.epsilon, attack.psnr_range) == (3, 0.5, 2, None)
     assert attack.scale_factors.slope == 7
 
 
@@ -228,17 +260,19 @@ def test_compile_is_said_in_words_in_files_and_options(word: str, tmp_path: Path
 
 
 def test_the_cheaper_attacks_get_the_settings() -> None:
-    common = ["--degradation.num_networks", "1", "--attack.step_ratio", "0.75", "--attack.lr_psnr", "[24, 30]"]
+    common = ["--degradation.num_networks", "1", "--attack.step_ratio", "0.75", "--attack.psnr_range", "[24, 30]"]
     own = ["--attack.steps=2", "--attack.inner_steps=5", "--attack.replays=7", "--attack.share=0.5"]
 
     def build(method: str, *more: str) -> Attack:
         return parse_config([*common, *own, *more, "--attack.method", method]).attack.build()
 
-    expected = {"step_ratio": 0.75, "lr_psnr": (24, 30)}
+    expected = {"step_ratio": 0.75, "psnr_range": (24, 30)}
     assert build("pgd") == PGD(steps=2, **expected)
-    assert build("yopo", "--attack.keep=last") == YOPO(steps=2, inner_steps=5, keep="last", **expected)
-    assert build("free") == Free(replays=7, **expected)
-    assert build("subset") == Subset(steps=2, share=0.5, **expected)
+    assert build("yopo", "--attack.return_iterate=last") == YOPO(
+        steps=2, inner_steps=5, return_iterate="last", **expected
+    )
+    assert build("free") == FreeAT(replays=7, **expected)
+    assert build("subset") == SubsetPGD(steps=2, share=0.5, **expected)
 
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -246,9 +280,9 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 TABLE_2 = {
     "classical": Bicubic(),
-    "adversarial_noise": Noise(steps=5),
-    "synthetic": Random(),
-    "style_shift": Style(steps=5),
+    "adversarial_noise": AdversarialNoise(steps=5),
+    "synthetic": RandomDeviation(),
+    "style_shift": StyleShift(steps=5),
     "complete": PGD(steps=5),
     "bsrgan": BSRGAN(),
     "real_esrgan": RealESRGAN(),
@@ -261,7 +295,7 @@ def test_the_rows_of_table_2_change_the_attack_alone(name: str) -> None:
     assert config.attack.build() == TABLE_2[name]
     assert config.mixed == 0
     assert (config.train, config.data, config.generator) == (alone.train, alone.data, alone.generator)
-    assert preset(f"table2/{name}", "compact_x4").attack.lr_psnr == Config().attack.lr_psnr
+    assert preset(f"table2/{name}", "compact_x4").attack.psnr_range == Config().attack.psnr_range
 
 
 def test_the_oracle_is_the_eighth_row_and_wants_pairs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -350,7 +384,7 @@ def test_the_faithful_preset_is_the_exact_attack_on_every_image_and_leaves_the_r
 @pytest.mark.parametrize("before", ["compact_x4", "andnet_x4"])
 def test_the_fast_preset_is_one_pass_through_g_and_leaves_the_rest(before: str) -> None:
     config, alone = preset("attack_fast", before), preset(before)
-    assert config.attack.build() == YOPO(steps=1, inner_steps=3, step_ratio=0.5, keep="last")
+    assert config.attack.build() == YOPO(steps=1, inner_steps=3, step_ratio=0.5, return_iterate="last")
     assert config.degradation == alone.degradation
     assert (config.train, config.data, config.generator) == (alone.train, alone.data, alone.generator)
 

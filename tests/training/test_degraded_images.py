@@ -40,7 +40,7 @@ def decibels(value):
 
 
 def test_without_a_lens_the_adversary_starts_at_the_clean_image(hr, objective):
-    made = degrade(hr, config(**{"attack.lr_psnr": "[30, 30]"}), objective, 2)
+    made = degrade(hr, config(**{"attack.psnr_range": "[30, 30]"}), objective, 2)
     assert list(made) == [CLEAN, ATTACKED]
     torch.testing.assert_close(made[CLEAN], blur_pool(hr, 4))
     assert (distance(made[ATTACKED], made[CLEAN]) > 0.5 * decibels(30)).all()
@@ -48,7 +48,7 @@ def test_without_a_lens_the_adversary_starts_at_the_clean_image(hr, objective):
 
 
 def test_the_lens_shown_alone_is_the_one_that_the_adversary_looked_through(hr, objective):
-    made = degrade(hr, config(**LENS_OPTION, **{"attack.lr_psnr": "[50, 50]"}), objective, 2)
+    made = degrade(hr, config(**LENS_OPTION, **{"attack.psnr_range": "[50, 50]"}), objective, 2)
     assert list(made) == [CLEAN, LENS, ATTACKED]
     torch.testing.assert_close(made[CLEAN], blur_pool(hr, 4))
     assert (distance(made[ATTACKED], made[LENS]) < 1.01 * decibels(50)).all()

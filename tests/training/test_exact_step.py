@@ -89,7 +89,7 @@ def step_in_float64(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
     network.dtype = torch.float64  # theta itself is float32 everywhere
     generator = trainer.generator.double()
     settings = trainer.config.attack
-    attack = PGD(settings.steps, lr_psnr=settings.lr_psnr)
+    attack = PGD(settings.steps, psnr_range=settings.psnr_range)
     with use_backend("reference"):
         found = attack(network, hr, l1_objective(generator.requires_grad_(False)), random)
         weights = list(generator.requires_grad_(True).parameters())

@@ -14,7 +14,7 @@ from tiny_trainer import make, patches
 from vgg_file import write_vgg
 
 from andfast import train
-from andfast.attack import PGD, Random
+from andfast.attack import PGD, RandomDeviation
 from andfast.losses import l1_objective, no_objective
 from andfast.models import Compact
 from andfast.models.frozen import FrozenView
@@ -85,7 +85,7 @@ def test_what_an_image_of_any_size_needs_is_near_what_is_measured(searches: bool
     def search() -> None:
         network = settings.build(4, 1, hr.device)
         network.reset_identity((160, 96))
-        attack = PGD(steps=2) if searches else Random()
+        attack = PGD(steps=2) if searches else RandomDeviation()
         attack(network, hr, l1_objective(view) if searches else no_objective)
 
     estimate = search_bytes(settings, 4, view if searches else None, (160, 96), hr.device)

@@ -120,7 +120,7 @@ def test_pairs_alone_are_all_of_the_batch_and_no_adversary_s(pairs: Path, monkey
 def test_losses_before_and_after_are_those_of_the_images_attacked() -> None:
     mixed = make(attack__mix__share=0.5, attack__mix__method="bicubic", degradation__num_networks=2)
     alone = make(train__batch_size=2, degradation__num_networks=2)
-    last = make(attack__mix__share=0.5, degradation__num_networks=2, attack__keep="last")
+    last = make(attack__mix__share=0.5, degradation__num_networks=2, attack__return_iterate="last")
     found, right = mixed.train_step(patches()).read(), alone.train_step(patches()[:2]).read()
     assert found.loss_before_attack == pytest.approx(right.loss_before_attack, rel=1e-6)
     assert found.loss_after_attack == pytest.approx(right.loss_after_attack, rel=1e-6)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_trainer import make, patches
 
-from andfast.attack import AttackResult, Free
+from andfast.attack import AttackResult, FreeAT
 from andfast.attack.budget import BUDGET_SLACK_DB
 from andfast.ops.theta_layout import ThetaLayout
 from andfast.training.readout import StepResult
@@ -67,7 +67,7 @@ def _in_taps(delta: np.ndarray, trainer: Trainer) -> np.ndarray:
     [
         {},
         {"degradation__noise": "gaussian"},
-        {"attack__keep": "last"},
+        {"attack__return_iterate": "last"},
         {"attack__method": "yopo", "degradation__num_networks": "batch"},
         {"attack__method": "subset", "degradation__num_networks": 1, "attack__share": 0.5},
         {"attack__method": "random"},
@@ -99,13 +99,13 @@ def test_the_adversary_s_statistics_are_those_of_its_result(options: dict[str, A
 
 def test_of_replays_they_are_those_of_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(attack__method="free", attack__replays=3, **FREE)
-    begin, replays = Free.begin, []
+    begin, replays = FreeAT.begin, []
 
-    def watched(self: Free, *arguments: Any) -> Any:
+    def watched(self: FreeAT, *arguments: Any) -> Any:
         replays.append(begin(self, *arguments))
         return replays[-1]
 
-    monkeypatch.setattr(Free, "begin", watched)
+    monkeypatch.setattr(FreeAT, "begin", watched)
     found = trainer.train_step(patches()).read()
     (replay,) = replays
     by_group = distances(trainer, replay.delta)
@@ -126,9 +126,9 @@ def test_forbidden_groups_do_not_move() -> None:
 @pytest.mark.parametrize(
     ("options", "bound"),
     [
-        ({"attack__lr_psnr": "[60,60]", "attack__epsilon": 5}, 1.0),
-        ({"attack__lr_psnr": "[1,1]", "attack__epsilon": 1e-4, "attack__step_size": 1e-4}, 0.0),
-        ({"attack__lr_psnr": "null", "attack__epsilon": 1e-4}, math.nan),
+        ({"attack__psnr_range": "[60,60]", "attack__epsilon": 5}, 1.0),
+        ({"attack__psnr_range": "[1,1]", "attack__epsilon": 1e-4, "attack__step_size": 1e-4}, 0.0),
+        ({"attack__psnr_range": "null", "attack__epsilon": 1e-4}, math.nan),
     ],
 )
 def test_budgets_bind_where_nothing_else_holds_the_adversary(options: dict[str, Any], bound: float) -> None:

@@ -1,5 +1,6 @@
 """The training command, in small: every file it leaves, resuming, and what goes wrong."""
 
+import copy
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ from andfast import train
 from andfast.data import cache
 from andfast.models import load_model
 from andfast.ops import dispatch, use_backend
+from andfast.training.checkpoints import StateError, load_state, save_state
+from andfast.training.config import Config
 from andfast.training.data_wait import DataWait
 from andfast.training.images import Skipped, find_images
 from andfast.training.options import parse_config
@@ -271,6 +274,20 @@ def test_a_state_of_other_settings_is_refused_by_name(finished: Path, capsys: py
     message = capsys.readouterr().err
     assert "train.batch_size: 2 then, 4 now" in message
     assert "seed: 0 then, 3 now" in message
+
+
+def test_a_state_knows_settings_by_their_older_names(tmp_path: Path) -> None:
+    now, path = Config().to_dict(), tmp_path / "state.pt"
+    for kept in ("worst", "last"):
+        then = copy.deepcopy(now)
+        then["attack"] |= {"keep": kept, "lr_psnr": then["attack"].pop("psnr_range")}
+        del then["attack"]["return_iterate"]
+        save_state(path, {"step": 1, "config": then, "images": "none"})
+        if kept == "worst":
+            assert load_state(path, now)["step"] == 1
+            continue
+        with pytest.raises(StateError, match=r"settings:\n  attack.return_iterate: last then, worst now\nUse"):
+            load_state(path, now)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state", "truncated"])

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from andfast.attack import BSRGAN, Lens
 from andfast.attack.budget import draw_budget
-from andfast.attack.origin import random_direction
-from andfast.attack.style import xavier_deviation
+from andfast.attack.pgd import random_direction, xavier_deviation
 from andfast.degradation.network import DegradationNetwork
 from andfast.training.randomness import step_generator
 from andfast.utils.rng import own_places

@@ -1,4 +1,4 @@
-"""What a loss computes of the HR images alone: once a step, for all passes of the attack and for the update."""
+"""What the losses share: means over an image, and results for HR images that are computed once a step."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ import torch
 from torch import Tensor
 
 
+def per_image(values: Tensor) -> Tensor:
+    """(B, ...) -> (B,), the mean over all other dimensions."""
+    return values.mean(dim=tuple(range(1, values.ndim))) if values.ndim > 1 else values
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """`values` in float32 or their own wider type: half types are too narrow for sums and logarithms."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 class Targets:
-    """A function of HR images that can remember what it gave for a batch.
+    """A function of HR images that remembers its results for a step's batch: for all passes of attack and update.
 
     Args:
         compute: (B, 3, H, W) -> tensors with a row for each image, which depends on that image alone. Called without
@@ -24,36 +34,36 @@ class Targets:
         self.forget()
 
     def remember(self, hr: Tensor) -> None:
-        """Compute what belongs to the batch of a step, in the place of any other batch's.
+        """Compute the results for a step's batch, and replace those of any other batch.
 
-        From then on it is known for `hr` and for a range of its rows (`hr[2:4]`, a part of `hr.split(2)`), until it is
-        written to, or `forget` is called. Call it anew when what computes has changed.
+        They are then known for `hr` and for a range of its rows (`hr[2:4]`, a part of `hr.split(2)`), until it is
+        written to, or `forget` is called. Call it again when the function has changed.
         """
         self._rows, self._hr, self._version = self._computed(hr), hr.detach(), hr._version
 
     def forget(self) -> None:
-        """Let go of the batch and of what was computed of it."""
+        """Free the batch and its results."""
         self._rows, self._hr, self._version = [], None, -1
 
     def __call__(self, hr: Tensor) -> list[Tensor]:
-        """What belongs to `hr`, without gradients: remembered, or else computed now."""
+        """The results for `hr`, without gradients: remembered, or else computed now."""
         first = self._first_row(hr)
         return self._computed(hr) if first is None else [rows[first : first + len(hr)] for rows in self._rows]
 
     def _first_row(self, hr: Tensor) -> int | None:
-        """Where the images lie in the batch that is remembered; None: they do not."""
+        """The row of the remembered batch where `hr` begins; None: it is no part of it."""
         if self._hr is None or self._hr._version != self._version or not self._hr.stride(0):
             return None
         # The batch is held, so its memory cannot have become another's.
         first = (hr.storage_offset() - self._hr.storage_offset()) // self._hr.stride(0)
         rows = self._hr[max(first, 0) : max(first, 0) + len(hr)]
-        return max(first, 0) if _place(rows) == _place(hr) else None
+        return max(first, 0) if _memory(rows) == _memory(hr) else None
 
     @torch.no_grad()
     def _computed(self, hr: Tensor) -> list[Tensor]:
         return list(self._compute(hr))
 
 
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    """Where its values lie. Unlike `is_set_to` this knows also tensors without content, whose memory is estimated."""
+def _memory(tensor: Tensor) -> tuple[object, ...]:
+    """The memory of a tensor's values. Unlike `is_set_to` this works for fake tensors, too."""
     return tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import j1
 
-from andfast.degradation.kernels import cut, gaussian, plateau, sinc, squared_distance
+from andfast.degradation.blur_kernels import cut, gaussian, plateau, sinc, squared_distance
 
 SIGMA_X, SIGMA_Y = torch.tensor([0.3, 1.0, 3.0, 2.0]), torch.tensor([0.3, 2.5, 0.5, 2.0])
 ANGLE = torch.tensor([0.0, 0.7, -2.0, 1.0])

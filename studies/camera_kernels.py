@@ -1,4 +1,4 @@
-"""The linear kernel that explains an LR image best from its HR image."""
+"""The linear kernel that maps an HR image to its LR image with the least error."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from andfast.ops.blur_pool import pooling_taps
 
-# HR pixels on each side of the `scale` ones under an LR pixel. 16 x 16 taps at scale 4: room for the dark rims that
+# HR pixels on each side of the `scale` ones under an LR pixel. 16 x 16 taps at scale 4: enough for the dark rims that
 # cameras' sharpening leaves.
 MARGIN = 6
 # In units of the windows' mean variance. Cameras' HR images have nearly no power at the highest frequencies: what they
 # cannot tell stays as the pooling has it, instead of fitting noise. Much smaller ones explain the images that they were
-# found from as well, but others worse.
+# fitted to as well, but others worse.
 RIDGE = 0.03
 
 
@@ -76,7 +76,7 @@ class Kernel:
         return sum(axes) / 2 / self.gain
 
     def __call__(self, hr: Tensor) -> Tensor:
-        """(C, H, W) float64 -> (C, h, w): the LR pixels whose taps lie in the image (`inside` of an LR image)."""
+        """(C, H, W) float64 -> (C, h, w): the LR pixels whose taps are inside the image (`inside` of an LR image)."""
         windows = _windows(hr, self.scale, self.margin)
         height, width = (size // self.scale - 2 * skipped(self.scale, self.margin) for size in hr.shape[1:])
         return (windows @ self.taps.flatten() + self.offset).view(len(hr), height, width)
@@ -123,7 +123,7 @@ class KernelFit:
         """Take in a pair: (3, H, W) and (3, H/scale, W/scale) in [0, 1].
 
         Raises:
-            ValueError: the sizes do not fit, or leave no LR pixel whose taps lie in the image.
+            ValueError: the sizes do not fit, or leave no LR pixel whose taps are inside the image.
         """
         if lr.shape[0] != hr.shape[0] or tuple(hr.shape[1:]) != tuple(self.scale * size for size in lr.shape[1:]):
             raise ValueError(f"HR {tuple(hr.shape)} is not {self.scale} times LR {tuple(lr.shape)}")
@@ -154,7 +154,7 @@ class KernelFit:
 
 
 def _windows(hr: Tensor, scale: int, margin: int) -> Tensor:
-    """(C, H, W) -> (C, LR pixels, taps): what lies under each LR pixel that `inside` keeps."""
+    """(C, H, W) -> (C, LR pixels, taps): the HR pixels under each LR pixel that `inside` keeps."""
     first = scale * skipped(scale, margin) - margin
     rows, columns = (scale * (size // scale - 2 * skipped(scale, margin)) + 2 * margin for size in hr.shape[1:])
     cut = hr[:, None, first : first + rows, first : first + columns]
