@@ -34,7 +34,7 @@ from andfast.data.tensors import to_array, to_tensor
 from andfast.inference.work import prepare_work
 from andfast.losses import l1_objective, no_objective
 from andfast.metrics.differences import Differences, table
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 from andfast.pretrained import DEFAULT, model_file, pretrained_names
 from andfast.training.checkpoints import different, flat
 from andfast.training.config import Config, MixConfig, TrainConfig
@@ -175,7 +175,7 @@ class Work:
         if self.model.scale != config.scale:
             raise ValueError(f"--model {name} has the scale {self.model.scale}; give --scale {self.model.scale}")
         wanted = config.train.precision if config.attack.dtype == "auto" else config.attack.dtype
-        self.view = FrozenView(self.model, choose_precision(wanted, self.device, "training"))
+        self.view = FrozenModule(self.model, choose_precision(wanted, self.device, "training"))
         self._record_of_model = hashlib.sha256(model_file(name).read_bytes()).hexdigest()
 
     def _open(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import l1_objective
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 from bench.attack_variants import Variant
 from bench.peak_memory import peak_memory
 
@@ -72,7 +72,7 @@ class Judge:
         self.network = network
         self.precision = precision
         self._model = model.to(memory_format=torch.channels_last)
-        self._views: dict[torch.dtype, FrozenView] = {}
+        self._views: dict[torch.dtype, FrozenModule] = {}
 
     def __call__(
         self,
@@ -141,10 +141,10 @@ class Judge:
 
         return attack
 
-    def _view(self, dtype: torch.dtype) -> FrozenView:
+    def _view(self, dtype: torch.dtype) -> FrozenModule:
         """G as the trainer shows it to its adversary."""
         if dtype not in self._views:
-            self._views[dtype] = FrozenView(self._model, dtype)
+            self._views[dtype] = FrozenModule(self._model, dtype)
         return self._views[dtype]
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from andfast.attack import Attack
 from andfast.data.patches import ImageArray, PatchBatches, PatchLoader, make_loader
 from andfast.data.photographs import training_photographs
-from andfast.models.frozen import View
+from andfast.models.frozen import AutocastModule
 from andfast.training.config import AttackConfig, Config, DataConfig, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.trainer import Trainer
 from andfast.utils.allocator import keep_freed_memory
@@ -122,7 +122,7 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
 
         return run
 
-    class WatchedView(View):
+    class WatchedView(AutocastModule):
         def __call__(self, lr: Tensor) -> Tensor:
             timeline.enter(UPDATE_FORWARD)
             return super().__call__(lr)

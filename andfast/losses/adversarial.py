@@ -117,7 +117,7 @@ class AdversarialLoss:
     """L_GAN as far as G and F move it, for each image.
 
     Args:
-        discriminator: (B, 3, H, W) -> logits (B, ...). For G and the adversary a `FrozenView`: batch norms then use
+        discriminator: (B, 3, H, W) -> logits (B, ...). For G and the adversary a `FrozenModule`: batch norms then use
             their running statistics, so that images stand alone, and no pass changes D.
         gan: what its logits are worth.
     """

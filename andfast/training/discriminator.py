@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from andfast.losses import discriminator_logits
 from andfast.losses.per_image import per_image
-from andfast.models.frozen import FrozenView, View
+from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.training.config import Config
-from andfast.training.distributed import World, averaged_at_last
+from andfast.training.distributed import World, no_sync_until_last
 from andfast.training.guard import Guard
 from andfast.training.optimizer import begin_update, gradient_norm, guarded_adam, load_adam
 
@@ -46,13 +46,13 @@ class Discrimination:
             torch.manual_seed(config.seed)
             module = settings.build(config.train.patch_size)
         self.module = module.to(device, memory_format=torch.channels_last)
-        self.frozen = FrozenView(self.module, precision)
+        self.frozen = FrozenModule(self.module, precision)
         self._world = world or World()
         self.guard = Guard(device, self._world)
         self.learning_rate = settings.learning_rate or config.train.learning_rate
         self._weights = list(self.module.parameters())
         self.optimizer = guarded_adam(self._weights, self.learning_rate, self.guard)
-        self._view = View(self.module, precision)
+        self._view = AutocastModule(self.module, precision)
         self._gan = config.loss.gan_kind()
         self._micro_batch, self._patch_size = config.train.micro_batch, config.train.patch_size
 
@@ -94,7 +94,7 @@ class Discrimination:
         try:
             for part, target in zip(restored.split(images), hr.split(images), strict=True):
                 left -= len(part)
-                with averaged_at_last(self._view.module, last=left == 0):
+                with no_sync_until_last(self._view.module, last=left == 0):
                     fake, real = discriminator_logits(self._view, part, target)
                     losses = self._gan.discriminator(fake, real)
                     (losses.sum() / len(hr)).backward()

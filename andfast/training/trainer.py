@@ -17,10 +17,10 @@ from andfast.degradation.network import DegradationNetwork
 from andfast.losses import GeneratorLoss, Objective, generator_objective, l1_objective
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.models.compilation import FirstPass, compile_regions, wants_compile
-from andfast.models.frozen import FrozenView, View
+from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.training.config import Config
 from andfast.training.discriminator import Discrimination
-from andfast.training.distributed import World, averaged_at_last
+from andfast.training.distributed import World, no_sync_until_last
 from andfast.training.guard import Guard
 from andfast.training.hr_blur import soften_patches
 from andfast.training.micro_batches import by_images
@@ -84,8 +84,8 @@ class Trainer:
         self.intact = True
         self.attack = config.attack.build()
         self.mixer = Mixer(config, self.device, self.world)
-        self.view = View(self.generator, self.precision)
-        self.frozen = FrozenView(self.generator, self.attack_precision)
+        self.view = AutocastModule(self.generator, self.precision)
+        self.frozen = FrozenModule(self.generator, self.attack_precision)
         self.discrimination = None
         if config.loss.gan:
             self.discrimination = Discrimination(config, self.device, self.precision, self.world)
@@ -200,7 +200,7 @@ class Trainer:
         left = len(lr)
         for part, target in zip(lr.split(images), hr.split(images), strict=True):
             left -= len(part)
-            with self._first_update(), averaged_at_last(self.view.module, last=left == 0):
+            with self._first_update(), no_sync_until_last(self.view.module, last=left == 0):
                 restored = self.view(part).float()
                 terms = self.loss.terms(restored, target)
                 losses = self.loss.total(terms)

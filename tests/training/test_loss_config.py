@@ -11,7 +11,7 @@ from vgg_file import write_vgg
 
 from andfast.losses import GAN_LOSSES, PERCEPTUAL_WEIGHTS, AdversarialLoss, PerceptualLoss, l1_loss
 from andfast.models import DISCRIMINATORS, ModelError, build_discriminator, load_vgg_features
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 from andfast.training.config import _plain
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
 from andfast.training.options import dump_yaml
@@ -107,7 +107,7 @@ def test_the_whole_loss(tmp_path, dtype):
     write_vgg(tmp_path / "vgg.pth")
     settings = LossConfig(perceptual=1, vgg=str(tmp_path / "vgg.pth"), perceptual_layers={"conv2_1": 1.0}, gan=0.1)
     torch.manual_seed(0)
-    discriminator = FrozenView(DiscriminatorConfig(features=2).build(16), dtype)
+    discriminator = FrozenModule(DiscriminatorConfig(features=2).build(16), dtype)
     loss = settings.build(settings.load_features(torch.device("cpu"), dtype), discriminator)
     restored, hr = torch.rand(2, 3, 16, 16, requires_grad=True), torch.rand(2, 3, 16, 16)
     with loss.step(hr):

@@ -13,7 +13,7 @@ from tiny_trainer import make, patches
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from andfast.losses import l1_objective
-from andfast.models.frozen import FrozenView, View
+from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.training.readout import DivergedError, PendingStep, Readout, StepResult
 from andfast.training.trainer import Trainer
 
@@ -61,10 +61,10 @@ def test_a_step_waits_for_the_device_in_the_trust_region_alone(generator: str, o
 def test_the_frozen_view_computes_what_the_generator_does(generator: str, dtype: torch.dtype) -> None:
     trainer = make(generator__name=generator)
     lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
-    view = FrozenView(trainer.generator, dtype)
+    view = FrozenModule(trainer.generator, dtype)
     for _ in range(2):
         found = []
-        for look in (View(trainer.generator, dtype), view):
+        for look in (AutocastModule(trainer.generator, dtype), view):
             image = lr.clone().requires_grad_()
             loss = l1_objective(look)(image, hr)
             found.append((loss, *torch.autograd.grad(loss.sum(), image)))
