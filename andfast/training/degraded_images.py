@@ -21,10 +21,10 @@ from andfast.losses import Objective
 from andfast.metrics import psnr
 from andfast.ops.theta_layout import ScaleFactors, ThetaLayout
 from andfast.training.config import Config
-from andfast.training.randomness import step_generator
 from andfast.training.samples import draw_sheet
 from andfast.training.validation import centre_crop
 from andfast.upscale import upscale_tensor
+from andfast.utils.rng import step_generator
 
 CLEAN, LENS, ATTACKED = "clean LR", "LR through a lens", "attacked LR"
 #: What the groups of parameters do to an image when nothing else moves, by the names of their scale factors.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from andfast.degradation.filters import gaussian_blur
-from andfast.training.randomness import step_generator
+from andfast.utils.rng import step_generator
 
 # The stream of each step's random numbers; the adversary and `Mixer` have others.
 _SOFTEN = 2

@@ -12,7 +12,7 @@ from andfast.data.pairs import find_pairs
 from andfast.ops.blur_pool import blur_pool
 from andfast.training.config import Config
 from andfast.training.distributed import World
-from andfast.training.randomness import step_generator
+from andfast.utils.rng import step_generator
 
 _SIMULATED: dict[str, Simulated] = {"bicubic": Bicubic(), "bsrgan": BSRGAN(), "real_esrgan": RealESRGAN()}
 # The stream of each step's random numbers; the adversary has another, and so neither changes the other's.

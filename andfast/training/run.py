@@ -53,7 +53,7 @@ from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.files import make_folder, remove_unfinished, sync, write_text, write_torch, written_whole
 from andfast.utils.locks import locked
 from andfast.utils.memory import free_memory, is_out_of_memory
-from andfast.utils.rng import own_places
+from andfast.utils.rng import batch_positions
 
 BAD_BATCH = "bad_batch.pt"
 DISCRIMINATOR_FILE = "discriminator.pth"
@@ -325,7 +325,7 @@ class Run:
         """The whole batch of all processes' images, in the order in which one would have it."""
         mixed, size = self.trainer.config.mixed, self.world.size
         images = len(parts[0])
-        places = [own_places(images, mixed, rank, size) for rank in range(size)]
+        places = [batch_positions(images, mixed, rank, size) for rank in range(size)]
         whole = torch.empty(size * images, *parts[0].shape[1:])
         for own, part in zip(places, parts, strict=True):
             whole[own] = part

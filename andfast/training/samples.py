@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from andfast.data.tensors import to_array, to_tensor
-from andfast.training.randomness import step_generator
 from andfast.training.trainer import Trainer
 from andfast.training.validation import bicubic_upsample, centre_crop
+from andfast.utils.rng import step_generator
 
 CROP = 160
 ROWS = 4

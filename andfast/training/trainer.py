@@ -26,11 +26,10 @@ from andfast.training.hr_blur import soften_patches
 from andfast.training.micro_batches import by_images
 from andfast.training.mixing import Mixer
 from andfast.training.optimizer import begin_update, gradient_norm, guarded_adam, load_adam
-from andfast.training.randomness import step_generator
 from andfast.training.readout import PendingStep
 from andfast.training.step_metrics import attacked, of_all, unattacked
 from andfast.utils.devices import choose_precision
-from andfast.utils.rng import own_places
+from andfast.utils.rng import batch_positions, step_generator
 
 # The ramp starts with LR images so much nearer to the clean ones than the budget says.
 RAMP_DB = 20.0
@@ -122,7 +121,7 @@ class Trainer:
         hr = patches.to(self.device, non_blocking=True).float() / 255
         if self.config.data.soften is not None:
             config, world, mixed = self.config, self.world, self.config.mixed
-            places = own_places(len(hr), mixed, world.rank, world.size)
+            places = batch_positions(len(hr), mixed, world.rank, world.size)
             hr = soften_patches(hr, config.data.soften, config.seed, self.step, places, world.size * len(hr))
         replays = isinstance(self.attack, Free) and self.step >= self.config.train.warmup
         norm, found = self._replayed(hr) if replays else self._updated(hr)

@@ -13,7 +13,7 @@ from PIL import Image
 import andfast
 from andfast.attack import PGD, YOPO, Free, Random, Subset
 from andfast.data.patches import PatchBatches, scan_images
-from andfast.training.randomness import step_generator
+from andfast.utils.rng import step_generator
 from bench import attack_quality
 from bench.attack_findings import pareto
 from bench.attack_judge import Finding

@@ -16,8 +16,8 @@ from andfast import train
 from andfast.attack import BSRGAN, RealESRGAN
 from andfast.attack.base import bicubic_downsample
 from andfast.ops.blur_pool import blur_pool
-from andfast.training.randomness import step_generator
 from andfast.training.trainer import Trainer
+from andfast.utils.rng import step_generator
 
 
 @pytest.fixture

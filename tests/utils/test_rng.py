@@ -11,8 +11,7 @@ from andfast.attack.budget import draw_budget
 from andfast.attack.origin import random_direction
 from andfast.attack.style import xavier_deviation
 from andfast.degradation.network import DegradationNetwork
-from andfast.training.randomness import step_generator
-from andfast.utils.rng import own_places
+from andfast.utils.rng import batch_positions, step_generator
 
 CPU = torch.device("cpu")
 
@@ -62,6 +61,6 @@ def test_what_the_host_decides_is_each_process_s_own() -> None:
 
 
 def test_every_part_of_a_batch_is_divided_evenly() -> None:
-    assert own_places(4, 1, 0, 1) == [0, 1, 2, 3]
-    assert [own_places(4, 1, rank, 2) for rank in (0, 1)] == [[0, 1, 2, 6], [3, 4, 5, 7]]
-    assert own_places(2, 0, 2, 3) == [4, 5]
+    assert batch_positions(4, 1, 0, 1) == [0, 1, 2, 3]
+    assert [batch_positions(4, 1, rank, 2) for rank in (0, 1)] == [[0, 1, 2, 6], [3, 4, 5, 7]]
+    assert batch_positions(2, 0, 2, 3) == [4, 5]
