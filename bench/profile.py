@@ -122,7 +122,7 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
 
         return run
 
-    class WatchedView(AutocastModule):
+    class WatchedModule(AutocastModule):
         def __call__(self, lr: Tensor) -> Tensor:
             timeline.enter(UPDATE_FORWARD)
             return super().__call__(lr)
@@ -140,7 +140,7 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
             return gradient(outputs, inputs, *rest, **options)
 
     with ExitStack() as stack:
-        bank = type(trainer.degradation(1))
+        bank = type(trainer.make_bank(1))
         for target, name, replacement in (
             (bank, "reset_identity", inside(DRAW, bank.reset_identity)),
             (bank, "forward", inside(F_FORWARD, bank.forward)),
@@ -148,7 +148,7 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
             (torch.autograd, "grad", watched_gradient),
             (Tensor, "backward", then(UPDATE_ADAM, inside(UPDATE_BACKWARD, Tensor.backward))),
             (trainer.optimizer, "step", then(UPDATE_ADAM, trainer.optimizer.step)),
-            (trainer, "view", WatchedView(trainer.view.module, trainer.view.dtype)),
+            (trainer, "autocast", WatchedModule(trainer.autocast.module, trainer.autocast.dtype)),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
         for name in ("begin", "clean"):  # of a replay, and of clean images

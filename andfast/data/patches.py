@@ -304,7 +304,7 @@ class PatchLoader(SourceLoader):
 
 
 def make_loader(
-    batches: PatchBatches, start_step: int, stop_step: int, workers: int, pin_memory: bool = False
+    batches: SourceDataset, start_step: int, stop_step: int, workers: int, pin_memory: bool = False
 ) -> PatchLoader:
     """A loader of the batches of steps `start_step` to `stop_step` (exclusive), in order.
 

@@ -327,7 +327,7 @@ def _all_of(reasons: list[str | None]) -> str:
 
 
 def no_sync_until_last(module: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Around a pass of a part of the batch: processes exchange the gradients that were added up with the last one."""
+    """Around the passes of a micro-batch: processes average gradients in the last one alone, of the whole batch."""
     return nullcontext() if last or not isinstance(module, DistributedDataParallel) else module.no_sync()
 
 

@@ -43,7 +43,7 @@ def estimate_memory(trainer: Trainer) -> int:
     # Of the networks that wait theta_id, the deviation, the worst one so far and the gradient.
     attack += 4 * (trainer.config.networks - networks) * row
     # Of the images that wait: the patches as bytes and as float32, a few LR images, and restored ones for D.
-    restored = 0 if trainer.discrimination is None else 4
+    restored = 0 if trainer.discriminator is None else 4
     waiting = (train.batch_size - images) * 3 * train.patch_size**2 * (5 + 16 / scale**2 + restored)
     in_sheet = min(images, ROWS)
     sheet, _ = _attack_peak(trainer, in_sheet, in_sheet, CROP - CROP % scale, of_sheet=True)
@@ -58,13 +58,13 @@ def estimate_memory(trainer: Trainer) -> int:
 def _held_for_loss(trainer: Trainer) -> int:
     """What the loss looks through: VGG19's weights, D's with Adam's moments, and the view of D: bytes."""
     features = 0 if trainer.features is None else sum(weight.nbytes for weight in trainer.features.parameters())
-    view = 0 if trainer.discrimination is None else trainer.discrimination.frozen.copied_bytes
+    view = 0 if trainer.discriminator is None else trainer.discriminator.frozen.copied_bytes
     return features + 3 * _discriminator_bytes(trainer) + view
 
 
 def _discriminator_bytes(trainer: Trainer) -> int:
     """D's weights, and as much again for each copy of them."""
-    found = trainer.discrimination
+    found = trainer.discriminator
     return 0 if found is None else sum(weight.nbytes for weight in found.module.parameters())
 
 
@@ -78,12 +78,14 @@ def _attack_peak(trainer: Trainer, images: int, networks: int, size: int, of_she
             AutocastModule(trainer.generator, trainer.precision) if isinstance(trainer.attack, Free) else trainer.frozen
         )
         loss = l1_loss if of_sheet else _fake_loss(trainer, memory)
-        objective = trainer.by_images(generator_objective(AutocastModule(_fake(view.module, memory), view.dtype), loss))
+        objective = trainer.micro_batched(
+            generator_objective(AutocastModule(_fake(view.module, memory), view.dtype), loss)
+        )
         hr = _batch(images, size, trainer.device)
         row = 0
-        with nullcontext() if of_sheet else trainer.targets_of(loss, hr):
+        with nullcontext() if of_sheet else trainer.cached_targets(loss, hr):
             if isinstance(trainer.attack, NetworkAttack):
-                row = _search(trainer.degradation(networks), hr, objective, climbs)
+                row = _search(trainer.make_bank(networks), hr, objective, climbs)
             else:
                 image = hr.new_empty(images, 3, size // config.scale, size // config.scale).requires_grad_()
                 losses = objective(image, hr)
@@ -168,14 +170,14 @@ def _update_peak(trainer: Trainer, images: int) -> int:
         objective = generator_objective(AutocastModule(_fake(trainer.generator, memory), trainer.precision), loss)
         hr = _batch(images, size, trainer.device)
         lr = hr.new_empty(images, 3, size // trainer.config.scale, size // trainer.config.scale)
-        with trainer.targets_of(loss, hr):
+        with trainer.cached_targets(loss, hr):
             objective(lr, hr).sum().backward()
         return memory.peak
 
 
 def _discriminator_peak(trainer: Trainer, images: int) -> int:
     """D's update on so many images, its gradients included."""
-    found = trainer.discrimination
+    found = trainer.discriminator
     if found is None:
         return 0
     with FakeTensorMode(), LiveBytes() as memory:
@@ -186,7 +188,7 @@ def _discriminator_peak(trainer: Trainer, images: int) -> int:
 
 
 def _fake_loss(trainer: Trainer, memory: LiveBytes) -> GeneratorLoss:
-    features, found = trainer.features, trainer.discrimination
+    features, found = trainer.features, trainer.discriminator
     view = None if found is None else AutocastModule(_fake(found.frozen.module, memory), found.frozen.dtype)
     return trainer.config.loss.build(None if features is None else _fake(features, memory), view)
 

@@ -38,7 +38,7 @@ def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -
     images = [centre_crop(image, config.scale, crop) for image in images]
     hr = torch.cat([to_tensor(image) for image in images]).to(trainer.device)
     # Every image its own worst case, but where the attack wants one network for all.
-    network = trainer.degradation(1 if config.attack.method == "subset" else len(images))
+    network = trainer.make_bank(1 if config.attack.method == "subset" else len(images))
     random = step_generator(config.seed, 0, trainer.device)
     network.reset_identity((crop, crop), random)
     with torch.compiler.set_stance("force_eager"):  # these images have a size of their own

@@ -128,7 +128,7 @@ def test_a_step_computes_what_is_assumed():
     patches = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with use_backend("reference"):
         trainer = Trainer(config)
-        bank = trainer.degradation(2)
+        bank = trainer.make_bank(2)
         bank.reset_identity((32, 32))
         macs = {}
         for name, network, side in (("G", trainer.generator, 8), ("F", bank, 32)):

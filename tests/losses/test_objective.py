@@ -20,7 +20,7 @@ from andfast.losses import (
 )
 from andfast.models import build_discriminator
 from andfast.models.frozen import FrozenModule
-from andfast.training.micro_batches import by_images
+from andfast.training.micro_batches import micro_batched
 
 
 def edges(image):
@@ -184,7 +184,7 @@ def test_in_micro_batches(trained):
     for part in (None, 1, 2):
         lr = torch.rand(IMAGES, 3, SIZE[0] // 2, SIZE[1] // 2, generator=seeded()).requires_grad_()
         with loss.step(hr):
-            value = by_images(objective, part)(lr, hr)
+            value = micro_batched(objective, part)(lr, hr)
             found.append((value.detach(), torch.autograd.grad(value.sum(), lr)[0]))
     for other in found[1:]:
         torch.testing.assert_close(other[0], found[0][0])

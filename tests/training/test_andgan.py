@@ -75,7 +75,7 @@ def test_steps_are_those_of_plain_pytorch(
     path, weights = vgg
     more = {"loss__perceptual": weight, "loss__vgg": path, "loss__gan_loss": kind, "discriminator__name": name}
     trainer = make(**GAN | more, attack__steps=1)
-    generator, discriminator = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.discrimination.module)
+    generator, discriminator = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.discriminator.module)
     start = [copy.deepcopy(each.state_dict()) for each in (generator, discriminator)]
     plain_g, plain_d = (torch.optim.Adam(each.parameters(), betas=(0.9, 0.99)) for each in (generator, discriminator))
     found = []
@@ -125,7 +125,7 @@ def test_steps_are_those_of_plain_pytorch(
         assert result.loss == pytest.approx(loss.item(), rel=1e-4)
     for own, other, before in (
         (trainer.generator, generator, start[0]),
-        (trainer.discrimination.module, discriminator, start[1]),
+        (trainer.discriminator.module, discriminator, start[1]),
     ):
         own, other = own.state_dict(), other.state_dict()
         for key, value in other.items():
@@ -137,16 +137,16 @@ def test_steps_are_those_of_plain_pytorch(
 def trained_discriminator(trainer: Trainer) -> nn.Module:
     """Teach D to tell what the trainer's G makes of clean images from real ones."""
     hr = torch.cat([patches(seed=seed) for seed in range(4)]).float() / 255
-    module = trainer.discrimination.module
+    module = trainer.discriminator.module
     with torch.no_grad():
-        restored = trainer.generator(trainer.attack.clean(trainer.degradation(1), hr))
+        restored = trainer.generator(trainer.attack.clean(trainer.make_bank(1), hr))
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     for _ in range(40):
         fake, real = module(torch.cat([restored, hr])).chunk(2)
         optimizer.zero_grad()
         discriminator_term("vanilla", fake, real).backward()
         optimizer.step()
-    trainer.discrimination.frozen.refresh()
+    trainer.discriminator.frozen.refresh()
     return module
 
 
@@ -154,15 +154,15 @@ def attacked_terms(trainer: Trainer, weights: dict[str, float]) -> tuple[dict[st
     """The mean terms of the loss on clean LR images, and on those that an adversary finds that raises their sum."""
     hr = patches().float() / 255
     settings = replace(trainer.config.loss, perceptual=weights.get("perceptual", 0), gan=weights.get("gan", 0))
-    loss = settings.build(trainer.features, trainer.discrimination.frozen)
-    network, random, margin_db = trainer._identity(hr)
-    result = trainer.attack(network, hr, generator_objective(trainer.frozen, loss), random, margin_db)
+    loss = settings.build(trainer.features, trainer.discriminator.frozen)
+    random, margin_db = trainer._reset_bank(hr)
+    result = trainer.attack(trainer.bank, hr, generator_objective(trainer.frozen, loss), random, margin_db)
     found = []
     with torch.no_grad():
         for lr in (result.clean, result.lr):
             restored = trainer.generator(lr)
             found.append({name: value.mean().item() for name, value in trainer.loss.terms(restored, hr).items()})
-            found[-1]["logit"] = trainer.discrimination.frozen(restored).mean().item()
+            found[-1]["logit"] = trainer.discriminator.frozen(restored).mean().item()
     return found[0], found[1]
 
 
@@ -191,13 +191,13 @@ def test_the_generator_s_update_moves_it_the_other_way() -> None:
     trainer = make(**UNET | {"loss__gan": 1e3}, train__warmup=100)
     trained_discriminator(trainer)
     hr = patches().float() / 255
-    lr = trainer.attack.clean(trainer.degradation(1), hr)
+    lr = trainer.attack.clean(trainer.make_bank(1), hr)
     with torch.no_grad():
-        before = trainer.discrimination.frozen(trainer.generator(lr)).mean()
+        before = trainer.discriminator.frozen(trainer.generator(lr)).mean()
     for _ in range(5):
         trainer._update(lr, hr)
     with torch.no_grad():
-        assert trainer.discrimination.frozen(trainer.generator(lr)).mean() > before
+        assert trainer.discriminator.frozen(trainer.generator(lr)).mean() > before
 
 
 @pytest.mark.parametrize("options", [GAN, UNET])
@@ -208,7 +208,7 @@ def test_in_half_types_the_view_of_the_discriminator_follows_it(options: dict[st
     trainer.train_step(patches())
     other.load(trainer.state())
     for each in (trainer, other):
-        module, frozen = each.discrimination.module.state_dict(), each.discrimination.frozen.module.state_dict()
+        module, frozen = each.discriminator.module.state_dict(), each.discriminator.frozen.module.state_dict()
         halves = {key for key, value in frozen.items() if value.dtype == torch.bfloat16}
         assert halves == {key for key in module if key.endswith(("weight", "bias")) and not key.startswith("bn")}
         assert all(torch.equal(frozen[key], value.to(frozen[key].dtype)) for key, value in module.items())
@@ -228,8 +228,8 @@ def test_real_images_pass_vgg_once_a_step(vgg: tuple[Path, dict[str, Tensor]]) -
 def test_there_is_no_gain_over_a_loss_that_is_not_positive() -> None:
     trainer = make(**UNET | {"loss__gan_loss": "hinge", "loss__gan": 100.0})
     with torch.no_grad():
-        trainer.discrimination.module.conv9.bias.fill_(5.0)
-    trainer.discrimination.frozen.refresh()
+        trainer.discriminator.module.conv9.bias.fill_(5.0)
+    trainer.discriminator.frozen.refresh()
     result = trainer.train_step(patches()).read()
     assert result.loss_before_attack < result.loss_after_attack < 0
     assert math.isnan(result.gain)
@@ -253,7 +253,7 @@ def test_replays_update_the_discriminator_once_a_minibatch() -> None:
         return hook
 
     trainer.optimizer.register_step_post_hook(count("g"))
-    trainer.discrimination.optimizer.register_step_post_hook(count("d"))
+    trainer.discriminator.optimizer.register_step_post_hook(count("d"))
     trainer.train_step(patches())
     assert updates == {"g": 3, "d": 1}
 
@@ -265,18 +265,18 @@ def test_micro_batches_are_the_full_batch() -> None:
         right, found = (each.train_step(patches(seed=seed)).read() for each in (whole, parts))
         assert found.loss == pytest.approx(right.loss, rel=1e-4)
         assert found.terms == pytest.approx(right.terms, rel=1e-3, abs=1e-5)
-    for one, other in ((parts.generator, whole.generator), (parts.discrimination.module, whole.discrimination.module)):
+    for one, other in ((parts.generator, whole.generator), (parts.discriminator.module, whole.discriminator.module)):
         for key, value in other.state_dict().items():
             torch.testing.assert_close(one.state_dict()[key], value, rtol=1e-2, atol=1e-5, msg=key)
-    assert parts.discrimination.module.training
+    assert parts.discriminator.module.training
 
 
 def tensors(trainer: Trainer, *names: str) -> dict[str, Tensor]:
     found = {f"g.{key}": value for key, value in trainer.generator.state_dict().items()}
     found |= {f"ema.{key}": value for key, value in trainer.ema.state_dict().items()}
-    found |= {f"d.{key}": value for key, value in trainer.discrimination.module.state_dict().items()}
-    found |= {f"frozen.{key}": value for key, value in trainer.discrimination.frozen.module.state_dict().items()}
-    for key, state in enumerate(trainer.discrimination.optimizer.state.values()):
+    found |= {f"d.{key}": value for key, value in trainer.discriminator.module.state_dict().items()}
+    found |= {f"frozen.{key}": value for key, value in trainer.discriminator.frozen.module.state_dict().items()}
+    for key, state in enumerate(trainer.discriminator.optimizer.state.values()):
         found |= {f"adam.{key}.{name}": value for name, value in state.items()}
     return {key: value.clone() for key, value in found.items() if not names or key.partition(".")[0] in names}
 
@@ -312,7 +312,7 @@ def test_a_gradient_of_the_discriminator_that_is_no_number_leaves_its_update_out
     trainer = make(**GAN)
     trainer.train_step(patches())
     d, g = tensors(trainer, "d", "adam"), tensors(trainer, "g")
-    hook = next(trainer.discrimination.module.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    hook = next(trainer.discriminator.module.parameters()).register_hook(lambda gradient: gradient * torch.inf)
     step = trainer.train_step(patches(seed=1))
     assert step.read().skipped == 1
     assert "of the discriminator 1." in step.describe()
@@ -432,8 +432,8 @@ def test_it_goes_on_from_another_run_s_discriminator(andnet: tuple[Path, Path], 
     assert train.main(as_options(first | {"train.iterations": 3})) == 0
     file = tmp_path / "first" / "discriminator.pth"
     trainer = make(**GAN | {"discriminator__init": file, "discriminator__learning_rate": 3e-4})
-    assert same(trainer.discrimination.module.state_dict(), load_discriminator(file).state_dict())
-    assert trainer.discrimination.learning_rate == 3e-4
+    assert same(trainer.discriminator.module.state_dict(), load_discriminator(file).state_dict())
+    assert trainer.discriminator.learning_rate == 3e-4
     assert train.main(as_options(second | {"train.iterations": 3, "discriminator.init": file})) == 0
     # It has seen some before, and says so.
     early = [lines(tmp_path / name)[0]["loss_d"] for name in ("first", "second")]

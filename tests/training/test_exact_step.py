@@ -85,7 +85,8 @@ def test_bfloat16_against_float64(generator, networks):
 def step_in_float64(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
     """What `step` does, written out on the plain references in float64."""
     hr = patches(2).double() / 255
-    network, random, _ = trainer._identity(hr)
+    random, _ = trainer._reset_bank(hr)
+    network = trainer.bank
     network.dtype = torch.float64  # theta itself is float32 everywhere
     generator = trainer.generator.double()
     settings = trainer.config.attack

@@ -4,7 +4,9 @@ import pytest
 import torch
 from tiny_trainer import make, patches
 
-from andfast.training.hr_blur import soften_patches
+from andfast.training.batches import blur_hr
+from andfast.training.config import Config, DataConfig
+from andfast.training.distributed import World
 from andfast.training.options import parse_config
 
 
@@ -12,9 +14,10 @@ def test_widths_hang_on_seed_and_step_alone_and_fill_their_range() -> None:
     # Of an impulse's blur the middle is 1 / (2 pi sigma^2), nearly.
     impulse = torch.zeros(64, 1, 33, 33)
     impulse[:, :, 16, 16] = 1
-    first = soften_patches(impulse, (1.0, 2.0), seed=3, step=5)
-    assert torch.equal(first, soften_patches(impulse, (1.0, 2.0), seed=3, step=5))
-    assert not torch.equal(first, soften_patches(impulse, (1.0, 2.0), seed=3, step=6))
+    config = Config(seed=3, data=DataConfig(soften=(1.0, 2.0)))
+    first = blur_hr(impulse, config, 5, World())
+    assert torch.equal(first, blur_hr(impulse, config, 5, World()))
+    assert not torch.equal(first, blur_hr(impulse, config, 6, World()))
     sigma = (2 * torch.pi * first[:, 0, 16, 16]).rsqrt()
     assert 0.98 < sigma.min() < 1.1
     assert 1.9 < sigma.max() < 2.02

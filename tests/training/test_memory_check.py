@@ -213,14 +213,14 @@ def options(run_dir: Path, **changed: Any) -> list[str]:
 def test_running_out_of_memory_loses_nothing_and_says_what_to_change(
     fail: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    attacked = Trainer._attacked
+    make_lr = Trainer._make_lr
 
     def failing(self: Trainer, hr: torch.Tensor) -> Any:
         if self.step == 3:
             fail()
-        return attacked(self, hr)
+        return make_lr(self, hr)
 
-    monkeypatch.setattr(Trainer, "_attacked", failing)
+    monkeypatch.setattr(Trainer, "_make_lr", failing)
     arguments = options(tmp_path, train__log_every=100)
     assert train.main(arguments) == 3
     message = capsys.readouterr().err

@@ -8,7 +8,7 @@ from tiny_trainer import make, patches
 from torch import Tensor
 
 from andfast.losses import l1_objective
-from andfast.training.micro_batches import by_images
+from andfast.training.micro_batches import micro_batched
 from andfast.training.trainer import Trainer
 from bench.peak_memory import peak_memory
 
@@ -16,7 +16,7 @@ from bench.peak_memory import peak_memory
 def step(trainer: Trainer) -> dict[str, Tensor]:
     """The theta that the adversary finds, the loss on it, and G's gradient."""
     hr = patches().float() / 255
-    lr, attack = trainer._attacked(hr)
+    lr, attack = trainer._make_lr(hr)
     assert attack is not None
     loss = trainer._backward(lr, hr)[0]
     gradient = torch.cat([weight.grad.flatten() for weight in trainer.generator.parameters()])
@@ -54,7 +54,7 @@ def test_micro_batches_go_with_other_generators_noises_and_attacks(changed: dict
 
 def step_of_any(trainer: Trainer) -> tuple[Tensor, ...]:
     hr = patches().float() / 255
-    lr, _ = trainer._attacked(hr)
+    lr, _ = trainer._make_lr(hr)
     return lr, trainer._backward(lr, hr)[0], *(weight.grad for weight in trainer.generator.parameters())
 
 
@@ -64,13 +64,13 @@ def test_the_loss_by_images_is_the_loss(images: int) -> None:
     objective = l1_objective(torch.nn.Conv2d(3, 3, 3, padding=1))
     lr, hr, weights = torch.rand(5, 3, 8, 8, requires_grad=True), torch.rand(5, 3, 8, 8), torch.randn(5)
     right = objective(lr, hr)
-    found = by_images(objective, images)(lr, hr)
+    found = micro_batched(objective, images)(lr, hr)
     torch.testing.assert_close(found, right)
     gradients = [torch.autograd.grad((loss * weights).sum(), lr)[0] for loss in (found, right)]
     torch.testing.assert_close(*gradients)
     with torch.no_grad():
-        assert not by_images(objective, images)(lr, hr).requires_grad
-    assert by_images(objective, None) is objective
+        assert not micro_batched(objective, images)(lr, hr).requires_grad
+    assert micro_batched(objective, None) is objective
 
 
 def test_gradients_by_images_do_not_underflow_in_half_types() -> None:
@@ -79,7 +79,7 @@ def test_gradients_by_images_do_not_underflow_in_half_types() -> None:
         return (lr.half().float() - hr).abs().mean(dim=(1, 2, 3))
 
     lr, hr = torch.rand(2, 3, 256, 256, requires_grad=True), torch.zeros(2, 3, 256, 256)
-    (gradient,) = torch.autograd.grad(by_images(objective, 1)(lr, hr).sum(), lr)
+    (gradient,) = torch.autograd.grad(micro_batched(objective, 1)(lr, hr).sum(), lr)
     torch.testing.assert_close(gradient, torch.full_like(lr, 1 / hr[0].numel()))
 
 
@@ -93,7 +93,7 @@ def kept(trainer: Trainer) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = l1_objective(trainer.view)(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 32, 32))
+        loss = l1_objective(trainer.autocast)(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 32, 32))
     del loss
     weights = sum(weight.untyped_storage().nbytes() for weight in trainer.generator.parameters())
     return sum(storages.values()) - weights

@@ -15,7 +15,9 @@ from torch import Tensor
 from andfast import train
 from andfast.attack import BSRGAN, RealESRGAN
 from andfast.attack.base import bicubic_downsample
+from andfast.data.pairs import find_pairs
 from andfast.ops.blur_pool import blur_pool
+from andfast.training.batches import make_pair_patches
 from andfast.training.trainer import Trainer
 from andfast.utils.rng import step_generator
 
@@ -33,6 +35,9 @@ def pairs(tmp_path: Path) -> Path:
 def trained_on(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, steps: int = 1) -> tuple[Tensor, Tensor]:
     """The LR and HR images of the last of so many updates."""
     seen: list[tuple[Tensor, Tensor]] = []
+    config = trainer.config
+    folder = config.attack.mix.pairs
+    pairs = make_pair_patches(config, find_pairs(folder, config.scale) if folder else [], trainer.world)
     update = trainer._update
 
     def watched(lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +46,7 @@ def trained_on(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, steps: int = 1
 
     monkeypatch.setattr(trainer, "_update", watched)
     for _ in range(steps):
-        trainer.train_step(patches())
+        trainer.train_step(patches(), pairs and pairs(trainer.step))
     return seen[-1]
 
 
@@ -70,7 +75,7 @@ def test_the_adversary_is_shown_the_rest_alone(
     options: dict[str, Any] = {"attack__method": method, "degradation__num_networks": networks}
     trainer = make(**options, attack__mix__share=0.5, attack__mix__method="bicubic")
     shown: list[int] = []
-    for module in (trainer.frozen.module, trainer.degradation(1).__class__):
+    for module in (trainer.frozen.module, trainer.make_bank(1).__class__):
         forward = module.forward
         bound = isinstance(module, torch.nn.Module)
 
@@ -86,7 +91,7 @@ def test_the_adversary_is_shown_the_rest_alone(
 def test_the_rest_is_attacked_as_a_batch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     mixed, _ = trained_on(make(attack__mix__share=0.5, degradation__num_networks=2), monkeypatch)
     trainer = make(train__batch_size=2, degradation__num_networks=2)
-    alone, _ = trainer._attacked(patches()[:2].float() / 255)
+    alone, _ = trainer._make_lr(patches()[:2].float() / 255)
     assert torch.equal(mixed[:2], alone)
 
 
@@ -113,8 +118,11 @@ def test_pairs_alone_are_all_of_the_batch_and_no_adversary_s(pairs: Path, monkey
     lr, hr = trained_on(trainer, monkeypatch)
     assert (hr * 255 > 199).all()
     assert (lr * 255 < 22).all()
-    result = trainer.train_step(patches()).read()
+    pair_patches = make_pair_patches(trainer.config, find_pairs(pairs, 4), trainer.world)
+    result = trainer.train_step(patches(), pair_patches(trainer.step)).read()
     assert result.loss == result.loss_before_attack == result.loss_after_attack
+    with pytest.raises(ValueError, match="the batch has none"):
+        trainer.train_step(patches())
 
 
 def test_losses_before_and_after_are_those_of_the_images_attacked() -> None:

@@ -11,7 +11,7 @@ from tiny_trainer import make, patches
 from andfast.attack import AttackResult, Free
 from andfast.attack.budget import BUDGET_SLACK_DB
 from andfast.ops.theta_layout import ThetaLayout
-from andfast.training.readout import StepResult
+from andfast.training.step_metrics import StepResult
 from andfast.training.trainer import Trainer
 
 FACTORS = {"conv_dc": 3.0, "conv_shift": 2.0, "conv": 0.5, "noise": 1.5, "slope": 20.0}

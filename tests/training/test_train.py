@@ -155,10 +155,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     step = Trainer.train_step
 
-    def interrupted(self: Trainer, patches: torch.Tensor) -> Any:
+    def interrupted(self: Trainer, *batch: Any) -> Any:
         if self.step == 4:
             os.kill(os.getpid(), number)
-        return step(self, patches)
+        return step(self, *batch)
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     assert train.main(options(tmp_path)) == 128 + number
@@ -179,7 +179,7 @@ def test_a_killed_run_goes_on_from_its_last_state(finished: Path, tmp_path: Path
         "step = Trainer.train_step\n"
         "def killed(self, patches):\n"
         "    if self.step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(self, patches)\n"
+        "    return step(self, *batch)\n"
         "Trainer.train_step = killed\n"
         "train.main(sys.argv[1:])\n"
     )

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from andfast.losses import l1_objective
 from andfast.models.frozen import AutocastModule, FrozenModule
-from andfast.training.readout import DivergedError, PendingStep, Readout, StepResult
+from andfast.training.step_metrics import DivergedError, PendingStep, StepLogger, StepResult
 from andfast.training.trainer import Trainer
 
 
@@ -58,26 +58,26 @@ def test_a_step_waits_for_the_device_in_the_trust_region_alone(generator: str, o
 
 @pytest.mark.parametrize("generator", ["compact", "rrdbnet"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_frozen_view_computes_what_the_generator_does(generator: str, dtype: torch.dtype) -> None:
+def test_the_frozen_module_computes_what_the_generator_does(generator: str, dtype: torch.dtype) -> None:
     trainer = make(generator__name=generator)
     lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
-    view = FrozenModule(trainer.generator, dtype)
+    frozen = FrozenModule(trainer.generator, dtype)
     for _ in range(2):
-        found = []
-        for look in (AutocastModule(trainer.generator, dtype), view):
+        results = []
+        for module in (AutocastModule(trainer.generator, dtype), frozen):
             image = lr.clone().requires_grad_()
-            loss = l1_objective(look)(image, hr)
-            found.append((loss, *torch.autograd.grad(loss.sum(), image)))
-        assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+            loss = l1_objective(module)(image, hr)
+            results.append((loss, *torch.autograd.grad(loss.sum(), image)))
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
         # And again after an update.
         before = loss
         trainer.train_step(patches())
-        view.refresh()
-        assert not torch.equal(l1_objective(view)(lr, hr), before)
-    assert not any(weight.requires_grad for weight in view.module.parameters())
+        frozen.refresh()
+        assert not torch.equal(l1_objective(frozen)(lr, hr), before)
+    assert not any(weight.requires_grad for weight in frozen.module.parameters())
     assert all(weight.requires_grad for weight in trainer.generator.parameters())
     memory = {weight.data_ptr() for weight in trainer.generator.parameters()}
-    shared = [weight.data_ptr() in memory for weight in view.module.parameters()]
+    shared = [weight.data_ptr() in memory for weight in frozen.module.parameters()]
     assert all(shared) if dtype == torch.float32 else not any(shared)
 
 
@@ -191,15 +191,15 @@ def pending(step: int, skipped: int) -> PendingStep:
 @pytest.mark.parametrize("every", [1, 2, 3, 100])
 def test_what_is_logged_does_not_depend_on_how_often(every: int, capsys: pytest.CaptureFixture[str]) -> None:
     log = Lines()
-    readout = Readout(log, every, max_skipped=3)
+    logger = StepLogger(log, every, max_skipped=3)
     in_row = [0, 1, 2, 0, 0, 1, 2]
     for step, skipped in enumerate(in_row, start=1):
-        assert readout.add(pending(step, skipped), seconds=1.0, data_wait=0.5) == (step % every == 0)
+        assert logger.add(pending(step, skipped), seconds=1.0, data_wait=0.5) == (step % every == 0)
         assert len(log.written) == step - step % every
 
     def last() -> None:
-        readout.add(pending(8, 3), seconds=1.0, data_wait=0.5)
-        readout.flush()
+        logger.add(pending(8, 3), seconds=1.0, data_wait=0.5)
+        logger.flush()
 
     with pytest.raises(DivergedError, match=r"in step 6 .*train\.learning_rate \(now 0\.0045.*3 updates") as error:
         last()
@@ -211,14 +211,14 @@ def test_what_is_logged_does_not_depend_on_how_often(every: int, capsys: pytest.
         "warning: in step 2",
         "warning: in step 6",
     ]
-    readout.close()
+    logger.close()
     assert len(log.written) == 8
 
 
 def test_a_state_of_an_adam_that_was_not_fused_is_gone_on_from() -> None:
     trainer, other = make(), make()
     plain = torch.optim.Adam(trainer._weights, lr=1e-3, betas=(0.9, 0.99))
-    l1_objective(trainer.view)(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 32, 32)).mean().backward()
+    l1_objective(trainer.autocast)(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 32, 32)).mean().backward()
     plain.step()
     state = trainer.state() | {"optimizer": plain.state_dict(), "step": 1}
     other.load(copy.deepcopy(state))
@@ -238,8 +238,8 @@ def test_a_state_of_an_adam_that_was_not_fused_is_gone_on_from() -> None:
 def test_a_single_replay_is_a_plain_step_on_the_identity() -> None:
     trainer, other = make(attack__method="free", attack__replays=1), make()
     hr = patches().float() / 255
-    network, _, _ = other._identity(hr)
-    losses = other._update(network(hr), hr).losses
+    other._reset_bank(hr)
+    losses = other._update(other.bank(hr), hr).losses
     assert trainer.train_step(patches()).read().loss == losses.mean().item()
     assert all(torch.equal(*pair) for pair in zip(trainer._weights, other._weights, strict=True))
 
@@ -248,11 +248,11 @@ def test_a_single_replay_is_a_plain_step_on_the_identity() -> None:
 def test_replays_update_the_generator_and_theta_from_the_same_passes(options: dict[str, Any]) -> None:
     trainer, other = (make(attack__method="free", attack__replays=3, **more) for more in (options, {}))
     hr = patches().float() / 255
-    network, random, margin_db = other._identity(hr)
-    replay = other.attack.begin(network, hr, random, margin_db)
+    random, margin_db = other._reset_bank(hr)
+    replay = other.attack.begin(other.bank, hr, random, margin_db)
     losses = []
     for index in range(3):
-        loss = l1_objective(other.view)(replay.lr, hr).mean()
+        loss = l1_objective(other.autocast)(replay.lr, hr).mean()
         other.optimizer.zero_grad()
         loss.backward()
         other.optimizer.param_groups[0]["lr"] = other.learning_rate
