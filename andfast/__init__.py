@@ -4,9 +4,7 @@ An implementation of "AND: Adversarial Neural Degradation for Learning Blind Ima
 Guo, NeurIPS 2023).
 """
 
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
 
 from andfast.attack import (
     BSRGAN,
@@ -25,13 +23,11 @@ from andfast.attack import (
     Subset,
 )
 from andfast.degradation.network import DegradationNetwork
+from andfast.inference.upscale_image import upscale_image
 from andfast.losses import l1_objective
 from andfast.models import Compact, RRDBNet, load_model, save_model
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.pretrained import load_pretrained
-
-if TYPE_CHECKING:
-    from andfast.inference.call import upscale
 
 try:
     __version__ = version("andfast")
@@ -61,12 +57,5 @@ __all__ = [
     "load_model",
     "load_pretrained",
     "save_model",
-    "upscale",
+    "upscale_image",
 ]
-
-
-def __getattr__(name: str) -> object:
-    """`andfast.upscale`, a module that can be called, when it is first asked for: `python -m` is to run it itself."""
-    if name == "upscale":
-        return import_module("andfast.upscale")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

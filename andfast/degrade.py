@@ -31,6 +31,7 @@ from andfast.data.listing import told
 from andfast.data.paired_folders import look_through_hr
 from andfast.data.pairs import read_pair
 from andfast.data.tensors import to_array, to_tensor
+from andfast.inference.models import find_model
 from andfast.inference.work import prepare_work
 from andfast.losses import l1_objective, no_objective
 from andfast.metrics.differences import Differences, table
@@ -42,7 +43,6 @@ from andfast.training.degraded_images import degrade, draw, read_hr
 from andfast.training.memory_check import check_search
 from andfast.training.options import Parser
 from andfast.training.samples import CROP, ROWS
-from andfast.upscale import find_model
 from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.command_line import UsageError, one_line
 from andfast.utils.console import console

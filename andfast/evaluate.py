@@ -18,12 +18,12 @@ from andfast.data.images import DataError, write_png
 from andfast.data.listing import told
 from andfast.data.paired_folders import holds_hr
 from andfast.evaluation.degrading import Degradation, parse_degradation
+from andfast.evaluation.environment import commit, machine
 from andfast.evaluation.measuring import Outcome, Plan, measure_all
 from andfast.evaluation.models import Computing, Contender, interpolation, load_contenders
 from andfast.evaluation.records import Records
 from andfast.evaluation.report import as_json, text, write_csv
 from andfast.evaluation.sheet import difference_sheet
-from andfast.info import commit, machine
 from andfast.metrics import MEASURES, make_measure
 from andfast.pretrained import DEFAULT
 from andfast.utils.allocator import keep_freed_memory

@@ -1,125 +1,38 @@
-"""What andfast runs on here: versions, devices, and which backend can run which operation.
+"""Show versions, devices, and which backend can run which operation.
 
     python -m andfast.info [--json]
 
-The place to look first when something is slow, and the thing to paste into a bug report.
+Look here first when something is slow, and paste it into bug reports.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shutil
-import subprocess
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from andfast.ops import _extension, dispatch
-from andfast.pretrained import pretrained_names
+from andfast.evaluation.environment import collect, version
 from andfast.utils.console import console
 from andfast.utils.optional import NOT_INSTALLED, problem_of
 
-#: The packages that andfast can do without.
+#: Optional packages.
 OPTIONAL = ("tensorboard", "wandb", "onnx", "onnxruntime", "gradio", "spandrel", "torchmetrics", "lpips", "scipy")
 
 
-def collect() -> dict[str, Any]:
-    """Everything this command shows, as JSON types: "versions", "devices", "pretrained", "operations".
-
-    "pretrained" lists the models that come with andfast; "operations" maps operation -> backend -> why it cannot run
-    here, null where it can.
-    """
-    packages = ("andfast", "torch", "numpy", "pillow", "triton")
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in packages},
-            "extension compiler": _extension.compiler,
-        },
-        "devices": {"cpu": _cpu(), **_cuda()},
-        "pretrained": pretrained_names(),
-        "operations": dispatch.status(),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What a measurement was made on: the processor's name, the system, and the versions and devices of `collect`."""
-    info = collect()
-    model = "unknown"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    return {"processor": model, "system": platform.platform(), "versions": info["versions"], "devices": info["devices"]}
-
-
-def commit() -> str | None:
-    """The checkout's commit, marked where files were changed since; None where this package is in none."""
-    here = Path(__file__)
-    if shutil.which("git") is None:
-        return None
-    # A package installed somewhere below another project's checkout is not part of it.
-    for command in (["git", "ls-files", "--error-unmatch", here.name], ["git", "describe", "--always", "--dirty"]):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=here.parent)
-        if done.returncode:
-            return None
-    return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except Exception:  # PackageNotFoundError, or what a damaged installation raises
-        return None
-
-
 def optional() -> dict[str, str | None]:
-    """The versions of `OPTIONAL`, and what is wrong with them; None: not installed. To import them takes seconds."""
+    """The versions of `OPTIONAL` and their problems; None: not installed. Importing them takes seconds."""
     found: dict[str, str | None] = {}
     for name in OPTIONAL:
         problem = problem_of(name)
         broken = "" if problem is None else f", but {problem}"
-        found[name] = None if problem == NOT_INSTALLED else f"{_version(name) or 'unknown'}{broken}"
+        found[name] = None if problem == NOT_INSTALLED else f"{version(name) or 'unknown'}{broken}"
     return found
-
-
-def _cpu() -> dict[str, Any]:
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: None)  # not public, so perhaps not for ever
-    return {
-        "architecture": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "amx": has_amx(),
-    }
-
-
-def _cuda() -> dict[str, Any]:
-    try:
-        return _cuda_devices()
-    except Exception as error:  # a driver that does not go with this torch
-        return {"cuda": {"problem": " ".join(str(error).split())}}
-
-
-def _cuda_devices() -> dict[str, Any]:
-    devices: dict[str, Any] = {}
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        devices[f"cuda:{index}"] = {
-            "name": properties.name,
-            "memory_gib": round(properties.total_memory / 2**30, 1),
-            "capability": f"{properties.major}.{properties.minor}",
-        }
-    return devices
 
 
 def _as_text(info: dict[str, Any]) -> str:
     lines = ["versions"]
     lines += [f"  {name:<20}{version or 'none'}" for name, version in info["versions"].items()]
-    lines += ["optional", *(f"  {name:<20}{told or 'none'}" for name, told in info["optional"].items()), "devices"]
+    lines += ["optional", *(f"  {name:<20}{text or 'none'}" for name, text in info["optional"].items()), "devices"]
     for name, properties in info["devices"].items():
         lines.append(f"  {name:<20}" + ", ".join(f"{key} {value}" for key, value in properties.items()))
     lines += ["pretrained", *(f"  {name}" for name in info["pretrained"]), "operations"]

@@ -1,9 +1,4 @@
-"""Upscale images with a trained model: `python -m andfast.upscale INPUT... --output DIR`.
-
-The module is the call, too: `andfast.upscale(image, model)` is `andfast.inference.call.upscale`, whether the module was
-imported before or not. That is why it is a module that can be called, and no function of its name beside it: importing
-a module of a package puts it in the place of whatever had its name there.
-"""
+"""Upscale images with a trained model: `python -m andfast.upscale INPUT... --output DIR`."""
 
 from __future__ import annotations
 
@@ -11,25 +6,21 @@ import argparse
 import os
 import sys
 import time
-import types
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from andfast.data.listing import told
-from andfast.inference.call import upscale
 from andfast.inference.engine import Upscaler
 from andfast.inference.formats import MAX_PIXELS, Picture, losses, write_picture
 from andfast.inference.memory_check import read_to_upscale
 from andfast.inference.models import find_model, precision_for
 from andfast.inference.pipeline import pipeline
 from andfast.inference.tiles import NonFiniteError
-from andfast.inference.work import FORMATS, Work, find_work, prepare_work, record_results
+from andfast.inference.work import FORMATS, Work, prepare_work, record_results
 from andfast.models.compilation import CompileTimer
 from andfast.pretrained import DEFAULT, pretrained_names
 from andfast.utils.allocator import keep_freed_memory
@@ -38,28 +29,6 @@ from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import check_name, make_folder
 from andfast.utils.memory import is_out_of_memory
-
-__all__ = ["NonFiniteError", "UsageError", "find_model", "find_work", "main", "upscale", "upscale_tensor"]
-
-
-def upscale_tensor(model: nn.Module, image: Tensor, tile: int | None = 256, overlap: int | None = 16) -> Tensor:
-    """Upscale an image of any size tile by tile; by default by tiles that depend on nothing but the image.
-
-    Args:
-        model: has `scale` and maps (B, 3, h, w) to (B, 3, scale * h, scale * w).
-        image: float (B, 3, H, W) in [0, 1], on any device; tiles move to the model's one by one.
-        tile, overlap: see `andfast.inference.engine.Upscaler`.
-
-    Returns:
-        float32 (B, 3, scale * H, scale * W), not clipped, on the device of `image`.
-
-    Raises:
-        ValueError: `tile` or `overlap` is negative, or the image is empty or of another shape.
-        NonFiniteError: the model's output holds NaN or infinity.
-    """
-    if image.ndim != 4 or image.numel() == 0:
-        raise ValueError(f"an image batch is (B, 3, H, W) and not empty, not {tuple(image.shape)}")
-    return Upscaler(model, tile=tile, overlap=overlap).tensor(image.detach())
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -219,15 +188,6 @@ def _failure(source: Path, error: Exception, upscaler: Upscaler) -> str:
         reason += f" in {upscaler.types}; try --precision float32"
     return f"failed: {reason}" if str(source) in reason else f"failed: {source}: {reason}"
 
-
-class _Callable(types.ModuleType):
-    """This module, which can be called as `upscale` can."""
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return upscale(*arguments, **named)
-
-
-sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     keep_freed_memory()

@@ -21,10 +21,10 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
-from andfast import info
 from andfast.attack import PGD
 from andfast.data.images import DataError
 from andfast.data.patches import PatchBatches
+from andfast.evaluation import environment
 from andfast.models import load_model
 from andfast.training.config import AttackConfig, DegradationConfig
 from andfast.training.images import Skipped, training_sources
@@ -206,9 +206,9 @@ class Work:
         """Everything, and which machine, versions and settings it comes from."""
         return {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "commit": info.commit(),
+            "commit": environment.commit(),
             "command": command,
-            "machine": info.machine(),
+            "machine": environment.machine(),
             "settings": self._settings(),
             "variants": as_json(findings),
         }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from andfast.info import collect
+from andfast.evaluation.environment import collect
 from bench.report import Group, groups, step_table
 
 

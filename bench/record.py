@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from andfast.info import commit, machine
+from andfast.evaluation.environment import commit, machine
 from andfast.training.records import METRICS_FILE, read_records
 from andfast.utils.console import console
 from andfast.utils.files import write_text

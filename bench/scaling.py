@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from andfast.attack.budget import SHRINK_TRIES
-from andfast.info import commit, machine
+from andfast.evaluation.environment import commit, machine
 from andfast.utils.console import console
 from andfast.utils.files import write_text
 from bench.allreduce import Network, all_reduce, exposed, reduced

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from andfast import info
 from andfast.attack import Lens
 from andfast.data.images import DataError
 from andfast.data.pairs import find_pairs, read_pair
 from andfast.data.tensors import to_tensor
+from andfast.evaluation import environment
 from andfast.losses import l1_objective
 from andfast.metrics import psnr
 from andfast.models import load_model
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
-    commit = info.commit()  # now: the files may change while the study runs
+    commit = environment.commit()  # now: the files may change while the study runs
     samples = {camera: camera_crops(pairs, options.size) for camera, pairs in taken.items()}
     ranges = common_ranges(samples)
     work = cases(
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit,
         "command": shlex.join(["python", "-m", "studies.calibration", *map(_last_name, arguments)]),
-        "machine": info.machine(),
+        "machine": environment.machine(),
         "settings": {name: getattr(options, name) for name in ("images", "batch", "size", "budgets", "middle", "seed")},
         "quantiles": QUANTILES,
         "frequencies": FREQUENCIES,

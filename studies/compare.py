@@ -30,12 +30,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from andfast import info
 from andfast.data.images import DataError
 from andfast.data.pairs import find_pairs
+from andfast.evaluation import environment
+from andfast.inference.tiles import NonFiniteError
 from andfast.models import ModelError, load_model
 from andfast.training.config import Config, TrainConfig
-from andfast.upscale import NonFiniteError
 from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
@@ -115,7 +115,12 @@ class Comparison:
         self.seconds: dict[str, float] = {}
         self.found: list[dict[str, Any]] = []
         self.failed: dict[str, str] = {}
-        self._made = {"command": command, "commit": info.commit(), "machine": info.machine(), "jobs": options.jobs}
+        self._made = {
+            "command": command,
+            "commit": environment.commit(),
+            "machine": environment.machine(),
+            "jobs": options.jobs,
+        }
         self._scores_of_bicubic = evaluate_bicubic(self.sets, config.scale)
 
     def _chosen_rows(self) -> list[str]:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from andfast.data.images import DataError, read_image, write_png
 from andfast.data.tensors import to_tensor
+from andfast.inference.models import find_model
 from andfast.losses import l1_objective
 from andfast.models import ModelError
 from andfast.training.config import Config
 from andfast.training.degraded_images import degrade, draw
 from andfast.training.options import parse_config
-from andfast.upscale import find_model
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from studies.crops import find_corner, split_place

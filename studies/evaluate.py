@@ -19,11 +19,12 @@ from tqdm import tqdm
 from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
 from andfast.evaluation.models import BICUBIC, title_of
+from andfast.inference.engine import upscale_tensor
+from andfast.inference.tiles import NonFiniteError
 from andfast.metrics import FIDELITY
 from andfast.models import ModelError, load_model
 from andfast.training.options import parse_config
 from andfast.training.validation import bicubic_upsample
-from andfast.upscale import NonFiniteError, upscale_tensor
 from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device

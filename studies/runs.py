@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from andfast.info import commit
+from andfast.evaluation.environment import commit
 from andfast.training.options import dump_yaml
 from andfast.training.records import METRICS_FILE, read_records
 from andfast.utils.files import write_text

@@ -23,7 +23,8 @@ from typing import Any
 from torch import nn
 
 from andfast import train
-from andfast.info import commit, machine
+from andfast.evaluation.environment import commit, machine
+from andfast.inference.tiles import NonFiniteError
 from andfast.models import load_model
 from andfast.pretrained import DEFAULT
 from andfast.pretrained import FOLDER as PACKAGE
@@ -31,7 +32,6 @@ from andfast.training.config import Config
 from andfast.training.images import Skipped, find_images
 from andfast.training.options import dump_yaml, parse_config
 from andfast.training.records import METRICS_FILE, read_records
-from andfast.upscale import NonFiniteError
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import write_json, written_whole

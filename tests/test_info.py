@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from andfast import info
+from andfast.evaluation import environment
 from andfast.ops import dispatch
 from andfast.pretrained import pretrained_names
 
@@ -57,7 +58,7 @@ def test_a_driver_that_fails(monkeypatch, capsys):
 
 
 def test_a_measurement_s_machine():
-    machine = info.machine()
+    machine = environment.machine()
     assert machine["versions"]["torch"] == torch.__version__
     assert machine["devices"]["cpu"]["threads"] == torch.get_num_threads()
     json.dumps(machine)
@@ -77,10 +78,10 @@ def test_the_commit_is_that_of_the_checkout_the_package_is_part_of(tmp_path, mon
     git("init")
     git("add", "other.py")
     git("commit", "-m", "another project")
-    monkeypatch.setattr(info, "__file__", str(package))
-    assert info.commit() is None
+    monkeypatch.setattr(environment, "__file__", str(package))
+    assert environment.commit() is None
     git("add", ".")
     git("commit", "-m", "with the package")
-    assert info.commit() == git("describe", "--always")
+    assert environment.commit() == git("describe", "--always")
     package.write_text("changed\n")
-    assert info.commit() == git("describe", "--always") + "-dirty"
+    assert environment.commit() == git("describe", "--always") + "-dirty"

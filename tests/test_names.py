@@ -13,11 +13,12 @@ from PIL import Image
 
 from andfast import degrade, evaluate, export, plot, train, upscale
 from andfast.demo.models import load_offered
+from andfast.inference.work import find_work
 from andfast.models import build_generator, load_model, save_model
 from andfast.models.onnx_files import load_onnx
 from andfast.training.options import parse_config
 from andfast.training.records import read_records
-from andfast.upscale import UsageError, find_work
+from andfast.utils.command_line import UsageError
 
 LATIN = os.fsdecode(b"caf\xe9")  # no UTF-8
 

@@ -14,12 +14,12 @@ import andfast
 from andfast.data.photographs import held_out_photographs
 from andfast.data.tensors import to_array, to_tensor
 from andfast.degradation.camera import camera_like, crop_to_multiple
+from andfast.inference.engine import upscale_tensor
 from andfast.metrics import psnr_y
 from andfast.models import ModelError, build_generator
 from andfast.pretrained import DEFAULT, FOLDER, load_pretrained, model_file, pretrained_names
 from andfast.training.options import parse_config
 from andfast.training.validation import bicubic_upsample
-from andfast.upscale import upscale_tensor
 
 ROOT = Path(__file__).parents[1]
 NAMES = pretrained_names()

@@ -21,8 +21,8 @@ from andfast.evaluation.alignment import align
 from andfast.evaluation.degrading import Degradation
 from andfast.evaluation.models import Computing, Contender
 from andfast.evaluation.records import Digests, Record, Records
+from andfast.inference.tiles import NonFiniteError
 from andfast.metrics import Measure
-from andfast.upscale import NonFiniteError
 from andfast.utils.command_line import one_line
 from andfast.utils.memory import is_out_of_memory
 

@@ -230,3 +230,23 @@ def quantised(image: Tensor, dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "u":
         image = (image * np.iinfo(dtype).max).round_()
     return image.cpu().numpy().astype(dtype)
+
+
+def upscale_tensor(model: nn.Module, image: Tensor, tile: int | None = 256, overlap: int | None = 16) -> Tensor:
+    """Upscale an image of any size tile by tile; by default by tiles that depend on nothing but the image.
+
+    Args:
+        model: has `scale` and maps (B, 3, h, w) to (B, 3, scale * h, scale * w).
+        image: float (B, 3, H, W) in [0, 1], on any device; tiles move to the model's one by one.
+        tile, overlap: see `Upscaler`.
+
+    Returns:
+        float32 (B, 3, scale * H, scale * W), not clipped, on the device of `image`.
+
+    Raises:
+        ValueError: `tile` or `overlap` is negative, or the image is empty or of another shape.
+        NonFiniteError: the model's output holds NaN or infinity.
+    """
+    if image.ndim != 4 or image.numel() == 0:
+        raise ValueError(f"an image batch is (B, 3, H, W) and not empty, not {tuple(image.shape)}")
+    return Upscaler(model, tile=tile, overlap=overlap).tensor(image.detach())

@@ -17,13 +17,13 @@ from andfast.data.images import DataError, read_image
 from andfast.data.tensors import to_array
 from andfast.degradation.camera import crop_to_multiple
 from andfast.degradation.network import DegradationNetwork
+from andfast.inference.engine import upscale_tensor
 from andfast.losses import Objective
 from andfast.metrics import psnr
 from andfast.ops.theta_layout import ScaleFactors, ThetaLayout
 from andfast.training.config import Config
 from andfast.training.samples import draw_sheet
 from andfast.training.validation import centre_crop
-from andfast.upscale import upscale_tensor
 from andfast.utils.rng import step_generator
 
 CLEAN, LENS, ATTACKED = "clean LR", "LR through a lens", "attacked LR"

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from andfast.data.cache import cache_images
 from andfast.data.images import DataError, write_png
 from andfast.data.patches import PatchBatches, Source, make_loader
+from andfast.inference.tiles import NonFiniteError
 from andfast.models import save_discriminator, save_model
 from andfast.models.compilation import CompileError
 from andfast.ops import dispatch
@@ -49,7 +50,6 @@ from andfast.training.summary import summarise
 from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
 from andfast.training.wandb_run import WANDB_FILE, WandbError, import_wandb
-from andfast.upscale import NonFiniteError
 from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.files import make_folder, remove_unfinished, sync, write_text, write_torch, written_whole
 from andfast.utils.locks import locked

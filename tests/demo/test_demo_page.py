@@ -141,7 +141,7 @@ def test_upscaling(page, photo, model_file, tmp_path):
     saved = upscale(page, photo, tmp_path)
     assert saved.name == "astronaut_x2.png"
     pixels = np.asarray(Image.open(photo))
-    expected = andfast.upscale(pixels, model_file, device="cpu")
+    expected = andfast.upscale_image(pixels, model_file, device="cpu")
     assert np.array_equal(np.asarray(Image.open(saved)), expected)
     expect(page.locator("#read")).to_have_text("astronaut.png: 150 x 120 pixels, RGB, 8 bits")
     expect(page.locator("#line")).to_contain_text("150 x 120 → 300 x 240 pixels, RGB, 8 bits; ")
@@ -178,7 +178,7 @@ def test_other_files_and_scales(page, model_file, tmp_path):
     scale.press("Enter")
     found = read_picture(upscale(page, tmp_path / "deep.tif", tmp_path))
     assert found.icc == SRGB
-    assert np.array_equal(found.pixels, andfast.upscale(pixels, model_file, 1.5, device="cpu"))
+    assert np.array_equal(found.pixels, andfast.upscale_image(pixels, model_file, 1.5, device="cpu"))
 
 
 def test_a_scale_that_is_none(page, served, photo):

@@ -38,7 +38,7 @@ def opened(path):
 def test_the_file_the_slider_and_the_line(tmp_path, offered):
     pixels, told = picture(tmp_path / "a.png", 21, 34), []
     made = enlarge(tmp_path / "a.png", offered, None, tmp_path, MANY, told.append)
-    expected = andfast.upscale(pixels, compact())
+    expected = andfast.upscale_image(pixels, compact())
     assert made.file == tmp_path / "a_x2.png"
     assert np.array_equal(opened(made.file), expected)
     assert np.array_equal(opened(made.after), expected)
@@ -57,7 +57,7 @@ def test_all_that_a_file_holds_is_kept(tmp_path, offered):
     made = enlarge(tmp_path / "a.tif", offered, 1.5, tmp_path, MANY, told.append)
     found = read_picture(made.file)
     assert found.icc == SRGB
-    assert np.array_equal(found.pixels, andfast.upscale(pixels, compact(), 1.5))
+    assert np.array_equal(found.pixels, andfast.upscale_image(pixels, compact(), 1.5))
     assert "9 x 12 → 14 x 18 pixels, RGB with alpha, 16 bits, with a colour profile" in made.line
     for path in (made.before, made.after):
         with Image.open(path) as image:

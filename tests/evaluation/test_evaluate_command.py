@@ -21,10 +21,10 @@ from andfast.data.tensors import to_tensor
 from andfast.degradation.camera import camera_like
 from andfast.evaluation.degrading import name_seed
 from andfast.evaluation.models import BICUBIC, Computing, Contender, load_contenders
+from andfast.inference.engine import upscale_tensor
 from andfast.metrics import niqe
 from andfast.models import build_generator, load_model, save_model
 from andfast.models.frozen import FrozenModule
-from andfast.upscale import upscale_tensor
 
 SIZES = {"a": (192, 200), "b": (96, 192), "c": (200, 204)}
 

@@ -13,9 +13,9 @@ import torchvision_operators
 from safetensors.torch import save
 from upscaling_models import compact
 
-from andfast.inference.models import precision_for
+from andfast.inference.engine import upscale_tensor
+from andfast.inference.models import find_model, precision_for
 from andfast.models import ModelError, RRDBNet, load_model
-from andfast.upscale import find_model, upscale_tensor
 
 torchvision_operators.declare_missing()
 spandrel = pytest.importorskip("spandrel")

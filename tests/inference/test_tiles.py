@@ -10,15 +10,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from upscaling_models import compact
 
 from andfast.inference import engine
-from andfast.inference.engine import Upscaler
+from andfast.inference.engine import Upscaler, upscale_tensor
 from andfast.inference.receptive_field import LONGEST, TOLERANCE, measured, reach
 from andfast.inference.resize import resized_rows, resized_size
 from andfast.inference.row_chunks import by_strips
-from andfast.inference.tiles import cut, largest_patch
+from andfast.inference.tiles import NonFiniteError, cut, largest_patch
 from andfast.models import Compact, RRDBNet
 from andfast.models.frozen import FrozenModule
 from andfast.ops import large_tiles
-from andfast.upscale import NonFiniteError, upscale_tensor
 from andfast.utils.memory import LiveBytes
 
 

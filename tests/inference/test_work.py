@@ -6,9 +6,9 @@ from PIL import Image
 from upscaling_models import nearest, picture
 
 from andfast import upscale
-from andfast.inference.work import RECORD_FILE
+from andfast.inference.work import RECORD_FILE, find_work
 from andfast.models import save_model
-from andfast.upscale import UsageError, find_work
+from andfast.utils.command_line import UsageError
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`andfast.upscale(image, model)`: one image of whatever kind, and the same kind back."""
+"""`andfast.upscale_image(image, model)`: one image of whatever kind, and the same kind back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from andfast.utils.devices import choose_device
 Kind = TypeVar("Kind", np.ndarray, Tensor, Image.Image)
 
 
-def upscale(
+def upscale_image(
     image: Kind,
     model: nn.Module | str | os.PathLike[str] = DEFAULT,
     output_scale: float | None = None,

@@ -1,0 +1,96 @@
+"""The environment of a measurement: versions, devices, backends, and the checkout's commit."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from andfast.ops import _extension, dispatch
+from andfast.pretrained import pretrained_names
+
+
+def collect() -> dict[str, Any]:
+    """Versions, devices, pretrained models and backends, as JSON types.
+
+    Returns:
+        "versions", "devices", "pretrained" (names), and "operations": operation -> backend -> why it cannot run here,
+        null if it can.
+    """
+    packages = ("andfast", "torch", "numpy", "pillow", "triton")
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+            "extension compiler": _extension.compiler,
+        },
+        "devices": {"cpu": _cpu(), **_cuda()},
+        "pretrained": pretrained_names(),
+        "operations": dispatch.status(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The processor's name, the system, and the versions and devices of `collect`."""
+    info = collect()
+    model = "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return {"processor": model, "system": platform.platform(), "versions": info["versions"], "devices": info["devices"]}
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with "-dirty" if files were changed; None if the package is not in a checkout."""
+    here = Path(__file__)
+    if shutil.which("git") is None:
+        return None
+    # A package installed somewhere below another project's checkout is not part of it.
+    for command in (["git", "ls-files", "--error-unmatch", here.name], ["git", "describe", "--always", "--dirty"]):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=here.parent)
+        if done.returncode:
+            return None
+    return done.stdout.strip()
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed or damaged."""
+    try:
+        return metadata.version(package)
+    except Exception:  # PackageNotFoundError, or what a damaged installation raises
+        return None
+
+
+def _cpu() -> dict[str, Any]:
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: None)  # not public
+    return {
+        "architecture": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "amx": has_amx(),
+    }
+
+
+def _cuda() -> dict[str, Any]:
+    try:
+        return _cuda_devices()
+    except Exception as error:  # a driver that does not match this torch
+        return {"cuda": {"problem": " ".join(str(error).split())}}
+
+
+def _cuda_devices() -> dict[str, Any]:
+    devices: dict[str, Any] = {}
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices[f"cuda:{index}"] = {
+            "name": properties.name,
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "capability": f"{properties.major}.{properties.minor}",
+        }
+    return devices
