@@ -9,7 +9,7 @@ from andfast.losses import l1_objective, no_objective
 from andfast.models import build_generator
 from andfast.ops.blur_pool import blur_pool
 from andfast.ops.theta_layout import ThetaLayout
-from andfast.training.degraded_images import ATTACKED, CLEAN, LENS, TYPES, columns_of, degrade, draw
+from andfast.training.degraded_images import ATTACKED, CLEAN, GROUP_LABELS, LENS, degrade, draw_degraded, group_columns
 from andfast.training.options import parse_config
 
 SETTINGS = {"degradation.channels": 8, "degradation.blocks": 2, "attack.steps": 1}
@@ -88,26 +88,26 @@ def test_an_attack_without_networks_has_no_lens_and_no_parts(hr, objective):
 @pytest.mark.parametrize("options", [{}, LENS_OPTION])
 def test_parts_of_what_is_allowed(hr, objective, options):
     made = degrade(hr, config(**options), objective, 2, parts=True)
-    types = [label for label in made if label in TYPES.values()]
+    types = [label for label in made if label in GROUP_LABELS.values()]
     assert types == ["blur alone", "noise alone", "slopes alone"]
     whole = degrade(hr, config(**options), objective, 2)
     assert all(torch.equal(whole[label], made[label]) for label in whole)
 
 
-@pytest.mark.parametrize("alone", TYPES)
+@pytest.mark.parametrize("alone", GROUP_LABELS)
 def test_what_alone_is_allowed_is_all_that_is_found(hr, objective, alone):
     """The other groups' factors being infinite, their part is the attack, and no other is there."""
-    factors = {f"attack.scale_factors.{name}": 1 if name == alone else ".inf" for name in TYPES}
+    factors = {f"attack.scale_factors.{name}": 1 if name == alone else ".inf" for name in GROUP_LABELS}
     made = degrade(hr, config(**factors, **LENS_OPTION), objective, 2, parts=True)
-    assert [label for label in made if label in TYPES.values()] == [TYPES[alone]]
-    torch.testing.assert_close(made[TYPES[alone]], made[ATTACKED], rtol=0, atol=1e-5)
+    assert [label for label in made if label in GROUP_LABELS.values()] == [GROUP_LABELS[alone]]
+    torch.testing.assert_close(made[GROUP_LABELS[alone]], made[ATTACKED], rtol=0, atol=1e-5)
     assert (distance(made[ATTACKED], made[LENS]) > 1e-3).all()
 
 
 def test_a_colour_is_a_constant_and_noise_none():
     """The groups as the layout's segments and moments have them."""
     layout = ThetaLayout((8, 12), 2, channels=4, blocks=1)
-    found = {name: columns_of(layout, name) for name in TYPES}
+    found = {name: group_columns(layout, name) for name in GROUP_LABELS}
     assert torch.stack(list(found.values())).sum(0).eq(1).all()  # each column is one group's
     groups = layout.groups
     assert found["noise"].nonzero().flatten().tolist() == list(range(groups["noise"].start, groups["noise"].stop))
@@ -120,7 +120,7 @@ def test_a_colour_is_a_constant_and_noise_none():
 
 def test_the_sheet_says_how_far(hr, objective):
     made = degrade(hr, config(**LENS_OPTION), objective, 2, parts=True)
-    sheet = draw(hr, made, None)
+    sheet = draw_degraded(hr, made, None)
     assert sheet.shape == (2 * 36 + 22, 7 * 36 + 4, 3)
     cell = sheet[22 : 22 + 32, 4 : 4 + 32]
     assert abs(cell / 255 - hr[0].permute(1, 2, 0).numpy()).max() < 0.51 / 255
