@@ -23,8 +23,8 @@ class DataConfig:
     """The images.
 
     Attributes:
-        hr: folders of HR images to train on, searched recursively; none: scikit-image's bundled photographs.
-        val_hr: folders of HR images to validate on; none: `held_out` images of `hr` are kept from training.
+        hr: folders of HR images to train on, searched recursively; if empty, scikit-image's bundled photographs.
+        val_hr: folders of HR images to validate on; if empty, `held_out` images of `hr` are kept from training.
         held_out: how many images of `hr` to hold out if there is no `val_hr`, at most a quarter of them.
         val_pairs: a folder of camera-captured pairs, `HR/` and `LR/` or the like, to validate on as well.
         workers: processes that decode and crop images, for each training process; 0: the training process does it.
@@ -34,7 +34,7 @@ class DataConfig:
         flip: mirror half of the patches.
         rotate: rotate patches by multiples of 90 degrees.
         soften: low and high end of the range from which the standard deviation of a Gaussian blur is drawn for each
-            HR patch, in HR pixels; none: no blur. Small, sharp images are crisper than what cameras take
+            HR patch, in HR pixels; null: no blur. Small, sharp images are crisper than what cameras take
             (docs/calibration.md), and a generator trained on them sharpens too much.
     """
 
@@ -56,9 +56,9 @@ class GeneratorConfig:
 
     Attributes:
         name: compact (SRVGGNetCompact) or rrdbnet (ESRGAN).
-        features: width; none: 32 for compact (Real-ESRGAN's have 64), 64 for rrdbnet.
-        depth: hidden convolutions of compact (none: 8; Real-ESRGAN's have 16 or 32) or residual blocks of rrdbnet
-            (none: 23).
+        features: width; null: 32 for compact (Real-ESRGAN's have 64), 64 for rrdbnet.
+        depth: hidden convolutions of compact (null: 8; Real-ESRGAN's have 16 or 32) or residual blocks of rrdbnet
+            (null: 23).
         init: a model file to start from, with features and depth of its own. Set train.warmup to 0 with it.
     """
 
@@ -163,7 +163,7 @@ class AttackConfig:
         lr_psnr: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
             the clean one is drawn (likewise, but for style, and noise).
         lens: a blur and sharpening of the HR images before each degradation network (pgd, yopo, subset, free, style,
-            random); none: without, as in the paper.
+            random); null: without, as in the paper.
         dtype: the type G computes in within the attack; auto: that of train.precision.
         mix: images of each batch that another degradation makes.
     """
@@ -237,7 +237,7 @@ class TrainConfig:
         learning_rate: Adam's, at its highest.
         schedule: cosine (to a hundredth of it at the end) or constant (the paper's).
         ema_decay: of the moving average of the weights, which is validated and saved.
-        micro_batch: images that a process computes at once, with the same result; none: all of its batch. Less takes
+        micro_batch: images that a process computes at once, with the same result; null: all of its batch. Less takes
             less memory and more time.
         checkpoint_blocks: store only the inputs of rrdbnet's residual blocks for the update's backward pass and
             compute the rest again. Takes less memory and more time.
@@ -246,9 +246,9 @@ class TrainConfig:
         validate_every: updates between validations with sample sheets; 0: only at the end.
         save_every: updates between saves of the resumable state; 0: only at the end.
         max_bad_steps: an update whose loss or gradient is not finite is skipped; so many in a row end the run.
-        log_every: updates whose metrics are read from the device at once; none: 1 on the CPU, 10 on CUDA, where each
+        log_every: updates whose metrics are read from the device at once; null: 1 on the CPU, 10 on CUDA, where each
             reading waits.
-        wandb: a project of Weights & Biases to log metrics to as well; none: without. Needs the package wandb.
+        wandb: a project of Weights & Biases to log metrics to as well; null: without. Needs the package wandb.
     """
 
     iterations: PositiveInt = 800

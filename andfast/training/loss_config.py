@@ -22,9 +22,9 @@ class DiscriminatorConfig:
     Attributes:
         name: vgg (ESRGAN's, a logit for each image; patches of 4, 5, 6 or 7 times a power of two, from 16 on) or unet
             (Real-ESRGAN's, with spectral normalisation, a logit for each pixel; patches of multiples of 8).
-        features: width; none: 64, or that of the weights in init.
+        features: width; null: 64, or that of the weights in init.
         init: a file of weights to start from.
-        learning_rate: Adam's, at its highest; none: train.learning_rate. It follows the same schedule.
+        learning_rate: Adam's, at its highest; null: train.learning_rate. It follows the same schedule.
     """
 
     name: Literal["vgg", "unet"] = "vgg"

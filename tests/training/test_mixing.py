@@ -1,6 +1,8 @@
 """Batches of which another degradation, or a camera, makes a share."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from andfast import train
 from andfast.attack import BSRGAN, RealESRGAN
 from andfast.attack.base import bicubic_downsample
+from andfast.data.pair_patches import PairPatches
 from andfast.data.pairs import find_pairs
 from andfast.ops.blur_pool import blur_pool
 from andfast.training.batches import make_pair_patches
@@ -180,6 +183,41 @@ def test_runs_train_and_go_on_bit_for_bit(changed: dict[str, Any], pairs: Path, 
     assert last[0] == last[1]
     states = [torch.load(tmp_path / name / "state.pt", weights_only=True)["generator"] for name in ("whole", "parts")]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_workers_read_the_pairs_and_these_are_the_same(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = {"attack__mix__share": 0.5, "attack__mix__method": "pairs", "attack__mix__pairs": pairs}
+    changed["train__warmup"] = 1
+    read, parent, steps = PairPatches.__call__, os.getpid(), []
+
+    def watched(self: PairPatches, step: int) -> tuple[Tensor, Tensor]:
+        if os.getpid() == parent:
+            steps.append(step)
+        return read(self, step)
+
+    monkeypatch.setattr(PairPatches, "__call__", watched)
+    alone = run(tmp_path / "alone", **changed)
+    assert steps == [1, 2, 3]
+    assert run(tmp_path / "workers", **changed, data__workers=2) == alone
+    assert steps == [1, 2, 3]
+
+
+def test_a_worker_that_dies_over_pairs_names_their_folder(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = os.getpid()
+
+    def dies(self: PairPatches, step: int) -> tuple[Tensor, Tensor]:
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    monkeypatch.setattr(PairPatches, "__call__", dies)
+    changed = {"attack__method": "pairs", "attack__mix__pairs": pairs, "data__workers": 1}
+    assert train.main(as_options(TINY | {"run_dir": tmp_path / "run"}, **changed)) == 3
+    assert f"was killed by SIGKILL, as happens where memory runs out while reading: {pairs}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["attack.method", "attack.mix.method"])
