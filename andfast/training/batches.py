@@ -107,14 +107,24 @@ def blur_hr(hr: Tensor, config: Config, step: int, world: World) -> Tensor:
 
 
 @torch.no_grad()
-def degrade_mixed(hr: Tensor, config: Config, step: int, world: World) -> Tensor:
-    """The LR images of those HR images that are not attacked, by `attack.mix.method`.
+def mixed_images(
+    hr: Tensor, pairs: tuple[Tensor, Tensor] | None, config: Config, step: int, world: World
+) -> tuple[Tensor, Tensor]:
+    """HR and LR images of those places of the batch that are not attacked, by `attack.mix.method`.
 
     Args:
         hr: (B, 3, H, W) in [0, 1], the last images of this process's batch.
+        pairs: patches of camera pairs, which the method pairs needs and which replace `hr`.
         config, step, world: as for `blur_hr`.
+
+    Raises:
+        ValueError: the method is pairs, and there are none.
     """
+    if config.mix_method == "pairs":
+        if pairs is None:
+            raise ValueError("the settings mix in camera pairs, and the batch has none")
+        return to_images(pairs[0], hr.device), to_images(pairs[1], hr.device)
     if config.mix_method == "clean":
-        return blur_pool(hr, config.scale)
+        return hr, blur_pool(hr, config.scale)
     random = step_generator(config.seed, step, hr.device, _MIX, rank=world.rank, size=world.size)
-    return _SIMULATED[config.mix_method].degrade(hr, config.scale, random)
+    return hr, _SIMULATED[config.mix_method].degrade(hr, config.scale, random)

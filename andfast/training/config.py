@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import nn
 
 from andfast.attack import BSRGAN, PGD, YOPO, Attack, Bicubic, Free, Lens, Noise, Random, RealESRGAN, Style, Subset
 from andfast.degradation.network import DegradationNetwork
+from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
 from andfast.training.micro_batches import MicroBatchedNetwork, check_micro_batch
@@ -66,6 +68,38 @@ class GeneratorConfig:
     features: PositiveInt | None = None
     depth: PositiveInt | None = None
     init: str | None = None
+
+    def build(self, scale: int, seed: int) -> nn.Module:
+        """The generator on the CPU, with the weights of init or new ones that depend on the seed alone.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ModelError: the file has no generator, or one that does not fit these settings.
+        """
+        if self.init is None:
+            return self._new(scale, seed)
+        weights = load_model(self.init)
+        any_size = self.features is None and self.depth is None
+        if any_size and isinstance(weights, GENERATORS[self.name]) and weights.scale == scale:
+            return weights
+        model = self._new(scale, seed)
+        try:
+            model.load_state_dict(weights.state_dict())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise ModelError(
+                f"generator.init {self.init}: a {type(weights).__name__} x{weights.scale} that does not fit the "
+                f"settings of the generator ({reason})"
+            ) from error
+        return model
+
+    def _new(self, scale: int, seed: int) -> nn.Module:
+        # Compact's defaults are smaller than Real-ESRGAN's, for a first run on a CPU.
+        depth_name, features, depth = {"compact": ("convs", 32, 8), "rrdbnet": ("blocks", 64, 23)}[self.name]
+        sizes = {"features": self.features or features, depth_name: self.depth or depth}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_generator(self.name, scale, **sizes)
 
 
 @dataclass

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from andfast.attack import AttackResult, Free, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import GeneratorLoss, Objective, generator_objective, l1_objective
-from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.models.compilation import CompileTimer, compile_regions, wants_compile
 from andfast.models.frozen import AutocastModule, FrozenModule
-from andfast.training.batches import blur_hr, degrade_mixed, to_images
+from andfast.training.batches import blur_hr, mixed_images, to_images
 from andfast.training.config import Config
 from andfast.training.discriminator import DiscriminatorStep
 from andfast.training.distributed import World, no_sync_until_last
@@ -72,7 +71,9 @@ class Trainer:
         self.precision = choose_precision(config.train.precision, self.device, "training")
         dtype = config.attack.dtype
         self.attack_precision = self.precision if dtype == "auto" else choose_precision(dtype, self.device, "training")
-        self.generator = _make_generator(config).to(self.device, memory_format=torch.channels_last)
+        self.generator = config.generator.build(config.scale, config.seed).to(
+            self.device, memory_format=torch.channels_last
+        )
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
         # The average at the end of the warm-up, for the sample sheets.
         self.before = copy.deepcopy(self.ema)
@@ -126,14 +127,14 @@ class Trainer:
                 warm-up if `attack.method` or `attack.mix.method` is pairs.
         """
         hr = blur_hr(to_images(patches, self.device), self.config, self.step, self.world)
-        # Sub-steps 1 to 3: make LR images, attack them, and update G on the result.
+        # Sub-steps 1 to 3: make LR images, attack them, update G on the result.
         if self._is_attacking and isinstance(self.attack, Free):
             update, metrics = self._free_step(hr)
         else:
             update, metrics = self._adversarial_step(hr, pairs)
         # Sub-step 4: update D on what G made of them.
         metrics = {"loss": update.losses.mean(), **update.terms, **self._update_discriminator(update), **metrics}
-        # Log.
+        # The metrics go to the log without waiting for them.
         metrics = all_reduce_metrics(metrics, self.world)
         skipped = self.guard.skipped
         if self.discriminator is not None:
@@ -151,14 +152,14 @@ class Trainer:
     def _adversarial_step(
         self, hr: Tensor, pairs: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Update, dict[str, Tensor]]:
-        """Make LR images, attack them, update G; returns the update and the attack's metrics.
+        """Sub-steps 1 to 3: make LR images, attack them, update G; returns the update and the attack's metrics.
 
         The last images of the batch may be mixed in from another degradation or from camera pairs (`attack.mix`).
         """
         mixed_lr = None
         attacked = len(hr) - (self.config.mixed if self._is_attacking else 0)
         if attacked < len(hr):
-            mixed_hr, mixed_lr = self._mixed(hr[attacked:], pairs)
+            mixed_hr, mixed_lr = mixed_images(hr[attacked:], pairs, self.config, self.step, self.world)
             hr = torch.cat([hr[:attacked], mixed_hr])
         with self.cached_targets(self.loss, hr):
             lr, attack = self._make_lr(hr[:attacked]) if attacked else (None, None)
@@ -173,7 +174,7 @@ class Trainer:
         return update, attack_metrics(before, after, attack.lr_psnr, attack.budget_db, attack.distance_by_group)
 
     def _make_lr(self, hr: Tensor) -> tuple[Tensor, AttackResult | None]:
-        """Sub-steps 1 and 2: LR images of fresh identity networks, attacked once the warm-up is over."""
+        """Sub-steps 1 and 2: LR images of fresh identity networks and, after the warm-up, the attack on them."""
         if not self._is_attacking:
             return self.attack.clean(self.bank, hr), None
         random, margin_db = self._reset_bank(hr)
@@ -192,15 +193,6 @@ class Trainer:
         self.bank.reset_identity((hr.shape[2], hr.shape[3]), random)
         ramped = (self.step - train.warmup) / train.ramp if train.ramp else 1.0
         return random, RAMP_DB * max(1 - ramped, 0.0)
-
-    def _mixed(self, hr: Tensor, pairs: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """HR and LR images of those places of the batch that are not attacked."""
-        if self.config.mix_method != "pairs":
-            return hr, degrade_mixed(hr, self.config, self.step, self.world)
-        if pairs is None:
-            raise ValueError("the settings mix in camera pairs, and the batch has none")
-        mixed_hr, mixed_lr = (to_images(patches, self.device) for patches in pairs)
-        return mixed_hr, mixed_lr
 
     def _free_step(self, hr: Tensor) -> tuple[Update, dict[str, Tensor]]:
         """Minibatch replay (`Free`): updates of G and theta from the same backward passes.
@@ -340,37 +332,3 @@ class Trainer:
         if self.discriminator is not None:
             self.discriminator.load(state["discriminator"])
         self.frozen.refresh()
-
-
-# Defaults of generators: the name of their depth, features, depth. Compact is smaller than Real-ESRGAN's, for a first
-# run on a CPU.
-_SIZES = {"compact": ("convs", 32, 8), "rrdbnet": ("blocks", 64, 23)}
-
-
-def _make_generator(config: Config) -> nn.Module:
-    settings = config.generator
-    if settings.init is None:
-        return _new_generator(config)
-    weights = load_model(settings.init)
-    own_size = settings.features is None and settings.depth is None
-    if own_size and isinstance(weights, GENERATORS[settings.name]) and weights.scale == config.scale:
-        return weights
-    model = _new_generator(config)
-    try:
-        model.load_state_dict(weights.state_dict())
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise ModelError(
-            f"generator.init {settings.init}: a {type(weights).__name__} x{weights.scale} that does not fit the "
-            f"settings of the generator ({reason})"
-        ) from error
-    return model
-
-
-def _new_generator(config: Config) -> nn.Module:
-    settings = config.generator
-    depth_name, features, depth = _SIZES[settings.name]
-    sizes = {"features": settings.features or features, depth_name: settings.depth or depth}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return build_generator(settings.name, config.scale, **sizes)

@@ -1,4 +1,4 @@
-"""ANDGAN: the trainer's steps against ones written out in plain PyTorch, what the adversary raises, and whole runs."""
+"""ANDGAN: training steps against plain PyTorch, the terms that the attack raises, and whole runs."""
 
 import copy
 import json
@@ -71,7 +71,7 @@ def discriminator_term(kind: str, fake: Tensor, real: Tensor) -> Tensor:
 def test_steps_are_those_of_plain_pytorch(
     name: str, kind: str, weight: float, vgg: tuple[Path, dict[str, Tensor]]
 ) -> None:
-    """G on what the adversary found, by all terms; then D on what G made before its update."""
+    """G is updated on the attacked images with all terms, then D on G's images before that update."""
     path, weights = vgg
     more = {"loss__perceptual": weight, "loss__vgg": path, "loss__gan_loss": kind, "discriminator__name": name}
     trainer = make(**GAN | more, attack__steps=1)
@@ -135,7 +135,7 @@ def test_steps_are_those_of_plain_pytorch(
 
 
 def trained_discriminator(trainer: Trainer) -> nn.Module:
-    """Teach D to tell what the trainer's G makes of clean images from real ones."""
+    """Train D to distinguish G's images of clean LR from real ones."""
     hr = torch.cat([patches(seed=seed) for seed in range(4)]).float() / 255
     module = trainer.discriminator.module
     with torch.no_grad():
@@ -151,7 +151,7 @@ def trained_discriminator(trainer: Trainer) -> nn.Module:
 
 
 def attacked_terms(trainer: Trainer, weights: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    """The mean terms of the loss on clean LR images, and on those that an adversary finds that raises their sum."""
+    """The mean terms of the loss on clean LR images, and after an attack with these weights."""
     hr = patches().float() / 255
     settings = replace(trainer.config.loss, perceptual=weights.get("perceptual", 0), gan=weights.get("gan", 0))
     loss = settings.build(trainer.features, trainer.discriminator.frozen)
@@ -167,7 +167,7 @@ def attacked_terms(trainer: Trainer, weights: dict[str, float]) -> tuple[dict[st
 
 
 @pytest.mark.parametrize("name", ["vgg", "unet"])
-def test_each_term_of_the_loss_is_raised_by_the_adversary(name: str, vgg: tuple[Path, dict[str, Tensor]]) -> None:
+def test_the_attack_raises_each_term_of_the_loss(name: str, vgg: tuple[Path, dict[str, Tensor]]) -> None:
     options = GAN | {"discriminator__name": name, "loss__perceptual": 1.0, "loss__vgg": vgg[0], "attack__steps": 3}
     options |= {"loss__perceptual_layers": {"conv2_2": 1}, "degradation__num_networks": "batch"}
     trainer = make(**options)
@@ -187,7 +187,7 @@ def test_each_term_of_the_loss_is_raised_by_the_adversary(name: str, vgg: tuple[
     assert gains["gan"]["logit"] < min(gains["l1"]["logit"], gains["perceptual"]["logit"])
 
 
-def test_the_generator_s_update_moves_it_the_other_way() -> None:
+def test_the_generator_s_update_lowers_the_gan_term() -> None:
     trainer = make(**UNET | {"loss__gan": 1e3}, train__warmup=100)
     trained_discriminator(trainer)
     hr = patches().float() / 255
@@ -201,8 +201,8 @@ def test_the_generator_s_update_moves_it_the_other_way() -> None:
 
 
 @pytest.mark.parametrize("options", [GAN, UNET])
-def test_in_half_types_the_view_of_the_discriminator_follows_it(options: dict[str, Any]) -> None:
-    """After an update, and after a state was taken over. What is normalised in each pass stays in float32."""
+def test_in_half_types_the_frozen_discriminator_follows_it(options: dict[str, Any]) -> None:
+    """After an update, and after a state is loaded. Weights that are normalised in each pass stay in float32."""
     trainer, other = (make(**options | {"train__precision": "bfloat16"}) for _ in range(2))
     before = tensors(trainer, "frozen")
     trainer.train_step(patches())
@@ -238,7 +238,7 @@ def test_there_is_no_gain_over_a_loss_that_is_not_positive() -> None:
 @pytest.mark.parametrize(
     ("options", "offered"), [(GAN, False), (UNET, True), (UNET | {"loss__gan_loss": "relativistic"}, False), ({}, True)]
 )
-def test_what_is_advised_is_allowed(options: dict[str, Any], offered: bool) -> None:
+def test_remedies_are_allowed_settings(options: dict[str, Any], offered: bool) -> None:
     assert ("train.micro_batch" in remedies(make(**options).config)) == offered
 
 
@@ -259,7 +259,7 @@ def test_replays_update_the_discriminator_once_a_minibatch() -> None:
 
 
 def test_micro_batches_are_the_full_batch() -> None:
-    """Spectral norms included, which move by one turn an update."""
+    """Spectral norms included, which make one power iteration an update."""
     whole, parts = make(**UNET), make(**UNET, train__micro_batch=1)
     for seed in range(3):
         right, found = (each.train_step(patches(seed=seed)).read() for each in (whole, parts))
@@ -286,7 +286,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("options", [GAN, UNET, UNET | {"train__precision": "bfloat16"}])
-def test_an_image_that_is_no_number_reaches_neither_network_nor_statistics(options: dict[str, Any]) -> None:
+def test_an_image_that_is_not_finite_reaches_neither_network_nor_statistics(options: dict[str, Any]) -> None:
     trainer = make(**options)
     trainer.train_step(patches())
     kept = tensors(trainer)
@@ -308,7 +308,7 @@ def test_an_image_that_is_no_number_reaches_neither_network_nor_statistics(optio
     assert all(value.isfinite().all() for value in now.values())
 
 
-def test_a_gradient_of_the_discriminator_that_is_no_number_leaves_its_update_out_alone() -> None:
+def test_a_discriminator_gradient_that_is_not_finite_skips_its_update_alone() -> None:
     trainer = make(**GAN)
     trainer.train_step(patches())
     d, g = tensors(trainer, "d", "adam"), tensors(trainer, "g")
@@ -327,7 +327,7 @@ def test_a_gradient_of_the_discriminator_that_is_no_number_leaves_its_update_out
 
 
 @pytest.mark.parametrize("options", [GAN, UNET | {"train__micro_batch": 2}])
-def test_the_estimate_of_memory_knows_the_discriminator(
+def test_the_memory_estimate_includes_the_discriminator(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("andfast.training.memory_check.CROP", 32)
@@ -366,7 +366,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def andnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model that L1 alone has trained, and the images that it was trained on."""
+    """A model trained with L1 alone, and its training images."""
     folder = tmp_path_factory.mktemp("andnet")
     images = write_photographs(folder / "hr", 6)
     before = {"run_dir": folder / "run", "data.hr": images, "loss.gan": 0, "train.warmup": 300, "train.iterations": 320}
@@ -387,7 +387,7 @@ def test_a_run_from_an_andnet(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """200 iterations, stopped half-way: D learns, G stays what restores images, and nothing is lost in between."""
+    """200 iterations: D learns and G still restores images; a resumed run equals an uninterrupted one."""
     more = {"data.hr": andnet[1], "generator.init": andnet[0] / "model.safetensors", "train.iterations": 200}
     more |= {"train.validate_every": 100, "train.save_every": 100}
     if perceptual:
@@ -399,9 +399,9 @@ def test_a_run_from_an_andnet(
     assert "VGGStyleDiscriminator with" in said
     steps = [line for line in lines(tmp_path / "run") if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 201))
-    told = {"loss_l1", "loss_gan", "loss_d", "logit_real", "logit_restored"}
-    told |= {"loss_perceptual"} if perceptual else set()
-    assert all(told <= line.keys() and all(math.isfinite(line[name]) for name in told) for line in steps)
+    metrics = {"loss_l1", "loss_gan", "loss_d", "logit_real", "logit_restored"}
+    metrics |= {"loss_perceptual"} if perceptual else set()
+    assert all(metrics <= line.keys() and all(math.isfinite(line[name]) for name in metrics) for line in steps)
     assert not any(line["skipped"] for line in steps)
     # Chance is 2 log 2, and equal logits.
     late = steps[150:]
@@ -426,7 +426,7 @@ def test_a_run_from_an_andnet(
         assert same(moments, two["discriminator"]["optimizer"]["state"][key])
 
 
-def test_it_goes_on_from_another_run_s_discriminator(andnet: tuple[Path, Path], tmp_path: Path) -> None:
+def test_it_starts_from_another_run_s_discriminator(andnet: tuple[Path, Path], tmp_path: Path) -> None:
     more = {"data.hr": andnet[1], "generator.init": andnet[0] / "model.safetensors", "train.validate_every": 0}
     first, second = (SMALL | more | {"run_dir": tmp_path / name} for name in ("first", "second"))
     assert train.main(as_options(first | {"train.iterations": 3})) == 0
@@ -435,15 +435,13 @@ def test_it_goes_on_from_another_run_s_discriminator(andnet: tuple[Path, Path], 
     assert same(trainer.discriminator.module.state_dict(), load_discriminator(file).state_dict())
     assert trainer.discriminator.learning_rate == 3e-4
     assert train.main(as_options(second | {"train.iterations": 3, "discriminator.init": file})) == 0
-    # It has seen some before, and says so.
+    # D starts where the other run ended.
     early = [lines(tmp_path / name)[0]["loss_d"] for name in ("first", "second")]
     assert early[1] != early[0]
     assert early[1] == pytest.approx(lines(tmp_path / "first")[2]["loss_d"], abs=0.2)
 
 
-def test_weights_that_are_not_there_are_named_before_anything_is_made(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_weights_are_named_before_anything_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = SMALL | {"run_dir": tmp_path / "run", "loss.perceptual": 1, "loss.vgg": tmp_path / "vgg19.pth"}
     assert train.main(as_options(options)) == 2
     assert f"error: {tmp_path / 'vgg19.pth'}: no such file" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Parts of a batch, and blocks computed again: the same step in less memory."""
+"""Micro-batches and checkpointed blocks: the same step in less memory."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from bench.peak_memory import peak_memory
 
 
 def step(trainer: Trainer) -> dict[str, Tensor]:
-    """The theta that the adversary finds, the loss on it, and G's gradient."""
+    """The attack's theta, the loss on it, and G's gradient."""
     hr = patches().float() / 255
     lr, attack = trainer._make_lr(hr)
     assert attack is not None
@@ -46,7 +46,7 @@ def test_micro_batches_are_the_full_batch(networks: int | str, images: int) -> N
         {"attack__method": "noise"},
     ],
 )
-def test_micro_batches_go_with_other_generators_noises_and_attacks(changed: dict[str, Any]) -> None:
+def test_micro_batches_with_other_generators_noises_and_attacks(changed: dict[str, Any]) -> None:
     right, found = (step_of_any(make(**changed, **more)) for more in ({}, {"train__micro_batch": 2}))
     for one, other in zip(found, right, strict=True):
         assert distance(one, other) < 1e-4
@@ -59,7 +59,7 @@ def step_of_any(trainer: Trainer) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("images", [1, 3, 5])
-def test_the_loss_by_images_is_the_loss(images: int) -> None:
+def test_the_micro_batched_loss_is_the_loss(images: int) -> None:
     torch.manual_seed(0)
     objective = l1_objective(torch.nn.Conv2d(3, 3, 3, padding=1))
     lr, hr, weights = torch.rand(5, 3, 8, 8, requires_grad=True), torch.rand(5, 3, 8, 8), torch.randn(5)
@@ -73,7 +73,7 @@ def test_the_loss_by_images_is_the_loss(images: int) -> None:
     assert micro_batched(objective, None) is objective
 
 
-def test_gradients_by_images_do_not_underflow_in_half_types() -> None:
+def test_micro_batched_gradients_do_not_underflow_in_half_types() -> None:
     def objective(lr: Tensor, hr: Tensor) -> Tensor:
         # The gradient passes float16, as it does in a generator that computes in it.
         return (lr.half().float() - hr).abs().mean(dim=(1, 2, 3))
@@ -84,7 +84,7 @@ def test_gradients_by_images_do_not_underflow_in_half_types() -> None:
 
 
 def kept(trainer: Trainer) -> int:
-    """How many bytes the graph of the update's loss holds."""
+    """The bytes that the graph of the update's loss holds."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One training step: no waiting for the device, and what the adversary looks through."""
+"""A training step: it does not wait for the device, skips bad updates, and replays minibatches."""
 
 import copy
 import traceback
@@ -18,23 +18,20 @@ from andfast.training.step_metrics import DivergedError, PendingStep, StepLogger
 from andfast.training.trainer import Trainer
 
 
-class Looks(TorchDispatchMode):
-    """Names the operations for which a device's queue must run empty, and where they are called from.
-
-    Only whether an image is within its range of PSNR the adversary must look at: "within_budget".
-    """
+class DeviceWaits(TorchDispatchMode):
+    """Records the operations that wait for a device, and whether "within_budget" calls them, where one is allowed."""
 
     WAITING = ("_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero", "masked_select", "unique", "allclose")
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, bool]] = []
+        self.calls: list[tuple[str, bool]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if any(name == word or name.startswith(f"_{word}") for word in self.WAITING):
             callers = {frame.f_code.co_name for frame, _ in traceback.walk_stack(None)}
-            self.seen.append((name, "within_budget" in callers))
+            self.calls.append((name, "within_budget" in callers))
         return func(*args, **(kwargs or {}))
 
 
@@ -43,17 +40,17 @@ class Looks(TorchDispatchMode):
     "options",
     [{}, {"train__warmup": 5}, {"train__precision": "bfloat16"}, {"attack__method": "free"}, {"loss__gan": 0.1}],
 )
-def test_a_step_waits_for_the_device_in_the_trust_region_alone(generator: str, options: dict[str, Any]) -> None:
+def test_a_step_waits_for_the_device_only_to_check_budgets(generator: str, options: dict[str, Any]) -> None:
     trainer = make(generator__name=generator, **options)
-    with Looks() as looks:
+    with DeviceWaits() as waits:
         step = trainer.train_step(patches())
-    assert bool(looks.seen) != (trainer.config.train.warmup > 0)
-    assert all(allowed for _, allowed in looks.seen)
+    assert bool(waits.calls) != (trainer.config.train.warmup > 0)
+    assert all(allowed for _, allowed in waits.calls)
     assert step.read().loss > 0
-    # It does see what one might write.
-    with looks:
+    # The test can fail.
+    with waits:
         assert torch.ones(()).item() == 1
-    assert looks.seen[-1] == ("_local_scalar_dense", False)
+    assert waits.calls[-1] == ("_local_scalar_dense", False)
 
 
 @pytest.mark.parametrize("generator", ["compact", "rrdbnet"])
@@ -99,8 +96,8 @@ def test_the_attack_leaves_no_gradient_on_the_generator(precision: str) -> None:
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "theta"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_an_update_that_is_no_number_is_left_out_and_the_next_one_is_made(where: str, value: float) -> None:
-    """Of one image, of one value of a gradient, or of one network's theta."""
+def test_an_update_that_is_not_finite_is_skipped_and_the_next_one_is_made(where: str, value: float) -> None:
+    """One bad value in an image, in a gradient or in the theta of a network."""
     trainer, untouched = make(train__micro_batch=2), make(train__micro_batch=2)
     for seed in range(2):
         assert trainer.train_step(patches(seed=seed)).read().skipped == 0
@@ -112,7 +109,7 @@ def test_an_update_that_is_no_number_is_left_out_and_the_next_one_is_made(where:
         assert trainer.train_step(patches(seed=2)).read().skipped == 2
     for name, tensors in _all_tensors(trainer).items():
         assert all(torch.equal(*pair) for pair in zip(tensors, kept[name], strict=True)), name
-    # Later ones are what they would have been.
+    # Later updates are not affected.
     untouched.step = trainer.step
     for one in (trainer, untouched):
         assert one.train_step(patches(seed=3)).read().skipped == 0
@@ -123,7 +120,7 @@ def test_an_update_that_is_no_number_is_left_out_and_the_next_one_is_made(where:
 
 @contextmanager
 def _injected(trainer: Trainer, where: str, value: float) -> Iterator[None]:
-    """Steps of the trainer in which one number is another."""
+    """Replace one number in the trainer's steps."""
     if where == "gradient":
 
         def spoil(gradient: torch.Tensor) -> torch.Tensor:
@@ -189,7 +186,7 @@ def pending(step: int, skipped: int) -> PendingStep:
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 100])
-def test_what_is_logged_does_not_depend_on_how_often(every: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_does_not_depend_on_how_often_it_is_written(every: int, capsys: pytest.CaptureFixture[str]) -> None:
     log = Lines()
     logger = StepLogger(log, every, max_skipped=3)
     in_row = [0, 1, 2, 0, 0, 1, 2]
@@ -215,7 +212,7 @@ def test_what_is_logged_does_not_depend_on_how_often(every: int, capsys: pytest.
     assert len(log.written) == 8
 
 
-def test_a_state_of_an_adam_that_was_not_fused_is_gone_on_from() -> None:
+def test_the_state_of_an_adam_that_was_not_fused_is_loaded() -> None:
     trainer, other = make(), make()
     plain = torch.optim.Adam(trainer._weights, lr=1e-3, betas=(0.9, 0.99))
     l1_objective(trainer.autocast)(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 32, 32)).mean().backward()
@@ -235,7 +232,7 @@ def test_a_state_of_an_adam_that_was_not_fused_is_gone_on_from() -> None:
         torch.testing.assert_close(weight, theirs, rtol=1e-5, atol=1e-7)
 
 
-def test_a_single_replay_is_a_plain_step_on_the_identity() -> None:
+def test_one_replay_is_a_plain_step_on_the_identity() -> None:
     trainer, other = make(attack__method="free", attack__replays=1), make()
     hr = patches().float() / 255
     other._reset_bank(hr)

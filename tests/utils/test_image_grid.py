@@ -5,7 +5,7 @@ import numpy as np
 from andfast.utils.image_grid import draw_grid
 
 
-def test_notes_stand_in_the_lower_left_corner_of_their_columns_images() -> None:
+def test_notes_are_in_the_lower_left_corner_of_their_column_s_images() -> None:
     black = np.zeros((8, 8, 3), np.uint8)
     columns = [("left", [black, black]), ("right", [black, black])]
     plain, noted = draw_grid(columns, 64), draw_grid(columns, 64, {"right": ["1 dB", "-12.5 dB"]})

@@ -1,4 +1,4 @@
-"""What a process of several draws and gets is its part of what a single one does."""
+"""Each of several processes draws its part of what a single one draws."""
 
 from collections.abc import Callable
 
@@ -53,7 +53,7 @@ def test_processes_draw_together_what_one_draws(what: str, size: int) -> None:
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-6, atol=1e-6)
 
 
-def test_what_the_host_decides_is_each_process_s_own() -> None:
+def test_choices_of_the_host_differ_between_processes() -> None:
     images = torch.rand(2, 3, 32, 32)
     found = [BSRGAN().degrade(images, 4, step_generator(0, 1, CPU, rank=rank, size=2)) for rank in (0, 1, 0)]
     assert torch.equal(found[0], found[2])
