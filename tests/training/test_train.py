@@ -177,7 +177,7 @@ def test_a_killed_run_goes_on_from_its_last_state(finished: Path, tmp_path: Path
         "from andfast.training.trainer import Trainer\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
         "step = Trainer.train_step\n"
-        "def killed(self, patches):\n"
+        "def killed(self, *batch):\n"
         "    if self.step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(self, *batch)\n"
         "Trainer.train_step = killed\n"
@@ -199,7 +199,7 @@ def test_an_error_in_a_step_ends_the_run_though_workers_wait(tmp_path: Path) -> 
         "import sys\n"
         "from andfast import train\n"
         "from andfast.training.trainer import Trainer\n"
-        "def broken(self, patches): raise RuntimeError('nobody foresaw this')\n"
+        "def broken(self, *batch): raise RuntimeError('nobody foresaw this')\n"
         "Trainer.train_step = broken\n"
         "train.main(sys.argv[1:])\n"
     )
