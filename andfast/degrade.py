@@ -11,7 +11,6 @@ import hashlib
 import os
 import signal
 import sys
-import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -35,11 +34,11 @@ from andfast.inference.models import find_model
 from andfast.inference.work import prepare_work
 from andfast.losses import l1_objective, no_objective
 from andfast.metrics.differences import Differences, table
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 from andfast.pretrained import DEFAULT, model_file, pretrained_names
 from andfast.training.checkpoints import different, flat, renamed
 from andfast.training.config import Config, MixConfig, TrainConfig
-from andfast.training.degraded_images import degrade, draw, read_hr
+from andfast.training.degraded_images import degrade, draw_degraded, image_number, read_hr
 from andfast.training.memory_check import check_search
 from andfast.training.options import Parser
 from andfast.training.samples import CROP, ROWS
@@ -175,7 +174,7 @@ class Work:
         if self.model.scale != config.scale:
             raise ValueError(f"--model {name} has the scale {self.model.scale}; give --scale {self.model.scale}")
         wanted = config.train.precision if config.attack.dtype == "auto" else config.attack.dtype
-        self.view = FrozenView(self.model, choose_precision(wanted, self.device, "training"))
+        self.view = FrozenModule(self.model, choose_precision(wanted, self.device, "training"))
         self._record_of_model = hashlib.sha256(model_file(name).read_bytes()).hexdigest()
 
     def _open(self) -> None:
@@ -223,12 +222,7 @@ class Work:
         if self.by_network:
             check_search(self.config.degradation, self.config.scale, self.view, image.shape[:2], self.device)
         objective = no_objective if self.view is None else l1_objective(self.view)
-        return degrade(hr, self.config, objective, 1, number_of(name), self.identity, parts)
-
-
-def number_of(name: str) -> int:
-    """Which random choices an image of that name gets, beside the seed."""
-    return zlib.crc32(os.fsencode(name))
+        return degrade(hr, self.config, objective, 1, image_number(name), self.identity, parts)
 
 
 @console()
@@ -314,7 +308,7 @@ def _draw(work: Work) -> bool:
     hr = torch.cat([_middle(image, size, scale) for image, _ in drawn])
     made = {label: torch.cat([_middle(each[label], size) for _, each in drawn]) for label in drawn[0][1]}
     try:
-        write_png(work.sheet, draw(hr, made, work.model))
+        write_png(work.sheet, draw_degraded(hr, made, work.model))
     except OSError as error:
         _tell(work.sheet, error)
         return False

@@ -21,7 +21,7 @@ from andfast.inference.models import find_model, precision_for
 from andfast.inference.pipeline import pipeline
 from andfast.inference.tiles import NonFiniteError
 from andfast.inference.work import FORMATS, Work, prepare_work, record_results
-from andfast.models.compilation import FirstPass
+from andfast.models.compilation import CompileTimer
 from andfast.pretrained import DEFAULT, pretrained_names
 from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.command_line import UsageError, add_upscaling, one_line, whole
@@ -89,7 +89,7 @@ class _Job:
     def __init__(self, upscaler: Upscaler, options: argparse.Namespace) -> None:
         self.upscaler, self.options = upscaler, options
         self.factor = options.output_scale or upscaler.scale
-        self.first = FirstPass("the model", options.compile == "on")
+        self.first = CompileTimer("the model", options.compile == "on")
 
     def load(self, item: tuple[Path, Path]) -> Picture:
         check_name(item[1])

@@ -17,7 +17,7 @@ from andfast.attack.base import NetworkAttack
 from andfast.attack.pgd import GradientAttack
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import l1_objective
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 from andfast.utils.devices import TYPES
 from bench.peak_memory import peak_memory
 
@@ -166,7 +166,7 @@ class AttackBenchmark:
         self.network = network
         self.precision = precision
         self._model = model.to(memory_format=torch.channels_last)
-        self._views: dict[torch.dtype, FrozenView] = {}
+        self._views: dict[torch.dtype, FrozenModule] = {}
 
     def __call__(
         self,
@@ -235,10 +235,10 @@ class AttackBenchmark:
 
         return attack
 
-    def _view(self, dtype: torch.dtype) -> FrozenView:
+    def _view(self, dtype: torch.dtype) -> FrozenModule:
         """The frozen G that the trainer's adversary uses."""
         if dtype not in self._views:
-            self._views[dtype] = FrozenView(self._model, dtype)
+            self._views[dtype] = FrozenModule(self._model, dtype)
         return self._views[dtype]
 
 

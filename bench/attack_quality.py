@@ -29,13 +29,13 @@ from andfast.models import load_model
 from andfast.training.config import AttackConfig, DegradationConfig
 from andfast.training.images import Skipped, training_sources
 from andfast.training.options import Parser, join_lists
-from andfast.training.randomness import step_generator
 from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.charts import require_matplotlib, save_figure
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device, choose_precision
 from andfast.utils.files import make_folder, write_text
 from andfast.utils.formatting import dtype_name, to_json
+from andfast.utils.rng import step_generator
 from bench.attack_benchmark import (
     BASELINES,
     FORMS,

@@ -25,7 +25,7 @@ from torch import Tensor
 from andfast.attack import Attack
 from andfast.data.patches import ImageArray, PatchBatches, PatchLoader, make_loader
 from andfast.data.photographs import training_photographs
-from andfast.models.frozen import View
+from andfast.models.frozen import AutocastModule
 from andfast.training.config import AttackConfig, Config, DataConfig, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.trainer import Trainer
 from andfast.utils.allocator import keep_freed_memory
@@ -123,7 +123,7 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
 
         return run
 
-    class WatchedView(View):
+    class WatchedModule(AutocastModule):
         def __call__(self, lr: Tensor) -> Tensor:
             timeline.enter(UPDATE_FORWARD)
             return super().__call__(lr)
@@ -141,7 +141,7 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
             return gradient(outputs, inputs, *rest, **options)
 
     with ExitStack() as stack:
-        bank = type(trainer.degradation(1))
+        bank = type(trainer.make_bank(1))
         for target, name, replacement in (
             (bank, "reset_identity", inside(DRAW, bank.reset_identity)),
             (bank, "forward", inside(F_FORWARD, bank.forward)),
@@ -149,7 +149,7 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
             (torch.autograd, "grad", watched_gradient),
             (Tensor, "backward", then(UPDATE_ADAM, inside(UPDATE_BACKWARD, Tensor.backward))),
             (trainer.optimizer, "step", then(UPDATE_ADAM, trainer.optimizer.step)),
-            (trainer, "view", WatchedView(trainer.view.module, trainer.view.dtype)),
+            (trainer, "autocast", WatchedModule(trainer.autocast.module, trainer.autocast.dtype)),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
         for name in ("begin", "clean"):  # of a replay, and of clean images

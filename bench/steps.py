@@ -19,7 +19,7 @@ from andfast.data.photographs import training_photographs
 from andfast.degradation.network import DegradationNetwork
 from andfast.ops import use_backend
 from andfast.training.config import AttackConfig, Config, DegradationConfig, GeneratorConfig, TrainConfig
-from andfast.training.readout import PendingStep
+from andfast.training.step_metrics import PendingStep
 from andfast.training.trainer import Trainer
 from andfast.utils.formatting import dtype_name
 from bench import paper
@@ -285,7 +285,7 @@ def reference(case: Case, method: Method, networks: int | str) -> Reference:
         config.train.micro_batch = min(case.batch, 8)  # without kernels and half types memory would be short
     trainer = Trainer(config)
     weights = {name: weight.clone() for name, weight in trainer.generator.state_dict().items()}
-    bank = config.degradation.build(config.scale, case.batch if networks == "batch" else networks, trainer.device)
+    bank = trainer.make_bank(case.batch if networks == "batch" else networks)
     bank.reset_identity((case.patch, case.patch))  # replaced below by what the step drew, where it drew any
     attack, seen = trainer.attack, []
     if method.name.startswith(("exact", "pgd")):

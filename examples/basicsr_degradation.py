@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import andfast
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 
 
 class AdversarialDegradation:
@@ -28,7 +28,7 @@ class AdversarialDegradation:
     def __init__(self, net_g: nn.Module, scale: int, attack: andfast.Attack | None = None) -> None:
         self.scale = scale
         # In float32 it shares the weights of net_g, so it is always up to date.
-        self.objective = andfast.l1_objective(FrozenView(net_g, torch.float32))
+        self.objective = andfast.l1_objective(FrozenModule(net_g, torch.float32))
         self.attack = attack or andfast.PGD(
             steps=1, step_ratio=1.0, return_iterate="last", random_start=0.5, psnr_range=(28, 44)
         )

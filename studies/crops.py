@@ -20,9 +20,9 @@ from andfast.data.tensors import to_array, to_tensor
 from andfast.degradation.camera import crop_to_multiple
 from andfast.inference.engine import upscale_tensor
 from andfast.models import ModelError, load_model
-from andfast.training.samples import draw_sheet
 from andfast.training.validation import bicubic_upsample
 from andfast.utils.console import console
+from andfast.utils.image_grid import draw_grid
 from studies.outcome import BICUBIC
 from studies.testsets import STRENGTHS, photograph_sets
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     labels = [BICUBIC, *models, *(["original"] if options.strength else [])]
     columns = list(zip(labels, zip(*lines, strict=True), strict=True))
-    write_png(options.output, draw_sheet(columns, lines[0][0].shape[0]))
+    write_png(options.output, draw_grid(columns, lines[0][0].shape[0]))
     return 0
 
 

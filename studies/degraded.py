@@ -22,7 +22,7 @@ from andfast.inference.models import find_model
 from andfast.losses import l1_objective
 from andfast.models import ModelError
 from andfast.training.config import Config
-from andfast.training.degraded_images import degrade, draw
+from andfast.training.degraded_images import degrade, draw_degraded
 from andfast.training.options import parse_config
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
@@ -46,7 +46,7 @@ def sheet(hr: Tensor, config: Config, model: nn.Module) -> np.ndarray:
         raise ValueError(f"the model's scale is {model.scale} and the configuration's {config.scale}")
     networks = config.degradation.num_networks
     made = degrade(hr, config, l1_objective(model), len(hr) if networks == "batch" else networks)
-    return draw(hr, made, model)
+    return draw_degraded(hr, made, model)
 
 
 @console()

@@ -17,7 +17,7 @@ from andfast.data.images import DataError, ImageError, image_size, read_image
 from andfast.data.listing import Listing, PassedOver, no_images
 from andfast.data.paired_folders import look_through_hr
 from andfast.data.workers import SourceDataset, SourceLoader
-from andfast.utils.rng import own_places
+from andfast.utils.rng import batch_positions
 
 # The streams of random numbers that are drawn from one seed.
 _ORDER, _CROP, _REPLACEMENT = range(3)
@@ -189,7 +189,7 @@ class PatchBatches(SourceDataset):
         super().__init__(sources)
         self.patch, self.batch, self.seed = patch, batch, seed
         self.flip, self.rotate = flip, rotate
-        self._places, self._whole = own_places(batch, mixed, rank, world), world * batch
+        self._places, self._whole = batch_positions(batch, mixed, rank, world), world * batch
         self._images = Recent(int(cache_mib * 2**20))
         self._unreadable: dict[int, Failure] = {}
         self._order = Shuffled(len(sources), seed, _ORDER)
@@ -304,7 +304,7 @@ class PatchLoader(SourceLoader):
 
 
 def make_loader(
-    batches: PatchBatches, start_step: int, stop_step: int, workers: int, pin_memory: bool = False
+    batches: SourceDataset, start_step: int, stop_step: int, workers: int, pin_memory: bool = False
 ) -> PatchLoader:
     """A loader of the batches of steps `start_step` to `stop_step` (exclusive), in order.
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from andfast.data.images import DataError, image_size
 from andfast.data.tensors import to_array, to_tensor
-from andfast.degrade import number_of
 from andfast.demo.models import Offered
 from andfast.losses import Objective, l1_objective
 from andfast.metrics import psnr, psnr_y
@@ -24,12 +23,13 @@ from andfast.training.config import AttackConfig, Config, DegradationConfig, Tra
 from andfast.training.degraded_images import (
     ATTACKED,
     CLEAN,
-    TYPES,
+    GROUP_LABELS,
     degrade,
-    distances,
+    image_number,
+    psnr_notes,
     read_hr,
-    restored_from,
-    shown,
+    restored_label,
+    with_restored,
 )
 from andfast.training.memory_check import check_search
 
@@ -85,7 +85,7 @@ class Choice:
         usual, factors = ScaleFactors(), self.scale_factors()
         changed = {
             f"attack.scale_factors.{group}": f"{getattr(factors, group):g}".replace("inf", ".inf")
-            for group in TYPES
+            for group in GROUP_LABELS
             if getattr(factors, group) != getattr(usual, group)
         }
         options = {
@@ -165,9 +165,9 @@ def attack(
     check_search(config.degradation, offered.scale, view, image.shape[:2], device)
     hr = to_tensor(image).to(device)
     objective = _counted(l1_objective(view), choice.steps + 1, done)
-    made = degrade(hr, config, objective, 1, number_of(f"{path.stem}.png"), parts=True)
-    images, notes = shown(hr, made, offered.model), distances(made)
-    restored = [images[restored_from(label)] for label in (CLEAN, ATTACKED)]
+    made = degrade(hr, config, objective, 1, image_number(f"{path.stem}.png"), parts=True)
+    images, notes = with_restored(hr, made, offered.model), psnr_notes(made)
+    restored = [images[restored_label(label)] for label in (CLEAN, ATTACKED)]
     with torch.no_grad():
         loss = [l1_objective(view)(made[label], hr).item() for label in (CLEAN, ATTACKED)]
     return Found(

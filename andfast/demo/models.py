@@ -14,7 +14,7 @@ from andfast.evaluation.models import split_title, title_of
 from andfast.inference.engine import Upscaler
 from andfast.inference.models import find_model, precision_for
 from andfast.models import ModelError
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 from andfast.models.weights import SUFFIXES
 from andfast.pretrained import pretrained_names
 from andfast.training.checkpoints import PREVIOUS_FILE, STATE_FILE
@@ -37,7 +37,7 @@ class Offered:
     title: str
     file: str
     upscaler: Upscaler
-    view: FrozenView
+    view: FrozenModule
 
     @property
     def model(self) -> nn.Module:
@@ -81,7 +81,7 @@ def load_offered(
         model = find_model(file, device).requires_grad_(False)
         deep = precision_for(model, precision, deep=True)
         upscaler = Upscaler(model, precision_for(model, precision), tile, deep=deep)
-        offered[title] = Offered(title, file, upscaler, FrozenView(model, _for_gradients(model, precision, device)))
+        offered[title] = Offered(title, file, upscaler, FrozenModule(model, _for_gradients(model, precision, device)))
 
     for text in given:
         if not Path(text).is_dir():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from andfast.data.tensors import to_array
 from andfast.evaluation.measuring import Outcome, Plan
 from andfast.evaluation.models import Contender
-from andfast.training.samples import draw_sheet
+from andfast.utils.image_grid import draw_grid
 
 ROWS = 6
 SIZE = 192
@@ -51,7 +51,7 @@ def difference_sheet(plan: Plan, outcome: Outcome, first: Contender, second: Con
         first.title: [own for _, own, _ in ranked],
         second.title: [other for _, _, other in ranked],
     }
-    return draw_sheet(list(columns.items()), SIZE, notes)
+    return draw_grid(list(columns.items()), SIZE, notes)
 
 
 def _ranked(

@@ -18,7 +18,7 @@ from andfast.inference.resize import resized_rows, resized_size
 from andfast.inference.row_chunks import by_strips
 from andfast.inference.tiles import ALIGN, cut, largest_patch, upscaled_rows
 from andfast.models import RRDBNet
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 from andfast.ops import dispatch
 from andfast.utils.memory import LiveBytes, free_memory, is_out_of_memory
 
@@ -68,7 +68,7 @@ class Upscaler:
         self.scale: int = model.scale
         self.device = next(model.parameters()).device
         self.align: int = getattr(model, "align", ALIGN)
-        self._views = {dtype: FrozenView(model, dtype) for dtype in {self.precision, self.deep}}
+        self._views = {dtype: FrozenModule(model, dtype) for dtype in {self.precision, self.deep}}
         self._by_strips = isinstance(model, RRDBNet) and not compiled
         if compiled:
             for view in self._views.values():

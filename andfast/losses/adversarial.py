@@ -116,7 +116,7 @@ class AdversarialLoss:
     """The part of L_GAN that depends on G and F, for each image.
 
     Args:
-        discriminator: (B, 3, H, W) -> logits (B, ...). For G and the adversary a `FrozenView`: batch norms then use
+        discriminator: (B, 3, H, W) -> logits (B, ...). For G and the adversary a `FrozenModule`: batch norms then use
             their running statistics, so that images are independent, and no pass changes D.
         gan: the loss of its logits.
     """

@@ -1,4 +1,4 @@
-"""`torch.compile` around the generator: by region, with its time shown, and never silently left out."""
+"""`torch.compile` for the generator: block by block, with its time shown; failures are errors."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from andfast.models.rrdbnet import RRDB
 
 
 class CompileError(RuntimeError):
-    """The generator could not be compiled here; the message says why, and how to do without."""
+    """The generator could not be compiled; the message says why, and how to switch compilation off."""
 
 
 def wants_compile(setting: str, device: torch.device) -> bool:
-    """Whether "auto", "on" or "off" means it: auto does on CUDA alone, for on a CPU it did not pay."""
+    """Whether to compile with the setting "auto", "on" or "off": auto compiles on CUDA alone (CPUs gain nothing)."""
     return setting == "on" or (setting == "auto" and device.type == "cuda")
 
 
 def compile_regions(generator: nn.Module) -> None:
-    """Have a generator compiled, in place, when it is first called: for images of the sizes it then sees.
+    """Compile a generator in place when it is first called, for images of the size of that call.
 
-    RRDBNet's blocks are all alike: compiled one by one they share one program, which takes a fraction of the time that
-    the whole network takes. A generator without them is compiled whole. Our own operations (`andfast.ops`) stay as they
-    are; what is compiled is all that stands between them.
+    RRDBNet's blocks are alike: compiled one by one they share one program, which takes a fraction of the whole
+    network's time. Other generators are compiled whole. The operations of `andfast.ops` stay as they are; the code
+    between them is compiled.
     """
     regions: list[nn.Module] = [module for module in generator.modules() if isinstance(module, RRDB)]
     for region in regions or [generator]:
         region.compile(dynamic=False, fullgraph=True)
 
 
-class FirstPass:
-    """Shows how long it takes where something is called for the first time, which compiles it.
+class CompileTimer:
+    """Prints how long the first call of a compiled module takes, which compiles it.
 
     Args:
-        what: is compiled, for people.
-        compiled: whether it is.
-        tells: whether to show it, or only what goes wrong.
+        what: names the module, for people.
+        compiled: whether it is compiled; if not nothing is done.
+        verbose: whether to print.
     """
 
-    def __init__(self, what: str, compiled: bool, tells: bool = True) -> None:
-        self._what, self._tells = what, tells
+    def __init__(self, what: str, compiled: bool, verbose: bool = True) -> None:
+        self._what, self._verbose = what, verbose
         self._pending = compiled
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Around every call.
+        """Put around every call of the module.
 
         Raises:
             CompileError: the compiler failed.
@@ -58,7 +58,7 @@ class FirstPass:
         if not self._pending:
             yield
             return
-        self._say(f"compiling {self._what} (once; later runs find it in the cache) ...")
+        self._print(f"compiling {self._what} (once; later runs find it in the cache) ...")
         begin = time.perf_counter()
         try:
             yield
@@ -70,10 +70,10 @@ class FirstPass:
                 f"compiling {self._what} failed: {type(error).__name__}: {reason}; --compile off does without"
             ) from error
         self._pending = False
-        self._say(f"compiled {self._what}: {time.perf_counter() - begin:.1f} s with its first pass")
+        self._print(f"compiled {self._what}: {time.perf_counter() - begin:.1f} s with its first pass")
 
-    def _say(self, line: str) -> None:
-        if self._tells:
+    def _print(self, line: str) -> None:
+        if self._verbose:
             tqdm.write(line, file=sys.stderr)
 
 

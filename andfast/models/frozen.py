@@ -1,4 +1,4 @@
-"""How training and attacks look through G: in a type of its own, and for the adversary without weight gradients."""
+"""G and D as training and attacks call them: under autocast, and for the adversary without weight gradients."""
 
 from __future__ import annotations
 
@@ -11,64 +11,63 @@ from torch import Tensor, nn
 from andfast.models.spectral_norm import SpectralNormConv2d
 
 
-class View:
-    """A module as images see it: channels_last, and autocast to a type.
+class AutocastModule:
+    """Calls a module on channels_last images under autocast.
 
     Args:
         module: (B, 3, h, w) -> images.
-        dtype: what it computes in; the type of its weights stays what it is.
+        dtype: what autocast computes in; float32: no autocast. The weights keep their type.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.module = module
         self.dtype = dtype
 
-    def __call__(self, lr: Tensor) -> Tensor:
-        return self.of(self.module, lr)
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.run_part(self.module, images)
 
-    def of(self, part: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        """What a part of the module gives for an image, as the whole would be computed."""
-        image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(image.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return part(image)
+    def run_part(self, part: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Call a part of the module in the same way."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return part(images)
 
 
-class FrozenView(View):
-    """A module in evaluation mode whose weights take no gradient, for those who need none of them.
+class FrozenModule(AutocastModule):
+    """A copy of a module in evaluation mode whose weights take no gradient.
 
-    That is the adversary, which looks through G and D, and G, which looks through D: a pass changes nothing and no
-    image sees another. In float32 its weights are the source's own memory. In a half type they are a copy in that
-    type, for autocast keeps its casts for weights alone that want a gradient, and would cast these anew in every pass;
-    but for those of batch norms, which stay in float32 as their statistics do, and those that are normalised in each
-    pass. Buffers are the source's own.
+    The adversary calls G and D in this way, and so does G with D: a pass changes no buffers, and batch norms do not
+    couple the images of a batch. In float32 the copy shares its weights' memory with the source. In a half type the
+    weights are cast once, since autocast caches its casts only of weights that take a gradient; weights of batch norms
+    and of spectrally normalised convolutions stay in float32. Buffers are always shared.
 
     Args:
-        source: the module to look through, on its device; not changed.
+        source: the module to copy, on its device; not changed.
         dtype: what to compute in.
     """
 
     def __init__(self, source: nn.Module, dtype: torch.dtype) -> None:
         wide = [module for module in source.modules() if isinstance(module, (nn.BatchNorm2d, SpectralNormConv2d))]
         kept = {id(weight) for module in wide for weight in module.parameters()}
-        # A deep copy copies what it does not find in its memo: all but weights and buffers.
+        # A deep copy takes from its memo what is there: all weights and buffers.
         memo: dict[int, Tensor] = {id(buffer): buffer for buffer in source.buffers()}
         self._source: list[Tensor] = []
-        self._weights: list[Tensor] = []
+        self._casts: list[Tensor] = []
         for weight in source.parameters():
-            own = weight.detach() if id(weight) in kept else weight.detach().to(dtype)
-            memo[id(weight)] = nn.Parameter(own, requires_grad=False)
-            if own.dtype != weight.dtype:
+            cast = weight.detach() if id(weight) in kept else weight.detach().to(dtype)
+            memo[id(weight)] = nn.Parameter(cast, requires_grad=False)
+            if cast.dtype != weight.dtype:
                 self._source.append(weight)
-                self._weights.append(memo[id(weight)])
+                self._casts.append(memo[id(weight)])
         super().__init__(copy.deepcopy(source, memo).eval(), dtype)
 
     @property
-    def own_bytes(self) -> int:
-        """The memory of the weights, where it is not the source's."""
-        return sum(weight.nbytes for weight in self._weights)
+    def copied_bytes(self) -> int:
+        """The memory of the weights that are not shared with the source."""
+        return sum(weight.nbytes for weight in self._casts)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the source's weights, which have changed."""
-        if self._weights:
-            torch._foreach_copy_(self._weights, self._source)
+        """Copy the source's weights after an update."""
+        if self._casts:
+            torch._foreach_copy_(self._casts, self._source)

@@ -1,6 +1,6 @@
 """The resumable state of a run: everything that is not a function of the configuration and the step.
 
-Random numbers are such functions (`andfast.training.randomness`, `andfast.data.patches`), and so is the place in the
+Random numbers are such functions (`andfast.utils.rng`, `andfast.data.patches`), and so is the place in the
 images; what is kept is what `Trainer.state` returns.
 """
 

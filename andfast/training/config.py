@@ -1,4 +1,4 @@
-"""What a training run is told: dataclasses, which `andfast.training.options` fills."""
+"""The settings of a training run: dataclasses, which `andfast.training.options` fills."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import nn
 
 from andfast.attack import (
     BSRGAN,
@@ -23,6 +24,7 @@ from andfast.attack import (
     SubsetPGD,
 )
 from andfast.degradation.network import DegradationNetwork
+from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
 from andfast.training.micro_batches import MicroBatchedNetwork, check_micro_batch
@@ -39,19 +41,19 @@ class DataConfig:
     """The images.
 
     Attributes:
-        hr: folders of HR images to train on, searched recursively; none: scikit-image's bundled photographs.
-        val_hr: folders of HR images to validate on; none: `held_out` images of `hr` are kept from training.
-        held_out: how many images of `hr` to hold out where no `val_hr` is given, at most a quarter of them.
-        val_pairs: a folder with `HR/` and `LR/` or the like, camera-captured pairs to validate on as well.
-        workers: processes that decode and crop, for each training process; 0 does it in the training process.
-        cache_mib: memory for decoded images, in MiB, for each worker.
-        cache: a folder for the decoded images of `hr`, three bytes a pixel; made once, used by all workers and all
-            later runs, which change in nothing but speed.
+        hr: folders of HR images to train on, searched recursively; if empty, scikit-image's bundled photographs.
+        val_hr: folders of HR images to validate on; if empty, `held_out` images of `hr` are kept from training.
+        held_out: how many images of `hr` to hold out if there is no `val_hr`, at most a quarter of them.
+        val_pairs: a folder of camera-captured pairs, `HR/` and `LR/` or the like, to validate on as well.
+        workers: processes that decode and crop images, for each training process; 0: the training process does it.
+        cache_mib: memory for decoded images, in MiB, for each worker; as much again for camera pairs to train on.
+        cache: a folder for the decoded images of `hr`, three bytes a pixel, for all workers and later runs. It
+            changes speed alone.
         flip: mirror half of the patches.
-        rotate: turn patches by multiples of 90 degrees.
-        soften: low and high end of the range from which the width of a Gaussian blur is drawn for each HR patch, a
-            standard deviation in HR pixels; none: not. Crops of small, sharp images are crisper than what cameras
-            take (docs/calibration.md), and a generator that expects crisp images sharpens too much.
+        rotate: rotate patches by multiples of 90 degrees.
+        soften: low and high end of the range from which the standard deviation of a Gaussian blur is drawn for each
+            HR patch, in HR pixels; null: no blur. Small, sharp images are crisper than what cameras take
+            (docs/calibration.md), and a generator trained on them sharpens too much.
     """
 
     hr: list[str] = field(default_factory=list)
@@ -72,10 +74,10 @@ class GeneratorConfig:
 
     Attributes:
         name: compact (SRVGGNetCompact) or rrdbnet (ESRGAN).
-        features: width; none: 32 for compact (Real-ESRGAN's have 64), 64 for rrdbnet.
-        depth: hidden convolutions of compact, none: 8 (Real-ESRGAN's have 16 or 32); residual blocks of rrdbnet,
-            none: 23.
-        init: a model file to start from; it has its own features and depth. Set train.warmup to 0 with it.
+        features: width; null: 32 for compact (Real-ESRGAN's have 64), 64 for rrdbnet.
+        depth: hidden convolutions of compact (null: 8; Real-ESRGAN's have 16 or 32) or residual blocks of rrdbnet
+            (null: 23).
+        init: a model file to start from, with features and depth of its own. Set train.warmup to 0 with it.
     """
 
     name: Literal["compact", "rrdbnet"] = "compact"
@@ -83,13 +85,45 @@ class GeneratorConfig:
     depth: PositiveInt | None = None
     init: str | None = None
 
+    def build(self, scale: int, seed: int) -> nn.Module:
+        """The generator on the CPU, with the weights of init or new ones that depend on the seed alone.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ModelError: the file has no generator, or one that does not fit these settings.
+        """
+        if self.init is None:
+            return self._new(scale, seed)
+        weights = load_model(self.init)
+        any_size = self.features is None and self.depth is None
+        if any_size and isinstance(weights, GENERATORS[self.name]) and weights.scale == scale:
+            return weights
+        model = self._new(scale, seed)
+        try:
+            model.load_state_dict(weights.state_dict())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise ModelError(
+                f"generator.init {self.init}: a {type(weights).__name__} x{weights.scale} that does not fit the "
+                f"settings of the generator ({reason})"
+            ) from error
+        return model
+
+    def _new(self, scale: int, seed: int) -> nn.Module:
+        # Compact's defaults are smaller than Real-ESRGAN's, for a first run on a CPU.
+        depth_name, features, depth = {"compact": ("convs", 32, 8), "rrdbnet": ("blocks", 64, 23)}[self.name]
+        sizes = {"features": self.features or features, depth_name: self.depth or depth}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_generator(self.name, scale, **sizes)
+
 
 @dataclass
 class DegradationConfig:
     """The degradation network F; see `andfast.DegradationNetwork`.
 
     Attributes:
-        num_networks: networks a batch, of all processes together; "batch" gives every image its own (the paper's
+        num_networks: networks for each batch, of all processes together; "batch": one for each image (the paper's
             Eq. 1), which costs more.
         channels: width of the hidden layers.
         blocks: blocks before the pooling, and again after it.
@@ -106,11 +140,12 @@ class DegradationConfig:
     def build(
         self, scale: int, num_networks: int, device: torch.device, micro_batch: int | None = None
     ) -> DegradationNetwork:
-        """A bank of `num_networks` networks with these settings, without parameters yet.
+        """A bank of degradation networks with these settings, without parameters yet.
 
         Args:
-            scale, num_networks, device: as for `DegradationNetwork`; `num_networks` takes the setting's place.
-            micro_batch: images to keep the activations of at once; None: all.
+            scale, device: as for `DegradationNetwork`.
+            num_networks: used instead of the setting.
+            micro_batch: keep the activations of so many images at once; None: of all.
         """
         options = {
             "scale": scale,
@@ -126,12 +161,13 @@ class DegradationConfig:
 
 @dataclass
 class MixConfig:
-    """A share of each batch that the adversary is not shown, and another degradation makes, once warmed up.
+    """Images of each batch that another degradation makes instead of the adversary, after the warm-up.
 
     Attributes:
-        share: of the batch's images, in [0, 1), rounded to whole images: the last ones.
-        method: clean (the identity's pooling), bicubic, bsrgan, real_esrgan, or pairs: camera-captured ones instead.
-        pairs: a folder with `HR/` and `LR/` or the like, for the method pairs, here or in attack.method.
+        share: of the batch's images, in [0, 1), rounded to whole images, the last ones of the batch.
+        method: clean (the identity's pooling), bicubic, bsrgan, real_esrgan, or pairs (camera-captured ones).
+        pairs: a folder of camera-captured pairs, `HR/` and `LR/` or the like, for the method pairs, here or in
+            attack.method.
     """
 
     share: NonNegativeFloat = 0.0
@@ -142,7 +178,7 @@ class MixConfig:
         """How many images of a batch the share is.
 
         Raises:
-            ValueError: it leaves nothing to the adversary, or is nothing itself.
+            ValueError: it is the whole batch, or less than half an image.
         """
         images = round(self.share * batch)
         if images >= batch:
@@ -162,17 +198,16 @@ class AttackConfig:
     Attributes:
         method: pgd, or cheaper yopo (frozen costate), subset (a part of the batch; needs degradation.num_networks 1),
             free (minibatch replay); for comparison random (deviations), noise (adversarial, on the LR image), style
-            (pgd from random networks), none (bicubic), bsrgan, real_esrgan, pairs (camera-captured, of mix.pairs).
-        steps: gradient steps (pgd, subset, style, noise), the paper takes 5; passes through G (yopo).
+            (pgd from random networks), none (bicubic), bsrgan, real_esrgan, pairs (camera-captured, from mix.pairs).
+        steps: gradient steps (pgd, subset, style, noise), 5 in the paper; passes through G (yopo).
         inner_steps: steps in theta for each pass through G (yopo).
         replays: updates of G for each minibatch (free).
-        share: of the batch's images that the search uses, in (0, 1] (subset).
+        share: of the batch's images that are attacked, in (0, 1] (subset).
         return_iterate: worst returns the worst of all iterates, last the last one, which saves a pass through G (pgd,
             yopo, subset, style).
-        random_start: the share of the budget in dB that a random deviation takes before the search begins, in [0, 1)
-            (pgd, yopo, subset).
+        random_start: share of the budget in dB for a random deviation at the start, in [0, 1) (pgd, yopo, subset).
         step_size: length of a step in the scaled norm (pgd, yopo, subset, free, style).
-        step_ratio: length of a step relative to epsilon; if given, it replaces step_size.
+        step_ratio: length of a step relative to epsilon, instead of step_size.
         epsilon: radius of the ball in the scaled norm (pgd, yopo, subset, free, style, random).
         scale_factors: the scaled norm's factors by group of parameters (likewise).
         psnr_range: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
@@ -203,14 +238,14 @@ class AttackConfig:
 
     @property
     def updates_per_step(self) -> int:
-        """Generator updates of a training step under attack: several where minibatches are replayed."""
+        """Generator updates in a training step with the attack: several with free."""
         return self.replays if self.method == "free" else 1
 
     def build(self) -> Attack:
-        """The attack that these settings describe.
+        """The attack with these settings.
 
         Raises:
-            ValueError: values that do not go together; the message names the keys.
+            ValueError: values are invalid or do not go together; the message names the keys.
         """
         if self.method == "noise" and self.psnr_range is None:
             raise ValueError("attack.psnr_range is null; attack.method noise needs a range in dB")
@@ -221,7 +256,7 @@ class AttackConfig:
             raise ValueError(f"attack.{error}") from error
 
 
-# The settings of each stand in AttackConfig by the same names.
+# The fields of each are in AttackConfig by the same names.
 _ATTACKS: dict[str, type[Attack]] = {
     "pgd": PGD,
     "yopo": YOPO,
@@ -233,7 +268,7 @@ _ATTACKS: dict[str, type[Attack]] = {
     "none": Bicubic,
     "bsrgan": BSRGAN,
     "real_esrgan": RealESRGAN,
-    # Whole batches of them come by way of the mixer; other images (warm-up, sample sheets) are downsampled.
+    # Batches come from the pairs; images of the warm-up and of sample sheets are downsampled.
     "pairs": Bicubic,
 }
 
@@ -244,28 +279,26 @@ class TrainConfig:
 
     Attributes:
         iterations: generator updates in all (attack.method free: minibatches, with attack.replays updates each).
-        warmup: the first so many updates see clean LR images (the identity's; bicubic ones for the methods
-            without a network): a generator that starts from nothing under attack stays at nearest-neighbour
-            level for long.
-        ramp: over so many updates after them the LR-PSNR budget comes down to its range.
-        batch_size: images an update, of all processes together.
+        warmup: first updates, on clean LR images (the identity's; bicubic ones for methods without a network). Under
+            attack from the start, a generator stays at nearest-neighbour level for long.
+        ramp: updates after the warm-up in which the LR-PSNR budget comes down to its range.
+        batch_size: images for each update, of all processes together.
         patch_size: height and width of the HR patches.
         learning_rate: Adam's, at its highest.
-        schedule: cosine: down to a hundredth of it at the end; constant: the paper's.
-        ema_decay: of the moving average of the weights, which is what is validated and saved.
-        micro_batch: images that a process computes at once, the result staying that of the whole batch; none: all that
-            it has. Takes less memory and more time.
-        checkpoint_blocks: keep the inputs of rrdbnet's residual blocks alone for the backward pass of the update,
-            and compute the rest again. Takes less memory and more time.
-        precision: the type G computes in, weights staying float32; auto: bfloat16 on GPUs that have it and on
-            CPUs with AMX, else float32.
+        schedule: cosine (to a hundredth of it at the end) or constant (the paper's).
+        ema_decay: of the moving average of the weights, which is validated and saved.
+        micro_batch: images that a process computes at once, with the same result; null: all of its batch. Less takes
+            less memory and more time.
+        checkpoint_blocks: store only the inputs of rrdbnet's residual blocks for the update's backward pass and
+            compute the rest again. Takes less memory and more time.
+        precision: the type G computes in, with weights in float32; auto: bfloat16 on GPUs that have it and on CPUs
+            with AMX, else float32.
         validate_every: updates between validations with sample sheets; 0: only at the end.
         save_every: updates between saves of the resumable state; 0: only at the end.
-        max_bad_steps: so many updates in a row whose loss or gradient is not finite end the run; each is left out.
-        log_every: updates whose results are read from the device at once; none: 1 on the CPU, 10 on CUDA, which
-            would wait for each reading.
-        wandb: a project of Weights & Biases that the numbers of metrics.jsonl go to as well; none: not. Needs the
-            package wandb.
+        max_bad_steps: an update whose loss or gradient is not finite is skipped; so many in a row end the run.
+        log_every: updates whose metrics are read from the device at once; null: 1 on the CPU, 10 on CUDA, where each
+            reading waits.
+        wandb: a project of Weights & Biases to log metrics to as well; null: without. Needs the package wandb.
     """
 
     iterations: PositiveInt = 800
@@ -288,15 +321,15 @@ class TrainConfig:
 
 @dataclass
 class Config:
-    """A whole training run: however many processes it has, what stands here is about all of them together.
+    """Settings of a training run, of all its processes together.
 
     Attributes:
-        run_dir: where everything the run makes is written.
+        run_dir: the folder for everything that the run writes.
         scale: the super-resolution factor.
         seed: of every random choice; equal seeds give equal runs.
-        device: auto takes CUDA where there is one.
+        device: auto: CUDA if there is a device, else cpu.
         compile: compile the generator; auto: on CUDA.
-        resume: auto goes on from the state in run_dir where there is one, never starts anew, else a state file.
+        resume: auto (from the state in run_dir, if there is one), never (start anew), or a state file.
         data: the images.
         generator: the restoration network.
         degradation: the degradation network.
@@ -310,7 +343,7 @@ class Config:
     scale: Literal[2, 3, 4] = 4
     seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # YAML reads a bare on or off as a truth value.
+    # YAML reads a bare on or off as a boolean.
     compile: Literal["auto", "on", "off"] | bool = "auto"
     resume: str = "auto"
     data: DataConfig = field(default_factory=DataConfig)
@@ -322,10 +355,10 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        """Refuse what no single field's type can.
+        """Check values that the types of the fields do not.
 
         Raises:
-            ValueError: values that do not go together; the message names the keys.
+            ValueError: values are invalid or do not go together; the message names the keys.
         """
         if isinstance(self.compile, bool):
             self.compile = "on" if self.compile else "off"
@@ -380,25 +413,25 @@ class Config:
 
     @property
     def mixed(self) -> int:
-        """How many images of a batch are not the adversary's, once it is warmed up."""
+        """How many images of a batch are not attacked after the warm-up."""
         batch = self.train.batch_size
         return batch if self.attack.method == "pairs" else self.attack.mix.images(batch)
 
     @property
     def mix_method(self) -> str:
-        """What makes those images."""
+        """The degradation of the images that are not attacked."""
         return "pairs" if self.attack.method == "pairs" else self.attack.mix.method
 
     @property
     def networks(self) -> int:
-        """How many degradation networks a batch has."""
+        """The number of degradation networks for each batch."""
         networks, batch = self.degradation.num_networks, self.train.batch_size
         return batch - self.attack.mix.images(batch) if networks == "batch" else networks
 
     def split(self, size: int) -> Config:
-        """The settings of each of `size` processes that share the run's batches and degradation networks.
+        """The settings of each of `size` processes, which share batches and degradation networks evenly.
 
-        With attack.method subset each has one network of its own, for all images share that of their process.
+        With attack.method subset each process has a network of its own.
 
         Raises:
             ValueError: they cannot be shared evenly; the message names the keys.
@@ -430,7 +463,7 @@ class Config:
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as plain nested values, as they stand in `config.yaml`."""
+        """All settings as plain nested values, as in `config.yaml`."""
         return _plain(self)
 
 
@@ -441,7 +474,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    # The parser's restricted numbers are subclasses, which YAML does not know.
+    # The parser's restricted numbers are subclasses, which YAML cannot write.
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)

@@ -1,8 +1,10 @@
-"""What an attack makes of HR images, taken apart, and drawn."""
+"""LR images that an attack makes of HR images, split by groups of parameters, and drawn."""
 
 from __future__ import annotations
 
 import math
+import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -22,13 +24,13 @@ from andfast.losses import Objective
 from andfast.metrics import psnr
 from andfast.ops.theta_layout import ScaleFactors, ThetaLayout
 from andfast.training.config import Config
-from andfast.training.randomness import step_generator
-from andfast.training.samples import draw_sheet
 from andfast.training.validation import centre_crop
+from andfast.utils.image_grid import draw_grid
+from andfast.utils.rng import step_generator
 
 CLEAN, LENS, ATTACKED = "clean LR", "LR through a lens", "attacked LR"
-#: What the groups of parameters do to an image when nothing else moves, by the names of their scale factors.
-TYPES = {
+#: Labels of LR images in which one group of parameters deviates alone, by the group's name in `ScaleFactors`.
+GROUP_LABELS = {
     "conv_dc": "colour alone",
     "conv_shift": "shift alone",
     "conv": "blur alone",
@@ -38,12 +40,12 @@ TYPES = {
 
 
 def read_hr(source: Path, scale: int, crop: int | None = None) -> np.ndarray:
-    """An HR image as it is degraded: uint8 (H, W, 3), H and W multiples of the scale.
+    """Read an HR image, cropped to multiples of the scale: uint8 (H, W, 3).
 
     Args:
         source: the file.
         scale: the super-resolution factor.
-        crop: take the middle of larger images, so many pixels high and wide at most.
+        crop: take the middle of larger images, at most so many pixels high and wide.
 
     Raises:
         DataError: it cannot be read, or is too small.
@@ -55,6 +57,11 @@ def read_hr(source: Path, scale: int, crop: int | None = None) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
+def image_number(name: str) -> int:
+    """The `number` of `degrade` for an image of that name, whatever other images there are."""
+    return zlib.crc32(os.fsencode(name))
+
+
 def degrade(
     hr: Tensor,
     config: Config,
@@ -64,23 +71,23 @@ def degrade(
     identity: bool = False,
     parts: bool = False,
 ) -> dict[str, Tensor]:
-    """LR images by what made them.
+    """Make LR images of HR images, by label.
 
     Args:
         hr: (B, 3, H, W) in [0, 1], on the device to compute on.
-        config: its attack and degradation networks, scale and seed.
-        objective: what the adversary raises.
+        config: its attack, degradation networks, scale and seed are used.
+        objective: the loss that the adversary raises.
         networks: how many there are; divides B.
-        number: of the random choices, beside the seed.
-        identity: search nothing: the networks stay the identity, behind their lens.
-        parts: of what was found, show each group of parameters alone, too.
+        number: determines the random choices, with the seed.
+        identity: no attack: the networks stay the identity, behind their lens.
+        parts: also return images in which one group of parameters deviates alone.
 
     Returns:
-        CLEAN, LENS (where there is one), ATTACKED (but for an identity), and with `parts` those of `TYPES` that are not
-        forbidden: (B, 3, h, w) each, the last one of CLEAN, LENS and ATTACKED being what the settings ask for.
+        CLEAN, LENS (with a lens), ATTACKED (unless `identity`), and with `parts` those of `GROUP_LABELS` that may
+        deviate: (B, 3, h, w) each. The last one of CLEAN, LENS and ATTACKED is the result.
 
     Raises:
-        ValueError: images do not go with the configuration.
+        ValueError: the images do not fit the configuration.
     """
     scale = config.scale
     if config.attack.method == "pairs":
@@ -92,21 +99,21 @@ def degrade(
         raise ValueError(f"images are {height} x {width}; wanted are multiples of {scale}, {2 * scale} at least")
     attack, network = config.attack.build(), config.degradation.build(scale, networks, hr.device)
     by_network = isinstance(attack, NetworkAttack)
-    made = {CLEAN: network.clean(hr) if identity else attack.clean(network, hr)}
-    seen = hr
+    results = {CLEAN: network.clean(hr) if identity else attack.clean(network, hr)}
+    inputs = hr
     if by_network:
-        seen = attack.preprocess(hr, networks, _random(config, number, hr.device))
+        inputs = attack.preprocess(hr, networks, _random(config, number, hr.device))
         if attack.lens is not None:
-            made[LENS] = network.clean(seen)
+            results[LENS] = network.clean(inputs)
     if identity:
-        return made
+        return results
     network.reset_identity((height, width), step_generator(config.seed, number, hr.device))
     result = attack(network, hr, objective, _random(config, number, hr.device))
-    made[ATTACKED] = result.lr.detach()
-    # Around random networks, deviations do nothing by themselves.
+    results[ATTACKED] = result.lr.detach()
+    # Deviations from random networks mean nothing by themselves.
     if parts and by_network and config.attack.method != "style":
-        made |= _taken_apart(network, seen, result, attack.scale_factors)
-    return made
+        results |= _parts(network, inputs, result, attack.scale_factors)
+    return results
 
 
 def _random(config: Config, number: int, device: torch.device) -> torch.Generator:
@@ -114,66 +121,62 @@ def _random(config: Config, number: int, device: torch.device) -> torch.Generato
 
 
 @torch.no_grad()
-def _taken_apart(
-    network: DegradationNetwork, seen: Tensor, result: AttackResult, factors: ScaleFactors
+def _parts(
+    network: DegradationNetwork, inputs: Tensor, result: AttackResult, factors: ScaleFactors
 ) -> dict[str, Tensor]:
-    """By `TYPES`, what the networks make of images with a group of their deviations' columns alone."""
-    free = [name for name in TYPES if math.isfinite(getattr(factors, name))]
-    return {TYPES[name]: network(seen, result.delta * columns_of(network.layout, name)) for name in free}
+    """By `GROUP_LABELS`, the LR images in which that group of parameters deviates alone."""
+    names = [name for name in GROUP_LABELS if math.isfinite(getattr(factors, name))]
+    return {GROUP_LABELS[name]: network(inputs, result.delta * group_columns(network.layout, name)) for name in names}
 
 
-def columns_of(layout: ThetaLayout, name: str) -> Tensor:
+def group_columns(layout: ThetaLayout, name: str) -> Tensor:
     """(P,) bool: the columns of `delta` that a factor of `ScaleFactors` scales."""
     alone = {field.name: 1.0 if field.name == name else math.inf for field in fields(ScaleFactors)}
     return layout.scale_vector(ScaleFactors(**alone)).isfinite()
 
 
-def draw(hr: Tensor, made: Mapping[str, Tensor], model: nn.Module | None) -> np.ndarray:
-    """A labelled table of images: uint8 (H, W, 3).
-
-    An image a line, from left to right what `shown` gives; LR images are enlarged by repeating pixels, and say how far
-    they are from the clean one.
+def draw_degraded(hr: Tensor, degraded: Mapping[str, Tensor], model: nn.Module | None) -> np.ndarray:
+    """Draw a row for each image: `with_restored`, LR images with their `psnr_notes`; returns uint8 (H, W, 3).
 
     Args:
         hr: (B, 3, size, size) in [0, 1].
-        made: as `degrade` returns it.
+        degraded: as `degrade` returns it.
         model: on the device of the images; None: nothing is restored.
     """
-    columns = [(label, [to_array(image) for image in batch]) for label, batch in shown(hr, made, model).items()]
-    return draw_sheet(columns, hr.shape[-1], distances(made))
+    columns = [(key, [to_array(image) for image in batch]) for key, batch in with_restored(hr, degraded, model).items()]
+    return draw_grid(columns, hr.shape[-1], psnr_notes(degraded))
 
 
-def shown(hr: Tensor, made: Mapping[str, Tensor], model: nn.Module | None) -> dict[str, Tensor]:
-    """By their labels: the images, what was made of them, and what the model makes of the clean and the attacked LR.
+def with_restored(hr: Tensor, degraded: Mapping[str, Tensor], model: nn.Module | None) -> dict[str, Tensor]:
+    """By label: HR and degraded images, and the model's results on clean and attacked ones.
 
     Args:
         hr: (B, 3, H, W) in [0, 1].
-        made, model: as for `draw`.
+        degraded, model: as for `draw_degraded`.
     """
     restored = {}
     if model is not None:
-        restored = {
-            restored_from(label): upscale_tensor(model, made[label]) for label in (CLEAN, ATTACKED) if label in made
-        }
-    return {"HR": hr} | dict(made) | restored
+        labels = [label for label in (CLEAN, ATTACKED) if label in degraded]
+        restored = {restored_label(label): upscale_tensor(model, degraded[label]) for label in labels}
+    return {"HR": hr} | dict(degraded) | restored
 
 
-def restored_from(label: str) -> str:
-    """The label of what a model makes of those LR images."""
+def restored_label(label: str) -> str:
+    """The label of a model's results on the LR images of a label."""
     return f"SR of {label}"
 
 
-def distances(made: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """How far LR images are from the clean ones, by their labels: PSNR, for people.
+def psnr_notes(degraded: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """By label, the PSNR of LR images against the clean ones, for people.
 
-    With a lens, what a group of parameters does alone says how far it is from the lens's image.
+    With a lens the images of `GROUP_LABELS` are compared with the lens's: beside the lens a single group does little.
     """
-    notes = {label: _decibels(lr, made[CLEAN]) for label, lr in made.items() if label != CLEAN}
-    if LENS in made:  # beside which what a group does alone is next to nothing
-        alone = [label for label in made if label in TYPES.values()]
-        notes |= {label: [f"from lens {note}" for note in _decibels(made[label], made[LENS])] for label in alone}
+    notes = {label: _decibels(lr, degraded[CLEAN]) for label, lr in degraded.items() if label != CLEAN}
+    if LENS in degraded:
+        for label in degraded.keys() & GROUP_LABELS.values():
+            notes[label] = [f"from lens {note}" for note in _decibels(degraded[label], degraded[LENS])]
     return notes
 
 
-def _decibels(lr: Tensor, start: Tensor) -> list[str]:
-    return [f"{distance:.1f} dB" for distance in psnr(lr, start).tolist()]
+def _decibels(lr: Tensor, reference: Tensor) -> list[str]:
+    return [f"{value:.1f} dB" for value in psnr(lr, reference).tolist()]

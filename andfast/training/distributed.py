@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from andfast.models.frozen import View
+from andfast.models.frozen import AutocastModule
 from andfast.utils.devices import choose_device
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -301,7 +301,7 @@ class World:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def connect(self, view: View, images: Tensor) -> None:
+    def connect(self, view: AutocastModule, images: Tensor) -> None:
         """Have a view pass through its module with the main process's weights, and its gradients be the means of all.
 
         Args:
@@ -326,12 +326,12 @@ def _all_of(reasons: list[str | None]) -> str:
     )
 
 
-def averaged_at_last(module: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Around a pass of a part of the batch: processes exchange the gradients that were added up with the last one."""
+def no_sync_until_last(module: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Around the passes of a micro-batch: processes average gradients in the last one alone, of the whole batch."""
     return nullcontext() if last or not isinstance(module, DistributedDataParallel) else module.no_sync()
 
 
-def rehearse(view: View, images: Tensor) -> None:
+def rehearse(view: AutocastModule, images: Tensor) -> None:
     """Let a wrapped module settle, on any images that it takes; its weights and buffers stay as they are.
 
     After its first backward pass it lays the gradients out in the order in which they came, and where one lies decides

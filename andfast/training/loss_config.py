@@ -1,4 +1,4 @@
-"""What a training run is told about its losses and its discriminator: ANDNet's L1 alone, or ANDGAN's (Sec 4.3)."""
+"""The settings of the losses and the discriminator: ANDNet's L1 alone, or ANDGAN's (Sec 3.4, 4.3)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class DiscriminatorConfig:
     """The discriminator D, for loss.gan above 0.
 
     Attributes:
-        name: vgg (ESRGAN's, one verdict an image; patches of 4, 5, 6 or 7 times a power of two, from 16 on) or unet
-            (Real-ESRGAN's, with spectral normalisation, one verdict a pixel; patches of multiples of 8).
-        features: width; none: 64, or what the weights in init have.
+        name: vgg (ESRGAN's, a logit for each image; patches of 4, 5, 6 or 7 times a power of two, from 16 on) or unet
+            (Real-ESRGAN's, with spectral normalisation, a logit for each pixel; patches of multiples of 8).
+        features: width; null: 64, or that of the weights in init.
         init: a file of weights to start from.
-        learning_rate: Adam's, at its highest; none: train.learning_rate. It follows the same schedule.
+        learning_rate: Adam's, at its highest; null: train.learning_rate. It follows the same schedule.
     """
 
     name: Literal["vgg", "unet"] = "vgg"
@@ -33,7 +33,7 @@ class DiscriminatorConfig:
     learning_rate: PositiveFloat | None = None
 
     def check(self, patch_size: int) -> None:
-        """Refuse HR patches that the discriminator cannot judge.
+        """Refuse sizes of HR patches that the discriminator does not take.
 
         Raises:
             ValueError: the message names the keys of the configuration.
@@ -44,14 +44,14 @@ class DiscriminatorConfig:
             raise ValueError(f"train.patch_size is {patch_size}; discriminator.name {self.name}: {error}") from None
 
     def build(self, patch_size: int) -> nn.Module:
-        """The discriminator, in training mode on the CPU: with new weights from torch's generator, or those of init.
+        """The discriminator, in training mode on the CPU, with the weights of init or new ones from torch's generator.
 
         Args:
             patch_size: height and width of the HR patches.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the patches do not fit, or the file holds no discriminator (`ModelError`) or another one.
+            ValueError: the patches do not fit, or the file has no discriminator (`ModelError`) or another one.
         """
         self.check(patch_size)
         if self.init is None:
@@ -79,13 +79,13 @@ class LossConfig:
     (generator.init) with train.learning_rate 1e-4 (Sec 3.4 and 4.3).
 
     Attributes:
-        perceptual: weight of the distance in VGG19's features; 0: without. The paper's is 1.
-        perceptual_layers: weights of the features' layers within it.
-        perceptual_distance: l2, the squared 2-norm of the paper, or l1, as in ESRGAN and Real-ESRGAN; a mean both.
+        perceptual: weight of the distance in VGG19's features; 0: without. The paper has 1.
+        perceptual_layers: weights of VGG19's layers in it.
+        perceptual_distance: l2, the squared 2-norm of the paper, or l1, as in ESRGAN and Real-ESRGAN; means, both.
         vgg: torchvision's file of VGG19's weights, for perceptual above 0; download: fetch it.
-        gan: weight of the GAN loss, lambda; 0: without, and without a discriminator. The paper's is 0.1.
-        gan_loss: vanilla (SRGAN's, which for the generator is the paper's Eq. 3), relativistic (ESRGAN's), hinge, or
-            eq3 (Eq. 3 to the letter for the discriminator, too, which leaves its loss without a lower bound).
+        gan: weight of the GAN loss, lambda; 0: without, and without a discriminator. The paper has 0.1.
+        gan_loss: vanilla (SRGAN's; for the generator the paper's Eq. 3), relativistic (ESRGAN's), hinge, or eq3 (Eq. 3
+            for the discriminator, too, whose loss then has no lower bound).
     """
 
     perceptual: NonNegativeFloat = 0.0
@@ -97,20 +97,20 @@ class LossConfig:
 
     @property
     def layers(self) -> list[str]:
-        """The layers of VGG19 that count."""
+        """The layers of VGG19 with a weight above 0."""
         return [layer for layer, weight in self.perceptual_layers.items() if weight]
 
     def gan_kind(self) -> GANLoss:
-        """The GAN loss that these settings name, for the discriminator's update."""
+        """The GAN loss."""
         return GAN_LOSSES[self.gan_loss]()
 
     def check(self, discriminator: DiscriminatorConfig, patch_size: int, micro_batch: int | None = None) -> None:
-        """Refuse settings that do not go together. No file is looked at.
+        """Refuse settings that do not go together, without reading files.
 
         Args:
             discriminator: its settings.
             patch_size: height and width of the HR patches.
-            micro_batch: images that are computed at once; None: all of a batch.
+            micro_batch: images computed at once; None: all of a batch.
 
         Raises:
             ValueError: the message names the keys of the configuration.
@@ -128,7 +128,7 @@ class LossConfig:
             )
 
     def coupled(self, discriminator: DiscriminatorConfig) -> list[str]:
-        """The settings for which the images of a batch must be looked at together."""
+        """The settings that couple the images of a batch, so that micro-batches would change the result."""
         kinds = {
             f"loss.gan_loss {self.gan_loss}": GAN_LOSSES[self.gan_loss],
             f"discriminator.name {discriminator.name}": DISCRIMINATORS[discriminator.name],
@@ -153,23 +153,23 @@ class LossConfig:
             )
 
     def fetch(self) -> None:
-        """Have what is to be fetched where `load_features` finds it.
+        """Download VGG19's weights if they are needed and `vgg` says so.
 
         Raises:
-            ModelError: it cannot be fetched.
+            ModelError: they cannot be downloaded.
         """
         if self.perceptual and self.vgg == DOWNLOAD:
             fetch_vgg()
 
     def load_features(self, device: torch.device, dtype: torch.dtype) -> VGGFeatures | None:
-        """VGG19's features as far as the perceptual term needs them; None without that term.
+        """VGG19 up to the last layer that the perceptual term needs; None without that term.
 
         Args:
-            device, dtype: where they are computed, and in what type.
+            device, dtype: to compute on and in.
 
         Raises:
             FileNotFoundError: there is no such file as vgg.
-            ModelError: that file is none of VGG19's weights.
+            ModelError: that file does not have VGG19's weights.
         """
         return load_vgg_features(self.vgg, self.layers, device, dtype) if self.perceptual else None
 
@@ -178,14 +178,14 @@ class LossConfig:
         features: Callable[[Tensor], Mapping[str, Tensor]] | None,
         discriminator: Callable[[Tensor], Tensor] | None,
     ) -> GeneratorLoss:
-        """The loss that these settings describe; with the defaults it is L1, and needs nothing else.
+        """The generator's loss with these settings.
 
         Args:
-            features: what `load_features` gave.
-            discriminator: a frozen view of D, where gan is above 0.
+            features: from `load_features`; needed for perceptual above 0.
+            discriminator: a `FrozenModule` of D; needed for gan above 0.
 
         Raises:
-            ValueError: a term lacks what it looks through.
+            ValueError: a network that a term needs is missing.
         """
         perceptual = adversarial = None
         if self.perceptual:

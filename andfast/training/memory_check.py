@@ -14,7 +14,7 @@ from andfast.attack import FreeAT, RandomDeviation, Simulated
 from andfast.attack.base import NetworkAttack
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import GeneratorLoss, Objective, discriminator_loss, generator_objective, l1_loss, no_objective
-from andfast.models.frozen import View
+from andfast.models.frozen import AutocastModule
 from andfast.ops import dispatch
 from andfast.ops.theta_layout import ThetaLayout
 from andfast.training.config import Config, DegradationConfig
@@ -33,7 +33,7 @@ def estimate_memory(trainer: Trainer) -> int:
     train, scale = trainer.config.train, trainer.config.scale
     weights = sum(weight.nbytes for weight in trainer.generator.parameters())
     # G, its average, what it was before, and Adam's two moments; of D there is one.
-    held = 5 * weights + trainer.frozen.own_bytes + _held_for_loss(trainer)
+    held = 5 * weights + trainer.frozen.copied_bytes + _held_for_loss(trainer)
     images = train.micro_batch or train.batch_size
     searched = train.batch_size - trainer.config.attack.mix.images(train.batch_size)
     at_once = min(images, searched)
@@ -42,7 +42,7 @@ def estimate_memory(trainer: Trainer) -> int:
     # Of the networks that wait theta_id, the deviation, the worst one so far and the gradient.
     attack += 4 * (trainer.config.networks - networks) * row
     # Of the images that wait: the patches as bytes and as float32, a few LR images, and restored ones for D.
-    restored = 0 if trainer.discrimination is None else 4
+    restored = 0 if trainer.discriminator is None else 4
     waiting = (train.batch_size - images) * 3 * train.patch_size**2 * (5 + 16 / scale**2 + restored)
     in_sheet = min(images, ROWS)
     sheet, _ = _attack_peak(trainer, in_sheet, in_sheet, CROP - CROP % scale, of_sheet=True)
@@ -57,13 +57,13 @@ def estimate_memory(trainer: Trainer) -> int:
 def _held_for_loss(trainer: Trainer) -> int:
     """What the loss looks through: VGG19's weights, D's with Adam's moments, and the view of D: bytes."""
     features = 0 if trainer.features is None else sum(weight.nbytes for weight in trainer.features.parameters())
-    view = 0 if trainer.discrimination is None else trainer.discrimination.frozen.own_bytes
+    view = 0 if trainer.discriminator is None else trainer.discriminator.frozen.copied_bytes
     return features + 3 * _discriminator_bytes(trainer) + view
 
 
 def _discriminator_bytes(trainer: Trainer) -> int:
     """D's weights, and as much again for each copy of them."""
-    found = trainer.discrimination
+    found = trainer.discriminator
     return 0 if found is None else sum(weight.nbytes for weight in found.module.parameters())
 
 
@@ -73,15 +73,18 @@ def _attack_peak(trainer: Trainer, images: int, networks: int, size: int, of_she
     climbs = not isinstance(trainer.attack, (RandomDeviation, Simulated))
     with FakeTensorMode(), LiveBytes() as memory, torch.set_grad_enabled(climbs):
         # A replay is an update, too; its weights' gradients are counted elsewhere.
-        view = View(trainer.generator, trainer.precision) if isinstance(trainer.attack, FreeAT) else trainer.frozen
+        view = (
+            AutocastModule(trainer.generator, trainer.precision) if isinstance(trainer.attack, FreeAT) else trainer.frozen
+        )
         loss = l1_loss if of_sheet else _fake_loss(trainer, memory)
-        objective = trainer.by_images(generator_objective(View(_fake(view.module, memory), view.dtype), loss))
+        objective = trainer.micro_batched(
+            generator_objective(AutocastModule(_fake(view.module, memory), view.dtype), loss)
+        )
         hr = _batch(images, size, trainer.device)
         row = 0
-        with nullcontext() if of_sheet else trainer.targets_of(loss, hr):
+        with nullcontext() if of_sheet else trainer.cached_targets(loss, hr):
             if isinstance(trainer.attack, NetworkAttack):
-                bank = config.degradation.build(config.scale, networks, trainer.device, config.train.micro_batch)
-                row = _search(bank, hr, objective, climbs)
+                row = _search(trainer.make_bank(networks), hr, objective, climbs)
             else:
                 image = hr.new_empty(images, 3, size // config.scale, size // config.scale).requires_grad_()
                 losses = objective(image, hr)
@@ -91,7 +94,7 @@ def _attack_peak(trainer: Trainer, images: int, networks: int, size: int, of_she
 
 
 def search_bytes(
-    settings: DegradationConfig, scale: int, view: View | None, size: tuple[int, int], device: torch.device
+    settings: DegradationConfig, scale: int, view: AutocastModule | None, size: tuple[int, int], device: torch.device
 ) -> int:
     """About how many bytes a search takes at most for an image that has a network of its own, beside the weights.
 
@@ -103,7 +106,7 @@ def search_bytes(
     with FakeTensorMode(), LiveBytes() as memory, torch.set_grad_enabled(view is not None):
         objective = no_objective
         if view is not None:
-            objective = generator_objective(View(_fake(view.module, memory), view.dtype), l1_loss)
+            objective = generator_objective(AutocastModule(_fake(view.module, memory), view.dtype), l1_loss)
         hr = torch.empty(1, 3, *size, device=device)
         network = settings.build(scale, 1, device)
         _search(network, hr, objective, climbs=view is not None)
@@ -114,7 +117,7 @@ def search_bytes(
 
 
 def check_search(
-    settings: DegradationConfig, scale: int, view: View | None, size: tuple[int, int], device: torch.device
+    settings: DegradationConfig, scale: int, view: AutocastModule | None, size: tuple[int, int], device: torch.device
 ) -> None:
     """Refuse a search, described as for `search_bytes`, for which there is not enough memory on its device.
 
@@ -163,29 +166,29 @@ def _update_peak(trainer: Trainer, images: int) -> int:
     size = trainer.config.train.patch_size
     with FakeTensorMode(), LiveBytes() as memory:
         loss = _fake_loss(trainer, memory)
-        objective = generator_objective(View(_fake(trainer.generator, memory), trainer.precision), loss)
+        objective = generator_objective(AutocastModule(_fake(trainer.generator, memory), trainer.precision), loss)
         hr = _batch(images, size, trainer.device)
         lr = hr.new_empty(images, 3, size // trainer.config.scale, size // trainer.config.scale)
-        with trainer.targets_of(loss, hr):
+        with trainer.cached_targets(loss, hr):
             objective(lr, hr).sum().backward()
         return memory.peak
 
 
 def _discriminator_peak(trainer: Trainer, images: int) -> int:
     """D's update on so many images, its gradients included."""
-    found = trainer.discrimination
+    found = trainer.discriminator
     if found is None:
         return 0
     with FakeTensorMode(), LiveBytes() as memory:
-        view = View(_fake(found.module, memory), found.frozen.dtype)
+        view = AutocastModule(_fake(found.module, memory), found.frozen.dtype)
         hr = _batch(images, trainer.config.train.patch_size, trainer.device)
         discriminator_loss(view, torch.empty_like(hr), hr, trainer.config.loss.gan_kind()).sum().backward()
         return memory.peak
 
 
 def _fake_loss(trainer: Trainer, memory: LiveBytes) -> GeneratorLoss:
-    features, found = trainer.features, trainer.discrimination
-    view = None if found is None else View(_fake(found.frozen.module, memory), found.frozen.dtype)
+    features, found = trainer.features, trainer.discriminator
+    view = None if found is None else AutocastModule(_fake(found.frozen.module, memory), found.frozen.dtype)
     return trainer.config.loss.build(None if features is None else _fake(features, memory), view)
 
 

@@ -1,7 +1,7 @@
-"""The same step in less memory: a batch in parts, of which never two are on the way at once.
+"""The same step in less memory: the batch in parts, of which one at a time keeps its activations.
 
-Images do not see each other in G, so the loss of each and its gradient are those of the whole batch. Images that share
-a degradation network add up their gradients on its theta.
+G does not couple the images of a batch, so the loss and the gradient of each are those of the whole batch. Images that
+share a degradation network add up their gradients on its theta.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from andfast.losses import Objective
 
 
 def check_micro_batch(images: int, batch: int, attacked: int, networks: int, noise: str) -> None:
-    """Refuse micro-batches of `images` that the step could not be made from.
+    """Refuse a size of micro-batches that does not fit the batch and its degradation networks.
 
     Args:
         images: of a micro-batch.
         batch: images of the update.
-        attacked: those of them that the adversary is shown.
-        networks: that these share.
+        attacked: how many of them are attacked.
+        networks: how many networks these share.
         noise: kind of the noise injections.
 
     Raises:
@@ -50,11 +50,12 @@ def check_micro_batch(images: int, batch: int, attacked: int, networks: int, noi
 class MicroBatchedNetwork(DegradationNetwork):
     """A bank of degradation networks that keeps the activations of `micro_batch` images at most.
 
-    In a pass that wants gradients nothing is kept but the images; each part is computed again when its gradient's
-    turn comes, one forward pass more. Arguments but `micro_batch` as for `DegradationNetwork`.
+    A pass that needs gradients keeps the images alone; the backward pass computes each part again, which costs one
+    more forward pass.
 
     Args:
         micro_batch: images at once; a multiple or a divisor of the number of images that share a network.
+        options: as for `DegradationNetwork`.
     """
 
     def __init__(self, micro_batch: int, **options: Any) -> None:
@@ -66,7 +67,7 @@ class MicroBatchedNetwork(DegradationNetwork):
         delta = self.delta if delta is None else delta
         self.check_images(hr)
         rows = max(self.micro_batch * self.num_networks // len(hr), 1)
-        # Networks are split once, so that their gradients are joined once, and not added up as rows among zeros.
+        # The bank is split once, so that its gradients are joined once, and not added up as rows among zeros.
         banks = zip(
             hr.split(rows * len(hr) // self.num_networks),
             self.theta_id.split(rows),
@@ -83,27 +84,27 @@ class MicroBatchedNetwork(DegradationNetwork):
         )
 
 
-def by_images(objective: Objective, images: int | None) -> Objective:
-    """The same objective, of `images` at a time; None: of all at once.
+def micro_batched(objective: Objective, images: int | None) -> Objective:
+    """The same objective, computed on `images` at a time; None: on all at once.
 
-    The loss of each image must depend on that image alone, and no gradient but that of `lr` can be had. Gradients are
-    taken in the forward pass, where the part is at hand; they are as large as `lr`.
+    The loss of each image must depend on that image alone. Gradients flow to `lr` alone; they are computed in the
+    forward pass, part by part.
     """
     if images is None:
         return objective
 
     def in_parts(lr: Tensor, hr: Tensor) -> Tensor:
         if torch.is_grad_enabled() and lr.requires_grad:
-            return _LossByImages.apply(lr, hr, objective, images)
+            return _MicroBatchedLoss.apply(lr, hr, objective, images)
         return torch.cat([objective(*parts) for parts in zip(lr.split(images), hr.split(images), strict=True)])
 
     return in_parts
 
 
-class _LossByImages(torch.autograd.Function):
+class _MicroBatchedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, lr: Tensor, hr: Tensor, objective: Objective, images: int) -> Tensor:
-        # What G computes in may be float16: gradients of a mean over all values of an image would underflow.
+        # G may compute in float16, where gradients of a mean over all values of an image would underflow.
         ctx.scale = 2.0 ** round(math.log2(hr[0].numel()))
         losses, gradients = [], []
         for part, target in zip(lr.split(images), hr.split(images), strict=True):
@@ -112,7 +113,7 @@ class _LossByImages(torch.autograd.Function):
                 loss = objective(part, target)
                 gradients += torch.autograd.grad(loss.sum() * ctx.scale, part)
             losses.append(loss.detach())
-            del loss  # with its graph, before the next one
+            del loss  # frees its graph before the next part
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
 

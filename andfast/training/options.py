@@ -21,31 +21,31 @@ from andfast.utils.yaml_files import dump_yaml, load_yaml, parse, read_text
 
 __all__ = ["Parser", "dump_yaml", "join_lists", "make_parser", "parse_config"]
 
-# The settings, with all below them, for which infinity means something.
+# The settings, with all below them, that may be infinite.
 _UNBOUNDED = re.compile(r"attack\.(epsilon|scale_factors(\..*)?)")
 
 
 def _load(text: str) -> Any:
-    """What a value or a whole file stands for; a mapping without any value is a name that ends in a colon."""
+    """Parse a value or a whole file; text such as "name:" stays text."""
     try:
         value = load_yaml(text)
-    except yaml.reader.ReaderError:  # a character that YAML has not, as in names that are no UTF-8
+    except yaml.reader.ReaderError:  # a character that YAML does not allow, as in file names that are not UTF-8
         return text
-    left_out = isinstance(value, dict) and value and all(item is None for item in value.values())
-    return text if left_out else value
+    has_no_values = isinstance(value, dict) and value and all(item is None for item in value.values())
+    return text if has_no_values else value
 
 
 set_loader("andfast", _load, (yaml.YAMLError, ValueError))
 
 
 class Parser(ArgumentParser):
-    """Reads files as `andfast.utils.yaml_files`, and adds the allowed names to the message about an unknown one."""
+    """A parser that reads files with `andfast.utils.yaml_files` and lists the allowed names if one is unknown."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options | {"parser_mode": "andfast"})
 
     def parse_args(self, *arguments: Any, **options: Any) -> Namespace:
-        """The settings; what the types of jsonargparse let pass, and is no value, ends the program with exit code 2."""
+        """The settings; values that jsonargparse accepts but that are invalid end the program with exit code 2."""
         settings = super().parse_args(*arguments, **options)
         try:
             for action in self._actions:
@@ -56,7 +56,7 @@ class Parser(ArgumentParser):
         return settings
 
     def parse_path(self, path: str | os.PathLike, *arguments: Any, **options: Any) -> Namespace:
-        """Take over the settings in a file; one that is no YAML ends the program with exit code 2."""
+        """Read the settings in a file; one that is not YAML ends the program with exit code 2."""
         if os.fspath(path) == "-":  # standard input
             return super().parse_path(path, *arguments, **options)
         try:
@@ -68,24 +68,24 @@ class Parser(ArgumentParser):
             return self.parse_string(text, os.path.basename(path), *arguments, **options)
 
     def _check(self, path: str | os.PathLike, content: Any) -> None:
-        """Refuse what the parser would take without a word, or would not say in words.
+        """Refuse files that the parser would accept silently or with a message that is hard to understand.
 
         Raises:
-            ValueError: a file holds no settings, or a group of none, or one setting in two ways.
+            ValueError: a file has no settings, an empty group, or one setting twice.
         """
         if not isinstance(content, dict) or not content:
             raise ValueError(f"{path}: holds no settings; a setting is a line as seed: 1")
-        found = list(_leaves(content))
-        for key, value in found:
+        leaves = list(_leaves(content))
+        for key, value in leaves:
             self._check_value(key, value, f"{path}: ")
-            if [other for other, _ in found].count(key) > 1:
+            if [other for other, _ in leaves].count(key) > 1:
                 raise ValueError(f"{path}: {key} stands twice, nested and dotted")
 
     def _check_value(self, key: str, value: Any, where: str = "") -> None:
-        """Refuse a value in a group's place, and null or infinity where they mean nothing.
+        """Refuse a value for a whole group, and null or infinity where they are invalid.
 
         Raises:
-            ValueError: the message begins with `where`, and names the key.
+            ValueError: the message begins with `where` and names the key.
         """
         names = [action.dest for action in self._actions if not action.dest.endswith(".help")]
         below = [name for name in names if name.startswith(f"{key}.")]
@@ -116,7 +116,7 @@ class Parser(ArgumentParser):
 
 
 def _leaves(settings: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested settings with their dotted names, a name as often as it stands there."""
+    """The values of nested settings with their dotted names, repeated names included."""
     for key, value in settings.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")
@@ -138,9 +138,9 @@ def make_parser() -> ArgumentParser:
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> Config:
-    """The configuration from defaults, `--config FILE` and dotted options, later ones first.
+    """The configuration from defaults, `--config FILE` and dotted options, of which later ones win.
 
-    A wrong key or value ends the program with exit code 2 and a message that names it and what is allowed.
+    A wrong key or value ends the program with exit code 2 and a message that names it and the allowed ones.
     """
     parser = make_parser()
     namespace = parser.parse_args(join_lists(arguments, "--data.hr", "--data.val_hr"))
@@ -157,7 +157,7 @@ def _build(parser: ArgumentParser, namespace: Namespace) -> Config:
 
 
 def join_lists(arguments: Sequence[str] | None, *options: str) -> list[str]:
-    """The arguments (None: the process's) with `OPTION A B` of `options` as the one JSON list that the parser takes."""
+    """The arguments (None: the process's), with `OPTION A B` of `options` joined to one JSON list for the parser."""
     joined: list[str] = []
     values: list[str] | None = None
     for argument in [*(sys.argv[1:] if arguments is None else arguments), "--"]:
@@ -167,7 +167,7 @@ def join_lists(arguments: Sequence[str] | None, *options: str) -> list[str]:
             continue
         if values is not None:
             literal = len(values) == 1 and values[0].startswith("[")
-            # Without a value the option is left bare, for the parser to complain.
+            # An option without a value stays bare, which the parser refuses.
             joined += values if literal or not values else [json.dumps(values)]
             values = None
         if option in options:

@@ -23,6 +23,7 @@ from andfast.inference.tiles import NonFiniteError
 from andfast.models import save_discriminator, save_model
 from andfast.models.compilation import CompileError
 from andfast.ops import dispatch
+from andfast.training.batches import TrainingBatches, make_pair_patches
 from andfast.training.best import BEST_FILE, BestModel
 from andfast.training.checkpoints import (
     PREVIOUS_FILE,
@@ -41,10 +42,10 @@ from andfast.training.images import Skipped, find_images
 from andfast.training.logging import RunLog
 from andfast.training.memory_check import describe_memory, estimate_memory, remedies
 from andfast.training.options import dump_yaml
-from andfast.training.readout import DivergedError, Readout
 from andfast.training.records import METRICS_FILE, RunRecordError, lacks_validation
 from andfast.training.samples import sample_sheet
 from andfast.training.signals import StopSignal
+from andfast.training.step_metrics import DivergedError, StepLogger
 from andfast.training.summary import summarise
 from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
@@ -53,7 +54,7 @@ from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.files import make_folder, remove_unfinished, sync, write_text, write_torch, written_whole
 from andfast.utils.locks import locked
 from andfast.utils.memory import free_memory, is_out_of_memory
-from andfast.utils.rng import own_places
+from andfast.utils.rng import batch_positions
 
 BAD_BATCH = "bad_batch.pt"
 DISCRIMINATOR_FILE = "discriminator.pth"
@@ -97,7 +98,8 @@ class Run:
             self.trainer = Trainer(config.split(self.world.size), self.world)
             if self.trainer.device.type == "cpu":
                 keep_freed_memory()
-            network = self.trainer.degradation(1)  # refuses what it cannot be made from
+            self._pairs = make_pair_patches(self.trainer.config, self.images.trained_pairs, self.world)
+            network = self.trainer.bank
             try:
                 self._kernels = dispatch.resolve("degradation_forward", network.theta_id.device, network.dtype)
             except RuntimeError as error:  # one is forced that is not there
@@ -182,9 +184,9 @@ class Run:
             if computes != main[2]:
                 raise ValueError(f"process {rank} computes on {computes}, process 0 on {main[2]}; name what all can do")
 
-    def _batches(self) -> PatchBatches:
+    def _batches(self) -> TrainingBatches:
         config, data, world = self.trainer.config, self.config.data, self.world
-        return PatchBatches(
+        patches = PatchBatches(
             world.in_turns(self._sources),
             patch=config.train.patch_size,
             batch=config.train.batch_size,
@@ -196,6 +198,7 @@ class Run:
             world=world.size,
             mixed=config.mixed,
         )
+        return TrainingBatches(patches, self._pairs, config)
 
     def _sources(self) -> list[Source]:
         """The images to train on, in their cache if there is to be one, which is made now."""
@@ -250,7 +253,7 @@ class Run:
                 with self._begin() as log:
                     # Where reading costs nothing, it is not put off.
                     every = train.log_every or (1 if trainer.device.type == "cpu" else 10)
-                    stopped = self._loop(log, Readout(log, every, train.max_bad_steps), stop)
+                    stopped = self._loop(log, StepLogger(log, every, train.max_bad_steps), stop)
                 world.leave()
         except (RunRecordError, WandbError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -327,7 +330,7 @@ class Run:
         """The whole batch of all processes' images, in the order in which one would have it."""
         mixed, size = self.trainer.config.mixed, self.world.size
         images = len(parts[0])
-        places = [own_places(images, mixed, rank, size) for rank in range(size)]
+        places = [batch_positions(images, mixed, rank, size) for rank in range(size)]
         whole = torch.empty(size * images, *parts[0].shape[1:])
         for own, part in zip(places, parts, strict=True):
             whole[own] = part
@@ -362,7 +365,7 @@ class Run:
             except (MemoryError, RuntimeError, OSError) as error:
                 print(f"error: the state of step {trainer.step} could not be saved: {error}", file=sys.stderr)
 
-    def _loop(self, log: RunLog | None, readout: Readout, stop: StopSignal) -> int:
+    def _loop(self, log: RunLog | None, logger: StepLogger, stop: StopSignal) -> int:
         """Train; returns the signal that stopped it, in whichever process it came, or 0."""
         trainer, train, world = self.trainer, self.config.train, self.world
         wait = DataWait()
@@ -378,7 +381,7 @@ class Run:
         )
         # Closed also when a step raises: workers that still wait to be asked would keep this process from ending. What
         # was not read yet is read then, but not of several processes: the others may not be there to compute it with.
-        at_last = closing(readout) if world.size == 1 else nullcontext()
+        at_last = closing(logger) if world.size == 1 else nullcontext()
         with bar, closing(iter(loader)) as batches, at_last:
             if self._owes_validation:
                 self._validate(log, stop)
@@ -387,25 +390,25 @@ class Run:
             while not stopped and trainer.step < train.iterations:
                 broken_off = False
                 asked = time.perf_counter()
-                patches, failures = next(batches)
+                batch, failures = next(batches)
                 data_wait = time.perf_counter() - asked
                 self.skipped.report(failures)
-                step = trainer.train_step(patches)
+                step = trainer.train_step(*batch)
                 # From the end of one step to the end of the next: what reading took is the next one's.
                 begin, seconds = time.perf_counter(), time.perf_counter() - begin
                 wait.add(data_wait, seconds)
-                if readout.add(step, seconds=seconds, data_wait=data_wait):
-                    rate = train.batch_size / readout.seconds
-                    bar.set_postfix_str(f"{readout.last}, {rate:.1f} images/s, data {wait.recent:.0%}", refresh=False)
+                if logger.add(step, seconds=seconds, data_wait=data_wait):
+                    rate = train.batch_size / logger.seconds
+                    bar.set_postfix_str(f"{logger.last}, {rate:.1f} images/s, data {wait.recent:.0%}", refresh=False)
                 bar.update()
                 if world.main and (hint := wait.hint(self.config.data)):
                     tqdm.write(hint, file=sys.stderr)
                 validates = _due(trainer.step, train.validate_every, train.iterations)
                 saves = _due(trainer.step, train.save_every, train.iterations)
                 if validates or saves:
-                    readout.flush()
+                    logger.flush()
                     # What may be diverging is neither judged nor kept.
-                    if not readout.last.skipped or trainer.step == train.iterations:
+                    if not logger.last.skipped or trainer.step == train.iterations:
                         if validates:
                             broken_off = not self._validate(log, stop)
                         if saves:
@@ -413,7 +416,7 @@ class Run:
                     begin = time.perf_counter()
                 if broken_off or trainer.step % world.patience == 0 or trainer.step == train.iterations:
                     stopped = world.agree(stop.number)
-            readout.flush()
+            logger.flush()
         if stopped and trainer.step != self._saved:
             self._save()
         return stopped
@@ -462,8 +465,8 @@ class Run:
         self._check_folder()
         for name in ("model.safetensors", "model.pth"):
             save_model(self.trainer.ema, self.folder / name, {"iterations": self.trainer.step})
-        if self.trainer.discrimination is not None:
-            save_discriminator(self.trainer.discrimination.module, self.folder / DISCRIMINATOR_FILE)
+        if self.trainer.discriminator is not None:
+            save_discriminator(self.trainer.discriminator.module, self.folder / DISCRIMINATOR_FILE)
         sync(self.folder / METRICS_FILE)  # a state never knows more than the lines before it
         run = {"config": self.config.to_dict(), "images": self.images.digest()}
         save_state(self.folder / STATE_FILE, self.trainer.state() | run)

@@ -1,57 +1,106 @@
-"""What a training step tells of its adversary: scalars that stay on the device until several steps are read at once.
+"""The metrics of training steps: made on the device, read several steps at a time, written to the log.
 
-They are means over the networks, or over the images where there are none. Not a number stands for what there is not:
-
-======================  ================================================================================
-`loss_before_attack`    the loss of the clean LR images; without an adversary that of what was trained on
-`loss_after_attack`     the loss of what the adversary found, or the same
-`gain`                  loss after / before the attack, where the adversary looked at one
-`lr_psnr`               PSNR of the LR images against the clean ones, in dB; infinite without an adversary
-`budgets_bound`         the share of LR-PSNR budgets that are used up, where there are any
-`distance_conv`         the scaled norm of the convolutions' deviation from the identity, where there is one
-`distance_noise`        that of the noise injections
-`distance_slope`        that of the slopes
-======================  ================================================================================
+A device that is asked for a number after every step waits in between.
 """
 
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from andfast.attack.budget import BUDGET_SLACK_DB
 from andfast.training.distributed import World
+from andfast.training.logging import RunLog
 
+
+class DivergedError(RuntimeError):
+    """Too many updates in a row were skipped, since their losses or gradients were not finite.
+
+    Attributes:
+        step: the first of them; the weights are those after the step before.
+    """
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+@dataclass
+class StepResult:
+    """The metrics of a training step: means over the images, or over the degradation networks where there are any.
+
+    NaN marks metrics that do not apply.
+
+    Attributes:
+        loss: of the update.
+        loss_before_attack: of the clean LR images; without an attack `loss`.
+        loss_after_attack: of the attacked LR images; without an attack `loss`.
+        gain: loss after / before the attack, if the attack computes a loss.
+        lr_psnr: of the LR images against the clean ones, in dB; infinite without an attack.
+        budgets_bound: the share of LR-PSNR budgets that are used up.
+        distance_conv: scaled norm of the convolutions' deviation from the identity.
+        distance_noise: that of the noise injections.
+        distance_slope: that of the slopes.
+        skipped: how many updates in a row were skipped, up to this one.
+        terms: with ANDGAN alone: the terms of the loss, and the metrics of the discriminator's update.
+    """
+
+    loss: float
+    loss_before_attack: float
+    loss_after_attack: float
+    gain: float
+    lr_psnr: float
+    budgets_bound: float
+    distance_conv: float
+    distance_noise: float
+    distance_slope: float
+    skipped: int
+    terms: dict[str, float] = field(default_factory=dict)
+
+    def record(self) -> dict[str, float]:
+        """All metrics by name, as a line of the log has them."""
+        record = asdict(self)
+        return record | record.pop("terms")
+
+    def __str__(self) -> str:
+        """The loss, and the gain if there was an attack."""
+        return f"loss {self.loss:.4f}" + ("" if math.isnan(self.gain) else f", gain {self.gain:.2f}")
+
+
+_FIELDS = {each.name for each in fields(StepResult)}
 _DISTANCES = ("distance_conv", "distance_noise", "distance_slope")
 
 
-def unattacked(loss: Tensor) -> dict[str, Tensor]:
-    """The statistics of a step without an adversary; `loss` is the mean, a scalar."""
-    none = torch.full_like(loss, math.nan)
-    infinite = torch.full_like(loss, math.inf)
+def clean_metrics(loss: Tensor) -> dict[str, Tensor]:
+    """The attack's metrics of a step without an attack; `loss` is the mean, ()."""
+    nan, infinite = torch.full_like(loss, math.nan), torch.full_like(loss, math.inf)
     losses = {"loss_before_attack": loss, "loss_after_attack": loss}
-    return losses | {"gain": none, "lr_psnr": infinite, "budgets_bound": none} | dict.fromkeys(_DISTANCES, none)
+    return losses | {"gain": nan, "lr_psnr": infinite, "budgets_bound": nan} | dict.fromkeys(_DISTANCES, nan)
 
 
-def attacked(
+def attack_metrics(
     before: Tensor | None, after: Tensor, lr_psnr: Tensor, budget_db: Tensor, distance_by_group: Tensor | None
 ) -> dict[str, Tensor]:
-    """The statistics of a step with an adversary, but for a gain that there is: `of_all` adds it.
+    """The attack's metrics of a step, all but the gain, which `all_reduce_metrics` adds.
 
-    A budget counts as used up where the LR image ends within `BUDGET_SLACK_DB` of it, which is as near as an attack
-    brings an image whose deviation it had to shrink.
+    A budget counts as used up if the LR image is within `BUDGET_SLACK_DB` of it, which is how near an attack brings an
+    image whose deviation it had to shrink.
 
     Args:
-        before, after: the mean losses, scalars; None: the attack looked at no loss.
+        before, after: mean losses, (); before is None if the attack computes none.
         lr_psnr, budget_db, distance_by_group: as in `AttackResult`.
     """
-    none = torch.full_like(after, math.nan)
+    nan = torch.full_like(after, math.nan)
     bound = (lr_psnr <= budget_db + BUDGET_SLACK_DB).float()
-    distances = none.expand(3) if distance_by_group is None else distance_by_group.mean(dim=0)
+    distances = nan.expand(3) if distance_by_group is None else distance_by_group.mean(dim=0)
     return {
-        **({"loss_before_attack": after, "gain": none} if before is None else {"loss_before_attack": before}),
+        **({"loss_before_attack": after, "gain": nan} if before is None else {"loss_before_attack": before}),
         "loss_after_attack": after,
         "lr_psnr": lr_psnr.mean(),
         "budgets_bound": torch.where(budget_db.isfinite(), bound, math.nan).mean(),
@@ -59,19 +108,114 @@ def attacked(
     }
 
 
-def of_all(found: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """The statistics of all processes together, whose numbers of images and networks are the same; gain among them.
+def all_reduce_metrics(metrics: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """The means over all processes, which have equally many images and networks; and the gain of the mean losses."""
+    if world.size > 1:
+        metrics = dict(zip(metrics, world.mean(torch.stack(list(metrics.values()))), strict=True))
+    if "gain" in metrics:
+        return metrics
+    # The ratio of means, since a mean of ratios differs; and none of losses below 0, as a hinge loss can give.
+    before, after = metrics["loss_before_attack"], metrics["loss_after_attack"]
+    return metrics | {"gain": torch.where(before > 0, after / before, math.nan)}
+
+
+class PendingStep:
+    """A step whose metrics are on their way from the device.
 
     Args:
-        found: a process's own.
-        world: the processes.
+        step: its number, from 1.
+        learning_rate: of its update.
+        skipped: how many updates in a row were skipped; this and all that follow are scalars on the device.
+        norm: of the gradient.
+        metrics: by the names of the other fields of `StepResult`; all others become its `terms`.
     """
-    means = found
-    if world.size > 1:
-        means = dict(zip(found, world.mean(torch.stack(list(found.values()))), strict=True))
-    if "gain" in means:
-        return means
-    # Of means, for a mean of gains would be another number. Of losses that are not positive, as those with a hinge loss
-    # can be, there is no ratio.
-    before, after = means["loss_before_attack"], means["loss_after_attack"]
-    return means | {"gain": torch.where(before > 0, after / before, math.nan)}
+
+    def __init__(
+        self, step: int, learning_rate: float, skipped: Tensor, norm: Tensor, metrics: Mapping[str, Tensor]
+    ) -> None:
+        self.step = step
+        self._learning_rate = learning_rate
+        self._names = list(metrics)
+        values = torch.stack([skipped, norm, *metrics.values()])
+        self._values = values.to("cpu", non_blocking=True)
+        self._arrived = None
+        if values.device.type == "cuda":
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(values.device))
+
+    def read(self) -> StepResult:
+        """The metrics; waits for them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        skipped, _, *values = self._values.tolist()
+        metrics = dict(zip(self._names, values, strict=True))
+        terms = {name: metrics.pop(name) for name in self._names if name not in _FIELDS}
+        return StepResult(**metrics, skipped=int(skipped), terms=terms)
+
+    def describe(self) -> str:
+        """The loss and the norm of the gradient, and what to change if they are not finite."""
+        result, norm = self.read(), self._values[1].item()
+        words, smaller = f"the loss is {result.loss} and its gradient's norm {norm}", "train.learning_rate"
+        if "loss_d" in result.terms:
+            words += f", of the discriminator {result.terms['loss_d']} and {result.terms['norm_d']}"
+            smaller += " or discriminator.learning_rate"
+        return (
+            f"in step {self.step} {words}; try a smaller {smaller} (now {self._learning_rate:g}) or train.precision "
+            "float32"
+        )
+
+
+class StepLogger:
+    """Reads the metrics of several steps at a time and writes them to the run's log, a line a step.
+
+    Args:
+        log: None: nothing is written or printed, since another process does it.
+        every: how many steps to collect before they are read.
+        max_skipped: how many skipped updates in a row end the run.
+
+    Attributes:
+        last: the metrics that were read last; None before the first.
+        seconds: the mean time of the steps that were read last.
+    """
+
+    def __init__(self, log: RunLog | None, every: int, max_skipped: int) -> None:
+        self.last: StepResult | None = None
+        self.seconds = 0.0
+        self._log, self._every, self._max_skipped = log, every, max_skipped
+        self._first_skipped: PendingStep | None = None
+        self._pending: list[tuple[PendingStep, dict[str, float]]] = []
+
+    def add(self, step: PendingStep, seconds: float, **timing: float) -> bool:
+        """Add a step, its time, and what else its line shows; returns whether steps were read."""
+        self._pending.append((step, {"seconds": seconds, **timing}))
+        if len(self._pending) < self._every:
+            return False
+        self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Read and write all steps that were added.
+
+        Raises:
+            DivergedError: too many updates in a row were skipped; all steps until then are written.
+        """
+        pending, self._pending = self._pending, []
+        for step, timing in pending:
+            self.last = step.read()
+            if self._log is not None:
+                self._log.write({"step": step.step, **self.last.record(), **timing})
+            if self.last.skipped:
+                self._warn_or_stop(step, self.last.skipped)
+        if pending:
+            self.seconds = sum(timing["seconds"] for _, timing in pending) / len(pending)
+
+    close = flush
+
+    def _warn_or_stop(self, step: PendingStep, skipped: int) -> None:
+        if skipped == 1 or self._first_skipped is None:
+            self._first_skipped = step
+            if self._log is not None:
+                tqdm.write(f"warning: {step.describe()}; the update was left out", file=sys.stderr)
+        if skipped >= self._max_skipped:
+            first = self._first_skipped
+            raise DivergedError(first.step, f"{first.describe()}; {skipped} updates in a row were left out")

@@ -1,4 +1,4 @@
-"""One training run: the paper's sub-steps (Fig. 2), of ANDNet with L1 alone, of ANDGAN with a discriminator as well."""
+"""The training step: the paper's sub-steps (Fig. 2), for ANDNet with L1 alone, for ANDGAN with a discriminator."""
 
 from __future__ import annotations
 
@@ -9,44 +9,42 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from andfast.attack import AttackResult, FreeAT, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import GeneratorLoss, Objective, generator_objective, l1_objective
-from andfast.models import GENERATORS, ModelError, build_generator, load_model
-from andfast.models.compilation import FirstPass, compile_regions, wants_compile
-from andfast.models.frozen import FrozenView, View
+from andfast.models.compilation import CompileTimer, compile_regions, wants_compile
+from andfast.models.frozen import AutocastModule, FrozenModule
+from andfast.training.batches import blur_hr, mixed_images, to_images
 from andfast.training.config import Config
-from andfast.training.discriminator import Discrimination
-from andfast.training.distributed import World, averaged_at_last
-from andfast.training.guard import Guard
-from andfast.training.hr_blur import soften_patches
-from andfast.training.micro_batches import by_images
-from andfast.training.mixing import Mixer
-from andfast.training.optimizer import begin_update, gradient_norm, guarded_adam, load_adam
-from andfast.training.randomness import step_generator
-from andfast.training.readout import PendingStep
-from andfast.training.step_metrics import attacked, of_all, unattacked
+from andfast.training.discriminator import DiscriminatorStep
+from andfast.training.distributed import World, no_sync_until_last
+from andfast.training.micro_batches import micro_batched
+from andfast.training.optimizer import Guard, begin_update, gradient_norm, guarded_adam, load_adam
+from andfast.training.step_metrics import PendingStep, all_reduce_metrics, attack_metrics, clean_metrics
 from andfast.utils.devices import choose_precision
-from andfast.utils.rng import own_places
+from andfast.utils.rng import step_generator
 
-# The ramp starts with LR images so much nearer to the clean ones than the budget says.
+# At the start of the ramp the LR-PSNR budget is this much higher than the configured one.
 RAMP_DB = 20.0
 
 
 @dataclass
 class Update:
-    """What an update of the generator gave.
+    """An update of the generator.
 
     Attributes:
+        lr, hr: the images that it was made on, (B, 3, h, w) and (B, 3, H, W).
         losses: of the images, (B,).
-        norm: of the gradient, a scalar.
-        terms: the losses' terms as means, scalars, where there is more than one: `loss_l1` and so on.
-        restored: (B, 3, H, W), what it was made of, where there is a discriminator to be shown it.
+        norm: of the gradient, ().
+        terms: the means of the loss's terms, `loss_l1` and so on, if there is more than one; () each.
+        restored: (B, 3, H, W), what G made of `lr` before the update; None without a discriminator.
     """
 
+    lr: Tensor
+    hr: Tensor
     losses: Tensor
     norm: Tensor
     terms: dict[str, Tensor]
@@ -57,12 +55,12 @@ class Trainer:
     """Generator, its moving average, optimizer, adversary and discriminator of a run, and one step of it.
 
     Args:
-        config: the run's settings, or of several processes what each has of them (`Config.split`).
-        world: the processes; None: there is one. Of several each calls `connect` before the first step.
+        config: the run's settings; with several processes this one's (`Config.split`).
+        world: the processes; None: there is one. Each of several calls `connect` before the first step.
 
     Raises:
-        FileNotFoundError: weights to start from, or VGG19's, are not there.
-        ValueError: the device is not there, weights do not fit, or pairs to mix in are none.
+        FileNotFoundError: weights to start from, or VGG19's, are missing.
+        ValueError: the device is missing, or weights or settings do not fit.
     """
 
     def __init__(self, config: Config, world: World | None = None) -> None:
@@ -73,192 +71,209 @@ class Trainer:
         self.precision = choose_precision(config.train.precision, self.device, "training")
         dtype = config.attack.dtype
         self.attack_precision = self.precision if dtype == "auto" else choose_precision(dtype, self.device, "training")
-        self.generator = _make_generator(config).to(self.device, memory_format=torch.channels_last)
+        self.generator = config.generator.build(config.scale, config.seed).to(
+            self.device, memory_format=torch.channels_last
+        )
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
-        # The generator as it was before the adversary first touched it, for the sample sheets.
+        # The average at the end of the warm-up, for the sample sheets.
         self.before = copy.deepcopy(self.ema)
         self._weights, self._averages = list(self.generator.parameters()), list(self.ema.parameters())
         self.guard = Guard(self.device, self.world)
         self.optimizer = guarded_adam(self._weights, config.train.learning_rate, self.guard)
-        # False while an update is only half done.
+        # False between an update of the weights and the end of its step.
         self.intact = True
         self.attack = config.attack.build()
-        self._bank = config.degradation.build(config.scale, config.networks, self.device, config.train.micro_batch)
-        self.mixer = Mixer(config, self.device, self.world)
-        self.view = View(self.generator, self.precision)
-        self.frozen = FrozenView(self.generator, self.attack_precision)
-        self.discrimination = None
+        self.bank = self.make_bank(config.networks)
+        # G as its update calls it, and as the adversary does.
+        self.autocast = AutocastModule(self.generator, self.precision)
+        self.frozen = FrozenModule(self.generator, self.attack_precision)
+        self.discriminator = None
         if config.loss.gan:
-            self.discrimination = Discrimination(config, self.device, self.precision, self.world)
+            self.discriminator = DiscriminatorStep(config, self.device, self.precision, self.world)
         self.features = config.loss.load_features(self.device, self.precision)
         # One loss for both: the adversary raises what the update lowers (Eq. 1).
-        self.loss = config.loss.build(self.features, self.discrimination and self.discrimination.frozen)
-        self.attack_objective = self.by_images(generator_objective(self.frozen, self.loss))
-        # For images of any size: a discriminator has one of its own.
-        self.sheet_objective = self.by_images(l1_objective(self.frozen))
+        self.loss = config.loss.build(self.features, self.discriminator and self.discriminator.frozen)
+        self.attack_objective = self.micro_batched(generator_objective(self.frozen, self.loss))
+        # For images of any size: a discriminator takes images of one size alone.
+        self.sheet_objective = self.micro_batched(l1_objective(self.frozen))
         if config.train.checkpoint_blocks:
             self.generator.body.checkpoint_blocks = True
         compiled = wants_compile(config.compile, self.device)
         if compiled:
             compile_regions(self.generator)
             compile_regions(self.frozen.module)
-        self._first_update = FirstPass("the generator for its update", compiled, self.world.main)
-        self._first_attack = FirstPass(
+        self._update_timer = CompileTimer("the generator for its update", compiled, self.world.main)
+        self._attack_timer = CompileTimer(
             "the generator for the attack", compiled and not isinstance(self.attack, Simulated), self.world.main
         )
 
     def connect(self) -> None:
-        """Have updates be those of all processes together: all must call this, after `load` if they do."""
-        self.world.connect(self.view, torch.zeros(1, 3, 16, 16, device=self.device))
-        if self.discrimination is not None:
-            self.discrimination.connect()
+        """Average gradients over all processes from now on: all must call this, after `load` if they do."""
+        self.world.connect(self.autocast, torch.zeros(1, 3, 16, 16, device=self.device))
+        if self.discriminator is not None:
+            self.discriminator.connect()
 
-    def degradation(self, num_networks: int) -> DegradationNetwork:
-        """The run's bank of degradation networks, without parameters, to be reset for `num_networks`."""
-        self._bank.clear(num_networks)
-        return self._bank
+    def make_bank(self, num_networks: int) -> DegradationNetwork:
+        """A bank of degradation networks as configured, without parameters yet."""
+        config = self.config
+        return config.degradation.build(config.scale, num_networks, self.device, config.train.micro_batch)
 
-    def train_step(self, patches: Tensor) -> PendingStep:
-        """One update of the generator on uint8 patches (B, 3, H, W), without waiting for the device."""
-        hr = patches.to(self.device, non_blocking=True).float() / 255
-        if self.config.data.soften is not None:
-            config, world, mixed = self.config, self.world, self.config.mixed
-            places = own_places(len(hr), mixed, world.rank, world.size)
-            hr = soften_patches(hr, config.data.soften, config.seed, self.step, places, world.size * len(hr))
-        replays = isinstance(self.attack, FreeAT) and self.step >= self.config.train.warmup
-        norm, found = self._replayed(hr) if replays else self._updated(hr)
-        found = of_all(found, self.world)
-        bad = self.guard.in_row
-        if self.discrimination is not None:
-            bad = torch.maximum(bad, self.discrimination.guard.in_row)
+    def train_step(self, patches: Tensor, pairs: tuple[Tensor, Tensor] | None = None) -> PendingStep:
+        """One iteration on a batch (Fig. 2), without waiting for the device.
+
+        Args:
+            patches: HR, uint8 (B, 3, H, W).
+            pairs: HR and LR patches of camera pairs, uint8, one for each image that is mixed in; needed after the
+                warm-up if `attack.method` or `attack.mix.method` is pairs.
+        """
+        hr = blur_hr(to_images(patches, self.device), self.config, self.step, self.world)
+        # Sub-steps 1 to 3: make LR images, attack them, update G on the result.
+        if self._is_attacking and isinstance(self.attack, FreeAT):
+            update, metrics = self._free_step(hr)
+        else:
+            update, metrics = self._adversarial_step(hr, pairs)
+        # Sub-step 4: update D on what G made of them.
+        metrics = {"loss": update.losses.mean(), **update.terms, **self._update_discriminator(update), **metrics}
+        # The metrics go to the log without waiting for them.
+        metrics = all_reduce_metrics(metrics, self.world)
+        skipped = self.guard.skipped
+        if self.discriminator is not None:
+            skipped = torch.maximum(skipped, self.discriminator.guard.skipped)
         self.step += 1
         if self.step == self.config.train.warmup:
             self.before.load_state_dict(self.ema.state_dict())
         self.intact = True
-        return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], bad, norm, found)
+        return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], skipped, update.norm, metrics)
 
-    def _updated(self, hr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """A step on what the adversary finds: the norm of the update's gradient, and what the step tells.
+    @property
+    def _is_attacking(self) -> bool:
+        return self.step >= self.config.train.warmup
 
-        Images that are mixed in count in the first loss alone.
+    def _adversarial_step(
+        self, hr: Tensor, pairs: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Update, dict[str, Tensor]]:
+        """Sub-steps 1 to 3: make LR images, attack them, update G; returns the update and the attack's metrics.
+
+        The last images of the batch may be mixed in from another degradation or from camera pairs (`attack.mix`).
         """
-        mixed = self.mixer.images if self.step >= self.config.train.warmup else 0
-        searched = len(hr) - mixed
-        if mixed:
-            more_hr, more_lr = self.mixer(hr[searched:], self.step)
-            hr = torch.cat([hr[:searched], more_hr])
-        with self.targets_of(self.loss, hr):
-            lr, attack = self._attacked(hr[:searched]) if searched else (None, None)
-            if mixed:
-                lr = more_lr if lr is None else torch.cat([lr, more_lr])
+        mixed_lr = None
+        attacked = len(hr) - (self.config.mixed if self._is_attacking else 0)
+        if attacked < len(hr):
+            mixed_hr, mixed_lr = mixed_images(hr[attacked:], pairs, self.config, self.step, self.world)
+            hr = torch.cat([hr[:attacked], mixed_hr])
+        with self.cached_targets(self.loss, hr):
+            lr, attack = self._make_lr(hr[:attacked]) if attacked else (None, None)
+            if mixed_lr is not None:
+                lr = mixed_lr if lr is None else torch.cat([lr, mixed_lr])
             update = self._update(lr, hr)
-        told = {"loss": update.losses.mean(), **update.terms, **self._discriminated(update, hr, lr)}
-        own = update.losses[: searched or len(hr)].mean()
+        loss = update.losses[: attacked or len(hr)].mean()
         if attack is None:
-            return update.norm, told | unattacked(own)
+            return update, clean_metrics(loss)
         before = None if attack.loss_before is None else attack.loss_before.mean()
-        after = own if attack.loss_after is None else attack.loss_after.mean()
-        found = attacked(before, after, attack.lr_psnr, attack.budget_db, attack.distance_by_group)
-        return update.norm, told | found
+        after = loss if attack.loss_after is None else attack.loss_after.mean()
+        return update, attack_metrics(before, after, attack.lr_psnr, attack.budget_db, attack.distance_by_group)
 
-    def _replayed(self, hr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """A step by minibatch replay, several updates on the way; returns what `_updated` does, of the last one."""
-        network, random, margin_db = self._identity(hr)
-        replay = self.attack.begin(network, hr, random, margin_db)
-        with self.targets_of(self.loss, hr):
-            first = update = self._update(replay.lr, hr)
+    def _make_lr(self, hr: Tensor) -> tuple[Tensor, AttackResult | None]:
+        """Sub-steps 1 and 2: LR images of fresh identity networks and, after the warm-up, the attack on them."""
+        if not self._is_attacking:
+            return self.attack.clean(self.bank, hr), None
+        random, margin_db = self._reset_bank(hr)
+        with self._attack_timer():
+            result = self.attack(self.bank, hr, self.attack_objective, random, margin_db)
+        return result.lr, result
+
+    def _reset_bank(self, hr: Tensor) -> tuple[torch.Generator, float]:
+        """Sub-step 1: make the networks fresh identities.
+
+        Returns:
+            The generator of the step's random numbers; how much milder the ramp makes the budget, in dB.
+        """
+        train, world = self.config.train, self.world
+        random = step_generator(self.config.seed, self.step, self.device, rank=world.rank, size=world.size)
+        self.bank.reset_identity((hr.shape[2], hr.shape[3]), random)
+        ramped = (self.step - train.warmup) / train.ramp if train.ramp else 1.0
+        return random, RAMP_DB * max(1 - ramped, 0.0)
+
+    def _free_step(self, hr: Tensor) -> tuple[Update, dict[str, Tensor]]:
+        """Minibatch replay (`Free`): updates of G and theta from the same backward passes.
+
+        Returns:
+            The last update, and the attack's metrics.
+        """
+        random, margin_db = self._reset_bank(hr)
+        replay = self.attack.begin(self.bank, hr, random, margin_db)
+        with self.cached_targets(self.loss, hr):
+            update = self._update(replay.lr, hr)
+            before = update.losses.mean()
             while not replay.done:
                 replay.advance(replay.lr.grad)
                 update = self._update(replay.lr, hr)
-        loss = update.losses.mean()
-        # Once a minibatch, after all of G's updates on it: D does not change while it is raised and lowered.
-        told = {"loss": loss, **update.terms, **self._discriminated(update, hr, replay.lr)}
-        lr_psnr = network_psnr(replay.lr.detach(), replay.clean, network.num_networks)
-        by_group = self.attack.distance_by_group(network, replay.delta)
-        return update.norm, told | attacked(first.losses.mean(), loss, lr_psnr, replay.budget_db, by_group)
-
-    def targets_of(self, loss: GeneratorLoss, hr: Tensor) -> AbstractContextManager[None]:
-        """Around an attack and the update: what the loss computes of HR images alone is computed once, if it may
-        lie there for the whole batch."""
-        return loss.step(hr) if self.config.train.micro_batch is None else nullcontext()
+        lr_psnr = network_psnr(replay.lr.detach(), replay.clean, self.bank.num_networks)
+        by_group = self.attack.distance_by_group(self.bank, replay.delta)
+        return update, attack_metrics(before, update.losses.mean(), lr_psnr, replay.budget_db, by_group)
 
     def _update(self, lr: Tensor, hr: Tensor) -> Update:
-        """Sub-step 3, an update of the generator. If losses or gradient are no numbers nothing changes."""
+        """Sub-step 3: update G, unless losses or gradient are not finite."""
         begin_update(self.optimizer, self.learning_rate)
         losses, terms, restored = self._backward(lr, hr)
         norm = gradient_norm(self._weights)
-        self.guard.judge(self.step, losses, norm, hr, lr)
+        self.guard.check(self.step, losses, norm, hr, lr)
         self.intact = False
         self.optimizer.step()
         self._update_ema()
         self.frozen.refresh()
-        return Update(losses, norm, terms, restored)
+        return Update(lr, hr, losses, norm, terms, restored)
 
     def _backward(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """The gradients of the mean loss, added up over the micro-batches; and `Update`'s fields but the norm."""
+        """Add up the gradients of the mean loss over micro-batches; returns `losses, terms, restored` of `Update`."""
         images = self.config.train.micro_batch or len(lr)
-        found: dict[str, list[Tensor]] = {}
+        results: dict[str, list[Tensor]] = {}
         left = len(lr)
         for part, target in zip(lr.split(images), hr.split(images), strict=True):
             left -= len(part)
-            with self._first_update(), averaged_at_last(self.view.module, last=left == 0):
-                restored = self.view(part).float()
+            with self._update_timer(), no_sync_until_last(self.autocast.module, last=left == 0):
+                restored = self.autocast(part).float()
                 terms = self.loss.terms(restored, target)
                 losses = self.loss.total(terms)
                 (losses.sum() / len(lr)).backward()
-            of_part = {"losses": losses} | terms
-            if self.discrimination is not None:
-                of_part["restored"] = restored
-            for name, values in of_part.items():
-                found.setdefault(name, []).append(values.detach())
-            del restored, losses, of_part
-        whole = {name: torch.cat(parts) for name, parts in found.items()}
+            result = {"losses": losses} | terms
+            if self.discriminator is not None:
+                result["restored"] = restored
+            for name, values in result.items():
+                results.setdefault(name, []).append(values.detach())
+            del restored, losses, result
+        whole = {name: torch.cat(parts) for name, parts in results.items()}
         means = {f"loss_{name}": whole[name].mean() for name in terms} if len(terms) > 1 else {}
         return whole["losses"], means, whole.get("restored")
 
-    def _discriminated(self, update: Update, hr: Tensor, lr: Tensor) -> dict[str, Tensor]:
-        """Sub-step 4, an update of the discriminator, the last one (Fig. 2): on what the generator's was made of."""
-        if self.discrimination is None:
+    def _update_discriminator(self, update: Update) -> dict[str, Tensor]:
+        """Sub-step 4: update D, once a batch; returns its metrics."""
+        if self.discriminator is None:
             return {}
-        rate = self.discrimination.learning_rate * self._schedule()
-        return self.discrimination.update(self.step, update.restored, hr, lr, rate)
+        rate = self.discriminator.learning_rate * self._schedule()
+        return self.discriminator.update(self.step, update.restored, update.hr, update.lr, rate)
 
-    def _attacked(self, hr: Tensor) -> tuple[Tensor, AttackResult | None]:
-        """Sub-steps 1 and 2: LR images from fresh identity networks, moved by the adversary once warmed up."""
-        if self.step < self.config.train.warmup:
-            return self.attack.clean(self.degradation(self.config.networks), hr), None
-        network, random, margin_db = self._identity(hr)
-        with self._first_attack():
-            result = self.attack(network, hr, self.attack_objective, random, margin_db)
-        return result.lr, result
+    def cached_targets(self, loss: GeneratorLoss, hr: Tensor) -> AbstractContextManager[None]:
+        """Inside, the loss computes features of the HR images once; not with micro-batches, to save memory."""
+        return loss.step(hr) if self.config.train.micro_batch is None else nullcontext()
 
-    def _identity(self, hr: Tensor) -> tuple[DegradationNetwork, torch.Generator, float]:
-        """Sub-step 1, fresh identity networks; the step's random numbers, and how much milder the ramp is still."""
-        train = self.config.train
-        network = self.degradation(self.config.networks)
-        rank, size = self.world.rank, self.world.size
-        random = step_generator(self.config.seed, self.step, self.device, rank=rank, size=size)
-        network.reset_identity((hr.shape[2], hr.shape[3]), random)
-        ramped = (self.step - train.warmup) / train.ramp if train.ramp else 1.0
-        return network, random, RAMP_DB * max(1 - ramped, 0.0)
-
-    def by_images(self, objective: Objective) -> Objective:
-        """An objective as the adversary is given it: of `train.micro_batch` images at a time."""
-        return by_images(objective, self.config.train.micro_batch)
+    def micro_batched(self, objective: Objective) -> Objective:
+        """An objective for the attack, computed on `train.micro_batch` images at a time."""
+        return micro_batched(objective, self.config.train.micro_batch)
 
     @property
     def learning_rate(self) -> float:
-        """Of the next update."""
+        """Of G's next update."""
         return self.config.train.learning_rate * self._schedule()
 
     def _schedule(self) -> float:
-        """The share of a learning rate: a linear start (against Adam's first, badly scaled steps), then as set."""
+        """The factor of learning rates: a linear start (Adam's first steps are badly scaled), then as configured."""
         train = self.config.train
-        share = min(1.0, (self.step + 1) / 100)
+        factor = min(1.0, (self.step + 1) / 100)
         if train.schedule == "cosine":
             progress = min(self.step / train.iterations, 1.0)
-            share *= 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
-        return share
+            factor *= 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
+        return factor
 
     @torch.no_grad()
     def _update_ema(self) -> None:
@@ -271,34 +286,34 @@ class Trainer:
 
     @property
     def computes(self) -> str:
-        """On what kind of device and in what types: of G, of G in the attack, and of F."""
-        types = self.precision, self.attack_precision, self.degradation(1).dtype
+        """The device and the types of G, of G in the attack, and of F."""
+        types = self.precision, self.attack_precision, self.bank.dtype
         return " ".join([self.device.type, *(str(each).removeprefix("torch.") for each in types)])
 
     def drop_gradients(self) -> None:
-        """Let go of what an update that ended half-way has left."""
+        """Free the gradients of an update that failed."""
         self.optimizer.zero_grad()
-        if self.discrimination is not None:
-            self.discrimination.optimizer.zero_grad()
+        if self.discriminator is not None:
+            self.discriminator.optimizer.zero_grad()
 
     def describe(self) -> str:
-        """The generator, the device and the type it is computed in, for people."""
+        """The generator, the device, the type it computes in, the discriminator and the loss, for people."""
         count = sum(parameter.numel() for parameter in self.generator.parameters())
         precision = str(self.precision).removeprefix("torch.")
         name, scale = self.config.generator.name, self.config.scale
         words = f"{name} x{scale} with {count:,} parameters on {self.device} in {precision}"
-        if self.discrimination is not None:
-            words += f"; {self.discrimination.describe()}"
+        if self.discriminator is not None:
+            words += f"; {self.discriminator.describe()}"
         return f"{words}; loss: {self.config.loss.describe()}"
 
     def bad_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """HR and LR images of the first of the updates in a row that were left out, which was at `step` (from 0)."""
-        guards = [self.guard] if self.discrimination is None else [self.guard, self.discrimination.guard]
-        # G's row and D's may overlap: the one that began nearest.
-        return min(guards, key=lambda guard: abs(guard.first.item() - step)).batch
+        """HR and LR images of the first update in a row that was skipped, at `step` (from 0)."""
+        guards = [self.guard] if self.discriminator is None else [self.guard, self.discriminator.guard]
+        # Rows of G and of D may overlap: take the one that began nearest.
+        return min(guards, key=lambda guard: abs(guard.first_step.item() - step)).batch
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs to go on as if nothing had happened; the same in all processes."""
+        """The resumable state, the same in all processes."""
         state = {
             "step": self.step,
             "generator": self.generator.state_dict(),
@@ -306,48 +321,14 @@ class Trainer:
             "before": self.before.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return state if self.discrimination is None else state | {"discriminator": self.discrimination.state()}
+        return state if self.discriminator is None else state | {"discriminator": self.discriminator.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Load what `state` returned."""
         self.step = state["step"]
         for name in ("generator", "ema", "before"):
             getattr(self, name).load_state_dict(state[name])
         load_adam(self.optimizer, state["optimizer"])
-        if self.discrimination is not None:
-            self.discrimination.load(state["discriminator"])
+        if self.discriminator is not None:
+            self.discriminator.load(state["discriminator"])
         self.frozen.refresh()
-
-
-# What a generator has where the configuration does not say: the name of its depth, features, depth. Compact is
-# smaller than usual, for a first run on a CPU.
-_SIZES = {"compact": ("convs", 32, 8), "rrdbnet": ("blocks", 64, 23)}
-
-
-def _make_generator(config: Config) -> nn.Module:
-    settings = config.generator
-    if settings.init is None:
-        return _new_generator(config)
-    weights = load_model(settings.init)
-    own_size = settings.features is None and settings.depth is None
-    if own_size and isinstance(weights, GENERATORS[settings.name]) and weights.scale == config.scale:
-        return weights
-    model = _new_generator(config)
-    try:
-        model.load_state_dict(weights.state_dict())
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise ModelError(
-            f"generator.init {settings.init}: a {type(weights).__name__} x{weights.scale} that does not fit the "
-            f"settings of the generator ({reason})"
-        ) from error
-    return model
-
-
-def _new_generator(config: Config) -> nn.Module:
-    settings = config.generator
-    depth_name, features, depth = _SIZES[settings.name]
-    sizes = {"features": settings.features or features, depth_name: settings.depth or depth}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return build_generator(settings.name, config.scale, **sizes)

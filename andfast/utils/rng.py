@@ -1,56 +1,83 @@
-"""What one of several processes has of a whole batch, and of the random numbers that are drawn for it.
+"""Random numbers as functions of the seed and the step, the same on any number of processes.
 
-A run is the same on any number of processes. So each draws what a single one would, for the whole batch, and keeps what
-is its own.
+Each process draws what a single one would draw for the whole batch, and keeps its own rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+# Separates the generators of single processes from a step's other streams.
+_LOCAL = 0
+
 
 class SharedGenerator(torch.Generator):
-    """A generator that is in the same state in all processes, and knows which of them this one is.
+    """A generator in the same state in all processes, which knows the rank of this one.
 
     Attributes:
         rank: index of this process, 0 <= rank < size.
         size: number of processes.
-        own: a generator of this process alone, for what cannot be drawn for all: choices that the host makes for a
-            whole batch.
+        local: a generator of this process alone, for choices that the host makes for a whole batch and that cannot be
+            drawn for all processes.
     """
 
     rank: int
     size: int
-    own: torch.Generator
+    local: torch.Generator
+
+
+def step_generator(
+    seed: int, step: int, device: torch.device, *stream: int, rank: int = 0, size: int = 1
+) -> torch.Generator:
+    """The generator of one training step. It depends on the seed and the step alone, so that a run can resume.
+
+    Args:
+        seed: of the run.
+        step: from 0.
+        device: of the generator.
+        stream: numbers of a further generator of the same step; the step's main one has none.
+        rank, size: of several processes; with size above 1 the result is a `SharedGenerator`.
+    """
+    if size == 1:
+        return torch.Generator(device).manual_seed(_seed(seed, step, *stream))
+    generator = SharedGenerator(device).manual_seed(_seed(seed, step, *stream))
+    generator.rank, generator.size = rank, size
+    generator.local = torch.Generator(device).manual_seed(_seed(seed, step, *stream, _LOCAL, rank))
+    return generator
+
+
+def _seed(seed: int, step: int, *stream: int) -> int:
+    number = np.random.SeedSequence((seed, step), spawn_key=stream).generate_state(1, np.uint64)[0]
+    return int(number >> np.uint64(1))
 
 
 def draw_rows(draw: Callable[[int], Tensor], count: int, generator: torch.Generator | None, dim: int = 0) -> Tensor:
-    """`draw(count)`, but from a `SharedGenerator` this process's rows of what is drawn for all.
+    """`draw(count)`; from a `SharedGenerator` this process's `count` rows of what is drawn for all processes.
 
     Args:
-        draw: makes a tensor of as many rows from `generator`.
+        draw: makes a tensor of so many rows from `generator`.
         count: rows of this process.
-        generator: where they come from.
-        dim: of the rows.
+        generator: what `draw` draws from.
+        dim: dimension of the rows.
     """
     if not isinstance(generator, SharedGenerator):
         return draw(count)
-    # A copy, so that the others' do not stay in memory.
+    # A copy, so that the other processes' rows do not stay in memory.
     return draw(generator.size * count).narrow(dim, generator.rank * count, count).clone()
 
 
-def own_places(images: int, mixed: int, rank: int, size: int) -> list[int]:
-    """Where the images of a process stand in the whole batch, whose last ones are mixed in.
+def batch_positions(images: int, mixed: int, rank: int, size: int) -> list[int]:
+    """The positions of a process's images in the whole batch, which ends with all images that are mixed in.
 
     Args:
         images: of the process.
-        mixed: how many of them are mixed in. Both parts of the batch are divided evenly, so that those of all processes
-            together are those of a single one.
+        mixed: how many of them, the last ones, are mixed in (`attack.mix`).
         rank, size: as for `SharedGenerator`.
     """
-    searched = images - mixed
-    own = range(rank * searched, (rank + 1) * searched)
-    return [*own, *range(size * searched + rank * mixed, size * searched + (rank + 1) * mixed)]
+    attacked = images - mixed
+    first_mixed = size * attacked + rank * mixed
+    return [*range(rank * attacked, (rank + 1) * attacked), *range(first_mixed, first_mixed + mixed)]

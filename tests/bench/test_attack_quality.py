@@ -13,7 +13,7 @@ from PIL import Image
 import andfast
 from andfast.attack import PGD, YOPO, FreeAT, RandomDeviation, SubsetPGD
 from andfast.data.patches import PatchBatches, scan_images
-from andfast.training.randomness import step_generator
+from andfast.utils.rng import step_generator
 from bench import attack_quality
 from bench.attack_benchmark import Measurement, default_variants, parse_variant
 from bench.attack_quality import pareto

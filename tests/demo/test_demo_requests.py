@@ -9,7 +9,7 @@ from upscaling_models import compact
 
 from andfast.demo.models import Offered
 from andfast.inference.engine import Upscaler
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 
 pytest.importorskip("gradio")
 from fastapi.testclient import TestClient
@@ -23,7 +23,7 @@ def client(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is what it was afterwards
     monkeypatch.chdir(tmp_path)
     model, folder = compact(), tmp_path / "kept"
-    offered = {"tiny": Offered("tiny", "tiny.pth", Upscaler(model), FrozenView(model, torch.float32))}
+    offered = {"tiny": Offered("tiny", "tiny.pth", Upscaler(model), FrozenModule(model, torch.float32))}
     with TestClient(build(offered, folder, 10**4)) as client:
         yield client, folder
 

@@ -19,7 +19,7 @@ from andfast.inference import memory_check
 from andfast.inference.engine import Upscaler
 from andfast.inference.formats import Picture, read_picture, write_picture
 from andfast.inference.tiles import NonFiniteError
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 MANY = 10**6
@@ -28,7 +28,7 @@ MANY = 10**6
 @pytest.fixture(scope="module")
 def offered():
     model = compact()
-    return Offered("tiny", "tiny.pth", Upscaler(model), FrozenView(model, torch.float32))
+    return Offered("tiny", "tiny.pth", Upscaler(model), FrozenModule(model, torch.float32))
 
 
 def opened(path):

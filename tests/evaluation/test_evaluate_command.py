@@ -24,7 +24,7 @@ from andfast.evaluation.models import BICUBIC, Computing, Contender, load_conten
 from andfast.inference.engine import upscale_tensor
 from andfast.metrics import niqe
 from andfast.models import build_generator, load_model, save_model
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 
 SIZES = {"a": (192, 200), "b": (96, 192), "c": (200, 204)}
 
@@ -134,13 +134,13 @@ def test_models_are_computed_in_the_type_that_is_asked_for(here):
 
 
 def test_weights_are_taken_over_once_for_all_images(here, monkeypatch):
-    made, begin = [], FrozenView.__init__
+    made, begin = [], FrozenModule.__init__
 
     def counted(self, source, dtype):
         made.append(dtype)
         begin(self, source, dtype)
 
-    monkeypatch.setattr(FrozenView, "__init__", counted)
+    monkeypatch.setattr(FrozenModule, "__init__", counted)
     assert run("--data", "mine=pairs", "--precision", "bfloat16", "--sheet", "sheet.png") == 0
     assert made == [torch.bfloat16] * 2
 

@@ -26,12 +26,12 @@ TINY = {
 
 
 def make(**changed: Any) -> Trainer:
-    """With the settings in `changed`, whose dots are written as two underscores."""
+    """A trainer with changed settings; two underscores stand for the dots in their names."""
     return Trainer(parse_config(as_options(TINY, **changed)))
 
 
 def patches(count: int = 4, size: int = 32, seed: int = 0) -> Tensor:
-    """Images as the loader gives them: smooth, with some grain."""
+    """Patches like the loader's, uint8: smooth, with some grain."""
     random = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 5, generator=random)
     smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)

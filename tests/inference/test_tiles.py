@@ -16,7 +16,7 @@ from andfast.inference.resize import resized_rows, resized_size
 from andfast.inference.row_chunks import by_strips
 from andfast.inference.tiles import NonFiniteError, cut, largest_patch
 from andfast.models import Compact, RRDBNet
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 from andfast.ops import dispatch
 from andfast.utils.memory import LiveBytes
 
@@ -196,9 +196,9 @@ def test_strips_equal_the_whole(scale, size):
     torch.manual_seed(0)
     model, image = RRDBNet(scale, features=8, blocks=1, growth=4).eval(), torch.rand(2, 3, *size)
     expected = model(image).detach()
-    torch.testing.assert_close(by_strips(FrozenView(model, torch.float32), image), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(by_strips(FrozenModule(model, torch.float32), image), expected, rtol=0, atol=1e-5)
     with torch.no_grad(), dispatch.allow_large_tiles():
-        found = by_strips(FrozenView(model, torch.float32), image)
+        found = by_strips(FrozenModule(model, torch.float32), image)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -207,7 +207,7 @@ def test_strips_bound_the_memory_at_four_times_the_size():
     peaks = []
     for height in (200, 400):
         with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory, torch.inference_mode():
-            by_strips(FrozenView(model, torch.float32), torch.zeros(1, 3, height, 64))
+            by_strips(FrozenModule(model, torch.float32), torch.zeros(1, 3, height, 64))
         peaks.append(memory.peak)
     at_four_times = 4 * 16 * 16  # bytes of a pixel's features there, of which two or more are held at once
     assert (peaks[1] - peaks[0]) / (200 * 64) < 0.6 * at_four_times

@@ -7,7 +7,7 @@ from scipy.special import expit, log_expit
 
 from andfast.losses import GAN_LOSSES, AdversarialLoss, discriminator_loss
 from andfast.models import build_discriminator
-from andfast.models.frozen import FrozenView, View
+from andfast.models.frozen import AutocastModule, FrozenModule
 
 SHAPES = [(4,), (4, 1), (4, 1, 3, 5)]
 
@@ -136,7 +136,7 @@ def test_of_images(name, kind):
     torch.manual_seed(0)
     model = build_discriminator(kind, 16, features=2)
     gan = GAN_LOSSES[name]()
-    loss = AdversarialLoss(FrozenView(model, torch.float32), gan)
+    loss = AdversarialLoss(FrozenModule(model, torch.float32), gan)
     restored = torch.rand(3, 3, 16, 16, requires_grad=True)
     hr = torch.rand(3, 3, 16, 16, requires_grad=True)
     found = loss(restored, hr)
@@ -172,7 +172,7 @@ def test_the_discriminator_s_update(name, kind, dtype):
     """A batch of both kinds in one pass; nothing flows to G; a step along the gradient lowers the loss."""
     torch.manual_seed(0)
     model = build_discriminator(kind, 16, features=4)
-    view, gan = View(model, dtype), GAN_LOSSES[name]()
+    view, gan = AutocastModule(model, dtype), GAN_LOSSES[name]()
     restored, hr = torch.rand(4, 3, 16, 16, requires_grad=True), torch.rand(4, 3, 16, 16).round()
     seen = []
     losses = []
@@ -189,5 +189,5 @@ def test_the_discriminator_s_update(name, kind, dtype):
     assert losses[-1] < losses[0]
     assert seen == [8] * 20
     assert restored.grad is None
-    logits = View(model.eval(), torch.float32)(torch.cat([restored.detach(), hr]))
+    logits = AutocastModule(model.eval(), torch.float32)(torch.cat([restored.detach(), hr]))
     assert logits[4:].mean() > logits[:4].mean()

@@ -19,8 +19,8 @@ from andfast.losses import (
     l1_objective,
 )
 from andfast.models import build_discriminator
-from andfast.models.frozen import FrozenView
-from andfast.training.micro_batches import by_images
+from andfast.models.frozen import FrozenModule
+from andfast.training.micro_batches import micro_batched
 
 
 def edges(image):
@@ -151,7 +151,7 @@ def trained():
 def test_the_adversary_raises_what_the_generator_lowers(name, trained):
     """Sec 3.4: F makes G's images easier to tell from real ones, G harder; by max and min of the same term (Eq. 1)."""
     hr, generator = photographs(), Upsampler(2)
-    frozen = FrozenView(trained, torch.float32)
+    frozen = FrozenModule(trained, torch.float32)
     term = AdversarialLoss(frozen, GAN_LOSSES[name]())
     objective = generator_objective(generator, term)
     network = make(1)
@@ -178,13 +178,13 @@ def test_the_adversary_raises_what_the_generator_lowers(name, trained):
 def test_in_micro_batches(trained):
     """Images stand alone in a frozen discriminator, so the attack's objective may take them in parts."""
     generator, hr = Upsampler(2), photographs()
-    loss = GeneratorLoss(perceptual(), AdversarialLoss(FrozenView(trained, torch.float32), GAN_LOSSES["vanilla"]()))
+    loss = GeneratorLoss(perceptual(), AdversarialLoss(FrozenModule(trained, torch.float32), GAN_LOSSES["vanilla"]()))
     objective = generator_objective(generator, loss)
     found = []
     for part in (None, 1, 2):
         lr = torch.rand(IMAGES, 3, SIZE[0] // 2, SIZE[1] // 2, generator=seeded()).requires_grad_()
         with loss.step(hr):
-            value = by_images(objective, part)(lr, hr)
+            value = micro_batched(objective, part)(lr, hr)
             found.append((value.detach(), torch.autograd.grad(value.sum(), lr)[0]))
     for other in found[1:]:
         torch.testing.assert_close(other[0], found[0][0])

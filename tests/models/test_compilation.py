@@ -1,4 +1,4 @@
-"""Compiled generators do what plain ones do, and say what they are doing."""
+"""Compiled generators equal plain ones, and compilation is shown."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _fresh(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing compiled before, and nothing left behind."""
+    """A compiler without compiled code, before and after."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
     torch._dynamo.reset()
     yield
@@ -46,7 +46,7 @@ def test_three_compiled_steps_are_three_plain_ones(generator: str, capsys: pytes
     ]
 
 
-def test_a_compiler_that_is_not_there_is_named_with_the_way_out(
+def test_a_missing_compiler_is_named_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "empty"))

@@ -18,7 +18,7 @@ from andfast.models import (
     load_model,
     save_model,
 )
-from andfast.models.frozen import FrozenView, View
+from andfast.models.frozen import AutocastModule, FrozenModule
 
 # Per stage, in the order of BasicSR's classes.
 VGG_128 = """
@@ -197,7 +197,7 @@ def test_what_is_no_discriminator_is_refused():
 def test_views(name, dtype):
     """Frozen, it takes no gradient, changes nothing, lets no image see another, and follows what trains."""
     model = small(name).to(memory_format=torch.channels_last)
-    view, frozen = View(model, dtype), FrozenView(model, dtype)
+    view, frozen = AutocastModule(model, dtype), FrozenModule(model, dtype)
     images = torch.rand(4, 3, 16, 16)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""ANDGAN: the trainer's steps against ones written out in plain PyTorch, what the adversary raises, and whole runs."""
+"""ANDGAN: training steps against plain PyTorch, the terms that the attack raises, and whole runs."""
 
 import copy
 import json
@@ -71,11 +71,11 @@ def discriminator_term(kind: str, fake: Tensor, real: Tensor) -> Tensor:
 def test_steps_are_those_of_plain_pytorch(
     name: str, kind: str, weight: float, vgg: tuple[Path, dict[str, Tensor]]
 ) -> None:
-    """G on what the adversary found, by all terms; then D on what G made before its update."""
+    """G is updated on the attacked images with all terms, then D on G's images before that update."""
     path, weights = vgg
     more = {"loss__perceptual": weight, "loss__vgg": path, "loss__gan_loss": kind, "discriminator__name": name}
     trainer = make(**GAN | more, attack__steps=1)
-    generator, discriminator = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.discrimination.module)
+    generator, discriminator = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.discriminator.module)
     start = [copy.deepcopy(each.state_dict()) for each in (generator, discriminator)]
     plain_g, plain_d = (torch.optim.Adam(each.parameters(), betas=(0.9, 0.99)) for each in (generator, discriminator))
     found = []
@@ -125,7 +125,7 @@ def test_steps_are_those_of_plain_pytorch(
         assert result.loss == pytest.approx(loss.item(), rel=1e-4)
     for own, other, before in (
         (trainer.generator, generator, start[0]),
-        (trainer.discrimination.module, discriminator, start[1]),
+        (trainer.discriminator.module, discriminator, start[1]),
     ):
         own, other = own.state_dict(), other.state_dict()
         for key, value in other.items():
@@ -135,39 +135,39 @@ def test_steps_are_those_of_plain_pytorch(
 
 
 def trained_discriminator(trainer: Trainer) -> nn.Module:
-    """Teach D to tell what the trainer's G makes of clean images from real ones."""
+    """Train D to distinguish G's images of clean LR from real ones."""
     hr = torch.cat([patches(seed=seed) for seed in range(4)]).float() / 255
-    module = trainer.discrimination.module
+    module = trainer.discriminator.module
     with torch.no_grad():
-        restored = trainer.generator(trainer.attack.clean(trainer.degradation(1), hr))
+        restored = trainer.generator(trainer.attack.clean(trainer.make_bank(1), hr))
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     for _ in range(40):
         fake, real = module(torch.cat([restored, hr])).chunk(2)
         optimizer.zero_grad()
         discriminator_term("vanilla", fake, real).backward()
         optimizer.step()
-    trainer.discrimination.frozen.refresh()
+    trainer.discriminator.frozen.refresh()
     return module
 
 
 def attacked_terms(trainer: Trainer, weights: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    """The mean terms of the loss on clean LR images, and on those that an adversary finds that raises their sum."""
+    """The mean terms of the loss on clean LR images, and after an attack with these weights."""
     hr = patches().float() / 255
     settings = replace(trainer.config.loss, perceptual=weights.get("perceptual", 0), gan=weights.get("gan", 0))
-    loss = settings.build(trainer.features, trainer.discrimination.frozen)
-    network, random, margin_db = trainer._identity(hr)
-    result = trainer.attack(network, hr, generator_objective(trainer.frozen, loss), random, margin_db)
+    loss = settings.build(trainer.features, trainer.discriminator.frozen)
+    random, margin_db = trainer._reset_bank(hr)
+    result = trainer.attack(trainer.bank, hr, generator_objective(trainer.frozen, loss), random, margin_db)
     found = []
     with torch.no_grad():
         for lr in (result.clean, result.lr):
             restored = trainer.generator(lr)
             found.append({name: value.mean().item() for name, value in trainer.loss.terms(restored, hr).items()})
-            found[-1]["logit"] = trainer.discrimination.frozen(restored).mean().item()
+            found[-1]["logit"] = trainer.discriminator.frozen(restored).mean().item()
     return found[0], found[1]
 
 
 @pytest.mark.parametrize("name", ["vgg", "unet"])
-def test_each_term_of_the_loss_is_raised_by_the_adversary(name: str, vgg: tuple[Path, dict[str, Tensor]]) -> None:
+def test_the_attack_raises_each_term_of_the_loss(name: str, vgg: tuple[Path, dict[str, Tensor]]) -> None:
     options = GAN | {"discriminator__name": name, "loss__perceptual": 1.0, "loss__vgg": vgg[0], "attack__steps": 3}
     options |= {"loss__perceptual_layers": {"conv2_2": 1}, "degradation__num_networks": "batch"}
     trainer = make(**options)
@@ -187,28 +187,28 @@ def test_each_term_of_the_loss_is_raised_by_the_adversary(name: str, vgg: tuple[
     assert gains["gan"]["logit"] < min(gains["l1"]["logit"], gains["perceptual"]["logit"])
 
 
-def test_the_generator_s_update_moves_it_the_other_way() -> None:
+def test_the_generator_s_update_lowers_the_gan_term() -> None:
     trainer = make(**UNET | {"loss__gan": 1e3}, train__warmup=100)
     trained_discriminator(trainer)
     hr = patches().float() / 255
-    lr = trainer.attack.clean(trainer.degradation(1), hr)
+    lr = trainer.attack.clean(trainer.make_bank(1), hr)
     with torch.no_grad():
-        before = trainer.discrimination.frozen(trainer.generator(lr)).mean()
+        before = trainer.discriminator.frozen(trainer.generator(lr)).mean()
     for _ in range(5):
         trainer._update(lr, hr)
     with torch.no_grad():
-        assert trainer.discrimination.frozen(trainer.generator(lr)).mean() > before
+        assert trainer.discriminator.frozen(trainer.generator(lr)).mean() > before
 
 
 @pytest.mark.parametrize("options", [GAN, UNET])
-def test_in_half_types_the_view_of_the_discriminator_follows_it(options: dict[str, Any]) -> None:
-    """After an update, and after a state was taken over. What is normalised in each pass stays in float32."""
+def test_in_half_types_the_frozen_discriminator_follows_it(options: dict[str, Any]) -> None:
+    """After an update, and after a state is loaded. Weights that are normalised in each pass stay in float32."""
     trainer, other = (make(**options | {"train__precision": "bfloat16"}) for _ in range(2))
     before = tensors(trainer, "frozen")
     trainer.train_step(patches())
     other.load(trainer.state())
     for each in (trainer, other):
-        module, frozen = each.discrimination.module.state_dict(), each.discrimination.frozen.module.state_dict()
+        module, frozen = each.discriminator.module.state_dict(), each.discriminator.frozen.module.state_dict()
         halves = {key for key, value in frozen.items() if value.dtype == torch.bfloat16}
         assert halves == {key for key in module if key.endswith(("weight", "bias")) and not key.startswith("bn")}
         assert all(torch.equal(frozen[key], value.to(frozen[key].dtype)) for key, value in module.items())
@@ -228,8 +228,8 @@ def test_real_images_pass_vgg_once_a_step(vgg: tuple[Path, dict[str, Tensor]]) -
 def test_there_is_no_gain_over_a_loss_that_is_not_positive() -> None:
     trainer = make(**UNET | {"loss__gan_loss": "hinge", "loss__gan": 100.0})
     with torch.no_grad():
-        trainer.discrimination.module.conv9.bias.fill_(5.0)
-    trainer.discrimination.frozen.refresh()
+        trainer.discriminator.module.conv9.bias.fill_(5.0)
+    trainer.discriminator.frozen.refresh()
     result = trainer.train_step(patches()).read()
     assert result.loss_before_attack < result.loss_after_attack < 0
     assert math.isnan(result.gain)
@@ -238,7 +238,7 @@ def test_there_is_no_gain_over_a_loss_that_is_not_positive() -> None:
 @pytest.mark.parametrize(
     ("options", "offered"), [(GAN, False), (UNET, True), (UNET | {"loss__gan_loss": "relativistic"}, False), ({}, True)]
 )
-def test_what_is_advised_is_allowed(options: dict[str, Any], offered: bool) -> None:
+def test_remedies_are_allowed_settings(options: dict[str, Any], offered: bool) -> None:
     assert ("train.micro_batch" in remedies(make(**options).config)) == offered
 
 
@@ -253,30 +253,30 @@ def test_replays_update_the_discriminator_once_a_minibatch() -> None:
         return hook
 
     trainer.optimizer.register_step_post_hook(count("g"))
-    trainer.discrimination.optimizer.register_step_post_hook(count("d"))
+    trainer.discriminator.optimizer.register_step_post_hook(count("d"))
     trainer.train_step(patches())
     assert updates == {"g": 3, "d": 1}
 
 
 def test_micro_batches_are_the_full_batch() -> None:
-    """Spectral norms included, which move by one turn an update."""
+    """Spectral norms included, which make one power iteration an update."""
     whole, parts = make(**UNET), make(**UNET, train__micro_batch=1)
     for seed in range(3):
         right, found = (each.train_step(patches(seed=seed)).read() for each in (whole, parts))
         assert found.loss == pytest.approx(right.loss, rel=1e-4)
         assert found.terms == pytest.approx(right.terms, rel=1e-3, abs=1e-5)
-    for one, other in ((parts.generator, whole.generator), (parts.discrimination.module, whole.discrimination.module)):
+    for one, other in ((parts.generator, whole.generator), (parts.discriminator.module, whole.discriminator.module)):
         for key, value in other.state_dict().items():
             torch.testing.assert_close(one.state_dict()[key], value, rtol=1e-2, atol=1e-5, msg=key)
-    assert parts.discrimination.module.training
+    assert parts.discriminator.module.training
 
 
 def tensors(trainer: Trainer, *names: str) -> dict[str, Tensor]:
     found = {f"g.{key}": value for key, value in trainer.generator.state_dict().items()}
     found |= {f"ema.{key}": value for key, value in trainer.ema.state_dict().items()}
-    found |= {f"d.{key}": value for key, value in trainer.discrimination.module.state_dict().items()}
-    found |= {f"frozen.{key}": value for key, value in trainer.discrimination.frozen.module.state_dict().items()}
-    for key, state in enumerate(trainer.discrimination.optimizer.state.values()):
+    found |= {f"d.{key}": value for key, value in trainer.discriminator.module.state_dict().items()}
+    found |= {f"frozen.{key}": value for key, value in trainer.discriminator.frozen.module.state_dict().items()}
+    for key, state in enumerate(trainer.discriminator.optimizer.state.values()):
         found |= {f"adam.{key}.{name}": value for name, value in state.items()}
     return {key: value.clone() for key, value in found.items() if not names or key.partition(".")[0] in names}
 
@@ -286,7 +286,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("options", [GAN, UNET, UNET | {"train__precision": "bfloat16"}])
-def test_an_image_that_is_no_number_reaches_neither_network_nor_statistics(options: dict[str, Any]) -> None:
+def test_an_image_that_is_not_finite_reaches_neither_network_nor_statistics(options: dict[str, Any]) -> None:
     trainer = make(**options)
     trainer.train_step(patches())
     kept = tensors(trainer)
@@ -308,11 +308,11 @@ def test_an_image_that_is_no_number_reaches_neither_network_nor_statistics(optio
     assert all(value.isfinite().all() for value in now.values())
 
 
-def test_a_gradient_of_the_discriminator_that_is_no_number_leaves_its_update_out_alone() -> None:
+def test_a_discriminator_gradient_that_is_not_finite_skips_its_update_alone() -> None:
     trainer = make(**GAN)
     trainer.train_step(patches())
     d, g = tensors(trainer, "d", "adam"), tensors(trainer, "g")
-    hook = next(trainer.discrimination.module.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    hook = next(trainer.discriminator.module.parameters()).register_hook(lambda gradient: gradient * torch.inf)
     step = trainer.train_step(patches(seed=1))
     assert step.read().skipped == 1
     assert "of the discriminator 1." in step.describe()
@@ -327,7 +327,7 @@ def test_a_gradient_of_the_discriminator_that_is_no_number_leaves_its_update_out
 
 
 @pytest.mark.parametrize("options", [GAN, UNET | {"train__micro_batch": 2}])
-def test_the_estimate_of_memory_knows_the_discriminator(
+def test_the_memory_estimate_includes_the_discriminator(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("andfast.training.memory_check.CROP", 32)
@@ -366,7 +366,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def andnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model that L1 alone has trained, and the images that it was trained on."""
+    """A model trained with L1 alone, and its training images."""
     folder = tmp_path_factory.mktemp("andnet")
     images = write_photographs(folder / "hr", 6)
     before = {"run_dir": folder / "run", "data.hr": images, "loss.gan": 0, "train.warmup": 300, "train.iterations": 320}
@@ -387,7 +387,7 @@ def test_a_run_from_an_andnet(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """200 iterations, stopped half-way: D learns, G stays what restores images, and nothing is lost in between."""
+    """200 iterations: D learns and G still restores images; a resumed run equals an uninterrupted one."""
     more = {"data.hr": andnet[1], "generator.init": andnet[0] / "model.safetensors", "train.iterations": 200}
     more |= {"train.validate_every": 100, "train.save_every": 100}
     if perceptual:
@@ -399,9 +399,9 @@ def test_a_run_from_an_andnet(
     assert "VGGStyleDiscriminator with" in said
     steps = [line for line in lines(tmp_path / "run") if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 201))
-    told = {"loss_l1", "loss_gan", "loss_d", "logit_real", "logit_restored"}
-    told |= {"loss_perceptual"} if perceptual else set()
-    assert all(told <= line.keys() and all(math.isfinite(line[name]) for name in told) for line in steps)
+    metrics = {"loss_l1", "loss_gan", "loss_d", "logit_real", "logit_restored"}
+    metrics |= {"loss_perceptual"} if perceptual else set()
+    assert all(metrics <= line.keys() and all(math.isfinite(line[name]) for name in metrics) for line in steps)
     assert not any(line["skipped"] for line in steps)
     # Chance is 2 log 2, and equal logits.
     late = steps[150:]
@@ -426,24 +426,22 @@ def test_a_run_from_an_andnet(
         assert same(moments, two["discriminator"]["optimizer"]["state"][key])
 
 
-def test_it_goes_on_from_another_run_s_discriminator(andnet: tuple[Path, Path], tmp_path: Path) -> None:
+def test_it_starts_from_another_run_s_discriminator(andnet: tuple[Path, Path], tmp_path: Path) -> None:
     more = {"data.hr": andnet[1], "generator.init": andnet[0] / "model.safetensors", "train.validate_every": 0}
     first, second = (SMALL | more | {"run_dir": tmp_path / name} for name in ("first", "second"))
     assert train.main(as_options(first | {"train.iterations": 3})) == 0
     file = tmp_path / "first" / "discriminator.pth"
     trainer = make(**GAN | {"discriminator__init": file, "discriminator__learning_rate": 3e-4})
-    assert same(trainer.discrimination.module.state_dict(), load_discriminator(file).state_dict())
-    assert trainer.discrimination.learning_rate == 3e-4
+    assert same(trainer.discriminator.module.state_dict(), load_discriminator(file).state_dict())
+    assert trainer.discriminator.learning_rate == 3e-4
     assert train.main(as_options(second | {"train.iterations": 3, "discriminator.init": file})) == 0
-    # It has seen some before, and says so.
+    # D starts where the other run ended.
     early = [lines(tmp_path / name)[0]["loss_d"] for name in ("first", "second")]
     assert early[1] != early[0]
     assert early[1] == pytest.approx(lines(tmp_path / "first")[2]["loss_d"], abs=0.2)
 
 
-def test_weights_that_are_not_there_are_named_before_anything_is_made(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_weights_are_named_before_anything_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = SMALL | {"run_dir": tmp_path / "run", "loss.perceptual": 1, "loss.vgg": tmp_path / "vgg19.pth"}
     assert train.main(as_options(options)) == 2
     assert f"error: {tmp_path / 'vgg19.pth'}: no such file" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Training against every attack, in small: each runs, and finds something worse."""
+"""Short training runs against every attack: each raises the loss."""
 
 import json
 from pathlib import Path

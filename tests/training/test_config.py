@@ -121,7 +121,7 @@ def test_wrong_settings_are_refused_by_name(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_files_are_read_as_people_write_them(encoding: str, tmp_path: Path) -> None:
+def test_files_are_read_in_usual_encodings(encoding: str, tmp_path: Path) -> None:
     text = "# \u8bad\u7ec3\r\ntrain:\r\n  learning_rate: 1e-4\r\n  iterations: 1_000\r\n  batch_size: '4'\r\n"
     (tmp_path / "c.yaml").write_bytes((text + "run_dir: \u7ed3\r\n").encode(encoding))
     config = parse_config(["--config", str(tmp_path / "c.yaml")])
@@ -132,7 +132,7 @@ def test_files_are_read_as_people_write_them(encoding: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "name", [os.fsdecode(b"r\xe9sultats"), "\u7ed3", "1e5", "C:", "[x] {y}", "a: b", "yes", "a\nb"]
 )
-def test_every_name_is_taken_and_written_so_that_it_reads_back(name: str, tmp_path: Path) -> None:
+def test_every_name_is_read_back_as_it_was_written(name: str, tmp_path: Path) -> None:
     config = parse_config(["--run_dir", name, "--data.hr", name, name, "--data.val_pairs", name])
     assert (config.run_dir, config.data.hr, config.data.val_pairs) == (name, [name, name], name)
     file = tmp_path / os.fsdecode(b"\xe9.yaml")
@@ -180,7 +180,7 @@ def test_a_file_that_would_be_misunderstood_is_refused(
         assert word in message
 
 
-def test_null_and_infinity_are_taken_where_they_mean_something(tmp_path: Path) -> None:
+def test_null_and_infinity_are_accepted_where_they_are_valid(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("attack: {psnr_range: ~, lens: ~, epsilon: .inf}\ngenerator: {features: ~}\n")
     config = parse_config(["--config", str(file)])
@@ -189,7 +189,7 @@ def test_null_and_infinity_are_taken_where_they_mean_something(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["folder", "dangling"])
-def test_a_configuration_that_is_no_file_is_named(
+def test_a_configuration_file_that_cannot_be_read_is_named(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "config.yaml"
@@ -249,7 +249,7 @@ def test_the_attack_gets_the_settings() -> None:
 
 
 @pytest.mark.parametrize("word", ["auto", "on", "off"])
-def test_compile_is_said_in_words_in_files_and_options(word: str, tmp_path: Path) -> None:
+def test_compile_is_on_off_or_auto_in_files_and_options(word: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(f"compile: {word}\n")
     for arguments in (["--compile", word], ["--config", str(file)]):
@@ -298,7 +298,7 @@ def test_the_rows_of_table_2_change_the_attack_alone(name: str) -> None:
     assert preset(f"table2/{name}", "compact_x4").attack.psnr_range == Config().attack.psnr_range
 
 
-def test_the_oracle_is_the_eighth_row_and_wants_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_oracle_is_the_eighth_row_and_needs_pairs(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(__file__).parents[2] / "configs" / "table2"
     assert {path.stem for path in folder.glob("*.yaml")} == {*TABLE_2, "oracle"}
     message = refused(["--config", str(folder / "oracle.yaml")], capsys)
@@ -344,7 +344,7 @@ MIX = "--attack.mix"
         ),
     ],
 )
-def test_mixtures_that_cannot_be_are_refused_by_name(
+def test_invalid_mixtures_are_refused_by_name(
     arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = " ".join(refused(arguments, capsys).split())
@@ -362,13 +362,13 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
     assert parse_config(["--config", str(path)]) != Config()
 
 
-def test_the_paper_s_budget_can_be_had_by_a_configuration() -> None:
+def test_the_paper_s_budget_can_be_configured() -> None:
     (path,) = [path for path in CONFIGS if path.name == "paper_budget.yaml"]
     assert parse_config(["--config", str(path)]).attack.build() == PGD.paper()
 
 
 def preset(name: str, *before: str) -> Config:
-    """A preset after other configurations, by the names of their files."""
+    """A preset after other configurations, by file names."""
     folder = Path(__file__).parents[2] / "configs"
     return parse_config([item for file in (*before, name) for item in ("--config", str(folder / f"{file}.yaml"))])
 

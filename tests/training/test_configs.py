@@ -1,4 +1,4 @@
-"""Every configuration that comes with andfast trains, in small."""
+"""Short training runs with every configuration in configs/."""
 
 import json
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """What configurations have users bring."""
+    """Files that users of the configurations provide."""
     folder = tmp_path_factory.mktemp("given")
     write_vgg(folder / "vgg.pth")
     return {
@@ -55,7 +55,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 
 def sizes(settings: Config, given: Mapping[str, Path], tmp_path: Path) -> dict[str, Any]:
-    """Overrides that make a run small, and bring what it needs; the rest stays as it is configured."""
+    """Options that make a run small and name the files it needs; all others stay as configured."""
     more: dict[str, Any] = {"data.hr": given["hr"], "run_dir": tmp_path / "run"}
     # Within 20 iterations the adversary is there, and where there is a ramp its end as well.
     more |= {"train.warmup": min(settings.train.warmup, 5), "train.ramp": min(settings.train.ramp, 5)}

@@ -1,4 +1,4 @@
-"""What an attack makes of images, and its parts."""
+"""Images degraded by attacks, and their parts."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from andfast.losses import l1_objective, no_objective
 from andfast.models import build_generator
 from andfast.ops.blur_pool import blur_pool
 from andfast.ops.theta_layout import ThetaLayout
-from andfast.training.degraded_images import ATTACKED, CLEAN, LENS, TYPES, columns_of, degrade, draw
+from andfast.training.degraded_images import ATTACKED, CLEAN, GROUP_LABELS, LENS, degrade, draw_degraded, group_columns
 from andfast.training.options import parse_config
 
 SETTINGS = {"degradation.channels": 8, "degradation.blocks": 2, "attack.steps": 1}
@@ -39,7 +39,7 @@ def decibels(value):
     return 10 ** (-value / 20)
 
 
-def test_without_a_lens_the_adversary_starts_at_the_clean_image(hr, objective):
+def test_without_a_lens_the_attack_starts_at_the_clean_image(hr, objective):
     made = degrade(hr, config(**{"attack.psnr_range": "[30, 30]"}), objective, 2)
     assert list(made) == [CLEAN, ATTACKED]
     torch.testing.assert_close(made[CLEAN], blur_pool(hr, 4))
@@ -47,7 +47,7 @@ def test_without_a_lens_the_adversary_starts_at_the_clean_image(hr, objective):
     assert (distance(made[ATTACKED], made[CLEAN]) < 1.01 * decibels(30)).all()
 
 
-def test_the_lens_shown_alone_is_the_one_that_the_adversary_looked_through(hr, objective):
+def test_the_lens_image_is_that_of_the_attack_s_lens(hr, objective):
     made = degrade(hr, config(**LENS_OPTION, **{"attack.psnr_range": "[50, 50]"}), objective, 2)
     assert list(made) == [CLEAN, LENS, ATTACKED]
     torch.testing.assert_close(made[CLEAN], blur_pool(hr, 4))
@@ -57,7 +57,7 @@ def test_the_lens_shown_alone_is_the_one_that_the_adversary_looked_through(hr, o
 
 
 @pytest.mark.parametrize("options", [{}, LENS_OPTION])
-def test_the_identity_is_what_the_search_begins_at(hr, objective, options):
+def test_the_identity_is_where_the_search_begins(hr, objective, options):
     searched = degrade(hr, config(**options), objective, 2, number=3)
     still = degrade(hr, config(**options), no_objective, 2, number=3, identity=True)
     assert list(still) == list(searched)[:-1]
@@ -65,7 +65,7 @@ def test_the_identity_is_what_the_search_begins_at(hr, objective, options):
 
 
 @pytest.mark.parametrize(("networks", "alike"), [(2, False), (1, True)])
-def test_images_share_networks_as_told(hr, objective, networks, alike):
+def test_images_share_networks_as_configured(hr, objective, networks, alike):
     twice = hr[:1].expand(2, -1, -1, -1)
     first, second = degrade(twice, config(**LENS_OPTION), objective, networks)[LENS]
     assert torch.equal(first, second) == alike
@@ -86,28 +86,28 @@ def test_an_attack_without_networks_has_no_lens_and_no_parts(hr, objective):
 
 
 @pytest.mark.parametrize("options", [{}, LENS_OPTION])
-def test_parts_of_what_is_allowed(hr, objective, options):
+def test_parts_are_the_groups_that_may_deviate(hr, objective, options):
     made = degrade(hr, config(**options), objective, 2, parts=True)
-    types = [label for label in made if label in TYPES.values()]
+    types = [label for label in made if label in GROUP_LABELS.values()]
     assert types == ["blur alone", "noise alone", "slopes alone"]
     whole = degrade(hr, config(**options), objective, 2)
     assert all(torch.equal(whole[label], made[label]) for label in whole)
 
 
-@pytest.mark.parametrize("alone", TYPES)
-def test_what_alone_is_allowed_is_all_that_is_found(hr, objective, alone):
-    """The other groups' factors being infinite, their part is the attack, and no other is there."""
-    factors = {f"attack.scale_factors.{name}": 1 if name == alone else ".inf" for name in TYPES}
+@pytest.mark.parametrize("alone", GROUP_LABELS)
+def test_the_part_of_the_only_free_group_is_the_attack(hr, objective, alone):
+    """The factors of all other groups are infinite."""
+    factors = {f"attack.scale_factors.{name}": 1 if name == alone else ".inf" for name in GROUP_LABELS}
     made = degrade(hr, config(**factors, **LENS_OPTION), objective, 2, parts=True)
-    assert [label for label in made if label in TYPES.values()] == [TYPES[alone]]
-    torch.testing.assert_close(made[TYPES[alone]], made[ATTACKED], rtol=0, atol=1e-5)
+    assert [label for label in made if label in GROUP_LABELS.values()] == [GROUP_LABELS[alone]]
+    torch.testing.assert_close(made[GROUP_LABELS[alone]], made[ATTACKED], rtol=0, atol=1e-5)
     assert (distance(made[ATTACKED], made[LENS]) > 1e-3).all()
 
 
-def test_a_colour_is_a_constant_and_noise_none():
-    """The groups as the layout's segments and moments have them."""
+def test_columns_of_groups():
+    """They are those of the layout's segments and moments."""
     layout = ThetaLayout((8, 12), 2, channels=4, blocks=1)
-    found = {name: columns_of(layout, name) for name in TYPES}
+    found = {name: group_columns(layout, name) for name in GROUP_LABELS}
     assert torch.stack(list(found.values())).sum(0).eq(1).all()  # each column is one group's
     groups = layout.groups
     assert found["noise"].nonzero().flatten().tolist() == list(range(groups["noise"].start, groups["noise"].stop))
@@ -118,9 +118,9 @@ def test_a_colour_is_a_constant_and_noise_none():
         assert all(row.nonzero().flatten().tolist() == wanted for row in taps)
 
 
-def test_the_sheet_says_how_far(hr, objective):
+def test_the_sheet_shows_the_images(hr, objective):
     made = degrade(hr, config(**LENS_OPTION), objective, 2, parts=True)
-    sheet = draw(hr, made, None)
+    sheet = draw_degraded(hr, made, None)
     assert sheet.shape == (2 * 36 + 22, 7 * 36 + 4, 3)
     cell = sheet[22 : 22 + 32, 4 : 4 + 32]
     assert abs(cell / 255 - hr[0].permute(1, 2, 0).numpy()).max() < 0.51 / 255
@@ -135,6 +135,6 @@ def test_the_sheet_says_how_far(hr, objective):
         (4, 2, {}, "8 at least"),
     ],
 )
-def test_what_does_not_go_together(hr, size, networks, options, said):
+def test_invalid_combinations_are_refused(hr, size, networks, options, said):
     with pytest.raises(ValueError, match=said):
         degrade(hr[..., :size], config(**options), no_objective, networks)

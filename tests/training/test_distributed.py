@@ -12,7 +12,7 @@ from tiny_trainer import TINY, make, patches
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from andfast.models.frozen import View
+from andfast.models.frozen import AutocastModule
 from andfast.training.distributed import World, rehearse
 from andfast.training.options import parse_config
 from andfast.training.trainer import Trainer
@@ -67,7 +67,7 @@ def test_a_single_process_touches_nothing_of_the_others(monkeypatch: pytest.Monk
     for name in ("init_process_group", "all_reduce", "all_gather_object", "broadcast_object_list"):
         monkeypatch.delattr(dist, name)
     world, module, value = World(), nn.Linear(1, 1), torch.ones(2)
-    view = View(module, torch.float32)
+    view = AutocastModule(module, torch.float32)
     world.join()
     with pytest.raises(OSError, match="as it is"), world.together():
         raise OSError("as it is")
@@ -87,7 +87,7 @@ def test_a_single_process_touches_nothing_of_the_others(monkeypatch: pytest.Monk
 class Lonely(World):
     """One of one, but with all that several do."""
 
-    def connect(self, view: View, images: torch.Tensor) -> None:
+    def connect(self, view: AutocastModule, images: torch.Tensor) -> None:
         view.module = DistributedDataParallel(view.module)
         rehearse(view, images)
 
@@ -136,7 +136,7 @@ def test_a_rehearsal_changes_nothing(lonely: World) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     before = copy.deepcopy(module.state_dict())
-    lonely.connect(View(module, torch.float32), torch.rand(2, 3, 8, 8))
+    lonely.connect(AutocastModule(module, torch.float32), torch.rand(2, 3, 8, 8))
     torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
     assert all(weight.grad is None for weight in module.parameters())
 

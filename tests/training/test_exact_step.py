@@ -1,4 +1,4 @@
-"""The fast step is the plain one: the same theta, loss and gradient of G, whatever computes them."""
+"""The fast step equals the plain one: the same theta, loss and gradient of G with all backends."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -34,7 +34,7 @@ def _compiler(tmp_path, monkeypatch) -> Iterator[None]:
 
 
 def step(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
-    """The deviation that the adversary finds, the loss of the update and its gradient, end to end."""
+    """The deviation of the attack, the loss of the update and its gradient, end to end."""
     attack, seen = trainer.attack, []
 
     def watched(*arguments: Any) -> AttackResult:
@@ -64,9 +64,8 @@ def test_float32(generator, networks, setting):
         assert distance(one, other) < 1e-4, what
 
 
-# What half types round, each step of the search adds to: theta is where it is largest, for a gradient's direction is
-# what is rounded. What the adversary finds, the loss, is hardly touched. Relative bounds, each about twice of what was
-# seen, of the deviation, the loss and the gradient.
+# Rounding in half types grows with each step of the search, most in theta, since it changes the direction of gradients,
+# and least in the loss. Relative bounds of the deviation, the loss and the gradient, about twice the measured ones.
 HALF = (0.5, 0.015, 0.8)
 
 
@@ -83,9 +82,10 @@ def test_bfloat16_against_float64(generator, networks):
 
 
 def step_in_float64(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
-    """What `step` does, written out on the plain references in float64."""
+    """`step` on the plain references in float64."""
     hr = patches(2).double() / 255
-    network, random, _ = trainer._identity(hr)
+    random, _ = trainer._reset_bank(hr)
+    network = trainer.bank
     network.dtype = torch.float64  # theta itself is float32 everywhere
     generator = trainer.generator.double()
     settings = trainer.config.attack

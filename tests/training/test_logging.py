@@ -133,10 +133,10 @@ def test_a_resumed_run_goes_on_in_all_of_them(
 ) -> None:
     run_dir, step = tmp_path / "run", Trainer.train_step
 
-    def interrupted(self: Trainer, patches: Any) -> Any:
+    def interrupted(self: Trainer, *batch: Any) -> Any:
         if self.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, patches)
+        return step(self, *batch)
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     assert train.main(options(run_dir, train__wandb="project")) == 128 + signal.SIGTERM

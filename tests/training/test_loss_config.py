@@ -11,7 +11,7 @@ from vgg_file import write_vgg
 
 from andfast.losses import GAN_LOSSES, PERCEPTUAL_WEIGHTS, AdversarialLoss, PerceptualLoss, l1_loss
 from andfast.models import DISCRIMINATORS, ModelError, build_discriminator, load_vgg_features
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 from andfast.training.config import _plain
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
 from andfast.training.options import dump_yaml
@@ -60,7 +60,7 @@ def test_read_from_options_and_files_and_written(tmp_path):
     assert parse("--config", str(file)) == config
 
 
-def test_the_choices_are_what_there_is():
+def test_the_choices_are_the_registered_ones():
     assert LossConfig().perceptual_layers == PERCEPTUAL_WEIGHTS
     assert LossConfig().perceptual_layers is not LossConfig().perceptual_layers
     for name in DISCRIMINATORS:
@@ -90,13 +90,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("loss", "others", "said"), REFUSED)
-def test_what_does_not_go_together_is_refused_by_name(loss, others, said):
+def test_invalid_combinations_are_refused_by_name(loss, others, said):
     options = {"patch_size": 64, "name": "vgg", "micro_batch": None} | others
     with pytest.raises(ValueError, match=said):
         loss.check(DiscriminatorConfig(options["name"]), options["patch_size"], options["micro_batch"])
 
 
-def test_what_goes_together():
+def test_valid_combinations():
     LossConfig(perceptual=1, vgg="f", perceptual_layers={"conv1_2": 1.0}).check(DiscriminatorConfig(), 6)
     LossConfig(perceptual=1, vgg="f", gan=0.1, gan_loss="relativistic").check(DiscriminatorConfig(), 256)
     LossConfig(gan=0.1).check(DiscriminatorConfig("unet"), 72, micro_batch=2)
@@ -107,7 +107,7 @@ def test_the_whole_loss(tmp_path, dtype):
     write_vgg(tmp_path / "vgg.pth")
     settings = LossConfig(perceptual=1, vgg=str(tmp_path / "vgg.pth"), perceptual_layers={"conv2_1": 1.0}, gan=0.1)
     torch.manual_seed(0)
-    discriminator = FrozenView(DiscriminatorConfig(features=2).build(16), dtype)
+    discriminator = FrozenModule(DiscriminatorConfig(features=2).build(16), dtype)
     loss = settings.build(settings.load_features(torch.device("cpu"), dtype), discriminator)
     restored, hr = torch.rand(2, 3, 16, 16, requires_grad=True), torch.rand(2, 3, 16, 16)
     with loss.step(hr):
@@ -119,7 +119,7 @@ def test_the_whole_loss(tmp_path, dtype):
     assert torch.autograd.grad(value.sum(), restored)[0].isfinite().all()
 
 
-def test_what_is_not_there_is_refused_when_built(tmp_path):
+def test_missing_files_and_networks_are_refused_when_built(tmp_path):
     device = torch.device("cpu")
     with pytest.raises(FileNotFoundError, match=r"no-vgg\.pth: no such file.*vgg19-dcbb9e9d"):
         LossConfig(perceptual=1, vgg=str(tmp_path / "no-vgg.pth")).load_features(device, torch.float32)

@@ -17,7 +17,7 @@ from andfast import train
 from andfast.attack import PGD, RandomDeviation
 from andfast.losses import l1_objective, no_objective
 from andfast.models import Compact
-from andfast.models.frozen import FrozenView
+from andfast.models.frozen import FrozenModule
 from andfast.training import samples
 from andfast.training.config import DegradationConfig
 from andfast.training.memory_check import (
@@ -79,7 +79,7 @@ def test_the_estimate_is_near_what_is_measured(changed: dict[str, Any], monkeypa
 @pytest.mark.parametrize("searches", [True, False])
 def test_what_an_image_of_any_size_needs_is_near_what_is_measured(searches: bool, precision: str) -> None:
     settings = DegradationConfig(channels=32, precision=precision)
-    view = FrozenView(Compact(4, features=16, convs=2), torch.float32)
+    view = FrozenModule(Compact(4, features=16, convs=2), torch.float32)
     hr = torch.rand(1, 3, 160, 96)
 
     def search() -> None:
@@ -213,14 +213,14 @@ def options(run_dir: Path, **changed: Any) -> list[str]:
 def test_running_out_of_memory_loses_nothing_and_says_what_to_change(
     fail: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    attacked = Trainer._attacked
+    make_lr = Trainer._make_lr
 
     def failing(self: Trainer, hr: torch.Tensor) -> Any:
         if self.step == 3:
             fail()
-        return attacked(self, hr)
+        return make_lr(self, hr)
 
-    monkeypatch.setattr(Trainer, "_attacked", failing)
+    monkeypatch.setattr(Trainer, "_make_lr", failing)
     arguments = options(tmp_path, train__log_every=100)
     assert train.main(arguments) == 3
     message = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Parts of a batch, and blocks computed again: the same step in less memory."""
+"""Micro-batches and checkpointed blocks: the same step in less memory."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from tiny_trainer import make, patches
 from torch import Tensor
 
 from andfast.losses import l1_objective
-from andfast.training.micro_batches import by_images
+from andfast.training.micro_batches import micro_batched
 from andfast.training.trainer import Trainer
 from bench.peak_memory import peak_memory
 
 
 def step(trainer: Trainer) -> dict[str, Tensor]:
-    """The theta that the adversary finds, the loss on it, and G's gradient."""
+    """The attack's theta, the loss on it, and G's gradient."""
     hr = patches().float() / 255
-    lr, attack = trainer._attacked(hr)
+    lr, attack = trainer._make_lr(hr)
     assert attack is not None
     loss = trainer._backward(lr, hr)[0]
     gradient = torch.cat([weight.grad.flatten() for weight in trainer.generator.parameters()])
@@ -46,7 +46,7 @@ def test_micro_batches_are_the_full_batch(networks: int | str, images: int) -> N
         {"attack__method": "noise"},
     ],
 )
-def test_micro_batches_go_with_other_generators_noises_and_attacks(changed: dict[str, Any]) -> None:
+def test_micro_batches_with_other_generators_noises_and_attacks(changed: dict[str, Any]) -> None:
     right, found = (step_of_any(make(**changed, **more)) for more in ({}, {"train__micro_batch": 2}))
     for one, other in zip(found, right, strict=True):
         assert distance(one, other) < 1e-4
@@ -54,37 +54,37 @@ def test_micro_batches_go_with_other_generators_noises_and_attacks(changed: dict
 
 def step_of_any(trainer: Trainer) -> tuple[Tensor, ...]:
     hr = patches().float() / 255
-    lr, _ = trainer._attacked(hr)
+    lr, _ = trainer._make_lr(hr)
     return lr, trainer._backward(lr, hr)[0], *(weight.grad for weight in trainer.generator.parameters())
 
 
 @pytest.mark.parametrize("images", [1, 3, 5])
-def test_the_loss_by_images_is_the_loss(images: int) -> None:
+def test_the_micro_batched_loss_is_the_loss(images: int) -> None:
     torch.manual_seed(0)
     objective = l1_objective(torch.nn.Conv2d(3, 3, 3, padding=1))
     lr, hr, weights = torch.rand(5, 3, 8, 8, requires_grad=True), torch.rand(5, 3, 8, 8), torch.randn(5)
     right = objective(lr, hr)
-    found = by_images(objective, images)(lr, hr)
+    found = micro_batched(objective, images)(lr, hr)
     torch.testing.assert_close(found, right)
     gradients = [torch.autograd.grad((loss * weights).sum(), lr)[0] for loss in (found, right)]
     torch.testing.assert_close(*gradients)
     with torch.no_grad():
-        assert not by_images(objective, images)(lr, hr).requires_grad
-    assert by_images(objective, None) is objective
+        assert not micro_batched(objective, images)(lr, hr).requires_grad
+    assert micro_batched(objective, None) is objective
 
 
-def test_gradients_by_images_do_not_underflow_in_half_types() -> None:
+def test_micro_batched_gradients_do_not_underflow_in_half_types() -> None:
     def objective(lr: Tensor, hr: Tensor) -> Tensor:
         # The gradient passes float16, as it does in a generator that computes in it.
         return (lr.half().float() - hr).abs().mean(dim=(1, 2, 3))
 
     lr, hr = torch.rand(2, 3, 256, 256, requires_grad=True), torch.zeros(2, 3, 256, 256)
-    (gradient,) = torch.autograd.grad(by_images(objective, 1)(lr, hr).sum(), lr)
+    (gradient,) = torch.autograd.grad(micro_batched(objective, 1)(lr, hr).sum(), lr)
     torch.testing.assert_close(gradient, torch.full_like(lr, 1 / hr[0].numel()))
 
 
 def kept(trainer: Trainer) -> int:
-    """How many bytes the graph of the update's loss holds."""
+    """The bytes that the graph of the update's loss holds."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def kept(trainer: Trainer) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = l1_objective(trainer.view)(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 32, 32))
+        loss = l1_objective(trainer.autocast)(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 32, 32))
     del loss
     weights = sum(weight.untyped_storage().nbytes() for weight in trainer.generator.parameters())
     return sum(storages.values()) - weights

@@ -260,7 +260,7 @@ def test_a_process_that_fails_ends_all(uninterrupted: Path, live: Callable[..., 
 
 
 def test_out_of_memory_in_one_process_ends_all(live: Callable[..., list[int]], tmp_path: Path) -> None:
-    failing = (killable_runs.fail_at, "andfast.training.trainer.Trainer._attacked", 5, MemoryError, "no more")
+    failing = (killable_runs.fail_at, "andfast.training.trainer.Trainer._make_lr", 5, MemoryError, "no more")
     assert live(tmp_path / "run", {1: failing}) == [3, 3]
     assert (
         "process 1: stopped at step 5: out of memory (no more); it helps a smaller train.micro_batch (now none, 2 "
@@ -272,7 +272,7 @@ def test_out_of_memory_in_one_process_ends_all(live: Callable[..., list[int]], t
 
 def test_out_of_memory_in_all_loses_nothing(live: Callable[..., list[int]], tmp_path: Path) -> None:
     """The others wait for the main one to save, which is not stopped at that by being told to."""
-    failing = (killable_runs.fail_at, "andfast.training.trainer.Trainer._attacked", 5, MemoryError, "no more")
+    failing = (killable_runs.fail_at, "andfast.training.trainer.Trainer._make_lr", 5, MemoryError, "no more")
     told = (killable_runs.signal_at, "andfast.training.run.save_state", 2, signal.SIGTERM)
     plans = {0: (killable_runs.all_of, failing, (killable_runs.slow_save, 1), told), 1: failing}
     assert live(tmp_path / "run", plans) == [3, 3]

@@ -1,4 +1,4 @@
-"""What a step says of its adversary, against float64 formulas on what the attack itself returned."""
+"""The metrics of a step, against float64 formulas on the attack's result."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from tiny_trainer import make, patches
 from andfast.attack import AttackResult, FreeAT
 from andfast.attack.budget import BUDGET_SLACK_DB
 from andfast.ops.theta_layout import ThetaLayout
-from andfast.training.readout import StepResult
+from andfast.training.step_metrics import StepResult
 from andfast.training.trainer import Trainer
 
 FACTORS = {"conv_dc": 3.0, "conv_shift": 2.0, "conv": 0.5, "noise": 1.5, "slope": 20.0}
@@ -19,7 +19,7 @@ FREE = {f"attack__scale_factors__{name}": value for name, value in FACTORS.items
 
 
 def step(trainer: Trainer) -> tuple[StepResult, AttackResult]:
-    """A step's own account, and what its attack returned."""
+    """The metrics of a step, and its attack's result."""
     attack, seen = trainer.attack, []
 
     def watched(*arguments: Any) -> AttackResult:
@@ -76,7 +76,7 @@ def _in_taps(delta: np.ndarray, trainer: Trainer) -> np.ndarray:
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_the_adversary_s_statistics_are_those_of_its_result(options: dict[str, Any]) -> None:
+def test_metrics_are_those_of_the_attack_s_result(options: dict[str, Any]) -> None:
     trainer = make(**FREE, **options)
     found, result = step(trainer)
     by_group = distances(trainer, result.delta)
@@ -97,7 +97,7 @@ def test_the_adversary_s_statistics_are_those_of_its_result(options: dict[str, A
     assert found.gain != 1
 
 
-def test_of_replays_they_are_those_of_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_replays_are_those_of_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(attack__method="free", attack__replays=3, **FREE)
     begin, replays = FreeAT.begin, []
 
@@ -131,7 +131,7 @@ def test_forbidden_groups_do_not_move() -> None:
         ({"attack__psnr_range": "null", "attack__epsilon": 1e-4}, math.nan),
     ],
 )
-def test_budgets_bind_where_nothing_else_holds_the_adversary(options: dict[str, Any], bound: float) -> None:
+def test_budgets_bind_if_nothing_else_limits_the_attack(options: dict[str, Any], bound: float) -> None:
     found, _ = step(make(**options))
     np.testing.assert_equal(found.budgets_bound, bound)
 
@@ -147,15 +147,15 @@ def test_budgets_bind_where_nothing_else_holds_the_adversary(options: dict[str, 
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_what_there_is_not_is_no_number(options: dict[str, Any], there: set[str]) -> None:
+def test_nan_marks_metrics_that_do_not_apply(options: dict[str, Any], there: set[str]) -> None:
     found = make(**options).train_step(patches()).read()
     losses = {"loss", "loss_before_attack", "loss_after_attack", "skipped"}
     assert {name for name, value in found.record().items() if math.isfinite(value)} == losses | there
     assert ("gain" in str(found)) == ("gain" in there)
 
 
-def test_a_step_s_numbers_come_together() -> None:
-    """One tensor, so that one copy brings all of a step to the host."""
+def test_the_metrics_of_a_step_are_copied_together() -> None:
+    """They are one tensor, which takes one copy to the host."""
     pending = make().train_step(patches())
     assert pending._values.dtype == torch.float32
     # The gradient's norm is for messages alone.

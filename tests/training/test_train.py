@@ -158,10 +158,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     step = Trainer.train_step
 
-    def interrupted(self: Trainer, patches: torch.Tensor) -> Any:
+    def interrupted(self: Trainer, *batch: Any) -> Any:
         if self.step == 4:
             os.kill(os.getpid(), number)
-        return step(self, patches)
+        return step(self, *batch)
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     assert train.main(options(tmp_path)) == 128 + number
@@ -180,9 +180,9 @@ def test_a_killed_run_goes_on_from_its_last_state(finished: Path, tmp_path: Path
         "from andfast.training.trainer import Trainer\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
         "step = Trainer.train_step\n"
-        "def killed(self, patches):\n"
+        "def killed(self, *batch):\n"
         "    if self.step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(self, patches)\n"
+        "    return step(self, *batch)\n"
         "Trainer.train_step = killed\n"
         "train.main(sys.argv[1:])\n"
     )
@@ -202,7 +202,7 @@ def test_an_error_in_a_step_ends_the_run_though_workers_wait(tmp_path: Path) -> 
         "import sys\n"
         "from andfast import train\n"
         "from andfast.training.trainer import Trainer\n"
-        "def broken(self, patches): raise RuntimeError('nobody foresaw this')\n"
+        "def broken(self, *batch): raise RuntimeError('nobody foresaw this')\n"
         "Trainer.train_step = broken\n"
         "train.main(sys.argv[1:])\n"
     )

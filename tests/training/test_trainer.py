@@ -1,4 +1,4 @@
-"""One training step: no waiting for the device, and what the adversary looks through."""
+"""A training step: it does not wait for the device, skips bad updates, and replays minibatches."""
 
 import copy
 import traceback
@@ -13,28 +13,25 @@ from tiny_trainer import make, patches
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from andfast.losses import l1_objective
-from andfast.models.frozen import FrozenView, View
-from andfast.training.readout import DivergedError, PendingStep, Readout, StepResult
+from andfast.models.frozen import AutocastModule, FrozenModule
+from andfast.training.step_metrics import DivergedError, PendingStep, StepLogger, StepResult
 from andfast.training.trainer import Trainer
 
 
-class Looks(TorchDispatchMode):
-    """Names the operations for which a device's queue must run empty, and where they are called from.
-
-    Only whether an image is within its range of PSNR the adversary must look at: "within_budget".
-    """
+class DeviceWaits(TorchDispatchMode):
+    """Records the operations that wait for a device, and whether "within_budget" calls them, where one is allowed."""
 
     WAITING = ("_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero", "masked_select", "unique", "allclose")
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, bool]] = []
+        self.calls: list[tuple[str, bool]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if any(name == word or name.startswith(f"_{word}") for word in self.WAITING):
             callers = {frame.f_code.co_name for frame, _ in traceback.walk_stack(None)}
-            self.seen.append((name, "within_budget" in callers))
+            self.calls.append((name, "within_budget" in callers))
         return func(*args, **(kwargs or {}))
 
 
@@ -43,41 +40,41 @@ class Looks(TorchDispatchMode):
     "options",
     [{}, {"train__warmup": 5}, {"train__precision": "bfloat16"}, {"attack__method": "free"}, {"loss__gan": 0.1}],
 )
-def test_a_step_waits_for_the_device_in_the_trust_region_alone(generator: str, options: dict[str, Any]) -> None:
+def test_a_step_waits_for_the_device_only_to_check_budgets(generator: str, options: dict[str, Any]) -> None:
     trainer = make(generator__name=generator, **options)
-    with Looks() as looks:
+    with DeviceWaits() as waits:
         step = trainer.train_step(patches())
-    assert bool(looks.seen) != (trainer.config.train.warmup > 0)
-    assert all(allowed for _, allowed in looks.seen)
+    assert bool(waits.calls) != (trainer.config.train.warmup > 0)
+    assert all(allowed for _, allowed in waits.calls)
     assert step.read().loss > 0
-    # It does see what one might write.
-    with looks:
+    # The test can fail.
+    with waits:
         assert torch.ones(()).item() == 1
-    assert looks.seen[-1] == ("_local_scalar_dense", False)
+    assert waits.calls[-1] == ("_local_scalar_dense", False)
 
 
 @pytest.mark.parametrize("generator", ["compact", "rrdbnet"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_frozen_view_computes_what_the_generator_does(generator: str, dtype: torch.dtype) -> None:
+def test_the_frozen_module_computes_what_the_generator_does(generator: str, dtype: torch.dtype) -> None:
     trainer = make(generator__name=generator)
     lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
-    view = FrozenView(trainer.generator, dtype)
+    frozen = FrozenModule(trainer.generator, dtype)
     for _ in range(2):
-        found = []
-        for look in (View(trainer.generator, dtype), view):
+        results = []
+        for module in (AutocastModule(trainer.generator, dtype), frozen):
             image = lr.clone().requires_grad_()
-            loss = l1_objective(look)(image, hr)
-            found.append((loss, *torch.autograd.grad(loss.sum(), image)))
-        assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+            loss = l1_objective(module)(image, hr)
+            results.append((loss, *torch.autograd.grad(loss.sum(), image)))
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
         # And again after an update.
         before = loss
         trainer.train_step(patches())
-        view.refresh()
-        assert not torch.equal(l1_objective(view)(lr, hr), before)
-    assert not any(weight.requires_grad for weight in view.module.parameters())
+        frozen.refresh()
+        assert not torch.equal(l1_objective(frozen)(lr, hr), before)
+    assert not any(weight.requires_grad for weight in frozen.module.parameters())
     assert all(weight.requires_grad for weight in trainer.generator.parameters())
     memory = {weight.data_ptr() for weight in trainer.generator.parameters()}
-    shared = [weight.data_ptr() in memory for weight in view.module.parameters()]
+    shared = [weight.data_ptr() in memory for weight in frozen.module.parameters()]
     assert all(shared) if dtype == torch.float32 else not any(shared)
 
 
@@ -99,8 +96,8 @@ def test_the_attack_leaves_no_gradient_on_the_generator(precision: str) -> None:
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "theta"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_an_update_that_is_no_number_is_left_out_and_the_next_one_is_made(where: str, value: float) -> None:
-    """Of one image, of one value of a gradient, or of one network's theta."""
+def test_an_update_that_is_not_finite_is_skipped_and_the_next_one_is_made(where: str, value: float) -> None:
+    """One bad value in an image, in a gradient or in the theta of a network."""
     trainer, untouched = make(train__micro_batch=2), make(train__micro_batch=2)
     for seed in range(2):
         assert trainer.train_step(patches(seed=seed)).read().skipped == 0
@@ -112,7 +109,7 @@ def test_an_update_that_is_no_number_is_left_out_and_the_next_one_is_made(where:
         assert trainer.train_step(patches(seed=2)).read().skipped == 2
     for name, tensors in _all_tensors(trainer).items():
         assert all(torch.equal(*pair) for pair in zip(tensors, kept[name], strict=True)), name
-    # Later ones are what they would have been.
+    # Later updates are not affected.
     untouched.step = trainer.step
     for one in (trainer, untouched):
         assert one.train_step(patches(seed=3)).read().skipped == 0
@@ -123,7 +120,7 @@ def test_an_update_that_is_no_number_is_left_out_and_the_next_one_is_made(where:
 
 @contextmanager
 def _injected(trainer: Trainer, where: str, value: float) -> Iterator[None]:
-    """Steps of the trainer in which one number is another."""
+    """Replace one number in the trainer's steps."""
     if where == "gradient":
 
         def spoil(gradient: torch.Tensor) -> torch.Tensor:
@@ -189,17 +186,17 @@ def pending(step: int, skipped: int) -> PendingStep:
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 100])
-def test_what_is_logged_does_not_depend_on_how_often(every: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_does_not_depend_on_how_often_it_is_written(every: int, capsys: pytest.CaptureFixture[str]) -> None:
     log = Lines()
-    readout = Readout(log, every, max_skipped=3)
+    logger = StepLogger(log, every, max_skipped=3)
     in_row = [0, 1, 2, 0, 0, 1, 2]
     for step, skipped in enumerate(in_row, start=1):
-        assert readout.add(pending(step, skipped), seconds=1.0, data_wait=0.5) == (step % every == 0)
+        assert logger.add(pending(step, skipped), seconds=1.0, data_wait=0.5) == (step % every == 0)
         assert len(log.written) == step - step % every
 
     def last() -> None:
-        readout.add(pending(8, 3), seconds=1.0, data_wait=0.5)
-        readout.flush()
+        logger.add(pending(8, 3), seconds=1.0, data_wait=0.5)
+        logger.flush()
 
     with pytest.raises(DivergedError, match=r"in step 6 .*train\.learning_rate \(now 0\.0045.*3 updates") as error:
         last()
@@ -211,14 +208,14 @@ def test_what_is_logged_does_not_depend_on_how_often(every: int, capsys: pytest.
         "warning: in step 2",
         "warning: in step 6",
     ]
-    readout.close()
+    logger.close()
     assert len(log.written) == 8
 
 
-def test_a_state_of_an_adam_that_was_not_fused_is_gone_on_from() -> None:
+def test_the_state_of_an_adam_that_was_not_fused_is_loaded() -> None:
     trainer, other = make(), make()
     plain = torch.optim.Adam(trainer._weights, lr=1e-3, betas=(0.9, 0.99))
-    l1_objective(trainer.view)(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 32, 32)).mean().backward()
+    l1_objective(trainer.autocast)(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 32, 32)).mean().backward()
     plain.step()
     state = trainer.state() | {"optimizer": plain.state_dict(), "step": 1}
     other.load(copy.deepcopy(state))
@@ -235,11 +232,11 @@ def test_a_state_of_an_adam_that_was_not_fused_is_gone_on_from() -> None:
         torch.testing.assert_close(weight, theirs, rtol=1e-5, atol=1e-7)
 
 
-def test_a_single_replay_is_a_plain_step_on_the_identity() -> None:
+def test_one_replay_is_a_plain_step_on_the_identity() -> None:
     trainer, other = make(attack__method="free", attack__replays=1), make()
     hr = patches().float() / 255
-    network, _, _ = other._identity(hr)
-    losses = other._update(network(hr), hr).losses
+    other._reset_bank(hr)
+    losses = other._update(other.bank(hr), hr).losses
     assert trainer.train_step(patches()).read().loss == losses.mean().item()
     assert all(torch.equal(*pair) for pair in zip(trainer._weights, other._weights, strict=True))
 
@@ -248,11 +245,11 @@ def test_a_single_replay_is_a_plain_step_on_the_identity() -> None:
 def test_replays_update_the_generator_and_theta_from_the_same_passes(options: dict[str, Any]) -> None:
     trainer, other = (make(attack__method="free", attack__replays=3, **more) for more in (options, {}))
     hr = patches().float() / 255
-    network, random, margin_db = other._identity(hr)
-    replay = other.attack.begin(network, hr, random, margin_db)
+    random, margin_db = other._reset_bank(hr)
+    replay = other.attack.begin(other.bank, hr, random, margin_db)
     losses = []
     for index in range(3):
-        loss = l1_objective(other.view)(replay.lr, hr).mean()
+        loss = l1_objective(other.autocast)(replay.lr, hr).mean()
         other.optimizer.zero_grad()
         loss.backward()
         other.optimizer.param_groups[0]["lr"] = other.learning_rate

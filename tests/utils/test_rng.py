@@ -1,4 +1,4 @@
-"""What a process of several draws and gets is its part of what a single one does."""
+"""Each of several processes draws its part of what a single one draws."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,7 @@ from andfast.attack import BSRGAN, Lens
 from andfast.attack.budget import draw_budget
 from andfast.attack.pgd import random_direction, xavier_deviation
 from andfast.degradation.network import DegradationNetwork
-from andfast.training.randomness import step_generator
-from andfast.utils.rng import own_places
+from andfast.utils.rng import batch_positions, step_generator
 
 CPU = torch.device("cpu")
 
@@ -53,7 +52,7 @@ def test_processes_draw_together_what_one_draws(what: str, size: int) -> None:
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-6, atol=1e-6)
 
 
-def test_what_the_host_decides_is_each_process_s_own() -> None:
+def test_choices_of_the_host_differ_between_processes() -> None:
     images = torch.rand(2, 3, 32, 32)
     found = [BSRGAN().degrade(images, 4, step_generator(0, 1, CPU, rank=rank, size=2)) for rank in (0, 1, 0)]
     assert torch.equal(found[0], found[2])
@@ -61,6 +60,6 @@ def test_what_the_host_decides_is_each_process_s_own() -> None:
 
 
 def test_every_part_of_a_batch_is_divided_evenly() -> None:
-    assert own_places(4, 1, 0, 1) == [0, 1, 2, 3]
-    assert [own_places(4, 1, rank, 2) for rank in (0, 1)] == [[0, 1, 2, 6], [3, 4, 5, 7]]
-    assert own_places(2, 0, 2, 3) == [4, 5]
+    assert batch_positions(4, 1, 0, 1) == [0, 1, 2, 3]
+    assert [batch_positions(4, 1, rank, 2) for rank in (0, 1)] == [[0, 1, 2, 6], [3, 4, 5, 7]]
+    assert batch_positions(2, 0, 2, 3) == [4, 5]

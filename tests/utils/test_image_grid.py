@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from andfast.training.samples import draw_sheet
+from andfast.utils.image_grid import draw_grid
 
 
-def test_notes_stand_in_the_lower_left_corner_of_their_columns_images() -> None:
+def test_notes_are_in_the_lower_left_corner_of_their_column_s_images() -> None:
     black = np.zeros((8, 8, 3), np.uint8)
     columns = [("left", [black, black]), ("right", [black, black])]
-    plain, noted = draw_sheet(columns, 64), draw_sheet(columns, 64, {"right": ["1 dB", "-12.5 dB"]})
+    plain, noted = draw_grid(columns, 64), draw_grid(columns, 64, {"right": ["1 dB", "-12.5 dB"]})
     assert plain.shape == noted.shape
     cells = [noted[22 + 68 * row : 86 + 68 * row, 72:136] for row in range(2)]
     assert not np.array_equal(*cells)

@@ -1,6 +1,8 @@
-"""Batches of which another degradation, or a camera, makes a share."""
+"""Batches: HR patches that are blurred, and a share of images from other degradations or camera pairs."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,15 @@ from torch import Tensor
 from andfast import train
 from andfast.attack import BSRGAN, RealESRGAN
 from andfast.attack.base import bicubic_downsample
+from andfast.data.pair_patches import PairPatches
+from andfast.data.pairs import find_pairs
 from andfast.ops.blur_pool import blur_pool
-from andfast.training.randomness import step_generator
+from andfast.training.batches import blur_hr, make_pair_patches
+from andfast.training.config import Config, DataConfig
+from andfast.training.distributed import World
+from andfast.training.options import parse_config
 from andfast.training.trainer import Trainer
+from andfast.utils.rng import step_generator
 
 
 @pytest.fixture
@@ -33,6 +41,9 @@ def pairs(tmp_path: Path) -> Path:
 def trained_on(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, steps: int = 1) -> tuple[Tensor, Tensor]:
     """The LR and HR images of the last of so many updates."""
     seen: list[tuple[Tensor, Tensor]] = []
+    config = trainer.config
+    folder = config.attack.mix.pairs
+    pairs = make_pair_patches(config, find_pairs(folder, config.scale) if folder else [], trainer.world)
     update = trainer._update
 
     def watched(lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,12 +52,12 @@ def trained_on(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, steps: int = 1
 
     monkeypatch.setattr(trainer, "_update", watched)
     for _ in range(steps):
-        trainer.train_step(patches())
+        trainer.train_step(patches(), pairs and pairs(trainer.step))
     return seen[-1]
 
 
 @pytest.mark.parametrize("method", ["clean", "bicubic", "bsrgan", "real_esrgan"])
-def test_the_last_images_are_the_other_degradation_s(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_images_come_from_the_other_degradation(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lr, hr = trained_on(make(attack__mix__share=0.5, attack__mix__method=method), monkeypatch)
     given = patches().float() / 255
     assert torch.equal(hr, given)
@@ -63,14 +74,14 @@ def test_the_last_images_are_the_other_degradation_s(method: str, monkeypatch: p
 
 @pytest.mark.parametrize("networks", [1, 2, "batch"])
 @pytest.mark.parametrize("method", ["pgd", "noise", "random", "style", "yopo"])
-def test_the_adversary_is_shown_the_rest_alone(
+def test_the_attack_gets_the_other_images_alone(
     method: str, networks: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Passes of mixed images through F or G would be for nothing."""
+    """Passes of mixed images through F or G would be a waste."""
     options: dict[str, Any] = {"attack__method": method, "degradation__num_networks": networks}
     trainer = make(**options, attack__mix__share=0.5, attack__mix__method="bicubic")
     shown: list[int] = []
-    for module in (trainer.frozen.module, trainer.degradation(1).__class__):
+    for module in (trainer.frozen.module, trainer.make_bank(1).__class__):
         forward = module.forward
         bound = isinstance(module, torch.nn.Module)
 
@@ -83,14 +94,14 @@ def test_the_adversary_is_shown_the_rest_alone(
     assert set(shown) == {2}
 
 
-def test_the_rest_is_attacked_as_a_batch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_images_are_attacked_like_a_batch_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     mixed, _ = trained_on(make(attack__mix__share=0.5, degradation__num_networks=2), monkeypatch)
     trainer = make(train__batch_size=2, degradation__num_networks=2)
-    alone, _ = trainer._attacked(patches()[:2].float() / 255)
+    alone, _ = trainer._make_lr(patches()[:2].float() / 255)
     assert torch.equal(mixed[:2], alone)
 
 
-def test_nothing_is_mixed_in_while_it_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_mixed_in_during_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"train__warmup": 1, "attack__mix__share": 0.5, "attack__mix__method": "bsrgan"}
     given = patches().float() / 255
     lr, _ = trained_on(make(**options), monkeypatch)
@@ -99,7 +110,7 @@ def test_nothing_is_mixed_in_while_it_warms_up(monkeypatch: pytest.MonkeyPatch) 
     assert not torch.equal(lr[2:], blur_pool(given[2:], 4))
 
 
-def test_pairs_bring_both_images(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_replace_hr_images_too(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mix = {"attack__mix__method": "pairs", "attack__mix__pairs": pairs, "attack__mix__share": 0.5}
     lr, hr = trained_on(make(**mix), monkeypatch)
     assert torch.equal(hr[:2], patches()[:2].float() / 255)
@@ -107,14 +118,17 @@ def test_pairs_bring_both_images(pairs: Path, monkeypatch: pytest.MonkeyPatch) -
     assert kinds == {(20, 200), (21, 201)}
 
 
-def test_pairs_alone_are_all_of_the_batch_and_no_adversary_s(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_the_method_pairs_nothing_is_attacked(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(attack__method="pairs", attack__mix__pairs=pairs)
     monkeypatch.setattr(trainer, "attack", None)
     lr, hr = trained_on(trainer, monkeypatch)
     assert (hr * 255 > 199).all()
     assert (lr * 255 < 22).all()
-    result = trainer.train_step(patches()).read()
+    pair_patches = make_pair_patches(trainer.config, find_pairs(pairs, 4), trainer.world)
+    result = trainer.train_step(patches(), pair_patches(trainer.step)).read()
     assert result.loss == result.loss_before_attack == result.loss_after_attack
+    with pytest.raises(ValueError, match="the batch has none"):
+        trainer.train_step(patches())
 
 
 def test_losses_before_and_after_are_those_of_the_images_attacked() -> None:
@@ -160,7 +174,7 @@ def run(folder: Path, **changed: Any) -> list[dict[str, Any]]:
     ],
     ids=lambda changed: "-".join(map(str, changed.values())),
 )
-def test_runs_train_and_go_on_bit_for_bit(changed: dict[str, Any], pairs: Path, tmp_path: Path) -> None:
+def test_runs_train_and_resume_bit_for_bit(changed: dict[str, Any], pairs: Path, tmp_path: Path) -> None:
     if "pairs" in changed.values():
         changed = changed | {"attack__mix__pairs": pairs}
     whole = run(tmp_path / "whole", **changed)
@@ -174,8 +188,43 @@ def test_runs_train_and_go_on_bit_for_bit(changed: dict[str, Any], pairs: Path, 
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def test_workers_read_the_same_pairs_as_the_main_process(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = {"attack__mix__share": 0.5, "attack__mix__method": "pairs", "attack__mix__pairs": pairs}
+    changed["train__warmup"] = 1
+    read, parent, steps = PairPatches.__call__, os.getpid(), []
+
+    def watched(self: PairPatches, step: int) -> tuple[Tensor, Tensor]:
+        if os.getpid() == parent:
+            steps.append(step)
+        return read(self, step)
+
+    monkeypatch.setattr(PairPatches, "__call__", watched)
+    alone = run(tmp_path / "alone", **changed)
+    assert steps == [1, 2, 3]
+    assert run(tmp_path / "workers", **changed, data__workers=2) == alone
+    assert steps == [1, 2, 3]
+
+
+def test_the_folder_of_pairs_is_named_if_a_worker_dies(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = os.getpid()
+
+    def dies(self: PairPatches, step: int) -> tuple[Tensor, Tensor]:
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    monkeypatch.setattr(PairPatches, "__call__", dies)
+    changed = {"attack__method": "pairs", "attack__mix__pairs": pairs, "data__workers": 1}
+    assert train.main(as_options(TINY | {"run_dir": tmp_path / "run"}, **changed)) == 3
+    assert f"was killed by SIGKILL, as happens where memory runs out while reading: {pairs}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("key", ["attack.method", "attack.mix.method"])
-def test_pairs_that_are_none_are_named_before_anything_is_written(
+def test_invalid_pairs_are_named_before_anything_is_written(
     key: str, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (pairs / "LR" / "1.png").unlink()
@@ -184,3 +233,30 @@ def test_pairs_that_are_none_are_named_before_anything_is_written(
     assert train.main([*options, *share, "--degradation.num_networks=1"]) == 2
     assert "without a partner: HR/1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_blur_widths_depend_on_seed_and_step_alone_and_fill_their_range() -> None:
+    # Of an impulse's blur the middle is 1 / (2 pi sigma^2), nearly.
+    impulse = torch.zeros(64, 1, 33, 33)
+    impulse[:, :, 16, 16] = 1
+    config = Config(seed=3, data=DataConfig(soften=(1.0, 2.0)))
+    first = blur_hr(impulse, config, 5, World())
+    assert torch.equal(first, blur_hr(impulse, config, 5, World()))
+    assert not torch.equal(first, blur_hr(impulse, config, 6, World()))
+    sigma = (2 * torch.pi * first[:, 0, 16, 16]).rsqrt()
+    assert 0.98 < sigma.min() < 1.1
+    assert 1.9 < sigma.max() < 2.02
+
+
+def test_a_step_trains_on_blurred_images() -> None:
+    """An untrained generator has a lower loss on images with less detail."""
+    crisp = make(attack__method="none").train_step(patches()).read().loss
+    soft = make(attack__method="none", data__soften="[3, 3]").train_step(patches()).read().loss
+    assert soft < crisp / 1.5
+
+
+@pytest.mark.parametrize("value", ["[2, 1]", "[-1, 1]", "[0, 0]", "1"])
+def test_an_invalid_range_of_widths_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_config(["--data.soften", value])
+    assert "soften" in capsys.readouterr().err
