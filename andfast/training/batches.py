@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from andfast.attack import BSRGAN, Bicubic, RealESRGAN
-from andfast.attack.simulated import Simulated
+from andfast.attack.baselines import Simulated
 from andfast.data.pair_patches import PairPatches
 from andfast.data.pairs import Pair
 from andfast.data.patches import Failure, PatchBatches
 from andfast.data.workers import SourceDataset
-from andfast.degradation.filters import gaussian_blur
+from andfast.degradation.blur_kernels import gaussian_blur
 from andfast.ops.blur_pool import blur_pool
 from andfast.training.config import Config
 from andfast.training.distributed import World

@@ -213,7 +213,7 @@ class AttackConfig:
         psnr_range: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
             the clean one is drawn (likewise, but for style, and noise).
         lens: between the HR images and the degradation networks, drawn for each network (pgd, yopo, subset, free,
-            style, random); none: no lens, as in the paper.
+            style, random); null: no lens, as in the paper.
         dtype: the type G computes in within the attack; auto: train.precision's.
         mix: images of each batch that another degradation makes.
     """

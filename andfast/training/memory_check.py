@@ -74,7 +74,9 @@ def _attack_peak(trainer: Trainer, images: int, networks: int, size: int, of_she
     with FakeTensorMode(), LiveBytes() as memory, torch.set_grad_enabled(climbs):
         # A replay is an update, too; its weights' gradients are counted elsewhere.
         view = (
-            AutocastModule(trainer.generator, trainer.precision) if isinstance(trainer.attack, FreeAT) else trainer.frozen
+            AutocastModule(trainer.generator, trainer.precision)
+            if isinstance(trainer.attack, FreeAT)
+            else trainer.frozen
         )
         loss = l1_loss if of_sheet else _fake_loss(trainer, memory)
         objective = trainer.micro_batched(
