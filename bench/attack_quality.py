@@ -30,10 +30,10 @@ from andfast.training.config import AttackConfig, DegradationConfig
 from andfast.training.images import Skipped, training_sources
 from andfast.training.options import Parser, join_lists
 from andfast.training.randomness import step_generator
-from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device, choose_precision
 from andfast.utils.files import make_folder, write_text, written_whole
+from andfast.utils.memory import keep_freed_memory
 from bench.attack_findings import as_json, chart, table
 from bench.attack_judge import EXACT, Finding, Judge, NothingFoundError
 from bench.attack_variants import FORMS, Variant, default_variants, parse_variant

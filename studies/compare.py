@@ -36,10 +36,10 @@ from andfast.evaluation import environment
 from andfast.inference.tiles import NonFiniteError
 from andfast.models import ModelError, load_model
 from andfast.training.config import Config, TrainConfig
-from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import write_json, write_text
+from andfast.utils.memory import keep_freed_memory
 from studies.evaluate import Scores, evaluate_bicubic, evaluate_model
 from studies.outcome import ALL_STRENGTHS, BICUBIC, START, TIME, UPDATES, Outcome, column_titles
 from studies.pairs import link_pairs, split_pairs

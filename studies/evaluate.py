@@ -25,9 +25,9 @@ from andfast.metrics import FIDELITY
 from andfast.models import ModelError, load_model
 from andfast.training.options import parse_config
 from andfast.training.validation import bicubic_upsample
-from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
+from andfast.utils.memory import keep_freed_memory
 from studies import markdown
 from studies.outcome import METRICS, column_values, columns
 from studies.testsets import TestSets, held_out_photographs, pair_sets, photograph_sets

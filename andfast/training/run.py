@@ -49,10 +49,9 @@ from andfast.training.summary import summarise
 from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
 from andfast.training.wandb_run import WANDB_FILE, WandbError, import_wandb
-from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.files import make_folder, remove_unfinished, sync, write_text, write_torch, written_whole
 from andfast.utils.locks import locked
-from andfast.utils.memory import free_memory, is_out_of_memory
+from andfast.utils.memory import free_memory, is_out_of_memory, keep_freed_memory
 from andfast.utils.rng import own_places
 
 BAD_BATCH = "bad_batch.pt"
