@@ -271,4 +271,4 @@ def test_a_run_says_what_it_needs(
     assert train.main(options(tmp_path, train__iterations=1)) == 0
     captured = capsys.readouterr()
     assert "needs about 0.0 GiB of 0.0 GiB free" in captured.out
-    assert "warning: that may be more than there is; it helps a smaller train.micro_batch" in captured.err
+    assert "warning: that may not fit; try a smaller train.micro_batch" in captured.err
