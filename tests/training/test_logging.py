@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from commands import as_options
+from runs import photograph_crops
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from andfast import train
@@ -84,7 +85,7 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def options(run_dir: Path, **changed: Any) -> list[str]:
-    return as_options(TINY | {"run_dir": run_dir}, **changed)
+    return as_options(TINY | {"run_dir": run_dir, "data.hr": photograph_crops(), "data.held_out": 3}, **changed)
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import as_options
+from runs import photograph_crops
 from tiny_trainer import make, patches
 from vgg_file import write_vgg
 
@@ -185,6 +186,7 @@ def raise_cuda_s_error() -> None:
 def options(run_dir: Path, **changed: Any) -> list[str]:
     settings = {
         "run_dir": run_dir,
+        "data.hr": photograph_crops(),
         "train.iterations": 6,
         "train.warmup": 1,
         "train.batch_size": 2,

@@ -15,6 +15,7 @@ import torch
 from commands import as_options
 from killable_runs import begin, end, wait_for
 from PIL import Image
+from runs import photograph_crops
 
 from andfast import train
 from andfast.data import cache
@@ -43,7 +44,7 @@ TINY = {
 
 
 def options(run_dir: Path, **changed: Any) -> list[str]:
-    return as_options(TINY | {"run_dir": run_dir}, **changed)
+    return as_options(TINY | {"run_dir": run_dir, "data.hr": photograph_crops(), "data.held_out": 3}, **changed)
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -283,7 +284,7 @@ def test_the_ablations_train(method: str, tmp_path: Path) -> None:
     "changed",
     [
         {"generator__name": "rrdbnet"},
-        {"scale": 2, "degradation__noise": "gaussian"},
+        {"scale": 2, "degradation__noise": "gaussian", "data__hr": "[]"},  # the default images
         {"scale": 3, "train__patch_size": 33, "degradation__num_networks": 1},
     ],
 )
