@@ -42,13 +42,12 @@ from andfast.training.degraded_images import degrade, draw_degraded, image_numbe
 from andfast.training.memory_check import check_search
 from andfast.training.options import Parser
 from andfast.training.samples import CROP, ROWS
-from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.command_line import UsageError, one_line
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device, choose_precision
 from andfast.utils.files import check_name, make_folder, remove_unfinished, write_text
 from andfast.utils.locks import locked
-from andfast.utils.memory import is_out_of_memory
+from andfast.utils.memory import is_out_of_memory, keep_freed_memory
 from andfast.utils.yaml_files import YamlError, dump_yaml, read_yaml
 
 RECORD_FILE = "degrade.yaml"

@@ -26,12 +26,12 @@ from andfast.evaluation.report import as_json, text, write_csv
 from andfast.evaluation.sheet import difference_sheet
 from andfast.metrics import MEASURES, make_measure
 from andfast.pretrained import DEFAULT
-from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.command_line import UsageError, one_line
 from andfast.utils.console import console
 from andfast.utils.devices import TYPES, choose_device, choose_precision
 from andfast.utils.files import check_name, make_folder, write_json
 from andfast.utils.locks import locked
+from andfast.utils.memory import keep_freed_memory
 
 _BY_DEFAULT = ("psnr_y", "ssim_y", "niqe")
 

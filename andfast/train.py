@@ -26,12 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         world = World.from_environment()
         world.join()
-    except (ValueError, RuntimeError) as error:  # among them torch.distributed's
+    except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
         return world.end(_run(arguments, world))
-    except BrokenPipeError:  # who read what is printed is gone; in the midst of its steps a run saves first
+    except BrokenPipeError:  # nobody reads what is printed; during its steps a run saves first
         return world.end(128 + signal.SIGPIPE)
     except BaseException:
         if world.size > 1:
@@ -49,31 +49,31 @@ def _run(arguments: Sequence[str] | None, world: World) -> int:
         if world.main:
             print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # a cache of images can take long to make, and goes on from where it was
+    except KeyboardInterrupt:  # while a cache of images is made, which the next start continues
         if world.main:
             print("interrupted before the first step", file=sys.stderr)
         return 128 + signal.SIGINT
-    except RuntimeError:
-        if not world.is_broken():
+    except RuntimeError as error:
+        if not world.lost_peer(error):
             raise
-        print(f"error: {world.named(world.epitaph)}", file=sys.stderr)
+        print(f"error: {world.named(world.peer_lost_message)}", file=sys.stderr)
         return 3
     return run.train()
 
 
 def _read_config(arguments: Sequence[str] | None, world: World) -> Config:
-    """As `parse_config`; of several processes one says for all what is wrong."""
+    """As `parse_config`; of several processes only the main one prints errors."""
     if world.size == 1:
         return parse_config(arguments)
-    with world.together():
-        said = io.StringIO()
+    with world.raise_together():
+        printed = io.StringIO()
         try:
-            with redirect_stderr(said), nullcontext() if world.main else redirect_stdout(io.StringIO()):
+            with redirect_stderr(printed), nullcontext() if world.main else redirect_stdout(io.StringIO()):
                 return parse_config(arguments)
         except SystemExit as end:
-            if not end.code:  # help was asked for
+            if not end.code:  # --help
                 world.end(0)
-            raise ValueError(said.getvalue().strip()) from end
+            raise ValueError(printed.getvalue().strip()) from end
 
 
 if __name__ == "__main__":

@@ -23,12 +23,11 @@ from andfast.inference.tiles import NonFiniteError
 from andfast.inference.work import FORMATS, Work, prepare_work, record_results
 from andfast.models.compilation import CompileTimer
 from andfast.pretrained import DEFAULT, pretrained_names
-from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.command_line import UsageError, add_upscaling, one_line, whole
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import check_name, make_folder
-from andfast.utils.memory import is_out_of_memory
+from andfast.utils.memory import is_out_of_memory, keep_freed_memory
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

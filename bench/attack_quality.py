@@ -29,7 +29,6 @@ from andfast.models import load_model
 from andfast.training.config import AttackConfig, DegradationConfig
 from andfast.training.images import Skipped, training_sources
 from andfast.training.options import Parser, join_lists
-from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.charts import require_matplotlib, save_figure
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device, choose_precision
@@ -51,6 +50,7 @@ from bench.scatter import Point, scatter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+from andfast.utils.memory import keep_freed_memory
 
 _NAME = "attack_quality"
 # The settings that the variants have in common.

@@ -28,10 +28,10 @@ from andfast.data.photographs import training_photographs
 from andfast.models.frozen import AutocastModule
 from andfast.training.config import AttackConfig, Config, DataConfig, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.trainer import Trainer
-from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.files import write_text
 from andfast.utils.formatting import markdown_table
+from andfast.utils.memory import keep_freed_memory
 from bench.record import commit, machine
 
 DATA, OTHER = "wait for data", "other"

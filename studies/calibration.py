@@ -33,11 +33,11 @@ from andfast.models import load_model
 from andfast.ops.blur_pool import blur_pool
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.training.images import Skipped, training_sources
-from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.charts import require_matplotlib
 from andfast.utils.console import console
 from andfast.utils.files import write_text
 from andfast.utils.formatting import to_json
+from andfast.utils.memory import keep_freed_memory
 from studies import calibration_report
 from studies.camera_kernels import Kernel, KernelFit, inside, pooling_kernel
 from studies.measures import FREQUENCIES, Measures, measure

@@ -37,10 +37,10 @@ from andfast.evaluation.models import interpolation
 from andfast.inference.tiles import NonFiniteError
 from andfast.models import ModelError
 from andfast.training.config import Config, TrainConfig
-from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import write_json, write_text
+from andfast.utils.memory import keep_freed_memory
 from studies.evaluate import Scores, evaluate, load_models
 from studies.outcome import ALL_STRENGTHS, BICUBIC, START, TIME, UPDATES, Outcome, column_titles
 from studies.runs import Finished, Run, RunError, Runner

@@ -21,10 +21,10 @@ from andfast.inference.tiles import NonFiniteError
 from andfast.metrics import FIDELITY
 from andfast.models import ModelError
 from andfast.training.options import parse_config
-from andfast.utils.allocator import keep_freed_memory
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.formatting import markdown_table
+from andfast.utils.memory import keep_freed_memory
 from studies.outcome import METRICS, column_values, columns
 from studies.testsets import TestSets, held_out_photographs, pair_sets, photograph_sets
 

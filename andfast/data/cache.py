@@ -75,7 +75,7 @@ def cache_images(folder: str | os.PathLike[str], images: Sequence[ImageFile], wo
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_other_files(folder)
-        with locked(folder, wait=True, tell=tell), Index(folder) as index:
+        with locked(folder, wait=True, log=tell), Index(folder) as index:
             _read_contents(index, images, workers)
             _reclaim(index, images)
             _decode(index, images, workers)

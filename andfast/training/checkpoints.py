@@ -1,35 +1,40 @@
-"""The resumable state of a run: everything that is not a function of the configuration and the step.
+"""The files of a run that hold weights: its resumable state, and the model that validated best.
 
-Random numbers are such functions (`andfast.utils.rng`, `andfast.data.patches`), and so is the place in the
-images; what is kept is what `Trainer.state` returns.
+A state holds everything that is not a function of the configuration and the step: what `Trainer.state` returns. Random
+numbers are such functions (`andfast.utils.rng`, `andfast.data.patches`), and so is the position in the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 
-from andfast.training.checksum import SealError, check_seal, seal
+from andfast.models import save_model
+from andfast.models.weights import read_safetensors
 from andfast.training.config import RENAMED, Config
 from andfast.utils.files import sync_folder, write_torch, written_whole
 
 STATE_FILE = "state.pt"
 PREVIOUS_FILE = "state.previous.pt"
+BEST_FILE = "model.best.safetensors"
 
 FORMAT = 2
-"""The number that states are written with. It goes up when what `Trainer.state` returns gets another meaning."""
+"""The format of states, increased when what `Trainer.state` returns changes its meaning."""
 
-# What makes a state of one format, by its number, one of the next.
+# By a format, what converts its states to the next one.
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: lambda state: state,  # the same, but for the number, which it had not, and the checksum
+    1: lambda state: state,  # had neither number nor checksum
 }
 
-# Settings that may change half-way: those that say where and how fast to compute, when to stop and save, and what
-# a run that diverged needs changed.
-_FREE = {
+# Settings that may change when a run is resumed: where and how fast to compute, when to stop and save, and what a run
+# that diverged needs changed.
+_CHANGEABLE = {
     "run_dir", "resume", "device", "compile", "data.workers", "data.cache_mib", "data.cache",
     "data.val_pairs",
     "train.iterations", "train.validate_every", "train.save_every", "train.log_every", "train.max_bad_steps",
@@ -38,39 +43,47 @@ _FREE = {
     "attack.dtype", "loss.vgg", "discriminator.learning_rate",
 }  # fmt: skip
 
-
-# Settings that are a mapping, and of which no part can be missing.
-_WHOLE = {"loss.perceptual_layers"}
+# Settings whose value is a mapping.
+_MAPPINGS = {"loss.perceptual_layers"}
 
 
 class StateError(ValueError):
-    """A state that cannot be gone on from; the message names the file and what is wrong with it."""
+    """A state that cannot be resumed from; the message names the file and what is wrong with it."""
 
 
 class DamagedStateError(StateError):
-    """A file that is no whole state; the one before it may be."""
+    """A damaged or foreign file; the state before it may be whole."""
+
+
+# A state file ends with a checksum, the SHA-256 of all bytes before it, as the comment of the zip archive that
+# `torch.save` writes. Zip's own checksums have 32 bits and do not cover all bytes, and `torch.load` ignores them.
+# The last record of an archive begins with _ZIP_END and has this length without a comment; its last two bytes are the
+# length of the comment.
+_ZIP_END, _ZIP_END_LENGTH = b"PK\x05\x06", 22
+_CHECKSUM_START = b"sha256 "
+_CHECKSUM_LENGTH = len(_CHECKSUM_START) + 2 * hashlib.sha256().digest_size
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a state (nested dicts and lists of tensors and plain values), whole or not at all.
 
-    Where `path` is, the state that was there becomes `PREVIOUS_FILE` beside it.
+    The state that was at `path` becomes `PREVIOUS_FILE` beside it.
 
     Raises:
         OSError: it cannot be written.
     """
     with written_whole(path, previous=path.with_name(PREVIOUS_FILE)) as temporary:
         write_torch(state | {"format": FORMAT}, temporary)
-        seal(temporary)
+        _add_checksum(temporary)
 
 
 def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Read a state that `save_state` wrote, on the CPU. Nothing but data is ever loaded from it.
+    """Read a state that `save_state` wrote, on the CPU. Only data is loaded, no code.
 
     Args:
         path: the file.
         settings: the run's configuration as nested values; must agree with the "config" in the state. A setting that
-            the state does not know had its default's meaning when it was written.
+            is missing in the state had its default.
 
     Raises:
         DamagedStateError: the file is damaged or foreign.
@@ -80,7 +93,7 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     state = _migrated(path, _read(path))
     then, now = renamed(flat(state["config"])), flat(settings)
     then = flat(Config().to_dict()) | then
-    changed = [key for key in different(then, now) if key not in _FREE]
+    changed = [key for key in different(then, now) if key not in _CHANGEABLE]
     if changed:
         lines = "".join(f"\n  {key}: {then.get(key)} then, {now.get(key)} now" for key in changed)
         raise StateError(
@@ -90,13 +103,13 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def load_newest(folder: Path, settings: dict[str, Any], tell: Callable[[str], None]) -> tuple[Path, dict] | None:
-    """The newest state in a run's folder that is whole, and its file; None: there is no state.
+def load_newest(folder: Path, settings: dict[str, Any], warn: Callable[[str], None]) -> tuple[Path, dict] | None:
+    """The newest whole state in a run's folder, and its file; None if there is no state.
 
     Args:
         folder: of the run.
         settings: as for `load_state`.
-        tell: is given a warning for one that is damaged.
+        warn: called with a warning if the newest one is damaged.
 
     Raises:
         StateError: as `load_state`, or all of them are damaged.
@@ -112,7 +125,7 @@ def load_newest(folder: Path, settings: dict[str, Any], tell: Callable[[str], No
             damaged.append(str(error))
             continue
         if damaged:
-            tell(f"{damaged[0]}; going on from the one before it, {path}, which takes its place")
+            warn(f"{damaged[0]}; resuming from the one before it, {path}, which takes its place")
         return path, state
     if damaged:
         raise StateError(
@@ -124,17 +137,14 @@ def load_newest(folder: Path, settings: dict[str, Any], tell: Callable[[str], No
 
 
 def make_newest(path: Path) -> None:
-    """Let a state be the newest of its folder, in the place of one that is damaged, gone, or not gone on from."""
+    """Rename a state to be the newest of its folder, replacing one that is damaged, missing or not resumed from."""
     if path.name == PREVIOUS_FILE:
         path.replace(path.with_name(STATE_FILE))
         sync_folder(path.parent)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        sealed = check_seal(path)
-    except SealError as error:
-        raise DamagedStateError(f"{path}: not a state that can be resumed, or damaged ({error})") from error
+    has_checksum = _check_checksum(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -145,9 +155,53 @@ def _read(path: Path) -> dict[str, Any]:
         raise DamagedStateError(f"{path}: not a state that can be resumed, or damaged ({reason})") from error
     if not isinstance(state, dict) or not {"step", "config", "images"} <= state.keys():
         raise DamagedStateError(f"{path}: not the state of a training run")
-    if "format" in state and not sealed:
+    if "format" in state and not has_checksum:
         raise DamagedStateError(f"{path}: damaged (its checksum is gone)")
     return state
+
+
+def _add_checksum(path: Path) -> None:
+    """Append its checksum to an archive without a comment."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size - 2)
+        file.write(_CHECKSUM_LENGTH.to_bytes(2, "little"))
+        file.seek(0)
+        digest = _sha256(file, size)
+        file.seek(size)
+        file.write(_CHECKSUM_START + digest)
+
+
+def _check_checksum(path: Path) -> bool:
+    """Whether a file has a checksum.
+
+    Raises:
+        DamagedStateError: the checksum is wrong, or the file ends neither with one nor as an archive without a comment.
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(size - _CHECKSUM_LENGTH, 0))
+        tail = file.read()
+        end = tail[-_ZIP_END_LENGTH:]
+        if end.startswith(_ZIP_END) and end.endswith(b"\0\0"):
+            return False
+        reason = "it does not end with a checksum"
+        if tail.startswith(_CHECKSUM_START):
+            file.seek(0)
+            if tail[len(_CHECKSUM_START) :] == _sha256(file, size - _CHECKSUM_LENGTH):
+                return True
+            reason = "its checksum is wrong"
+    raise DamagedStateError(f"{path}: not a state that can be resumed, or damaged ({reason})")
+
+
+def _sha256(file: BinaryIO, length: int) -> bytes:
+    """The hexadecimal digits of the SHA-256 of the next bytes."""
+    digest = hashlib.sha256()
+    while length and (block := file.read(min(length, 2**20))):
+        digest.update(block)
+        length -= len(block)
+    return digest.hexdigest().encode()
 
 
 def _migrated(path: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -164,11 +218,11 @@ def _migrated(path: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names."""
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for key, value in settings.items():
-        nested = isinstance(value, dict) and prefix + key not in _WHOLE
-        found |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return found
+        nested = isinstance(value, dict) and prefix + key not in _MAPPINGS
+        flattened |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flattened
 
 
 def renamed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -177,5 +231,55 @@ def renamed(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The dotted names of settings that are not the same in both, which `flat` gave."""
+    """The dotted names of settings that differ between two results of `flat`."""
     return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+
+
+# The validation sets that decide which model is best, in order of preference.
+_DECISIVE_SETS = ("pairs", "camera")
+
+
+class BestModel:
+    """Keeps the model with the highest PSNR-Y in `BEST_FILE`: on camera pairs, else camera-like images, else the first.
+
+    The file itself records the set, its PSNR and that of bicubic interpolation on it, so that a resumed run continues
+    from there. If the set or the PSNR of bicubic interpolation differs, the images have changed, and the next model is
+    taken.
+
+    Args:
+        folder: of the run.
+        warn: called with a warning when the file is damaged; the next model then replaces it.
+    """
+
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+        self._path = folder / BEST_FILE
+        self._warn = warn
+
+    def offer(self, model: nn.Module, step: int, results: Mapping[str, Mapping[str, float]]) -> bool:
+        """Save a model if it is the best so far; returns whether it was.
+
+        Args:
+            model: a generator of andfast.
+            step: how many updates made it.
+            results: as a `Validator` returns them.
+
+        Raises:
+            OSError: the file cannot be read or written.
+        """
+        name = next((name for name in _DECISIVE_SETS if name in results), next(iter(results)))
+        result = results[name]
+        images = {"validation": name, "bicubic_psnr_y": repr(result["bicubic_psnr_y"])}
+        best = self._metadata()
+        if all(best.get(key) == value for key, value in images.items()) and float(best["psnr_y"]) >= result["psnr_y"]:
+            return False
+        save_model(model, self._path, images | {"iterations": step, "psnr_y": repr(result["psnr_y"])})
+        return True
+
+    def _metadata(self) -> dict[str, str]:
+        if not self._path.exists():
+            return {}
+        try:
+            return read_safetensors(self._path)[1]
+        except SafetensorError as error:
+            self._warn(f"{self._path}: damaged ({error}); the next model that is validated takes its place")
+            return {}

@@ -1,4 +1,4 @@
-"""How much of a run's time goes into waiting for data, and what to do about it."""
+"""The share of a run's time that is spent waiting for data, and a hint how to reduce it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections import deque
 
 from andfast.training.config import DataConfig
 
-# The workers start, and fill what they keep ahead, during the first steps, which therefore say nothing.
+# Ignored, for the workers start and fill their queues during the first steps.
 _STARTING = 10
-# The share of the time from which on it is worth a word.
+# The share from which on the hint is given.
 _TOO_MUCH = 0.1
 
 
 class DataWait:
-    """Adds up the time of the last steps, and what part of it was spent on waiting for their data.
+    """Averages the share of the last steps' time that was spent waiting for their data.
 
     Args:
-        window: how many of the last steps `recent` is about.
+        window: the number of steps.
     """
 
     def __init__(self, window: int = 100) -> None:
@@ -25,19 +25,19 @@ class DataWait:
         self._hinted = False
 
     def add(self, waited: float, seconds: float) -> None:
-        """Count a step of `seconds`, of which it `waited`."""
+        """Add a step that took `seconds`, `waited` of them for data."""
         self._steps += 1
         if self._steps > _STARTING:
             self._last.append((waited, seconds))
 
     @property
     def recent(self) -> float:
-        """The share waited of the last steps' time, 0 to 1; 0 while the workers start."""
+        """The share of the last steps' time, 0 to 1; 0 while the workers start."""
         waited, seconds = (sum(column) for column in zip(*self._last, strict=True)) if self._last else (0.0, 0.0)
         return waited / seconds if seconds else 0.0
 
     def hint(self, data: DataConfig) -> str | None:
-        """Which settings to change where a tenth of the last steps' time or more was waited, told once."""
+        """Which settings to change, once, if at least a tenth of the last steps' time was waiting."""
         if self._hinted or len(self._last) < (self._last.maxlen or 0) or self.recent < _TOO_MUCH:
             return None
         self._hinted = True

@@ -1,4 +1,4 @@
-"""The processes of a run: torchrun starts one for each GPU, on one machine or several, and they train together."""
+"""The processes of a run: torchrun or srun starts one for each GPU, on one machine or several; they train together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import inspect
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -21,18 +20,10 @@ from andfast.models.frozen import AutocastModule
 from andfast.utils.devices import choose_device
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-# For the others to start, too.
-_MEETING = timedelta(minutes=10)
-# Processes wait for one that writes, validates or makes a cache of images. That another has died they learn at once.
+# How long to wait for all processes to start.
+_START_TIMEOUT = timedelta(minutes=10)
+# Processes wait for the one that writes, validates or makes a cache of images.
 _TIMEOUT = timedelta(hours=6)
-# Of the lifelines: as long as nobody dies nothing comes.
-_LIFE = timedelta(days=3650)
-# What is said on the lifelines.
-_BYE, _LOST = 1, 2
-# So long a process that has lost another may take to end of its own accord: it may wait for its device in vain.
-_GRACE_SECONDS = 20.0
-# After an error of the network, the time for the news to arrive whether another process is gone.
-_NEWS_SECONDS = 10.0
 
 # DDP's option not to broadcast buffers in each forward pass: PyTorch 2.13 has another name for it.
 _BUFFERS = next(
@@ -44,17 +35,13 @@ _BUFFERS = next(
 _Object = TypeVar("_Object")
 
 
-class LostError(RuntimeError):
-    """Another process of the run has ended, and so must this one."""
-
-
 class World:
-    """All processes of a run, as one of them sees them. A single process touches nothing of `torch.distributed`.
+    """The processes of a run, as one of them uses them. A single process calls nothing of `torch.distributed`.
 
-    Every process must call `join`, `leave`, `together`, `in_turns`, `mean`, `any`, `agree`, `gather`, `broadcast` and
-    `connect`, and pass through what `connect` was given, in the same order as the others. When a process dies, or ends
-    without `leave`, such calls raise a RuntimeError in the others, and `is_broken` says that this was why. One that
-    waits for its device in vain is ended.
+    Every process must call `join`, `leave`, `raise_together`, `local_rank_first`, `mean`, `any`, `all_reduce_max`,
+    `gather`, `broadcast` and `connect`, and run what `connect` was given, in the same order as the others. When a
+    process dies, the others' collectives raise an error, which `lost_peer` recognises; a process that waits for a GPU
+    in vain is ended by torchrun, or by srun with --kill-on-bad-exit.
 
     Args:
         rank: index of this process, 0 <= rank < size.
@@ -62,34 +49,31 @@ class World:
         local_rank: index of this process on its machine, which is that of its GPU.
     """
 
+    peer_lost_message = "another process of this run has ended, and without it the others cannot go on"
+
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
-        self._lost = threading.Event()
-        self._lifelines: dict[int, threading.Thread] = {}
-        self._group: dist.ProcessGroup | None = None
-        self._first_loss = threading.Lock()
-        self._left = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
-        """What torchrun says, or a single process where it says nothing.
+        """Read the variables that torchrun sets; without them there is a single process.
 
         Raises:
-            ValueError: it says half of it, or what cannot be.
+            ValueError: some are missing or invalid.
         """
-        found = {name: environment[name] for name in _VARIABLES if name in environment}
-        if not found:
+        given = {name: environment[name] for name in _VARIABLES if name in environment}
+        if not given:
             return cls()
-        missing = [name for name in _VARIABLES if name not in found]
+        missing = [name for name in _VARIABLES if name not in given]
         if missing:
             raise ValueError(
-                f"{', '.join(found)} stands in the environment, {', '.join(missing)} does not; start several processes "
+                f"{', '.join(given)} is set in the environment, {', '.join(missing)} is not; start several processes "
                 "with torchrun, which sets all of them, or unset them for a single one"
             )
-        for name, value in found.items():
+        for name, value in given.items():
             if not value.isdecimal():
                 raise ValueError(f"{name} is {value!r} in the environment; it must be a whole number, 0 or more")
-        rank, size, local_rank = (int(found[name]) for name in _VARIABLES)
+        rank, size, local_rank = (int(given[name]) for name in _VARIABLES)
         if not 0 <= rank < size or not 0 <= local_rank < size:
             raise ValueError(
                 f"RANK is {rank}, LOCAL_RANK {local_rank} and WORLD_SIZE {size} in the environment; wanted 0 <= RANK, "
@@ -98,7 +82,7 @@ class World:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
         if size > 1 and missing:
             raise ValueError(
-                f"WORLD_SIZE is {size}, and {', '.join(missing)} does not stand in the environment; the processes of a "
+                f"WORLD_SIZE is {size}, and {', '.join(missing)} is not set in the environment; the processes of a "
                 "run find each other by the address and port of the machine of process 0"
             )
         return cls(rank, size, local_rank)
@@ -109,23 +93,23 @@ class World:
         return self.rank == 0
 
     @property
-    def patience(self) -> int:
-        """How many steps to take before the processes agree again whether to stop.
+    def stop_check_interval(self) -> int:
+        """The number of steps after which the processes again agree whether to stop.
 
-        Gloo's ring takes twice as many hops as there are processes, so that this costs hundreds of them a part of each
-        step (docs/scaling.md).
+        Gloo's ring takes twice as many hops as there are processes; for hundreds of them that is a noticeable part of
+        each step (docs/scaling.md).
         """
         return max(self.size // 16, 1)
 
     def named(self, message: str) -> str:
-        """A message that begins with who says it, where that is not the main process."""
+        """The message, beginning with the process unless that is the main one."""
         return message if self.main else f"process {self.rank}: {message}"
 
     def device(self, name: str) -> torch.device:
-        """As `choose_device`; of several GPUs the process's own.
+        """As `choose_device`; with several GPUs the one of this process.
 
         Raises:
-            ValueError: it is not there.
+            ValueError: there is no such device.
         """
         device = choose_device(name)
         if self.size == 1 or device.type != "cuda":
@@ -140,106 +124,61 @@ class World:
         return torch.device("cuda", self.local_rank)
 
     def join(self) -> None:
-        """Find the other processes, and wait for all of them; ends this one, should one die on the way.
+        """Connect to the other processes, and wait for all of them.
 
         Raises:
             RuntimeError: they do not come, or there is no network to them.
         """
         if self.size == 1:
             return
-        # Gloo's own meetings last as long as what it is to wait for later.
-        late = threading.Timer(_MEETING.total_seconds() + 1, self._give_up)
-        late.daemon = True
-        late.start()
+        # Gloo connects with the timeout of later collectives, which is too long where a process has died meanwhile.
+        timer = threading.Timer(_START_TIMEOUT.total_seconds() + 1, self._exit_without_others)
+        timer.daemon = True
+        timer.start()
         nccl = torch.cuda.is_available() and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
-        store, rank, size = next(dist.rendezvous("env://", timeout=_MEETING))
-        store.set_timeout(_MEETING)
+        store, rank, size = next(dist.rendezvous("env://", timeout=_START_TIMEOUT))
+        store.set_timeout(_START_TIMEOUT)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
-        # A receiver learns of a closed connection, however its process came to end. The others hang on the main one.
-        self._group = dist.new_group(backend="gloo", timeout=_LIFE)
-        peers = range(1, self.size) if self.main else [0]
-        self._lifelines = {peer: threading.Thread(target=self._hold, args=(peer,), daemon=True) for peer in peers}
-        for line in self._lifelines.values():
-            line.start()
-        late.cancel()
+        timer.cancel()
 
-    def _give_up(self) -> None:
-        message = f"the {self.size} processes of this run have not found each other in {_MEETING}; are all there?"
+    def _exit_without_others(self) -> None:
+        message = f"the {self.size} processes of this run have not found each other in {_START_TIMEOUT}; are all there?"
         print(f"error: {self.named(message)}", file=sys.stderr, flush=True)
         os._exit(2)
 
     def leave(self) -> None:
-        """Part when all is done, and all have got here.
+        """Wait until all processes are done.
 
         Raises:
-            LostError: not all have.
+            RuntimeError: one has ended before.
         """
-        if self.size == 1:
-            return
-        if not self.main:
-            self._say(0, _BYE)
-        while any(line.is_alive() for line in self._lifelines.values()) and not self._lost.is_set():
-            time.sleep(0.005)
-        if self._lost.is_set():
-            raise LostError(self.epitaph)
-        if self.main:
-            for peer in self._lifelines:
-                self._say(peer, _BYE)
-        dist.destroy_process_group()
-        self._left = True
+        self.all_reduce_max(0)
 
     def end(self, status: int) -> int:
-        """The exit status of this process; one that has not left ends here.
+        """Return the exit status of this process; of several processes exit with it at once.
 
-        The end of the others would wake its threads while the interpreter goes down, which aborts it.
+        Gloo's threads notice that other processes end: they would abort an interpreter that shuts down, and where two
+        processes destroy the group at the same time, one of them can hang.
         """
-        if self._lifelines and not self._left:
+        if self.size > 1:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError):
                     stream.flush()
             os._exit(status)
         return status
 
-    @property
-    def epitaph(self) -> str:
-        """What there is to say when another process is gone."""
-        return "another process of this run has ended, and without it the others cannot go on"
-
-    def is_broken(self) -> bool:
-        """Whether another process is gone: what to ask after an error that may come from that."""
-        return self.size > 1 and self._lost.wait(_NEWS_SECONDS)
-
-    def _hold(self, peer: int) -> None:
-        """Wait for what a process says at its end, or for its end."""
-        word = torch.zeros(1, dtype=torch.int64)
-        try:
-            dist.recv(word, src=peer, group=self._group)
-        except RuntimeError:
-            word.fill_(_LOST)
-        if word.item() == _BYE:
-            return
-        with self._first_loss:
-            if self._lost.is_set():
-                return
-            self._lost.set()
-        if self.main:
-            for other in self._lifelines:
-                self._say(other, _LOST)
-        time.sleep(_GRACE_SECONDS)
-        print(f"error: {self.named(self.epitaph)}", file=sys.stderr, flush=True)
-        os._exit(3)
-
-    def _say(self, peer: int, word: int) -> None:
-        with suppress(RuntimeError):  # it may be gone, too
-            dist.send(torch.tensor([word]), dst=peer, group=self._group)
+    def lost_peer(self, error: BaseException) -> bool:
+        """Whether an error of a collective means that another process has ended."""
+        # Gloo raises plain RuntimeErrors, whose message begins with the file in gloo's sources.
+        return self.size > 1 and (isinstance(error, dist.DistError) or "gloo/" in str(error))
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """What is wrong (ValueError, OSError) in one process inside is wrong in all; nothing in it may wait for others.
+    def raise_together(self) -> Iterator[None]:
+        """Raise a ValueError or OSError of one process in all; the code inside may not wait for other processes.
 
         Raises:
-            ValueError: with each distinct message once, and whose it is.
+            ValueError: with each distinct message once, and the processes it comes from.
         """
         if self.size == 1:
             yield
@@ -251,16 +190,16 @@ class World:
             own = error
         reasons = self.gather(None if own is None else str(own))
         if any(reason is not None for reason in reasons):
-            raise ValueError(_all_of(reasons)) from own
+            raise ValueError(_join_reasons(reasons)) from own
 
-    def in_turns(self, make: Callable[[], _Object]) -> _Object:
-        """What `make` gives: the first process of each machine calls it, and then the others, who find its work done.
+    def local_rank_first(self, make: Callable[[], _Object]) -> _Object:
+        """Return `make()`, called by the first process of each machine and then by the others, who can use its files.
 
         Raises:
-            ValueError: as `together`.
+            ValueError: as `raise_together`.
         """
         for first in (True, False) if self.size > 1 else (True,):
-            with self.together():
+            with self.raise_together():
                 if first == (self.local_rank == 0):
                     made = make()
         return made
@@ -274,12 +213,12 @@ class World:
         return total / self.size
 
     def any(self, flag: Tensor) -> Tensor:
-        """1. or true where a process has that; in place."""
+        """The largest value of all processes, elementwise and in place: 1. or true where any process has that."""
         if self.size > 1:
             dist.all_reduce(flag, dist.ReduceOp.MAX)
         return flag
 
-    def agree(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest of the processes' numbers, without waiting for a device."""
         if self.size == 1:
             return number
@@ -302,19 +241,19 @@ class World:
         return values[0]
 
     def connect(self, view: AutocastModule, images: Tensor) -> None:
-        """Have a view pass through its module with the main process's weights, and its gradients be the means of all.
+        """Wrap a module in DistributedDataParallel: all start with the main process's weights and average gradients.
 
         Args:
-            view: its module is wrapped.
-            images: any that the module takes.
+            view: whose module is wrapped.
+            images: any valid input of the module.
         """
         if self.size > 1:
             view.module = DistributedDataParallel(view.module, gradient_as_bucket_view=True, **{_BUFFERS: False})
             rehearse(view, images)
 
 
-def _all_of(reasons: list[str | None]) -> str:
-    """Each distinct reason once, and in which processes it holds, unless that is all."""
+def _join_reasons(reasons: list[str | None]) -> str:
+    """Each distinct reason once, with its processes unless that is all of them."""
     ranks: dict[str, list[int]] = {}
     for rank, reason in enumerate(reasons):
         if reason is not None:
@@ -332,10 +271,10 @@ def no_sync_until_last(module: nn.Module, last: bool) -> AbstractContextManager[
 
 
 def rehearse(view: AutocastModule, images: Tensor) -> None:
-    """Let a wrapped module settle, on any images that it takes; its weights and buffers stay as they are.
+    """Run a wrapped module's first forward and backward pass; its weights and buffers do not change.
 
-    After its first backward pass it lays the gradients out in the order in which they came, and where one lies decides
-    in which order it is added up. Each start must have that behind it, or a run that was resumed would round otherwise.
+    After the first backward pass DDP rebuilds its buckets in the order in which gradients came, which decides the order
+    of their summation. Each start must be past that, or a resumed run would round differently.
     """
     buffers = [buffer.clone() for buffer in view.module.buffers()]
     with torch.compiler.set_stance("force_eager"):

@@ -1,4 +1,4 @@
-"""The images of a run: which are trained on, which are held out, and which could not be used."""
+"""The images of a run: those to train on, those held out, and those that could not be used."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from andfast.training.validation import centre_crop, least_size
 
 
 class Skipped:
-    """Names images that had to be skipped, counting them, and what was passed over.
+    """Counts and reports images that had to be skipped, and files that were passed over.
 
     Args:
-        word: makes of a message what is told.
-        tells: whether it is told.
+        named: adds the process to a message.
+        verbose: whether to print.
     """
 
-    def __init__(self, word: Callable[[str], str] = str, tells: bool = True) -> None:
+    def __init__(self, named: Callable[[str], str] = str, verbose: bool = True) -> None:
         self.count = 0
-        self.word, self.tells = word, tells
+        self.named, self.verbose = named, verbose
 
     def report(self, failures: Sequence[Failure]) -> None:
         for failure in failures:
             self.count += 1
-            if self.tells:
-                tqdm.write(self.word(f"skipped image {self.count}: {failure.reason}"), file=sys.stderr)
+            if self.verbose:
+                tqdm.write(self.named(f"skipped image {self.count}: {failure.reason}"), file=sys.stderr)
 
     def pass_over(self, files: Sequence[PassedOver]) -> None:
-        if self.tells and files:
-            tqdm.write(self.word(told(files)), file=sys.stderr)
+        if self.verbose and files:
+            tqdm.write(self.named(told(files)), file=sys.stderr)
 
 
 @dataclass
 class Images:
-    """What a run works with.
+    """The images of a run.
 
     Attributes:
         sources: what it trains on.
@@ -61,7 +61,7 @@ class Images:
     trained_pairs: list[Pair]
 
     def digest(self) -> str:
-        """A short text that changes when an image comes or goes."""
+        """A short text that changes when an image is added or removed."""
         names = [source.name for source in self.sources] + [name for name, _ in self.held_out]
         names += [pair.name for pair in self.trained_pairs]
         return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:16]
@@ -71,7 +71,7 @@ def find_images(config: Config, skipped: Skipped) -> Images:
     """Find the images that a configuration names; images that cannot be used are reported to `skipped`.
 
     Raises:
-        DataError: there are too few, or pairs that are none; the message names the folders.
+        DataError: there are too few, or invalid pairs; the message names the folders.
     """
     data = config.data
     pairs = _pairs(data.val_pairs, config.scale, skipped)
@@ -115,8 +115,8 @@ def _pairs(folder: str | None, scale: int, skipped: Skipped) -> list[Pair]:
         return []
     pairs = find_pairs(folder, scale)
     skipped.pass_over(look_through(folder).passed_over)
-    if skipped.tells and (cut := sum(pair.cut for pair in pairs)):
-        tqdm.write(skipped.word(f"{folder}: {cut_to_fit(cut, len(pairs), scale)}"), file=sys.stderr)
+    if skipped.verbose and (cut := sum(pair.cut for pair in pairs)):
+        tqdm.write(skipped.named(f"{folder}: {cut_to_fit(cut, len(pairs), scale)}"), file=sys.stderr)
     return pairs
 
 

@@ -1,4 +1,4 @@
-"""What a run records: `metrics.jsonl`, TensorBoard events where tensorboard works, and wandb where asked for."""
+"""What a run records: `metrics.jsonl`, and TensorBoard events and Weights & Biases where they can be used."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from andfast.training.records import METRICS_FILE, read_records
-from andfast.training.wandb_run import WandbRun
 from andfast.utils.command_line import one_line
-from andfast.utils.files import written_whole
+from andfast.utils.files import write_text, written_whole
 from andfast.utils.optional import NOT_INSTALLED, problem_of
+
+#: In the run folder: the id of the run in wandb, so that a resumed run continues there as well.
+WANDB_FILE = "wandb_id.txt"
 
 
 class Sink(Protocol):
-    """Takes in numbers by their names; may raise anything, and is then given no more."""
+    """Receives numbers by their names; after any exception it is not used any more."""
 
     name: str
 
@@ -30,14 +33,13 @@ class Sink(Protocol):
 class RunLog:
     """Appends records to `metrics.jsonl`, one JSON object a line, each with its "step".
 
-    A number that is not finite is written as null, for JSON has no other word. That file is the record. TensorBoard and
-    wandb get the same; where one of them fails, that is said once, and the run goes on without.
+    NaN and infinite numbers are written as null. TensorBoard and wandb get the same numbers; if one of them fails, a
+    line says so, and the run goes on without it.
 
     Args:
         run_dir: where; must exist.
-        step: the number of steps done: lines of later steps, from a run that went on after its last saved state,
-            are dropped.
-        wandb: the project of Weights & Biases to write to as well; None: not.
+        step: the number of steps done: lines of later steps, written after the state that is resumed from, are dropped.
+        wandb: the project of Weights & Biases to write to as well; None: do not.
         settings: the run's configuration as nested values, for wandb.
 
     Raises:
@@ -55,7 +57,7 @@ class RunLog:
         self._sinks: list[Sink] = []
         if wandb is not None:
             self._sinks.append(WandbRun(wandb, run_dir, settings or {}))
-        self._sinks += _events(run_dir / "tensorboard", step)
+        self._sinks += _tensorboard(run_dir / "tensorboard", step)
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -65,9 +67,9 @@ class RunLog:
         for sink in list(self._sinks):
             try:
                 sink.write(record["step"], scalars)
-            except Exception as error:  # of the disk, the network, or a package's own
+            except Exception as error:  # of the disk, the network or the package
                 self._sinks.remove(sink)
-                _without(sink.name, error)
+                _warn_without(sink.name, error)
 
     def close(self) -> None:
         self._file.close()
@@ -75,45 +77,12 @@ class RunLog:
             try:
                 sink.close()
             except Exception as error:
-                _without(sink.name, error)
+                _warn_without(sink.name, error)
 
 
-def _without(name: str, reason: object) -> None:
+def _warn_without(name: str, reason: object) -> None:
     reason = one_line(reason) if isinstance(reason, Exception) else reason
     tqdm.write(f"{name} is left out, the run goes on without: {reason}", file=sys.stderr)
-
-
-def _events(folder: Path, step: int) -> list[Sink]:
-    """TensorBoard's, if it is installed and can be used."""
-    problem = problem_of("tensorboard")
-    if problem == NOT_INSTALLED:
-        return []
-    if problem is None:
-        try:
-            return [_Events(folder, step)]
-        except Exception as error:  # torch and protobuf want certain releases
-            problem = one_line(error)
-    _without(_Events.name, problem)
-    return []
-
-
-class _Events:
-    name = "tensorboard"
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._folder = folder
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        if not self._folder.is_dir():  # of which a thread would say more
-            raise FileNotFoundError(f"{self._folder} is gone")
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -135,3 +104,106 @@ def _scalars(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, (int, float)) and math.isfinite(value):
             scalars[prefix + key] = value
     return scalars
+
+
+def _tensorboard(folder: Path, step: int) -> list[Sink]:
+    """TensorBoard's sink if it is installed and works, else an empty list."""
+    problem = problem_of("tensorboard")
+    if problem == NOT_INSTALLED:
+        return []
+    if problem is None:
+        try:
+            return [_TensorBoard(folder, step)]
+        except Exception as error:  # torch and protobuf need certain releases
+            problem = one_line(error)
+    _warn_without(_TensorBoard.name, problem)
+    return []
+
+
+class _TensorBoard:
+    name = "tensorboard"
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = folder
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        if not self._folder.is_dir():  # the writer's thread would print a traceback
+            raise FileNotFoundError(f"{self._folder} is gone")
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbError(ValueError):
+    """wandb cannot be used; the message says why."""
+
+
+def import_wandb(project: str) -> ModuleType:
+    """Import the package.
+
+    Args:
+        project: the value of train.wandb, for the message.
+
+    Raises:
+        WandbError: it is not installed, or broken.
+    """
+    try:
+        import wandb
+    except Exception as error:  # ImportError, or any error of its dependencies
+        raise WandbError(_wandb_missing(project, str(error))) from error
+    # wandb leaves a folder of its name where it was run, which Python imports where the package is not installed.
+    if not hasattr(wandb, "init"):
+        raise WandbError(_wandb_missing(project, f"{wandb} has no init"))
+    return wandb
+
+
+def _wandb_missing(project: str, reason: str) -> str:
+    remedy = "pip install wandb, or leave train.wandb out"
+    return f"train.wandb is {project}, but wandb cannot be imported ({reason}): {remedy}"
+
+
+class WandbRun:
+    """Writes to one run of a wandb project; the next `WandbRun` of the same folder continues it.
+
+    wandb takes each step once: of steps that are repeated after a run was killed, it keeps the first values.
+
+    Args:
+        project: its name.
+        run_dir: the run's folder, whose name is the run's; wandb's files go to `wandb/` in it.
+        settings: the run's configuration as nested values.
+
+    Raises:
+        WandbError: wandb is not installed, or does not begin a run (not logged in, for one).
+    """
+
+    name = "wandb"
+
+    def __init__(self, project: str, run_dir: Path, settings: dict[str, Any]) -> None:
+        wandb = import_wandb(project)
+        path = run_dir / WANDB_FILE
+        known = path.read_text(encoding="utf-8").strip() if path.exists() else None
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=run_dir.resolve().name,
+                dir=str(run_dir),
+                config=settings,
+                allow_val_change=True,  # some settings may change when a run is resumed
+                id=known,
+                resume=None if known is None else "allow",
+            )
+        except Exception as error:  # of wandb, the network or its service's processes
+            raise WandbError(f"train.wandb {project}: wandb.init failed: {error}") from error
+        if known is None:
+            write_text(path, f"{self._run.id}\n")
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        self._run.log(scalars, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,10 +1,10 @@
-"""How much memory a run needs, before it begins; and what to change where there is not enough."""
+"""How much memory a run needs, before it begins; and which settings to change where there is not enough."""
 
 from __future__ import annotations
 
-import copy
 import math
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from andfast.attack import FreeAT, RandomDeviation, Simulated
 from andfast.attack.base import NetworkAttack
 from andfast.degradation.network import DegradationNetwork
-from andfast.losses import GeneratorLoss, Objective, discriminator_loss, generator_objective, l1_loss, no_objective
+from andfast.losses import Objective, discriminator_loss, generator_objective, l1_objective
 from andfast.models.frozen import AutocastModule
 from andfast.ops import dispatch
 from andfast.ops.theta_layout import ThetaLayout
@@ -24,104 +24,78 @@ from andfast.utils.memory import LiveBytes, free_memory
 
 
 def estimate_memory(trainer: Trainer) -> int:
-    """About how many bytes training takes at most, on the device, weights and all.
+    """About how many bytes training takes at most on the device, weights included.
 
-    The passes of a step are run on tensors that have shapes and no content (PyTorch's own, as its compiler uses them),
-    and what lives at once is added up. Not seen is what libraries take for themselves, such as the device's context and
-    scratch memory. A compiled generator mostly takes less.
+    Not included is what libraries take for themselves, such as the device's context and scratch memory. A compiled
+    generator mostly takes less.
     """
-    train, scale = trainer.config.train, trainer.config.scale
-    weights = sum(weight.nbytes for weight in trainer.generator.parameters())
-    # G, its average, what it was before, and Adam's two moments; of D there is one.
-    held = 5 * weights + trainer.frozen.copied_bytes + _held_for_loss(trainer)
+    config, train, device = trainer.config, trainer.config.train, trainer.device
+    discriminator, scale, size = trainer.discriminator, config.scale, train.patch_size
+    of_g, of_d = _bytes(trainer.generator), _bytes(discriminator and discriminator.module)
+    # G, its average, its copy for sample sheets, and Adam's two moments; D and its moments.
+    held = 5 * of_g + trainer.frozen.copied_bytes + 3 * of_d + _bytes(trainer.features)
+    held += 0 if discriminator is None else discriminator.frozen.copied_bytes
+
+    # The attack and the updates on as many images as are computed at once, and the attack of a sample sheet.
     images = train.micro_batch or train.batch_size
-    searched = train.batch_size - trainer.config.attack.mix.images(train.batch_size)
-    at_once = min(images, searched)
-    networks = max(trainer.config.networks * at_once // searched, 1)
-    attack, row = _attack_peak(trainer, at_once, networks, train.patch_size)
-    # Of the networks that wait theta_id, the deviation, the worst one so far and the gradient.
-    attack += 4 * (trainer.config.networks - networks) * row
-    # Of the images that wait: the patches as bytes and as float32, a few LR images, and restored ones for D.
-    restored = 0 if trainer.discriminator is None else 4
-    waiting = (train.batch_size - images) * 3 * train.patch_size**2 * (5 + 16 / scale**2 + restored)
-    in_sheet = min(images, ROWS)
-    sheet, _ = _attack_peak(trainer, in_sheet, in_sheet, CROP - CROP % scale, of_sheet=True)
-    # Gradients are kept from one update to the next.
-    of_d = _discriminator_bytes(trainer)
-    step = max(
-        attack + weights + of_d, _update_peak(trainer, images) + of_d, _discriminator_peak(trainer, images) + weights
-    )
-    return int(held + max(step + waiting, sheet + weights + of_d))
+    attacked = train.batch_size - config.attack.mix.images(train.batch_size)
+    at_once = min(images, attacked)
+    networks = max(config.networks * at_once // attacked, 1)
+    in_sheet, crop = min(images, ROWS), CROP - CROP % scale
+    has_network = isinstance(trainer.attack, NetworkAttack)
+    of_attack, of_sheet = (trainer.make_bank(count) if has_network else None for count in (networks, in_sheet))
+    # A replay of `FreeAT` is an update as well.
+    view = trainer.autocast if isinstance(trainer.attack, FreeAT) else trainer.frozen
+    objective, sheet_objective = generator_objective(view, trainer.loss), l1_objective(trainer.frozen)
+    if isinstance(trainer.attack, (RandomDeviation, Simulated)):
+        objective = sheet_objective = None
 
+    def targets(hr: Tensor) -> AbstractContextManager[None]:
+        return trainer.cached_targets(trainer.loss, hr)
 
-def _held_for_loss(trainer: Trainer) -> int:
-    """What the loss looks through: VGG19's weights, D's with Adam's moments, and the view of D: bytes."""
-    features = 0 if trainer.features is None else sum(weight.nbytes for weight in trainer.features.parameters())
-    view = 0 if trainer.discriminator is None else trainer.discriminator.frozen.copied_bytes
-    return features + 3 * _discriminator_bytes(trainer) + view
-
-
-def _discriminator_bytes(trainer: Trainer) -> int:
-    """D's weights, and as much again for each copy of them."""
-    found = trainer.discriminator
-    return 0 if found is None else sum(weight.nbytes for weight in found.module.parameters())
-
-
-def _attack_peak(trainer: Trainer, images: int, networks: int, size: int, of_sheet: bool = False) -> tuple[int, int]:
-    """The adversary's step on so many images of size x size, and a network's row of theta: bytes."""
-    config = trainer.config
-    climbs = not isinstance(trainer.attack, (RandomDeviation, Simulated))
-    with FakeTensorMode(), LiveBytes() as memory, torch.set_grad_enabled(climbs):
-        # A replay is an update, too; its weights' gradients are counted elsewhere.
-        view = (
-            AutocastModule(trainer.generator, trainer.precision)
-            if isinstance(trainer.attack, FreeAT)
-            else trainer.frozen
+    with torch.compiler.set_stance("force_eager"):
+        attack = _peak_bytes((at_once, 3, size, size), scale, device, of_attack, objective, targets=targets)
+        sheet = 0
+        if in_sheet * crop**2 > at_once * size**2:
+            sheet = _peak_bytes((in_sheet, 3, crop, crop), scale, device, of_sheet, sheet_objective)
+        update_objective, weights = (
+            generator_objective(trainer.autocast, trainer.loss),
+            [*trainer.generator.parameters()],
         )
-        loss = l1_loss if of_sheet else _fake_loss(trainer, memory)
-        objective = trainer.micro_batched(
-            generator_objective(AutocastModule(_fake(view.module, memory), view.dtype), loss)
-        )
-        hr = _batch(images, size, trainer.device)
-        row = 0
-        with nullcontext() if of_sheet else trainer.cached_targets(loss, hr):
-            if isinstance(trainer.attack, NetworkAttack):
-                row = _search(trainer.make_bank(networks), hr, objective, climbs)
-            else:
-                image = hr.new_empty(images, 3, size // config.scale, size // config.scale).requires_grad_()
-                losses = objective(image, hr)
-                if climbs:
-                    torch.autograd.grad(losses.sum(), image)
-        return memory.peak, row
+        update = _peak_bytes((images, 3, size, size), scale, device, None, update_objective, weights, targets)
+        update_of_d = _discriminator_peak_bytes(trainer, images)
+    if of_attack is not None:  # theta_id, the deviation, the worst one so far and the gradient of the other networks
+        attack += 4 * (config.networks - networks) * of_attack.layout.size * torch.float32.itemsize
+    # Of the other images: the patches as bytes and as float32, a few LR images, and restored ones for D.
+    restored = 0 if discriminator is None else 4
+    waiting = (train.batch_size - images) * 3 * size**2 * (5 + 16 / scale**2 + restored)
+    # Gradients of weights are kept from one update to the next.
+    step = waiting + max(attack + of_g + of_d, update + of_d, update_of_d + of_g)
+    return int(held + max(step, sheet + of_g + of_d))
 
 
 def search_bytes(
     settings: DegradationConfig, scale: int, view: AutocastModule | None, size: tuple[int, int], device: torch.device
 ) -> int:
-    """About how many bytes a search takes at most for an image that has a network of its own, beside the weights.
+    """About how many bytes the attack on one image with its own network takes at most, beside the weights.
 
     Args:
         settings, scale, device: of the network.
-        view: the generator as the adversary looks through it; None: there is no adversary, and no gradient.
+        view: the generator that the adversary attacks; None: there is no adversary, and no gradient.
         size: (H, W) of the HR image.
     """
-    with FakeTensorMode(), LiveBytes() as memory, torch.set_grad_enabled(view is not None):
-        objective = no_objective
-        if view is not None:
-            objective = generator_objective(AutocastModule(_fake(view.module, memory), view.dtype), l1_loss)
-        hr = torch.empty(1, 3, *size, device=device)
-        network = settings.build(scale, 1, device)
-        _search(network, hr, objective, climbs=view is not None)
-        if device.type != "cpu" or network.dtype == torch.float32:
-            return memory.peak
-        # Without AMX, oneDNN lays out the input of a 3x3 convolution in half types nine times.
-        return memory.peak + 9 * network.channels * math.prod(size) * network.dtype.itemsize
+    network = settings.build(scale, 1, device)
+    peak = _peak_bytes((1, 3, *size), scale, device, network, view and l1_objective(view))
+    if device.type != "cpu" or network.dtype == torch.float32:
+        return peak
+    # Without AMX, oneDNN lays out the input of a 3x3 convolution in half types nine times.
+    return peak + 9 * network.channels * math.prod(size) * network.dtype.itemsize
 
 
 def check_search(
     settings: DegradationConfig, scale: int, view: AutocastModule | None, size: tuple[int, int], device: torch.device
 ) -> None:
-    """Refuse a search, described as for `search_bytes`, for which there is not enough memory on its device.
+    """Refuse an attack, described as for `search_bytes`, for which there is not enough memory on its device.
 
     Raises:
         MemoryError: it says how much is needed.
@@ -131,30 +105,53 @@ def check_search(
         raise MemoryError(describe_memory(needed, free))
 
 
-def _search(network: DegradationNetwork, hr: Tensor, objective: Objective, climbs: bool) -> int:
-    """The passes of a step through F and G, to be counted; returns the bytes of a network's row of theta."""
-    layout = ThetaLayout(tuple(hr.shape[2:]), network.scale, network.channels, network.blocks, network.noise)
-    network.layout = layout
-    bank = torch.empty(network.num_networks, layout.size, device=hr.device)
-    network.theta_id = bank
-    delta = torch.empty_like(bank).requires_grad_()
-    lr = network(hr, delta)
-    image = lr.detach().requires_grad_()
-    loss = objective(image, hr)
-    if climbs:
-        (costate,) = torch.autograd.grad(loss.sum(), image)
-    del loss
-    kept = (torch.empty_like(bank), _scratch(network, hr))  # among them the worst deviation so far
-    if climbs:
-        torch.autograd.grad(lr, delta, costate)
-    del kept
-    return bank[0].nbytes
+def _bytes(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(weight.nbytes for weight in module.parameters())
+
+
+def _peak_bytes(
+    shape: tuple[int, ...],
+    scale: int,
+    device: torch.device,
+    network: DegradationNetwork | None,
+    objective: Objective | None,
+    weights: Sequence[Tensor] = (),
+    targets: Callable[[Tensor], AbstractContextManager[None]] = nullcontext,
+) -> int:
+    """The peak memory of one pass through F and the objective and back, on PyTorch's tensors without content.
+
+    Args:
+        shape: (B, 3, H, W), of the HR images.
+        network: F; None: LR images are given. It gets a layout and parameters without content.
+        objective: of G; None: there is only a forward pass of F.
+        weights: of G, for which gradients are computed as well.
+        targets: as `GeneratorLoss.step`.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
+        hr = torch.empty(shape, dtype=torch.uint8, device=device).float() / 255
+        with targets(hr):
+            if network is None:
+                lr = hr.new_empty(len(hr), 3, shape[2] // scale, shape[3] // scale)
+            else:
+                network.layout = ThetaLayout(shape[2:], scale, network.channels, network.blocks, network.noise)
+                network.theta_id = torch.empty(network.num_networks, network.layout.size, device=device)
+                delta = torch.empty_like(network.theta_id).requires_grad_(objective is not None)
+                lr = network(hr, delta)
+            if objective is not None:
+                image = lr.detach().requires_grad_()
+                gradient, *_ = torch.autograd.grad(objective(image, hr).sum(), [image, *weights])
+            if network is not None:
+                kept = torch.empty_like(delta), _scratch(network, hr)  # the worst deviation so far
+                if objective is not None:
+                    torch.autograd.grad(lr, delta, gradient)
+                del kept
+        return memory.peak
 
 
 def _scratch(network: DegradationNetwork, hr: Tensor) -> Tensor | None:
-    """As much as F's backward pass takes while it runs, which as one operation does not show it.
+    """As much as F's backward pass takes while it runs: the gradients of a layer's output and input.
 
-    That is the gradients of a layer's output and input, of the networks that it does at once.
+    The fused backward pass is one operation, whose own allocations are not counted.
     """
     implementation = dispatch.resolve("degradation_forward", hr.device, network.dtype)
     if implementation == "reference":
@@ -163,52 +160,17 @@ def _scratch(network: DegradationNetwork, hr: Tensor) -> Tensor | None:
     return hr.new_empty(2, len(hr) // pieces, network.channels, *hr.shape[2:], dtype=network.dtype)
 
 
-def _update_peak(trainer: Trainer, images: int) -> int:
-    """G's update on so many images, its gradients included."""
-    size = trainer.config.train.patch_size
-    with FakeTensorMode(), LiveBytes() as memory:
-        loss = _fake_loss(trainer, memory)
-        objective = generator_objective(AutocastModule(_fake(trainer.generator, memory), trainer.precision), loss)
-        hr = _batch(images, size, trainer.device)
-        lr = hr.new_empty(images, 3, size // trainer.config.scale, size // trainer.config.scale)
-        with trainer.cached_targets(loss, hr):
-            objective(lr, hr).sum().backward()
-        return memory.peak
-
-
-def _discriminator_peak(trainer: Trainer, images: int) -> int:
-    """D's update on so many images, its gradients included."""
-    found = trainer.discriminator
-    if found is None:
+def _discriminator_peak_bytes(trainer: Trainer, images: int) -> int:
+    """The peak memory of D's update on so many images, its gradients included."""
+    if trainer.discriminator is None:
         return 0
-    with FakeTensorMode(), LiveBytes() as memory:
-        view = AutocastModule(_fake(found.module, memory), found.frozen.dtype)
-        hr = _batch(images, trainer.config.train.patch_size, trainer.device)
-        discriminator_loss(view, torch.empty_like(hr), hr, trainer.config.loss.gan_kind()).sum().backward()
+    module, size = trainer.discriminator.module, trainer.config.train.patch_size
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
+        hr = torch.empty(images, 3, size, size, device=trainer.device)
+        view = AutocastModule(module, trainer.discriminator.frozen.dtype)
+        loss = discriminator_loss(view, torch.empty_like(hr), hr, trainer.config.loss.gan_kind())
+        torch.autograd.grad(loss.sum(), list(module.parameters()))
         return memory.peak
-
-
-def _fake_loss(trainer: Trainer, memory: LiveBytes) -> GeneratorLoss:
-    features, found = trainer.features, trainer.discriminator
-    view = None if found is None else AutocastModule(_fake(found.frozen.module, memory), found.frozen.dtype)
-    return trainer.config.loss.build(None if features is None else _fake(features, memory), view)
-
-
-def _batch(images: int, size: int, device: torch.device) -> Tensor:
-    return torch.empty(images, 3, size, size, dtype=torch.uint8, device=device).float() / 255
-
-
-def _fake(module: nn.Module, memory: LiveBytes) -> nn.Module:
-    """The same module with weights that have no content, which are counted elsewhere."""
-
-    def empty(tensor: Tensor) -> Tensor:
-        options = {"dtype": tensor.dtype, "device": tensor.device}
-        return memory.know(torch.empty_strided(tensor.shape, tensor.stride(), **options))
-
-    memo: dict[int, Tensor] = {id(buffer): empty(buffer) for buffer in module.buffers()}
-    for weight in module.parameters():
-        memo[id(weight)] = nn.Parameter(empty(weight), requires_grad=weight.requires_grad)
-    return copy.deepcopy(module, memo)
 
 
 def describe_memory(needed: int, free: int | None) -> str:

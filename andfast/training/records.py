@@ -1,9 +1,11 @@
-"""Reading `metrics.jsonl`, the record of a run."""
+"""Reading `metrics.jsonl`, the record of a run, and summarising it."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ class RunRecordError(ValueError):
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`, one after the other: those of steps have a "loss", others a "validation".
 
-    A last line that does not end is left out: it is being written, or was when the run was killed.
+    An incomplete last line is left out: it is being written, or was when the run was killed.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        RunRecordError: a line is none that a run writes.
+        RunRecordError: a line is invalid.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -29,20 +31,82 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 record = json.loads(line)
-            except ValueError as error:  # among them bytes that are no text
+            except ValueError as error:  # also where the bytes are not text
                 raise RunRecordError(f"{path}: line {number} is damaged ({error}); delete the line") from error
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise RunRecordError(f"{path}: line {number} has no step; it is none that andfast.train writes")
+                raise RunRecordError(f"{path}: line {number} has no step; andfast.train has not written it")
             yield record
 
 
 def lacks_validation(path: Path, step: int) -> bool:
-    """Whether a run's `metrics.jsonl` has lines of a step, but none of its validation.
+    """Whether a run's `metrics.jsonl` has lines of a step, but no validation of it.
 
     Raises:
-        OSError, RunRecordError: as `read_records`; but where there is no such file, it has no lines.
+        OSError, RunRecordError: as `read_records`; but a missing file has no lines.
     """
     if not path.exists():
         return False
-    found = [record for record in read_records(path) if record["step"] == step]
-    return bool(found) and not any("validation" in record for record in found)
+    records = [record for record in read_records(path) if record["step"] == step]
+    return bool(records) and not any("validation" in record for record in records)
+
+
+@dataclass
+class _Score:
+    """PSNR-Y in the validations with one kind of LR images."""
+
+    best: float
+    best_step: int
+    last: float
+    step: int
+    bicubic: float
+
+    def __str__(self) -> str:
+        best = "the best" if self.best_step == self.step else f"best {self.best:.2f} at step {self.best_step}"
+        return f"{self.last:.2f} dB at step {self.step}, {best} (bicubic interpolation {self.bicubic:.2f})"
+
+
+def summarise(run_dir: Path, batch_size: int) -> str:
+    """The number and speed of a run's steps, its validation results, and its files, in a few lines.
+
+    They describe the whole run, however often it was resumed. Validations and saves do not count in its time.
+
+    Args:
+        run_dir: holds `metrics.jsonl`.
+        batch_size: images a step.
+
+    Raises:
+        OSError, RunRecordError: as `read_records`.
+    """
+    steps, seconds, waited = 0, 0.0, 0.0
+    scores: dict[str, _Score] = {}
+    for record in read_records(run_dir / METRICS_FILE):
+        if "loss" in record:
+            steps += 1
+            seconds += record["seconds"]
+            waited += record["data_wait"]
+        for name, result in record.get("validation", {}).items():
+            # null stands for the infinite PSNR of images without any error.
+            last, bicubic = (math.inf if result[key] is None else result[key] for key in ("psnr_y", "bicubic_psnr_y"))
+            step = record["step"]
+            before = scores.get(name)
+            best, best_step = (before.best, before.best_step) if before and before.best >= last else (last, step)
+            scores[name] = _Score(best, best_step, last, step, bicubic)
+    rate, share = (steps * batch_size / seconds, waited / seconds) if seconds else (0.0, 0.0)
+    names = ("model.safetensors", "model.pth", "discriminator.pth", "state.pt", "samples", METRICS_FILE)
+    return "\n".join(
+        [
+            f"{steps:,} iteration{'s' * (steps != 1)} in {_duration(seconds)}, {rate:.1f} images/s; "
+            f"waited for data {share:.1%} of the time",
+            *(f"PSNR-Y on {name} LR: {score}" for name, score in scores.items()),
+            f"in {run_dir}: {', '.join(name for name in names if (run_dir / name).exists())}",
+        ]
+    )
+
+
+def _duration(seconds: float) -> str:
+    """The two largest units."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minute} min"
+    return f"{minute} min {second} s" if minute else f"{second} s"

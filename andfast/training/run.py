@@ -1,4 +1,4 @@
-"""A training run: its directory and all that fills it, from the first look at the settings to the last line."""
+"""A training run, from its settings to its last line: settings, images, trainer, directory, loop, end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import errno
 import os
 import signal
 import sys
-import tempfile
 import time
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
-from pathlib import Path
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -17,157 +15,109 @@ from torch import Tensor
 from tqdm import tqdm
 
 from andfast.data.cache import cache_images
-from andfast.data.images import DataError, write_png
+from andfast.data.images import DataError
 from andfast.data.patches import PatchBatches, Source, make_loader
 from andfast.inference.tiles import NonFiniteError
-from andfast.models import save_discriminator, save_model
 from andfast.models.compilation import CompileError
 from andfast.ops import dispatch
 from andfast.training.batches import TrainingBatches, make_pair_patches
-from andfast.training.best import BEST_FILE, BestModel
-from andfast.training.checkpoints import (
-    PREVIOUS_FILE,
-    STATE_FILE,
-    different,
-    flat,
-    load_newest,
-    load_state,
-    make_newest,
-    save_state,
-)
+from andfast.training.checkpoints import BestModel, different, flat
 from andfast.training.config import Config
 from andfast.training.data_wait import DataWait
-from andfast.training.distributed import LostError, World
+from andfast.training.distributed import World
+from andfast.training.folder import BAD_BATCH, RunFolder
 from andfast.training.images import Skipped, find_images
-from andfast.training.logging import RunLog
+from andfast.training.logging import RunLog, WandbError, import_wandb
 from andfast.training.memory_check import describe_memory, estimate_memory, remedies
-from andfast.training.options import dump_yaml
-from andfast.training.records import METRICS_FILE, RunRecordError, lacks_validation
+from andfast.training.records import METRICS_FILE, RunRecordError, lacks_validation, summarise
 from andfast.training.samples import sample_sheet
 from andfast.training.signals import StopSignal
 from andfast.training.step_metrics import DivergedError, StepLogger
-from andfast.training.summary import summarise
 from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
-from andfast.training.wandb_run import WANDB_FILE, WandbError, import_wandb
-from andfast.utils.allocator import keep_freed_memory
-from andfast.utils.files import make_folder, remove_unfinished, sync, write_text, write_torch, written_whole
-from andfast.utils.locks import locked
-from andfast.utils.memory import free_memory, is_out_of_memory
+from andfast.utils.memory import free_memory, is_out_of_memory, keep_freed_memory
 from andfast.utils.rng import batch_positions
 
-BAD_BATCH = "bad_batch.pt"
-DISCRIMINATOR_FILE = "discriminator.pth"
-
-# What may be another setting in each process: where things lie on its machine, and how they are read.
-_PRIVATE = {"run_dir", "resume", "data.workers", "data.cache_mib", "data.cache", "loss.vgg"}
+# Settings that may differ between processes: where files are on a machine, and how they are read.
+_LOCAL_SETTINGS = {"run_dir", "resume", "data.workers", "data.cache_mib", "data.cache", "loss.vgg"}
 
 
 class Run:
-    """A run directory and all that fills it.
+    """A training run.
 
-    Everything that can be wrong with the settings, the images and the state to resume is found out here, before
-    the first step and before anything is written; but for the cache of images, which is made last.
-
-    Of several processes the main one has the directory, and tells of everything; the others need not see it.
+    All errors in the settings, the images and the state to resume are raised here, before the first step and before
+    anything is written; only the cache of images is made last.
 
     Args:
         config: the settings of the whole run.
         world: its processes; None: there is one.
+
+    Raises:
+        ValueError, OSError: the run cannot begin.
     """
 
     def __init__(self, config: Config, world: World | None = None) -> None:
         self.config, self.world = config, world or World()
-        self.folder = Path(config.run_dir)
-        _have_temporary_folder(self.folder)
-        # Of the directory, by the main process, as long as the run lasts.
-        self._lock = ExitStack()
-        self._holds = False
-        # The state in the folder that is gone on from, and the step of the newest one; None: there is none.
-        self._own: Path | None = None
-        self._saved: int | None = None
-        state, owes_validation = None, False
-        with self.world.together():
+        self.folder = RunFolder(config, _warn)
+        state = None
+        # The run was stopped between the step of its state and the validation of that step.
+        self._owes_validation = False
+        with self.world.raise_together():
             if config.train.wandb is not None and self.world.main:
                 import_wandb(config.train.wandb)
-            # All find the same ones.
-            self.skipped = Skipped(self.world.named, tells=self.world.main)
+            # All processes find the same images; later each reads its own.
+            self.skipped = Skipped(self.world.named, verbose=self.world.main)
             self.images = find_images(config, self.skipped)
-        self.world.in_turns(config.loss.fetch)
-        with self.world.together():
-            self.trainer = Trainer(config.split(self.world.size), self.world)
-            if self.trainer.device.type == "cpu":
-                keep_freed_memory()
-            self._pairs = make_pair_patches(self.trainer.config, self.images.trained_pairs, self.world)
-            network = self.trainer.bank
-            try:
-                self._kernels = dispatch.resolve("degradation_forward", network.theta_id.device, network.dtype)
-            except RuntimeError as error:  # one is forced that is not there
-                raise ValueError(error) from error
+        self.world.local_rank_first(config.loss.fetch)
+        with self.world.raise_together():
+            self.trainer = self._make_trainer()
             if self.world.main:
-                self._seen = self._last_saved()
-                state = self._state_to_resume()
-                owes_validation = state is not None and self._lacks_validation(state["step"])
-                finished = state is not None and state["step"] >= config.train.iterations and not owes_validation
-                if self.folder.is_dir() and not finished:  # before a cache is made, which takes long
-                    self._take_folder()
-            self.best = BestModel(self.folder, _warn)
+                state = self._load_state()
+            self.best = BestModel(self.folder.path, _warn)
             held_out = [image for _, image in self.images.held_out]
             self.validate = Validator(held_out, self.images.pairs, config.scale, self.world)
-        self._check_alike()
-        # Whether a stop came before the step gone on from was validated.
-        state, self._saved, self._owes_validation = self.world.broadcast((state, self._saved, owes_validation))
+        self._check_processes_agree()
+        state, self.folder.saved_step, self._owes_validation = self.world.broadcast(
+            (state, self.folder.saved_step, self._owes_validation)
+        )
         if state is not None:
             self.trainer.load(state)
-        self.batches = self._batches()
-        with self.world.together():
+        self.batches = self._make_batches()
+        with self.world.raise_together():
             if self.world.main:
-                self._introduce()
+                if not self._is_done:  # a finished run is left unchanged
+                    self.folder.lock()
+                self._print_introduction()
         self.trainer.connect()
-        # From now on images are each process's own.
-        self.skipped.tells = True
+        self.skipped.verbose = True
 
-    def _take_folder(self) -> None:
-        """Keep the directory for this run.
+    def _make_trainer(self) -> Trainer:
+        trainer = Trainer(self.config.split(self.world.size), self.world)
+        if trainer.device.type == "cpu":
+            keep_freed_memory()
+        self._pairs = make_pair_patches(trainer.config, self.images.trained_pairs, self.world)
+        bank = trainer.bank
+        try:
+            self._kernels = dispatch.resolve("degradation_forward", bank.theta_id.device, bank.dtype)
+        except RuntimeError as error:  # a backend is forced that is not available
+            raise ValueError(error) from error
+        return trainer
 
-        Raises:
-            ValueError: another run has it, or has just had it.
-            OSError: it cannot be written.
-        """
-        make_folder(self.folder)
-        self._lock.enter_context(locked(self.folder))
-        self._holds = True
-        if self._last_saved() != self._seen:
-            raise ValueError(f"{self.folder}: another run has just saved here; give the command again")
+    def _load_state(self) -> dict[str, Any] | None:
+        """The state to resume; locks the directory before a cache of images is made, which takes long."""
+        state = self.folder.load_state(self.images.digest())
+        finished = False
+        if state is not None:
+            step, train = state["step"], self.config.train
+            was_due = _due(step, train.validate_every, train.iterations)
+            self._owes_validation = was_due and lacks_validation(self.folder.path / METRICS_FILE, step)
+            finished = step >= train.iterations and not self._owes_validation
+        if self.folder.path.is_dir() and not finished:
+            self.folder.lock()
+        return state
 
-    def _last_saved(self) -> tuple[int, int] | None:
-        """What changes whenever a state is saved in the directory."""
-        with suppress(FileNotFoundError, NotADirectoryError):
-            found = os.stat(self.folder / STATE_FILE)
-            return found.st_ino, found.st_mtime_ns
-        return None
-
-    @property
-    def _is_done(self) -> bool:
-        return self.trainer.step >= self.config.train.iterations and not self._owes_validation
-
-    def _introduce(self) -> None:
-        if not self._holds and not self._is_done:  # a finished run is left as it is
-            self._take_folder()
-        size = self.world.size
-        needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
-        generator = dispatch.resolve("conv_act", self.trainer.device, self.trainer.precision)
-        print(
-            f"{len(self.images.sources)} images to train on, {len(self.images.held_out)} held out, "
-            f"{len(self.images.pairs)} camera pairs; {self.trainer.describe()}; "
-            f"kernels: degradation {self._kernels}, generator {generator}; "
-            f"{f'{size} processes, each ' if size > 1 else ''}{describe_memory(needed, free)}"
-        )
-        if free is not None and needed > free:
-            print(f"warning: that may be more than there is; it helps {remedies(self.config, size)}", file=sys.stderr)
-
-    def _check_alike(self) -> None:
-        """Refuse processes that were started otherwise than the main one, find other images, or compute in other types.
+    def _check_processes_agree(self) -> None:
+        """Refuse processes that differ from the main one in settings, images, or the types they compute in.
 
         Raises:
             ValueError: in all of them.
@@ -175,19 +125,19 @@ class Run:
         images = self.images.digest(), [pair.name for pair in self.images.pairs]
         main, *others = self.world.gather((flat(self.config.to_dict()), images, self.trainer.computes))
         for rank, (settings, images, computes) in enumerate(others, start=1):
-            keys = [key for key in different(main[0], settings) if key not in _PRIVATE]
+            keys = [key for key in different(main[0], settings) if key not in _LOCAL_SETTINGS]
             if keys:
-                found = "".join(f"\n  {key}: {settings.get(key)}, not {main[0].get(key)}" for key in keys)
-                raise ValueError(f"process {rank} was started with other settings than process 0:{found}")
+                differences = "".join(f"\n  {key}: {settings.get(key)}, not {main[0].get(key)}" for key in keys)
+                raise ValueError(f"process {rank} was started with other settings than process 0:{differences}")
             if images != main[1]:
-                raise ValueError(f"process {rank} finds other images than process 0; all must see the same ones")
+                raise ValueError(f"process {rank} finds other images than process 0; all must find the same ones")
             if computes != main[2]:
                 raise ValueError(f"process {rank} computes on {computes}, process 0 on {main[2]}; name what all can do")
 
-    def _batches(self) -> TrainingBatches:
+    def _make_batches(self) -> TrainingBatches:
         config, data, world = self.trainer.config, self.config.data, self.world
         patches = PatchBatches(
-            world.in_turns(self._sources),
+            world.local_rank_first(self._training_sources),
             patch=config.train.patch_size,
             batch=config.train.batch_size,
             seed=config.seed,
@@ -200,173 +150,89 @@ class Run:
         )
         return TrainingBatches(patches, self._pairs, config)
 
-    def _sources(self) -> list[Source]:
-        """The images to train on, in their cache if there is to be one, which is made now."""
+    def _training_sources(self) -> list[Source]:
+        """The images to train on; makes their cache if `data.cache` is set."""
         data, sources = self.config.data, self.images.sources
         return sources if data.cache is None else cache_images(data.cache, sources, data.workers)
 
-    def _state_to_resume(self) -> dict[str, Any] | None:
-        resume, settings = self.config.resume, self.config.to_dict()
-        if resume == "never":
-            return None
-        if resume == "auto":
-            found = load_newest(self.folder, settings, _warn)
-            if found is None:
-                return None
-            path, state = found
-            self._own = path
-        else:
-            path = Path(resume)
-            if not path.exists():
-                raise ValueError(f"--resume {path}: no such file; give a {STATE_FILE}, 'auto' or 'never'")
-            own = [name for name in (self.folder / STATE_FILE, self.folder / PREVIOUS_FILE) if name.exists()]
-            self._own = next((name for name in own if name.samefile(path)), None)
-            if own and self._own is None:
-                raise ValueError(f"--resume {path}: --run_dir {self.folder} holds another run; choose another folder")
-            state = load_state(path, settings)
-        if state["images"] != self.images.digest():
-            _warn(
-                f"the images are not those that {path} was trained on; what is held out from now on may have been "
-                "trained on before"
-            )
-        if self._own is not None:
-            self._saved = state["step"]
-        print(f"resuming {path} at step {state['step']}")
-        return state
+    def _print_introduction(self) -> None:
+        size = self.world.size
+        needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
+        generator = dispatch.resolve("conv_act", self.trainer.device, self.trainer.precision)
+        print(
+            f"{len(self.images.sources)} images to train on, {len(self.images.held_out)} held out, "
+            f"{len(self.images.pairs)} camera pairs; {self.trainer.describe()}; "
+            f"kernels: degradation {self._kernels}, generator {generator}; "
+            f"{f'{size} processes, each ' if size > 1 else ''}{describe_memory(needed, free)}"
+        )
+        if free is not None and needed > free:
+            print(f"warning: that may not fit; try {remedies(self.config, size)}", file=sys.stderr)
+
+    @property
+    def _is_done(self) -> bool:
+        return self.trainer.step >= self.config.train.iterations and not self._owes_validation
 
     def train(self) -> int:
-        """Train to the end, or until told to stop; returns the exit status of the command."""
-        with self._lock:
+        """Train to the end or until a signal; returns the exit status of the command."""
+        with closing(self.folder):
             return self._train()
 
     def _train(self) -> int:
         trainer, train, world = self.trainer, self.config.train, self.world
         if self._is_done:
             if world.main:
-                print(f"{self.folder}: all {train.iterations} iterations are done; --resume never starts over")
-            with suppress(LostError):  # nothing is left to be done
+                print(f"{self.folder.path}: all {train.iterations} iterations are done; --resume never starts over")
+            with suppress(RuntimeError):  # another process has ended, which does no harm any more
                 world.leave()
             return 0
         exhausted = ""
         try:
             with StopSignal(world.main) as stop:
-                with self._begin() as log:
-                    # Where reading costs nothing, it is not put off.
+                with self._open_log() as log:
+                    # On a CPU reading results of each step costs nothing.
                     every = train.log_every or (1 if trainer.device.type == "cpu" else 10)
                     stopped = self._loop(log, StepLogger(log, every, train.max_bad_steps), stop)
                 world.leave()
         except (RunRecordError, WandbError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except BrokenPipeError:  # who read what is printed is gone, often by the same Ctrl-C as the one here
-            return self._unheard(stop.number or signal.SIGPIPE)
+        except BrokenPipeError:  # nobody reads what is printed, often because of the same Ctrl-C
+            return self._save_silently(stop.number or signal.SIGPIPE)
         except DivergedError as error:  # in all processes
             kept = self._save_bad_batch(error.step)
-            return self._failed(error.step - 1, f"{error}; {kept}") if world.main else 3
+            return self._fail(error.step - 1, f"{error}; {kept}") if world.main else 3
         except DataError as error:
             self._rescue()
-            return self._failed(trainer.step, str(error))
+            return self._fail(trainer.step, str(error))
         except (CompileError, NonFiniteError, OSError) as error:
-            return self._failed(trainer.step, _reason(error))
+            return self._fail(trainer.step, _reason(error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
-                if world.is_broken():
-                    return self._failed(trainer.step, world.epitaph)
+                if world.lost_peer(error):
+                    return self._fail(trainer.step, world.peer_lost_message)
                 raise
             exhausted = str(error).strip().partition("\n")[0] or type(error).__name__
-        if exhausted:  # and the error is gone, which held all that the step had computed
-            return self._out_of_memory(exhausted)
+        if exhausted:  # here the error is freed, and with it the tensors of the step
+            trainer.drop_gradients()
+            self._rescue()
+            reason = f"out of memory ({exhausted}); try {remedies(self.config, world.size)}"
+            return self._fail(trainer.step, reason)
         if world.main:
             how = (
                 f"stopped at step {trainer.step} and saved; --resume auto goes on from there\n" if stopped else "done: "
             )
-            print(how + summarise(self.folder, train.batch_size))
+            print(how + summarise(self.folder.path, train.batch_size))
         return 128 + stopped if stopped else 0
 
-    def _begin(self) -> AbstractContextManager[RunLog | None]:
-        """Put the folder in order: what earlier starts left half-done or to be replaced, and the configuration.
-
-        Returns:
-            The log, to be closed; None in all processes but the main one.
-        """
+    def _open_log(self) -> AbstractContextManager[RunLog | None]:
+        """Prepare the directory and open the log; None in all processes but the main one."""
         if not self.world.main:
             return nullcontext()
-        for folder in (self.folder, self.folder / "samples"):
-            remove_unfinished(folder)
-        if self._own is not None:
-            make_newest(self._own)
-        if self.trainer.step == 0:
-            self._clear()
-        # How this time began is not for the next time.
-        write_text(self.folder / "config.yaml", dump_yaml(self.config.to_dict() | {"resume": "auto"}))
-        return closing(RunLog(self.folder, self.trainer.step, self.config.train.wandb, self.config.to_dict()))
-
-    def _failed(self, step: int, reason: str) -> int:
-        """Say what ended the run and, in the process that knows, what is left; returns the exit status."""
-        knows = self.world.main and self._saved is not None and (self.folder / STATE_FILE).exists()
-        kept = f"; {self.folder / STATE_FILE} is whole, of step {self._saved}" if knows else ""
-        print(f"error: {self.world.named(f'stopped at step {step}: {reason}{kept}')}", file=sys.stderr)
-        return 3
-
-    def _save_bad_batch(self, step: int) -> str:
-        """Keep the images of the first update that was left out, to be studied; returns what to say of it."""
-        path, world = self.folder / BAD_BATCH, self.world
-        try:
-            parts = world.gather([images.cpu() for images in self.trainer.bad_batch(step - 1)])
-            if world.main:
-                hr, lr = (self._joined([part[which] for part in parts]) for which in range(2))
-                with written_whole(path) as temporary:
-                    write_torch({"step": step, "hr": hr, "lr": lr}, temporary)
-            world.agree(0)  # the end of another has this one ended, too, by who started both
-        except OSError as error:
-            return f"its images could not be saved: {error}"
-        except RuntimeError:
-            if not world.is_broken():
-                raise
-            return f"its images could not be gathered: {world.epitaph}"
-        return f"its images are in {path}"
-
-    def _joined(self, parts: list[Tensor]) -> Tensor:
-        """The whole batch of all processes' images, in the order in which one would have it."""
-        mixed, size = self.trainer.config.mixed, self.world.size
-        images = len(parts[0])
-        places = [batch_positions(images, mixed, rank, size) for rank in range(size)]
-        whole = torch.empty(size * images, *parts[0].shape[1:])
-        for own, part in zip(places, parts, strict=True):
-            whole[own] = part
-        return whole
-
-    def _unheard(self, number: int) -> int:
-        """Save what there is when nothing can be printed any more; returns the exit status."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
-        if self.trainer.step != self._saved:
-            self._save()
-        return 128 + number
-
-    def _out_of_memory(self, reason: str) -> int:
-        """Save what there is, and say what would need less."""
-        self.trainer.drop_gradients()
-        self._rescue()
-        return self._failed(
-            self.trainer.step, f"out of memory ({reason}); it helps {remedies(self.config, self.world.size)}"
-        )
-
-    def _rescue(self) -> None:
-        """Save the state of a run that cannot go on, if an update did not end half-way."""
-        trainer = self.trainer
-        if not self.world.main:
-            self.world.is_broken()  # time for the main one to save, should it be there as well
-        elif trainer.intact and trainer.step != self._saved:
-            try:
-                with StopSignal(tells=False):  # the others' end may have this one told to stop
-                    self._save()
-            except (MemoryError, RuntimeError, OSError) as error:
-                print(f"error: the state of step {trainer.step} could not be saved: {error}", file=sys.stderr)
+        self.folder.begin(self.trainer.step)
+        return closing(RunLog(self.folder.path, self.trainer.step, self.config.train.wandb, self.config.to_dict()))
 
     def _loop(self, log: RunLog | None, logger: StepLogger, stop: StopSignal) -> int:
-        """Train; returns the signal that stopped it, in whichever process it came, or 0."""
+        """Train; returns the signal that stopped it, in any of the processes, or 0."""
         trainer, train, world = self.trainer, self.config.train, self.world
         wait = DataWait()
         pin = trainer.device.type == "cuda"
@@ -379,22 +245,22 @@ class Run:
             mininterval=0.1 if sys.stderr.isatty() else 10,
             disable=not world.main,
         )
-        # Closed also when a step raises: workers that still wait to be asked would keep this process from ending. What
-        # was not read yet is read then, but not of several processes: the others may not be there to compute it with.
-        at_last = closing(logger) if world.size == 1 else nullcontext()
-        with bar, closing(iter(loader)) as batches, at_last:
+        # Closed also when a step raises: waiting workers would keep this process from ending. Then the last results
+        # are read as well, but not of several processes: the others may be gone, without whom they cannot be computed.
+        read_at_end = closing(logger) if world.size == 1 else nullcontext()
+        with bar, closing(iter(loader)) as batches, read_at_end:
             if self._owes_validation:
                 self._validate(log, stop)
             begin = time.perf_counter()
-            stopped = world.agree(stop.number)
+            stopped = world.all_reduce_max(stop.number)
             while not stopped and trainer.step < train.iterations:
-                broken_off = False
-                asked = time.perf_counter()
+                interrupted = False
+                wait_begin = time.perf_counter()
                 batch, failures = next(batches)
-                data_wait = time.perf_counter() - asked
+                data_wait = time.perf_counter() - wait_begin
                 self.skipped.report(failures)
                 step = trainer.train_step(*batch)
-                # From the end of one step to the end of the next: what reading took is the next one's.
+                # From the end of one step to the end of the next, so that reading results counts in the next one.
                 begin, seconds = time.perf_counter(), time.perf_counter() - begin
                 wait.add(data_wait, seconds)
                 if logger.add(step, seconds=seconds, data_wait=data_wait):
@@ -407,87 +273,95 @@ class Run:
                 saves = _due(trainer.step, train.save_every, train.iterations)
                 if validates or saves:
                     logger.flush()
-                    # What may be diverging is neither judged nor kept.
+                    # Weights that may be diverging are neither validated nor saved.
                     if not logger.last.skipped or trainer.step == train.iterations:
                         if validates:
-                            broken_off = not self._validate(log, stop)
+                            interrupted = not self._validate(log, stop)
                         if saves:
                             self._save()
                     begin = time.perf_counter()
-                if broken_off or trainer.step % world.patience == 0 or trainer.step == train.iterations:
-                    stopped = world.agree(stop.number)
+                if interrupted or trainer.step % world.stop_check_interval == 0 or trainer.step == train.iterations:
+                    stopped = world.all_reduce_max(stop.number)
             logger.flush()
-        if stopped and trainer.step != self._saved:
+        if stopped and trainer.step != self.folder.saved_step:
             self._save()
         return stopped
 
-    def _lacks_validation(self, step: int) -> bool:
-        """Whether the last step was to be validated and is not."""
-        train = self.config.train
-        due = _due(step, train.validate_every, train.iterations)
-        return due and lacks_validation(self.folder / METRICS_FILE, step)
-
     def _validate(self, log: RunLog | None, stop: StopSignal) -> bool:
-        """Validate, unless told to stop, which need not wait for it: it is done when the run goes on.
-
-        Returns whether it was.
-        """
+        """Validate; returns False if a signal interrupted it, in which case the resumed run does it."""
         step = self.trainer.step
         results = self.validate(self.trainer.ema, stop)
         if results is None or log is None:
             return results is not None
-        self._check_folder()
-        # Without, there is only one, of the last model.
+        self.folder.check()
+        # Without validate_every only the last model is validated.
         best = self.config.train.validate_every and self.best.offer(self.trainer.ema, step, results)
         log.write({"step": step, "validation": results})
         scores = "; ".join(
-            f"{name} LR {found['psnr_y']:.2f} dB, {found['ssim_y']:.4f} (bicubic interpolation "
-            f"{found['bicubic_psnr_y']:.2f}, {found['bicubic_ssim_y']:.4f})"
-            for name, found in results.items()
+            f"{name} LR {result['psnr_y']:.2f} dB, {result['ssim_y']:.4f} (bicubic interpolation "
+            f"{result['bicubic_psnr_y']:.2f}, {result['bicubic_ssim_y']:.4f})"
+            for name, result in results.items()
         )
         tqdm.write(f"step {step}: PSNR-Y, SSIM-Y on {scores}{', the best so far' if best else ''}")
-        sheet = sample_sheet(self.trainer, self.images.held_out)
-        write_png(self.folder / "samples" / f"step_{step:07d}.png", sheet)
+        self.folder.save_samples(step, sample_sheet(self.trainer, self.images.held_out))
         return True
 
     def _save(self) -> None:
-        """Write the state and the model as they are now; the main process does."""
+        """Save the models and the state; only the main process writes."""
         if self.world.main:
-            self._write()
-        self._saved = self.trainer.step
+            self.folder.save(self.trainer, self.images.digest())
+        self.folder.saved_step = self.trainer.step
 
-    def _check_folder(self) -> None:
-        """Refuse to write parts of a run into a folder made anew."""
-        if not (self.folder / METRICS_FILE).exists():
-            raise FileNotFoundError(f"{self.folder}: the run's folder is gone, or its {METRICS_FILE}; not saved")
+    def _fail(self, step: int, reason: str) -> int:
+        """Print what ended the run and which state is left; returns the exit status."""
+        kept = self.folder.describe_state() if self.world.main else ""
+        print(f"error: {self.world.named(f'stopped at step {step}: {reason}{kept}')}", file=sys.stderr)
+        return 3
 
-    def _write(self) -> None:
-        self._check_folder()
-        for name in ("model.safetensors", "model.pth"):
-            save_model(self.trainer.ema, self.folder / name, {"iterations": self.trainer.step})
-        if self.trainer.discriminator is not None:
-            save_discriminator(self.trainer.discriminator.module, self.folder / DISCRIMINATOR_FILE)
-        sync(self.folder / METRICS_FILE)  # a state never knows more than the lines before it
-        run = {"config": self.config.to_dict(), "images": self.images.digest()}
-        save_state(self.folder / STATE_FILE, self.trainer.state() | run)
+    def _rescue(self) -> None:
+        """Save the state of a run that failed, unless it failed within an update."""
+        trainer = self.trainer
+        if self.world.main and trainer.intact and trainer.step != self.folder.saved_step:
+            try:
+                with StopSignal(verbose=False):  # torchrun sends one when other processes end
+                    self._save()
+            except (MemoryError, RuntimeError, OSError) as error:
+                print(f"error: the state of step {trainer.step} could not be saved: {error}", file=sys.stderr)
 
-    def _clear(self) -> None:
-        """Remove what an earlier run left here that this one would mix with its own."""
-        # The newest state last but one: killed in between, the earlier run is still what it was.
-        names = [PREVIOUS_FILE, STATE_FILE, METRICS_FILE, WANDB_FILE, BEST_FILE, BAD_BATCH]
-        names += ["model.safetensors", "model.pth", DISCRIMINATOR_FILE]
-        found = [*self.folder.glob("samples/step_*.png"), *self.folder.glob("tensorboard/events.*")]
-        for path in [*(self.folder / name for name in names), *found]:
-            path.unlink(missing_ok=True)
-        self._saved = None
+    def _save_silently(self, number: int) -> int:
+        """Save when nothing can be printed any more; returns the exit status."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        if self.trainer.step != self.folder.saved_step:
+            self._save()
+        return 128 + number
 
+    def _save_bad_batch(self, step: int) -> str:
+        """Save the images of the first update that was left out; returns a message for the user."""
+        world = self.world
+        try:
+            parts = world.gather([images.cpu() for images in self.trainer.bad_batch(step - 1)])
+            if world.main:
+                hr, lr = (self._whole_batch([part[which] for part in parts]) for which in range(2))
+                self.folder.save_bad_batch(step, hr, lr)
+            world.all_reduce_max(0)  # wait for the main process: torchrun ends it when another one ends
+        except OSError as error:
+            return f"its images could not be saved: {error}"
+        except RuntimeError as error:
+            if not world.lost_peer(error):
+                raise
+            return f"its images could not be gathered: {world.peer_lost_message}"
+        return f"its images are in {self.folder.path / BAD_BATCH}"
 
-def _have_temporary_folder(run_dir: Path) -> None:
-    """Where no folder for temporary files can be written, have them in the run's: torch's optimisers ask for one."""
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        tempfile.tempdir = str(run_dir.absolute())
+    def _whole_batch(self, parts: list[Tensor]) -> Tensor:
+        """The images of all processes, in the order of a single process."""
+        mixed, size = self.trainer.config.mixed, self.world.size
+        images = len(parts[0])
+        whole = torch.empty(size * images, *parts[0].shape[1:])
+        for rank, part in enumerate(parts):
+            whole[batch_positions(images, mixed, rank, size)] = part
+        return whole
 
 
 def _warn(message: str) -> None:

@@ -1,4 +1,4 @@
-"""Being told to stop: Ctrl-C, and the SIGTERM that a scheduler sends before it takes a machine away."""
+"""Signals that stop a run: Ctrl-C, and the SIGTERM that a scheduler sends before it takes a machine away."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from types import FrameType
 
 
 class StopSignal:
-    """SIGINT and SIGTERM inside only set `number`, for the step to be finished and saved.
+    """Inside, SIGINT and SIGTERM only set `number`, so that the step can be finished and saved.
 
-    A second one ends the process, whatever it waits for: the system does that, for Python would wait until the current
-    operation is done. Files are written whole, and data workers end with the process.
+    A second signal ends the process at once, by the system: Python would wait until the current operation is done.
+    Files are written whole, and data workers end with the process.
 
     Args:
-        tells: whether to say so when one comes.
+        verbose: whether to print a line when a signal comes.
     """
 
-    def __init__(self, tells: bool = True) -> None:
+    def __init__(self, verbose: bool = True) -> None:
         self.number = 0
-        self._tells = tells
+        self._verbose = verbose
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
@@ -36,8 +36,8 @@ class StopSignal:
         self.number = number
         for each in self._previous:
             signal.signal(each, signal.SIG_DFL)
-        if not self._tells:
+        if not self._verbose:
             return
-        # Not print: the signal may have come in the midst of one, and streams do not take two at a time.
-        with suppress(OSError):  # a pipe's reader may have got the same signal
+        # Not print: the signal may have interrupted one, and streams are not reentrant.
+        with suppress(OSError):  # a pipe's reader may have ended by the same signal
             os.write(2, b"\nfinishing this step, then saving; a second signal ends the run at once\n")

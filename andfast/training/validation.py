@@ -1,4 +1,4 @@
-"""How well a generator restores images it has not seen, beside bicubic upsampling."""
+"""Validation of a generator on held-out images, compared with bicubic upsampling."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from andfast.metrics import FIDELITY, SSIM_WINDOW
 from andfast.training.distributed import World
 from andfast.training.signals import StopSignal
 
-# Held-out images may be of any size; so much of their middle is enough, and bounds the time.
+# Held-out images may be of any size; a centre crop is enough, and bounds the time.
 _LARGEST = 512
 
 
 def bicubic_upsample(lr: np.ndarray, scale: int) -> np.ndarray:
-    """Pillow's bicubic interpolation, uint8 (h, w, 3) -> (scale * h, scale * w, 3): the mark to beat."""
+    """Pillow's bicubic interpolation, uint8 (h, w, 3) -> (scale * h, scale * w, 3): the baseline."""
     height, width = lr.shape[:2]
     return np.array(Image.fromarray(lr).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
 
@@ -44,7 +44,7 @@ def least_size(scale: int) -> int:
 
 @dataclass
 class _Case:
-    """One pair of images, uint8, and how near to HR bicubic upsampling comes, by the names of `FIDELITY`."""
+    """One pair of images, uint8, and the metrics of bicubic upsampling, by the names of `FIDELITY`."""
 
     lr: np.ndarray
     hr: np.ndarray
@@ -54,8 +54,8 @@ class _Case:
 class Validator:
     """Validates under several degradations: PSNR and SSIM on Y, border of `scale` pixels cut, mean over the images.
 
-    "bicubic": LR made by Pillow's bicubic downsampling. "camera": blur, noise and JPEG, which no degradation
-    network has a part in (`andfast.degradation.camera`). "pairs": camera-captured pairs, where given.
+    "bicubic": LR made by Pillow's bicubic downsampling. "camera": blur, noise and JPEG, without a degradation network
+    (`andfast.degradation.camera`). "pairs": camera-captured pairs, if given.
 
     Args:
         held_out: HR images, uint8 (H, W, 3), H and W multiples of `scale`.
@@ -64,14 +64,14 @@ class Validator:
         world: the processes, which share the images; None: there is one.
 
     Raises:
-        DataError: a pair is too small to be judged.
+        DataError: a pair is too small for the metrics.
     """
 
     def __init__(
         self, held_out: Sequence[np.ndarray], pairs: Sequence[Pair], scale: int, world: World | None = None
     ) -> None:
         self.scale, self._world = scale, world or World()
-        # Every so many images one is this process's.
+        # Process r has the images r, r + size, ...
         own = slice(self._world.rank, None, self._world.size)
         self._counts = {"bicubic": len(held_out), "camera": len(held_out)}
         self._sets: dict[str, list[_Case]] = {
@@ -89,31 +89,31 @@ class Validator:
         return self._case(lr, hr)
 
     def _case(self, lr: np.ndarray, hr: np.ndarray) -> _Case:
-        return _Case(lr, hr, self._judge(to_tensor(bicubic_upsample(lr, self.scale)), hr))
+        return _Case(lr, hr, self._measure(to_tensor(bicubic_upsample(lr, self.scale)), hr))
 
-    def _judge(self, restored: Tensor, hr: np.ndarray) -> dict[str, float]:
+    def _measure(self, restored: Tensor, hr: np.ndarray) -> dict[str, float]:
         restored = restored.cpu()
         return {name: metric(restored, to_tensor(hr), self.scale).item() for name, metric in FIDELITY.items()}
 
     def __call__(self, generator: nn.Module, stop: StopSignal | None = None) -> dict[str, dict[str, float]] | None:
         """{"bicubic": {"psnr_y": dB, "ssim_y": at most 1, "bicubic_psnr_y": dB, ...}, "camera": ..., "pairs": ...}.
 
-        What begins with "bicubic_" is of bicubic upsampling.
+        Names with "bicubic_" are the metrics of bicubic upsampling.
 
         Args:
-            generator: what is validated.
-            stop: ends it between two images, of whichever process it is; None is returned then.
+            generator: is validated.
+            stop: ends it between two images, if the signal comes to any process; None is returned then.
         """
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in self._sets}
+        own: dict[str, list[dict[str, float]]] = {name: [] for name in self._sets}
         for name, cases in self._sets.items():
-            # As often for all, though for some there is nothing left at last.
+            # The same number of turns in all processes, though some have no image in the last one.
             for turn in range(math.ceil(self._counts[name] / self._world.size)):
-                if self._world.agree(0 if stop is None else stop.number):
+                if self._world.all_reduce_max(0 if stop is None else stop.number):
                     return None
                 for case in cases[turn : turn + 1]:
-                    judged = self._judge(upscale_tensor(generator, to_tensor(case.lr)), case.hr)
-                    found[name].append(judged | {f"bicubic_{key}": value for key, value in case.bicubic.items()})
-        everyone = self._world.gather(found)
+                    metrics = self._measure(upscale_tensor(generator, to_tensor(case.lr)), case.hr)
+                    own[name].append(metrics | {f"bicubic_{key}": value for key, value in case.bicubic.items()})
+        everyone = self._world.gather(own)
         results = {}
         for name in self._sets:
             turns = zip_longest(*(each[name] for each in everyone))

@@ -1,4 +1,4 @@
-"""Commands and the terminal: what they print never costs what they have done, and Ctrl-C is heeded."""
+"""Commands and the terminal: output that cannot be printed ends no command, and a second Ctrl-C always does."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, TextIO
 
 
 class _Stream:
-    """A text stream that writes characters that its encoding lacks as escapes, and leaves out what it cannot write.
+    """A text stream that escapes characters that its encoding lacks, and drops what it cannot write.
 
     Args:
-        stream: where to.
-        passes: the errors that are raised nevertheless.
+        stream: is written to.
+        passes: errors that are raised nevertheless.
     """
 
     def __init__(self, stream: TextIO, passes: tuple[type[OSError], ...] = ()) -> None:
@@ -47,7 +47,7 @@ class _Stream:
             self.discard()
 
     def discard(self) -> None:
-        """Empty its buffer into nowhere: else it would be tried again, at the latest by the interpreter at its end."""
+        """Discard its buffer, which would be written again later, at the latest when the interpreter ends."""
         with suppress(OSError, ValueError):
             descriptor = self._stream.fileno()
             kept, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
@@ -61,28 +61,28 @@ class _Stream:
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
-    """A text with the characters that an encoding lacks, and in file names bytes that are no UTF-8, as escapes."""
+    """A text with escapes for characters that an encoding lacks, and for bytes of file names that are not UTF-8."""
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @contextmanager
 def console(*passes: type[OSError]) -> Iterator[None]:
-    """Let nothing that is printed inside end the work: for the commands' `main`, as a decorator.
+    """A decorator for the commands' `main`: errors of printing do not end the work.
 
-    A name that the terminal's encoding does not know is printed with escapes. What nobody reads any more (`| head`),
-    what a full disk has no room for, and what goes to a closed stream is left out. A second Ctrl-C ends the process at
-    once, whatever it waits for; the first lets it put things in order.
+    Characters that the terminal's encoding lacks are printed as escapes. Output to a pipe without a reader (`| head`),
+    a full disk or a closed stream is dropped. The first Ctrl-C raises KeyboardInterrupt; a second one ends the process
+    at once.
 
     Args:
         *passes: errors of writing that are raised nevertheless.
     """
     before = sys.stdout, sys.stderr
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # where a process began without, it is None
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # stdout and stderr may be None
         usable = (nowhere if stream is None or getattr(stream, "closed", False) else stream for stream in before)
         streams = [_Stream(stream, passes) for stream in usable]
         sys.stdout, sys.stderr = streams
         try:
-            with _heeded():
+            with _second_interrupt_kills():
                 yield
         finally:
             sys.stdout, sys.stderr = before
@@ -94,11 +94,11 @@ def console(*passes: type[OSError]) -> Iterator[None]:
 
 
 @contextmanager
-def _heeded() -> Iterator[None]:
+def _second_interrupt_kills() -> Iterator[None]:
     """Let the system end the process at a second Ctrl-C: Python would wait until the current operation is done."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield  # whoever called the command has its own way
+        yield  # the caller handles it
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:

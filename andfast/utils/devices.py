@@ -1,4 +1,4 @@
-"""Which device, and which floating-point type on it."""
+"""The device to compute on, and the floating-point type to compute in."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 
 Purpose = Literal["upscaling", "deep upscaling", "training", "degradation"]
 
-#: The types to compute in, by their names.
+#: The floating-point types, by their names in settings.
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-#: What "auto" takes on which device where that is not float32.
+#: The type that "auto" chooses on a device, where that is not float32.
 #: Upscaling on a CPU stays in float32: with AMX bfloat16 is faster for RRDBNet, hardly for Compact, and rounds visibly.
-#: Deep images, of more than 8 bits, hold more than half types do: their gradients would come out in steps.
-#: Training takes bfloat16, for the small range of float16 would need a scaled loss; the degradation network, whose
-#: values stay near 1, the finer float16 where the two are equally fast.
+#: Deep images, of more than 8 bits, need more precision than half types have: smooth gradients would show steps.
+#: Training uses bfloat16, because the small range of float16 would need a scaled loss. The degradation network, whose
+#: values are near 1, uses the more precise float16 where both are equally fast.
 AUTOMATIC: dict[Purpose, dict[str, torch.dtype]] = {
     "upscaling": {"cuda": torch.float16},
     "deep upscaling": {},
@@ -28,7 +28,7 @@ def choose_device(name: str) -> torch.device:
     """The device for "auto" (CUDA where there is one), "cpu" or "cuda".
 
     Raises:
-        ValueError: CUDA is asked for and not there.
+        ValueError: CUDA is not available.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: PyTorch sees no CUDA device here; use cpu")
@@ -40,12 +40,12 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: str, device: torch.device, purpose: Purpose = "upscaling") -> torch.dtype:
     """The type to compute in for "float32", "bfloat16", "float16" or "auto".
 
-    "auto" is float32 but where another type was found to be faster and exact enough; see `AUTOMATIC`.
+    "auto" is float32 unless another type is faster and precise enough; see `AUTOMATIC`.
 
     Args:
         name: one of these.
-        device: where.
-        purpose: what for.
+        device: to compute on.
+        purpose: of the computation.
     """
     if name != "auto":
         return TYPES[name]
@@ -54,7 +54,7 @@ def choose_precision(name: str, device: torch.device, purpose: Purpose = "upscal
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device is fast at it. Of CPUs, those with AMX: with AVX512-BF16 alone it is slower than float32."""
+    """Whether bfloat16 is fast there. On CPUs it needs AMX: with AVX512-BF16 alone it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu.get_capabilities().get("amx_bf16", False)

@@ -15,10 +15,10 @@ from typing import IO
 LOCK_FILE = "lock"
 
 _HELD = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
-# What file systems answer that have no locks: some of the network, and some in user space.
+# Errors of file systems without locks: some network file systems, and some in user space.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY}
 
-# The byte that is locked: on Windows others cannot read it, so it lies behind all that is written.
+# The byte that is locked: on Windows others cannot read it, so it is beyond the text of the file.
 _BYTE = 2**30
 
 
@@ -32,18 +32,18 @@ def _on_stderr(message: str) -> None:
 
 @contextmanager
 def locked(
-    folder: str | os.PathLike[str], wait: bool = False, tell: Callable[[str], object] = _on_stderr
+    folder: str | os.PathLike[str], wait: bool = False, log: Callable[[str], object] = _on_stderr
 ) -> Iterator[None]:
-    """Hold a folder's lock, which the operating system lets go of when the process ends, however it does.
+    """Hold a folder's lock, which the operating system releases when the process ends, however it does.
 
-    It is held by a file in the folder, which says meanwhile who has it and stays there, empty: to remove it would let
-    two processes hold locks of the same name. Processes that are forked do not hold it. It keeps processes apart, not
-    the threads of one.
+    The lock is on a file in the folder, which names its holder meanwhile and remains, empty: if it were removed, two
+    processes could hold locks of the same name. Forked processes do not hold it. It excludes other processes, not other
+    threads.
 
     Args:
-        folder: is there already.
+        folder: must exist.
         wait: for another process that holds it, instead of raising an error.
-        tell: is told in a line what is waited for; or that the file system has no locks, which is no error.
+        log: called with a line that says what is waited for, or that the file system has no locks, which is no error.
 
     Raises:
         LockedError: another process holds it.
@@ -55,7 +55,7 @@ def locked(
             _lock(file)
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                tell(f"{path.parent}: cannot be locked ({error.strerror}); let no other process work in it meanwhile")
+                log(f"{path.parent}: cannot be locked ({error.strerror}); let no other process work in it meanwhile")
                 yield
                 return
             if error.errno not in _HELD:
@@ -63,7 +63,7 @@ def locked(
             others = f"{path.parent}: {_holder(file)} works in this folder"
             if not wait:
                 raise LockedError(f"{others}; wait for its end, or give another folder") from None
-            tell(f"{others}; waiting for its end")
+            log(f"{others}; waiting for its end")
             while not _is_free(file):
                 time.sleep(0.2)
         file.truncate(0)
@@ -85,12 +85,12 @@ def _lock(file: IO[str]) -> None:
     else:
         import fcntl
 
-        # Not flock: forked processes would inherit that, and hold it on when this one is killed.
+        # Not flock: forked processes would inherit it, and keep it when this one is killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _is_free(file: IO[str]) -> bool:
-    """Whether the lock could be taken, which then is done."""
+    """Try to take the lock; returns whether that succeeded."""
     try:
         _lock(file)
     except OSError as error:

@@ -1,9 +1,10 @@
-"""How much memory operations take, how much there is, and what it looks like when it runs out."""
+"""Memory: how much operations take, how much is free, errors when it runs out, and how the host's is reused."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,73 +18,89 @@ class LiveBytes(TorchDispatchMode):
     """Counts the memory of the tensors that operations make, while they live. Views of a tensor share its memory.
 
     Attributes:
-        live: bytes there are now.
-        peak: bytes there were at most.
+        live: bytes now.
+        peak: the largest value of `live` so far.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._known: weakref.WeakKeyDictionary[Any, Callable[[], object] | None] = weakref.WeakKeyDictionary()
+        self._counted: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
-                self._meet(tensor.untyped_storage())
+                self._count(tensor.untyped_storage())
         return result
 
-    def know(self, tensor: Tensor) -> Tensor:
-        """Leave a tensor out of the count, in which it is if it was made while this counts."""
-        storage = tensor.untyped_storage()
-        forget = self._known.get(storage)
-        if forget is not None:
-            forget()
-        self._known[storage] = None
-        return tensor
-
-    def _meet(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._counted:
             return
         size = storage.nbytes()
         self.live += size
         self.peak = max(self.peak, self.live)
-        # When the storage goes, unless it is called before.
-        self._known[storage] = weakref.finalize(storage, self._forget, size)
+        self._counted.add(storage)
+        weakref.finalize(storage, self._forget, size)
 
     def _forget(self, size: int) -> None:
         self.live -= size
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; None where the system does not say."""
+    """Bytes that can still be allocated on a device; None if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return min(found + _left_in_container(), default=None)
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min(available + _left_in_container(), default=None)
 
 
 def _left_in_container(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What a container (Linux's control groups, version 2) may still take, where its memory is limited."""
+    """The bytes left to a container (Linux's control groups, version 2); empty if its memory is not limited."""
     try:
-        most, taken = ((folder / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
+        limit, used = ((folder / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
         counts = [line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()]
     except OSError:
         return []
-    cached = sum(int(count) for name, count in counts if name == "file")  # counts as taken, but gives way
-    return [] if most == "max" else [max(int(most) - int(taken) + cached, 0)]
+    cached = sum(int(count) for name, count in counts if name == "file")  # counts as used, but is freed on demand
+    return [] if limit == "max" else [max(int(limit) - int(used) + cached, 0)]
 
 
-# How the allocators that raise no error of their own kind begin.
+# How the messages of allocators that raise no class of their own begin.
 _MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: of the device or of the machine."""
+    """Whether an error says that memory ran out, of the device or of the machine."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
+
+
+# glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory() -> bool:
+    """Have this process reuse the large blocks that it frees, instead of returning them to the system.
+
+    A step on the CPU allocates and frees the same large tensors again and again. By default glibc takes every block
+    over 32 MiB from the system and returns it at once, so that each of its pages is mapped and zeroed anew. Afterwards
+    the process holds its peak memory until it ends. This is for programs, not for libraries: it holds for the whole
+    process.
+
+    Returns:
+        Whether it was done: only glibc needs it, other allocators (jemalloc, tcmalloc) keep memory anyway.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    largest = 2**31 - 1
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, largest), (_M_TOP_PAD, 64 * 2**20))
+    return all(mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in settings)

@@ -1,4 +1,4 @@
-"""Packages that andfast can do without; they may be there and broken, for reasons of all kinds."""
+"""Optional packages, which may be missing or broken."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ NOT_INSTALLED = "it is not installed"
 
 
 def problem_of(package: str) -> str | None:
-    """Why a package cannot be imported: `NOT_INSTALLED`, or what it raises. None: it can, and now is."""
+    """Import a package; returns None, or why it cannot be imported: `NOT_INSTALLED` or the error."""
     try:
         if importlib.util.find_spec(package) is None:
             return NOT_INSTALLED
         importlib.import_module(package)
-    except Exception as error:  # ImportError, or whatever a package of another time meets in its dependencies
+    except Exception as error:  # ImportError, or any error of a package that does not fit its dependencies
         return f"it cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
     return None

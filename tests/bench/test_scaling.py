@@ -221,6 +221,7 @@ def test_the_pages_sentences_are_the_results(record, counts):
     fast = {gpus: gpus * scaling.busy(48 // gpus, given) for gpus in (6, 8, 12, 16)}
     assert fast[6] == pytest.approx(fast[8], rel=0.01)
     assert fast[12] == pytest.approx(fast[16], rel=0.01)
+    of_512 = World(0, 512).stop_check_interval
     text = " ".join(PAGE.read_text().split())
     for sentence in (
         f"is {on_8['share_bare']:.1%} of an ANDNet step, {on_8['share']:.1%} where it hides",
@@ -228,9 +229,9 @@ def test_the_pages_sentences_are_the_results(record, counts):
         f"costs {on_64_slow['share']:.0%} besides; 400 Gb/s for each GPU {on_64['share']:.1%}.",
         f"takes {large['starts_share']:.0%} of a step and {large['starts_bytes'] / 1e9:.1f} GB on every GPU",
         f"{1000 * large['gloo_seconds']:.0f} ms: in each step it would be "
-        f"{1000 * large['gloo_seconds']:.0f} of {step_ms:.0f}, so it is made in every {World(0, 512).patience}nd.",
-        f"with 64 in every {World(0, 64).patience}th, with 512 in every {World(0, 512).patience}nd, "
-        f"{1000 * large['gloo_seconds'] / World(0, 512).patience:.0f} ms a step",
+        f"{1000 * large['gloo_seconds']:.0f} of {step_ms:.0f}, so it is made in every {of_512}nd.",
+        f"with 64 in every {World(0, 64).stop_check_interval}th, with 512 in every {of_512}nd, "
+        f"{1000 * large['gloo_seconds'] / of_512:.0f} ms a step",
         f"take {on_512['share']:.1%} on a fast network, {on_512_slow['share']:.0%} on a slow one",
         f"computes {steps['ANDNet']['macs'] / steps['plain']['macs']:.1f} times as much",
         f"is {64**2 // given.tile} tiles of {given.tile} pixels, for {given.multiprocessors} multiprocessors",

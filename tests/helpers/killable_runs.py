@@ -1,6 +1,6 @@
-"""Training commands that can be killed: each in a process of its own, forked from one that has imported everything.
+"""Training commands that can be killed: each in its own process, forked from one that has imported everything.
 
-A process that imports PyTorch takes seconds to come up; these take a fraction of one, so that a test can have many.
+A process that imports PyTorch takes seconds to start; these take a fraction of a second, so that a test can have many.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from andfast.training.trainer import Trainer
 from andfast.utils import files
 
 Plan = Callable[..., None]
-"""What is done in the process before the command begins, to bring about what shall happen to it."""
+"""Runs in the process before the command, to prepare what is to happen to it."""
 
 SMALL = {
     "scale": 2,
@@ -80,12 +80,12 @@ def begin(
     *values: Any,
     environment: Mapping[str, str] | None = None,
 ) -> BaseProcess:
-    """A process that runs the command, adding what it prints to `output`; it leads a group of its own.
+    """Start a process that runs the command, as leader of its own process group; its output is appended to `output`.
 
-    What it prints goes through a pipe, which has no part in what happens to its files.
+    The output goes through a pipe, which is not affected by what happens to the process's files.
     """
     context = multiprocessing.get_context("forkserver")
-    # What Adam and the log import when they are made, too.
+    # Including what Adam and the log import later.
     context.set_forkserver_preload(["andfast.train", "torch._dynamo", "torch.utils.tensorboard"])
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_live, args=(list(command), writer, plan, values, dict(environment or {})))
@@ -99,10 +99,10 @@ def begin(
 def begin_several(
     command: Sequence[str], output: Path, size: int = 2, plans: Mapping[int, tuple[Any, ...]] | None = None
 ) -> list[BaseProcess]:
-    """The processes of a run of several; what rank r prints goes to `output` with its number behind it.
+    """Start the processes of one run; the output of rank r goes to `output` with r appended.
 
     Args:
-        plans: by rank a plan and its arguments.
+        plans: a plan and its arguments, by rank.
     """
     processes = []
     port = str(free_port())
@@ -115,7 +115,7 @@ def begin_several(
 
 
 def wait_for(path: Path, words: str, times: int, process: BaseProcess, seconds: float = 60) -> None:
-    """Until a process that goes on has printed something so many times."""
+    """Wait until a running process has written something so many times."""
     until = time.monotonic() + seconds
     while not path.exists() or path.read_text().count(words) < times:
         assert process.exitcode is None, f"it has ended without {words!r}"
@@ -143,7 +143,7 @@ def end(process: BaseProcess, seconds: float = 60) -> int:
         process.kill()
         process.join()
         raise AssertionError(f"it had not ended after {seconds} seconds")
-    with suppress(ProcessLookupError):  # what one that was killed has left behind
+    with suppress(ProcessLookupError):  # children of a process that was killed
         os.killpg(process.pid, signal.SIGKILL)
     process.listener.join(seconds)
     return process.exitcode
@@ -161,6 +161,8 @@ def _live(
     # A shell's background jobs begin with it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
+    # Takes a third of the time of so small a run, and has tests of its own (test_memory_check.py).
+    run.estimate_memory = lambda trainer: 0
     # Data workers are forked, as on Linux by default up to Python 3.13, so that the plan holds for them, too.
     multiprocessing.set_start_method("fork", force=True)
     if plan is not None:
@@ -175,37 +177,37 @@ def all_of(*plans: tuple[Any, ...]) -> None:
 
 
 def slow_disk(seconds: float) -> None:
-    """Let every file be whole for a while before it gets its name."""
+    """Delay the renaming of every file that is written."""
     _before("os.fsync", lambda _: time.sleep(seconds))
 
 
 def signal_at(target: str, call: int, number: int) -> None:
-    """Send a signal to the process and those that it has started, before that call (from 0) of what `target` names."""
+    """Send a signal to the process and its children, before that call (from 0) of the function `target`."""
     _before(target, lambda calls: calls == call and os.killpg(os.getpgid(0), number))
 
 
 def slow_images(seconds: float) -> None:
-    """Let every image to train on take that long to be read, in the process and in those that it starts."""
+    """Delay the reading of every training image, in the process and in its children."""
     _before("andfast.data.patches.PatchBatches._read", lambda _: time.sleep(seconds))
 
 
 def die_in_a_worker(target: str, call: int) -> None:
-    """Kill a data worker before that call (from 0) in it of what `target` names."""
+    """Kill a data worker before its call (from 0) of the function `target`."""
     own = os.getpid()
     _before(target, lambda calls: calls == call and os.getpid() != own and os.kill(os.getpid(), signal.SIGKILL))
 
 
 def die_at_file_call(call: int) -> None:
-    """Be killed before that call (from 0) of all that make, sync, rename or remove a file."""
+    """Kill the process before that call (from 0) of all that create, sync, rename or remove a file."""
     calls = itertools.count()
     for target in ("andfast.utils.files._new_file", "os.fsync", "os.replace", "os.unlink"):
         _before(target, lambda _: next(calls) == call and os.kill(os.getpid(), signal.SIGKILL))
 
 
 def full_disk(name: str, count: int, number: int = 0, fatal: bool = False) -> None:
-    """Let no file grow beyond `count` bytes from that one on (from 0) that is written whole under a name like `name`.
+    """Limit the size of files to `count` bytes, from the file `number` (from 0) on whose name contains `name`.
 
-    The kernel sees to that: a write that goes further is an error or, where `fatal`, kills the process in its midst.
+    The kernel enforces it: a longer write is an error or, if `fatal`, kills the process.
     """
     if fatal:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -221,7 +223,7 @@ def full_disk(name: str, count: int, number: int = 0, fatal: bool = False) -> No
 
 
 def full_metrics(path: Path, record: int) -> None:
-    """Let `metrics.jsonl` have no room for more than a part of that record."""
+    """Limit `metrics.jsonl` so that only a part of that record fits."""
     _before(
         "andfast.training.logging.RunLog.write", lambda calls: calls == record and limit_files(path.stat().st_size + 20)
     )
@@ -232,7 +234,7 @@ def limit_files(count: int) -> None:
 
 
 def lose_listener(step: int, number: int) -> None:
-    """Let what the process prints go into a pipe, whose reader is gone when the step begins, by the same signal."""
+    """Print to a pipe whose reader ends when the step begins, by the same signal as the process."""
     reader, writer = os.pipe()
     for stream in (1, 2):
         os.dup2(writer, stream)
@@ -246,7 +248,7 @@ def lose_listener(step: int, number: int) -> None:
 
 
 def _before(target: str, act: Callable[[int], Any]) -> None:
-    """Have `act`, which is given how many calls there were before, done before each call of a function."""
+    """Call `act` with the number of earlier calls before each call of the function `target`."""
     module, name = target.rpartition(".")[::2]
     owner = pkgutil.resolve_name(module)
     function, calls = getattr(owner, name), itertools.count()
@@ -272,7 +274,7 @@ def untouchable(folder: Path) -> None:
 
 
 def fail_at(target: str, call: int, kind: type[Exception], message: str) -> None:
-    """Raise an error in the place of that call (from 0) of what `target` names."""
+    """Raise an error instead of that call (from 0) of the function `target`."""
 
     def fail(calls: int) -> None:
         if calls == call:
@@ -282,10 +284,7 @@ def fail_at(target: str, call: int, kind: type[Exception], message: str) -> None
 
 
 def disturbed(first: int, last: int) -> None:
-    """Let losses and restored images of the updates from step `first` to `last` (from 0) be no numbers.
-
-    G's gradients are.
-    """
+    """Make losses and restored images NaN in the updates of steps `first` to `last` (from 0), not G's gradients."""
     backward = Trainer._backward
 
     def disturbed_backward(trainer: Trainer, *values: torch.Tensor) -> tuple[Any, ...]:
@@ -298,12 +297,12 @@ def disturbed(first: int, last: int) -> None:
 
 
 def patient(steps: int) -> None:
-    """Let the processes agree whether to stop every so many steps alone, as very many do."""
-    World.patience = property(lambda world: steps)
+    """Let the processes agree whether to stop only every so many steps, as very many processes do."""
+    World.stop_check_interval = property(lambda world: steps)
 
 
 def keep_all(path: Path) -> None:
-    """Keep what the process has at the end of its training, to compare it with others'."""
+    """Save the process's final state, to compare it with others'."""
     loop = Run._loop
 
     def kept(self: Run, *values: Any) -> int:
@@ -315,7 +314,7 @@ def keep_all(path: Path) -> None:
 
 
 def same_patches(path: Path) -> None:
-    """Let the process have the first one's patches, and keep the images of its last update, HR and LR."""
+    """Give the process the patches of process 0, and save the images of its last update, HR and LR."""
     update, batches = Trainer._update, run.PatchBatches
     run.PatchBatches = lambda *values, **options: batches(*values, **options | {"rank": 0})
 
@@ -327,7 +326,7 @@ def same_patches(path: Path) -> None:
 
 
 def fetch_from(path: Path, cache: Path, first_of_machine: bool) -> None:
-    """Let the process fetch that file in the place of VGG19's weights, and say so each time."""
+    """Let the process fetch that file instead of VGG19's weights, and print a line each time."""
     vgg.URL = path.as_uri()
     torch.hub.set_dir(cache)
     if first_of_machine:
@@ -336,28 +335,22 @@ def fetch_from(path: Path, cache: Path, first_of_machine: bool) -> None:
 
 
 def fewer_pairs() -> None:
-    """Let the process find one pair less to validate on."""
+    """Let the process find one validation pair less."""
     find = images.find_pairs
     images.find_pairs = lambda *values: find(*values)[:-1]
 
 
 def hasty(seconds: float) -> None:
     """Give the processes little time to find each other."""
-    distributed._MEETING = timedelta(seconds=seconds)
+    distributed._START_TIMEOUT = timedelta(seconds=seconds)
 
 
 def slow_save(seconds: float) -> None:
-    """Let states take that long to be written."""
-    _before("andfast.training.run.save_state", lambda calls: time.sleep(seconds))
+    """Delay the writing of states."""
+    _before("andfast.training.folder.save_state", lambda calls: time.sleep(seconds))
 
 
 def add_option(option: str) -> None:
-    """Let the process have a command line with one more option."""
+    """Add an option to the command line of the process."""
     main = train.main
     train.main = lambda command: main([*command, option])
-
-
-def stuck(target: str, call: int) -> None:
-    """Be stuck in that call (from 0) of what `target` names, and have little patience with it."""
-    distributed._GRACE_SECONDS = 0.1
-    _before(target, lambda calls: calls == call and time.sleep(60))

@@ -1,15 +1,32 @@
-"""What runs leave behind, for comparison."""
+"""What small runs train on, and what they leave behind, for comparison."""
 
+import functools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import safe_open
 
+from andfast.data.photographs import held_out_photographs, training_photographs
 from andfast.training.checkpoints import STATE_FILE
 
 TIMES = ("seconds", "data_wait")
+
+
+@functools.cache
+def photograph_crops() -> Path:
+    """A folder with crops of the default images, as large as the cells of a sample sheet.
+
+    A validation on the whole images takes longer than the training of a small run.
+    """
+    folder = tempfile.TemporaryDirectory()
+    photograph_crops.folder = folder  # until the end of the process
+    for index, (_, image) in enumerate([*training_photographs(), *held_out_photographs()]):
+        Image.fromarray(image[64:224, 64:224]).save(Path(folder.name) / f"{index:02d}.png")
+    return Path(folder.name)
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:

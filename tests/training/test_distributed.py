@@ -1,4 +1,4 @@
-"""How a process finds its place among others, and what of a step goes through them."""
+"""The processes of a run: their variables, their devices, and what of a step goes through DistributedDataParallel."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -37,13 +37,13 @@ def test_a_process_knows_its_place() -> None:
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"RANK": "0"}, "RANK stands in the environment, WORLD_SIZE, LOCAL_RANK does not; start"),
-        ({"WORLD_SIZE": "2", "RANK": "1"}, "LOCAL_RANK does not; start several processes with torchrun"),
+        ({"RANK": "0"}, "RANK is set in the environment, WORLD_SIZE, LOCAL_RANK is not; start"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "LOCAL_RANK is not; start several processes with torchrun"),
         (environment("2", "2", "0"), "RANK is 2, LOCAL_RANK 0 and WORLD_SIZE 2"),
         (environment("0", "2", "2"), "LOCAL_RANK 2 and WORLD_SIZE 2"),
         (environment("-1", "2", "0"), "RANK is '-1' in the environment; it must be a whole number"),
         (environment("0", "two", "0"), "WORLD_SIZE is 'two'"),
-        (environment("0", "2", "0") | {"MASTER_ADDR": "here"}, "WORLD_SIZE is 2, and MASTER_PORT does not stand in"),
+        (environment("0", "2", "0") | {"MASTER_ADDR": "here"}, "WORLD_SIZE is 2, and MASTER_PORT is not set in"),
     ],
 )
 def test_an_environment_that_cannot_be_is_refused(found: Mapping[str, str], message: str) -> None:
@@ -69,23 +69,23 @@ def test_a_single_process_touches_nothing_of_the_others(monkeypatch: pytest.Monk
     world, module, value = World(), nn.Linear(1, 1), torch.ones(2)
     view = AutocastModule(module, torch.float32)
     world.join()
-    with pytest.raises(OSError, match="as it is"), world.together():
+    with pytest.raises(OSError, match="as it is"), world.raise_together():
         raise OSError("as it is")
     world.connect(view, value)
     assert view.module is module
     assert world.mean(value) is value
     assert world.any(value) is value
-    assert world.agree(7) == 7
-    assert world.in_turns(lambda: "made") == "made"
+    assert world.all_reduce_max(7) == 7
+    assert world.local_rank_first(lambda: "made") == "made"
     assert world.gather("x") == ["x"]
     assert world.broadcast("x") == "x"
-    assert not world.is_broken()
+    assert not world.lost_peer(RuntimeError("gloo/transport: Connection closed by peer"))
     world.leave()
     assert not dist.is_initialized()
 
 
 class Lonely(World):
-    """One of one, but with all that several do."""
+    """A single process that wraps modules as several processes do."""
 
     def connect(self, view: AutocastModule, images: torch.Tensor) -> None:
         view.module = DistributedDataParallel(view.module)
@@ -112,7 +112,7 @@ def lonely() -> Iterator[World]:
 def test_updates_alone_go_through_the_others(
     changed: dict[str, Any], passes: list[bool], lonely: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And of an update in parts the last part alone; weights are those of a single process."""
+    """Of an update in micro-batches only the last one; weights are those of a single process."""
     trainer = Trainer(parse_config(as_options(TINY, **changed)), lonely)
     trainer.connect()
     seen: list[bool] = []

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from commands import as_options
+from runs import photograph_crops
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from andfast import train
-from andfast.training.logging import RunLog
+from andfast.training.logging import WANDB_FILE, RunLog, import_wandb
 from andfast.training.records import RunRecordError, read_records
 from andfast.training.trainer import Trainer
-from andfast.training.wandb_run import WANDB_FILE, import_wandb
 
 TINY = {
     "train.iterations": 5,
@@ -35,7 +35,7 @@ TINY = {
 }
 
 FAKE = '''
-"""Remembers what it was told."""
+"""Remembers what it was given."""
 
 runs = []
 
@@ -85,7 +85,7 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def options(run_dir: Path, **changed: Any) -> list[str]:
-    return as_options(TINY | {"run_dir": run_dir}, **changed)
+    return as_options(TINY | {"run_dir": run_dir, "data.hr": photograph_crops(), "data.held_out": 3}, **changed)
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -248,7 +248,7 @@ def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_run_whose_record_is_damaged_is_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_whose_record_is_damaged_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(options(tmp_path, train__iterations=2)) == 0
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write("{\n")

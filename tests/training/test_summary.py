@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from andfast.training.summary import summarise
+from andfast.training.records import summarise
 
 
 def record(folder: Path, lines: list[dict[str, Any]]) -> Path:

@@ -37,7 +37,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def live(images: Path, tmp_path: Path) -> Callable[..., int]:
-    """Runs a command with a plan in a process of its own; returns its exit status."""
+    """Runs a command with a plan in its own process; returns its exit status."""
 
     def run(run_dir: Path, plan: tuple[Any, ...] = (None,), **changed: Any) -> int:
         return end(begin(arguments(run_dir, images, **changed), tmp_path / "output", *plan))
@@ -112,7 +112,7 @@ def test_twenty_kills_leave_no_trace(images: Path, tmp_path: Path) -> None:
     assert not unfinished(killed)
 
 
-def test_a_run_that_was_killed_between_the_names_goes_on_from_the_previous_state(
+def test_a_run_that_was_killed_between_two_renames_resumes_from_the_previous_state(
     half: Path, uninterrupted: Path, live: Callable[..., int]
 ) -> None:
     (half / STATE_FILE).unlink()
@@ -121,7 +121,7 @@ def test_a_run_that_was_killed_between_the_names_goes_on_from_the_previous_state
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_a_damaged_state_is_named_and_the_one_before_is_gone_on_from(
+def test_a_damaged_state_is_named_and_the_one_before_is_resumed(
     damage: str, half: Path, uninterrupted: Path, live: Callable[..., int], tmp_path: Path
 ) -> None:
     state = half / STATE_FILE
@@ -195,7 +195,7 @@ def test_a_write_that_fails_ends_the_run_and_harms_nothing(
 def test_a_full_disk_ends_the_run_in_plain_words(
     images: Path, uninterrupted: Path, live: Callable[..., int], tmp_path: Path
 ) -> None:
-    """On a file system of its own, with room for a state but not for two."""
+    """On a file system with space for one state but not for two."""
     mounted = tmp_path / "mounted"
     mounted.mkdir()
     (tmp_path / "kept").mkdir()
@@ -232,14 +232,14 @@ PLACES = {
     "last validation": ("andfast.training.validation.upscale_tensor", 5),
     "sample sheet": ("andfast.training.run.sample_sheet", 1),
     "model": ("andfast.models.checkpoints.save", 1),
-    "state": ("andfast.training.checkpoints.seal", 2),
+    "state": ("andfast.training.checkpoints._add_checksum", 2),
     "start": ("andfast.training.run.RunLog.__init__", 0),
     "reading": ("andfast.data.patches.read_image", 1),
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("place", PLACES)
+# Both have the same handler, so each place has one of them.
+@pytest.mark.parametrize(("place", "number"), zip(PLACES, [signal.SIGINT, signal.SIGTERM] * 4, strict=True))
 def test_a_signal_stops_and_saves_wherever_it_comes(
     place: str, number: signal.Signals, uninterrupted: Path, live: Callable[..., int], images: Path, tmp_path: Path
 ) -> None:
@@ -254,7 +254,7 @@ def test_a_signal_stops_and_saves_wherever_it_comes(
 
 
 def test_a_signal_need_not_wait_for_a_validation(uninterrupted: Path, live: Callable[..., int], tmp_path: Path) -> None:
-    """It is made up for, and by a signal then again."""
+    """The resumed run validates, unless a signal stops it again."""
     run_dir = tmp_path / "run"
     plan = (killable_runs.signal_at, "andfast.training.validation.upscale_tensor", 0, signal.SIGTERM)
     for _ in range(2):

@@ -5,18 +5,18 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import killable_runs
 import numpy as np
 import pytest
 import torch
 from commands import as_options
+from killable_runs import begin, end, wait_for
 from PIL import Image
+from runs import photograph_crops
 
 from andfast import train
 from andfast.data import cache
@@ -47,7 +47,7 @@ TINY = {
 
 
 def options(run_dir: Path, **changed: Any) -> list[str]:
-    return as_options(TINY | {"run_dir": run_dir}, **changed)
+    return as_options(TINY | {"run_dir": run_dir, "data.hr": photograph_crops(), "data.held_out": 3}, **changed)
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -172,44 +172,27 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     assert same_weights(tmp_path / "model.pth", finished / "model.pth")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 def test_a_killed_run_goes_on_from_its_last_state(finished: Path, tmp_path: Path) -> None:
-    program = (
-        "import os, signal, sys\n"
-        "import torch\n"
-        "from andfast import train\n"
-        "from andfast.training.trainer import Trainer\n"
-        f"torch.set_num_threads({torch.get_num_threads()})\n"
-        "step = Trainer.train_step\n"
-        "def killed(self, *batch):\n"
-        "    if self.step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(self, *batch)\n"
-        "Trainer.train_step = killed\n"
-        "train.main(sys.argv[1:])\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", program, *options(tmp_path)], check=False, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL
+    run_dir = tmp_path / "run"
+    plan = (killable_runs.signal_at, "andfast.training.trainer.Trainer.train_step", 5, signal.SIGKILL)
+    assert end(begin(options(run_dir), tmp_path / "output", *plan)) == -signal.SIGKILL
     # A line that was being written when it died, too.
-    with (tmp_path / "metrics.jsonl").open("a") as file:
+    with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
-    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
-    assert train.main(options(tmp_path)) == 0
-    assert steps(tmp_path) == steps(finished)
-    assert same_weights(tmp_path / "model.pth", finished / "model.pth")
+    assert torch.load(run_dir / "state.pt", weights_only=True)["step"] == 4
+    assert train.main(options(run_dir)) == 0
+    assert steps(run_dir) == steps(finished)
+    assert same_weights(run_dir / "model.pth", finished / "model.pth")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 def test_an_error_in_a_step_ends_the_run_though_workers_wait(tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        "from andfast import train\n"
-        "from andfast.training.trainer import Trainer\n"
-        "def broken(self, *batch): raise RuntimeError('nobody foresaw this')\n"
-        "Trainer.train_step = broken\n"
-        "train.main(sys.argv[1:])\n"
-    )
-    command = [sys.executable, "-c", program, *options(tmp_path, data__workers=2, train__iterations=1000)]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 1
-    assert "nobody foresaw this" in ended.stderr
+    place = "andfast.training.trainer.Trainer.train_step"
+    plan = (killable_runs.fail_at, place, 0, RuntimeError, "nobody foresaw this")
+    command = options(tmp_path / "run", data__workers=2, train__iterations=1000)
+    assert end(begin(command, tmp_path / "output", *plan), 120) == 1
+    assert "RuntimeError: nobody foresaw this" in (tmp_path / "output").read_text()
 
 
 def test_a_forced_backend_that_is_not_there_is_said_at_once(
@@ -253,20 +236,17 @@ def test_how_a_run_began_is_not_for_the_next_time(tmp_path: Path) -> None:
     assert parse_config(["--config", str(tmp_path / "config.yaml")]).resume == "auto"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 def test_a_scheduler_s_signal_to_all_processes_stops_and_saves(tmp_path: Path) -> None:
     """SIGTERM to the process group, workers and all, as Slurm and systemd send it."""
-    arguments = options(tmp_path, train__iterations=100_000, data__workers=2, train__validate_every=0)
-    command = [sys.executable, "-m", "andfast.train", *arguments]
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        metrics = tmp_path / "metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 3):
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGTERM)
-        _, message = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, message.decode()
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state["step"] == len(steps(tmp_path))
-    assert load_model(tmp_path / "model.pth").scale == 4
+    run_dir, output = tmp_path / "run", tmp_path / "output"
+    process = begin(options(run_dir, train__iterations=100_000, data__workers=2, train__validate_every=0), output)
+    wait_for(run_dir / "metrics.jsonl", "\n", 4, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert end(process) == 128 + signal.SIGTERM, output.read_text()
+    state = torch.load(run_dir / "state.pt", weights_only=True)
+    assert state["step"] == len(steps(run_dir))
+    assert load_model(run_dir / "model.pth").scale == 4
 
 
 def test_a_state_of_other_settings_is_refused_by_name(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,7 +301,7 @@ def test_the_ablations_train(method: str, tmp_path: Path) -> None:
     "changed",
     [
         {"generator__name": "rrdbnet"},
-        {"scale": 2, "degradation__noise": "gaussian"},
+        {"scale": 2, "degradation__noise": "gaussian", "data__hr": "[]"},  # the default images
         {"scale": 3, "train__patch_size": 33, "degradation__num_networks": 1},
     ],
 )
@@ -427,7 +407,7 @@ def test_being_interrupted_while_the_cache_is_made_is_no_defect(
     assert train.main(arguments) == 0
 
 
-def test_the_time_waited_for_data_is_told(
+def test_the_time_waited_for_data_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(DataWait, "recent", 0.37)
@@ -442,7 +422,7 @@ def test_the_time_waited_for_data_is_told(
     assert "try this" in message.err
 
 
-def test_images_that_came_or_went_are_remarked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_were_added_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_images(tmp_path / "hr", 4)
     arguments = [*options(tmp_path / "run"), "--data.hr", str(tmp_path / "hr")]
     assert train.main(arguments) == 0
@@ -597,9 +577,7 @@ def test_learning_rates_follow_the_schedule(tmp_path: Path) -> None:
     assert cosine[-1] == pytest.approx(2e-5, rel=0.02)
 
 
-def test_a_held_out_image_that_is_too_small_to_judge_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_held_out_image_that_is_too_small_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_images(tmp_path / "hr", 6, (18, 40))
     make_images(tmp_path / "val", 2)
     small = {"data__hr": tmp_path / "hr", "train__patch_size": 16, "train__iterations": 1, "scale": 4}

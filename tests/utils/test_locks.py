@@ -59,7 +59,7 @@ def test_it_can_be_waited_for(held, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, process = held
     told: list[str] = []
     monkeypatch.setattr(time, "sleep", lambda seconds: (process.kill(), process.wait()))
-    with locked(folder, wait=True, tell=told.append):
+    with locked(folder, wait=True, log=told.append):
         assert not is_free(folder)
     assert told == [f"{folder}: process 7 on elsewhere, since yesterday, works in this folder; waiting for its end"]
 

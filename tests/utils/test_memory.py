@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.memory import keep_freed_memory
 
 PROGRAM = """
 import resource, sys
 import torch
-from andfast.utils.allocator import keep_freed_memory
+from andfast.utils.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def pages():
