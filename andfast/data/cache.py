@@ -2,7 +2,7 @@
 
 Decoding a photograph takes many times as long as cutting a patch from it. The folder holds one file per image,
 `<digest>.u8`: a line of text (`_Header`), then the pixels, uint8 RGB, row by row. A patch is a strided copy from a
-memory map, which reads only the rows that it spans, and the operating system shares what was read between all processes.
+memory map, which reads only the rows that it spans; the operating system shares what was read between processes.
 
 The digest is that of the image file's path, size and time of change, and of the decoder's version: an image that
 changed gets another file, so a name always means the same pixels. Files are written whole, so a process that is killed

@@ -367,7 +367,7 @@ def test_a_cache_that_cannot_be_made_is_named(photographs, tmp_path):
 
 def test_an_image_that_fails_for_a_passing_reason_is_stored_by_the_next_run(photographs, folder, monkeypatch, capsys):
     with monkeypatch.context() as patched:
-        patched.setattr("andfast.data.picture.as_oriented", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        patched.setattr("andfast.data.picture.orient", lambda *_: (_ for _ in ()).throw(MemoryError()))
         assert cache_images(folder, photographs, 0) == photographs
     assert "8 images that cannot be decoded or have just changed are not stored" in capsys.readouterr().err
     assert_whole(folder, photographs)
