@@ -26,8 +26,8 @@ from tqdm import tqdm
 from andfast.attack.base import NetworkAttack
 from andfast.data.benchmarks import Scene, find_benchmark
 from andfast.data.images import DataError, image_size, read_image, write_png
-from andfast.data.listing import told
-from andfast.data.paired_folders import look_through_hr
+from andfast.data.listing import skipped_message
+from andfast.data.paired_folders import list_hr_folder
 from andfast.data.pairs import read_pair
 from andfast.data.tensors import to_array, to_tensor
 from andfast.inference.models import find_model
@@ -160,7 +160,7 @@ class Work:
             if inside in path.resolve().parents:
                 raise ValueError(f"{path} lies in --output {self.output}; choose another folder for the results")
         hr, lr = self.places("")
-        work = prepare_work(given, hr, listing_of=look_through_hr)
+        work = prepare_work(given, hr, listing_of=list_hr_folder)
         # What was made before is no input, where DIR lies in a folder of them, or is one.
         made = {lr.resolve(), inside} - {path.resolve() for path in given}
         self.passed_over = [each for each in work.passed_over if made.isdisjoint(each.path.resolve().parents)]
@@ -247,7 +247,7 @@ def _run(options: Namespace, held: ExitStack) -> int:
         if work.real:
             failed += _compare(work)
         if work.passed_over:
-            print(told(work.passed_over), file=sys.stderr)
+            print(skipped_message(work.passed_over), file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from andfast.data.benchmarks import LAYOUTS, DataSet, find_benchmark, find_originals
 from andfast.data.images import DataError, write_png
-from andfast.data.listing import told
-from andfast.data.paired_folders import holds_hr
+from andfast.data.listing import skipped_message
+from andfast.data.paired_folders import is_hr_folder
 from andfast.evaluation.degrading import Degradation, parse_degradation
 from andfast.evaluation.environment import commit, machine
 from andfast.evaluation.measuring import Outcome, Plan, measure_all
@@ -136,7 +136,7 @@ def _find_data(given: Sequence[str], scale: int, degradation: Degradation | None
             raise DataError(f"--data {text_}: {name} is another data set's name, too")
         find = find_benchmark if degradation is None else find_originals
         found[name] = find(folder, scale)
-        if found[name].layout == "LR" and holds_hr(Path(folder)):
+        if found[name].layout == "LR" and is_hr_folder(Path(folder)):
             raise DataError(
                 f"--data {text_}: HR images, as the folder's name says, which are not to be enlarged; give the folder "
                 "that holds it and one of LR images, or --degrade, which makes them"
@@ -186,7 +186,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str] | None, held: Exi
         return 1
     for name, data in plan.data.items():
         if data.passed_over:
-            print(f"{name}: {told(data.passed_over)}", file=sys.stderr)
+            print(f"{name}: {skipped_message(data.passed_over)}", file=sys.stderr)
     for failure in outcome.failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if outcome.failures else 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from andfast.data.listing import told
+from andfast.data.listing import skipped_message
 from andfast.inference.engine import Upscaler
 from andfast.inference.formats import MAX_PIXELS, Picture, losses, write_picture
 from andfast.inference.memory_check import read_to_upscale
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if interrupted:
         parts.append("interrupted: the same command goes on from here")
     if work.passed_over:
-        print(told(work.passed_over), file=sys.stderr)
+        print(skipped_message(work.passed_over), file=sys.stderr)
     print("; ".join(parts))
     return _INTERRUPTED if interrupted else 1 if failed else 0
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from andfast.data.cache import cache_images
-from andfast.data.cached_image import CachedImage
+from andfast.data.cache import CachedImage, cache_images
 from andfast.data.patches import PatchBatches, scan_images
 from andfast.data.photographs import held_out_photographs, training_photographs
 from bench.timing import SMALL
@@ -55,8 +54,8 @@ def forget(sources):
     """Have the operating system forget the pixels of cached images, and the run that they were checked."""
     for source in sources:
         assert isinstance(source, CachedImage)
-        source.states.zero_()
-        descriptor = os.open(source.pixels, os.O_RDONLY)
+        source.states[:] = 0
+        descriptor = os.open(source.stored, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from andfast.data.images import DataError, image_size
-from andfast.data.listing import PassedOver, list_images, listed, look_through, no_images
-from andfast.data.paired_folders import holds_hr, hr_folder, levels_below, paired_folders, scene_in
-from andfast.data.pairs import by_name, make_pairs
+from andfast.data.listing import SkippedFile, list_folder, list_images, listed, no_images_message
+from andfast.data.paired_folders import hr_folder, is_hr_folder, levels_below, paired_folders, scene_name_across_scales
+from andfast.data.pairs import images_by_name, make_pairs
 
 _Files = tuple[dict[str, Path], dict[str, Path]]  # HR and LR by the names of their scenes
 
@@ -39,7 +39,7 @@ class DataSet:
     folder: Path
     layout: str
     scenes: list[Scene]
-    passed_over: list[PassedOver]
+    passed_over: list[SkippedFile]
     cut: int = 0
 
 
@@ -77,12 +77,17 @@ def find_benchmark(folder: str | os.PathLike[str], scale: int) -> DataSet:
             raise DataError(f"{folder}: as {name} it holds no images at scale {scale}")
         pairs = make_pairs(folder, hr, lr, scale)
         scenes = [Scene(pair.name, pair.lr, pair.hr) for pair in pairs]
-        return DataSet(folder, name, scenes, look_through(folder).passed_over, sum(pair.cut for pair in pairs))
-    strangers = sorted({path.name for path in _folders(folder) if holds_hr(path) or path.name.lower() in ("lr", "lq")})
-    found, passed_over = by_name(folder), look_through(folder).passed_over
+        return DataSet(folder, name, scenes, list_folder(folder).passed_over, sum(pair.cut for pair in pairs))
+    strangers = sorted(
+        {path.name for path in _folders(folder) if is_hr_folder(path) or path.name.lower() in ("lr", "lq")}
+    )
+    listing = list_folder(folder)
+    found, passed_over = images_by_name(folder, listing.paths), listing.passed_over
     if strangers or not found:
         known = "; ".join(f"{layout.name}: {layout.shape}" for layout in LAYOUTS)
-        what = f"with {', '.join(strangers)} of none of the known layouts" if strangers else no_images(passed_over)
+        what = (
+            f"with {', '.join(strangers)} of none of the known layouts" if strangers else no_images_message(passed_over)
+        )
         raise DataError(f"{folder}: {what} ({known}; or LR images alone; HR images alone with --degrade)")
     _refuse_mixture(folder, found, scale)
     return DataSet(folder, "LR", [Scene(name, found[name], None) for name in sorted(found)], passed_over)
@@ -97,13 +102,13 @@ def find_originals(folder: str | os.PathLike[str], scale: int) -> DataSet:
     folder = Path(folder)
     place = hr_folder(folder, scale) if _drealsr(folder, scale) is None else None
     if place is not None:
-        found = by_name(place)
+        found = images_by_name(place)
     else:
         _, files = _recognised(folder, scale)
-        found = by_name(folder) if files is None else files[0]
-    passed_over = look_through(folder).passed_over
+        found = images_by_name(folder) if files is None else files[0]
+    passed_over = list_folder(folder).passed_over
     if not found:
-        raise DataError(f"{folder}: no HR images; {no_images(passed_over)}")
+        raise DataError(f"{folder}: no HR images; {no_images_message(passed_over)}")
     return DataSet(folder, "HR", [Scene(name, None, found[name]) for name in sorted(found)], passed_over)
 
 
@@ -121,7 +126,7 @@ def _refuse_mixture(folder: Path, found: dict[str, Path], scale: int) -> None:
     """Refuse images of which one is `scale` times as large as another of its scene: not all can be LR images."""
     scenes: dict[str, list[Path]] = {}
     for name, path in found.items():
-        scenes.setdefault(scene_in(name), []).append(path)
+        scenes.setdefault(scene_name_across_scales(name), []).append(path)
     for paths in scenes.values():
         sizes = {image_size(path): path for path in paths} if len(paths) > 1 else {}
         for (height, width), low in sizes.items():
@@ -136,7 +141,7 @@ def _refuse_mixture(folder: Path, found: dict[str, Path], scale: int) -> None:
 def _pairs(folder: Path, scale: int) -> _Files | None:
     """HR/ and LR/ with files of the same names, or folders of other names that say what they hold."""
     folders = paired_folders(folder, scale, below=True)
-    return None if folders is None else (by_name(folders[0]), by_name(folders[1]))
+    return None if folders is None else (images_by_name(folders[0]), images_by_name(folders[1]))
 
 
 def _drealsr(folder: Path, scale: int) -> _Files | None:
@@ -155,7 +160,7 @@ def _drealsr(folder: Path, scale: int) -> _Files | None:
         if others & set(inside.parts):
             continue
         for files, kind, suffix in ((hr, "test_HR", f"_x{scale}"), (lr, "test_LR", "_x1")):
-            for name, path in by_name(parent / kind).items():
+            for name, path in images_by_name(parent / kind).items():
                 files[(inside / name.removesuffix(suffix)).as_posix()] = path
     return hr, lr
 

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from andfast.data.picture import Opened, Picture, bytes_at, opened, picture_of
+from andfast.data.picture import Opened, Picture, bytes_at, make_opened, picture_of
 
 # Of the file's header, and the first of those that follow it, of OS/2's and Windows's.
 _START, _CORE, _INFO = 14, 12, 40
@@ -56,7 +56,7 @@ def open_bmp(file: BinaryIO) -> Opened:
             pixels = palette[indices]
         return picture_of(pixels if height < 0 else pixels[::-1])
 
-    return opened(width, abs(height), 1, decode)
+    return make_opened(width, abs(height), 1, decode)
 
 
 def open_dib(file: BinaryIO) -> Opened:

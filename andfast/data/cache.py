@@ -1,72 +1,159 @@
-"""A cache of decoded images on disk, made once, for all later runs and, by way of memory maps, for all workers.
+"""A folder of decoded images on disk, made once, for all later runs and, through memory maps, for all workers.
 
-To decode a photograph takes many times as long as to cut a patch from it. A cache folder holds:
+Decoding a photograph takes many times as long as cutting a patch from it. The folder holds one file per image,
+`<digest>.u8`: a line of text (`_Header`), then the pixels, uint8 RGB, row by row. A patch is a strided copy from a
+memory map, which reads only the rows that it spans; the operating system shares what was read between processes.
 
-- `<digest>.u8`, the pixels of an image: uint8 RGB, row by row, no header. A patch is then a strided copy from a memory
-  map: the rows that it spans are read, all other rows are not, and the operating system keeps what was read once
-  for all processes. Whole rows, not tiles: a file is one plain array that anything can open, and in memory, where a
-  set that is trained on for long should fit, tiles would gain nothing. The digest is that of the image file's content
-  and of the decoder, so a name always means the same pixels: equal images are stored once, an image that was
-  changed gets another file, and renaming a finished file into place is all that writing takes to be safe.
-- `index.jsonl`, a journal of two kinds of facts: which content an image file has (as long as its size and time of
-  change are the same), and what pixels a content decodes to. Each line has its own checksum and counts by itself,
-  so whatever kills the process costs the images that were being decoded and nothing else.
-- `lock`, held by the process that makes the cache; the operating system lets go of it when that process ends.
+The digest is that of the image file's path, size and time of change, and of the decoder's version: an image that
+changed gets another file, so a name always means the same pixels. Files are written whole, so a process that is killed
+loses only the images that it was decoding. `lock` is held by the process that makes the cache.
 """
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
+import json
 import mmap
 import os
 import re
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import PIL
+from PIL import features
 from tqdm import tqdm
 
-from andfast.data.cache_index import INDEX_FILE, FileFact, Index, PixelsFact, decoder, tell
-from andfast.data.cached_image import UNKNOWN, CachedImage, UnreadableImage
-from andfast.data.images import DataError, ImageError, image_size
+from andfast.data.images import DataError, ImageError, image_size, read_image
 from andfast.data.patches import ImageFile, Source
 from andfast.data.workers import Each, SourceLoader
-from andfast.utils.files import written_whole
+from andfast.utils.files import remove_unfinished, written_whole
 from andfast.utils.locks import LOCK_FILE, locked
 
+_FORMAT = 3  # to be raised whenever `read_image` gives other pixels than before
 _PIXELS = re.compile(r"[0-9a-f]{32}\.u8")
-# What `written_whole` leaves behind when it is killed.
-_LEFT_OVER = re.compile(r"\.([0-9a-f]{32}-.*\.u8|index-.*\.jsonl)")
+_OLD_INDEX = "index.jsonl"  # of formats 1 and 2
+_UNFINISHED = re.compile(r"\.([0-9a-f]{32}|index)-.*")
+_LONGEST_HEADER = 2**16
 _BLOCK = 4096  # files take whole blocks on a disk
 
-_Result = TypeVar("_Result")
+_UNKNOWN, _VERIFIED, _DAMAGED = range(3)  # states of stored pixels
+# Errors of network shares that have no memory maps.
+_CANNOT_MAP = {errno.EINVAL, errno.ENODEV, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+class _Key(NamedTuple):
+    """What the pixels of an image file depend on."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    decoder: str
+
+    @property
+    def file_name(self) -> str:
+        return hashlib.blake2b(json.dumps(self).encode(), digest_size=16).hexdigest() + ".u8"
+
+
+class _Header(NamedTuple):
+    """The first line of a stored image, behind the checksum of that line."""
+
+    key: _Key
+    height: int
+    width: int
+    crc32: int
+
+
+@dataclass(frozen=True, eq=False)
+class CachedImage:
+    """An image file whose decoded pixels are stored.
+
+    Attributes:
+        path: the image file.
+        stored: the file with its pixels.
+        states: uint8, one element per image, shared by all processes of a run: what is known of the pixels.
+        index: which element is this image's.
+    """
+
+    path: Path
+    stored: Path
+    states: np.ndarray
+    index: int
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def read(self) -> np.ndarray:
+        """A memory map of the pixels (an array where the disk has no maps), verified by the first read of a run.
+
+        Damaged pixels are reported, removed and never returned: the image file is decoded instead.
+        """
+        if self.states[self.index] != _DAMAGED:
+            try:
+                return self._map()
+            except (OSError, ValueError) as error:
+                self._discard(error)
+        return read_image(self.path)
+
+    def _map(self) -> np.ndarray:
+        with self.stored.open("rb") as file:
+            header, offset = _read_header(file), file.tell()
+            shape = (header.height, header.width, 3)
+            try:
+                pixels = np.memmap(file, np.uint8, "r", offset, shape)
+            except OSError as error:
+                if error.errno not in _CANNOT_MAP:
+                    raise
+                pixels = np.fromfile(self.stored, np.uint8, offset=offset).reshape(shape)
+        if self.states[self.index] == _UNKNOWN:
+            if zlib.crc32(pixels) != header.crc32:
+                raise ValueError("its checksum is wrong")
+            self.states[self.index] = _VERIFIED
+        return pixels
+
+    def _discard(self, error: Exception) -> None:
+        self.states[self.index] = _DAMAGED
+        if isinstance(error, ValueError):  # an OSError (missing, too many open files) says nothing about the content
+            with suppress(OSError):
+                self.stored.unlink()
+        reason = error.strerror if isinstance(error, OSError) else error
+        # Not tqdm.write: in a worker its lock may be held by a thread that was not forked along.
+        with suppress(OSError, ValueError):  # a closed stderr must not end the run
+            print(
+                f"{self.stored} cannot be used ({reason}): {self.path} is decoded each time instead, and the next run "
+                "stores it again",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def cache_images(folder: str | os.PathLike[str], images: Sequence[ImageFile], workers: int) -> list[Source]:
-    """The same images, to be read from the cache in `folder`, which is made or brought up to date first.
+    """Make or update the cache in `folder`, and return the same images as sources that read from it.
 
-    Reading them gives what reading the files gives, to the bit, and the same errors. An image is decoded only if no
-    file of the same content has been before; a file whose size or time of change is another than last time is
-    looked at again. Killed at any moment, the next call goes on from there. Of several processes that call it at once
-    for one folder, one works and the others wait. Pixels are removed once their image file is gone or has changed;
-    those of folders that are not asked for now are kept, so several sets of images can share a cache.
+    They read the same pixels, bit for bit, and raise the same errors. Only images that are new or changed, by size or
+    time of change, are decoded. Killed at any moment, the next call continues. Of several processes that call this for
+    one folder, one works and the others wait. Pixels of images that were deleted or changed are removed; those of other
+    existing images are kept, so several sets of images can share a cache.
 
-    Progress, and what was found damaged and made anew, is told on stderr.
+    Progress, and what was damaged and is stored again, is printed on stderr.
 
     Args:
-        folder: the cache, made if it is not there. Nothing but a cache may be in it.
+        folder: the cache, made if it is missing. Nothing but a cache may be in it.
         images: the image files.
         workers: processes that decode; 0: this one.
 
     Returns:
-        A source for each image, in the same order and of the same name. What could not be opened, or changed
-        meanwhile, is not in the cache and stays as it is.
+        A source for each image, in the same order, with the same name. Images that cannot be decoded, or change
+        meanwhile, are not stored and returned unchanged.
 
     Raises:
         DataError: `folder` holds other files, cannot be written, or has too little space; a worker died.
@@ -75,136 +162,146 @@ def cache_images(folder: str | os.PathLike[str], images: Sequence[ImageFile], wo
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_other_files(folder)
-        with locked(folder, wait=True, log=tell), Index(folder) as index:
-            _read_contents(index, images, workers)
-            _reclaim(index, images)
-            _decode(index, images, workers)
-            return _sources(index, images)
+        with locked(folder, wait=True, log=_print):
+            keys = {image: key for image in images if (key := _key(image.path)) is not None}
+            valid = _remove_stale(folder, {key.file_name for key in keys.values()})
+            missing = {image: key for image, key in keys.items() if key.file_name not in valid}
+            stored = {image: folder / key.file_name for image, key in keys.items()}
+            for image in missing.keys() - _decode(folder, missing, workers):
+                del stored[image]
     except OSError as error:
         raise DataError(f"image cache {folder}: {error.strerror or error}") from error
+    # Forked workers share it with this process; an anonymous map counts for no limit on shared memory. Spawned workers
+    # verify for themselves.
+    states = np.frombuffer(mmap.mmap(-1, max(len(images), 1)), np.uint8)
+    return [
+        CachedImage(image.path, stored[image], states, index) if image in stored else image
+        for index, image in enumerate(images)
+    ]
 
 
 def _refuse_other_files(folder: Path) -> None:
-    known = {INDEX_FILE, LOCK_FILE}
+    known = {LOCK_FILE, _OLD_INDEX}
     others = sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.name not in known and not _PIXELS.fullmatch(entry.name) and not _LEFT_OVER.fullmatch(entry.name)
+        name
+        for name in os.listdir(folder)
+        if name not in known and not _PIXELS.fullmatch(name) and not _UNFINISHED.fullmatch(name)
     )
     if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise DataError(
-            f"image cache {folder}: holds {_first(others)}, which is no part of a cache; give a new or an empty folder"
+            f"image cache {folder}: holds {others[0]}{more}, which is no part of a cache; give a new or an empty folder"
         )
 
 
-def _key(image: ImageFile) -> str:
-    return os.path.abspath(image.path)
+@functools.cache
+def _decoder() -> str:
+    """The versions of all that decides which pixels a file gives."""
+    libraries = " ".join(f"{name} {features.version(name)}" for name in ("libjpeg_turbo", "webp", "libtiff"))
+    return f"format {_FORMAT}, Pillow {PIL.__version__} with {libraries}"
 
 
-def _read_contents(index: Index, images: Sequence[ImageFile], workers: int) -> None:
-    """Take the digest of every file that is new, or not as it was; forget those that cannot be read."""
-    changed = []
-    for image in dict.fromkeys(images):
-        known = index.files.get(_key(image))
-        if known is None or known[:2] != _stamp(image.path):
-            changed.append(image)
-    digest = partial(_digest, decoder=decoder())
-    with closing(_each(digest, changed, workers, "looking at images for the cache")) as found:
-        for image, file in found:
-            if file is not None:
-                index.add_file(_key(image), file)
-            else:
-                index.files.pop(_key(image), None)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Size and time of the last change, or None if the file cannot be looked at."""
+def _key(path: Path) -> _Key | None:
+    """The key of an image file, or None if it cannot be accessed."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return _Key(os.path.abspath(path), status.st_size, status.st_mtime_ns, _decoder())
 
 
-def _digest(image: ImageFile, decoder: str) -> FileFact | None:
-    stamp = _stamp(image.path)
-    digest = hashlib.blake2b(decoder.encode(), digest_size=16)
-    try:
-        with image.path.open("rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
-    except OSError:  # whoever reads the image will say so
-        return None
-    return None if stamp is None else FileFact(*stamp, digest.hexdigest())
+def _read_header(file: BinaryIO) -> _Header:
+    """Read the header of a stored image; ValueError if it is damaged, or the file is not as long as it says."""
+    checksum, _, text = file.readline(_LONGEST_HEADER).partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text):
+        raise ValueError("its header is damaged")
+    key, *values = json.loads(text)
+    header = _Header(_Key(*key), *values)
+    if os.fstat(file.fileno()).st_size != file.tell() + 3 * header.height * header.width:
+        raise ValueError("it is not whole")
+    return header
 
 
-def _reclaim(index: Index, images: Sequence[ImageFile]) -> None:
-    """Forget images that are gone and pixels that nobody needs or that are not whole; remove all files of neither."""
-    wanted = {_key(image) for image in images}
-    # Where a file's folder is gone as well, a disk may just not be mounted.
-    gone = [
-        path
-        for path in index.files
-        if path not in wanted and not os.path.lexists(path) and os.path.isdir(os.path.dirname(path))
-    ]
-    for path in gone:
-        del index.files[path]
-    used = {file.digest for file in index.files.values()}
-    unused = [digest for digest in index.pixels if digest not in used]
-    sizes = {}
-    for entry in os.scandir(index.folder):
-        if _PIXELS.fullmatch(entry.name) or _LEFT_OVER.fullmatch(entry.name):
-            with suppress(FileNotFoundError):  # a worker may outlive a killed process by seconds, and end its file
-                sizes[entry.name] = entry.stat().st_size
-    broken = {
-        digest: _name(digest)
-        for digest, pixels in index.pixels.items()
-        if digest in used and not isinstance(pixels, str) and sizes.get(_name(digest)) != pixels.bytes
-    }
-    for digest in [*unused, *broken]:
-        del index.pixels[digest]
-    if broken:
-        tell(f"image cache {index.folder}: not whole, and made anew: {_first(list(broken.values()))}")
-    if gone or unused or broken:
-        index.compact()
-    kept = {_name(digest) for digest, pixels in index.pixels.items() if not isinstance(pixels, str)}
-    for name in sizes.keys() - kept:
-        (index.folder / name).unlink(missing_ok=True)
+def _remove_stale(folder: Path, wanted: set[str]) -> set[str]:
+    """Remove pixels that are damaged or that no image needs; return the names in `wanted` of those that are valid."""
+    valid, damaged, decoders = set(), [], set()
+    for file in sorted(path for path in folder.iterdir() if _PIXELS.fullmatch(path.name)):
+        try:
+            with file.open("rb") as opened:
+                key = _read_header(opened).key
+            if key.file_name != file.name:
+                raise ValueError("it was renamed")
+        except FileNotFoundError:  # a run that still reads from this cache has just discarded it
+            continue
+        except ValueError:
+            damaged.append(file.name)
+            file.unlink(missing_ok=True)
+            continue
+        if file.name in wanted:
+            valid.add(file.name)
+        elif _is_stale(key):
+            file.unlink(missing_ok=True)
+            if key.decoder != _decoder():
+                decoders.add(key.decoder)
+    (folder / _OLD_INDEX).unlink(missing_ok=True)
+    remove_unfinished(folder)
+    if damaged:
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        _print(f"image cache {folder}: not whole, and removed: {damaged[0]}{more}")
+    for decoder in sorted(decoders):
+        _print(f"image cache {folder} was made by {decoder}, now it is {_decoder()}; images are decoded again")
+    return valid
 
 
-def _name(digest: str) -> str:
-    return f"{digest}.u8"
+def _is_stale(key: _Key) -> bool:
+    """Whether the image file is gone or has changed, or would be decoded by another version today."""
+    now = _key(Path(key.path))
+    if now is None and key.decoder == _decoder():
+        # If its folder is gone as well, a disk may just not be mounted.
+        return not os.path.lexists(key.path) and os.path.isdir(os.path.dirname(key.path))
+    return now != key
 
 
-def _decode(index: Index, images: Sequence[ImageFile], workers: int) -> None:
-    """Store the pixels of every content that is not known yet."""
-    missing: dict[str, ImageFile] = {}
-    for image in images:
-        file = index.files.get(_key(image))
-        if file is not None and file.digest not in index.pixels:
-            missing.setdefault(file.digest, image)
-    if not missing:
-        return
-    needed = _check_space(index.folder, missing.values())
-    files = {image: index.files[_key(image)] for image in missing.values()}
-    store = partial(_store, folder=index.folder, files=files, needed=needed)
-    with closing(_each(store, list(files), workers, "decoding images into the cache")) as found:
-        for image, pixels in found:
-            if pixels is not None:
-                index.add_pixels(files[image].digest, pixels)
+def _decode(folder: Path, keys: dict[ImageFile, _Key], workers: int) -> set[ImageFile]:
+    """Decode images and store their pixels; returns those of which they are stored."""
+    if not keys:
+        return set()
+    needed = _check_space(folder, keys)
+    images = list(keys)
+    bar = tqdm(
+        total=len(images),
+        desc="decoding images into the cache",
+        unit="image",
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 10,
+    )
+    store = functools.partial(_store, folder=folder, keys=keys, needed=needed)
+    stored = set()
+    # Closed also after an error: workers that wait for requests would keep this process from ending.
+    with (
+        bar,
+        closing(iter(SourceLoader(Each(store, images), range(len(images)), min(workers, len(images))))) as results,
+    ):
+        for image, success in zip(images, results, strict=True):
+            if success:
+                stored.add(image)
+            bar.update()
+    if left := len(images) - len(stored):
+        _print(f"image cache {folder}: {left} images that cannot be decoded or have just changed are not stored")
+    return stored
 
 
 def _check_space(folder: Path, images: Iterable[ImageFile]) -> int:
-    """How many bytes the pixels of `images` take; raises DataError if there are not as many."""
+    """How many bytes the pixels of `images` take; DataError if the disk has fewer free."""
     needed = 0
     for image in images:
-        with suppress(ImageError):  # of which nothing will be stored
+        with suppress(ImageError):  # nothing will be stored of it
             height, width = image_size(image.path)
             needed += -(-3 * height * width // _BLOCK) * _BLOCK
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        tell(f"image cache {folder}: how much space is free is not known ({error.strerror or error})")
+        _print(f"image cache {folder}: free space is unknown ({error.strerror or error})")
         return needed
     if needed > free:
         raise DataError(
@@ -214,81 +311,31 @@ def _check_space(folder: Path, images: Iterable[ImageFile]) -> int:
     return needed
 
 
-def _store(image: ImageFile, folder: Path, files: dict[ImageFile, FileFact], needed: int) -> PixelsFact | str | None:
-    """Decode an image and store it; returns what to note of it, None if that may be different another time."""
-    file = files[image]
+def _store(image: ImageFile, folder: Path, keys: dict[ImageFile, _Key], needed: int) -> bool:
+    """Decode an image and store its pixels; False if it cannot be decoded or has changed since its key was taken."""
+    key = keys[image]
     try:
-        found = image.read()
-    except ImageError as error:
-        if _is_passing(error.__cause__):
-            return None
-        found = str(error).removeprefix(f"{image.path}: ")
-    if _stamp(image.path) != file[:2]:  # it was written to since the digest was taken
-        return None
-    if isinstance(found, str):
-        return found
+        pixels = image.read()
+    except ImageError:
+        return False
+    if _key(image.path) != key:
+        return False
+    text = json.dumps(_Header(key, *pixels.shape[:2], zlib.crc32(pixels))).encode() + b"\n"
     try:
-        with written_whole(folder / _name(file.digest)) as temporary:
-            temporary.write_bytes(found.data)
+        with written_whole(folder / key.file_name) as temporary, temporary.open("wb") as file:
+            file.write(b"%08x " % zlib.crc32(text) + text)
+            file.write(pixels.data)
     except OSError as error:
         space = f"all of it needs {needed / 2**30:.2f} GiB"
         with suppress(OSError):
             space += f", {shutil.disk_usage(folder).free / 2**30:.2f} GiB are free"
         raise DataError(
             f"image cache {folder}: {error.strerror or error} while storing {image.path}; {space}. "
-            "What is stored is whole, and the next run goes on from there"
+            "Images stored so far are kept, and the next run continues"
         ) from error
-    return PixelsFact(*found.shape[:2], zlib.crc32(found))
+    return True
 
 
-def _is_passing(cause: BaseException | None) -> bool:
-    """Whether a file could not be decoded for a reason outside of it."""
-    return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)
-
-
-def _sources(index: Index, images: Sequence[ImageFile]) -> list[Source]:
-    # Forked workers share it with this process: a map of no file, which counts for no limit on shared memory. Where
-    # workers are spawned, each finds out for itself.
-    states = np.frombuffer(mmap.mmap(-1, max(len(images), 1)), np.uint8)
-    states[:] = UNKNOWN
-    sources: list[Source] = []
-    for position, image in enumerate(images):
-        file = index.files.get(_key(image))
-        pixels = None if file is None else index.pixels.get(file.digest)
-        if pixels is None:
-            sources.append(image)
-        elif isinstance(pixels, str):
-            sources.append(UnreadableImage(image.path, pixels))
-        else:
-            stored = index.folder / _name(file.digest)
-            shape = (pixels.height, pixels.width, 3)
-            sources.append(CachedImage(image.path, stored, shape, pixels.crc32, states, position))
-    left = [source.name for source in sources if isinstance(source, ImageFile)]
-    if left:
-        tell(f"image cache {index.folder}: could not be opened, or changed meanwhile, and not stored: {_first(left)}")
-    return sources
-
-
-def _each(
-    function: Callable[[ImageFile], _Result], images: Sequence[ImageFile], workers: int, what: str
-) -> Iterator[tuple[ImageFile, _Result]]:
-    """Each image and `function` of it, with a progress bar."""
-    if not images:
-        return
-    bar = tqdm(
-        total=len(images),
-        desc=what,
-        unit="image",
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10,
-    )
-    loader = SourceLoader(Each(function, images), range(len(images)), min(workers, len(images)))
-    # Closed also when something is raised: workers that still wait to be asked would keep this process from ending.
-    with bar, closing(iter(loader)) as results:
-        for image, result in zip(images, results, strict=True):
-            yield image, result
-            bar.update()
-
-
-def _first(names: list[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+def _print(message: str) -> None:
+    """Print on stderr, beside a progress bar."""
+    tqdm.write(message, file=sys.stderr)

@@ -9,7 +9,7 @@ from PIL import WebPImagePlugin
 
 from andfast.data.bmp import open_bmp, open_dib
 from andfast.data.jpeg import open_jpeg
-from andfast.data.picture import Opened, Picture, opened, orientation_of, picture_of, pixels_of
+from andfast.data.picture import Opened, Picture, make_opened, orientation_of, picture_of, pixels_of
 from andfast.data.png import SIGNATURE, open_png
 from andfast.data.pnm import open_pnm
 from andfast.data.tiff import open_tiff
@@ -54,4 +54,4 @@ def _open_webp(file: BinaryIO) -> Opened:
         return picture_of(pixels_of(image), image.info.get("icc_profile"), turn)
 
     turn = orientation_of(image.info.get("exif"), image.info.get("xmp"))
-    return opened(*image.size, turn, decode)
+    return make_opened(*image.size, turn, decode)

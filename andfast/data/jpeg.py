@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from PIL import JpegImagePlugin
 
-from andfast.data.picture import Opened, Picture, opened, orientation_of, picture_of, picture_of_cmyk, pixels_of
+from andfast.data.picture import Opened, Picture, make_opened, orientation_of, picture_of, picture_of_cmyk, pixels_of
 
 _SCAN, _COMMENT = 0xDA, 0xFE
 _JFIF, _EXIF, _ICC, _ADOBE = 0xE0, 0xE1, 0xE2, 0xEE
@@ -71,7 +71,7 @@ def open_jpeg(file: BinaryIO) -> Opened:
         image.load()
         return picture_of_cmyk(image, icc, turn) if image.mode == "CMYK" else picture_of(pixels_of(image), icc, turn)
 
-    return opened(size[1], size[0], turn, decode)
+    return make_opened(size[1], size[0], turn, decode)
 
 
 def _next_marker(file: BinaryIO) -> int:

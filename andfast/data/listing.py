@@ -25,8 +25,8 @@ _NOT_READ, _NO_TARGET = "of a format that is not read", "whose link leads nowher
 _NAMED_AT_MOST = 5
 
 
-class PassedOver(NamedTuple):
-    """What a listing left out though one may have meant it, and why: what follows its number in `told`."""
+class SkippedFile(NamedTuple):
+    """What a listing left out though one may have meant it, and why: what follows its number in `skipped_message`."""
 
     path: Path
     reason: str
@@ -37,19 +37,19 @@ class Listing:
     """The images of a folder, sorted by their paths, and what was passed over."""
 
     paths: list[Path]
-    passed_over: list[PassedOver]
+    passed_over: list[SkippedFile]
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The images in `folder` and below it, sorted: the paths of `look_through`.
+    """The images in `folder` and below it, sorted: the paths of `list_folder`.
 
     Raises:
-        DataError: as `look_through`.
+        DataError: as `list_folder`.
     """
-    return look_through(folder).paths
+    return list_folder(folder).paths
 
 
-def look_through(folder: str | os.PathLike[str]) -> Listing:
+def list_folder(folder: str | os.PathLike[str]) -> Listing:
     """The image files in `folder` and below it, by suffix (`IMAGE_SUFFIXES`).
 
     Hidden files and folders (a leading dot) are passed over without a word. Links are followed. A folder that can be
@@ -64,7 +64,7 @@ def look_through(folder: str | os.PathLike[str]) -> Listing:
     if not os.path.isdir(top):
         raise DataError(f"{top}: {'not a folder' if os.path.exists(top) else 'no such folder'}")
     found: list[Path] = []
-    passed_over: list[PassedOver] = []
+    passed_over: list[SkippedFile] = []
     # A link to what holds `top` is a loop, too.
     seen = {str(parent) for parent in Path(os.path.realpath(top)).parents}
     folders, links = [top], []
@@ -81,7 +81,7 @@ def look_through(folder: str | os.PathLike[str]) -> Listing:
             reason = error.strerror or type(error).__name__
             if here == top:
                 raise DataError(f"{top}: {reason}") from error
-            passed_over.append(PassedOver(here, f"that cannot be opened: {reason}"))
+            passed_over.append(SkippedFile(here, f"that cannot be opened: {reason}"))
             continue
         for entry in entries:
             path, suffix = here / entry.name, os.path.splitext(entry.name)[1].lower()
@@ -91,20 +91,20 @@ def look_through(folder: str | os.PathLike[str]) -> Listing:
                 if suffix in IMAGE_SUFFIXES:
                     found.append(path)
                 else:
-                    passed_over.append(PassedOver(path, _NO_TARGET))
+                    passed_over.append(SkippedFile(path, _NO_TARGET))
             elif entry.is_dir():
                 (links if entry.is_symlink() else folders).append(path)
             elif entry.is_file() and suffix in IMAGE_SUFFIXES:
                 found.append(path)
             elif entry.is_file() and suffix in _UNREAD_SUFFIXES:
-                passed_over.append(PassedOver(path, _NOT_READ))
+                passed_over.append(SkippedFile(path, _NOT_READ))
     return Listing(
         sorted(found, key=lambda path: path.relative_to(top).as_posix()),
         sorted(passed_over, key=lambda each: each.path.relative_to(top).as_posix()),
     )
 
 
-def told(passed_over: Sequence[PassedOver]) -> str:
+def skipped_message(passed_over: Sequence[SkippedFile]) -> str:
     """How many files and folders were passed over and why, by the names of the first of them: a line; "" for none."""
     by_reason: dict[str, list[str]] = {}
     for path, reason in dict.fromkeys(passed_over):
@@ -113,9 +113,11 @@ def told(passed_over: Sequence[PassedOver]) -> str:
     return f"passed over: {'; '.join(parts)}" if parts else ""
 
 
-def no_images(passed_over: Sequence[PassedOver] = ()) -> str:
+def no_images_message(passed_over: Sequence[SkippedFile] = ()) -> str:
     """That there are no images, what would be some, and what was passed over: for a message that names the folder."""
-    return "; ".join(filter(None, [f"no images ({' '.join(sorted(IMAGE_SUFFIXES))} are read)", told(passed_over)]))
+    return "; ".join(
+        filter(None, [f"no images ({' '.join(sorted(IMAGE_SUFFIXES))} are read)", skipped_message(passed_over)])
+    )
 
 
 def listed(items: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from andfast.data.images import DataError, image_size, read_image
 from andfast.data.pairs import Pair, common_size
-from andfast.data.patches import Recent, Shuffled, random_numbers, too_small, turned
+from andfast.data.patches import RecentImages, Shuffled, flip_and_rotate, random_numbers, too_small
 
 # Streams of random numbers beside those of the HR patches (`andfast.data.patches`).
 _ORDER, _CROP = 3, 4
@@ -60,7 +60,7 @@ class PairPatches:
         self.pairs, self.scale, self.patch, self.batch = list(pairs), scale, patch, batch
         self.seed, self.flip, self.rotate = seed, flip, rotate
         self.rank, self.world = rank, world
-        self._images = Recent(int(cache_mib * 2**20))
+        self._images = RecentImages(int(cache_mib * 2**20))
         self._order = Shuffled(len(self.pairs), seed, _ORDER)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ class PairPatches:
             top, left = down % (whole_lr.shape[0] - low + 1), right % (whole_lr.shape[1] - low + 1)
             for image, patches, scale in ((whole_hr, hr, self.scale), (whole_lr, lr, 1)):
                 rows, columns = (slice(scale * start, scale * (start + low)) for start in (top, left))
-                patches[position] = turned(image[rows, columns], mirror, turns).transpose(2, 0, 1)
+                patches[position] = flip_and_rotate(image[rows, columns], mirror, turns).transpose(2, 0, 1)
         return torch.from_numpy(hr), torch.from_numpy(lr)
 
     def _read(self, index: int) -> np.ndarray:

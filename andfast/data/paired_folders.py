@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from andfast.data.images import DataError
-from andfast.data.listing import Listing, PassedOver, list_images, listed, look_through
+from andfast.data.listing import Listing, SkippedFile, list_folder, list_images, listed
 
 # What stands before: nothing, DIV2K_valid_, or, before capitals, train.
 _BEFORE = r"(?i)(|.*[_\-. ]|.*(?-i:[a-z\d](?=HR|HQ|GT|LR|LQ)))"
@@ -51,14 +51,14 @@ def role(name: str) -> Role | None:
     return None
 
 
-def holds_hr(folder: Path) -> bool:
+def is_hr_folder(folder: Path) -> bool:
     """Whether the name of a folder says that it holds HR images."""
     whole = _named(folder)
     names = [whole.name, whole.parent.name] if _SCALE_FOLDER.fullmatch(whole.name) else [whole.name]
     return any(found.kind == "HR" and found.rank < 1 for name in names if (found := role(name)))
 
 
-def scene_of(name: str) -> str:
+def scene_name(name: str) -> str:
     """The name of a scene, as a file of it is called: "0801x4" -> "0801", "img_1_SRF_4_HR" -> "img_1"; lower case."""
     place, slash, stem = name.rpartition("/")
     while (shorter := _NAME_END.sub("", stem)) not in ("", stem):
@@ -66,13 +66,13 @@ def scene_of(name: str) -> str:
     return f"{place}{slash}{stem}".lower()
 
 
-def look_through_hr(folder: str | os.PathLike[str]) -> Listing:
+def list_hr_folder(folder: str | os.PathLike[str]) -> Listing:
     """The images in `folder` and below it, without those of LR folders that have an HR folder beside them.
 
     Raises:
-        DataError: as `look_through`.
+        DataError: as `list_folder`.
     """
-    top, listing = Path(folder), look_through(folder)
+    top, listing = Path(folder), list_folder(folder)
     above = {home: [home, *home.parents] for home in {path.relative_to(top).parent for path in listing.paths}}
     roles = {each: own for folders in above.values() for each in folders if (own := role(each.name)) is not None}
     hr = {(each.parent, own.series): each.name for each, own in sorted(roles.items()) if own.kind == "HR"}
@@ -81,15 +81,15 @@ def look_through_hr(folder: str | os.PathLike[str]) -> Listing:
         lr = [each for each in above[path.relative_to(top).parent] if each in roles and roles[each].kind == "LR"]
         beside = [name for each in lr if (name := hr.get((each.parent, roles[each].series))) is not None]
         if beside:
-            passed_over.append(PassedOver(path, f"of LR images, beside {beside[0]}"))
+            passed_over.append(SkippedFile(path, f"of LR images, beside {beside[0]}"))
         else:
             found.append(path)
     return Listing(found, listing.passed_over + passed_over)
 
 
-def scene_in(name: str) -> str:
-    """The name of a scene by the path of a file, as `scene_of`, wherever that lies in folders of one scale each."""
-    *places, stem = scene_of(name).split("/")
+def scene_name_across_scales(name: str) -> str:
+    """The name of a scene by the path of a file, as `scene_name`, wherever that lies in folders of one scale each."""
+    *places, stem = scene_name(name).split("/")
     return "/".join([*(place for place in places if not _SCALE_FOLDER.fullmatch(place)), stem])
 
 
@@ -218,7 +218,7 @@ def _refuse_others(folder: Path, holder: Path) -> None:
 
 def _refuse_one_alone(folder: Path, scale: int) -> None:
     hr, lr = _called(folder, "HR"), _called(folder, "LR")
-    sure = [path for path in hr if holds_hr(path)]
+    sure = [path for path in hr if is_hr_folder(path)]
     together = "pairs stand in HR/ and LR/ or the like"
     alone = "HR images alone are measured with andfast.evaluate --degrade"
     if sure and not lr:

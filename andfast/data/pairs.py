@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from andfast.data.images import DataError, image_size, read_image
-from andfast.data.listing import list_images, listed, no_images
-from andfast.data.paired_folders import paired_folders, scene_of
+from andfast.data.listing import list_images, listed, no_images_message
+from andfast.data.paired_folders import paired_folders, scene_name
 
 
 class Pair(NamedTuple):
@@ -48,16 +48,16 @@ def find_pairs(folder: str | os.PathLike[str], scale: int) -> list[Pair]:
     folders = paired_folders(folder, scale, below=True)
     if folders is None:
         raise DataError(f"{folder}: a folder of pairs holds HR/ and LR/ with files of the same names")
-    hr, lr = (by_name(each) for each in folders)
+    hr, lr = (images_by_name(each) for each in folders)
     if not hr and not lr:
-        raise DataError(f"{folder}: {' and '.join(f'{each.name}/' for each in folders)} hold {no_images()}")
+        raise DataError(f"{folder}: {' and '.join(f'{each.name}/' for each in folders)} hold {no_images_message()}")
     return make_pairs(folder, hr, lr, scale)
 
 
 def make_pairs(folder: Path, hr: Mapping[str, Path], lr: Mapping[str, Path], scale: int) -> list[Pair]:
     """The pairs of files by the names of their scenes, sorted by these.
 
-    What has no partner of exactly its name finds that of its scene (`scene_of`); there several LR images may have one
+    What has no partner of exactly its name finds that of its scene (`scene_name`); there several LR images may have one
     HR image. Only the files' headers are read.
 
     Args:
@@ -72,9 +72,9 @@ def make_pairs(folder: Path, hr: Mapping[str, Path], lr: Mapping[str, Path], sca
     partners = {name: name for name in lr if name in hr}
     scenes: dict[str, list[str]] = {}
     for name in hr.keys() - partners.keys():
-        scenes.setdefault(scene_of(name), []).append(name)
+        scenes.setdefault(scene_name(name), []).append(name)
     for name in lr.keys() - partners.keys():
-        if len(own := scenes.get(scene_of(name), [])) == 1:
+        if len(own := scenes.get(scene_name(name), [])) == 1:
             partners[name] = own[0]
     used = Counter(partners.values())
     alone = [path for name, path in hr.items() if name not in used]
@@ -131,14 +131,18 @@ def cut_to_fit(cut: int, count: int, scale: int) -> str:
     return f"{cut} of {count} pairs are cut at the bottom and right, so that HR is {scale} times LR"
 
 
-def by_name(folder: Path) -> dict[str, Path]:
+def images_by_name(folder: Path, paths: Sequence[Path] | None = None) -> dict[str, Path]:
     """The images in a folder by their path below it, without the suffix.
+
+    Args:
+        folder: the folder.
+        paths: its images, where they were listed before; None: lists them.
 
     Raises:
         DataError: two have the same name, or `folder` is no folder.
     """
     found: dict[str, Path] = {}
-    for path in list_images(folder):
+    for path in list_images(folder) if paths is None else paths:
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise DataError(f"{folder}: {found[name].name} and {path.name} have the same name")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from andfast.data.images import DataError, ImageError, image_size, read_image
-from andfast.data.listing import Listing, PassedOver, no_images
-from andfast.data.paired_folders import look_through_hr
+from andfast.data.listing import Listing, SkippedFile, no_images_message
+from andfast.data.paired_folders import list_hr_folder
 from andfast.data.workers import SourceDataset, SourceLoader
 from andfast.utils.rng import batch_positions
 
@@ -85,7 +85,7 @@ class Scan:
 
     paths: list[Path]
     skipped: list[tuple[Path, str]]
-    passed_over: list[PassedOver]
+    passed_over: list[SkippedFile]
 
     @property
     def sources(self) -> list[ImageFile]:
@@ -97,7 +97,7 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
 
     Args:
         folders: folders of images, and images; a file found in two ways, by links or folders, counts once. LR images
-            in a folder beside one of HR images (`look_through_hr`) are passed over.
+            in a folder beside one of HR images (`list_hr_folder`) are passed over.
         min_size: the least height and width in pixels, the patch's.
 
     Raises:
@@ -107,7 +107,7 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
     paths, skipped, passed_over = [], [], []
     found: dict[str, Path] = {}
     for folder in folders:
-        listing = Listing([folder], []) if folder.is_file() else look_through_hr(folder)
+        listing = Listing([folder], []) if folder.is_file() else list_hr_folder(folder)
         for path in listing.paths:
             found.setdefault(os.path.realpath(path), path)
         passed_over += listing.passed_over
@@ -125,7 +125,7 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
         where = ", ".join(str(folder) for folder in folders) or "no folder was given"
         raise DataError(
             f"no usable image in: {where}. Wanted: image files, {min_size} x {min_size} pixels or more."
-            + (_listed([reason for _, reason in skipped]) if found else f" Found: {no_images(passed_over)}.")
+            + (_listed([reason for _, reason in skipped]) if found else f" Found: {no_images_message(passed_over)}.")
         )
     return Scan(paths, skipped, passed_over)
 
@@ -190,7 +190,7 @@ class PatchBatches(SourceDataset):
         self.patch, self.batch, self.seed = patch, batch, seed
         self.flip, self.rotate = flip, rotate
         self._places, self._whole = batch_positions(batch, mixed, rank, world), world * batch
-        self._images = Recent(int(cache_mib * 2**20))
+        self._images = RecentImages(int(cache_mib * 2**20))
         self._unreadable: dict[int, Failure] = {}
         self._order = Shuffled(len(sources), seed, _ORDER)
 
@@ -247,7 +247,7 @@ class PatchBatches(SourceDataset):
         left = right % (image.shape[1] - self.patch + 1)
         # Copied row by row, as it lies in memory or on disk; to walk down its columns there would cost far more.
         crop = np.ascontiguousarray(image[top : top + self.patch, left : left + self.patch])
-        return turned(crop, mirror if self.flip else 0, turns if self.rotate else 0)
+        return flip_and_rotate(crop, mirror if self.flip else 0, turns if self.rotate else 0)
 
     def _random(self, count: int, *key: int) -> np.ndarray:
         return random_numbers(count, self.seed, *key)
@@ -283,7 +283,7 @@ class Shuffled:
         return int(self._order[place])
 
 
-def turned(crop: np.ndarray, mirror: int, turns: int) -> np.ndarray:
+def flip_and_rotate(crop: np.ndarray, mirror: int, turns: int) -> np.ndarray:
     """A view of `crop` (H, W, 3), mirrored for an odd `mirror`, then turned by so many quarters."""
     return np.rot90(crop[:, ::-1] if mirror % 2 else crop, turns % 4)
 
@@ -326,7 +326,7 @@ def make_loader(
     return PatchLoader(batches, range(start_step, stop_step), workers, pin_memory)
 
 
-class Recent:
+class RecentImages:
     """The most recently used images, up to `capacity` bytes."""
 
     def __init__(self, capacity: int) -> None:

@@ -64,7 +64,7 @@ def bytes_at(file: BinaryIO, place: int, length: int) -> bytes:
     return file.read(max(min(length, there), 0))
 
 
-def opened(width: int, height: int, orientation: int, decode: Callable[[], Picture]) -> Opened:
+def make_opened(width: int, height: int, orientation: int, decode: Callable[[], Picture]) -> Opened:
     """An image whose stored size and orientation are known.
 
     Raises:
@@ -100,7 +100,7 @@ def _orientation_in_exif(exif: bytes) -> int | None:
     return None
 
 
-def as_oriented(pixels: np.ndarray, turn: int) -> np.ndarray:
+def orient(pixels: np.ndarray, turn: int) -> np.ndarray:
     """Stored pixels (H, W, C) as an orientation of 1 to 8 says, in the numbers of EXIF and TIFF; contiguous."""
     if turn in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
@@ -114,7 +114,7 @@ def as_oriented(pixels: np.ndarray, turn: int) -> np.ndarray:
     return turned
 
 
-def fitting(icc: bytes | None, channels: int) -> tuple[bytes | None, tuple[str, ...]]:
+def matching_profile(icc: bytes | None, channels: int) -> tuple[bytes | None, tuple[str, ...]]:
     """A colour profile if it is one of pixels with so many channels, or None and, for people, why not."""
     if not icc:
         return None, ()
@@ -149,8 +149,8 @@ def picture_of(
     pixels: np.ndarray, icc: bytes | None = None, orientation: int = 1, colour: dict[bytes, bytes] | None = None
 ) -> Picture:
     """A picture of stored pixels (H, W, C), whatever the file has as a profile, and its chunks of colour: upright."""
-    icc, notes = fitting(icc, pixels.shape[2])
-    return Picture(as_oriented(pixels, orientation), icc, colour or {}, notes)
+    icc, notes = matching_profile(icc, pixels.shape[2])
+    return Picture(orient(pixels, orientation), icc, colour or {}, notes)
 
 
 def picture_of_cmyk(image: Image.Image, icc: bytes | None, orientation: int = 1) -> Picture:
@@ -170,7 +170,7 @@ def picture_of_cmyk(image: Image.Image, icc: bytes | None, orientation: int = 1)
             notes = (_DAMAGED,)
     if rgb is None:
         rgb = image.convert("RGB")
-    return Picture(as_oriented(np.array(rgb), orientation), notes=notes)
+    return Picture(orient(np.array(rgb), orientation), notes=notes)
 
 
 def from_pil(image: Image.Image) -> Picture:
@@ -196,7 +196,7 @@ def from_pil(image: Image.Image) -> Picture:
         if pixels.dtype == np.uint8:
             # Pillow makes 8 bits of pixels of fewer and of more, but not of their key.
             key = key * {"L;2": 85, "L;4": 17}.get(stored, 1) if key.max() < 256 else key >> 8
-        pixels = keyed(pixels, key)
+        pixels = add_transparency_key(pixels, key)
     return picture_of(pixels, icc, turn)
 
 
@@ -209,7 +209,7 @@ def _gray(image: Image.Image) -> np.ndarray:
     return values.astype(np.uint16)[..., None]
 
 
-def keyed(pixels: np.ndarray, key: np.ndarray) -> np.ndarray:
+def add_transparency_key(pixels: np.ndarray, key: np.ndarray) -> np.ndarray:
     """Pixels of one value are transparent, as a PNG's tRNS chunk has it: that as a channel."""
     shown = (pixels != key).any(2, keepdims=True)
     return np.concatenate([pixels, np.where(shown, np.iinfo(pixels.dtype).max, 0).astype(pixels.dtype)], 2)

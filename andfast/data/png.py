@@ -16,7 +16,16 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from andfast.data.picture import Opened, Picture, bytes_at, keyed, opened, orientation_of, picture_of, pixels_of
+from andfast.data.picture import (
+    Opened,
+    Picture,
+    add_transparency_key,
+    bytes_at,
+    make_opened,
+    orientation_of,
+    picture_of,
+    pixels_of,
+)
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -87,13 +96,13 @@ def open_png(file: BinaryIO) -> Opened:
             # Pillow scales gray of fewer bits to 8, but not its key.
             most = 2**bits - 1
             key = np.frombuffer(transparent, ">u2", pixels.shape[2]).astype(np.int64) & most
-            pixels = keyed(pixels, key * np.iinfo(pixels.dtype).max // most)
+            pixels = add_transparency_key(pixels, key * np.iinfo(pixels.dtype).max // most)
         colour = {name: found[name] for name in COLOUR_CHUNKS if name in found}
         picture = picture_of(pixels, found.get(b"iCCP"), turn, colour)
         return replace(picture, notes=(*picture.notes, *notes))
 
     turn = orientation_of(found.get(b"eXIf") or found.get(_RAW_EXIF), found.get(_XMP))
-    return opened(width, height, turn, decode)
+    return make_opened(width, height, turn, decode)
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from andfast.data.picture import Opened, Picture, bytes_at, opened, picture_of
+from andfast.data.picture import Opened, Picture, bytes_at, make_opened, picture_of
 
 _CHANNELS = {b"P1": 1, b"P2": 1, b"P3": 3, b"P4": 1, b"P5": 1, b"P6": 3}
 _PLAIN = (b"P1", b"P2", b"P3")
@@ -53,7 +53,7 @@ def open_pnm(file: BinaryIO) -> Opened:
         scaled = values if most == top else (values.astype(np.uint32) * top + most // 2) // most
         return picture_of(scaled.astype(np.uint8 if top == 255 else np.uint16).reshape(shape))
 
-    return opened(width, height, 1, decode)
+    return make_opened(width, height, 1, decode)
 
 
 def _plain(text: bytes, count: int, bits: bool) -> np.ndarray:

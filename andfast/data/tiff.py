@@ -8,22 +8,23 @@ facsimile and YCbCr are left to libtiff alone.
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, ImageFile, TiffImagePlugin
 
-from andfast.data import libtiff
 from andfast.data.picture import (
     Opened,
     Picture,
     bytes_at,
     eight_bits,
-    opened,
+    make_opened,
     orientation_of,
     picture_of,
     picture_of_cmyk,
@@ -55,6 +56,7 @@ _RAW, _PREDICTED = 1, (5, 8, 32946, 34925, 50000)  # LZW, Deflate under two numb
 _PACKED = (*_PREDICTED, 32773)  # PackBits
 _FACSIMILE, _JPEG = (2, 3, 4), (6, 7)
 
+_SHORT, _LONG, _LONG8 = 3, 4, 16  # types of fields
 _LARGEST_PART = 2**24  # bytes of a strip or tile, where the image is smaller
 _REVERSED = np.array([int(f"{value:08b}"[::-1], 2) for value in range(256)], np.uint8)
 
@@ -102,13 +104,13 @@ def open_tiff(file: BinaryIO) -> Opened:
         with _quiet():
             if _left_to_libtiff(page):
                 _check_parts(file, page)
-                image = libtiff.open_file(file)
+                image = _open_file(file)
                 image.seek(page.index)
                 if page.photometric == _YCBCR and page.compression == _RAW:  # which Pillow takes for RGB by itself
-                    libtiff.decode_raw(image, "RGBX")
+                    _decode_raw(image, "RGBX")
                 if (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]) != (width, height):
                     raise ValueError("damaged: it tells of two sizes")
-                libtiff.load(image)
+                _load(image)
                 if image.mode == "CMYK":
                     return picture_of_cmyk(image, profile, turn)
                 return picture_of(pixels_of(image), profile, turn)
@@ -118,7 +120,7 @@ def open_tiff(file: BinaryIO) -> Opened:
                 return picture_of_cmyk(Image.frombytes("CMYK", (width, height), inks.tobytes()), profile, turn)
             return picture_of(_pixels(page, samples), profile, turn)
 
-    return opened(width, height, turn, decode)
+    return make_opened(width, height, turn, decode)
 
 
 def _check_kind(page: tifffile.TiffPage) -> None:
@@ -266,7 +268,7 @@ def _plane(file: BinaryIO, page: tifffile.TiffPage, parts: list[tuple[int, int]]
         data = _REVERSED[data] if order == 2 else data
     else:
         packed = [bytes_at(file, *part) for part in parts]
-        data = libtiff.unpack(packed, int(page.compression), order, high, rows, line)
+        data = _unpack(packed, int(page.compression), order, high, rows, line)
     if bits < 8:
         shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
         values = (data.reshape(rows, line)[..., None] >> shifts & (2**bits - 1)).reshape(rows, -1)[:, : wide * channels]
@@ -294,3 +296,79 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(none)
+
+
+def _unpack(parts: list[bytes], compression: int, fill_order: int, high: int, rows: int, line: int) -> np.ndarray:
+    """What compressed strips or tiles of any samples hold: libtiff is given a file that has them as gray pixels.
+
+    Args:
+        parts: the strips or tiles of one width.
+        compression, fill_order: as in the fields of TIFF.
+        high: rows of each part but the last, which may have fewer.
+        rows: of all parts.
+        line: bytes of a row.
+
+    Returns:
+        uint8 (rows * line,).
+
+    Raises:
+        ValueError: a part is damaged, or holds less than its rows.
+    """
+    count, entries = len(parts), 10
+    lists = 16 + 8 + 20 * entries + 8  # where they begin: of where the parts lie, and of how long they are
+    places = list(accumulate(map(len, parts), initial=lists + 16 * count))[:-1]
+    lengths = [len(part) for part in parts]
+    alone = count == 1  # and then no list
+    fields = [
+        (256, _LONG, 1, line),
+        (257, _LONG, 1, rows),
+        (258, _SHORT, 1, 8),
+        (259, _SHORT, 1, compression),
+        (262, _SHORT, 1, 1),
+        (266, _SHORT, 1, fill_order),
+        (273, _LONG8, count, places[0] if alone else lists),
+        (277, _SHORT, 1, 1),
+        (278, _LONG, 1, high),
+        (279, _LONG8, count, lengths[0] if alone else lists + 8 * count),
+    ]
+    head = struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, entries)
+    head += b"".join(struct.pack("<HHQQ", *field) for field in fields) + bytes(8)
+    head += struct.pack(f"<{2 * count}Q", *places, *lengths)
+    return np.array(_load(_LibtiffImage(io.BytesIO(b"".join([head, *parts]))))).reshape(-1)
+
+
+def _open_file(file: BinaryIO) -> TiffImagePlugin.TiffImageFile:
+    """The first image of a TIFF file as Pillow opens it, of any number of pixels, and not turned."""
+    file.seek(0)
+    return _LibtiffImage(file)
+
+
+def _decode_raw(image: TiffImagePlugin.TiffImageFile, raw_mode: str) -> None:
+    """Have an image that is not compressed decoded by libtiff all the same, which makes pixels of `raw_mode`."""
+    size = image.tag_v2[256], image.tag_v2[257]
+    image.tile = [("libtiff", (0, 0, *size), 0, (raw_mode, "raw", False, image.tag_v2.offset))]
+    image.use_load_libtiff = True
+
+
+def _load(image: Image.Image) -> Image.Image:
+    """Decode the pixels.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    try:
+        image.load()
+    except OSError as error:
+        raise ValueError(f"truncated or damaged ({error})") from error
+    return image
+
+
+class _LibtiffImage(TiffImagePlugin.TiffImageFile):
+    def load_prepare(self) -> None:
+        # Pillow refuses images by their number of pixels, and warns of others, by a setting of the process.
+        self._size = getattr(self, "_tile_size", self.size)
+        self.im = Image.core.new(self.mode, self.size)
+        ImageFile.ImageFile.load_prepare(self)
+
+    def load_end(self) -> None:
+        pass  # where Pillow turns it upright

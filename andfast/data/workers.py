@@ -228,11 +228,11 @@ class _Worker:
                     value = _pinned(value)
                 self._arrived.put((kind, value))
         except (OSError, EOFError):
-            self._arrived.put((_ERROR, DataError(self._obituary())))
+            self._arrived.put((_ERROR, DataError(self._death_message())))
         except Exception as error:  # of memory that cannot be pinned, or an error that cannot be unpickled
             self._arrived.put((_ERROR, error))
 
-    def _obituary(self) -> str:
+    def _death_message(self) -> str:
         self.process.join(_GRACE)
         status = self.process.exitcode
         how = f"ended with status {status}"

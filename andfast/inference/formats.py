@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from andfast.data.images import MAX_PIXELS, read_picture
-from andfast.data.picture import Picture, eight_bits, fitting, over_white, to_pil
+from andfast.data.picture import Picture, eight_bits, matching_profile, over_white, to_pil
 from andfast.data.png import png_bytes
 from andfast.data.tiff import write_tiff
 from andfast.utils.files import written_whole
@@ -75,7 +75,7 @@ def write_picture(path: str | os.PathLike[str], picture: Picture, quality: int =
         raise ValueError(f"{path}: images are written as {', '.join(SUFFIXES)}")
     check_size(path, *picture.pixels.shape[:2])
     kind = SUFFIXES[path.suffix.lower()]
-    icc, _ = fitting(picture.icc, 3 if kind == "webp" else picture.pixels.shape[2])
+    icc, _ = matching_profile(picture.icc, 3 if kind == "webp" else picture.pixels.shape[2])
     if kind == "jpeg" and icc and len(icc) > _LARGEST_IN_JPEG:
         icc = None
     with written_whole(path) as temporary:

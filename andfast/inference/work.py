@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from andfast.data.images import ImageError, image_size
-from andfast.data.listing import Listing, PassedOver, look_through, no_images
+from andfast.data.listing import Listing, SkippedFile, list_folder, no_images_message
 from andfast.inference.resize import resized_size
 from andfast.utils.command_line import UsageError
 from andfast.utils.files import comparison, write_json
@@ -36,7 +36,7 @@ class Work:
     """
 
     pairs: list[tuple[Path, Path]]
-    passed_over: list[PassedOver]
+    passed_over: list[SkippedFile]
     beside: set[Path]
 
 
@@ -58,7 +58,7 @@ def prepare_work(
     kind: str = "png",
     factor: float | None = None,
     overwrite: bool = False,
-    listing_of: Callable[[Path], Listing] = look_through,
+    listing_of: Callable[[Path], Listing] = list_folder,
 ) -> Work:
     """Which image goes where, in the order of `inputs`.
 
@@ -80,7 +80,7 @@ def prepare_work(
             or one would overwrite an input or another file beside it that is no earlier result.
     """
     pairs: list[tuple[Path, Path]] = []
-    passed_over: list[PassedOver] = []
+    passed_over: list[SkippedFile] = []
     inside = output.resolve()
     for given in inputs:
         if given.is_dir():
@@ -89,7 +89,7 @@ def prepare_work(
             if given.resolve() in inside.parents:
                 found = [path for path in found if inside not in path.resolve().parents]
             if not found:
-                raise UsageError(f"{given}: {no_images(listing.passed_over)}")
+                raise UsageError(f"{given}: {no_images_message(listing.passed_over)}")
             passed_over += listing.passed_over
             pairs += [(path, output / path.relative_to(given).with_suffix(_suffix(path, kind))) for path in found]
         elif given.exists():
@@ -104,7 +104,7 @@ def prepare_work(
         earlier = _earlier_results([pair for pair in pairs if pair[1] in beside], factor, overwrite, known)
         earlier |= _known_results([source for source, _ in pairs], factor, known)
         taken = [source for source, _ in pairs if source.resolve() in earlier - known]
-        passed_over += [PassedOver(path, "with the place and the size of an earlier result") for path in taken]
+        passed_over += [SkippedFile(path, "with the place and the size of an earlier result") for path in taken]
         pairs = [(source, target) for source, target in pairs if source.resolve() not in earlier]
     sources: dict[Path, Path] = {}  # by destination
     for source, target in pairs:

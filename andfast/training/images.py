@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from andfast.data.images import DataError, ImageError
-from andfast.data.listing import PassedOver, look_through, told
+from andfast.data.listing import SkippedFile, list_folder, skipped_message
 from andfast.data.pairs import Pair, cut_to_fit, find_pairs
 from andfast.data.patches import Failure, ImageArray, Source, scan_images, too_small
 from andfast.data.photographs import held_out_photographs, training_photographs
@@ -39,9 +39,9 @@ class Skipped:
             if self.verbose:
                 tqdm.write(self.named(f"skipped image {self.count}: {failure.reason}"), file=sys.stderr)
 
-    def pass_over(self, files: Sequence[PassedOver]) -> None:
+    def pass_over(self, files: Sequence[SkippedFile]) -> None:
         if self.verbose and files:
-            tqdm.write(self.named(told(files)), file=sys.stderr)
+            tqdm.write(self.named(skipped_message(files)), file=sys.stderr)
 
 
 @dataclass
@@ -114,7 +114,7 @@ def _pairs(folder: str | None, scale: int, skipped: Skipped) -> list[Pair]:
     if folder is None:
         return []
     pairs = find_pairs(folder, scale)
-    skipped.pass_over(look_through(folder).passed_over)
+    skipped.pass_over(list_folder(folder).passed_over)
     if skipped.verbose and (cut := sum(pair.cut for pair in pairs)):
         tqdm.write(skipped.named(f"{folder}: {cut_to_fit(cut, len(pairs), scale)}"), file=sys.stderr)
     return pairs

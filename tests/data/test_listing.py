@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from andfast.data.images import DataError, read_image
-from andfast.data.listing import IMAGE_SUFFIXES, list_images, look_through, no_images, told
+from andfast.data.listing import IMAGE_SUFFIXES, list_folder, list_images, no_images_message, skipped_message
 from andfast.inference.formats import read_picture
 
 
@@ -28,7 +28,7 @@ def test_listing_is_recursive_sorted_and_without_hidden_files(tmp_path):
     (root / "folder.png").mkdir()
     (root / "lost.png").symlink_to(tmp_path / "nowhere.png")
     assert found(root) == ["a.jpg", "a/z.webp", "b.PNG", "lost.png", "sub/c.Jpeg"]
-    assert look_through(root).passed_over == []
+    assert list_folder(root).passed_over == []
     with pytest.raises(ValueError, match="no such folder"):
         list_images(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="not a folder"):
@@ -64,7 +64,7 @@ def test_links_are_followed_and_each_folder_is_found_once(tmp_path):
     assert found(root) == ["again/e.png", "copy.png", "linked/d.png", "own/o.png", "z/p.png"]
     (tmp_path / "way").symlink_to(root)
     assert found(tmp_path / "way") == found(root)
-    assert look_through(root).passed_over == []
+    assert list_folder(root).passed_over == []
 
 
 def test_what_is_passed_over_is_told(tmp_path, monkeypatch):
@@ -81,27 +81,27 @@ def test_what_is_passed_over_is_told(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    listing = look_through(root)
+    listing = list_folder(root)
     assert [path.name for path in listing.paths] == ["a.png"]
-    assert told(listing.passed_over) == (
+    assert skipped_message(listing.passed_over) == (
         "passed over: 2 whose link leads nowhere (DIV2K, round); "
         "3 of a format that is not read (i.gif, raw.cr2, j.AVIF); 1 that cannot be opened: Permission denied (locked)"
     )
     with pytest.raises(DataError, match="locked: Permission denied"):
-        look_through(root / "locked")
-    assert told(listing.passed_over * 2) == told(listing.passed_over)
-    assert told([]) == ""
+        list_folder(root / "locked")
+    assert skipped_message(listing.passed_over * 2) == skipped_message(listing.passed_over)
+    assert skipped_message([]) == ""
 
 
 def test_of_many_files_the_first_are_named(tmp_path):
     make(tmp_path, *(f"{index}.heic" for index in range(8)))
-    assert "8 of a format that is not read (0.heic, 1.heic, 2.heic, 3.heic, 4.heic and 3 more)" in told(
-        look_through(tmp_path).passed_over
+    assert "8 of a format that is not read (0.heic, 1.heic, 2.heic, 3.heic, 4.heic and 3 more)" in skipped_message(
+        list_folder(tmp_path).passed_over
     )
 
 
 def test_a_folder_without_images_says_what_would_be_some(tmp_path):
     make(tmp_path, "a.npy", "b.gif")
-    message = no_images(look_through(tmp_path).passed_over)
+    message = no_images_message(list_folder(tmp_path).passed_over)
     assert message.startswith("no images (.apng .bmp ")
     assert message.endswith("are read); passed over: 1 of a format that is not read (b.gif)")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from andfast.data.paired_folders import scene_of
+from andfast.data.paired_folders import scene_name
 from andfast.data.pairs import common_size, find_pairs, fitted, read_pair
 
 
@@ -125,4 +125,4 @@ def test_rounded_sizes_are_a_pair_that_is_cut(folder):
     ],
 )
 def test_names_of_scenes(name, scene):
-    assert scene_of(name) == scene
+    assert scene_name(name) == scene
