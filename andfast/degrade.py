@@ -32,7 +32,7 @@ from andfast.data.paired_folders import look_through_hr
 from andfast.data.pairs import read_pair
 from andfast.data.tensors import to_array, to_tensor
 from andfast.inference.models import find_model
-from andfast.inference.work import prepare_work
+from andfast.inference.output_paths import plan_outputs
 from andfast.losses import l1_objective, no_objective
 from andfast.metrics.differences import Differences, table
 from andfast.models.frozen import FrozenView
@@ -162,7 +162,7 @@ class Work:
             if inside in path.resolve().parents:
                 raise ValueError(f"{path} lies in --output {self.output}; choose another folder for the results")
         hr, lr = self.places("")
-        work = prepare_work(given, hr, listing_of=look_through_hr)
+        work = plan_outputs(given, hr, listing_of=look_through_hr)
         # What was made before is no input, where DIR lies in a folder of them, or is one.
         made = {lr.resolve(), inside} - {path.resolve() for path in given}
         self.passed_over = [each for each in work.passed_over if made.isdisjoint(each.path.resolve().parents)]

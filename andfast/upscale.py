@@ -14,13 +14,12 @@ import torch
 from tqdm import tqdm
 
 from andfast.data.listing import told
-from andfast.inference.engine import Upscaler
-from andfast.inference.formats import MAX_PIXELS, Picture, losses, write_picture
-from andfast.inference.memory_check import read_to_upscale
+from andfast.inference.formats import MAX_PIXELS, Picture, losses, read_to_upscale, write_picture
 from andfast.inference.models import find_model, precision_for
+from andfast.inference.output_paths import FORMATS, OutputPlan, plan_outputs, record_results
 from andfast.inference.pipeline import pipeline
 from andfast.inference.tiles import NonFiniteError
-from andfast.inference.work import FORMATS, Work, prepare_work, record_results
+from andfast.inference.upscaler import Upscaler
 from andfast.models.compilation import FirstPass
 from andfast.pretrained import DEFAULT, pretrained_names
 from andfast.utils.allocator import keep_freed_memory
@@ -112,7 +111,7 @@ class _Job:
             tqdm.write(f"warning: {source}: {note}", file=sys.stderr)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[Work, Upscaler]:
+def _prepare(options: argparse.Namespace) -> tuple[OutputPlan, Upscaler]:
     """All that can go wrong before the first image; raises UsageError."""
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output {options.output}: not a folder")
@@ -122,7 +121,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Work, Upscaler]:
         precision, deep = (precision_for(model, options.precision, deep) for deep in (False, True))
         upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on", deep)
         factor = options.output_scale or upscaler.scale
-        work = prepare_work(options.inputs, options.output, options.format, factor, options.overwrite)
+        work = plan_outputs(options.inputs, options.output, options.format, factor, options.overwrite)
         wanted = _wanted(work, options)
         if wanted:
             make_folder(options.output)
@@ -132,7 +131,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Work, Upscaler]:
     return work, upscaler
 
 
-def _wanted(work: Work, options: argparse.Namespace) -> list[tuple[Path, Path]]:
+def _wanted(work: OutputPlan, options: argparse.Namespace) -> list[tuple[Path, Path]]:
     return [item for item in work.pairs if options.overwrite or not os.path.exists(item[1])]
 
 

@@ -24,7 +24,7 @@ MODULES = (
     "andfast.pretrained",
     "andfast.ops",
     "andfast.degradation",
-    "andfast.upscale",
+    "andfast.inference",
     "andfast.export",
 )
 """What a user's own code imports from; a name stands under the first that has it."""

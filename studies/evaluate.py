@@ -19,8 +19,8 @@ from tqdm import tqdm
 from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
 from andfast.evaluation.models import BICUBIC, title_of
-from andfast.inference.engine import upscale_tensor
 from andfast.inference.tiles import NonFiniteError
+from andfast.inference.upscaler import upscale_tensor
 from andfast.metrics import FIDELITY
 from andfast.models import ModelError, load_model
 from andfast.training.options import parse_config

@@ -11,8 +11,7 @@ from PIL import Image
 
 from andfast.demo.models import Offered
 from andfast.demo.pictures import describe, flat
-from andfast.inference.formats import Picture, write_picture
-from andfast.inference.memory_check import read_to_upscale
+from andfast.inference.formats import Picture, read_to_upscale, write_picture
 from andfast.utils.files import shortened
 
 #: Of larger results the slider shows the middle, so many pixels high and wide: browsers are slow with more.

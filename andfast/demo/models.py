@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from andfast.evaluation.models import split_title, title_of
-from andfast.inference.engine import Upscaler
 from andfast.inference.models import find_model, precision_for
+from andfast.inference.upscaler import Upscaler
 from andfast.models import ModelError
 from andfast.models.frozen import FrozenView
 from andfast.models.weights import SUFFIXES

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from andfast.data.tensors import to_tensor
-from andfast.inference.engine import Upscaler
 from andfast.inference.models import find_model
+from andfast.inference.upscaler import Upscaler
 from andfast.models import ModelError
 from andfast.pretrained import model_file, pretrained_names
 from andfast.training.validation import bicubic_upsample

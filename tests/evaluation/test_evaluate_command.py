@@ -21,7 +21,7 @@ from andfast.data.tensors import to_tensor
 from andfast.degradation.camera import camera_like
 from andfast.evaluation.degrading import name_seed
 from andfast.evaluation.models import BICUBIC, Computing, Contender, load_contenders
-from andfast.inference.engine import upscale_tensor
+from andfast.inference.upscaler import upscale_tensor
 from andfast.metrics import niqe
 from andfast.models import build_generator, load_model, save_model
 from andfast.models.frozen import FrozenView
