@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from andfast.data.benchmarks import LAYOUTS, DataSet, find_benchmark, find_originals
@@ -27,7 +27,7 @@ from andfast.evaluation.sheet import difference_sheet
 from andfast.metrics import MEASURES, make_measure
 from andfast.pretrained import DEFAULT
 from andfast.utils.allocator import keep_freed_memory
-from andfast.utils.command_line import UsageError, one_line
+from andfast.utils.command_line import UsageError, make_parser, one_line
 from andfast.utils.console import console
 from andfast.utils.devices import TYPES, choose_device, choose_precision
 from andfast.utils.files import check_name, make_folder, write_json
@@ -36,10 +36,10 @@ from andfast.utils.locks import locked
 _BY_DEFAULT = ("psnr_y", "ssim_y", "niqe")
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> Namespace:
     known = "; ".join(f"{layout.name}: {layout.shape}" for layout in LAYOUTS)
-    parser = argparse.ArgumentParser(
-        prog="python -m andfast.evaluate",
+    parser = make_parser(
+        "andfast.evaluate",
         description="Measure what models make of benchmarks, beside bicubic interpolation. Results are kept image by "
         "image: the same command goes on where it was interrupted, and computes again what has changed since.",
         epilog="Exit status: 0 if everything was measured, 1 if something could not be, 2 if nothing was begun.",
@@ -88,7 +88,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _prepare(options: argparse.Namespace, held: ExitStack) -> tuple[Plan, Records, tuple[Contender, Contender]]:
+def _prepare(options: Namespace, held: ExitStack) -> tuple[Plan, Records, tuple[Contender, Contender]]:
     """All that can go wrong before the first image; raises UsageError. `held` keeps the folder from other processes."""
     try:
         if min(options.tile, options.overlap, options.seed) < 0:
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(_parse(arguments), arguments, held)
 
 
-def _run(options: argparse.Namespace, arguments: Sequence[str] | None, held: ExitStack) -> int:
+def _run(options: Namespace, arguments: Sequence[str] | None, held: ExitStack) -> int:
     try:
         plan, records, pair = _prepare(options, held)
     except UsageError as error:
@@ -213,7 +213,7 @@ def _made(arguments: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _write(
-    options: argparse.Namespace, plan: Plan, outcome: Outcome, pair: tuple[Contender, Contender], made: dict[str, Any]
+    options: Namespace, plan: Plan, outcome: Outcome, pair: tuple[Contender, Contender], made: dict[str, Any]
 ) -> None:
     if options.json is not None:
         write_json(options.json, as_json(plan, outcome, made))

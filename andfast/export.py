@@ -5,13 +5,13 @@ Each file is loaded again and its results are compared with the model's before i
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from andfast.models import ModelError, load_model, save_model
@@ -20,6 +20,7 @@ from andfast.models.onnx_files import check_packages, least_size, load_onnx, wri
 from andfast.models.weights import READABLE, SUFFIXES, portable, read_weights
 from andfast.ops import use_backend
 from andfast.pretrained import find_file, pretrained_names
+from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
 from andfast.utils.files import written_whole
 
@@ -92,9 +93,9 @@ def _compare(reloaded: Callable[[Tensor], Tensor], model: nn.Module, dtype: torc
     return worst
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m andfast.export",
+def _parse(arguments: Sequence[str] | None) -> Namespace:
+    parser = make_parser(
+        "andfast.export",
         description="Write a trained model for other programs: .safetensors and .pth for chaiNNer, ComfyUI and "
         "spandrel, .pth for Real-ESRGAN, .onnx for onnxruntime and what is built on it. Each file is loaded "
         "again and compared with the model before it takes its place; what was there before is replaced.",

@@ -6,7 +6,6 @@ of several beside each other, in one PNG.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from PIL import Image
 
 from andfast.chart import FAINT, GROUPS, Line, Panel, lines, paler
 from andfast.training.records import METRICS_FILE, read_records
+from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
 from andfast.utils.files import written_whole
 
@@ -64,7 +64,7 @@ class Curves:
 @console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not done."""
-    parser = argparse.ArgumentParser(prog="python -m andfast.plot", description=__doc__.partition("\n\n")[2])
+    parser = make_parser("andfast.plot", description=__doc__.partition("\n\n")[2])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"folders of runs, at most {len(GROUPS)}")
     parser.add_argument("--output", type=Path, metavar="FILE", help="a .png; of a single run by default RUN/plot.png")
     parser.add_argument(

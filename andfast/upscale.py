@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from andfast.data.listing import told
@@ -23,16 +24,16 @@ from andfast.inference.upscaler import Upscaler
 from andfast.models.compilation import FirstPass
 from andfast.pretrained import DEFAULT, pretrained_names
 from andfast.utils.allocator import keep_freed_memory
-from andfast.utils.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.utils.command_line import UsageError, add_upscaling, make_parser, one_line, whole
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import check_name, make_folder
 from andfast.utils.memory import is_out_of_memory
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m andfast.upscale",
+def _parse(arguments: Sequence[str] | None) -> Namespace:
+    parser = make_parser(
+        "andfast.upscale",
         description="Upscale images with a trained model. 16 bits, gray, transparency and colour profiles are kept "
         "where the format can hold them; images are turned upright as their EXIF data says. More: docs/upscaling.md.",
         epilog="Exit status: 0 if all images are upscaled now, 1 if some could not be, 2 if nothing was begun, 130 "
@@ -85,7 +86,7 @@ _INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 class _Job:
     """What is done to each image; the three steps of `pipeline`."""
 
-    def __init__(self, upscaler: Upscaler, options: argparse.Namespace) -> None:
+    def __init__(self, upscaler: Upscaler, options: Namespace) -> None:
         self.upscaler, self.options = upscaler, options
         self.factor = options.output_scale or upscaler.scale
         self.first = FirstPass("the model", options.compile == "on")
@@ -111,7 +112,7 @@ class _Job:
             tqdm.write(f"warning: {source}: {note}", file=sys.stderr)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[OutputPlan, Upscaler]:
+def _prepare(options: Namespace) -> tuple[OutputPlan, Upscaler]:
     """All that can go wrong before the first image; raises UsageError."""
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output {options.output}: not a folder")
@@ -131,7 +132,7 @@ def _prepare(options: argparse.Namespace) -> tuple[OutputPlan, Upscaler]:
     return work, upscaler
 
 
-def _wanted(work: OutputPlan, options: argparse.Namespace) -> list[tuple[Path, Path]]:
+def _wanted(work: OutputPlan, options: Namespace) -> list[tuple[Path, Path]]:
     return [item for item in work.pairs if options.overwrite or not os.path.exists(item[1])]
 
 

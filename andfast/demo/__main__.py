@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -10,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from socket import socket
 
+from jsonargparse import Namespace
+
 from andfast.demo.models import Offered, load_offered
-from andfast.utils.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.utils.command_line import UsageError, add_upscaling, make_parser, one_line, whole
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.optional import NOT_INSTALLED, problem_of
@@ -20,9 +21,9 @@ from andfast.utils.optional import NOT_INSTALLED, problem_of
 _MAX_PIXELS = 2**24
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m andfast.demo",
+def _parse(arguments: Sequence[str] | None) -> Namespace:
+    parser = make_parser(
+        "andfast.demo",
         description="A page to upscale images in a browser, and to see what the adversary makes of them. It is served "
         "by this machine, to this machine alone unless --host says otherwise; nothing is sent anywhere else. More: "
         "docs/demo.md.",
@@ -42,7 +43,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[dict[str, Offered], socket]:
+def _prepare(options: Namespace) -> tuple[dict[str, Offered], socket]:
     """All that can go wrong before the page is there; raises UsageError."""
     problem = problem_of("gradio")
     if problem is not None:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from andfast.data.images import DataError, image_size
 from andfast.data.tensors import to_array, to_tensor
-from andfast.degrade import number_of
 from andfast.demo.models import Offered
 from andfast.losses import Objective, l1_objective
 from andfast.metrics import psnr, psnr_y
@@ -27,6 +26,7 @@ from andfast.training.degraded_images import (
     TYPES,
     degrade,
     distances,
+    image_number,
     read_hr,
     restored_from,
     shown,
@@ -165,7 +165,7 @@ def attack(
     check_search(config.degradation, offered.scale, view, image.shape[:2], device)
     hr = to_tensor(image).to(device)
     objective = _counted(l1_objective(view), choice.steps + 1, done)
-    made = degrade(hr, config, objective, 1, number_of(f"{path.stem}.png"), parts=True)
+    made = degrade(hr, config, objective, 1, image_number(f"{path.stem}.png"), parts=True)
     images, notes = shown(hr, made, offered.model), distances(made)
     restored = [images[restored_from(label)] for label in (CLEAN, ATTACKED)]
     with torch.no_grad():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -177,3 +179,8 @@ def distances(made: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 def _decibels(lr: Tensor, start: Tensor) -> list[str]:
     return [f"{distance:.1f} dB" for distance in psnr(lr, start).tolist()]
+
+
+def image_number(name: str) -> int:
+    """The `number` of an image for `degrade`: a checksum of its name, so that it does not depend on other images."""
+    return zlib.crc32(os.fsencode(name))
