@@ -27,7 +27,7 @@ from andfast.evaluation.sheet import difference_sheet
 from andfast.metrics import MEASURES, make_measure
 from andfast.pretrained import DEFAULT
 from andfast.utils.allocator import keep_freed_memory
-from andfast.utils.command_line import UsageError, make_parser, one_line
+from andfast.utils.command_line import UsageError, as_path, make_parser, one_line
 from andfast.utils.console import console
 from andfast.utils.devices import TYPES, choose_device, choose_precision
 from andfast.utils.files import check_name, make_folder, write_json
@@ -63,7 +63,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
         "--metrics", nargs="+", choices=MEASURES, default=list(_BY_DEFAULT), metavar="METRIC",
         help=f"of {', '.join(MEASURES)} (default: {' '.join(_BY_DEFAULT)})",
     )  # fmt: skip
-    add("--niqe_model", type=Path, metavar="FILE", help="NIQE's parameters, .npz or .mat, instead of andfast's own")
+    add("--niqe_model", type=as_path, metavar="FILE", help="NIQE's parameters, .npz or .mat, instead of andfast's own")
     for net, trunk in (("alex", "alexnet"), ("vgg", "vgg16")):
         add(
             f"--lpips_{net}", nargs=2, default=(), metavar=("TRUNK", "LINEAR"),
@@ -71,12 +71,12 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
             "one and the package torchmetrics or lpips brings the other, name it in --metrics instead",
         )  # fmt: skip
     add(
-        "--run_dir", type=Path, default=Path("runs/evaluation"), metavar="DIR",
+        "--run_dir", type=as_path, default=Path("runs/evaluation"), metavar="DIR",
         help="keeps the results (default: %(default)s)",
     )  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write all results and settings there")
-    add("--csv", type=Path, metavar="FILE", help="write the images' results there")
-    add("--sheet", type=Path, metavar="FILE", help="PNG of the images on which two models differ most")
+    add("--json", type=as_path, metavar="FILE", help="write all results and settings there")
+    add("--csv", type=as_path, metavar="FILE", help="write the images' results there")
+    add("--sheet", type=as_path, metavar="FILE", help="PNG of the images on which two models differ most")
     add(
         "--between", nargs=2, metavar="TITLE",
         help="the sheet's two models (default: the first two; of one model, bicubic interpolation and it)",

@@ -20,7 +20,7 @@ from andfast.models.onnx_files import check_packages, least_size, load_onnx, wri
 from andfast.models.weights import READABLE, SUFFIXES, portable, read_weights
 from andfast.ops import use_backend
 from andfast.pretrained import find_file, pretrained_names
-from andfast.utils.command_line import make_parser
+from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 from andfast.utils.files import written_whole
 
@@ -107,7 +107,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
         f"or Compact: {', '.join(READABLE)}",
     )  # fmt: skip
     parser.add_argument(
-        "--output", required=True, nargs="+", type=Path, metavar="FILE",
+        "--output", required=True, nargs="+", type=as_path, metavar="FILE",
         help=f"what to write; the suffix is the format: {', '.join((*SUFFIXES, ONNX))}",
     )  # fmt: skip
     parser.add_argument(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from andfast.chart import FAINT, GROUPS, Line, Panel, lines, paler
 from andfast.training.records import METRICS_FILE, read_records
-from andfast.utils.command_line import make_parser
+from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 from andfast.utils.files import written_whole
 
@@ -65,8 +65,10 @@ class Curves:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not done."""
     parser = make_parser("andfast.plot", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"folders of runs, at most {len(GROUPS)}")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="a .png; of a single run by default RUN/plot.png")
+    parser.add_argument("runs", nargs="+", type=as_path, metavar="RUN", help=f"folders of runs, at most {len(GROUPS)}")
+    parser.add_argument(
+        "--output", type=as_path, metavar="FILE", help="a .png; of a single run by default RUN/plot.png"
+    )
     parser.add_argument(
         "--smooth", type=int, metavar="STEPS",
         help="how many steps to take the mean over; default: a fiftieth of the longest run; 1: not",

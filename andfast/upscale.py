@@ -24,7 +24,7 @@ from andfast.inference.upscaler import Upscaler
 from andfast.models.compilation import FirstPass
 from andfast.pretrained import DEFAULT, pretrained_names
 from andfast.utils.allocator import keep_freed_memory
-from andfast.utils.command_line import UsageError, add_upscaling, make_parser, one_line, whole
+from andfast.utils.command_line import UsageError, add_upscaling, as_path, make_parser, one_line, whole
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import check_name, make_folder
@@ -40,9 +40,9 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
         "after Ctrl-C.",
     )
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, metavar="INPUT", help="image, or folder of images (searched recursively)")
+    add("inputs", nargs="+", type=as_path, metavar="INPUT", help="image, or folder of images (searched recursively)")
     add(
-        "--output", required=True, type=Path, metavar="DIR",
+        "--output", required=True, type=as_path, metavar="DIR",
         help="folder for the results; sub-folders are kept, results that are there already are not made again",
     )  # fmt: skip
     add("--overwrite", action="store_true", help="make them again")

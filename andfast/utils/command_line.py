@@ -6,6 +6,7 @@ import argparse
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from andfast.utils.devices import TYPES
@@ -67,6 +68,11 @@ def make_parser(command: str, **options: Any) -> ArgumentParser:
     # jsonargparse would describe types and defaults again, which the help texts do.
     formatter = argparse.HelpFormatter
     return ArgumentParser(prog=f"python -m {command}", formatter_class=formatter, allow_abbrev=True, **options)
+
+
+def as_path(text: str) -> Path:
+    """The type of an option that is a file or a folder: jsonargparse reads what is given for `Path` itself as YAML."""
+    return Path(text)
 
 
 def one_line(error: BaseException) -> str:
