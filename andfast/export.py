@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from andfast.models import ModelError, load_model, save_model
-from andfast.models.checkpoints import describe_model
+from andfast.models.generators import describe_model
 from andfast.models.onnx_files import check_packages, least_size, load_onnx, write_onnx
 from andfast.models.weights import READABLE, SUFFIXES, portable, read_weights
 from andfast.ops import use_backend
