@@ -44,15 +44,15 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
 
 
 def _prepare(options: Namespace) -> tuple[dict[str, Offered], socket]:
-    """All that can go wrong before the page is there; raises UsageError."""
+    """Load the models and open the socket; raises UsageError."""
     problem = problem_of("gradio")
     if problem is not None:
         cause = "" if problem == NOT_INSTALLED else f"; {problem}"
         raise UsageError(f"the page needs gradio: pip install 'andfast[demo]'{cause}")
-    from andfast.demo.server import listen
+    from andfast.demo.page import listen
 
     try:
-        tempfile.gettempdir()  # which has to be writable
+        tempfile.gettempdir()  # raises OSError if no folder is writable
         offered = load_offered(options.model, choose_device(options.device), options.precision, options.tile)
     except (ValueError, OSError) as error:  # among them ModelError
         raise UsageError(str(error)) from error
@@ -71,10 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    from andfast.demo.page import build
-    from andfast.demo.server import address_of, serve
+    from andfast.demo.page import address_of, build, serve
 
-    # Uploads and results; on a machine of several users nobody else's business.
+    # For uploads and results, readable by this user only.
     with listener, tempfile.TemporaryDirectory(prefix="andfast-demo-") as folder:
         app = build(offered, Path(folder), options.max_pixels)
         print(f"{len(offered)} models: {', '.join(offered)}")
@@ -86,5 +85,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     status = main()
-    # Threads that still compute would be waited for, though nobody waits for their results any more.
+    # sys.exit would wait for threads that still compute.
     os._exit(status)

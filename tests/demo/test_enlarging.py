@@ -11,10 +11,9 @@ from upscaling_models import compact, noise, picture
 import andfast
 from andfast.data.images import DataError
 from andfast.demo import enlarging
-from andfast.demo.enlarging import OWN, enlarge, parse_factor
-from andfast.demo.failures import explain
+from andfast.demo.enlarging import OWN, enlarge, flat, parse_factor, thumbnail
+from andfast.demo.errors import explain
 from andfast.demo.models import Offered
-from andfast.demo.pictures import flat, thumbnail
 from andfast.inference import formats
 from andfast.inference.formats import Picture, read_picture, write_picture
 from andfast.inference.tiles import NonFiniteError
