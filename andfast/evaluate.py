@@ -20,10 +20,9 @@ from andfast.data.paired_folders import holds_hr
 from andfast.evaluation.degrading import Degradation, parse_degradation
 from andfast.evaluation.environment import commit, machine
 from andfast.evaluation.measuring import Outcome, Plan, measure_all
-from andfast.evaluation.models import Computing, Contender, interpolation, load_contenders
+from andfast.evaluation.models import Computing, Method, bicubic_method, load_methods
 from andfast.evaluation.records import Records
-from andfast.evaluation.report import as_json, text, write_csv
-from andfast.evaluation.sheet import difference_sheet
+from andfast.evaluation.report import as_json, difference_sheet, text, write_csv
 from andfast.metrics import MEASURES, make_measure
 from andfast.pretrained import DEFAULT
 from andfast.utils.allocator import keep_freed_memory
@@ -88,7 +87,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     return parser.parse_args(arguments)
 
 
-def _prepare(options: Namespace, held: ExitStack) -> tuple[Plan, Records, tuple[Contender, Contender]]:
+def _prepare(options: Namespace, held: ExitStack) -> tuple[Plan, Records, tuple[Method, Method]]:
     """All that can go wrong before the first image; raises UsageError. `held` keeps the folder from other processes."""
     try:
         if min(options.tile, options.overlap, options.seed) < 0:
@@ -98,15 +97,15 @@ def _prepare(options: Namespace, held: ExitStack) -> tuple[Plan, Records, tuple[
         degradation = None if options.degrade is None else parse_degradation(options.degrade, options.seed)
         device = choose_device(options.device)
         computing = Computing(device, choose_precision(options.precision, device), options.tile, options.overlap)
-        models = load_contenders(options.model, computing)
-        contenders = [interpolation(), *models]
-        pair = _pair(options.between, contenders)
+        models = load_methods(options.model, computing)
+        methods = [bicubic_method(), *models]
+        pair = _pair(options.between, methods)
         scale = models[0].upscaler.scale
         data = _find_data(options.data, scale, degradation)
         files = {name: getattr(options, name) for name in MEASURES if name.startswith("lpips")}
         names = dict.fromkeys([*options.metrics, *(name for name, given in files.items() if given)])
         measures = [make_measure(name, scale, device, options.niqe_model, files.get(name, ())) for name in names]
-        plan = Plan(scale, contenders, data, measures, computing, degradation)
+        plan = Plan(scale, methods, data, measures, computing, degradation)
         plan.check()
         options.run_dir.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(options.run_dir))
@@ -144,10 +143,10 @@ def _find_data(given: Sequence[str], scale: int, degradation: Degradation | None
     return found
 
 
-def _pair(titles: Sequence[str] | None, contenders: Sequence[Contender]) -> tuple[Contender, Contender]:
+def _pair(titles: Sequence[str] | None, methods: Sequence[Method]) -> tuple[Method, Method]:
     if titles is None:
-        return tuple(contenders[1:3]) if len(contenders) > 2 else tuple(contenders)
-    by_title = {contender.title: contender for contender in contenders}
+        return tuple(methods[1:3]) if len(methods) > 2 else tuple(methods)
+    by_title = {method.title: method for method in methods}
     unknown = [title for title in titles if title not in by_title]
     if unknown:
         raise ValueError(f"--between {' '.join(titles)}: no model {unknown[0]!r}; there are {', '.join(by_title)}")
@@ -212,9 +211,7 @@ def _made(arguments: Sequence[str] | None) -> dict[str, Any]:
     }
 
 
-def _write(
-    options: Namespace, plan: Plan, outcome: Outcome, pair: tuple[Contender, Contender], made: dict[str, Any]
-) -> None:
+def _write(options: Namespace, plan: Plan, outcome: Outcome, pair: tuple[Method, Method], made: dict[str, Any]) -> None:
     if options.json is not None:
         write_json(options.json, as_json(plan, outcome, made))
     if options.csv is not None:
