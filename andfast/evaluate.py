@@ -88,7 +88,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
 
 
 def _prepare(options: Namespace, held: ExitStack) -> tuple[Plan, Records, tuple[Method, Method]]:
-    """All that can go wrong before the first image; raises UsageError. `held` keeps the folder from other processes."""
+    """Check the options, load models and data, and lock the run's folder in `held`; raises UsageError."""
     try:
         if min(options.tile, options.overlap, options.seed) < 0:
             raise ValueError("--tile, --overlap and --seed must not be negative")
@@ -170,7 +170,7 @@ def _run(options: Namespace, arguments: Sequence[str] | None, held: ExitStack) -
         return 2
     if plan.computing.device.type == "cpu":
         keep_freed_memory()
-    made = _made(arguments)  # before the first image: what is measured is that state of the code
+    made = _made(arguments)  # before the first image: the commit may change during the run
     count = sum(len(data.scenes) for data in plan.data.values())
     try:
         with tqdm(total=count, unit="image", disable=None if count > 1 else True) as bar:
@@ -192,7 +192,7 @@ def _run(options: Namespace, arguments: Sequence[str] | None, held: ExitStack) -
 
 
 def _history(outcome: Outcome) -> str:
-    """What was there before, and what was computed again."""
+    """Lines about results from before and those measured again."""
     lines = [f"{outcome.reused} of {len(outcome.records)} results were there before"] if outcome.reused else []
     for (data, model, what), number in outcome.again.items():
         lines.append(f"{what} changed, computed again: {number} of {model} on {data}")
@@ -200,7 +200,7 @@ def _history(outcome: Outcome) -> str:
 
 
 def _made(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """How and where results are made."""
+    """Command, date, commit and machine of the results."""
     return {
         "command": shlex.join(
             ["python", "-m", "andfast.evaluate", *(sys.argv[1:] if arguments is None else arguments)]

@@ -63,7 +63,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     add_upscaling(parser, MAX_PIXELS)
     add(
         "--overlap", type=whole(0), metavar="PIXELS",
-        help="how much of its surroundings each tile sees, against seams (default: as far as the model looks)",
+        help="context around each tile, against seams (default: the receptive field of the model)",
     )  # fmt: skip
     add("--compile", choices=("on", "off"), default="off", help="compile the model first: for many images, on CUDA")
     add(
@@ -80,11 +80,11 @@ def _factor(text: str) -> float:
     return value
 
 
-_INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
+_INTERRUPTED = 130  # the exit status after Ctrl-C by the convention of shells
 
 
 class _Job:
-    """What is done to each image; the three steps of `pipeline`."""
+    """The three steps of `pipeline` for each image."""
 
     def __init__(self, upscaler: Upscaler, options: Namespace) -> None:
         self.upscaler, self.options = upscaler, options
@@ -97,9 +97,9 @@ class _Job:
 
     def make(self, item: tuple[Path, Path], picture: Picture) -> Picture:
         height, width = picture.pixels.shape[:2]
-        # Nothing to be seen of a single tile.
+        # A single tile has no progress to show.
         alone = self.upscaler.tiles_of(height, width) == 1
-        passes = 2 if picture.pixels.shape[2] in (2, 4) else 1  # alpha is one of its own
+        passes = 2 if picture.pixels.shape[2] in (2, 4) else 1  # alpha is upscaled separately
         total = passes * height * width
         bar = tqdm(total=total, unit="pixel", unit_scale=True, leave=False, disable=True if alone else None)
         with bar, self.first():
@@ -113,7 +113,7 @@ class _Job:
 
 
 def _prepare(options: Namespace) -> tuple[OutputPlan, Upscaler]:
-    """All that can go wrong before the first image; raises UsageError."""
+    """Check the options, load the model and plan the results; raises UsageError."""
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output {options.output}: not a folder")
     try:
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
     job = _Job(upscaler, options)
     interrupted = False
-    # Shown on terminals only; of one image there is nothing to show.
+    # Shown on terminals only, and not for a single image.
     with tqdm(total=len(wanted), unit="image", disable=None if len(wanted) > 1 else True) as bar:
         try:
             for (source, _), error in pipeline(wanted, job.load, job.make, job.store, options.workers):
