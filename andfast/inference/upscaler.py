@@ -103,7 +103,7 @@ class Upscaler:
             return count(nullcontext()) / _PROBE**2
 
     def tile_for(self, height: int, width: int, images: int = 1) -> int:
-        """Height and width of the tiles for an image of that size; 0: the whole image."""
+        """Height and width of the tiles for a batch of `images` of `height` x `width` pixels; 0: the whole image."""
         tile = self._tile
         if tile is None and height * width <= _SMALL**2:
             tile = 0
@@ -158,7 +158,7 @@ class Upscaler:
         return by_row_chunks(view, image) if self._by_chunks else view(image)
 
     def tensor(self, image: Tensor, factor: float | None = None) -> Tensor:
-        """Return the whole result: float32 (B, 3, H', W'), not clipped, on the device of `image`; see `rows`."""
+        """Return the whole result, float32 (B, 3, H', W'), not clipped; `image` and `factor` as in `rows`."""
         height, width = resized_size(image.shape[-2:], self.scale if factor is None else factor)
         result = torch.empty(*image.shape[:-2], height, width, dtype=torch.float32, device=image.device)
 
@@ -219,7 +219,7 @@ class Upscaler:
                 torch.cuda.empty_cache()
 
     def tiles_of(self, height: int, width: int) -> int:
-        """The number of tiles of an image of that size."""
+        """The number of tiles of an image of `height` x `width` pixels."""
         tile = self.tile_for(height, width)
         return len(cut(height, tile, 0)) * len(cut(width, tile, 0))
 
