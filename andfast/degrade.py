@@ -1,8 +1,8 @@
-"""Make LR images from HR images as training sees them: `python -m andfast.degrade HR... --output DIR`.
+"""Make LR images from HR images as training does: `python -m andfast.degrade HR... --output DIR`.
 
-Writes pairs, DIR/HR and DIR/LR with the same names, for any trainer. All settings of `andfast.train` are known by the
-same names, so that the `config.yaml` of a run can be given; of them count `scale`, `seed`, `device`, `attack` and
-`degradation`, and `train.precision`, as the type that the adversary computes the model in.
+Writes pairs, DIR/HR and DIR/LR with the same names, for any trainer. All settings of `andfast.train` are accepted, so
+that the `config.yaml` of a run can be given. Used are `scale`, `seed`, `device`, `attack`, `degradation`, and
+`train.precision` as the type that the adversary computes the model in.
 """
 
 from __future__ import annotations
@@ -24,16 +24,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from andfast.attack.base import NetworkAttack
-from andfast.data.benchmarks import Scene, find_benchmark
-from andfast.data.images import DataError, image_size, read_image, write_png
+from andfast.data.images import DataError, image_size, write_png
 from andfast.data.listing import skipped_message
 from andfast.data.paired_folders import list_hr_folder
-from andfast.data.pairs import read_pair
 from andfast.data.tensors import to_array, to_tensor
 from andfast.inference.models import find_model
-from andfast.inference.work import prepare_work
+from andfast.inference.output_paths import plan_outputs
 from andfast.losses import l1_objective, no_objective
-from andfast.metrics.differences import Differences, table
 from andfast.models.frozen import FrozenModule
 from andfast.pretrained import DEFAULT, model_file, pretrained_names
 from andfast.training.checkpoints import different, flat, renamed
@@ -52,7 +49,7 @@ from andfast.utils.yaml_files import YamlError, dump_yaml, read_yaml
 
 RECORD_FILE = "degrade.yaml"
 
-# What looks at no model.
+# The methods that need no model.
 _WITHOUT_MODEL = ("random", "none", "bsrgan", "real_esrgan")
 
 
@@ -79,20 +76,16 @@ def make_parser() -> Parser:
     add("--identity", action="store_true", help="search nothing: LR images are pooled, behind the lens if there is one")
     add("--crop", type=PositiveInt | None, default=None, metavar="PIXELS", help="take the middle of larger images")
     add("--sheet", type=str | None, default=None, metavar="FILE", help="draw what was found, by type: a PNG file")
-    add(
-        "--real", type=str | None, default=None, metavar="DIR",
-        help="compare with real LR images: pairs or LR images alone, as andfast.evaluate takes them",
-    )  # fmt: skip
     add("--config", action="config", help="a YAML file with any of the settings below, as a run's config.yaml")
     parser.add_class_arguments(Config)
     return parser
 
 
-def _what_counts(settings: Namespace) -> Config:
-    """A configuration with those settings that count, so that no other can be wrong.
+def _used_settings(settings: Namespace) -> Config:
+    """Build a configuration from the used settings alone, so that the others cannot be wrong.
 
     Raises:
-        ValueError: some of them do not go together, or degrade nothing.
+        ValueError: settings contradict one another, or degrade no images.
     """
     attack = settings.attack
     if attack.method == "pairs":
@@ -102,27 +95,27 @@ def _what_counts(settings: Namespace) -> Config:
         seed=settings.seed,
         device=settings.device,
         attack=replace(attack, mix=MixConfig()),
-        # Each image has a network of its own.
+        # One degradation network per image.
         degradation=replace(settings.degradation, num_networks=1),
         train=TrainConfig(batch_size=1, patch_size=16 * settings.scale, precision=settings.train.precision),
     )
 
 
-class Work:
-    """What is degraded, and how. Everything that can be wrong with the options is found out here.
+class Job:
+    """The checked options: which images are degraded, how, and where the pairs are written.
 
     Args:
-        options: the command's own.
+        options: the options of the command.
         config: the settings of the degradation.
-        held: keeps other processes from the output folder as long as it is open.
+        held: holds the lock of the output folder.
 
     Raises:
-        ValueError, OSError, UsageError: options that do not go together, or files that are not what they should be.
+        ValueError, OSError, UsageError: contradictory options, or unusable files.
     """
 
     def __init__(self, options: Namespace, config: Config, held: ExitStack) -> None:
         self.config, self.identity = config, options.identity
-        # The parser's restricted numbers are subclasses, which YAML does not know.
+        # YAML does not know the parser's subclass of int.
         self.crop = None if options.crop is None else int(options.crop)
         method = config.attack.method
         self.by_network = isinstance(config.attack.build(), NetworkAttack)
@@ -140,34 +133,29 @@ class Work:
         if self.sheet is not None:
             make_folder(self.sheet.parent)
             check_name(self.sheet)
-        self.real: list[Scene] = []
-        if options.real is not None:
-            real = find_benchmark(options.real, config.scale)
-            self.real = real.scenes
-            self.passed_over += real.passed_over
         self.device = choose_device(config.device)
         self.model, self.view, self._record_of_model = None, None, None
         if not (self.identity or method in _WITHOUT_MODEL):
-            self._look_through(options.model)
+            self._load_model(options.model)
         self.output.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(self.output))
         self._open()
 
     def _find(self, inputs: Sequence[str]) -> list[tuple[Path, str]]:
-        """(source, name) of the images: their places below HR/ and LR/."""
+        """Find (source, name) of the images; the name is the path below HR/ and LR/."""
         given, inside = [Path(path) for path in inputs], self.output.resolve()
         for path in given:
             if inside in path.resolve().parents:
                 raise ValueError(f"{path} lies in --output {self.output}; choose another folder for the results")
-        hr, lr = self.places("")
-        work = prepare_work(given, hr, listing_of=list_hr_folder)
-        # What was made before is no input, where DIR lies in a folder of them, or is one.
+        hr, lr = self.paths("")
+        plan = plan_outputs(given, hr, listing_of=list_hr_folder)
+        # Earlier results are no input, if DIR is an input folder or inside one.
         made = {lr.resolve(), inside} - {path.resolve() for path in given}
-        self.passed_over = [each for each in work.passed_over if made.isdisjoint(each.path.resolve().parents)]
-        found = [pair for pair in work.pairs if made.isdisjoint(pair[0].resolve().parents)]
+        self.passed_over = [each for each in plan.passed_over if made.isdisjoint(each.path.resolve().parents)]
+        found = [pair for pair in plan.pairs if made.isdisjoint(pair[0].resolve().parents)]
         return [(source, target.relative_to(hr).as_posix()) for source, target in found]
 
-    def _look_through(self, name: str) -> None:
+    def _load_model(self, name: str) -> None:
         config = self.config
         self.model = find_model(name, self.device).requires_grad_(False)
         if self.model.scale != config.scale:
@@ -177,7 +165,7 @@ class Work:
         self._record_of_model = hashlib.sha256(model_file(name).read_bytes()).hexdigest()
 
     def _open(self) -> None:
-        """Begin the folder, or go on with it: with the settings that it was begun with alone."""
+        """Begin the output folder, or continue it; refuse other settings than it was begun with."""
         settings = self.config.to_dict()
         record = {
             **{key: settings[key] for key in ("scale", "seed", "degradation", "attack")},
@@ -188,34 +176,34 @@ class Work:
         path = self.output / RECORD_FILE
         if path.exists():
             try:
-                then = renamed(flat(read_yaml(path)))
+                before = renamed(flat(read_yaml(path)))
             except (YamlError, AttributeError) as error:
                 raise ValueError(f"{path}: not a record of andfast.degrade; choose another --output") from error
             now = flat(record)
-            changed = different(now, then)
+            changed = different(now, before)
             if changed:
-                told = "".join(f"\n  {key}: {now.get(key)}, then {then.get(key)}" for key in changed)
+                lines = "".join(f"\n  {key}: {now.get(key)}, then {before.get(key)}" for key in changed)
                 raise ValueError(
-                    f"--output {self.output} was begun with other settings; choose another folder, or give them:{told}"
+                    f"--output {self.output} was begun with other settings; choose another folder, or give them:{lines}"
                 )
-            for folder in {place.parent for _, name in self.pairs for place in self.places(name)}:
+            for folder in {path.parent for _, name in self.pairs for path in self.paths(name)}:
                 remove_unfinished(folder)
             return
         write_text(path, dump_yaml(record))
 
-    def places(self, name: str) -> tuple[Path, Path]:
-        """Where the pair of that name is written: HR, LR."""
+    def paths(self, name: str) -> tuple[Path, Path]:
+        """The files of the pair of that name: HR, LR."""
         return self.output / "HR" / name, self.output / "LR" / name
 
     def read(self, source: Path) -> np.ndarray:
-        """An HR image as it is degraded and written; see `andfast.training.degraded_images.read_hr`."""
+        """Read an HR image; see `andfast.training.degraded_images.read_hr`."""
         return read_hr(source, self.config.scale, self.crop)
 
     def degrade(self, image: np.ndarray, name: str, parts: bool = False) -> dict[str, Tensor]:
-        """As `degraded_images.degrade`; the random choices are the name's, whatever else is in the folder.
+        """Call `degraded_images.degrade` with random numbers that depend on the seed and the name alone.
 
         Raises:
-            MemoryError: that needs more memory than there is.
+            MemoryError: the search needs more than the free memory.
         """
         hr = to_tensor(image).to(self.device)
         if self.by_network:
@@ -235,112 +223,88 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: Namespace, held: ExitStack) -> int:
     try:
-        work = Work(options, _what_counts(options), held)
+        job = Job(options, _used_settings(options), held)
     except (ValueError, OSError, UsageError) as error:  # among them DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if work.device.type == "cpu":
+    if job.device.type == "cpu":
         keep_freed_memory()
     try:
-        failed = _make_pairs(work)
-        failed += work.sheet is not None and not _draw(work)
-        if work.real:
-            failed += _compare(work)
-        if work.passed_over:
-            print(skipped_message(work.passed_over), file=sys.stderr)
+        failed = _make_pairs(job)
+        failed += job.sheet is not None and not _draw(job)
+        if job.passed_over:
+            print(skipped_message(job.passed_over), file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
     return 1 if failed else 0
 
 
-def _make_pairs(work: Work) -> int:
-    """Degrade all images that are not there yet; returns how many could not be."""
+def _make_pairs(job: Job) -> int:
+    """Degrade all images without results; return the number of failures."""
     failed = cropped = done = 0
-    # None: shown on terminals only.
-    for source, name in tqdm(work.pairs, unit="image", dynamic_ncols=True, disable=None):
-        hr, lr = work.places(name)
+    # disable=None: shown on terminals only.
+    for source, name in tqdm(job.pairs, unit="image", dynamic_ncols=True, disable=None):
+        hr, lr = job.paths(name)
         if all(map(os.path.exists, (hr, lr))):
             done += 1
             continue
         try:
             check_name(lr)
-            image = work.read(source)
-            *_, made = work.degrade(image, name).values()
+            image = job.read(source)
+            *_, made = job.degrade(image, name).values()
             write_png(hr, image)
             write_png(lr, to_array(made))
             cropped += image.shape[:2] != image_size(source)
         except (DataError, OSError, MemoryError, RuntimeError) as error:
             failed += 1
-            _tell(source, error)
-    print(f"{len(work.pairs) - failed} of {len(work.pairs)} images degraded to {work.output}", end="")
+            _report(source, error)
+    print(f"{len(job.pairs) - failed} of {len(job.pairs)} images degraded to {job.output}", end="")
     print(f", {done} of them before" if done else "", end="")
     print(f", {failed} failed" if failed else "")
     if cropped:
-        what = f"multiples of {work.config.scale}" if work.crop is None else f"their middle, {work.crop} at most"
+        what = f"multiples of {job.config.scale}" if job.crop is None else f"their middle, {job.crop} at most"
         print(f"{cropped} HR images were cropped to {what}")
     return failed
 
 
-def _tell(source: Path, error: Exception) -> None:
+def _report(source: Path, error: Exception) -> None:
     reason = one_line(error)
     if is_out_of_memory(error):
         reason = f"out of memory ({reason}); try --crop"
     tqdm.write(f"failed: {reason}" if str(source) in reason else f"failed: {source}: {reason}", file=sys.stderr)
 
 
-def _draw(work: Work) -> bool:
-    """Draw the middles of the first images, with what was found there taken apart; whether there were any."""
+def _draw(job: Job) -> bool:
+    """Draw the centres of the first images with the effect of each parameter group; return whether it worked."""
     drawn: list[tuple[Tensor, dict[str, Tensor]]] = []
-    for source, name in work.pairs:
+    for source, name in job.pairs:
         if len(drawn) == ROWS:
             break
         try:
-            image = work.read(source)
-            drawn.append((to_tensor(image).to(work.device), work.degrade(image, name, parts=True)))
+            image = job.read(source)
+            drawn.append((to_tensor(image).to(job.device), job.degrade(image, name, parts=True)))
         except (DataError, MemoryError, RuntimeError) as error:
-            _tell(source, error)
+            _report(source, error)
     if not drawn:
         return False
-    scale = work.config.scale
+    scale = job.config.scale
     size = min(CROP // scale, *(length for _, made in drawn for lr in made.values() for length in lr.shape[2:]))
     hr = torch.cat([_middle(image, size, scale) for image, _ in drawn])
     made = {label: torch.cat([_middle(each[label], size) for _, each in drawn]) for label in drawn[0][1]}
     try:
-        write_png(work.sheet, draw_degraded(hr, made, work.model))
+        write_png(job.sheet, draw_degraded(hr, made, job.model))
     except OSError as error:
-        _tell(work.sheet, error)
+        _report(job.sheet, error)
         return False
-    print(f"sheet: {work.sheet}")
+    print(f"sheet: {job.sheet}")
     return True
 
 
 def _middle(image: Tensor, size: int, scale: int = 1) -> Tensor:
-    """The middle `size` x `size` LR pixels of (1, 3, h, w), or what of HR lies there."""
+    """The central `size` x `size` LR pixels of (1, 3, h, w), or the HR pixels there."""
     top, left = ((length // scale - size) // 2 * scale for length in image.shape[2:])
     return image[..., top : top + size * scale, left : left + size * scale]
-
-
-def _compare(work: Work) -> int:
-    """Print what the LR images and real ones have in common; returns how many could not be read."""
-    made = ((work.places(name)) for _, name in work.pairs)
-    columns, failed = {}, 0
-    for title, pairs in (
-        ("degraded", [pair for pair in made if all(path.exists() for path in pair)]),
-        ("real", [(scene.hr, scene.lr) for scene in work.real]),
-    ):
-        columns[title] = Differences(work.config.scale)
-        for hr, lr in pairs:
-            try:
-                images = (None, read_image(lr)) if hr is None else read_pair(hr, lr, work.config.scale)
-                images = [None if image is None else to_tensor(image)[0] for image in images]
-            except DataError as error:
-                failed += 1
-                _tell(lr, error)
-                continue
-            columns[title].add(*images)
-    print(f"\n{table(columns)}")
-    return failed
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from andfast.data.benchmarks import LAYOUTS, DataSet, find_benchmark, find_originals
@@ -20,13 +20,12 @@ from andfast.data.paired_folders import is_hr_folder
 from andfast.evaluation.degrading import Degradation, parse_degradation
 from andfast.evaluation.environment import commit, machine
 from andfast.evaluation.measuring import Outcome, Plan, measure_all
-from andfast.evaluation.models import Computing, Contender, interpolation, load_contenders
+from andfast.evaluation.models import Computing, Method, bicubic_method, load_methods
 from andfast.evaluation.records import Records
-from andfast.evaluation.report import as_json, text, write_csv
-from andfast.evaluation.sheet import difference_sheet
+from andfast.evaluation.report import as_json, difference_sheet, text, write_csv
 from andfast.metrics import MEASURES, make_measure
 from andfast.pretrained import DEFAULT
-from andfast.utils.command_line import UsageError, one_line
+from andfast.utils.command_line import UsageError, as_path, make_parser, one_line
 from andfast.utils.console import console
 from andfast.utils.devices import TYPES, choose_device, choose_precision
 from andfast.utils.files import check_name, make_folder, write_json
@@ -36,10 +35,10 @@ from andfast.utils.memory import keep_freed_memory
 _BY_DEFAULT = ("psnr_y", "ssim_y", "niqe")
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> Namespace:
     known = "; ".join(f"{layout.name}: {layout.shape}" for layout in LAYOUTS)
-    parser = argparse.ArgumentParser(
-        prog="python -m andfast.evaluate",
+    parser = make_parser(
+        "andfast.evaluate",
         description="Measure what models make of benchmarks, beside bicubic interpolation. Results are kept image by "
         "image: the same command goes on where it was interrupted, and computes again what has changed since.",
         epilog="Exit status: 0 if everything was measured, 1 if something could not be, 2 if nothing was begun.",
@@ -63,7 +62,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--metrics", nargs="+", choices=MEASURES, default=list(_BY_DEFAULT), metavar="METRIC",
         help=f"of {', '.join(MEASURES)} (default: {' '.join(_BY_DEFAULT)})",
     )  # fmt: skip
-    add("--niqe_model", type=Path, metavar="FILE", help="NIQE's parameters, .npz or .mat, instead of andfast's own")
+    add("--niqe_model", type=as_path, metavar="FILE", help="NIQE's parameters, .npz or .mat, instead of andfast's own")
     for net, trunk in (("alex", "alexnet"), ("vgg", "vgg16")):
         add(
             f"--lpips_{net}", nargs=2, default=(), metavar=("TRUNK", "LINEAR"),
@@ -71,12 +70,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             "one and the package torchmetrics or lpips brings the other, name it in --metrics instead",
         )  # fmt: skip
     add(
-        "--run_dir", type=Path, default=Path("runs/evaluation"), metavar="DIR",
+        "--run_dir", type=as_path, default=Path("runs/evaluation"), metavar="DIR",
         help="keeps the results (default: %(default)s)",
     )  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write all results and settings there")
-    add("--csv", type=Path, metavar="FILE", help="write the images' results there")
-    add("--sheet", type=Path, metavar="FILE", help="PNG of the images on which two models differ most")
+    add("--json", type=as_path, metavar="FILE", help="write all results and settings there")
+    add("--csv", type=as_path, metavar="FILE", help="write the images' results there")
+    add("--sheet", type=as_path, metavar="FILE", help="PNG of the images on which two models differ most")
     add(
         "--between", nargs=2, metavar="TITLE",
         help="the sheet's two models (default: the first two; of one model, bicubic interpolation and it)",
@@ -88,8 +87,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _prepare(options: argparse.Namespace, held: ExitStack) -> tuple[Plan, Records, tuple[Contender, Contender]]:
-    """All that can go wrong before the first image; raises UsageError. `held` keeps the folder from other processes."""
+def _prepare(options: Namespace, held: ExitStack) -> tuple[Plan, Records, tuple[Method, Method]]:
+    """Check the options, load models and data, and lock the run's folder in `held`; raises UsageError."""
     try:
         if min(options.tile, options.overlap, options.seed) < 0:
             raise ValueError("--tile, --overlap and --seed must not be negative")
@@ -98,15 +97,15 @@ def _prepare(options: argparse.Namespace, held: ExitStack) -> tuple[Plan, Record
         degradation = None if options.degrade is None else parse_degradation(options.degrade, options.seed)
         device = choose_device(options.device)
         computing = Computing(device, choose_precision(options.precision, device), options.tile, options.overlap)
-        models = load_contenders(options.model, computing)
-        contenders = [interpolation(), *models]
-        pair = _pair(options.between, contenders)
+        models = load_methods(options.model, computing)
+        methods = [bicubic_method(), *models]
+        pair = _pair(options.between, methods)
         scale = models[0].upscaler.scale
         data = _find_data(options.data, scale, degradation)
         files = {name: getattr(options, name) for name in MEASURES if name.startswith("lpips")}
         names = dict.fromkeys([*options.metrics, *(name for name, given in files.items() if given)])
         measures = [make_measure(name, scale, device, options.niqe_model, files.get(name, ())) for name in names]
-        plan = Plan(scale, contenders, data, measures, computing, degradation)
+        plan = Plan(scale, methods, data, measures, computing, degradation)
         plan.check()
         options.run_dir.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(options.run_dir))
@@ -144,10 +143,10 @@ def _find_data(given: Sequence[str], scale: int, degradation: Degradation | None
     return found
 
 
-def _pair(titles: Sequence[str] | None, contenders: Sequence[Contender]) -> tuple[Contender, Contender]:
+def _pair(titles: Sequence[str] | None, methods: Sequence[Method]) -> tuple[Method, Method]:
     if titles is None:
-        return tuple(contenders[1:3]) if len(contenders) > 2 else tuple(contenders)
-    by_title = {contender.title: contender for contender in contenders}
+        return tuple(methods[1:3]) if len(methods) > 2 else tuple(methods)
+    by_title = {method.title: method for method in methods}
     unknown = [title for title in titles if title not in by_title]
     if unknown:
         raise ValueError(f"--between {' '.join(titles)}: no model {unknown[0]!r}; there are {', '.join(by_title)}")
@@ -163,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(_parse(arguments), arguments, held)
 
 
-def _run(options: argparse.Namespace, arguments: Sequence[str] | None, held: ExitStack) -> int:
+def _run(options: Namespace, arguments: Sequence[str] | None, held: ExitStack) -> int:
     try:
         plan, records, pair = _prepare(options, held)
     except UsageError as error:
@@ -171,7 +170,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str] | None, held: Exi
         return 2
     if plan.computing.device.type == "cpu":
         keep_freed_memory()
-    made = _made(arguments)  # before the first image: what is measured is that state of the code
+    made = _made(arguments)  # before the first image: the commit may change during the run
     count = sum(len(data.scenes) for data in plan.data.values())
     try:
         with tqdm(total=count, unit="image", disable=None if count > 1 else True) as bar:
@@ -193,7 +192,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str] | None, held: Exi
 
 
 def _history(outcome: Outcome) -> str:
-    """What was there before, and what was computed again."""
+    """Lines about results from before and those measured again."""
     lines = [f"{outcome.reused} of {len(outcome.records)} results were there before"] if outcome.reused else []
     for (data, model, what), number in outcome.again.items():
         lines.append(f"{what} changed, computed again: {number} of {model} on {data}")
@@ -201,7 +200,7 @@ def _history(outcome: Outcome) -> str:
 
 
 def _made(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """How and where results are made."""
+    """Command, date, commit and machine of the results."""
     return {
         "command": shlex.join(
             ["python", "-m", "andfast.evaluate", *(sys.argv[1:] if arguments is None else arguments)]
@@ -212,9 +211,7 @@ def _made(arguments: Sequence[str] | None) -> dict[str, Any]:
     }
 
 
-def _write(
-    options: argparse.Namespace, plan: Plan, outcome: Outcome, pair: tuple[Contender, Contender], made: dict[str, Any]
-) -> None:
+def _write(options: Namespace, plan: Plan, outcome: Outcome, pair: tuple[Method, Method], made: dict[str, Any]) -> None:
     if options.json is not None:
         write_json(options.json, as_json(plan, outcome, made))
     if options.csv is not None:

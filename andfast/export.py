@@ -5,51 +5,52 @@ Each file is loaded again and its results are compared with the model's before i
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from andfast.models import ModelError, load_model, save_model
-from andfast.models.checkpoints import describe_model
+from andfast.models.generators import describe_model
 from andfast.models.onnx_files import check_packages, least_size, load_onnx, write_onnx
 from andfast.models.weights import READABLE, SUFFIXES, portable, read_weights
 from andfast.ops import use_backend
 from andfast.pretrained import find_file, pretrained_names
+from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 from andfast.utils.files import written_whole
 
 ONNX = ".onnx"
 
-# How far a file's results may lie from the model's, in units of the largest value (images are in [0, 1]).
+# The largest difference between a file's results and the model's, relative to the largest value.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02}
-# What the reader of a file finds out by itself, and the writer records anew.
+# Metadata that is not copied, as the writer records it itself.
 _OWN = ("architecture", "scale", "andfast", "activation")
 
 
 class ExportError(ValueError):
-    """A file that did not come out as it should; the message says what is wrong with it."""
+    """A file could not be exported; the message says why."""
 
 
 def export(model: nn.Module, path: Path, metadata: dict[str, str], dtype: torch.dtype = torch.float32) -> float:
-    """Write a generator to a file, whole and checked or not at all.
+    """Write a generator to a file and check it; on an error nothing is written.
 
     Args:
         model: an `RRDBNet` or a `Compact` with float32 weights on the CPU.
         path: a `.safetensors`, `.pth`, `.pt` or `.onnx` file.
-        metadata: to record in it.
-        dtype: of the weights in the file, float32 or float16; of an ONNX file's images, too.
+        metadata: to record in the file.
+        dtype: of the weights, float32 or float16; also of the images of an ONNX file.
 
     Returns:
-        By how much the file's results differ from the model's at most, images being in [0, 1].
+        The largest difference between the file's results and the model's, for images in [0, 1].
 
     Raises:
-        ExportError: the weights do not fit the type, a package that ONNX files need is missing, or a reader refuses
-            the file or makes something else of it than the model.
+        ExportError: weights overflow the type, a package for ONNX is missing, or the file read again is refused or
+            gives other results than the model.
         OSError: the file cannot be written.
     """
     model.eval()
@@ -58,13 +59,13 @@ def export(model: nn.Module, path: Path, metadata: dict[str, str], dtype: torch.
     with written_whole(path) as temporary:
         try:
             reloaded = _write(model, temporary, metadata, dtype)
-        except ModelError as error:  # of the temporary file, which tells nobody anything
+        except ModelError as error:  # its message names the temporary file
             raise ExportError(str(error).replace(str(temporary), str(path))) from error
         return _compare(reloaded, model, dtype)
 
 
 def _write(model: nn.Module, path: Path, metadata: dict[str, str], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Write a file, and load it again."""
+    """Write a file and load it again."""
     if path.suffix.lower() == ONNX:
         write_onnx(model, path, describe_model(model, metadata), dtype)
         return load_onnx(path)
@@ -92,9 +93,9 @@ def _compare(reloaded: Callable[[Tensor], Tensor], model: nn.Module, dtype: torc
     return worst
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m andfast.export",
+def _parse(arguments: Sequence[str] | None) -> Namespace:
+    parser = make_parser(
+        "andfast.export",
         description="Write a trained model for other programs: .safetensors and .pth for chaiNNer, ComfyUI and "
         "spandrel, .pth for Real-ESRGAN, .onnx for onnxruntime and what is built on it. Each file is loaded "
         "again and compared with the model before it takes its place; what was there before is replaced.",
@@ -106,7 +107,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         f"or Compact: {', '.join(READABLE)}",
     )  # fmt: skip
     parser.add_argument(
-        "--output", required=True, nargs="+", type=Path, metavar="FILE",
+        "--output", required=True, nargs="+", type=as_path, metavar="FILE",
         help=f"what to write; the suffix is the format: {', '.join((*SUFFIXES, ONNX))}",
     )  # fmt: skip
     parser.add_argument(
@@ -120,8 +121,8 @@ def _check(outputs: Sequence[Path], source: Path) -> None:
     """Refuse files that cannot be written.
 
     Raises:
-        ValueError: one is of no known format, given twice, a folder, or the model itself.
-        ModelError: ONNX files need a package that is missing.
+        ValueError: an unknown format, a file given twice, a folder, or the model itself.
+        ModelError: a package for ONNX is missing.
     """
     for path in outputs:
         if path.suffix.lower() not in (*SUFFIXES, ONNX):

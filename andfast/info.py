@@ -7,11 +7,11 @@ Look here first when something is slow, and paste it into bug reports.
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
 
 from andfast.evaluation.environment import collect, version
+from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
 from andfast.utils.optional import NOT_INSTALLED, problem_of
 
@@ -59,7 +59,7 @@ def _as_text(info: dict[str, Any]) -> str:
 @console()
 def main(arguments: list[str] | None = None) -> None:
     """Print what `collect` returns, for people or with --json for programs."""
-    parser = argparse.ArgumentParser(prog="python -m andfast.info", description=__doc__.splitlines()[0])
+    parser = make_parser("andfast.info", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     info = collect() | {"optional": optional()}

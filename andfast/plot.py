@@ -6,7 +6,6 @@ or of several, in one PNG. Needs matplotlib: `pip install 'andfast[plot]'`.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 
 from andfast.training.records import METRICS_FILE, read_records
 from andfast.utils.charts import COLOURS, FAINT, new_figure, plain_axes, require_matplotlib, save_figure
+from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 
 if TYPE_CHECKING:
@@ -74,9 +74,11 @@ class Curves:
 @console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not done."""
-    parser = argparse.ArgumentParser(prog="python -m andfast.plot", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"folders of runs, at most {len(COLOURS)}")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="a .png; of a single run by default RUN/plot.png")
+    parser = make_parser("andfast.plot", description=__doc__.partition("\n\n")[2])
+    parser.add_argument("runs", nargs="+", type=as_path, metavar="RUN", help=f"folders of runs, at most {len(COLOURS)}")
+    parser.add_argument(
+        "--output", type=as_path, metavar="FILE", help="a .png; of a single run by default RUN/plot.png"
+    )
     parser.add_argument(
         "--smooth", type=int, metavar="STEPS",
         help="how many steps to take the mean over; default: a fiftieth of the longest run; 1: not",

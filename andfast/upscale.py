@@ -11,37 +11,37 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from andfast.data.listing import skipped_message
-from andfast.inference.engine import Upscaler
-from andfast.inference.formats import MAX_PIXELS, Picture, losses, write_picture
-from andfast.inference.memory_check import read_to_upscale
+from andfast.inference.formats import MAX_PIXELS, Picture, losses, read_to_upscale, write_picture
 from andfast.inference.models import find_model, precision_for
+from andfast.inference.output_paths import FORMATS, OutputPlan, plan_outputs, record_results
 from andfast.inference.pipeline import pipeline
 from andfast.inference.tiles import NonFiniteError
-from andfast.inference.work import FORMATS, Work, prepare_work, record_results
+from andfast.inference.upscaler import Upscaler
 from andfast.models.compilation import CompileTimer
 from andfast.pretrained import DEFAULT, pretrained_names
-from andfast.utils.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.utils.command_line import UsageError, add_upscaling, as_path, make_parser, one_line, whole
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import check_name, make_folder
 from andfast.utils.memory import is_out_of_memory, keep_freed_memory
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m andfast.upscale",
+def _parse(arguments: Sequence[str] | None) -> Namespace:
+    parser = make_parser(
+        "andfast.upscale",
         description="Upscale images with a trained model. 16 bits, gray, transparency and colour profiles are kept "
         "where the format can hold them; images are turned upright as their EXIF data says. More: docs/upscaling.md.",
         epilog="Exit status: 0 if all images are upscaled now, 1 if some could not be, 2 if nothing was begun, 130 "
         "after Ctrl-C.",
     )
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, metavar="INPUT", help="image, or folder of images (searched recursively)")
+    add("inputs", nargs="+", type=as_path, metavar="INPUT", help="image, or folder of images (searched recursively)")
     add(
-        "--output", required=True, type=Path, metavar="DIR",
+        "--output", required=True, type=as_path, metavar="DIR",
         help="folder for the results; sub-folders are kept, results that are there already are not made again",
     )  # fmt: skip
     add("--overwrite", action="store_true", help="make them again")
@@ -62,7 +62,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_upscaling(parser, MAX_PIXELS)
     add(
         "--overlap", type=whole(0), metavar="PIXELS",
-        help="how much of its surroundings each tile sees, against seams (default: as far as the model looks)",
+        help="context around each tile, against seams (default: the receptive field of the model)",
     )  # fmt: skip
     add("--compile", choices=("on", "off"), default="off", help="compile the model first: for many images, on CUDA")
     add(
@@ -79,13 +79,13 @@ def _factor(text: str) -> float:
     return value
 
 
-_INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
+_INTERRUPTED = 130  # the exit status after Ctrl-C by the convention of shells
 
 
 class _Job:
-    """What is done to each image; the three steps of `pipeline`."""
+    """The three steps of `pipeline` for each image."""
 
-    def __init__(self, upscaler: Upscaler, options: argparse.Namespace) -> None:
+    def __init__(self, upscaler: Upscaler, options: Namespace) -> None:
         self.upscaler, self.options = upscaler, options
         self.factor = options.output_scale or upscaler.scale
         self.first = CompileTimer("the model", options.compile == "on")
@@ -96,9 +96,9 @@ class _Job:
 
     def make(self, item: tuple[Path, Path], picture: Picture) -> Picture:
         height, width = picture.pixels.shape[:2]
-        # Nothing to be seen of a single tile.
+        # A single tile has no progress to show.
         alone = self.upscaler.tiles_of(height, width) == 1
-        passes = 2 if picture.pixels.shape[2] in (2, 4) else 1  # alpha is one of its own
+        passes = 2 if picture.pixels.shape[2] in (2, 4) else 1  # alpha is upscaled separately
         total = passes * height * width
         bar = tqdm(total=total, unit="pixel", unit_scale=True, leave=False, disable=True if alone else None)
         with bar, self.first():
@@ -111,8 +111,8 @@ class _Job:
             tqdm.write(f"warning: {source}: {note}", file=sys.stderr)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[Work, Upscaler]:
-    """All that can go wrong before the first image; raises UsageError."""
+def _prepare(options: Namespace) -> tuple[OutputPlan, Upscaler]:
+    """Check the options, load the model and plan the results; raises UsageError."""
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output {options.output}: not a folder")
     try:
@@ -121,7 +121,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Work, Upscaler]:
         precision, deep = (precision_for(model, options.precision, deep) for deep in (False, True))
         upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on", deep)
         factor = options.output_scale or upscaler.scale
-        work = prepare_work(options.inputs, options.output, options.format, factor, options.overwrite)
+        work = plan_outputs(options.inputs, options.output, options.format, factor, options.overwrite)
         wanted = _wanted(work, options)
         if wanted:
             make_folder(options.output)
@@ -131,7 +131,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Work, Upscaler]:
     return work, upscaler
 
 
-def _wanted(work: Work, options: argparse.Namespace) -> list[tuple[Path, Path]]:
+def _wanted(work: OutputPlan, options: Namespace) -> list[tuple[Path, Path]]:
     return [item for item in work.pairs if options.overwrite or not os.path.exists(item[1])]
 
 
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
     job = _Job(upscaler, options)
     interrupted = False
-    # Shown on terminals only; of one image there is nothing to show.
+    # Shown on terminals only, and not for a single image.
     with tqdm(total=len(wanted), unit="image", disable=None if len(wanted) > 1 else True) as bar:
         try:
             for (source, _), error in pipeline(wanted, job.load, job.make, job.store, options.workers):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from andfast.inference.engine import Upscaler
+from andfast.inference.upscaler import Upscaler
 from andfast.models import Compact, RRDBNet
 from andfast.utils.devices import TYPES, choose_precision
 from andfast.utils.formatting import dtype_name

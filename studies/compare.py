@@ -33,7 +33,7 @@ from tqdm import tqdm
 from andfast.data.images import DataError
 from andfast.data.pairs import find_pairs
 from andfast.evaluation import environment
-from andfast.evaluation.models import interpolation
+from andfast.evaluation.models import bicubic_method
 from andfast.inference.tiles import NonFiniteError
 from andfast.models import ModelError
 from andfast.training.config import Config, TrainConfig
@@ -132,7 +132,7 @@ class Comparison:
             "machine": environment.machine(),
             "jobs": options.jobs,
         }
-        self._scores_of_bicubic = evaluate(interpolation(), self.sets, config.scale)
+        self._scores_of_bicubic = evaluate(bicubic_method(), self.sets, config.scale)
 
     def _chosen_rows(self) -> list[str]:
         study, chosen = self.study, self.options.rows
@@ -273,8 +273,8 @@ class Comparison:
         model = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         kept = self.runner.work / "scores" / f"{model}-{self.digest}.json"
         if not kept.exists():
-            (contender,) = load_models([path], self.device)
-            write_text(kept, json.dumps(evaluate(contender, self.sets, self.scale)))
+            (method,) = load_models([path], self.device)
+            write_text(kept, json.dumps(evaluate(method, self.sets, self.scale)))
         return json.loads(kept.read_text(encoding="utf-8"))
 
     # Results.

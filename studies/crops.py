@@ -18,7 +18,7 @@ from torch import nn
 from andfast.data.images import DataError, read_image, write_png
 from andfast.data.tensors import to_array, to_tensor
 from andfast.degradation.camera import crop_to_multiple
-from andfast.inference.engine import upscale_tensor
+from andfast.inference.upscaler import upscale_tensor
 from andfast.models import ModelError, load_model
 from andfast.training.validation import bicubic_upsample
 from andfast.utils.console import console

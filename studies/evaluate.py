@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
-from andfast.evaluation.models import Computing, Contender, interpolation, load_contenders
+from andfast.evaluation.models import Computing, Method, bicubic_method, load_methods
 from andfast.inference.tiles import NonFiniteError
 from andfast.metrics import FIDELITY
 from andfast.models import ModelError
@@ -32,24 +32,24 @@ Scores = dict[str, dict[str, list[float]]]
 """The metric's name -> the test set's name -> a value a test, in the order of the set."""
 
 
-def evaluate(contender: Contender, sets: TestSets, scale: int) -> Scores:
+def evaluate(method: Method, sets: TestSets, scale: int) -> Scores:
     """PSNR-Y in dB and SSIM-Y of all tests, a border of `scale` pixels cut.
 
     Raises:
         NonFiniteError: the model's output holds NaN or infinity.
     """
-    device = torch.device("cpu") if contender.upscaler is None else contender.upscaler.device
+    device = torch.device("cpu") if method.upscaler is None else method.upscaler.device
     scores: Scores = {metric: {} for metric in METRICS}
     for name, cases in sets.items():
-        restored = [(contender.restore(case.lr, scale, device).cpu(), to_tensor(case.hr)) for case in cases]
+        restored = [(method.restore(case.lr, scale, device).cpu(), to_tensor(case.hr)) for case in cases]
         for metric, measure in FIDELITY.items():
             scores[metric][name] = [round(measure(*pair, scale).item(), 6) for pair in restored]
     return scores
 
 
-def load_models(given: Sequence[str | Path], device: torch.device) -> list[Contender]:
+def load_models(given: Sequence[str | Path], device: torch.device) -> list[Method]:
     """`andfast.evaluation`'s models, with tiles that depend on nothing but the image."""
-    return load_contenders(list(map(str, given)), Computing(device, tile=256))
+    return load_methods(list(map(str, given)), Computing(device, tile=256))
 
 
 def table(scores: Mapping[str, Scores], metric: str, sets: TestSets) -> str:
@@ -97,11 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if device.type == "cpu":
         keep_freed_memory()
     scores: dict[str, Scores] = {}
-    for contender in tqdm([interpolation(), *models], unit="model", disable=None if len(models) > 1 else True):
+    for method in tqdm([bicubic_method(), *models], unit="model", disable=None if len(models) > 1 else True):
         try:
-            scores[contender.title] = evaluate(contender, sets, scale)
+            scores[method.title] = evaluate(method, sets, scale)
         except NonFiniteError as error:
-            print(f"error: {contender.title}: {error}", file=sys.stderr)
+            print(f"error: {method.title}: {error}", file=sys.stderr)
             return 3
     for metric, unit in (("psnr_y", "PSNR on Y, dB"), ("ssim_y", "SSIM on Y")):
         print(f"{unit}\n\n{table(scores, metric, sets)}\n")

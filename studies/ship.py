@@ -23,7 +23,7 @@ from torch import nn
 
 from andfast import train
 from andfast.evaluation.environment import commit, machine
-from andfast.evaluation.models import interpolation
+from andfast.evaluation.models import bicubic_method
 from andfast.inference.tiles import NonFiniteError
 from andfast.pretrained import DEFAULT
 from andfast.pretrained import FOLDER as PACKAGE
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = {name: _run_record(_run_dir(options, name), updates(config)) for name in commands}
         weights = _run_dir(options, OURS) / "model.safetensors"
         models = load_models([f"{name}={_run_dir(options, name) / weights.name}" for name in commands], device)
-        scores = {BICUBIC: evaluate(interpolation(), sets, config.scale)}
+        scores = {BICUBIC: evaluate(bicubic_method(), sets, config.scale)}
         scores |= {model.title: evaluate(model, sets, config.scale) for model in models}
         (ours,) = (model.upscaler.model for model in models if model.title == OURS)
         record = {

@@ -260,28 +260,6 @@ def test_the_sheet(tmp_path, hr, run, capsys):
     assert np.array_equal(cell, read_image(hr / "a.png")[:, 8:40])
 
 
-def test_real_pairs_beside_them(tmp_path, hr, run, capsys):
-    assert run(hr, "--identity", *LENS, output="real") == 0
-    capsys.readouterr()
-    assert run(hr, "--real", tmp_path / "real", "--attack.psnr_range", "[30, 30]") == 0
-    rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
-    assert cells[""] == ["degraded", "real"]
-    assert cells["images"] == ["3", "3"]
-    ours, real = (float(cell.split()[0]) for cell in cells["PSNR to the clean LR image, dB"])
-    expected = sorted(distance(tmp_path, pair) for pair in find_pairs(tmp_path / "real", 4))[1]
-    assert real == pytest.approx(expected, abs=0.05)
-    assert 29.9 < ours < 31.1
-    assert all(cells["DC share of the difference"])
-
-
-def test_real_lr_images_alone_beside_them(tmp_path, hr, run, capsys):
-    assert run(hr, "--identity", "--real", hr) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"\| PSNR to the clean LR image, dB \| \S+ \(.*\) \| \|", told)
-    assert re.search(r"\| image: power in ring 1 of 8 \| [\d.]+ \(.*\) \| [\d.]+ \(.*\) \|", told)
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -294,8 +272,6 @@ def test_real_lr_images_alone_beside_them(tmp_path, hr, run, capsys):
         (["{hr}", "--attack.method", "bsrgan", "--identity"], "has no networks for --identity"),
         (["{hr}", "--crop", "7"], "--crop is 7; it must be at least 8"),
         (["{hr}", "--sheet", "s.jpg"], "a sheet is a .png file"),
-        (["{hr}", "--real", "{tmp}/none"], "none: no such folder"),
-        (["{hr}", "--real", "{tmp}/pairs"], "HR/ and LR/"),
         (["{hr}", "--device", "cuda"], "no CUDA device"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from torchvision_operators import declare_missing
 
 from andfast import export
-from andfast.inference.engine import upscale_tensor
+from andfast.inference.upscaler import upscale_tensor
 from andfast.models import Compact, RRDBNet, load_model, save_model
 from andfast.models.onnx_files import load_onnx
 from andfast.pretrained import DEFAULT, FOLDER

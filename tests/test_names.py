@@ -13,7 +13,7 @@ from PIL import Image
 
 from andfast import degrade, evaluate, export, plot, train, upscale
 from andfast.demo.models import load_offered
-from andfast.inference.work import find_work
+from andfast.inference.output_paths import plan_outputs
 from andfast.models import build_generator, load_model, save_model
 from andfast.models.onnx_files import load_onnx
 from andfast.training.options import parse_config
@@ -176,7 +176,7 @@ def test_results_that_a_file_system_takes_for_one_are_refused(compare, refused, 
             image(tmp_path / kind / name, 8)
         if kind in refused:
             with pytest.raises(UsageError, match="takes them for one"):
-                find_work([tmp_path / kind], tmp_path / "new" / "out")
+                plan_outputs([tmp_path / kind], tmp_path / "new" / "out")
         else:
-            assert len(find_work([tmp_path / kind], tmp_path / "new" / "out")) == 2
+            assert len(plan_outputs([tmp_path / kind], tmp_path / "new" / "out").pairs) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["case", "form"]

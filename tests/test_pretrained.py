@@ -14,7 +14,7 @@ import andfast
 from andfast.data.photographs import held_out_photographs
 from andfast.data.tensors import to_array, to_tensor
 from andfast.degradation.camera import camera_like, crop_to_multiple
-from andfast.inference.engine import upscale_tensor
+from andfast.inference.upscaler import upscale_tensor
 from andfast.metrics import psnr_y
 from andfast.models import ModelError, build_generator
 from andfast.pretrained import DEFAULT, FOLDER, load_pretrained, model_file, pretrained_names

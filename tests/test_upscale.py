@@ -16,13 +16,13 @@ from upscaling_models import compact, nearest, noise, picture
 
 import andfast
 from andfast import upscale
-from andfast.inference import memory_check
-from andfast.inference.engine import Upscaler
+from andfast.inference import formats
 from andfast.inference.formats import Picture, read_picture, write_picture
+from andfast.inference.output_paths import FORMATS, plan_outputs
 from andfast.inference.pipeline import pipeline
 from andfast.inference.tiles import NonFiniteError
 from andfast.inference.upscale_image import upscale_image
-from andfast.inference.work import FORMATS, find_work
+from andfast.inference.upscaler import Upscaler
 from andfast.models import RRDBNet, save_model
 from andfast.pretrained import load_pretrained
 from andfast.utils.command_line import UsageError
@@ -104,7 +104,7 @@ def test_folders_keep_their_structure(tmp_path):
     given = [tmp_path / "in", tmp_path / "single.bmp", tmp_path / "in" / ".." / "single.bmp"]
 
     def names(kind):
-        return [target.relative_to(out).as_posix() for _, target in find_work(given, out, kind)]
+        return [target.relative_to(out).as_posix() for _, target in plan_outputs(given, out, kind).pairs]
 
     assert names("png") == ["a.png", "b.png", "sub/a.png", "sub/v1.2.png", "single.png"]
     assert names("tiff") == ["a.tif", "b.tif", "sub/a.tif", "sub/v1.2.tif", "single.tif"]
@@ -115,23 +115,23 @@ def test_two_images_for_one_file(tmp_path):
     picture(tmp_path / "a.png")
     picture(tmp_path / "a.jpg")
     with pytest.raises(UsageError, match=r"a\.jpg and .*a\.png would both be written to .*a\.png"):
-        find_work([tmp_path], tmp_path / "out")
-    assert len(find_work([tmp_path], tmp_path / "out", "same")) == 2
+        plan_outputs([tmp_path], tmp_path / "out")
+    assert len(plan_outputs([tmp_path], tmp_path / "out", "same").pairs) == 2
 
 
 def test_inputs_are_never_overwritten(tmp_path):
     picture(tmp_path / "a.png")
     with pytest.raises(UsageError, match="would be overwritten"):
-        find_work([tmp_path / "a.png"], tmp_path)
+        plan_outputs([tmp_path / "a.png"], tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(UsageError, match="would be overwritten"):
-        find_work([tmp_path / "a.png"], tmp_path / "link")
+        plan_outputs([tmp_path / "a.png"], tmp_path / "link")
 
 
 def test_earlier_results_are_no_inputs(tmp_path):
     picture(tmp_path / "a.png")
     picture(tmp_path / "out" / "a.png")
-    assert find_work([tmp_path], tmp_path / "out") == [(tmp_path / "a.png", tmp_path / "out" / "a.png")]
+    assert plan_outputs([tmp_path], tmp_path / "out").pairs == [(tmp_path / "a.png", tmp_path / "out" / "a.png")]
 
 
 # Many images
@@ -318,7 +318,7 @@ def test_results_too_large_for_their_format_or_the_memory(tmp_path, model_file, 
     command = [tmp_path / "a.png", "--output", tmp_path / "out", "--model", model_file]
     assert run(*command, "--format", "webp") == 1
     assert "a.png: 18000 x 2 pixels are too many for .webp: 16383 a side" in capsys.readouterr().err
-    monkeypatch.setattr(memory_check, "free_memory", lambda device: 50_000)
+    monkeypatch.setattr(formats, "free_memory", lambda device: 50_000)
     assert run(*command) == 1
     assert "a.png: the result, 18000 x 2 pixels, needs 0.0 GiB of 0.0 GiB free" in capsys.readouterr().err
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -10,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from socket import socket
 
+from jsonargparse import Namespace
+
 from andfast.demo.models import Offered, load_offered
-from andfast.utils.command_line import UsageError, add_upscaling, one_line, whole
+from andfast.utils.command_line import UsageError, add_upscaling, make_parser, one_line, whole
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.optional import NOT_INSTALLED, problem_of
@@ -20,9 +21,9 @@ from andfast.utils.optional import NOT_INSTALLED, problem_of
 _MAX_PIXELS = 2**24
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m andfast.demo",
+def _parse(arguments: Sequence[str] | None) -> Namespace:
+    parser = make_parser(
+        "andfast.demo",
         description="A page to upscale images in a browser, and to see what the adversary makes of them. It is served "
         "by this machine, to this machine alone unless --host says otherwise; nothing is sent anywhere else. More: "
         "docs/demo.md.",
@@ -42,16 +43,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[dict[str, Offered], socket]:
-    """All that can go wrong before the page is there; raises UsageError."""
+def _prepare(options: Namespace) -> tuple[dict[str, Offered], socket]:
+    """Load the models and open the socket; raises UsageError."""
     problem = problem_of("gradio")
     if problem is not None:
         cause = "" if problem == NOT_INSTALLED else f"; {problem}"
         raise UsageError(f"the page needs gradio: pip install 'andfast[demo]'{cause}")
-    from andfast.demo.server import listen
+    from andfast.demo.page import listen
 
     try:
-        tempfile.gettempdir()  # which has to be writable
+        tempfile.gettempdir()  # raises OSError if no folder is writable
         offered = load_offered(options.model, choose_device(options.device), options.precision, options.tile)
     except (ValueError, OSError) as error:  # among them ModelError
         raise UsageError(str(error)) from error
@@ -70,10 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    from andfast.demo.page import build
-    from andfast.demo.server import address_of, serve
+    from andfast.demo.page import address_of, build, serve
 
-    # Uploads and results; on a machine of several users nobody else's business.
+    # For uploads and results, readable by this user only.
     with listener, tempfile.TemporaryDirectory(prefix="andfast-demo-") as folder:
         app = build(offered, Path(folder), options.max_pixels)
         print(f"{len(offered)} models: {', '.join(offered)}")
@@ -85,5 +85,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     status = main()
-    # Threads that still compute would be waited for, though nobody waits for their results any more.
+    # sys.exit would wait for threads that still compute.
     os._exit(status)

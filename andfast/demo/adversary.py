@@ -1,8 +1,10 @@
-"""What the page's second tab does: the adversary on the middle of an uploaded file, taken apart."""
+"""The page's second tab: attack the centre of an uploaded file, and show the result by parameter group."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
 import math
 import shlex
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from andfast.data.images import DataError, image_size
+from andfast.data.png import png_bytes
 from andfast.data.tensors import to_array, to_tensor
 from andfast.demo.models import Offered
 from andfast.losses import Objective, l1_objective
@@ -39,14 +42,14 @@ FREE = tuple(field.name for field in fields(ScaleFactors) if math.isfinite(getat
 
 @dataclass(frozen=True)
 class Choice:
-    """What the adversary is told.
+    """The options of an attack.
 
     Attributes:
-        crop: height and width of the middle that is taken as HR, at most.
-        lr_psnr: the budget: the least PSNR in dB of the LR image against the clean one.
+        crop: largest height and width of the central HR image.
+        lr_psnr: the budget: the least PSNR in dB of the attacked against the clean LR image.
         steps: of gradient ascent.
         seed: of the degradation network.
-        groups: which groups of theta may move, names of `ScaleFactors`.
+        groups: the groups of theta that may change, names of `ScaleFactors`.
     """
 
     crop: int = 256
@@ -56,10 +59,10 @@ class Choice:
     groups: tuple[str, ...] = FREE
 
     def scale_factors(self) -> ScaleFactors:
-        """The usual factors of the groups that may move, 1 for those that usually may not.
+        """The default factors of `groups`, 1 for groups that are fixed by default.
 
         Raises:
-            ValueError: none may move.
+            ValueError: no group may change.
         """
         if not self.groups:
             raise ValueError("nothing may move: choose at least one of the adversary's means")
@@ -68,7 +71,7 @@ class Choice:
         return ScaleFactors(**{name: free.get(name, math.inf) for name in usual})
 
     def config(self, offered: Offered) -> Config:
-        """The same as settings of `andfast.degrade`."""
+        """The options as settings of `andfast.degrade`."""
         return Config(
             scale=offered.scale,
             seed=self.seed,
@@ -81,7 +84,7 @@ class Choice:
         )
 
     def command(self, name: str, offered: Offered) -> str:
-        """The command that writes the same LR image of a file of that name, and a sheet."""
+        """The command that writes the same LR image of the file `name`, and a sheet."""
         usual, factors = ScaleFactors(), self.scale_factors()
         changed = {
             f"attack.scale_factors.{group}": f"{getattr(factors, group):g}".replace("inf", ".inf")
@@ -99,7 +102,7 @@ class Choice:
             "attack.dtype": str(offered.view.dtype).removeprefix("torch."),
             **changed,
         }
-        # andfast.degrade takes a folder for one choice of settings alone.
+        # andfast.degrade refuses a folder of other settings.
         digest = hashlib.sha256(repr(options).encode()).hexdigest()[:8]
         options = {"output": f"pairs-{digest}", **options, "sheet": f"found-{digest}.png"}
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
@@ -108,7 +111,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Cell:
-    """An image, uint8 (H, W, 3) or (h, w, 3), with what stands below it."""
+    """An image, uint8 (H, W, 3) or (h, w, 3), with its caption."""
 
     label: str
     note: str
@@ -116,11 +119,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the adversary found.
+class Attacked:
+    """The result of an attack.
 
     Attributes:
-        cells: what a sheet of `andfast.degrade` shows, in its order.
+        cells: the images of a sheet of `andfast.degrade`, in its order.
         lr: uint8 (h, w, 3), the attacked LR image.
         clean, attacked: uint8 (H, W, 3), the model's restorations of the clean and of the attacked LR image.
         lr_psnr: of the attacked LR image against the clean one, in dB.
@@ -139,21 +142,21 @@ class Found:
 
 def attack(
     path: Path, offered: Offered, choice: Choice, max_pixels: int, done: Callable[[float], object] | None = None
-) -> Found:
-    """Attack the middle of a file, as `choice.command` does.
+) -> Attacked:
+    """Attack the centre of a file, as `choice.command` does.
 
     Args:
         path: the file.
-        offered: the model that is attacked.
-        choice: what else the adversary is told.
-        max_pixels: files of more are refused before they are decoded.
-        done: is told the share that is done, in (0, 1].
+        offered: the attacked model.
+        choice: the options.
+        max_pixels: larger files are refused before they are decoded.
+        done: called with the progress, in (0, 1].
 
     Raises:
         DataError: the file cannot be read, or is too small.
-        MemoryError: the search needs more memory than there is.
+        MemoryError: the search needs more than the free memory.
         NonFiniteError: the model's output holds NaN or infinity.
-        ValueError: choices that do not go together.
+        ValueError: contradictory options.
     """
     config, view, device = choice.config(offered), offered.view, offered.upscaler.device
     size = image_size(path)
@@ -170,7 +173,7 @@ def attack(
     restored = [images[restored_label(label)] for label in (CLEAN, ATTACKED)]
     with torch.no_grad():
         loss = [l1_objective(view)(made[label], hr).item() for label in (CLEAN, ATTACKED)]
-    return Found(
+    return Attacked(
         cells=[Cell(label, notes.get(label, [""])[0], to_array(image)) for label, image in images.items()],
         lr=to_array(made[ATTACKED]),
         clean=to_array(restored[0]),
@@ -182,7 +185,7 @@ def attack(
 
 
 def _counted(objective: Objective, calls: int, done: Callable[[float], object] | None) -> Objective:
-    """The objective, which tells how many of its calls are done."""
+    """Wrap the objective to report the share of its calls that are done."""
     finished = 0
 
     def counted(lr: Tensor, hr: Tensor) -> Tensor:
@@ -193,3 +196,28 @@ def _counted(objective: Objective, calls: int, done: Callable[[float], object] |
         return objective(lr, hr)
 
     return counted
+
+
+def numbers_table(result: Attacked) -> str:
+    """The numbers as a Markdown table."""
+    rows = (
+        ("LR-PSNR, dB", "", f"{result.lr_psnr:.2f}"),
+        ("loss (L1)", *(f"{value:.4f}" for value in result.loss)),
+        ("restoration's PSNR-Y, dB", *(f"{value:.2f}" for value in result.psnr_y)),
+    )
+    lines = ["| | clean LR | attacked LR |", "|---|--:|--:|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines)
+
+
+def figures(result: Attacked) -> str:
+    """The labelled images as HTML; the browser enlarges LR images by repeating pixels."""
+    return f'<div class="figures"><h3>What was found</h3>{"".join(map(_figure, result.cells))}</div>'
+
+
+def _figure(cell: Cell) -> str:
+    data = base64.b64encode(png_bytes(cell.image)).decode()
+    label, note = html.escape(cell.label), html.escape(cell.note)
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{label}">'
+        f"<figcaption><span>{label}</span><span>{note}</span></figcaption></figure>"
+    )

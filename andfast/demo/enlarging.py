@@ -1,4 +1,4 @@
-"""What the page's first tab does: an uploaded file through a model, beside bicubic interpolation."""
+"""The page's first tab: upscale an uploaded file, and show it beside bicubic interpolation."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from andfast.data.images import read_picture
+from andfast.data.picture import eight_bits, over_white, to_pil
 from andfast.demo.models import Offered
-from andfast.demo.pictures import describe, flat
-from andfast.inference.formats import Picture, write_picture
-from andfast.inference.memory_check import read_to_upscale
+from andfast.inference.formats import Picture, read_to_upscale, write_picture
 from andfast.utils.files import shortened
 
-#: Of larger results the slider shows the middle, so many pixels high and wide: browsers are slow with more.
+#: The slider shows the centre of larger results, up to this height and width: browsers are slow with more.
 SHOWN = 3072
 
-#: An output scale that is whatever the model's is.
+#: The choice of the model's scale.
 OWN = "the model's own"
 
-#: The largest factor that can be asked for, as that of `andfast.upscale`.
+#: The largest factor, as in `andfast.upscale`.
 LARGEST_FACTOR = 64
 
-# For what is looked at and thrown away: larger files, written in a fraction of the time.
+# Compression of the temporary files for the slider: larger, but written faster.
 _FAST = 1
+
+_KINDS = {1: "gray", 2: "gray with alpha", 3: "RGB", 4: "RGB with alpha"}
+
+# Largest height and width of a thumbnail.
+_SMALL = 640
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,9 @@ class Enlarged:
     """An upscaled file.
 
     Attributes:
-        file: all of the result, a PNG with the upload's bits, transparency and colour profile.
-        before, after: PNGs for a slider, of one size: bicubic interpolation, and the result.
-        line: sizes, time, model and device, for people.
+        file: the result, a PNG with the upload's bits, transparency and colour profile.
+        before, after: PNGs of one size for the slider: bicubic interpolation, and the result.
+        line: a description: sizes, time, model and device.
     """
 
     file: Path
@@ -45,10 +51,10 @@ class Enlarged:
 
 
 def parse_factor(text: str) -> float | None:
-    """`4`, `x4` or `2.5` as a factor; `OWN` is the model's: None.
+    """Parse `4`, `x4` or `2.5` as a factor; None for `OWN`.
 
     Raises:
-        ValueError: it is no number, or not above 0 and at most `LARGEST_FACTOR`.
+        ValueError: not a number, or not in (0, `LARGEST_FACTOR`].
     """
     if text == OWN:
         return None
@@ -74,13 +80,13 @@ def enlarge(
     Args:
         path: the file.
         offered: the model.
-        factor: of the result's size to the file's; None: the model's own.
+        factor: size of the result relative to the file; None: the model's scale.
         folder: where results are written.
-        max_pixels: files of more are refused before they are decoded.
-        done: is told the share that is done, in (0, 1].
+        max_pixels: larger files are refused before they are decoded.
+        done: called with the progress, in (0, 1].
 
     Raises:
-        DataError: the file cannot be read, or the result needs more memory than there is.
+        DataError: the file cannot be read, or the result needs more than the free memory.
         NonFiniteError: the model's output holds NaN or infinity.
         ValueError: the result is too large for PNG.
         OSError: it cannot be written.
@@ -89,7 +95,7 @@ def enlarge(
     target = folder / f"{shortened(path.stem, 200)}_x{times:g}.png"
     picture = read_to_upscale(path, target, times, max_pixels)
     height, width, channels = picture.pixels.shape
-    total, finished = height * width * (2 if channels in (2, 4) else 1), 0  # alpha is a pass of its own
+    total, finished = height * width * (2 if channels in (2, 4) else 1), 0  # alpha is upscaled separately
 
     def count(pixels: int) -> None:
         nonlocal finished
@@ -109,11 +115,11 @@ def enlarge(
 
 
 def _show(picture: Picture, result: Picture, before: Path, after: Path) -> bool:
-    """Write both sides of the slider; returns whether they show all of the result."""
+    """Write both images of the slider; return whether they show the whole result."""
     height, width = result.pixels.shape[:2]
     high, wide = min(height, SHOWN), min(width, SHOWN)
     top, left = (height - high) // 2, (width - wide) // 2
-    y, x = picture.pixels.shape[0] / height, picture.pixels.shape[1] / width  # the input's pixels in one of the result
+    y, x = picture.pixels.shape[0] / height, picture.pixels.shape[1] / width  # input pixels per result pixel
     box = (left * x, top * y, (left + wide) * x, (top + high) * y)
     original = flat(picture)
     part = flat(Picture(result.pixels[top : top + high, left : left + wide], result.icc))
@@ -124,3 +130,33 @@ def _show(picture: Picture, result: Picture, before: Path, after: Path) -> bool:
 
 def _write(image: Image.Image, path: Path, icc: bytes | None) -> None:
     image.save(path, compress_level=_FAST, icc_profile=icc)
+
+
+def describe(picture: Picture) -> str:
+    """Describe a picture: `600 x 400 pixels, RGB, 8 bits`."""
+    height, width, channels = picture.pixels.shape
+    words = f"{width} x {height} pixels, {_KINDS[channels]}, {8 * picture.pixels.itemsize} bits"
+    return words if picture.icc is None else f"{words}, with a colour profile"
+
+
+def thumbnail(path: Path, max_pixels: int) -> tuple[np.ndarray, str]:
+    """Make a thumbnail of an uploaded file, uint8 (h, w, 3), and a line that describes the file.
+
+    Raises:
+        ImageError: as `read_picture`.
+    """
+    picture = read_picture(path, max_pixels)
+    image = flat(picture)
+    image.thumbnail((_SMALL, _SMALL))
+    return np.asarray(image), "; ".join((f"{path.name}: {describe(picture)}", *picture.notes))
+
+
+def flat(picture: Picture) -> Image.Image:
+    """Convert a picture to 8-bit RGB over white; a colour profile of RGB is kept.
+
+    The slider draws one image over the other, so transparency would mix them.
+    """
+    image = to_pil(Picture(eight_bits(over_white(picture.pixels)))).convert("RGB")
+    if picture.icc and picture.pixels.shape[2] > 2:
+        image.info["icc_profile"] = picture.icc
+    return image

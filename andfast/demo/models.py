@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from andfast.evaluation.models import split_title, title_of
-from andfast.inference.engine import Upscaler
 from andfast.inference.models import find_model, precision_for
+from andfast.inference.upscaler import Upscaler
 from andfast.models import ModelError
 from andfast.models.frozen import FrozenModule
 from andfast.models.weights import SUFFIXES
@@ -25,12 +25,12 @@ from andfast.utils.devices import choose_precision
 
 @dataclass(frozen=True)
 class Offered:
-    """A model that can be chosen.
+    """A model on the page.
 
     Attributes:
-        title: what the page names it.
-        file: the file, or a pretrained model's name.
-        upscaler: what upscales with it.
+        title: its name on the page.
+        file: its file, or a pretrained model's name.
+        upscaler: upscales with it.
         view: the model as the adversary looks through it; in a type of its own, as `andfast.degrade` chooses it.
     """
 
@@ -51,25 +51,25 @@ class Offered:
 
     @property
     def described(self) -> str:
-        """Which one computes where, for people."""
+        """Title, device and types, for messages."""
         return f"{self.title} on {self.upscaler.device} in {self.upscaler.types}"
 
 
 def load_offered(
     given: Sequence[str], device: torch.device, precision: str = "auto", tile: int | None = None
 ) -> dict[str, Offered]:
-    """The models to choose from by their titles: those given first, and then those that come with andfast.
+    """Load the models of the page by title: the given ones first, then the pretrained ones.
 
     Args:
-        given: files, TITLE=FILE, or folders, which are searched recursively. What of a folder is no model is named on
-            stderr and passed over.
+        given: files, TITLE=FILE, or folders, which are searched recursively. Files in a folder that are not models are
+            skipped with a message on stderr.
         device: where they go.
-        precision: what they compute in, see `andfast.utils.devices.choose_precision`.
+        precision: the type to compute in, see `andfast.utils.devices.choose_precision`.
         tile: see `Upscaler`.
 
     Raises:
-        ModelError: a file is no model, a folder holds none, or two models have one title.
-        ValueError: a model does not work in that type.
+        ModelError: a file is not a model, a folder has none, or two models have one title.
+        ValueError: a model does not support that type.
         OSError: a file cannot be read.
     """
     offered: dict[str, Offered] = {}
@@ -111,8 +111,8 @@ def _for_gradients(model: nn.Module, precision: str, device: torch.device) -> to
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(title, file) of what may be models; of files that differ in their suffix alone, as a run leaves them, the first
-    in the order of `SUFFIXES`."""
+    """Yield (title, file) of possible models; of files that differ in their suffix alone, as a run writes them, the
+    first in the order of `SUFFIXES`."""
     found: dict[Path, Path] = {}
     for suffix in SUFFIXES:
         for path in sorted(folder.rglob(f"[!.]*{suffix}")):
@@ -121,5 +121,5 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
         place = bare.relative_to(folder)
         if place.name != "model":
             yield place.as_posix(), path
-        else:  # run folders tell models apart, whose files have all the same name
+        else:  # all runs name it so: take the folder's name
             yield (title_of(path) if place.parent == Path() else place.parent.as_posix()), path

@@ -1,38 +1,44 @@
-"""The page itself: what is where on it, and which work belongs to which button."""
+"""The page: its layout, the work behind each button, its error messages, and the server."""
 
 from __future__ import annotations
 
 import html
+import logging
 import os
 import re
 import shutil
+import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import gradio as gr
+import uvicorn
 from fastapi import FastAPI
 from gradio.themes.utils.fonts import LocalFont
 
 from andfast.data.listing import IMAGE_SUFFIXES
 from andfast.data.photographs import held_out_files
-from andfast.demo.adversary import FREE, Choice, attack
-from andfast.demo.enlarging import OWN, enlarge, parse_factor
-from andfast.demo.failures import explain
-from andfast.demo.findings import figures, table
+from andfast.demo.adversary import FREE, Choice, attack, figures, numbers_table
+from andfast.demo.enlarging import OWN, enlarge, parse_factor, thumbnail
+from andfast.demo.errors import explain
 from andfast.demo.models import Offered
-from andfast.demo.pictures import thumbnail
 
-# One request computes at a time, of whichever tab and whoever's; the others wait.
+# One request is computed at a time, of both tabs and all visitors.
 _COMPUTING = {"concurrency_limit": 1, "concurrency_id": "computing"}
 
-# Seconds between two looks for old files, and what is old.
+# Seconds between deletions of old files, and the age of old ones.
 _CLEAN_UP = (600, 7200)
 
-# Bytes of a pixel in the largest of files, 16 bits of RGB and alpha without compression; and of all else in it.
+# Seconds until open connections are cut at the end; browsers hold one while they show the page.
+_GRACE = 1
+
+# Bytes per pixel of the largest files (16 bits, RGBA, uncompressed), and of everything else in them.
 _PIXEL, _HEADERS = 8, 2**20
 
 _MEANS = {
@@ -65,32 +71,32 @@ is from the clean one. Training on such images is what makes a model blind to ho
 
 @dataclass
 class _Tab:
-    """What a tab shares with the rest of the page: the button that begins, and its results when there are none."""
+    """The parts of a tab that the page resets: the button that starts, and the initial values of its results."""
 
     begin: gr.Button
     results: dict[Any, Any]
 
 
-class _ExchangedError(Exception):
-    """The image that was being worked on is no longer the page's."""
+class _ReplacedError(Exception):
+    """The upload was replaced while it was being processed."""
 
 
 @dataclass
-class _Shown:
-    """The upload that a visitor's page shows, which may change while another is worked on: gradio cannot stop that.
+class _Upload:
+    """A visitor's current upload, which may be replaced during processing: gradio cannot prevent that.
 
-    Kept in a `gr.State`, of which all that a visitor does gets the same one.
+    Kept in a `gr.State`, one a visitor.
     """
 
     path: str | None = None
 
     def check(self, path: str) -> None:
-        """Raises _ExchangedError: another is shown by now."""
+        """Raise _ReplacedError if the upload is no longer `path`."""
         if path != self.path:
-            raise _ExchangedError
+            raise _ReplacedError
 
     def checked(self, path: str, progress: gr.Progress) -> Callable[[float], None]:
-        """Tells the progress on a file, for as long as it is shown."""
+        """A function that shows the progress on `path` while it is the upload."""
 
         def done(share: float) -> None:
             self.check(path)
@@ -103,16 +109,16 @@ def build(offered: dict[str, Offered], folder: Path, max_pixels: int) -> FastAPI
     """The page as a web application.
 
     Args:
-        offered: the models to choose from; the first one is chosen at first.
-        folder: where uploads and results are kept, for a while.
-        max_pixels: images of more are refused.
+        offered: the models to choose from; the first is the default.
+        folder: where uploads and results are kept until they are old.
+        max_pixels: larger images are refused.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     page = _page(offered, folder, max_pixels)
-    # Without it gradio does not check that files named in requests are uploads: any image of this machine could be
+    # Without it gradio does not check that files in requests are uploads, so that any image of this machine could be
     # read. Blocks.launch() sets it, mount_gradio_app() does not.
     page.has_launched = True
-    # Not Blocks.launch(), which asks its own address by HTTP, through a proxy where one is set.
+    # Not Blocks.launch(), which requests its own address by HTTP, perhaps through a proxy.
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         page,
@@ -125,7 +131,7 @@ def build(offered: dict[str, Offered], folder: Path, max_pixels: int) -> FastAPI
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        # A font that comes with gradio, in two weights that have all letters.
+        # A font that comes with gradio.
         theme=gr.themes.Default(primary_hue="blue", font=[LocalFont("IBM Plex Sans", (400, 700)), "sans-serif"]),
         css=_STYLE,
     )
@@ -134,7 +140,7 @@ def build(offered: dict[str, Offered], folder: Path, max_pixels: int) -> FastAPI
 def _page(offered: dict[str, Offered], folder: Path, max_pixels: int) -> gr.Blocks:
     first = next(iter(offered.values()))
     with gr.Blocks(title="andfast", analytics_enabled=False, delete_cache=_CLEAN_UP, fill_width=True) as page:
-        shown = gr.State(_Shown())
+        current = gr.State(_Upload())
         gr.Markdown(_ABOUT)
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
@@ -164,32 +170,32 @@ def _page(offered: dict[str, Offered], folder: Path, max_pixels: int) -> gr.Bloc
                 gr.Markdown(f"Computed on {first.upscaler.device}, one request after the other.")
         with gr.Tabs():
             with gr.Tab("Upscale"):
-                upscaling = _upscaling(offered, folder, max_pixels, [upload, shown, model])
+                upscaling = _upscaling(offered, folder, max_pixels, [upload, current, model])
             with gr.Tab("The adversary"):
-                attacking = _attacking(offered, max_pixels, [upload, shown, model])
+                attacking = _attacking(offered, max_pixels, [upload, current, model])
 
         results = upscaling.results | attacking.results | {seen: None, read: _NO_IMAGE}
         buttons = [upscaling.begin, attacking.begin]
 
-        def look(path: str | None, now: _Shown) -> Iterator[dict[Any, Any]]:
-            now.path = path
-            # What belongs to another image goes first, for the new one may be none.
+        def look(path: str | None, state: _Upload) -> Iterator[dict[Any, Any]]:
+            state.path = path
+            # Clear the old results first: the new file may not be an image.
             yield {**results, **{button: gr.Button(interactive=False) for button in buttons}}
             if path is None:
                 return
-            with _told(path) as file:
+            with _report_errors(path) as file:
                 image, words = thumbnail(file, max_pixels)
             yield {seen: image, read: _verbatim(words), **{button: gr.Button(interactive=True) for button in buttons}}
 
-        # Of changes while this is at work the last one is looked at afterwards, too.
+        # Of several changes during processing the last one is processed afterwards.
         changed = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        upload.change(look, [upload, shown], [*results, *buttons], **changed)
+        upload.change(look, [upload, current], [*results, *buttons], **changed)
         examples.click(lambda sample: sample[0], examples, upload, show_progress="hidden")
     return page
 
 
 def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, inputs: list[Any]) -> _Tab:
-    """The first tab; `inputs` are the upload, what is shown of it and the model's title."""
+    """Build the first tab; `inputs` are the upload, its state and the model's title."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
             scale = gr.Dropdown(
@@ -218,15 +224,15 @@ def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, input
 
     def run(
         path: str | None,
-        now: _Shown,
+        state: _Upload,
         title: str,
         text: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Any:
-        with _told(path) as file, _new_folder(folder) as own:
-            done = now.checked(path, progress)
+        with _report_errors(path) as file, _new_folder(folder) as own:
+            done = state.checked(path, progress)
             made = enlarge(file, offered[title], parse_factor(text), own, max_pixels, done)
-            now.check(path)
+            state.check(path)
             button = gr.DownloadButton(value=str(made.file), interactive=True)
             return (str(made.before), str(made.after)), button, _verbatim(made.line)
         return gr.skip()
@@ -237,7 +243,7 @@ def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, input
 
 
 def _attacking(offered: dict[str, Offered], max_pixels: int, inputs: list[Any]) -> _Tab:
-    """The second tab; `inputs` as for the first."""
+    """Build the second tab; `inputs` as for the first."""
     usual = Choice()
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
@@ -271,7 +277,7 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, inputs: list[Any]) 
 
     def run(
         path: str | None,
-        now: _Shown,
+        state: _Upload,
         title: str,
         decibels: float,
         count: float,
@@ -280,13 +286,13 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, inputs: list[Any]) 
         number: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Any:
-        with _told(path) as file:
+        with _report_errors(path) as file:
             choice = Choice(int(size), decibels, int(count), int(number or 0), tuple(names))
-            found = attack(file, offered[title], choice, max_pixels, now.checked(path, progress))
+            result = attack(file, offered[title], choice, max_pixels, state.checked(path, progress))
             line = choice.command(file.name, offered[title])
-            now.check(path)
+            state.check(path)
             words = f"The same from the command line:\n```\n{line}\n```"
-            return table(found), (found.clean, found.attacked), figures(found), words
+            return numbers_table(result), (result.clean, result.attacked), figures(result), words
         return gr.skip()
 
     begin.click(
@@ -297,14 +303,14 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, inputs: list[Any]) 
 
 
 @contextmanager
-def _told(path: str | None) -> Iterator[Path]:
-    """The uploaded file; what goes wrong with it is said in the page, and work on one that was exchanged is left."""
+def _report_errors(path: str | None) -> Iterator[Path]:
+    """Yield the uploaded file; show errors in the page, and stop quietly if the upload was replaced."""
     if path is None:
         raise gr.Error(_NO_IMAGE, print_exception=False)
     file = Path(path)
     try:
         yield file
-    except _ExchangedError:
+    except _ReplacedError:
         pass
     except Exception as error:
         message = explain(error, file)
@@ -315,7 +321,7 @@ def _told(path: str | None) -> Iterator[Path]:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder for results in another; it goes if there are none."""
+    """Make a folder for results; delete it if there is an error."""
     own = Path(tempfile.mkdtemp(dir=folder))
     try:
         yield own
@@ -325,5 +331,47 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _verbatim(text: str) -> str:
-    """Markdown that shows a text as it is, whatever a file's name holds."""
+    """Escape a text, such as a file name, for Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>#+\-.!|~$&:])", r"\\\1", text)
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Connections that are cut from here on are no errors, though uvicorn logs them so.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket; port 0 takes a free one.
+
+    Raises:
+        OSError: the address is not one of this machine, or in use.
+    """
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family)
+
+
+def address_of(listener: socket.socket) -> str:
+    """The URL for a browser on this machine."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    # uvicorn raises the signal again after closing everything; as an exception it lets callers clean up.
+    before = signal.signal(signal.SIGTERM, end)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE)
+    try:
+        _Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)

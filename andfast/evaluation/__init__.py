@@ -1,1 +1,1 @@
-"""What models make of benchmarks: found, measured image by image, kept, and reported."""
+"""Evaluation: load methods, measure them image by image, record and report the results."""

@@ -1,4 +1,4 @@
-"""LR images made from originals, by a stated degradation: `blur=2,noise=10,jpeg=60`."""
+"""Make LR images of HR images for an evaluation: `blur=2,noise=10,jpeg=60`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ BICUBIC = "bicubic"
 
 
 def name_seed(text: str) -> int:
-    """A seed of 32 bits made of a text, so that an image's noise is the same whichever others there are."""
+    """A 32-bit seed from a text, so that an image's noise does not depend on other images."""
     return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:4], "big")
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """How LR images are made.
+    """Makes LR images of HR images.
 
     Attributes:
-        camera: the simulated camera (`andfast.degradation.camera`); None: bicubic downsampling, and nothing else.
+        camera: the simulated camera (`andfast.degradation.camera`); None: bicubic downsampling alone.
         seed: of the noise, together with an image's name.
     """
 
@@ -32,12 +32,12 @@ class Degradation:
     seed: int = 0
 
     def __call__(self, hr: np.ndarray, scale: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The LR image of an original, and the original without what is beyond a multiple of the scale.
+        """Make the LR image, and crop the HR image to a multiple of the scale.
 
         Args:
             hr: uint8 (H, W, 3).
             scale: the super-resolution factor.
-            name: the image's.
+            name: of the image.
         """
         hr = np.ascontiguousarray(crop_to_multiple(hr, scale))
         if self.camera is None:
@@ -45,17 +45,17 @@ class Degradation:
         return camera_like(hr, scale, name_seed(f"{name} {self.seed}"), **vars(self.camera)), hr
 
     def settings(self) -> dict[str, float | int | str]:
-        """All of it, as JSON values."""
+        """The settings as JSON values."""
         if self.camera is None:
             return {"downscaling": "bicubic, antialiased (Pillow)"}
         return {"downscaling": "mean of the pixels", **asdict(self.camera), "seed": self.seed}
 
 
 def parse_degradation(text: str, seed: int = 0) -> Degradation:
-    """Read `blur=SIGMA,noise=SIGMA,jpeg=QUALITY`, of which what is left out is as in `CameraSettings`, or `bicubic`.
+    """Parse `blur=SIGMA,noise=SIGMA,jpeg=QUALITY`, with the defaults of `CameraSettings`, or `bicubic`.
 
     Raises:
-        ValueError: it is neither; the message says what would be right.
+        ValueError: neither.
     """
     if text == BICUBIC:
         return Degradation(None, seed)

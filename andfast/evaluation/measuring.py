@@ -1,4 +1,4 @@
-"""Measuring all models on all images, one after the other, each result kept as soon as it is there."""
+"""Measure all methods on all images, and record each result at once."""
 
 from __future__ import annotations
 
@@ -8,34 +8,38 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from andfast.data.benchmarks import DataSet, Scene
 from andfast.data.images import DataError, image_size, read_image
 from andfast.data.listing import listed
 from andfast.data.pairs import common_size, fitted
 from andfast.data.tensors import to_tensor
-from andfast.evaluation.alignment import align
 from andfast.evaluation.degrading import Degradation
-from andfast.evaluation.models import Computing, Contender
+from andfast.evaluation.models import Computing, Method
 from andfast.evaluation.records import Digests, Record, Records
 from andfast.inference.tiles import NonFiniteError
-from andfast.metrics import Measure
+from andfast.metrics import Measure, to_y
 from andfast.utils.command_line import one_line
 from andfast.utils.memory import is_out_of_memory
+
+LEAST_CORRELATION = 0.3
+"""Images whose details correlate less show different scenes; camera pairs reach 0.5 and more."""
 
 
 @dataclass
 class Outcome:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-        records: by data set, image and model, in this order.
-        reused: how many of them were there before.
-        again: how many were computed again, by (data set, model, what had changed).
-        failures: what could not be measured, a line each.
+        records: by data set, image and method, in this order.
+        reused: the number of records from before.
+        again: the number of records measured again, by (data set, method, what had changed).
+        failures: messages about what could not be measured.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -50,15 +54,15 @@ class Plan:
 
     Attributes:
         scale: the super-resolution factor.
-        contenders: what is evaluated.
+        methods: the models, and bicubic interpolation.
         data: the data sets by name.
-        measures: the metrics; those that need an original are left out where there is none.
+        measures: the metrics; those that need HR images are left out for data sets without.
         computing: how models are computed.
-        degradation: how LR images are made of originals alone.
+        degradation: makes LR images of data sets with HR images alone.
     """
 
     scale: int
-    contenders: Sequence[Contender]
+    methods: Sequence[Method]
     data: Mapping[str, DataSet]
     measures: Sequence[Measure]
     computing: Computing
@@ -70,7 +74,7 @@ class Plan:
         return [measure for measure in self.measures if not (alone and measure.needs_hr)]
 
     def settings(self, name: str) -> dict[str, Any]:
-        """All that results in a data set depend on beside models and images, as JSON values."""
+        """The settings that results in a data set depend on, as JSON values."""
         return {
             "scale": self.scale,
             **self.computing.settings(),
@@ -79,10 +83,10 @@ class Plan:
         }
 
     def size(self, scene: Scene) -> tuple[int, int]:
-        """Height and width in pixels of what models make of a scene, from a file's header.
+        """Height and width of the restored image of a scene, from the files' headers.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: a file cannot be read.
         """
         if scene.lr is not None:
             height, width = image_size(scene.lr)
@@ -93,10 +97,10 @@ class Plan:
         return height - height % self.scale, width - width % self.scale
 
     def check(self) -> None:
-        """Refuse data that cannot be measured, from the files' headers.
+        """Refuse data that cannot be measured.
 
         Raises:
-            DataError: images are too small for a metric, or there is no metric for a data set; the message names them.
+            DataError: images are too small for a metric, or a data set has no metric.
         """
         for name, data in self.data.items():
             measures = self.measures_of(name)
@@ -110,10 +114,10 @@ class Plan:
                     raise DataError(f"{name}: {what}; leave them or the metric out (--metrics)")
 
     def load(self, scene: Scene) -> tuple[np.ndarray, np.ndarray | None]:
-        """The LR image of a scene and, where there is one, its original, uint8 (h, w, 3).
+        """Read the LR image of a scene and its HR image, if there is one; uint8 (h, w, 3).
 
         Raises:
-            ImageError: one cannot be read.
+            ImageError: a file cannot be read.
         """
         hr = None if scene.hr is None else read_image(scene.hr)
         if scene.lr is not None:
@@ -123,11 +127,11 @@ class Plan:
 
 
 def measure_all(plan: Plan, records: Records, done: Callable[[], None] = lambda: None) -> Outcome:
-    """Measure what is not in `records` yet, and keep it there.
+    """Measure what is not in `records` yet, and add it.
 
     Args:
-        plan: what.
-        records: what was measured before, and what is.
+        plan: what to measure.
+        records: the results so far.
         done: called after each image.
 
     Raises:
@@ -148,20 +152,20 @@ def _measure_scene(plan: Plan, name: str, scene: Scene, settings: str, records: 
     except OSError as error:
         outcome.failures.append(f"{name}: {error}")
         return
-    images = None  # are decoded only if something is to be measured
-    for contender in plan.contenders:
-        place, digests = (name, scene.name, contender.title), Digests(contender.digest[:16], files, settings)
+    images = None  # decoded when needed
+    for method in plan.methods:
+        place, digests = (name, scene.name, method.title), Digests(method.digest[:16], files, settings)
         record = records.get(*place, digests)
         if record is not None:
             outcome.reused += 1
         else:
             for what in records.changed(*place, digests):
-                outcome.again[name, contender.title, what] += 1
+                outcome.again[name, method.title, what] += 1
             try:
                 images = images or plan.load(scene)
-                record = _measure(plan, contender, place, digests, *images)
+                record = _measure(plan, method, place, digests, *images)
             except (DataError, NonFiniteError, MemoryError, RuntimeError) as error:
-                model = "" if images is None else f"{scene.name}: {contender.title}: "
+                model = "" if images is None else f"{scene.name}: {method.title}: "
                 outcome.failures.append(f"{name}: {model}{_reason(error)}")
                 if images is None:
                     return
@@ -172,19 +176,19 @@ def _measure_scene(plan: Plan, name: str, scene: Scene, settings: str, records: 
 
 def _measure(
     plan: Plan,
-    contender: Contender,
+    method: Method,
     place: tuple[str, str, str],
     digests: Digests,
     lr: np.ndarray,
     hr: np.ndarray | None,
 ) -> Record:
-    image = contender.restore(lr, plan.scale, plan.computing.device)
+    image = method.restore(lr, plan.scale, plan.computing.device)
     original = None if hr is None else to_tensor(hr).to(image.device)
     values = {measure.name: measure(image, original) for measure in plan.measures_of(place[0])}
     # JSON has neither infinity (PSNR of identical images) nor NaN (NIQE of images without texture).
     scores = {name: round(value, 8) if math.isfinite(value) else None for name, value in values.items()}
     notes = {}
-    if contender.upscaler is None and original is not None and plan.degradation is None:
+    if method.upscaler is None and original is not None and plan.degradation is None:
         alignment = align(image, original, reach=2 * plan.scale)
         notes = {key: round(value, 4) for key, value in alignment._asdict().items()}
     return Record(*place, digests, scores, notes)
@@ -199,3 +203,67 @@ def _digest(*content: bytes) -> str:
     for each in content:
         state.update(len(each).to_bytes(8, "little") + each)
     return state.hexdigest()[:16]
+
+
+class Alignment(NamedTuple):
+    """The shift of an enlarged LR image against its HR image.
+
+    Attributes:
+        down, right: the shift, in HR pixels.
+        correlation: of their details after that shift, at most 1.
+    """
+
+    down: float
+    right: float
+    correlation: float
+
+    def wrong(self, scale: int) -> str | None:
+        """Describe a shift of more than half an LR pixel or a different scene; None if the images are aligned."""
+        if self.correlation < LEAST_CORRELATION:
+            return f"not the same scene (correlation {self.correlation:.2f})"
+        if max(abs(self.down), abs(self.right)) > scale / 2:
+            return f"{self.down:+.1f} down, {self.right:+.1f} right"
+        return None
+
+
+def align(enlarged: Tensor, hr: Tensor, reach: int) -> Alignment:
+    """Find the shift of an enlarged LR image against its HR image.
+
+    It is the largest correlation of their high-pass filtered luma over whole-pixel shifts, refined by a parabola.
+
+    Args:
+        enlarged, hr: float (1, 3, H, W) in [0, 1].
+        reach: the largest shift, in pixels.
+
+    Returns:
+        The alignment; no shift and a correlation of 1 if an image has no details.
+    """
+    a, b = (_details(image) for image in (enlarged, hr))
+    energy = (a.square().sum() * b.square().sum()).sqrt()
+    if energy == 0:
+        return Alignment(0.0, 0.0, 1.0)
+    size = [length + reach + 1 for length in a.shape]  # zeros between the image and its periodic copies
+    product = torch.fft.rfft2(a, s=size) * torch.fft.rfft2(b, s=size).conj()
+    correlation = torch.fft.irfft2(product, s=size).roll((reach + 1, reach + 1), dims=(0, 1)) / energy
+    window = correlation[: 2 * reach + 3, : 2 * reach + 3]
+    inner = window[1:-1, 1:-1]
+    row, column = divmod(int(inner.argmax()), inner.shape[1])
+    down = row - reach + _peak(window[row : row + 3, column + 1])
+    right = column - reach + _peak(window[row + 1, column : column + 3])
+    return Alignment(down, right, inner[row, column].item())
+
+
+def _details(image: Tensor) -> Tensor:
+    """Luma minus its mean over 17 x 17 pixels, float64 (H, W), under a Hann window."""
+    luma = to_y(image.double())[0]
+    small = min(8, (min(luma.shape) - 1) // 2)
+    mean = torch.nn.functional.avg_pool2d(luma[None, None], 2 * small + 1, 1, small, count_include_pad=False)[0, 0]
+    fading = [torch.hann_window(length + 2, periodic=False, dtype=luma.dtype)[1:-1] for length in luma.shape]
+    return (luma - mean) * torch.outer(*fading).to(luma.device)
+
+
+def _peak(three: Tensor) -> float:
+    """The maximum of a parabola through three values, relative to the middle one."""
+    before, middle, behind = three.tolist()
+    curvature = before - 2 * middle + behind
+    return 0.0 if curvature >= 0 else min(max((before - behind) / (2 * curvature), -0.5), 0.5)

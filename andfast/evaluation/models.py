@@ -1,4 +1,4 @@
-"""What is evaluated: models by their files, and bicubic interpolation beside them."""
+"""The methods that are evaluated: models, and bicubic interpolation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from andfast.data.tensors import to_tensor
-from andfast.inference.engine import Upscaler
 from andfast.inference.models import find_model
+from andfast.inference.upscaler import Upscaler
 from andfast.models import ModelError
 from andfast.pretrained import model_file, pretrained_names
 from andfast.training.validation import bicubic_upsample
@@ -27,9 +27,9 @@ class Computing:
     """How models are computed.
 
     Attributes:
-        device: where.
-        precision: in what type.
-        tile, overlap: as `Upscaler`'s.
+        device: the device.
+        precision: the type.
+        tile, overlap: see `Upscaler`.
     """
 
     device: torch.device
@@ -38,19 +38,19 @@ class Computing:
     overlap: int = 16
 
     def settings(self) -> dict[str, str | int]:
-        """All of it, as JSON values."""
+        """The settings as JSON values."""
         precision = str(self.precision).removeprefix("torch.")
         return {"device": self.device.type, "precision": precision, "tile": self.tile, "overlap": self.overlap}
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A model that is evaluated, or bicubic interpolation.
+class Method:
+    """A model, or bicubic interpolation.
 
     Attributes:
-        title: what results name it.
-        file: as it was given; None for bicubic interpolation.
-        digest: the SHA-256 of the file; of bicubic interpolation, whose it is.
+        title: its name in results.
+        file: the file or pretrained name; None for bicubic interpolation.
+        digest: the SHA-256 of the file; for bicubic interpolation, Pillow's version.
         upscaler: None for bicubic interpolation.
     """
 
@@ -60,7 +60,7 @@ class Contender:
     upscaler: Upscaler | None
 
     def restore(self, lr: np.ndarray, scale: int, device: torch.device) -> Tensor:
-        """uint8 (h, w, 3) -> float32 (1, 3, scale * h, scale * w) on the device, not clipped.
+        """Upscale uint8 (h, w, 3) to float32 (1, 3, scale * h, scale * w) on the device, not clipped.
 
         Raises:
             NonFiniteError: the model's output holds NaN or infinity.
@@ -70,26 +70,26 @@ class Contender:
         return self.upscaler.tensor(to_tensor(lr).to(device))
 
 
-def interpolation() -> Contender:
-    """Pillow's bicubic interpolation, the mark to beat."""
-    return Contender(BICUBIC, None, f"Pillow {PIL.__version__}", None)
+def bicubic_method() -> Method:
+    """Pillow's bicubic interpolation."""
+    return Method(BICUBIC, None, f"Pillow {PIL.__version__}", None)
 
 
-def load_contenders(given: Sequence[str], computing: Computing) -> list[Contender]:
-    """The models that a command names: pretrained ones, files, or either after TITLE=.
+def load_methods(given: Sequence[str], computing: Computing) -> list[Method]:
+    """Load the models of a command line: pretrained names, files, or TITLE= and either.
 
     Raises:
-        ModelError: one is no model; or two have the same title, or different scales.
+        ModelError: not a model; or two have the same title, or different scales.
         OSError: a file cannot be read.
     """
-    found: dict[str, Contender] = {}
+    found: dict[str, Method] = {}
     for text in given:
         title, file = split_title(text)
         if title in found or title == BICUBIC:
             raise ModelError(f"two models have the title {title}: {text} and another; give one as TITLE={file}")
         model = find_model(file, computing.device).to(memory_format=torch.channels_last)
         upscaler = Upscaler(model, computing.precision, computing.tile, computing.overlap)
-        found[title] = Contender(title, file, hashlib.sha256(model_file(file).read_bytes()).hexdigest(), upscaler)
+        found[title] = Method(title, file, hashlib.sha256(model_file(file).read_bytes()).hexdigest(), upscaler)
     scales = {title: one.upscaler.scale for title, one in found.items()}
     if len(set(scales.values())) > 1:
         listed = ", ".join(f"{title} x{scale}" for title, scale in scales.items())
@@ -98,12 +98,12 @@ def load_contenders(given: Sequence[str], computing: Computing) -> list[Contende
 
 
 def title_of(path: Path) -> str:
-    """Run folders tell models apart, whose files have all the same name."""
+    """The file's name; of a run's model, whose file is always named so, the folder's."""
     return path.resolve().parent.name if path.stem == "model" else path.stem
 
 
 def split_title(text: str) -> tuple[str, str]:
-    """The title and the file of a model that is given as FILE, as a pretrained one's name, or as TITLE=FILE."""
+    """Split FILE, a pretrained name, or TITLE=FILE into title and file."""
     title, equals, file = text.partition("=")
     if equals and title and not Path(text).exists():
         return title, file

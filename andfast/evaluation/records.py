@@ -1,4 +1,4 @@
-"""What was measured so far, kept image by image, so that an interrupted evaluation goes on."""
+"""The record of an evaluation, written image by image, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ RECORDS_FILE = "images.jsonl"
 
 
 class EvaluationRecordError(ValueError):
-    """An evaluation's records that cannot be gone on with; the message names the file and the line."""
+    """Damaged records; the message names the file and the line."""
 
 
 class Digests(NamedTuple):
-    """Short texts that change with what a result depends on."""
+    """Checksums of what a result depends on."""
 
     model: str
     images: str
     settings: str
 
     def changed(self, other: Digests) -> list[str]:
-        """What differs in another."""
+        """Names of what differs in another."""
         words = ("the model", "the images", "the settings")
         return [word for word, own, theirs in zip(words, self, other, strict=True) if own != theirs]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one model makes of one image.
+    """The result of one method on one image.
 
     Attributes:
-        data, image, model: whose it is.
+        data, image, model: the data set, image and method.
         digests: of what it depends on.
-        scores: by the metric's name; None where a metric has no finite value.
-        notes: what else was found out, as JSON values.
+        scores: by the metric's name; None if the value is not finite.
+        notes: further results as JSON values.
     """
 
     data: str
@@ -52,11 +52,11 @@ class Record:
 class Records:
     """The records in a folder's `images.jsonl`, a JSON object a line.
 
-    A last line that does not end was being written when the process was killed; it is cut off.
+    An incomplete last line, from a killed process, is cut off.
 
     Raises:
         EvaluationRecordError: a line is damaged.
-        OSError: the folder cannot be made, or the file not read or written.
+        OSError: the folder cannot be made, or the file cannot be read or written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,16 +74,16 @@ class Records:
             file.truncate(whole)
 
     def get(self, data: str, image: str, model: str, digests: Digests) -> Record | None:
-        """The record of the same model, images and settings."""
+        """The record with the same method, images and settings."""
         return self._by_place.get((data, image, model), {}).get(digests)
 
     def changed(self, data: str, image: str, model: str, digests: Digests) -> list[str]:
-        """What is no more as it was in the last record of this place, if there is one."""
+        """What has changed since the last record of that method on that image, if there is one."""
         found = self._by_place.get((data, image, model))
         return digests.changed(list(found)[-1]) if found else []
 
     def add(self, record: Record) -> None:
-        """Keep a record, on the disk before this returns."""
+        """Add a record; it is on the disk when this returns."""
         line = json.dumps(asdict(record) | {"digests": record.digests._asdict()}, allow_nan=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -1,43 +1,49 @@
-"""An evaluation's results: a table for people, JSON and CSV for programs."""
+"""Report an evaluation: tables, JSON, CSV, and a sheet of the images on which two methods differ most."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from andfast.data.listing import listed
 from andfast.data.pairs import cut_to_fit
-from andfast.evaluation.alignment import Alignment
-from andfast.evaluation.measuring import Outcome, Plan
+from andfast.data.tensors import to_array
+from andfast.evaluation.measuring import Alignment, Outcome, Plan
+from andfast.evaluation.models import Method
 from andfast.evaluation.records import Record
 from andfast.utils.files import written_whole
+from andfast.utils.image_grid import draw_grid
 
 _KINDS = {"pairs": "pairs", "LR": "LR images alone", "HR": "originals made small"}
 
+ROWS = 6
+SIZE = 192
+"""Height and width of a crop on the sheet, in HR pixels."""
+
 
 def means(plan: Plan, outcome: Outcome) -> dict[str, dict[str, dict[str, float | None]]]:
-    """The mean over images by data set, model and metric; None where no image has a value.
-
-    Every image counts as much as another, whatever its size, as is usual.
-    """
+    """The mean over images by data set, method and metric; None if no image has a value."""
     return {
         name: {
-            contender.title: {
-                measure.name: _mean(_values(outcome, name, contender.title, measure.name))
+            method.title: {
+                measure.name: _mean(_values(outcome, name, method.title, measure.name))
                 for measure in plan.measures_of(name)
             }
-            for contender in plan.contenders
+            for method in plan.methods
         }
         for name in plan.data
     }
 
 
 def text(plan: Plan, outcome: Outcome) -> str:
-    """Tables of the means, a data set each, and what is to be said about them."""
+    """Format the means as a table for each data set, with remarks."""
     lines = []
     for name, models in means(plan, outcome).items():
         data, measures = plan.data[name], plan.measures_of(name)
@@ -55,7 +61,7 @@ def text(plan: Plan, outcome: Outcome) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with columns of one width each: the first to the left, others to the right."""
+    """Format rows with aligned columns: the first left-aligned, the others right-aligned."""
     first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for title, *cells in rows:
@@ -65,7 +71,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def misaligned(plan: Plan, outcome: Outcome, name: str) -> list[str]:
-    """The pairs of a data set whose images do not lie on each other, and how."""
+    """The misaligned pairs of a data set, with their shifts."""
     found = []
     for record in outcome.records:
         if record.data == name and record.notes:
@@ -76,16 +82,16 @@ def misaligned(plan: Plan, outcome: Outcome, name: str) -> list[str]:
 
 
 def as_json(plan: Plan, outcome: Outcome, made: dict[str, Any]) -> dict[str, Any]:
-    """All of it as JSON values.
+    """The plan and all results as JSON values.
 
     Args:
         plan, outcome: of the evaluation.
-        made: what is to stand first: how and where it was made.
+        made: the first entries: command, date, commit, machine.
     """
     return {
         **made,
         "scale": plan.scale,
-        "models": {one.title: {"file": one.file, "digest": one.digest} for one in plan.contenders},
+        "models": {one.title: {"file": one.file, "digest": one.digest} for one in plan.methods},
         "data": {
             name: {
                 "folder": str(data.folder),
@@ -104,10 +110,10 @@ def as_json(plan: Plan, outcome: Outcome, made: dict[str, Any]) -> dict[str, Any
 
 
 def write_csv(path: Path, plan: Plan, outcome: Outcome) -> None:
-    """A line for each image and model.
+    """Write a line for each image and method.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     names = [measure.name for measure in plan.measures]
     with (
@@ -139,7 +145,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _remarks(plan: Plan, outcome: Outcome, name: str) -> list[str]:
-    """What a reader of the table must know."""
+    """Remarks below the table of a data set."""
     data = plan.data[name]
     lines = [cut_to_fit(data.cut, len(data.scenes), plan.scale)] if data.cut else []
     if away := misaligned(plan, outcome, name):
@@ -153,3 +159,67 @@ def _remarks(plan: Plan, outcome: Outcome, name: str) -> list[str]:
         if without:
             lines.append(f"left out of the mean, with no finite {measure.title}: {listed(without)}")
     return lines
+
+
+def difference_sheet(plan: Plan, outcome: Outcome, first: Method, second: Method) -> np.ndarray:
+    """Draw the images whose first metric differs most between two methods, cropped where they differ most.
+
+    Data sets take turns. Columns are the LR image, the two methods with their values of the whole image, and the HR
+    image, if any.
+
+    Args:
+        plan, outcome: of the evaluation.
+        first, second: two of the plan's methods.
+
+    Returns:
+        uint8 (H, W, 3), labelled.
+
+    Raises:
+        ValueError: no image was measured on both.
+    """
+    ranked = _ranked(plan, outcome, first, second)[:ROWS]
+    if not ranked:
+        raise ValueError(f"no image was measured on both {first.title} and {second.title}")
+    scenes = {(name, scene.name): scene for name, data in plan.data.items() for scene in data.scenes}
+    rows = []
+    for place, _, _ in ranked:
+        lr, hr = plan.load(scenes[place])
+        pair = [to_array(each.restore(lr, plan.scale, plan.computing.device)) for each in (first, second)]
+        rows.append(_crops(lr, pair, hr, plan.scale))
+    columns = dict(zip(("LR", first.title, second.title, "HR"), map(list, zip(*rows, strict=True)), strict=True))
+    if all(scenes[place].hr is None for place, _, _ in ranked):
+        del columns["HR"]
+    notes = {
+        "LR": [image for (_, image), _, _ in ranked],
+        first.title: [own for _, own, _ in ranked],
+        second.title: [other for _, _, other in ranked],
+    }
+    return draw_grid(list(columns.items()), SIZE, notes)
+
+
+def _ranked(plan: Plan, outcome: Outcome, first: Method, second: Method) -> list[tuple[tuple[str, str], str, str]]:
+    """(data set, image) and the two methods' values as texts, the largest difference first."""
+    values = {(record.data, record.image, record.model): record.scores for record in outcome.records}
+    turns = []
+    for name, data in plan.data.items():
+        measure, found = plan.measures_of(name)[0], []
+        for scene in data.scenes:
+            pair = [values.get((name, scene.name, one.title), {}).get(measure.name) for one in (first, second)]
+            if None not in pair:
+                texts = [f"{measure.title} {value:.{measure.digits}f}" for value in pair]
+                found.append((abs(pair[0] - pair[1]), (name, scene.name), *texts))
+        turns.append([rest for _, *rest in sorted(found, key=lambda one: -one[0])])
+    return [one for turn in zip_longest(*turns) for one in turn if one is not None]
+
+
+def _crops(lr: np.ndarray, pair: list[np.ndarray], hr: np.ndarray | None, scale: int) -> list[np.ndarray]:
+    """Crop LR, the pair and HR to the square of at most `SIZE` pixels in which the pair differs most."""
+    height, width = lr.shape[:2]
+    size = min(SIZE // scale, height, width)
+    difference = np.abs(pair[0].astype(np.float32) - pair[1]).mean(axis=2)
+    pooled = F.avg_pool2d(torch.from_numpy(difference)[None, None], size * scale, scale)[0, 0]
+    top, left = divmod(int(pooled.argmax()), pooled.shape[1])
+    rows, columns = (slice(scale * begin, scale * (begin + size)) for begin in (top, left))
+    paper = np.full_like(pair[0], 255)
+    large = [image[rows, columns] for image in (*pair, paper if hr is None else hr)]
+    return [lr[top : top + size, left : left + size], *large]

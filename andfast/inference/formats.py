@@ -1,37 +1,78 @@
-"""The formats that images are written in."""
+"""Read images to upscale, and write results as PNG, TIFF, JPEG or WebP."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from andfast.data.images import MAX_PIXELS, read_picture
+import torch
+
+from andfast.data.images import MAX_PIXELS, DataError, read_picture
 from andfast.data.picture import Picture, eight_bits, matching_profile, over_white, to_pil
 from andfast.data.png import png_bytes
 from andfast.data.tiff import write_tiff
+from andfast.inference.tiles import resized_size
 from andfast.utils.files import written_whole
+from andfast.utils.memory import free_memory
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "Picture", "check_size", "losses", "read_picture", "write_picture"]
+__all__ = [
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "Picture",
+    "check_size",
+    "losses",
+    "read_picture",
+    "read_to_upscale",
+    "write_picture",
+]
 
-#: The formats that are written, by the suffixes that they are known by.
+#: The formats that are written, by suffix.
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff"}
 
-# Bytes of a profile: above which Pillow, and what is built on it, opens no PNG file with it; and those JPEG can hold.
+# Bytes of a colour profile: above the first, Pillow does not open a PNG file with it; JPEG holds at most the second.
 _LARGE_PROFILE, _LARGEST_IN_JPEG = 2**20, 255 * 65_519
 
-# Height and width at most: what the fields of the formats' headers hold.
+# The largest height and width that the formats' headers can hold.
 _LONGEST = {"jpeg": 65_535, "webp": 16_383, "png": 2**31 - 1, "tiff": 2**31 - 1}
 
 
 def check_size(path: str | os.PathLike[str], height: int, width: int) -> None:
-    """Raise a ValueError if the format that `path` names cannot hold so many pixels."""
+    """Raise a ValueError if the format of `path` cannot hold an image of that size."""
     longest = _LONGEST[SUFFIXES[Path(path).suffix.lower()]]
     if max(height, width) > longest:
         raise ValueError(f"{width} x {height} pixels are too many for {Path(path).suffix}: {longest} a side at most")
 
 
+def read_to_upscale(source: Path, target: Path, factor: float, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read an image file, and check that the result of upscaling it fits into memory and its format.
+
+    Args:
+        source: the file.
+        target: the file of the result.
+        factor: size of the result relative to the image.
+        max_pixels: see `read_picture`.
+
+    Raises:
+        DataError: the file cannot be read, or the result needs more than the free memory.
+        ValueError: the result is too large for its format.
+    """
+    picture = read_picture(source, max_pixels)
+    height, width, channels = picture.pixels.shape
+    large = resized_size((height, width), factor)
+    check_size(target, *large)
+    # The result is held in memory twice while it is written.
+    needed = 2 * large[0] * large[1] * channels * picture.pixels.itemsize
+    free = free_memory(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise DataError(
+            f"{source}: the result, {large[1]} x {large[0]} pixels, needs {needed / 2**30:.1f} GiB of "
+            f"{free / 2**30:.1f} GiB free"
+        )
+    return picture
+
+
 def losses(path: str | os.PathLike[str], picture: Picture) -> list[str]:
-    """What of the colours' meaning the format that `path` names cannot hold, or others cannot read: for people."""
+    """Messages about colour information that the format of `path` cannot hold, or that other programs cannot read."""
     kind = SUFFIXES[Path(path).suffix.lower()]
     found = []
     if kind == "png" and picture.icc and len(picture.icc) > _LARGE_PROFILE:
@@ -41,29 +82,29 @@ def losses(path: str | os.PathLike[str], picture: Picture) -> list[str]:
         found.append("its colour profile is left out: JPEG holds none above 15.9 MiB")
     if kind == "webp" and picture.icc and picture.pixels.shape[2] < 3:
         found.append("its colour profile, one of gray, is left out: WebP has RGB alone")
-    names = _telling(picture)
+    names = _colour_chunks(picture)
     if kind != "png" and names:
         found.append(f"{', '.join(names)}, which tell of its colours, are left out: PNG alone has them (--format png)")
     return found
 
 
-def _telling(picture: Picture) -> list[str]:
-    """The chunks that say something of the colours which is not said otherwise, and which is not what all assume."""
+def _colour_chunks(picture: Picture) -> list[str]:
+    """The PNG chunks that describe colours other than by the sRGB default or the ICC profile."""
     names = [name for name in picture.colour if name != b"sRGB"]
-    if b"cICP" not in names and (picture.icc or b"sRGB" in picture.colour):  # which count before gAMA and cHRM
+    if b"cICP" not in names and (picture.icc or b"sRGB" in picture.colour):  # take precedence over gAMA and cHRM
         names = [name for name in names if name not in (b"gAMA", b"cHRM")]
     return [name.decode() for name in names]
 
 
 def write_picture(path: str | os.PathLike[str], picture: Picture, quality: int = 95) -> None:
-    """Write an image in the format that the suffix of `path` names, whole or not at all.
+    """Write an image in the format of the suffix of `path`, whole or not at all.
 
-    PNG holds all of it, TIFF all but the chunks of PNG. WebP and JPEG have 8 bits, to which 16 are rounded; JPEG has no
-    transparency, and gets the image as it looks over white.
+    PNG holds everything, TIFF everything but PNG's chunks. For WebP and JPEG 16 bits are rounded to 8; JPEG has no
+    transparency, so the image is drawn over white.
 
     Args:
-        path: where to.
-        picture: the image; a profile of other pixels is not written.
+        path: the file.
+        picture: the image; a colour profile that does not fit its channels is not written.
         quality: of JPEG and WebP, 1 to 100.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Models to upscale with: andfast's own, those in files of other programs, and what spandrel knows."""
+"""Load a model to upscale with: a pretrained one, a model file, or an architecture that spandrel knows."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from andfast.models.weights import AmbiguousModelError, UnknownModelError, fit, 
 from andfast.pretrained import find_file, load_pretrained, pretrained_names
 from andfast.utils.devices import choose_precision
 
-# Transformers look through windows of 8 or 16 pixels, and do not always say so.
+# The window size of transformers is 8 or 16 pixels; spandrel does not know it for all.
 _WINDOW = 16
 
 
 def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Module:
-    """The pretrained model of that name, or the one in that file, which names never clash with: files have a suffix.
+    """Load a pretrained model or a model file.
 
-    Of files, RRDBNet and Compact are read by andfast itself, whoever wrote them; other architectures by spandrel, where
-    it is installed. No code from a file is ever run.
+    RRDBNet and Compact files of any program are read by andfast itself, other architectures by spandrel if it is
+    installed. No code from a file is ever run.
 
     Args:
         name_or_file: one of `andfast.pretrained.pretrained_names()`, or a file, see `load_model`.
@@ -32,8 +32,8 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
         A network in evaluation mode, (B, 3, h, w) to (B, 3, scale * h, scale * w), with the attribute `scale`.
 
     Raises:
-        ModelError: there is neither, or the file is no model.
-        OSError: it cannot be read.
+        ModelError: no such model, or the file is not a model.
+        OSError: the file cannot be read.
     """
     if name_or_file in pretrained_names():
         return load_pretrained(name_or_file, device)
@@ -43,17 +43,17 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
     except AmbiguousModelError:
         raise
     except ModelError as error:
-        state, _ = read_weights(name_or_file)  # raises the same, where the file holds none
+        state, _ = read_weights(name_or_file)  # raises the same error if the file holds no weights
         return _by_spandrel(name_or_file, state, error).to(device)
 
 
 def precision_for(model: nn.Module, name: str, deep: bool = False) -> torch.dtype:
-    """What to upscale in; see `choose_precision`.
+    """Choose the type to upscale in; see `choose_precision`.
 
     Args:
         model: the network.
         name: "float32", "bfloat16", "float16" or "auto".
-        deep: for images of more than 8 bits.
+        deep: whether images have more than 8 bits.
 
     Raises:
         ValueError: the model does not work in that type.
@@ -67,21 +67,21 @@ def precision_for(model: nn.Module, name: str, deep: bool = False) -> torch.dtyp
 
 
 class SpandrelModel(nn.Module):
-    """A network of spandrel as andfast's are: (B, 3, H, W) in [0, 1] -> (B, 3, scale * H, scale * W), clipped.
+    """A network of spandrel: (B, 3, H, W) in [0, 1] -> (B, 3, scale * H, scale * W), clipped.
 
     Args:
-        descriptor: what spandrel loaded, an `ImageModelDescriptor` from RGB to RGB.
+        descriptor: an `ImageModelDescriptor` of spandrel, from RGB to RGB.
 
     Attributes:
-        align: where parts of an image must begin, for windows to lie as in the whole.
-        tiles: whether the result of a part of an image is that of the whole.
-        precisions: the types that it works in.
+        align: tiles must begin at multiples of it, so that windows cut them as they cut the whole image.
+        tiles: whether images can be upscaled in tiles.
+        precisions: the types it supports.
         architecture: its name.
     """
 
     def __init__(self, descriptor: Any) -> None:
         super().__init__()
-        self.model = descriptor.model  # so that its weights are this module's
+        self.model = descriptor.model  # registers its weights
         self._descriptor = descriptor
         self.scale = descriptor.scale
         self.align = math.lcm(_WINDOW, descriptor.size_requirements.multiple_of)
@@ -100,14 +100,14 @@ def _by_spandrel(path: str, state: dict[str, Tensor], problem: ModelError) -> Sp
         raise ModelError(f"{problem}; more architectures are read where spandrel is installed: andfast[spandrel]")
     try:
         import spandrel
-    except Exception as error:  # what a torchvision raises that was built for another torch is not known
+    except Exception as error:  # a torchvision built for another torch raises various errors
         raise ModelError(f"{problem}; spandrel, which knows more, cannot be imported: {error}") from error
     loader = spandrel.ModelLoader()
 
     def take(state: dict[str, Tensor]) -> SpandrelModel:
         try:
             descriptor = loader.load_from_state_dict(dict(state))
-        except Exception as error:  # architectures fail on foreign or damaged weights in ways of their own
+        except Exception as error:  # architectures raise various errors on unknown weights
             raise UnknownModelError(f"spandrel does not know it, either ({type(error).__name__})") from error
         image = isinstance(descriptor, spandrel.ImageModelDescriptor) and descriptor.purpose in ("SR", "Restoration")
         if not image or (descriptor.input_channels, descriptor.output_channels) != (3, 3):

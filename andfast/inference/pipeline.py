@@ -1,4 +1,4 @@
-"""Many images, one after the other: read and written by threads while the device computes."""
+"""Read and write images in threads while the device computes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ def pipeline(
     store: Callable[[Item, Made], object],
     workers: int,
 ) -> Iterator[tuple[Item, Exception | None]]:
-    """For each item store(item, make(item, load(item))); whatever one raises, the others go on.
+    """Call store(item, make(item, load(item))) for each item; an error of one does not stop the others.
 
-    `make` runs in the calling thread, in order. At most `workers` items are loaded ahead, and as many wait to be
-    stored, so that memory is bounded. Where the caller stops early, what was begun is finished, and nothing else begun.
+    `make` runs in the calling thread, in order. To bound the memory, at most `workers` items are loaded ahead, and as
+    many wait to be stored. If the caller stops early, begun items are finished.
 
     Args:
-        workers: how many threads load, and how many store; 0: everything in turn, in the calling thread.
+        items: the items.
+        load, make, store: the three steps.
+        workers: number of threads that load, and that store; 0: everything in the calling thread.
 
     Yields:
-        Items as they are done, in order, each with what it raised or None.
+        The items in order, each with its error or None.
     """
     if workers == 0:
         for item in items:

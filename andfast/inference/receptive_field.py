@@ -1,4 +1,4 @@
-"""How far a network looks: how much of its surroundings a pixel's result depends on."""
+"""The receptive field of a network, as far as it matters for tiles."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from andfast.models import Compact
 #: Tiled and untiled results may differ by half a level of 8 bits.
 TOLERANCE = 0.5 / 255
 
-#: The longest reach that is measured; networks that look at the whole image have no end to it.
+#: The largest receptive field that is measured; that of attention over the whole image has no bound.
 LONGEST = 64
 
-_HEIGHT = 32  # of the image that it is measured on
+_HEIGHT = 32  # of the image it is measured on
 
 
-def reach(model: nn.Module) -> int:
-    """How many pixels of the input to each side a result depends on.
+def receptive_field(model: nn.Module) -> int:
+    """The number of input pixels to each side that a result depends on.
 
-    Of a Compact that is what its convolutions see together, and tiles with so much overlap equal the whole image. Of
-    other networks it is measured: what changes in the result, and how far from the edge, where an image is cut off
-    there. Pixels farther away change a result by less than `TOLERANCE`. RRDBNet could see 350 pixels far, and looks at
-    a tenth of that.
+    For a Compact it is exact: tiles with that overlap equal the whole image. For other networks it is measured: how far
+    from a cut the result changes by more than `TOLERANCE`. (RRDBNet's is 350 pixels in theory, a tenth when measured.)
 
     Args:
         model: has `scale`; (B, 3, h, w) -> (B, 3, scale * h, scale * w), float32.
@@ -37,7 +35,7 @@ def reach(model: nn.Module) -> int:
 
 @torch.inference_mode()
 def measured(model: nn.Module) -> int:
-    """See `reach`; for any network."""
+    """Measure the receptive field of any network; see `receptive_field`."""
     weight = next(model.parameters())
     image = _probe().to(weight.device, weight.dtype)
     whole, part = model(image), model(image[..., LONGEST:])
@@ -48,7 +46,7 @@ def measured(model: nn.Module) -> int:
 
 
 def _probe() -> Tensor:
-    """Noise of all sizes, which sets off more than photographs do."""
+    """Noise at several scales, which excites a network more than photographs."""
     generator = torch.Generator().manual_seed(0)
     image = torch.zeros(1, 3, _HEIGHT, 2 * LONGEST)
     for size in (1, 2, 4, 8):

@@ -1,19 +1,25 @@
-"""A large image through a network tile by tile: each with its surroundings, and blended into the next one."""
+"""Run a network over a large image in tiles, and resize the result, both row by row from top to bottom."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-# Tiles with their context begin and end at multiples of this, so that a model that moves 2x2 or 4x4 pixels
-# into channels groups the pixels of a tile as it groups those of the whole image.
+# Tiles with their context begin and end at multiples of this: a model that moves 2x2 or 4x4 pixels into channels
+# then groups the pixels of a tile as in the whole image.
 ALIGN = 4
 
-# Of the overlap, the share by which tiles are blended into each other on either side of where they meet.
+# Tiles are blended over 1 / _BLENDED of the overlap on each side of their border.
 _BLENDED = 4
+
+# Keys' cubic kernel with Pillow's and MATLAB's parameter, and its support.
+_A, _SUPPORT = -0.5, 2.0
+
+_AT_ONCE = 64  # rows that are resized at once
 
 
 class NonFiniteError(ValueError):
@@ -22,12 +28,12 @@ class NonFiniteError(ValueError):
 
 @dataclass(frozen=True)
 class Span:
-    """A tile along one axis, in pixels of the input.
+    """A tile along one axis, in input pixels.
 
     Attributes:
-        begin, end: what is kept of it, the blended parts included.
-        context_begin, context_end: what is computed.
-        fades_in, fades_out: how many of the kept pixels at its begin and at its end it shares with its neighbours.
+        begin, end: the kept part, with the blended pixels.
+        context_begin, context_end: the computed part.
+        fades_in, fades_out: kept pixels at the beginning and the end that are blended with the neighbours.
     """
 
     begin: int
@@ -39,7 +45,7 @@ class Span:
 
 
 def cut(size: int, tile: int, overlap: int, align: int = ALIGN) -> list[Span]:
-    """Cut `size` pixels into equal tiles of at most `tile`; 0: into one. All kept pixels see `overlap` around them."""
+    """Cut `size` pixels into equal tiles of at most `tile` (0: one tile), with `overlap` pixels of context."""
     count = -(-size // tile) if tile else 1
     blend = min(overlap // _BLENDED, size // count // 2) if count > 1 else 0
     spans = []
@@ -54,7 +60,7 @@ def cut(size: int, tile: int, overlap: int, align: int = ALIGN) -> list[Span]:
 
 
 def largest_patch(tile: int, overlap: int, align: int = ALIGN) -> int:
-    """How many pixels high and wide what is computed at once is at most."""
+    """The largest height and width of a tile with its context, in pixels."""
     return tile + 2 * (overlap + overlap // _BLENDED) + 2 * (align - 1)
 
 
@@ -67,25 +73,24 @@ def upscaled_rows(
     align: int = ALIGN,
     done: Callable[[int], object] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Upscale an image, and yield the result from top to bottom: (rows, result[..., rows, :]) as they are finished.
+    """Upscale an image, and yield (rows, result[..., rows, :]) from top to bottom.
 
-    Nothing of the size of the result is allocated: at most a row of tiles. Where two tiles meet, either fades into
-    the other over a quarter of the overlap to both sides.
+    At most one row of tiles is held in memory. Neighbouring tiles are blended linearly.
 
     Args:
         run: (B, C, h, w) -> (B, C', scale * h, scale * w), on any device.
-        scale: its factor.
-        image: (B, C, H, W); its parts are given to `run` as they are.
-        tile: height and width of a tile at most; 0 takes the image whole.
-        overlap: how much of the image each kept pixel sees around it, at least.
-        align: where the parts begin and end, but for the end of the image.
-        done: is told after each tile how many pixels of the input are finished.
+        scale: the scale of `run`.
+        image: (B, C, H, W).
+        tile: largest height and width of a tile; 0: the whole image.
+        overlap: least context around each kept pixel, in pixels.
+        align: tiles with context begin and end at multiples of it, except at the end of the image.
+        done: called after each tile with the number of input pixels it finished.
 
     Raises:
         NonFiniteError: the output holds NaN or infinity.
     """
     height, width = image.shape[-2:]
-    above: Tensor | None = None  # the last rows of the tiles above, which fade into the next ones
+    above: Tensor | None = None  # the last rows of the tiles above, to be blended
     for row in cut(height, tile, overlap, align):
         columns = cut(width, tile, overlap, align)
         band: Tensor | None = None
@@ -120,5 +125,56 @@ def _inner(span: Span, scale: int) -> slice:
 
 
 def _ramp(length: int, like: Tensor) -> Tensor:
-    """From 0 to 1 at the middles of so many pixels."""
+    """Values from 0 to 1 at the centres of `length` pixels."""
     return (torch.arange(length, dtype=like.dtype, device=like.device) + 0.5) / length
+
+
+def resized_size(size: Sequence[int], factor: float) -> tuple[int, int]:
+    """Height and width of a resized image, rounded, at least 1."""
+    height, width = (max(round(length * factor), 1) for length in size)
+    return height, width
+
+
+def resized_rows(
+    rows: Iterable[tuple[slice, Tensor]], size: tuple[int, int], wanted: tuple[int, int]
+) -> Iterator[tuple[slice, Tensor]]:
+    """Resize an image that arrives row by row, as `F.interpolate(image, wanted, mode="bicubic", antialias=True)` does.
+
+    Args:
+        rows: (rows, image[..., rows, :]) from top to bottom, without gaps; float (B, C, h, W).
+        size, wanted: height and width before and after.
+
+    Yields:
+        The same of the result.
+    """
+    held: Tensor | None = None
+    first = begin = 0  # of the held rows; of the rows still to be resized
+    for place, part in rows:
+        part = F.interpolate(part, (part.shape[-2], wanted[1]), mode="bicubic", antialias=True)
+        held = part if held is None else torch.cat([held, part], -2)
+        while begin < wanted[0]:
+            end = min(begin + _AT_ONCE, wanted[0])
+            weights, top = _weights(begin, end, size[0], wanted[0])
+            bottom = top + weights.shape[1]
+            if bottom > place.stop:
+                break
+            window = held[..., top - first : bottom - first, :]
+            yield slice(begin, end), torch.einsum("oh,bchw->bcow", weights.to(window), window)
+            begin = end
+        if begin < wanted[0]:
+            unneeded = max(_weights(begin, begin + 1, size[0], wanted[0])[1], first)
+            held, first = held[..., unneeded - first :, :], unneeded
+
+
+def _weights(begin: int, end: int, size: int, wanted: int) -> tuple[Tensor, int]:
+    """The weights of image rows in the result's rows `begin` to `end`, (end - begin, n), and the first image row."""
+    scale = size / wanted
+    stretch = max(scale, 1.0)
+    centres = (torch.arange(begin, end, dtype=torch.float64) + 0.5) * scale
+    reach = _SUPPORT * stretch
+    top, bottom = max(int(centres[0] - reach), 0), min(int(centres[-1] + reach) + 1, size)
+    distance = (torch.arange(top, bottom) + 0.5 - centres[:, None]).abs() / stretch
+    near = ((_A + 2) * distance - (_A + 3)) * distance**2 + 1
+    far = _A * (((distance - 5) * distance + 8) * distance - 4)
+    weights = torch.where(distance < 1, near, torch.where(distance < _SUPPORT, far, 0))
+    return (weights / weights.sum(1, keepdim=True)).float(), top

@@ -1,4 +1,4 @@
-"""`andfast.upscale_image(image, model)`: one image of whatever kind, and the same kind back."""
+"""`andfast.upscale_image`: upscale an array, a tensor or a Pillow image."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from andfast.data.picture import Picture, eight_bits, from_pil, to_pil
-from andfast.inference.engine import Upscaler
 from andfast.inference.models import find_model, precision_for
+from andfast.inference.upscaler import Upscaler
 from andfast.pretrained import DEFAULT
 from andfast.utils.devices import choose_device
 
@@ -31,29 +31,28 @@ def upscale_image(
     precision: str = "float32",
     device: str = "auto",
 ) -> Kind:
-    """Upscale an image.
+    """Upscale an image, and return the same kind of image.
 
     Args:
         image: one of
-            a NumPy array (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4): gray, with alpha, RGB, with alpha; of
-            uint8, uint16, or floating point in [0, 1];
-            a tensor (C, H, W) or (B, C, H, W) with 1 to 4 channels likewise, on any device;
-            an image of Pillow, which is turned upright; palettes become RGB.
-        model: a network, which stays on its device; or the name of a pretrained model, or a file, which are loaded once
-            and kept.
-        output_scale: of the result's size to the image's; None: the model's own scale.
-        tile, overlap: see `andfast.inference.engine.Upscaler`; by default as the memory allows, and as the model needs.
+            a NumPy array (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4): gray, gray with alpha, RGB, RGBA; uint8,
+            uint16, or floating point in [0, 1];
+            a tensor (C, H, W) or (B, C, H, W) with 1 to 4 such channels, on any device;
+            a Pillow image, which is rotated as its EXIF data says; palettes become RGB.
+        model: a network, which stays on its device; or the name of a pretrained model or a file, which is loaded once
+            and cached.
+        output_scale: size of the result relative to the image; None: the model's scale.
+        tile, overlap: see `andfast.inference.upscaler.Upscaler`; by default chosen by the free memory and the model.
         precision: "float32", "bfloat16", "float16", or "auto": float32, but on CUDA float16 for images of 8 bits.
-        device: "auto", "cpu" or "cuda": where a model goes that is loaded.
+        device: "auto", "cpu" or "cuda": where a named model is loaded to.
 
     Returns:
         The same kind of image, in the same type (floating point clipped to [0, 1]), on the same device.
 
     Raises:
-        TypeError: the image is of another kind, the model is none.
-        ValueError: its shape or mode has no place here, floating point goes far beyond 1, or `output_scale` is not
-            above 0.
-        ModelError: there is no such model.
+        TypeError: another kind of image, or of pixels.
+        ValueError: a shape or mode that is not supported, floating point above 2, or `output_scale` not above 0.
+        ModelError: no such model.
         NonFiniteError: the model's output holds NaN or infinity.
     """
     if output_scale is not None and not 0 < output_scale < float("inf"):
@@ -73,7 +72,7 @@ def upscale_image(
         for note in picture.notes:
             warnings.warn(note, stacklevel=3)
         pixels = upscaler.pixels(picture.pixels, output_scale)
-        if pixels.shape[2] > 1:  # two channels of 16 bits are a gray image's key, which Pillow cannot hold
+        if pixels.shape[2] > 1:  # Pillow has 16 bits for gray without alpha only
             pixels = eight_bits(pixels)
         return to_pil(Picture(pixels, picture.icc))
     raise TypeError(f"an image is a NumPy array, a tensor or an image of Pillow, not a {type(image).__name__}")
@@ -88,7 +87,7 @@ def _array(upscaler: Upscaler, image: np.ndarray, factor: float | None) -> np.nd
     _check(image.dtype.kind == "f" or image.dtype.newbyteorder("=") in (np.uint8, np.uint16), image.dtype)
     if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] > 4):
         raise ValueError(f"an array is (H, W) or (H, W, 1 to 4) and not empty, not {image.shape}")
-    # torch wants to be able to write to it, and the machine's order of bytes.
+    # A copy in native byte order: torch wants writable memory.
     copied = np.array(image, image.dtype.newbyteorder("=")).reshape(*image.shape[:2], -1)
     _check_range(copied)
     large = upscaler.pixels(copied, factor)
@@ -114,6 +113,6 @@ def _check(known: bool, dtype: object) -> None:
 
 
 def _check_range(pixels: np.ndarray) -> None:
-    """Refuse values of 0 to 255 as floating point; a little above 1, as filters leave it, is clipped."""
+    """Refuse floating-point values of 0 to 255; values slightly above 1 are clipped later."""
     if pixels.dtype.kind == "f" and pixels.max() > 2:
         raise ValueError(f"floating-point pixels are in [0, 1], not up to {pixels.max():g}: divide 0 to 255 by 255")

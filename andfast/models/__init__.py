@@ -1,6 +1,5 @@
 """Generators, discriminators and perceptual features."""
 
-from andfast.models.checkpoints import GENERATORS, build_generator, load_model, save_model
 from andfast.models.compact import Compact
 from andfast.models.discriminators import (
     DISCRIMINATORS,
@@ -10,6 +9,7 @@ from andfast.models.discriminators import (
     load_discriminator,
     save_discriminator,
 )
+from andfast.models.generators import GENERATORS, build_generator, load_model, save_model
 from andfast.models.rrdbnet import RRDBNet
 from andfast.models.vgg import VGGFeatures, load_vgg_features
 from andfast.models.weights import ModelError

@@ -192,8 +192,8 @@ def load_discriminator(path: str | os.PathLike[str], device: str | torch.device 
     The architecture and its size come from the names and shapes of the weights. Reading never runs code from the file.
 
     Args:
-        path: a `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` file with the weights, flat or wherever training
-            programs put them (`andfast.models.wrappers`); beside a generator or not.
+        path: a `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` file with the weights, flat or nested as training
+            programs do (see `andfast.models.weights.candidates`); beside a generator or not.
         device: where the discriminator goes.
 
     Returns:

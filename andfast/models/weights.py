@@ -1,4 +1,4 @@
-"""Files of weights, whoever wrote them: how they are read, and how a network takes them."""
+"""Read files of weights of any program without running their code, and find the network in them."""
 
 from __future__ import annotations
 
@@ -6,28 +6,25 @@ import json
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from andfast.models.dialects import standard_names
-from andfast.models.pickles import Inert, load_inert
-from andfast.models.wrappers import Place, flattened, places, split, unwrapped
-
-#: What models are written as, by their suffixes, and what else is read.
+#: The suffixes of model files that are written, and those that are read.
 SUFFIXES = (".safetensors", ".pth", ".pt")
 READABLE = (*SUFFIXES, ".ckpt", ".bin")
 
-# What to do with files that hold more than weights.
+# The remedy for files that hold more than weights.
 _HOW = "in the program that wrote it, torch.save(model.state_dict(), FILE) writes one that is read"
 
-# What is saved in the place of a model, by how it begins.
+# Files that are saved instead of a model by mistake, by their first bytes.
 _FOREIGN = {
     b"<!doctype": "a web page",
     b"<html": "a web page",
@@ -36,35 +33,73 @@ _FOREIGN = {
 
 _ALONE = "write the one that is meant to a file of its own"
 
+# Names of networks in files, preferred names first: moving averages, BasicSR's weights, generators, names that say
+# nothing, discriminators. Names on one line have the same rank; case does not matter.
+_NAMES = (
+    "params_ema params-ema ema ema_params ema_state_dict state_dict_ema model_ema ema_model ema_net "
+    "generator_ema ema_generator net_g_ema netG_ema g_ema net_ema shadow",
+    "params",
+    "generator netG net_g G gen params_g state_dict_g model_g generator_model netG_state_dict generator_state_dict "
+    "g_state_dict",
+    "state_dict model_state_dict model net network weights module online_model sr_model model_state "
+    "net_state_dict network_state_dict",
+    "discriminator netD net_d D discriminator_model discriminator_state_dict d_state_dict netD_state_dict",
+)
+_RANKS = {name.lower(): rank for rank, names in enumerate(_NAMES) for name in names.split()}
+
+# Inserted into names by torch.compile, FSDP and activation checkpointing.
+_WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+# Names of one rank that training programs prefer in this order.
+_FIRST = ("params_ema", "params-ema", "state_dict", "model_state_dict")
+
+_DEEPEST = 6  # levels of nesting; a dict can contain itself
+
+# The classes and functions that make tensors and parameters; torch.load handles storages itself.
+_TENSORS = {
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch._utils", "_rebuild_tensor"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+}
+
+# Modules that only a malicious file refers to.
+_SUSPICIOUS = {
+    "_io", "asyncio", "code", "commands", "ctypes", "importlib", "io", "multiprocessing", "nt", "os", "posix",
+    "pty", "runpy", "shutil", "socket", "subprocess", "sys", "webbrowser",
+}  # fmt: skip
+_SUSPICIOUS_BUILTINS = {"__import__", "breakpoint", "compile", "eval", "exec", "execfile", "input", "open"}
+
 Fitted = TypeVar("Fitted")
 
 
 class ModelError(ValueError):
-    """A file that is not a model that andfast can run; the message names it and says what would be right."""
+    """A file that is not a model andfast can run; the message names the file and the remedy."""
 
 
 class UnknownModelError(ModelError):
-    """The weights are those of no architecture that is known."""
+    """The weights belong to no known architecture."""
 
 
 class AmbiguousModelError(ModelError):
-    """There are several networks, and nothing says which is meant."""
+    """A file holds several equally likely networks."""
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors in a file, on the CPU, and what is recorded beside them. Reading never runs code from the file.
+    """Read all tensors in a file, on the CPU, and its metadata. Code from the file is never run.
 
     Args:
         path: a `.safetensors` file, or one that PyTorch wrote: `.pth`, `.pt`, `.ckpt` or `.bin`.
 
     Returns:
-        Tensors by name, those in dicts by the keys and the name, joined by dots; which of them are a network's is for
-        `fit` to find. And the strings that describe them, none where there are none.
+        The tensors by name, nested ones by their keys joined with dots (`fit` finds the network among them), and the
+        metadata, strings by name.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ModelError: it is no file of weights, or is damaged.
-        OSError: it cannot be read.
+        FileNotFoundError: no such file.
+        ModelError: not a file of weights, or a damaged one.
+        OSError: the file cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,7 +113,7 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             raise ModelError(f"{path}: {what}, not the model itself; download it anew")
     if not size:
         raise ModelError(f"{path}: an empty file, or truncated")
-    # Downloads are often named by the wrong suffix.
+    # Downloads often have the wrong suffix.
     by_torch = start.startswith((b"PK\x03\x04", b"\x80"))
     by_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size
     if by_safetensors or (path.suffix.lower() == ".safetensors" and not by_torch):
@@ -87,34 +122,33 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def fit(state: dict[str, Tensor], take: Callable[[dict[str, Tensor]], Fitted]) -> Fitted:
-    """What `take` makes of a network's weights, wherever in a file they stand: see `andfast.models.wrappers.places`.
+    """Find the network in a file, and return what `take` makes of its weights.
 
     Args:
-        state: all tensors of the file, as `read_weights` gives them.
-        take: is given those of one place after the other, by their names there; raises ModelError where they are not
-            what it wants.
+        state: all tensors of the file, as `read_weights` returns them.
+        take: is called with the weights of each of `candidates`; raises ModelError if they are not a network it knows.
 
     Raises:
-        AmbiguousModelError: there are two that are as good.
-        UnknownModelError: there is none, or but one whose place does not say that it is the file's network.
-        ModelError: it is damaged, or not what is wanted of its kind.
+        AmbiguousModelError: two candidates are equally good.
+        UnknownModelError: there is no network, or only one beside others under an unknown name.
+        ModelError: the network is damaged, or not of the wanted kind.
     """
-    seen: list[Place] = []
+    tried: list[Candidate] = []
     problems: list[ModelError] = []
-    for equals in places(state):
+    for equals in candidates(state):
         found = {}
-        for place in equals:
+        for candidate in equals:
             try:
-                found[place.name] = take(place.state)
+                found[candidate.name] = take(candidate.state)
             except ModelError as error:
                 problems.append(error)
         if len(found) > 1:
             raise AmbiguousModelError(f"holds several networks, {', '.join(found)}; {_ALONE}")
         if found:
             return found.popitem()[1]
-        seen += equals
+        tried += equals
     others = []
-    for part in (part for place in seen for part in split(place).values()):
+    for part in (part for candidate in tried for part in split(candidate).values()):
         with suppress(ModelError):
             take(part.state)
             others.append(part.name)
@@ -125,20 +159,22 @@ def fit(state: dict[str, Tensor], take: Callable[[dict[str, Tensor]], Fitted]) -
 
 Shapes = Mapping[str, tuple[int, ...]]
 Recognise = Callable[[Shapes, Mapping[str, str]], tuple[type[nn.Module], dict[str, Any]]]
-"""(the weights' shapes by name, what is recorded beside them) -> the architecture and its arguments; `ModelError`
-where it is none that is known."""
+"""(shapes by name, metadata) -> the architecture and its arguments; raises `ModelError` if it is unknown."""
+
+Rename = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+"""Weights under another program's names -> under ours."""
 
 
-def read_model(path: str | os.PathLike[str], recognise: Recognise) -> nn.Module:
-    """The network whose weights are in a file, in its own types, on the CPU; errors are those of `read_weights`, and:
+def read_model(path: str | os.PathLike[str], recognise: Recognise, rename: Rename = dict) -> nn.Module:
+    """Build the network whose weights are in a file, on the CPU, in the types that it is built with.
 
     Raises:
-        ModelError: it is not recognised, or its weights are not what it was recognised as.
+        ModelError: it is not recognised, or its weights do not fit the recognised network; and as `read_weights`.
     """
     state, record = read_weights(path)
 
     def take(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], nn.Module]:
-        state = standard_names(state)
+        state = rename(state)
         return state, _empty_model_for(state, record, recognise)
 
     try:
@@ -151,7 +187,7 @@ def read_model(path: str | os.PathLike[str], recognise: Recognise) -> nn.Module:
 
 
 def _empty_model_for(state: Mapping[str, Tensor], record: Mapping[str, str], recognise: Recognise) -> nn.Module:
-    """The architecture that `state` describes, on the meta device: without memory."""
+    """Build the architecture of `state` on the meta device, without memory."""
     try:
         kind, options = recognise({key: tuple(value.shape) for key, value in state.items()}, record)
     except KeyError as error:
@@ -175,16 +211,16 @@ def _empty_model_for(state: Mapping[str, Tensor], record: Mapping[str, str], rec
 
 
 def wrong_weights(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """The names of weights that a network (its own: `own`) lacks in `state`, does not know, or has in another shape."""
+    """The names of weights that are missing in `state`, unknown to the network (`own`), or of another shape."""
     shapes, found = ({key: value.shape for key, value in weights.items()} for weights in (own, state))
     return sorted(key for key in shapes.keys() | found.keys() if shapes.get(key) != found.get(key))
 
 
 def check_floating(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Refuse whole numbers in `state` where a network has none, and weights that are no numbers.
+    """Refuse integer weights where the network has floating-point ones, and sparse, complex or meta tensors.
 
     Raises:
-        ModelError: there are some.
+        ModelError: there are such weights.
     """
     if any(value.is_meta for value in state.values()):
         raise ModelError("its weights have no values (they are on the meta device)")
@@ -195,14 +231,14 @@ def check_floating(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> No
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors in a safetensors file, and what is recorded beside them.
+    """Read the tensors and the metadata of a safetensors file.
 
-    It is read, not mapped into memory as by `safetensors.safe_open`: some mounted folders have no memory maps, and that
-    takes no names that are not UTF-8.
+    Not with `safetensors.safe_open`, which fails without memory maps (on some mounted folders) and on file names that
+    are not UTF-8.
 
     Raises:
-        SafetensorError: it is no safetensors file, or truncated.
-        OSError: it cannot be read.
+        SafetensorError: not a safetensors file, or a truncated one.
+        OSError: the file cannot be read.
     """
     content = path.read_bytes()
     state = safetensors.torch.load(content)
@@ -221,15 +257,14 @@ def _read_named_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, st
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what becomes an error here, or needs no attention
+            warnings.simplefilter("ignore")  # these become errors below, or do not matter
             try:
                 content = torch.load(file, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError:  # there may be objects beside the weights; TorchScript is another error
+            except pickle.UnpicklingError:  # perhaps objects beside the weights; TorchScript raises another error
                 content = load_inert(path)
     except (PermissionError, MemoryError):
         raise
-    # What PyTorch's reader raises on damaged or foreign bytes is not documented: UnpicklingError, EOFError,
-    # RuntimeError and OSError among others.
+    # torch.load raises undocumented errors on damaged files: UnpicklingError, EOFError, RuntimeError, OSError, ...
     except Exception as error:
         raise ModelError(
             f"{path}: not a file of PyTorch weights, or truncated, or with programs in it, "
@@ -253,9 +288,8 @@ def _named(path: Path, content: object) -> dict[str, Tensor]:
 
 
 def portable(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """A network's weights as files hold them: contiguous, on the CPU, under the names of no wrapper; floating ones in
-    `dtype`."""
-    # A model compiled block by block has the wrapper's prefix inside its names.
+    """Copy a network's weights for a file: contiguous, on the CPU, named without wrappers, floats in `dtype`."""
+    # A model compiled block by block has the prefix inside its names.
     state = {unwrapped(key).removeprefix("module."): value.detach() for key, value in model.state_dict().items()}
     return {
         key: value.to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
@@ -270,3 +304,125 @@ def some(names: Iterable[str]) -> str:
 
 def _first_sentence(error: Exception) -> str:
     return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+
+
+class Candidate(NamedTuple):
+    """A part of a file that may be a network.
+
+    Attributes:
+        name: its keys and prefixes, "" for the whole file.
+        state: its weights, named without that prefix.
+    """
+
+    name: str
+    state: dict[str, Tensor]
+
+
+def flattened(content: Any) -> dict[str, Tensor]:
+    """Flatten nested dicts to their tensors, keys joined by dots and `unwrapped`; leave out everything else."""
+    return {unwrapped(name): value for name, value in _tensors(content, "", _DEEPEST)}
+
+
+def unwrapped(name: str) -> str:
+    """Remove what PyTorch's wrappers insert into a weight's name."""
+    for part in _WITHIN:
+        name = name.replace(part, "")
+    return name
+
+
+def _tensors(content: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    for key, value in content.items() if isinstance(content, Mapping) and depth else ():
+        if isinstance(key, str):
+            if isinstance(value, Tensor):
+                yield prefix + key, value
+            else:
+                yield from _tensors(value, f"{prefix}{key}.", depth - 1)
+
+
+def candidates(state: dict[str, Tensor], depth: int = _DEEPEST) -> Iterator[list[Candidate]]:
+    """Yield the parts of a file that may be a network, most likely first, equally likely ones together.
+
+    Training programs nest weights in dicts ({"params_ema": ...}) or prefix their names with an attribute
+    ("generator.conv_first.weight"); here both are the same. The whole file comes first, as a prefix of one architecture
+    ("model.") is a part of another. Then the parts with a known prefix, or with the only prefix.
+    """
+    yield from _candidates([Candidate("", state)], depth)
+
+
+def _candidates(equals: list[Candidate], depth: int) -> Iterator[list[Candidate]]:
+    yield equals
+    if depth == 0:
+        return
+    inside: dict[tuple[int, ...], list[Candidate]] = {}
+    for candidate in equals:
+        parts = split(candidate)
+        for name, part in parts.items():
+            rank = _RANKS.get(name.lower(), len(_NAMES) if len(parts) == 1 else None)
+            if rank is not None:
+                order = _FIRST.index(name.lower()) if name.lower() in _FIRST else len(_FIRST)
+                inside.setdefault((rank, order), []).append(part)
+    for key in sorted(inside):
+        yield from _candidates(inside[key], depth - 1)
+
+
+def split(whole: Candidate) -> dict[str, Candidate]:
+    """The parts of a candidate by prefix."""
+    parts: dict[str, Candidate] = {}
+    for key, value in whole.state.items():
+        name, dot, rest = key.partition(".")
+        if dot:
+            parts.setdefault(name, Candidate(f"{whole.name}.{name}".lstrip("."), {})).state[rest] = value
+    return parts
+
+
+class Inert:
+    """Replaces classes, functions and objects of a pickle, so that nothing of them is run.
+
+    Lightning stores hyper-parameters and callbacks beside the weights, mmengine its history, others NumPy's numbers.
+    """
+
+    dump_patches = False  # read by torch.load in modules of PyTorch before 1.6
+
+    def __new__(cls, *_: Any, **__: Any) -> Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> Inert:
+        return self
+
+    def ignore(self, *_: Any) -> None:
+        pass
+
+    # The methods that a pickle calls on objects.
+    __setstate__ = __setitem__ = append = extend = add = update = ignore
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _TENSORS:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        if module.partition(".")[0] in _SUSPICIOUS or (
+            module in ("builtins", "__builtin__") and name in _SUSPICIOUS_BUILTINS
+        ):
+            raise pickle.UnpicklingError(f"it would call {module}.{name}")
+        return Inert
+
+
+def load_inert(path: Path) -> Any:
+    """Read a file of `torch.save`, with `Inert` in place of everything but plain values, tensors and parameters.
+
+    Raises:
+        Exception: of any kind, if the file is damaged or refers to modules that run programs.
+    """
+    with path.open("rb") as file:
+        module = SimpleNamespace(
+            Unpickler=_Unpickler, load=lambda *values, **named: _Unpickler(*values, **named).load(), __name__="pickle"
+        )
+        try:
+            return torch.load(file, map_location="cpu", pickle_module=module, weights_only=False)
+        except MemoryError as error:  # a damaged length: torch's own loader has read valid ones before
+            raise pickle.UnpicklingError("it claims more than fits the memory") from error

@@ -19,7 +19,7 @@ from andfast.data.images import DataError, read_image
 from andfast.data.tensors import to_array
 from andfast.degradation.camera import crop_to_multiple
 from andfast.degradation.network import DegradationNetwork
-from andfast.inference.engine import upscale_tensor
+from andfast.inference.upscaler import upscale_tensor
 from andfast.losses import Objective
 from andfast.metrics import psnr
 from andfast.ops.theta_layout import ScaleFactors, ThetaLayout

@@ -16,7 +16,7 @@ from andfast.data.pairs import Pair, read_pair
 from andfast.data.patches import too_small
 from andfast.data.tensors import to_tensor
 from andfast.degradation.camera import bicubic_lr, camera_like, crop_to_multiple
-from andfast.inference.engine import upscale_tensor
+from andfast.inference.upscaler import upscale_tensor
 from andfast.metrics import FIDELITY, SSIM_WINDOW
 from andfast.training.distributed import World
 from andfast.training.signals import StopSignal

@@ -1,24 +1,87 @@
-"""What the commands on argparse share."""
+"""What the commands share: the `andfast` script, the parser, and common options."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from andfast.utils.devices import TYPES
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+#: The commands, each a module `andfast.NAME`, and what they do.
+COMMANDS = {
+    "train": "train a blind super-resolution model",
+    "upscale": "upscale images with a trained model",
+    "evaluate": "measure models on benchmarks",
+    "degrade": "make LR images from HR images, as pairs for other trainers",
+    "export": "write a trained model for other programs",
+    "plot": "draw what training runs recorded",
+    "info": "show versions, devices, and which backend can run which operation",
+    "demo": "upscale and attack images in a browser",
+}
 
 
 class UsageError(Exception):
     """The command cannot begin; the message says why in one line."""
 
 
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Run `andfast COMMAND ...` as `python -m andfast.COMMAND ...`; without a command or with --help, list them.
+
+    Args:
+        arguments: the command and its arguments; None: those of the process.
+
+    Returns:
+        The exit status: 2 without a known command. A command itself ends in SystemExit with its own status.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--none"]
+    if name in COMMANDS:
+        sys.argv[1:] = rest
+        # As the main module, so that processes which it starts find it under its own name.
+        runpy.run_module(f"andfast.{name}", run_name="__main__", alter_sys=True)
+        return 0
+    wrong = name not in ("-h", "--help")
+    out = sys.stderr if wrong else sys.stdout
+    print("usage: andfast COMMAND ...\n\ncommands (andfast COMMAND --help shows the options of one):", file=out)
+    for command, text in COMMANDS.items():
+        print(f"  {command:<10}{text}", file=out)
+    if wrong:
+        print("error: " + ("give a command" if name == "--none" else f"{name} is no command"), file=out)
+    return 2 if wrong else 0
+
+
+def make_parser(command: str, **options: Any) -> ArgumentParser:
+    """The parser of a command that has no configuration file; `andfast.training.options` has that of the others.
+
+    Args:
+        command: the name of the module, as "andfast.upscale".
+        **options: of `argparse.ArgumentParser`.
+    """
+    from jsonargparse import ArgumentParser
+
+    # jsonargparse would describe types and defaults again, which the help texts do.
+    formatter = argparse.HelpFormatter
+    return ArgumentParser(prog=f"python -m {command}", formatter_class=formatter, allow_abbrev=True, **options)
+
+
+def as_path(text: str) -> Path:
+    """The type of an option that is a file or a folder: jsonargparse reads what is given for `Path` itself as YAML."""
+    return Path(text)
+
+
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; the name of its kind, if it says nothing."""
+    """An error's message without line breaks, or the name of its class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """The type of an option that is a whole number in that range, for argparse."""
+    """The type of an option that is an integer of at least `least` and at most `most`."""
 
     def parse(text: str) -> int:
         value = int(text)
@@ -27,12 +90,12 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
                                              + ("" if most is None else f" to {most}"))  # fmt: skip
         return value
 
-    parse.__name__ = "whole number"  # what argparse calls it
+    parse.__name__ = "whole number"  # what messages call it
     return parse
 
 
 def add_upscaling(parser: argparse.ArgumentParser, max_pixels: int) -> None:
-    """Add the options of what upscales images of any size; `max_pixels` is the default of one of them."""
+    """Add the options of commands that upscale images; `max_pixels` is the default of --max-pixels."""
     add = parser.add_argument
     add(
         "--tile", type=whole(0), metavar="PIXELS",

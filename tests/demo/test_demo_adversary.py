@@ -13,9 +13,8 @@ from study_images import photograph
 
 from andfast import degrade
 from andfast.data.images import DataError, read_image
-from andfast.demo.adversary import FREE, Choice, attack
-from andfast.demo.failures import explain
-from andfast.demo.findings import figures, table
+from andfast.demo.adversary import FREE, Choice, attack, figures, numbers_table
+from andfast.demo.errors import explain
 from andfast.demo.models import load_offered
 from andfast.models import build_generator, save_model
 from andfast.ops.blur_pool import blur_pool
@@ -112,7 +111,7 @@ def test_the_numbers(found):
         luma = difference[4:-4, 4:-4] @ (np.array([65.481, 128.553, 24.966]) / 255)
         assert found.psnr_y[index] == pytest.approx(-20 * np.log10(np.sqrt(np.mean(luma**2)) / 255), abs=1e-6)
     assert found.loss[1] > found.loss[0]
-    text = table(found)
+    text = numbers_table(found)
     for number in (f"{found.lr_psnr:.2f}", *(f"{loss:.4f}" for loss in found.loss), f"{found.psnr_y[0]:.2f}"):
         assert f"| {number} |" in text
 

@@ -8,7 +8,7 @@ from PIL import Image
 from upscaling_models import compact
 
 from andfast.demo.models import Offered
-from andfast.inference.engine import Upscaler
+from andfast.inference.upscaler import Upscaler
 from andfast.models.frozen import FrozenModule
 
 pytest.importorskip("gradio")

@@ -11,14 +11,13 @@ from upscaling_models import compact, noise, picture
 import andfast
 from andfast.data.images import DataError
 from andfast.demo import enlarging
-from andfast.demo.enlarging import OWN, enlarge, parse_factor
-from andfast.demo.failures import explain
+from andfast.demo.enlarging import OWN, enlarge, flat, parse_factor, thumbnail
+from andfast.demo.errors import explain
 from andfast.demo.models import Offered
-from andfast.demo.pictures import flat, thumbnail
-from andfast.inference import memory_check
-from andfast.inference.engine import Upscaler
+from andfast.inference import formats
 from andfast.inference.formats import Picture, read_picture, write_picture
 from andfast.inference.tiles import NonFiniteError
+from andfast.inference.upscaler import Upscaler
 from andfast.models.frozen import FrozenModule
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -118,7 +117,7 @@ def test_images_that_are_refused(tmp_path, offered, monkeypatch):
     words = said(damaged.value, tmp_path / "b.png")
     assert words.startswith("b.png: ")
     assert str(tmp_path) not in words
-    monkeypatch.setattr(memory_check, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(formats, "free_memory", lambda device: 1000)
     with pytest.raises(DataError, match="the result, 60 x 40 pixels, needs"):
         enlarge(tmp_path / "a.png", offered, None, tmp_path, MANY)
 

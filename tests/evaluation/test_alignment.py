@@ -7,7 +7,7 @@ import torch
 from scipy.ndimage import shift as scipy_shift
 
 from andfast.data.tensors import to_tensor
-from andfast.evaluation.alignment import align
+from andfast.evaluation.measuring import align
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from andfast import evaluate
 from andfast.data.tensors import to_tensor
 from andfast.degradation.camera import camera_like
 from andfast.evaluation.degrading import name_seed
-from andfast.evaluation.models import BICUBIC, Computing, Contender, load_contenders
-from andfast.inference.engine import upscale_tensor
+from andfast.evaluation.models import BICUBIC, Computing, Method, load_methods
+from andfast.inference.upscaler import upscale_tensor
 from andfast.metrics import niqe
 from andfast.models import build_generator, load_model, save_model
 from andfast.models.frozen import FrozenModule
@@ -57,13 +57,13 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def restored(monkeypatch):
     """Counts what is computed, as (title, LR height)."""
-    calls, restore = [], Contender.restore
+    calls, restore = [], Method.restore
 
     def counted(self, lr, scale, device):
         calls.append((self.title, lr.shape[0]))
         return restore(self, lr, scale, device)
 
-    monkeypatch.setattr(Contender, "restore", counted)
+    monkeypatch.setattr(Method, "restore", counted)
     return calls
 
 
@@ -125,7 +125,7 @@ def test_models_are_computed_in_the_type_that_is_asked_for(here):
     lr, cpu = original(0, 24, 20), torch.device("cpu")
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
-        (one,) = load_contenders(["one.safetensors"], Computing(cpu, dtype))
+        (one,) = load_methods(["one.safetensors"], Computing(cpu, dtype))
         found[dtype] = one.restore(lr, 4, cpu)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = load_model("one.safetensors")(to_tensor(lr)).float()
@@ -162,7 +162,7 @@ def test_the_file_says_how_it_was_made(here):
 def test_an_interrupted_evaluation_goes_on(here, restored, monkeypatch, capsys):
     assert run("--data", "mine=pairs", "--json", "whole.json", "--run_dir", "whole") == 0
     assert len(restored) == 9
-    counted = Contender.restore
+    counted = Method.restore
 
     def interrupted(self, lr, scale, device):
         if len(restored) == 9 + 4:
@@ -170,7 +170,7 @@ def test_an_interrupted_evaluation_goes_on(here, restored, monkeypatch, capsys):
         return counted(self, lr, scale, device)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Contender, "restore", interrupted)
+        patch.setattr(Method, "restore", interrupted)
         assert run("--data", "mine=pairs", "--run_dir", "half") == 130
     assert "the same command goes on with what is in half/images.jsonl" in capsys.readouterr().err
     del restored[:]

@@ -14,9 +14,8 @@ from upscaling_models import nearest, noise
 
 from andfast.data.picture import eight_bits
 from andfast.data.png import png_bytes
-from andfast.inference.alpha import without_holes
-from andfast.inference.engine import Upscaler
 from andfast.inference.formats import Picture, losses, read_picture, write_picture
+from andfast.inference.upscaler import Upscaler, bleed_alpha
 
 ICC = {1: profile(b"GRAY"), 2: profile(b"GRAY"), 3: SRGB, 4: SRGB}
 KINDS = [(channels, dtype) for dtype in (np.uint8, np.uint16) for channels in (1, 2, 3, 4)]
@@ -247,16 +246,16 @@ def test_no_dark_fringes(dtype):
 def test_holes_take_the_colours_around_them():
     pixels = noise(17, 23, 4)
     pixels[..., 3] = 255
-    assert without_holes(pixels) is pixels
+    assert bleed_alpha(pixels) is pixels
     pixels[3:14, 5:16] = 0
     pixels[:3, :, :3] = 200
-    filled = without_holes(pixels)
+    filled = bleed_alpha(pixels)
     seen = pixels[..., 3] > 0
     np.testing.assert_array_equal(filled[seen], pixels[seen])
     np.testing.assert_array_equal(filled[..., 3], pixels[..., 3])
     assert filled[3:14, 5:16, :3].min() > 0
     pixels[..., 3] = 0
-    np.testing.assert_array_equal(without_holes(pixels), pixels)  # nothing to take colours from
+    np.testing.assert_array_equal(bleed_alpha(pixels), pixels)  # nothing to take colours from
 
 
 def test_alpha_that_is_the_same_everywhere_costs_nothing():

@@ -13,8 +13,8 @@ import torchvision_operators
 from safetensors.torch import save
 from upscaling_models import compact
 
-from andfast.inference.engine import upscale_tensor
 from andfast.inference.models import find_model, precision_for
+from andfast.inference.upscaler import upscale_tensor
 from andfast.models import ModelError, RRDBNet, load_model
 
 torchvision_operators.declare_missing()

@@ -9,12 +9,10 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from upscaling_models import compact
 
-from andfast.inference import engine
-from andfast.inference.engine import Upscaler, upscale_tensor
-from andfast.inference.receptive_field import LONGEST, TOLERANCE, measured, reach
-from andfast.inference.resize import resized_rows, resized_size
-from andfast.inference.row_chunks import by_strips
-from andfast.inference.tiles import NonFiniteError, cut, largest_patch
+from andfast.inference import upscaler as upscaler_module
+from andfast.inference.receptive_field import LONGEST, TOLERANCE, measured, receptive_field
+from andfast.inference.tiles import NonFiniteError, cut, largest_patch, resized_rows, resized_size
+from andfast.inference.upscaler import Upscaler, by_row_chunks, upscale_tensor
 from andfast.models import Compact, RRDBNet
 from andfast.models.frozen import FrozenModule
 from andfast.ops import dispatch
@@ -148,8 +146,8 @@ def test_output_that_is_not_finite(tile):
 @pytest.mark.parametrize("convs", [0, 3, 9])
 def test_reach_of_a_compact_is_that_of_its_convolutions(convs):
     model = compact(convs=convs)
-    assert reach(model) == -(-(convs + 2) // 4) * 4
-    assert measured(model) <= reach(model)
+    assert receptive_field(model) == -(-(convs + 2) // 4) * 4
+    assert measured(model) <= receptive_field(model)
     x = torch.rand(1, 3, 1, 64, requires_grad=True)
     model(x)[..., 64].sum().backward()
     touched = x.grad.abs().sum((0, 1, 2)).nonzero().flatten()
@@ -162,7 +160,7 @@ def test_what_is_measured_is_enough():
     with torch.no_grad():  # a network that looks farther than a fresh one
         for name, weight in model.named_parameters():
             weight.mul_(3 if "rdb" in name else 1.5)
-    overlap = reach(model)
+    overlap = receptive_field(model)
     assert 4 <= overlap < LONGEST
     image = torch.rand(1, 3, 100, 90)
     with torch.no_grad():
@@ -184,7 +182,7 @@ def test_no_end_of_the_reach():
         def forward(self, x):
             return x + x[..., :8].mean((2, 3), keepdim=True)
 
-    assert reach(Mean()) == LONGEST
+    assert receptive_field(Mean()) == LONGEST
 
 
 # Memory
@@ -196,9 +194,9 @@ def test_strips_equal_the_whole(scale, size):
     torch.manual_seed(0)
     model, image = RRDBNet(scale, features=8, blocks=1, growth=4).eval(), torch.rand(2, 3, *size)
     expected = model(image).detach()
-    torch.testing.assert_close(by_strips(FrozenModule(model, torch.float32), image), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(by_row_chunks(FrozenModule(model, torch.float32), image), expected, rtol=0, atol=1e-5)
     with torch.no_grad(), dispatch.allow_large_tiles():
-        found = by_strips(FrozenModule(model, torch.float32), image)
+        found = by_row_chunks(FrozenModule(model, torch.float32), image)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -207,7 +205,7 @@ def test_strips_bound_the_memory_at_four_times_the_size():
     peaks = []
     for height in (200, 400):
         with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory, torch.inference_mode():
-            by_strips(FrozenModule(model, torch.float32), torch.zeros(1, 3, height, 64))
+            by_row_chunks(FrozenModule(model, torch.float32), torch.zeros(1, 3, height, 64))
         peaks.append(memory.peak)
     at_four_times = 4 * 16 * 16  # bytes of a pixel's features there, of which two or more are held at once
     assert (peaks[1] - peaks[0]) / (200 * 64) < 0.6 * at_four_times
@@ -216,17 +214,17 @@ def test_strips_bound_the_memory_at_four_times_the_size():
 def test_tiles_fit_the_free_memory(monkeypatch):
     upscaler = Upscaler(Compact(4, features=16, convs=4), overlap=8)
     assert 4 * 16 < upscaler.bytes_a_pixel < 4 * (2 * 16 + 4 * 48 + 6)
-    monkeypatch.setattr(engine, "free_memory", lambda device: 10**12)
+    monkeypatch.setattr(upscaler_module, "free_memory", lambda device: 10**12)
     assert upscaler.tile_for(1000, 1000) == 0
-    assert upscaler.tile_for(5000, 5000) == engine.LARGEST
-    monkeypatch.setattr(engine, "free_memory", lambda device: 2**25)
+    assert upscaler.tile_for(5000, 5000) == upscaler_module.LARGEST
+    monkeypatch.setattr(upscaler_module, "free_memory", lambda device: 2**25)
     assert upscaler.tile_for(100, 100) == 0
     tile = upscaler.tile_for(1000, 1000)
     taken = largest_patch(tile, 8) ** 2 * upscaler.bytes_a_pixel
     assert 0.8 * 2**24 < taken < 2**24
-    monkeypatch.setattr(engine, "free_memory", lambda device: 0)
-    assert upscaler.tile_for(1000, 1000) == engine.SMALLEST
-    monkeypatch.setattr(engine, "free_memory", lambda device: None)
+    monkeypatch.setattr(upscaler_module, "free_memory", lambda device: 0)
+    assert upscaler.tile_for(1000, 1000) == upscaler_module.SMALLEST
+    monkeypatch.setattr(upscaler_module, "free_memory", lambda device: None)
     assert upscaler.tile_for(1000, 1000) == 0
 
 

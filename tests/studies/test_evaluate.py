@@ -8,7 +8,7 @@ from study_images import photograph, write_pairs, write_photographs
 from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
 from andfast.degradation.camera import bicubic_lr
-from andfast.evaluation.models import interpolation
+from andfast.evaluation.models import bicubic_method
 from andfast.metrics import psnr_y, ssim_y
 from andfast.models import build_generator, save_model
 from andfast.training.images import Skipped, find_images
@@ -67,11 +67,11 @@ def test_scores_are_those_of_the_metrics(tmp_path):
         restored = model(to_tensor(sets["clean"][0].lr))
     file = tmp_path / "small.safetensors"
     save_model(model, file)
-    (contender,) = evaluate.load_models([file], torch.device("cpu"))
-    scores = evaluate.evaluate(contender, sets, 4)
+    (method,) = evaluate.load_models([file], torch.device("cpu"))
+    scores = evaluate.evaluate(method, sets, 4)
     for metric, measure in (("psnr_y", psnr_y), ("ssim_y", ssim_y)):
         assert scores[metric]["clean"] == [pytest.approx(measure(restored, to_tensor(hr), 4).item(), abs=1e-5)]
-    assert evaluate.evaluate(interpolation(), sets, 4) != scores
+    assert evaluate.evaluate(bicubic_method(), sets, 4) != scores
 
 
 def test_the_command_prints_means_by_camera(tmp_path, capsys):

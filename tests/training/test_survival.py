@@ -231,7 +231,7 @@ PLACES = {
     "validation": ("andfast.training.validation.upscale_tensor", 3),
     "last validation": ("andfast.training.validation.upscale_tensor", 5),
     "sample sheet": ("andfast.training.run.sample_sheet", 1),
-    "model": ("andfast.models.checkpoints.save", 1),
+    "model": ("andfast.models.generators.save", 1),
     "state": ("andfast.training.checkpoints._add_checksum", 2),
     "start": ("andfast.training.run.RunLog.__init__", 0),
     "reading": ("andfast.data.patches.read_image", 1),

@@ -1,4 +1,4 @@
-"""A network that upscales images of any size and kind, within the memory that there is."""
+"""Upscale images of any size and type within the free memory."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from andfast.inference.alpha import without_holes
-from andfast.inference.receptive_field import reach
-from andfast.inference.resize import resized_rows, resized_size
-from andfast.inference.row_chunks import by_strips
-from andfast.inference.tiles import ALIGN, cut, largest_patch, upscaled_rows
+from andfast.inference.receptive_field import receptive_field
+from andfast.inference.tiles import ALIGN, cut, largest_patch, resized_rows, resized_size, upscaled_rows
 from andfast.models import RRDBNet
-from andfast.models.frozen import FrozenModule
+from andfast.models.frozen import AutocastModule, FrozenModule
+from andfast.models.rrdbnet import TAIL_REACH
 from andfast.ops import dispatch
+from andfast.ops.conv_chain import by_rows
 from andfast.utils.memory import LiveBytes, free_memory, is_out_of_memory
 
-#: Tiles that are chosen are no larger and no smaller: larger ones gain nothing, smaller ones are mostly overlap.
+#: Bounds of automatic tile sizes: larger tiles gain nothing, smaller ones are mostly overlap.
 LARGEST, SMALLEST = 1024, 16
 
-# Images of no more pixels than this, high and wide, are taken whole without counting.
+# Images up to this height and width are taken whole without measuring memory.
 _SMALL = 128
 
-# Of the free memory, the share that tiles may take by what their tensors hold: libraries take more for themselves.
+# The share of the free memory that the tensors of a tile may take; libraries need the rest.
 _SHARE = 0.5
 
-_PROBE = 64  # pixels high and wide of the image whose memory is counted
+_PROBE = 64  # height and width of the image whose memory is measured
+
+# Rows of features of RRDBNet that are enlarged at once; a few percent of them are computed twice.
+_CHUNK_ROWS = 32
 
 
 class Upscaler:
     """Upscales images with one model.
 
     Args:
-        model: has `scale` and maps (B, 3, h, w) in [0, 1] to (B, 3, scale * h, scale * w); on its device, not changed.
-            Where it has `align`, parts of images must begin at its multiples; where it has `tiles` and that is False,
-            images are taken whole.
-        precision: what it computes in.
-        tile: height and width of what is computed at once, in pixels of the input, its surroundings not counted;
-            0: the whole image; None: as much as fits into half of the free memory.
-        overlap: how much of the image each kept pixel sees around it; None: as much as the model needs, see
-            `andfast.inference.receptive_field`.
-        compiled: compile the model when it is first called.
-        deep: what it computes in for images of more than 8 bits, which are all but those of uint8; None: the same.
+        model: has `scale` and maps (B, 3, h, w) in [0, 1] to (B, 3, scale * h, scale * w). It stays on its device.
+            If it has `align`, tiles begin at multiples of it; if it has `tiles = False`, images are never cut.
+        precision: the type to compute in.
+        tile: height and width of a tile in input pixels, without its context; 0: the whole image; None: as much as
+            fits into half of the free memory.
+        overlap: context around each kept pixel, in input pixels; None: the model's receptive field.
+        compiled: compile the model at its first call.
+        deep: the type to compute images of more than 8 bits in, that is, all but uint8; None: `precision`.
 
     Raises:
         ValueError: `tile` or `overlap` is negative.
@@ -69,28 +69,28 @@ class Upscaler:
         self.device = next(model.parameters()).device
         self.align: int = getattr(model, "align", ALIGN)
         self._views = {dtype: FrozenModule(model, dtype) for dtype in {self.precision, self.deep}}
-        self._by_strips = isinstance(model, RRDBNet) and not compiled
+        self._by_chunks = isinstance(model, RRDBNet) and not compiled
         if compiled:
             for view in self._views.values():
                 view.module.compile(dynamic=True)
         self._tile = tile if getattr(model, "tiles", True) else 0
         self._overlap = overlap
-        self._limit: int | None = None  # what was found to fit where memory ran out
+        self._limit: int | None = None  # the largest tile, after memory ran out
 
     @property
     def types(self) -> str:
-        """What it computes in, for people."""
+        """The types it computes in, for messages."""
         precision, deep = (str(dtype).removeprefix("torch.") for dtype in (self.precision, self.deep))
         return precision if precision == deep else f"{precision} ({deep} for images of more than 8 bits)"
 
     @cached_property
     def overlap(self) -> int:
-        """How much of the image each kept pixel sees around it."""
-        return reach(self.model) if self._overlap is None else self._overlap
+        """Context around each kept pixel, in input pixels."""
+        return receptive_field(self.model) if self._overlap is None else self._overlap
 
     @cached_property
     def bytes_a_pixel(self) -> float:
-        """About what the model's tensors take at once, for each pixel of the input."""
+        """Peak memory of the model's tensors per input pixel, approximately."""
 
         def count(mode: FakeTensorMode | nullcontext) -> int:
             with mode, LiveBytes() as memory, torch.inference_mode():
@@ -99,11 +99,11 @@ class Upscaler:
 
         try:
             return count(FakeTensorMode(allow_non_fake_inputs=True)) / _PROBE**2
-        except Exception:  # models that look at values need some
+        except Exception:  # models whose code depends on values
             return count(nullcontext()) / _PROBE**2
 
     def tile_for(self, height: int, width: int, images: int = 1) -> int:
-        """Height and width of the tiles for an image of that size; 0: it is taken whole."""
+        """Height and width of the tiles for a batch of `images` of `height` x `width` pixels; 0: the whole image."""
         tile = self._tile
         if tile is None and height * width <= _SMALL**2:
             tile = 0
@@ -125,12 +125,12 @@ class Upscaler:
         factor: float | None = None,
         done: Callable[[int], object] | None = None,
     ) -> Iterator[tuple[slice, Tensor]]:
-        """The result from top to bottom: (rows, result[..., rows, :]), float32, not clipped, on the device of `image`.
+        """Yield (rows, result[..., rows, :]) from top to bottom: float32, not clipped, on the device of `image`.
 
         Args:
-            image: (B, 3, H, W), in floating point in [0, 1] or in uint8 or uint16.
-            factor: of the result's size to the image's; None: the model's own.
-            done: is told after each tile how many pixels of the image are finished.
+            image: (B, 3, H, W), floating point in [0, 1], uint8 or uint16.
+            factor: size of the result relative to the image; None: the model's scale.
+            done: called after each tile with the number of input pixels it finished.
 
         Raises:
             NonFiniteError: the model's output holds NaN or infinity.
@@ -153,12 +153,12 @@ class Upscaler:
             return self._run(image, patch.dtype).float()
 
     def _run(self, image: Tensor, pixels: torch.dtype = torch.float32) -> Tensor:
-        """The model's result for an image that was of the type `pixels`."""
+        """Run the model in the precision for images of the type `pixels`."""
         view = self._views[self.precision if pixels == torch.uint8 else self.deep]
-        return by_strips(view, image) if self._by_strips else view(image)
+        return by_row_chunks(view, image) if self._by_chunks else view(image)
 
     def tensor(self, image: Tensor, factor: float | None = None) -> Tensor:
-        """All of the result: float32 (B, 3, H', W'), not clipped, on the device of `image`; see `rows`."""
+        """Return the whole result, float32 (B, 3, H', W'), not clipped; `image` and `factor` as in `rows`."""
         height, width = resized_size(image.shape[-2:], self.scale if factor is None else factor)
         result = torch.empty(*image.shape[:-2], height, width, dtype=torch.float32, device=image.device)
 
@@ -172,15 +172,15 @@ class Upscaler:
     def pixels(
         self, image: np.ndarray, factor: float | None = None, done: Callable[[int], object] | None = None
     ) -> np.ndarray:
-        """Upscale an image as files hold it; alpha, too, and colours of transparent pixels leave no trace.
+        """Upscale an array of pixels, with its alpha channel if it has one.
 
         Args:
-            image: (H, W, C) of uint8 or uint16, or of floating point in [0, 1]; C is 1 for gray, 2 with alpha, 3 for
-                RGB, 4 with alpha.
+            image: (H, W, C), uint8, uint16 or floating point in [0, 1]; C is 1 for gray, 2 for gray with alpha, 3 for
+                RGB, 4 for RGBA.
             factor, done: see `rows`.
 
         Returns:
-            (H', W', C) of the same type, clipped and, to whole numbers, rounded.
+            (H', W', C) of the same type, clipped, and rounded if it is an integer type.
         """
         height, width = resized_size(image.shape[:2], self.scale if factor is None else factor)
         result = np.empty((height, width, image.shape[2]), image.dtype)
@@ -188,16 +188,16 @@ class Upscaler:
         planes = [(image, slice(0, colours))]
         if colours < image.shape[2]:
             alpha = image[..., colours:]
-            if alpha.min() == alpha.max():  # nothing to compute
+            if alpha.min() == alpha.max():
                 result[..., colours:] = alpha[0, 0]
             else:
-                planes = [(without_holes(image), slice(0, colours)), (image, slice(colours, colours + 1))]
+                planes = [(bleed_alpha(image), slice(0, colours)), (image, slice(colours, colours + 1))]
 
         def fill() -> None:
             for source, channels in planes:
                 plane = torch.from_numpy(source[..., channels]).permute(2, 0, 1)[None]
                 for rows, part in self.rows(plane.expand(1, 3, -1, -1), factor, done):
-                    if channels.stop - channels.start == 1:  # gray, as the model sees it
+                    if channels.stop - channels.start == 1:  # gray, which the model computed as RGB
                         part = part.mean(1, keepdim=True)
                     result[rows, :, channels] = quantised(part[0], image.dtype)
 
@@ -205,7 +205,7 @@ class Upscaler:
         return result
 
     def _within_memory(self, function: Callable[[], None], size: tuple[int, ...]) -> None:
-        """Do it; where memory runs out, again with tiles of half the size, as often as it takes."""
+        """Call the function; if memory runs out, again with tiles of half the size, down to `SMALLEST`."""
         while True:
             try:
                 return function()
@@ -214,30 +214,24 @@ class Upscaler:
                 tile = min(tile or max(size), max(size))
                 if not is_out_of_memory(error) or tile <= SMALLEST or not getattr(self.model, "tiles", True):
                     raise
-            self._limit = max(tile // 2, SMALLEST)  # outside of the handler, whose error holds on to what was taken
+            self._limit = max(tile // 2, SMALLEST)  # outside of the handler: its error keeps tensors alive
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def tiles_of(self, height: int, width: int) -> int:
-        """How many tiles an image of that size takes."""
+        """The number of tiles of an image of `height` x `width` pixels."""
         tile = self.tile_for(height, width)
         return len(cut(height, tile, 0)) * len(cut(width, tile, 0))
 
 
-def quantised(image: Tensor, dtype: np.dtype) -> np.ndarray:
-    """float (C, H, W) -> (H, W, C) of a type: clipped to [0, 1] and rounded to the levels of uint8 or uint16."""
-    image = image.clamp(0, 1).permute(1, 2, 0)
-    if dtype.kind == "u":
-        image = (image * np.iinfo(dtype).max).round_()
-    return image.cpu().numpy().astype(dtype)
-
-
 def upscale_tensor(model: nn.Module, image: Tensor, tile: int | None = 256, overlap: int | None = 16) -> Tensor:
-    """Upscale an image of any size tile by tile; by default by tiles that depend on nothing but the image.
+    """Upscale an image batch of any size in tiles.
+
+    The default tiles do not depend on the free memory, so that results can be reproduced.
 
     Args:
         model: has `scale` and maps (B, 3, h, w) to (B, 3, scale * h, scale * w).
-        image: float (B, 3, H, W) in [0, 1], on any device; tiles move to the model's one by one.
+        image: float (B, 3, H, W) in [0, 1], on any device; tiles move to the model's device one by one.
         tile, overlap: see `Upscaler`.
 
     Returns:
@@ -250,3 +244,75 @@ def upscale_tensor(model: nn.Module, image: Tensor, tile: int | None = 256, over
     if image.ndim != 4 or image.numel() == 0:
         raise ValueError(f"an image batch is (B, 3, H, W) and not empty, not {tuple(image.shape)}")
     return Upscaler(model, tile=tile, overlap=overlap).tensor(image.detach())
+
+
+def by_row_chunks(view: AutocastModule, image: Tensor) -> Tensor:
+    """Run RRDBNet, its last convolutions on some rows at a time: the same result up to rounding, in less memory.
+
+    Nearly all of RRDBNet's work is done at the input's size, but nearly all of its memory is needed at four times that
+    size. If the convolutions themselves keep only some rows of features, nothing is cut.
+
+    Args:
+        view: of an `RRDBNet`.
+        image: (B, 3, H, W).
+    """
+    model = view.module
+    height, width = (model.scale * length for length in image.shape[-2:])
+    features = view.run_part(model.look, image)
+    if by_rows(features):
+        return view.run_part(model.enlarge, features)[..., :height, :width]
+    result: Tensor | None = None
+    for top in range(0, features.shape[-2], _CHUNK_ROWS):
+        begin, end = max(top - TAIL_REACH, 0), top + _CHUNK_ROWS + TAIL_REACH
+        large = view.run_part(model.enlarge, features[..., begin:end, :])[..., 4 * (top - begin) :, :width]
+        if result is None:
+            result = large.new_empty(*large.shape[:2], height, width)
+        rows = min(4 * _CHUNK_ROWS, height - 4 * top)
+        result[..., 4 * top : 4 * top + rows, :] = large[..., :rows, :]
+    assert result is not None
+    return result
+
+
+def quantised(image: Tensor, dtype: np.dtype) -> np.ndarray:
+    """Convert float (C, H, W) to (H, W, C) of `dtype`, clipped to [0, 1]; uint8 and uint16 are rounded."""
+    image = image.clamp(0, 1).permute(1, 2, 0)
+    if dtype.kind == "u":
+        image = (image * np.iinfo(dtype).max).round_()
+    return image.cpu().numpy().astype(dtype)
+
+
+def bleed_alpha(image: np.ndarray) -> np.ndarray:
+    """Give fully transparent pixels the colours of the visible pixels around them.
+
+    Files often store black there, which a network would draw into the visible edges. The colours come from coarser and
+    coarser means of the visible pixels ("pull-push", Gortler et al., The lumigraph, 1996).
+
+    Args:
+        image: (H, W, C), the last channel alpha; uint8, uint16 or floating point.
+
+    Returns:
+        The same type and size; only colours where alpha is 0 are changed.
+    """
+    alpha = image[..., -1:]
+    if alpha.min() > 0 or alpha.max() == 0:
+        return image
+    filled = _fill(image[..., :-1].astype(np.float32), (alpha > 0).astype(np.float32))
+    if image.dtype.kind == "u":
+        filled = np.rint(filled)
+    colours = np.where(alpha > 0, image[..., :-1], filled.astype(image.dtype))
+    return np.concatenate([colours, alpha], axis=2)
+
+
+def _fill(colours: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Keep colours where `weight` is not 0; elsewhere take those of the next coarser image."""
+    if weight.min() > 0:
+        return colours
+    height, width = weight.shape[:2]
+    pad = ((0, height % 2), (0, width % 2), (0, 0))
+    sums, weights = (np.pad(values, pad) for values in (colours * weight, weight))
+    sums, weights = (
+        values.reshape((height + 1) // 2, 2, (width + 1) // 2, 2, -1).sum((1, 3)) for values in (sums, weights)
+    )
+    coarse = _fill(sums / np.maximum(weights, 1), np.minimum(weights, 1))
+    large = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]
+    return np.where(weight > 0, colours, large)

@@ -6,7 +6,7 @@ from PIL import Image
 from upscaling_models import nearest, picture
 
 from andfast import upscale
-from andfast.inference.work import RECORD_FILE, find_work
+from andfast.inference.output_paths import RECORD_FILE, plan_outputs
 from andfast.models import save_model
 from andfast.utils.command_line import UsageError
 
@@ -150,18 +150,18 @@ def test_elsewhere_there_is_no_record(tmp_path, run):
 
 def test_an_input_may_lie_in_the_folder_of_results(tmp_path):
     picture(tmp_path / "in" / "a.jpg")
-    assert find_work([tmp_path / "in"], tmp_path) == [(tmp_path / "in" / "a.jpg", tmp_path / "a.png")]
+    assert plan_outputs([tmp_path / "in"], tmp_path).pairs == [(tmp_path / "in" / "a.jpg", tmp_path / "a.png")]
 
 
 def test_suffixes_of_one_format_keep_it(tmp_path):
     pixels = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
     for name, kind in (("a.jfif", "JPEG"), ("b.JPE", "JPEG"), ("c.apng", "PNG"), ("d.pnm", "PPM"), ("e.TIF", "TIFF")):
         pixels.save(tmp_path / name, kind)
-    found = find_work([tmp_path], tmp_path / "out", "same")
+    found = plan_outputs([tmp_path], tmp_path / "out", "same").pairs
     assert [target.name for _, target in found] == ["a.jpg", "b.jpg", "c.png", "d.png", "e.TIF"]
     pixels.save(tmp_path / "a.jpg")
     with pytest.raises(UsageError, match=r"a\.jfif and .*a\.jpg would both be written to"):
-        find_work([tmp_path], tmp_path / "out", "same")
+        plan_outputs([tmp_path], tmp_path / "out", "same")
 
 
 def test_what_was_passed_over_is_told_at_the_end(tmp_path, run):

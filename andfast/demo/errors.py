@@ -1,4 +1,4 @@
-"""What the page says when something cannot be done."""
+"""The error messages of the page."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from andfast.utils.memory import is_out_of_memory
 
 
 def explain(error: Exception, path: Path) -> str | None:
-    """An error as one line for who looks at the page; None: it is a mistake of the program, for who runs it.
+    """Describe an error in one line for visitors of the page; None: it is a bug, for the log.
 
     Args:
-        error: what was raised.
-        path: the uploaded file, of whose place on this machine nothing is said.
+        error: the error.
+        path: the uploaded file, whose folder is not shown.
     """
     if is_out_of_memory(error):
         reason = one_line(error)
@@ -24,7 +24,7 @@ def explain(error: Exception, path: Path) -> str | None:
         )
     if isinstance(error, NonFiniteError):
         return f"{path.name}: {error}; start the page with --precision float32"
-    if isinstance(error, OSError) and error.strerror is not None:  # whose text tells of places, those of results too
+    if isinstance(error, OSError) and error.strerror is not None:  # its text contains folders
         return f"{path.name}: {error.strerror}"
     if isinstance(error, (ValueError, OSError)):  # among them DataError
         return one_line(error).replace(str(path), path.name).replace(f"{path.parent}/", "")

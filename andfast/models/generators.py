@@ -1,4 +1,4 @@
-"""Model files: generators that BasicSR, Real-ESRGAN, spandrel and andfast write for one another."""
+"""Build generators, and read and write their files: those of BasicSR, Real-ESRGAN, ESRGAN, BSRGAN and spandrel, too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -22,9 +22,26 @@ from andfast.utils.files import write_torch, written_whole
 GENERATORS: dict[str, type[nn.Module]] = {"rrdbnet": RRDBNet, "compact": Compact}
 """The generators by the names that configurations and model files use."""
 
+Value = TypeVar("Value")
+
+# Names of the modules in BSRGAN, RealSR and the later ESRGAN.
+_BSRGAN = {
+    "trunk_conv": "conv_body",
+    "upconv1": "conv_up1",
+    "upconv2": "conv_up2",
+    "HRconv": "conv_hr",
+}
+_BSRGAN_BLOCK = re.compile(r"RRDB_trunk\.(\d+)\.RDB([123])\.(conv[1-5]\.\w+)")
+
+# The first ESRGAN numbers its layers. Each upsampling, which has no weights, is followed by a convolution and an
+# activation: the convolutions are 3 and 6 for a scale of 4.
+_NUMBERED = {"0": "conv_first", "3": "conv_up1", "6": "conv_up2", "8": "conv_hr", "10": "conv_last"}
+_NUMBERED_BLOCK = re.compile(r"model\.1\.sub\.(\d+)\.RDB([123])\.(conv[1-5])\.0\.(\w+)")
+_NUMBERED_LAST = re.compile(r"model\.1\.sub\.\d+\.(\w+)")
+
 
 def build_generator(name: str, scale: int, **options: Any) -> nn.Module:
-    """A new generator, with the initialisation of its class.
+    """Build a new generator.
 
     Args:
         name: a key of `GENERATORS`: "rrdbnet" or "compact".
@@ -32,8 +49,8 @@ def build_generator(name: str, scale: int, **options: Any) -> nn.Module:
         **options: further arguments of that class, as `blocks` or `convs`.
 
     Raises:
-        ValueError: no such generator, or a value that it refuses.
-        TypeError: an option that it does not know.
+        ValueError: an unknown generator, or an invalid value.
+        TypeError: an unknown option.
     """
     if name not in GENERATORS:
         raise ValueError(f"there is no generator {name!r}; there are {', '.join(GENERATORS)}")
@@ -46,44 +63,43 @@ def save_model(
     metadata: Mapping[str, object] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a generator's weights, contiguous on the CPU, whole or not at all.
+    """Write a generator's weights, whole or not at all.
 
-    `.safetensors` files hold the flat state dict; `.pth` and `.pt` files hold it under "params_ema", which is
-    where BasicSR and Real-ESRGAN write and look for it. Both also carry a few strings that describe it, the
-    latter under "metadata".
+    `.safetensors` files hold the flat state dict and the metadata; `.pth` and `.pt` files hold them under "params_ema",
+    as BasicSR and Real-ESRGAN do, and "metadata".
 
     Args:
         model: an `RRDBNet` or a `Compact`, wrapped by torch.compile or DistributedDataParallel or not.
-        path: where to; its suffix chooses the format.
-        metadata: more to record, turned into strings, beside what always is: the architecture, the scale, the
-            version of andfast, and a Compact's activation.
-        dtype: what the weights are rounded to.
+        path: the file; its suffix chooses the format.
+        metadata: recorded as strings, in addition to the architecture, the scale, the version of andfast, and the
+            activation of a Compact.
+        dtype: the type that floating-point weights are rounded to.
 
     Raises:
         ValueError: another suffix.
-        TypeError: `model` is no generator of andfast.
+        TypeError: `model` is not a generator of andfast.
         OSError: the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: a model file ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    for wrapped in ("_orig_mod", "module", "_orig_mod"):  # either may stand outside the other
+    for wrapped in ("_orig_mod", "module", "_orig_mod"):  # in either order
         model = getattr(model, wrapped, model)
     record = describe_model(model, metadata)
     state = portable(model, dtype)
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".safetensors":
-            # Not save_file, whose errors of the disk are no OSError.
+            # save_file does not raise OSError if the disk is full.
             temporary.write_bytes(save(state, record))
         else:
             write_torch({"params_ema": state, "metadata": record}, temporary)
 
 
 def describe_model(model: nn.Module, metadata: Mapping[str, object] | None = None) -> dict[str, str]:
-    """What is recorded beside a generator's weights; arguments as for `save_model`, but the model has no wrapper.
+    """The metadata of a generator's file; arguments as for `save_model`, but the model without wrappers.
 
     Raises:
-        TypeError: `model` is no generator of andfast.
+        TypeError: `model` is not a generator of andfast.
     """
     names = [name for name, kind in GENERATORS.items() if isinstance(model, kind)]
     if not names:
@@ -95,31 +111,29 @@ def describe_model(model: nn.Module, metadata: Mapping[str, object] | None = Non
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
-    """Read a generator from a file that andfast, BasicSR, ESRGAN, BSRGAN, Real-ESRGAN or a program like them wrote.
+    """Read a generator from a file of andfast, BasicSR, ESRGAN, BSRGAN, Real-ESRGAN or similar programs.
 
-    The architecture and its size come from the names and shapes of the weights alone; only whether a Compact
-    without PReLU has ReLU or LeakyReLU, which they cannot tell, comes from what `save_model` recorded.
-    Reading never runs code from the file.
+    The architecture and its size follow from the names and shapes of the weights, except whether a Compact without
+    PReLU has ReLU or LeakyReLU: `save_model` records that. Code from the file is never run.
 
     Args:
-        path: a `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` file with the weights, flat or wherever training
-            programs put them (`andfast.models.wrappers`); of several the moving average.
+        path: a `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` file with the weights, flat or nested as training
+            programs do (see `andfast.models.weights.candidates`); of several networks the moving average.
         device: where the model goes.
 
     Returns:
         An `RRDBNet` or a `Compact` in evaluation mode with float32 weights.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ModelError: it is not a model file, is damaged, or holds another architecture or one that does not
-            turn RGB into RGB.
-        OSError: it cannot be read.
+        FileNotFoundError: no such file.
+        ModelError: not a model file, a damaged one, another architecture, or not from RGB to RGB.
+        OSError: the file cannot be read.
     """
-    return read_model(path, _recognise).eval().to(device)
+    return read_model(path, _recognise, standard_names).eval().to(device)
 
 
 def _recognise(shapes: Shapes, record: Mapping[str, str]) -> tuple[type[nn.Module], dict[str, Any]]:
-    """The architecture that the names and shapes describe, and its arguments."""
+    """The architecture of weights with these names and shapes, and its arguments."""
     if "conv_first.weight" in shapes and any(key.startswith("body.0.rdb1.") for key in shapes):
         return RRDBNet, _rrdbnet_options(shapes)
     if "body.0.weight" in shapes and len(shapes["body.0.weight"]) == 4:
@@ -172,3 +186,31 @@ def _version() -> str:
         return version("andfast")
     except PackageNotFoundError:  # run from a checkout that is not installed
         return "unknown"
+
+
+def standard_names(state: Mapping[str, Value]) -> dict[str, Value]:
+    """Rename the weights of an RRDBNet from BSRGAN's or ESRGAN's names to `RRDBNet`'s; keep all other names."""
+    if any(key.startswith("RRDB_trunk.") for key in state):
+        return {_from_bsrgan(key): value for key, value in state.items()}
+    if any(_NUMBERED_BLOCK.fullmatch(key) for key in state):
+        return {_from_numbered(key): value for key, value in state.items()}
+    return dict(state)
+
+
+def _from_bsrgan(key: str) -> str:
+    block = _BSRGAN_BLOCK.fullmatch(key)
+    if block:
+        return f"body.{block[1]}.rdb{block[2]}.{block[3]}"
+    module, dot, rest = key.partition(".")
+    return _BSRGAN.get(module, module) + dot + rest
+
+
+def _from_numbered(key: str) -> str:
+    block, last = _NUMBERED_BLOCK.fullmatch(key), _NUMBERED_LAST.fullmatch(key)
+    if block:
+        return f"body.{block[1]}.rdb{block[2]}.{block[3]}.{block[4]}"
+    if last:
+        return f"conv_body.{last[1]}"
+    model, _, rest = key.partition(".")
+    number, _, name = rest.partition(".")
+    return f"{_NUMBERED[number]}.{name}" if model == "model" and number in _NUMBERED else key

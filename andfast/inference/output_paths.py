@@ -1,4 +1,4 @@
-"""Which image goes where."""
+"""Which file each result is written to."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pathlib import Path
 
 from andfast.data.images import ImageError, image_size
 from andfast.data.listing import Listing, SkippedFile, list_folder, no_images_message
-from andfast.inference.resize import resized_size
+from andfast.inference.tiles import resized_size
 from andfast.utils.command_line import UsageError
 from andfast.utils.files import comparison, write_json
 
-#: What `--format` takes, and the suffix that it stands for.
+#: The choices of `--format` and their suffixes.
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
-# What `same` makes of the suffixes of formats that are written; of others PNG.
+# The result's suffix under `--format same`; PNG for all others.
 _SAME = {suffix: suffix for suffix in (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")}
 _SAME |= dict.fromkeys((".jfif", ".jfi", ".jif", ".jpe", ".mpo"), ".jpg")
 
-#: In a folder of results that is one of inputs, too: which files in it are results.
+#: Lists the results in a folder that holds inputs, too.
 RECORD_FILE = ".andfast_upscaled.json"
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is to be done.
+class OutputPlan:
+    """The images and the files of their results.
 
     Attributes:
-        pairs: which image goes where, (source, destination), each once.
-        passed_over: what was left out of folders, and why.
-        beside: the destinations in folders of images.
+        pairs: (image, result), each once.
+        passed_over: files in the input folders that are left out, and why.
+        beside: the results that are written to folders of images.
     """
 
     pairs: list[tuple[Path, Path]]
@@ -40,44 +40,32 @@ class Work:
     beside: set[Path]
 
 
-def find_work(inputs: Sequence[Path], output: Path, kind: str = "png") -> list[tuple[Path, Path]]:
-    """Which image goes where: (source, destination) pairs, each once, in the order of `inputs`.
-
-    Args:
-        inputs, output, kind: as for `prepare_work`.
-
-    Raises:
-        UsageError: as `prepare_work`.
-    """
-    return prepare_work(inputs, output, kind).pairs
-
-
-def prepare_work(
+def plan_outputs(
     inputs: Sequence[Path],
     output: Path,
     kind: str = "png",
     factor: float | None = None,
     overwrite: bool = False,
     listing_of: Callable[[Path], Listing] = list_folder,
-) -> Work:
-    """Which image goes where, in the order of `inputs`.
+) -> OutputPlan:
+    """Choose the file of each result, in the order of `inputs`.
 
-    A file goes to `output`/NAME with the format's suffix; the images of a folder and below it keep their sub-folders.
-    Where `output` is itself inside an input folder, the images in it are passed over: they are earlier results. Where
-    results lie beside the images, a file is an earlier result if it has the place and the size of one.
+    A file goes to `output`/NAME with the suffix of the format; images in a folder keep their sub-folders. If `output`
+    is inside an input folder, the images in it are skipped as earlier results. If results are written beside images, a
+    file with the path and the size of a result is an earlier result.
 
     Args:
         inputs: files and folders.
         output: a folder.
-        kind: a key of `FORMATS`, or "same": that of each image, PNG for those of BMP and PPM.
-        factor: of the results' size to the images'; None: there are no earlier results beside images.
-        overwrite: whether earlier results are overwritten. Beside images only those are that are known by
-            `record_results`: others might be originals all the same.
+        kind: a key of `FORMATS`, or "same": the format of each image, PNG for BMP and PPM.
+        factor: size of the results relative to the images; None: do not look for earlier results beside images.
+        overwrite: whether earlier results are overwritten. Beside images only those listed by `record_results` are, as
+            others could be originals.
         listing_of: finds the images in a folder.
 
     Raises:
-        UsageError: an input does not exist, a folder holds no image, two images would be written to one file,
-            or one would overwrite an input or another file beside it that is no earlier result.
+        UsageError: an input does not exist, a folder holds no image, two results have the same file, or a result
+            would overwrite an input, or a file beside it that is no earlier result.
     """
     pairs: list[tuple[Path, Path]] = []
     passed_over: list[SkippedFile] = []
@@ -116,14 +104,14 @@ def prepare_work(
     for target in sources:
         if target.resolve() in originals:
             raise UsageError(f"{target} is an input and would be overwritten; choose another --output")
-    return Work([(source, target) for target, source in sources.items()], passed_over, beside)
+    return OutputPlan([(source, target) for target, source in sources.items()], passed_over, beside)
 
 
 def record_results(targets: Iterable[Path], output: Path) -> None:
-    """Note which files among images will be results; nothing where there are none.
+    """Add results that are written beside images to the list in the output folder.
 
     Raises:
-        OSError: the note cannot be written.
+        OSError: the list cannot be written.
     """
     known, results = _recorded(output), {target.resolve() for target in targets}
     if results - known:
@@ -132,10 +120,10 @@ def record_results(targets: Iterable[Path], output: Path) -> None:
 
 
 def _earlier_results(pairs: Sequence[tuple[Path, Path]], factor: float, overwrite: bool, known: set[Path]) -> set[Path]:
-    """The destinations, resolved, that are there already.
+    """The resolved results that exist already.
 
     Raises:
-        UsageError: one is there that may be no earlier result.
+        UsageError: an existing file may be an original.
     """
     found = set()
     for source, target in pairs:
@@ -152,7 +140,7 @@ def _earlier_results(pairs: Sequence[tuple[Path, Path]], factor: float, overwrit
 
 
 def _known_results(images: Sequence[Path], factor: float, known: set[Path]) -> set[Path]:
-    """Those of the images, resolved, that are known as results and have the size of one of another beside them."""
+    """The resolved images that are listed as results and have the size of the result of another one beside them."""
     by_name: dict[Path, list[Path]] = {}
     for path in images:
         by_name.setdefault(path.with_suffix(""), []).append(path)
@@ -165,7 +153,7 @@ def _known_results(images: Sequence[Path], factor: float, known: set[Path]) -> s
 
 
 def _is_result(source: Path, target: Path, factor: float) -> bool:
-    """Whether an image has the size of another one's result."""
+    """Whether `target` has the size of the result of `source`."""
     try:
         return image_size(target) == resized_size(image_size(source), factor)
     except ImageError:
@@ -173,19 +161,23 @@ def _is_result(source: Path, target: Path, factor: float) -> bool:
 
 
 def _recorded(folder: Path) -> set[Path]:
-    """The results that are known in a folder, resolved."""
+    """The resolved results that a folder's list names."""
     try:
         names = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["results"]
         return {(folder / name).resolve() for name in names}
-    except (OSError, ValueError, TypeError, KeyError):  # then none is known
+    except (OSError, ValueError, TypeError, KeyError):  # no list, or a damaged one
         return set()
 
 
 def _check_alike(sources: Mapping[Path, Path], output: Path) -> None:
-    """Refuse results, given with what they are made of, that would be one file where names are compared less strictly.
+    """Refuse results whose names the file system takes for the same, such as `A.png` and `a.png`.
+
+    Args:
+        sources: the images by result.
+        output: a folder on that file system.
 
     Raises:
-        UsageError: there are such.
+        UsageError: two results would be one file.
     """
     alike: dict[str, list[Path]] = {}
     for target in sources:
@@ -193,9 +185,9 @@ def _check_alike(sources: Mapping[Path, Path], output: Path) -> None:
     doubtful = [targets for targets in alike.values() if len(targets) > 1]
     compared = comparison(output) if doubtful else str
     for targets in doubtful:
-        seen: dict[str, Path] = {}
+        first: dict[str, Path] = {}
         for target in targets:
-            other = seen.setdefault(compared(str(target)), target)
+            other = first.setdefault(compared(str(target)), target)
             if other != target:
                 both = f"{sources[other]} and {sources[target]}"
                 raise UsageError(
