@@ -35,7 +35,7 @@ class Draws:
         if generator is None:
             generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
         elif isinstance(generator, SharedGenerator):
-            generator = generator.own
+            generator = generator.local
         self.images, self.device, self.generator = images, device, generator
         state = hashlib.blake2b(generator.get_state().numpy().tobytes(), digest_size=8)
         self.host = random.Random(int.from_bytes(state.digest(), "big"))

@@ -82,22 +82,6 @@ class DegradationNetwork(nn.Module):
         noise_seed = torch.zeros(num_networks, dtype=torch.int64, device=device)
         self.register_buffer("noise_seed", noise_seed, persistent=False)
 
-    def clear(self, num_networks: int) -> None:
-        """Free the parameters, and set N for the next `reset_identity`.
-
-        Args:
-            num_networks: N.
-
-        Raises:
-            ValueError: N is less than 1.
-        """
-        if num_networks < 1:
-            raise ValueError(f"num_networks is {num_networks}; it must be at least 1")
-        self.num_networks = num_networks
-        self.layout = None
-        self.theta_id = self.delta = self.theta_id.new_empty(num_networks, 0)
-        self.noise_seed = self.noise_seed.new_zeros(num_networks)
-
     @property
     def theta(self) -> Tensor:
         """All parameters, (N, P) float32, convolutions as taps: `theta_id` plus the deviation.
@@ -117,7 +101,7 @@ class DegradationNetwork(nn.Module):
             generator: on the network's device; None for torch's own.
         """
         self._check_size(*image_size)
-        layout = ThetaLayout(tuple(image_size), self.scale, self.channels, self.blocks, self.noise)
+        layout = ThetaLayout((image_size[0], image_size[1]), self.scale, self.channels, self.blocks, self.noise)
         device = self.theta_id.device
         theta_id = torch.zeros(self.num_networks, layout.size, device=device)
         widths = [layout.conv[0].shape[1], *(segment.shape[0] for segment in layout.conv)]

@@ -34,7 +34,10 @@ def scaled_norm(delta: Tensor, inv_scale: Tensor) -> Tensor:
 def projected_step_reference(
     delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float
 ) -> Tensor:
-    """`projected_step` in plain PyTorch: any device, float32 or float64, arguments not checked."""
+    """`projected_step(delta, grad, inv_scale, step_size, epsilon)` in plain PyTorch.
+
+    Any device, float32 or float64; arguments are not checked.
+    """
     r = inv_scale.double()  # float32 tensors below join it in float64
     scaled_grad = r * grad
     grad_norm = torch.linalg.vector_norm(scaled_grad, dim=1, keepdim=True)

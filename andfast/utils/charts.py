@@ -45,7 +45,9 @@ def new_figure(title: str, subtitle: str, height: float, legend: Sequence[Any] =
     header = 0.75 + _LEGEND_ROW * math.ceil(len(legend) / columns)
     total = height + header
     figure = Figure(figsize=(_WIDTH, total), dpi=_DPI, layout="constrained")
-    figure.get_layout_engine().set(rect=(0.015, 0.01, 0.97, height / total - 0.01))
+    figure.get_layout_engine().set(  # type: ignore[union-attr,call-arg]
+        rect=(0.015, 0.01, 0.97, height / total - 0.01)
+    )
     figure.text(0.02, 1 - 0.15 / total, title, va="top", fontsize=15, color=INK)
     figure.text(0.02, 1 - 0.48 / total, subtitle, va="top", fontsize=9.5, color=FAINT)
     if legend:
@@ -65,7 +67,7 @@ def plain_axes(axes: Axes, title: str = "", x_label: str = "", y_label: str = ""
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     axes.tick_params(which="both", length=0, colors=FAINT)
-    axes.grid(color=GRID, axis=grid)
+    axes.grid(color=GRID, axis=grid)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
 
 

@@ -44,7 +44,8 @@ def step_generator(
     """
     if size == 1:
         return torch.Generator(device).manual_seed(_seed(seed, step, *stream))
-    generator = SharedGenerator(device).manual_seed(_seed(seed, step, *stream))
+    generator = SharedGenerator(device)
+    generator.manual_seed(_seed(seed, step, *stream))
     generator.rank, generator.size = rank, size
     generator.local = torch.Generator(device).manual_seed(_seed(seed, step, *stream, _LOCAL, rank))
     return generator

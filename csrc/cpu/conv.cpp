@@ -1,5 +1,5 @@
 // 3x3 convolutions of N networks in float32, by Winograd's algorithm (winograd.h). Any number of channels: matrices are
-// padded to the sizes that gemm takes. andfast/ops/conv.py says what the operators compute.
+// padded to the sizes that gemm takes. andfast/ops/backends/winograd.py says what the operators compute.
 #include <vector>
 
 #include "rows.h"

@@ -282,23 +282,6 @@ def test_reset_starts_at_the_identity_again():
     np.testing.assert_allclose(network(hr).numpy(), pool(hr.numpy(), 2), atol=1e-5)
 
 
-def test_a_cleared_bank_can_be_reset_for_another_number_of_networks():
-    network = DegradationNetwork(2, num_networks=3, channels=8, blocks=1, noise="gaussian")
-    network.reset_identity((8, 8), seeded())
-    network.clear(2)
-    assert not network.theta_id.numel()
-    hr = photographs(1, 4, 8).expand(2, -1, -1, -1)
-    with pytest.raises(RuntimeError, match="call reset_identity"):
-        network(hr)
-    network.reset_identity((4, 8), seeded(3))
-    fresh = DegradationNetwork(2, num_networks=2, channels=8, blocks=1, noise="gaussian")
-    fresh.reset_identity((4, 8), seeded(3))
-    for name in ("theta_id", "delta", "noise_seed"):
-        assert torch.equal(getattr(network, name), getattr(fresh, name))
-    with pytest.raises(ValueError, match="num_networks is 0"):
-        network.clear(0)
-
-
 def test_gaussian_noise_is_fixed_until_the_next_reset_and_its_own_for_each_image():
     network = DegradationNetwork(2, channels=8, blocks=1, noise="gaussian")
     network.reset_identity((8, 8), seeded())
