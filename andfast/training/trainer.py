@@ -195,7 +195,7 @@ class Trainer:
         return random, RAMP_DB * max(1 - ramped, 0.0)
 
     def _free_step(self, hr: Tensor) -> tuple[Update, dict[str, Tensor]]:
-        """Minibatch replay (`Free`): updates of G and theta from the same backward passes.
+        """Minibatch replay (`FreeAT`): updates of G and theta from the same backward passes.
 
         Returns:
             The last update, and the attack's metrics.
