@@ -160,7 +160,7 @@ NOT_RUN: list[tuple[str, str, Callable[[Snippet], None] | None]] = [
     (r"configs/\S+ python -m bench\.attack_quality ", "docs/attacks.md has more such", judges),
     (r"\S+ python3 -m venv \.venv$", "the continuous integration makes one by this command", None),
     (r"\S+ (\.venv/bin/)?pip install ", "needs a package registry", extras_exist),
-    (r"\S+ \S*ruff ", "the continuous integration runs them", None),
+    (r"\S+ \S*(ruff |mypy)", "the continuous integration runs them", None),
     (r"\S+ \S*python -m andfast\.demo", "it serves until Ctrl-C: tests/demo has browsers come", parses(parse_demo)),
     (r"\S+ ssh ", "needs another machine", None),
     (r"\S+ torchrun ", "several processes: tests/training/test_several_processes.py starts them", trains),
