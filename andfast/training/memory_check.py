@@ -165,12 +165,16 @@ def _discriminator_peak_bytes(trainer: Trainer, images: int) -> int:
     if trainer.discriminator is None:
         return 0
     module, size = trainer.discriminator.module, trainer.config.train.patch_size
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
         hr = torch.empty(images, 3, size, size, device=trainer.device)
         view = AutocastModule(module, trainer.discriminator.frozen.dtype)
         loss = discriminator_loss(view, torch.empty_like(hr), hr, trainer.config.loss.gan_kind())
         torch.autograd.grad(loss.sum(), list(module.parameters()))
-        return memory.peak
+    # Counters of batch norms are scalars, which are computed even without content.
+    for buffer, before in buffers:
+        buffer.copy_(before)
+    return memory.peak
 
 
 def describe_memory(needed: int, free: int | None) -> str:

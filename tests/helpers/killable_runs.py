@@ -187,8 +187,13 @@ def signal_at(target: str, call: int, number: int) -> None:
 
 
 def slow_images(seconds: float) -> None:
-    """Delay the reading of every training image, in the process and in its children."""
-    _before("andfast.data.patches.PatchBatches._read", lambda _: time.sleep(seconds))
+    """Delay the reading of every training image, in the process and in its children; each says "reading" before."""
+
+    def wait(_: int) -> None:
+        os.write(2, b"reading\n")
+        time.sleep(seconds)
+
+    _before("andfast.data.patches.PatchBatches._read", wait)
 
 
 def die_in_a_worker(target: str, call: int) -> None:

@@ -311,7 +311,7 @@ def test_a_run_that_is_killed_takes_its_workers_with_it(images: Path, tmp_path: 
     """Also those that do nothing more, as in a file system that hangs."""
     output = tmp_path / "output"
     process = begin(arguments(tmp_path / "run", images, data__workers=3), output, killable_runs.slow_images, 60)
-    wait_for(output, "0/12", 1, process)
+    wait_for(output, "reading", 3, process)  # all workers have begun
     if stopped:
         os.killpg(process.pid, signal.SIGSTOP)
     os.kill(process.pid, signal.SIGKILL)
