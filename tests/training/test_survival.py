@@ -75,10 +75,10 @@ def newest_step(run_dir: Path, images: Path) -> int | None:
 
 
 def check_files(run_dir: Path) -> None:
-    """All that has its final name is whole."""
-    for path in (*run_dir.glob("*.safetensors"), *run_dir.glob("*.pth")):
+    """All files with their final names are complete; unfinished ones are hidden."""
+    for path in (*run_dir.glob("[!.]*.safetensors"), *run_dir.glob("[!.]*.pth")):
         assert load_model(path).scale == 2
-    for path in run_dir.glob("samples/*.png"):
+    for path in run_dir.glob("samples/[!.]*.png"):
         Image.open(path).load()
     if (run_dir / "config.yaml").exists():
         parse_config(["--config", str(run_dir / "config.yaml")])

@@ -11,7 +11,7 @@ from andfast.utils.command_line import COMMANDS, make_parser, run_command, whole
 
 def script(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the entry point of pyproject.toml as the script that pip installs does."""
-    (entry,) = [line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("andfast = ")]
+    (entry,) = [line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith('andfast = "')]
     module, function = entry.removeprefix("andfast = ").strip('"').split(":")
     program = f"import sys; from {module} import {function}; sys.exit({function}())"
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
