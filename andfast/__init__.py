@@ -29,6 +29,9 @@ from andfast.losses import l1_objective
 from andfast.models import Compact, RRDBNet, load_model, save_model
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.pretrained import load_pretrained
+from andfast.utils import moved_modules
+
+moved_modules.install()
 
 try:
     __version__ = version("andfast")
@@ -41,6 +44,7 @@ _RENAMED = {
     "Random": "RandomDeviation",
     "Style": "StyleShift",
     "Subset": "SubsetPGD",
+    "upscale": "upscale_image",
 }
 
 __all__ = [
