@@ -81,7 +81,7 @@ class SearchInputs:
 
 
 class BestIterate:
-    """The worst degradation of a search so far, for each network (or image), and the losses of all iterates.
+    """The iterate with the largest loss so far, for each network (or image), and the losses of all iterates.
 
     Attributes:
         losses: (N,) for each iterate.

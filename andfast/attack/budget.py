@@ -98,9 +98,9 @@ def within_budget(
         del tried, lr  # with their graph, before the next one
         # The error grows at least in proportion to the deviation: proportionality gives the first guess, and with a
         # bracket, interpolation in log(scale) is better. A saturated image does not show how far outside it is, so
-        # while nothing fits, later guesses shrink faster and faster.
-        haste = torch.where(reached < aim, 2 ** max(attempt - 3, 0), 1)
-        proportional = (scale * 10 ** ((reached - aim).clamp(min=-14) * haste / 20)).clamp(max=1)
+        # while nothing fits, the exponent doubles with each try after the third.
+        shrink_exponent = torch.where(reached < aim, 2 ** max(attempt - 3, 0), 1)
+        proportional = (scale * 10 ** ((reached - aim).clamp(min=-14) * shrink_exponent / 20)).clamp(max=1)
         slope = (outside / inside).log() / (psnr_outside - psnr_inside)
         between = inside * ((aim - psnr_inside) * slope).exp()
         within = torch.maximum(torch.minimum(between, 0.98 * outside + 0.02 * inside), 0.02 * outside + 0.98 * inside)

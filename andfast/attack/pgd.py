@@ -200,8 +200,8 @@ class Ascent:
     def _first_try(self, delta: Tensor) -> Tensor:
         """The multiples of `delta`, (N,), that would use up the budget if the ratio of error to norm stayed.
 
-        From step to step a deviation turns more than it grows, so where the budget was reached it is reached again
-        near the same norm.
+        From step to step a deviation changes its direction more than its norm, so the norm that reached the budget
+        last is a good first guess.
         """
         psnr = network_psnr(self.lr, self._inputs.clean, self._inputs.network.num_networks)
         norm, next_norm = (torch.linalg.vector_norm(rows, dim=1) for rows in (self.delta, delta))

@@ -1,8 +1,8 @@
-"""Processes that read images ahead of whoever needs them.
+"""Processes that read and decode images ahead of their use.
 
-They hand over what they made through sockets that exist in no folder: neither shared memory, of which containers have
-little, nor a place for temporary files is needed. What a socket carries arrives, or its end is seen; nothing is lost
-in silence. torch's DataLoader puts tensors into shared memory, and waits for ever for a batch that does not fit.
+They send results through socket pairs, which need neither shared memory (containers have little) nor temporary files. A
+message either arrives or the socket's end is noticed. torch's DataLoader puts tensors into shared memory, and waits
+forever for a batch that does not fit.
 """
 
 from __future__ import annotations

@@ -54,8 +54,10 @@ class GeneratorLoss:
         for name, weight in (("perceptual_weight", perceptual_weight), ("gan_weight", gan_weight)):
             if not weight >= 0:
                 raise ValueError(f"{name} is {weight}; it must be at least 0")
-        more = {"perceptual": (perceptual_weight, perceptual), "gan": (gan_weight, adversarial)}
-        self._more = {name: (weight, term) for name, (weight, term) in more.items() if term is not None and weight}
+        extra_terms = {"perceptual": (perceptual_weight, perceptual), "gan": (gan_weight, adversarial)}
+        self._extra_terms = {
+            name: (weight, term) for name, (weight, term) in extra_terms.items() if term is not None and weight
+        }
 
     def __call__(self, restored: Tensor, hr: Tensor) -> Tensor:
         """(restored (B,3,H,W), hr (B,3,H,W) in [0, 1]) -> (B,)."""
@@ -67,12 +69,15 @@ class GeneratorLoss:
         Args:
             restored, hr: (B, 3, H, W); hr in [0, 1].
         """
-        return {"l1": l1_loss(restored, hr), **{name: term(restored, hr) for name, (_, term) in self._more.items()}}
+        return {
+            "l1": l1_loss(restored, hr),
+            **{name: term(restored, hr) for name, (_, term) in self._extra_terms.items()},
+        }
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the result of `terms`, (B,)."""
         loss = terms["l1"]
-        for name, (weight, _) in self._more.items():
+        for name, (weight, _) in self._extra_terms.items():
             loss = loss + weight * terms[name]
         return loss
 
@@ -87,11 +92,11 @@ class GeneratorLoss:
             hr: (B, 3, H, W) in [0, 1], the step's batch.
         """
         try:
-            for _, term in self._more.values():
+            for _, term in self._extra_terms.values():
                 term.targets.remember(hr)
             yield
         finally:
-            for _, term in self._more.values():
+            for _, term in self._extra_terms.values():
                 term.targets.forget()
 
 

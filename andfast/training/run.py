@@ -61,7 +61,7 @@ class Run:
         self.folder = RunFolder(config, _warn)
         state = None
         # The run was stopped between the step of its state and the validation of that step.
-        self._owes_validation = False
+        self._validation_pending = False
         with self.world.raise_together():
             if config.train.wandb is not None and self.world.main:
                 import_wandb(config.train.wandb)
@@ -77,8 +77,8 @@ class Run:
             held_out = [image for _, image in self.images.held_out]
             self.validate = Validator(held_out, self.images.pairs, config.scale, self.world)
         self._check_processes_agree()
-        state, self.folder.saved_step, self._owes_validation = self.world.broadcast(
-            (state, self.folder.saved_step, self._owes_validation)
+        state, self.folder.saved_step, self._validation_pending = self.world.broadcast(
+            (state, self.folder.saved_step, self._validation_pending)
         )
         if state is not None:
             self.trainer.load(state)
@@ -110,8 +110,8 @@ class Run:
         if state is not None:
             step, train = state["step"], self.config.train
             was_due = _due(step, train.validate_every, train.iterations)
-            self._owes_validation = was_due and lacks_validation(self.folder.path / METRICS_FILE, step)
-            finished = step >= train.iterations and not self._owes_validation
+            self._validation_pending = was_due and lacks_validation(self.folder.path / METRICS_FILE, step)
+            finished = step >= train.iterations and not self._validation_pending
         if self.folder.path.is_dir() and not finished:
             self.folder.lock()
         return state
@@ -170,7 +170,7 @@ class Run:
 
     @property
     def _is_done(self) -> bool:
-        return self.trainer.step >= self.config.train.iterations and not self._owes_validation
+        return self.trainer.step >= self.config.train.iterations and not self._validation_pending
 
     def train(self) -> int:
         """Train to the end or until a signal; returns the exit status of the command."""
@@ -249,7 +249,7 @@ class Run:
         # are read as well, but not of several processes: the others may be gone, without whom they cannot be computed.
         read_at_end = closing(logger) if world.size == 1 else nullcontext()
         with bar, closing(iter(loader)) as batches, read_at_end:
-            if self._owes_validation:
+            if self._validation_pending:
                 self._validate(log, stop)
             begin = time.perf_counter()
             stopped = world.all_reduce_max(stop.number)

@@ -309,7 +309,7 @@ class Trainer:
     def bad_batch(self, step: int) -> tuple[Tensor, Tensor]:
         """HR and LR images of the first update in a row that was skipped, at `step` (from 0)."""
         guards = [self.guard] if self.discriminator is None else [self.guard, self.discriminator.guard]
-        # Rows of G and of D may overlap: take the one that began nearest.
+        # Runs of skipped updates of G and of D may overlap: take the one whose first step is closest.
         return min(guards, key=lambda guard: abs(guard.first_step.item() - step)).batch
 
     def state(self) -> dict[str, Any]:

@@ -209,7 +209,10 @@ class LibraryBackend(Backend):
 
 
 class OneDnnBackend(LibraryBackend):
-    """Convolutions by oneDNN, our C++ kernels between them: on the CPU, in bfloat16 or float32."""
+    """Convolutions by oneDNN, our C++ kernels between them: on the CPU, in bfloat16.
+
+    `WinogradBackend` replaces the convolutions in float32.
+    """
 
     def rotate_taps(self, matrix: Tensor, basis: Tensor) -> Tensor:
         return _ops.rotate_taps(matrix, basis)

@@ -57,7 +57,7 @@ class WinogradBackend(OneDnnBackend):
     def block(
         self, x: Tensor, weights: tuple[Tensor, ...], epilogue: Epilogue, bordered: bool = True
     ) -> tuple[Tensor, Tensor]:
-        if epilogue.seed is not None:  # noise is drawn four pixels at a time, which are not those of a tile
+        if epilogue.seed is not None:  # drawn for four pixels in a row, a tile is 2 x 2: not fused
             return super().block(x, weights, epilogue, bordered)
         return _ops.conv_block(x, *weights, epilogue.slope_minus_one, epilogue.noise, int(bordered))
 
