@@ -1,11 +1,14 @@
 """The command `andfast.upscale` and the function `andfast.upscale_image`."""
 
+import functools
 import re
 import subprocess
 import sys
 import threading
+import time
 import types
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -321,6 +324,22 @@ def test_results_too_large_for_their_format_or_the_memory(tmp_path, model_file, 
     monkeypatch.setattr(formats, "free_memory", lambda device: 50_000)
     assert run(*command) == 1
     assert "a.png: the result, 18000 x 2 pixels, needs 0.0 GiB of 0.0 GiB free" in capsys.readouterr().err
+
+
+def test_what_is_computed_is_stored_when_the_caller_stops(monkeypatch):
+    """Also if the thread that stores it has not begun."""
+    slow_start = functools.partial(ThreadPoolExecutor, initializer=lambda: time.sleep(0.1))
+    monkeypatch.setattr("andfast.inference.pipeline.ThreadPoolExecutor", slow_start)
+    stored = []
+
+    def make(item, loaded):
+        if item == 1:
+            raise KeyboardInterrupt
+        return loaded
+
+    with pytest.raises(KeyboardInterrupt):
+        list(pipeline(range(4), lambda item: item, make, lambda item, made: stored.append(item), 2))
+    assert stored == [0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

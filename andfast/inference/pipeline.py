@@ -78,5 +78,5 @@ def pipeline(
                 item, stored = stores.pop(0)
                 yield item, stored.exception()
     finally:
-        for pool in (loaders, storers):
-            pool.shutdown(cancel_futures=True)
+        loaders.shutdown(cancel_futures=True)
+        storers.shutdown()  # what is made is also stored
