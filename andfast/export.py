@@ -23,6 +23,7 @@ from andfast.pretrained import find_file, pretrained_names
 from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 from andfast.utils.files import written_whole
+from andfast.utils.formatting import dtype_name
 
 ONNX = ".onnx"
 
@@ -55,7 +56,7 @@ def export(model: nn.Module, path: Path, metadata: dict[str, str], dtype: torch.
     """
     model.eval()
     if not all(weight.isfinite().all() for weight in portable(model, dtype).values()):
-        raise ExportError(f"weights are no finite numbers in {_name(dtype)}")
+        raise ExportError(f"weights are no finite numbers in {dtype_name(dtype)}")
     with written_whole(path) as temporary:
         try:
             reloaded = _write(model, temporary, metadata, dtype)
@@ -159,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reason = str(error).partition("\n")[0] or type(error).__name__
             print(f"failed: {reason}" if str(path) in reason else f"failed: {path}: {reason}", file=sys.stderr)
         else:
-            print(f"{path}: {_name(dtype)}, {path.stat().st_size / 1e6:.1f} MB, {_describe(difference)}")
+            print(f"{path}: {dtype_name(dtype)}, {path.stat().st_size / 1e6:.1f} MB, {_describe(difference)}")
     return 1 if failed else 0
 
 
@@ -168,10 +169,6 @@ def _describe(difference: float) -> str:
         return "loaded again: the same results"
     digits = 1 - math.floor(math.log10(255 * difference))
     return f"loaded again: results differ by at most {difference:.1e} ({255 * difference:.{max(digits, 0)}f} of 255)"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 if __name__ == "__main__":

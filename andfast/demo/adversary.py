@@ -35,6 +35,7 @@ from andfast.training.degraded_images import (
     with_restored,
 )
 from andfast.training.memory_check import check_search
+from andfast.utils.formatting import dtype_name
 
 #: The groups of theta that may move by default, by their names in `ScaleFactors`.
 FREE = tuple(field.name for field in fields(ScaleFactors) if math.isfinite(getattr(ScaleFactors(), field.name)))
@@ -99,7 +100,7 @@ class Choice:
             "device": offered.upscaler.device.type,
             "attack.steps": self.steps,
             "attack.psnr_range": f"[{self.lr_psnr:g}, {self.lr_psnr:g}]",
-            "attack.dtype": str(offered.view.dtype).removeprefix("torch."),
+            "attack.dtype": dtype_name(offered.view.dtype),
             **changed,
         }
         # andfast.degrade refuses a folder of other settings.

@@ -18,6 +18,7 @@ from andfast.inference.upscaler import Upscaler
 from andfast.models import ModelError
 from andfast.pretrained import model_file, pretrained_names
 from andfast.training.validation import bicubic_upsample
+from andfast.utils.formatting import dtype_name
 
 BICUBIC = "bicubic interpolation"
 
@@ -39,7 +40,7 @@ class Computing:
 
     def settings(self) -> dict[str, str | int]:
         """The settings as JSON values."""
-        precision = str(self.precision).removeprefix("torch.")
+        precision = dtype_name(self.precision)
         return {"device": self.device.type, "precision": precision, "tile": self.tile, "overlap": self.overlap}
 
 

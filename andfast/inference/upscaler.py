@@ -19,6 +19,7 @@ from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.models.rrdbnet import TAIL_REACH
 from andfast.ops import dispatch
 from andfast.ops.conv_chain import by_rows
+from andfast.utils.formatting import dtype_name
 from andfast.utils.memory import LiveBytes, free_memory, is_out_of_memory
 
 #: Bounds of automatic tile sizes: larger tiles gain nothing, smaller ones are mostly overlap.
@@ -80,7 +81,7 @@ class Upscaler:
     @property
     def types(self) -> str:
         """The types it computes in, for messages."""
-        precision, deep = (str(dtype).removeprefix("torch.") for dtype in (self.precision, self.deep))
+        precision, deep = map(dtype_name, (self.precision, self.deep))
         return precision if precision == deep else f"{precision} ({deep} for images of more than 8 bits)"
 
     @cached_property

@@ -58,10 +58,8 @@ def estimate_memory(trainer: Trainer) -> int:
         sheet = 0
         if in_sheet * crop**2 > at_once * size**2:
             sheet = _peak_bytes((in_sheet, 3, crop, crop), scale, device, of_sheet, sheet_objective)
-        update_objective, weights = (
-            generator_objective(trainer.autocast, trainer.loss),
-            [*trainer.generator.parameters()],
-        )
+        update_objective = generator_objective(trainer.autocast, trainer.loss)
+        weights = [*trainer.generator.parameters()]
         update = _peak_bytes((images, 3, size, size), scale, device, None, update_objective, weights, targets)
         update_of_d = _discriminator_peak_bytes(trainer, images)
     if of_attack is not None:  # theta_id, the deviation, the worst one so far and the gradient of the other networks

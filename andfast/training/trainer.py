@@ -25,6 +25,7 @@ from andfast.training.micro_batches import micro_batched
 from andfast.training.optimizer import Guard, begin_update, gradient_norm, guarded_adam, load_adam
 from andfast.training.step_metrics import PendingStep, all_reduce_metrics, attack_metrics, clean_metrics
 from andfast.utils.devices import choose_precision
+from andfast.utils.formatting import dtype_name
 from andfast.utils.rng import step_generator
 
 # At the start of the ramp the LR-PSNR budget is this much higher than the configured one.
@@ -288,7 +289,7 @@ class Trainer:
     def computes(self) -> str:
         """The device and the types of G, of G in the attack, and of F."""
         types = self.precision, self.attack_precision, self.bank.dtype
-        return " ".join([self.device.type, *(str(each).removeprefix("torch.") for each in types)])
+        return " ".join([self.device.type, *map(dtype_name, types)])
 
     def drop_gradients(self) -> None:
         """Free the gradients of an update that failed."""
@@ -299,9 +300,8 @@ class Trainer:
     def describe(self) -> str:
         """The generator, the device, the type it computes in, the discriminator and the loss, for people."""
         count = sum(parameter.numel() for parameter in self.generator.parameters())
-        precision = str(self.precision).removeprefix("torch.")
         name, scale = self.config.generator.name, self.config.scale
-        words = f"{name} x{scale} with {count:,} parameters on {self.device} in {precision}"
+        words = f"{name} x{scale} with {count:,} parameters on {self.device} in {dtype_name(self.precision)}"
         if self.discriminator is not None:
             words += f"; {self.discriminator.describe()}"
         return f"{words}; loss: {self.config.loss.describe()}"

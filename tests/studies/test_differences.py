@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from andfast.metrics.differences import BANDS, dc_share, spectrum
+from studies.measures import BANDS, dc_share, spectrum
 
 
 def white(size: int, seed: int = 0, sigma: float = 1.0) -> Tensor:
