@@ -1,6 +1,6 @@
-"""Show versions, devices, and which backend can run which operation.
+"""Show versions, devices, and which kernels run on them.
 
-    python -m andfast.info [--json]
+    python -m andfast.info [--verify] [--json]
 
 Look here first when something is slow, and paste it into bug reports.
 """
@@ -10,7 +10,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from andfast.evaluation.environment import collect, version
+import torch
+
+from andfast.evaluation.environment import collect, devices, version
+from andfast.ops import dispatch, selection
+from andfast.ops.examples import standard_sizes
 from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
 from andfast.utils.optional import NOT_INSTALLED, problem_of
@@ -50,18 +54,37 @@ def _as_text(info: dict[str, Any]) -> str:
     for operation, status in info["operations"].items():
         lines.append(f"  {operation}")
         lines += [f"    {backend:<18}{reason or 'ready'}" for backend, reason in status.items()]
-    lines.append("chosen")
-    for tensors, names in info["chosen"].items():
-        lines.append(f"  {tensors:<20}" + ", ".join(f"{operation} {name}" for operation, name in names.items()))
+    for device, found in info["kernels"].items():
+        lines.append(f"kernels on {device}, verified and timed, the chosen one first")
+        for key, entry in found["kernels"].items():
+            times = sorted(entry["ms"].items(), key=lambda item: item[0] != entry["chosen"])
+            lines.append(f"  {key}: " + ", ".join(f"{name} {_milliseconds(ms)}" for name, ms in times))
+        lines += [f"  not used: {name}: {problem}" for name, problem in found["problems"].items()]
     return "\n".join(lines)
+
+
+def _milliseconds(value: float | None) -> str:
+    return "not timed" if value is None else f"{value:.3g} ms"
+
+
+def _verify() -> None:
+    """Verify and time the kernels of all devices anew."""
+    for name in devices():
+        device = torch.device(name)
+        selection.table(device).clear()
+        for operation, dtype, sizes in standard_sizes(device):
+            dispatch.resolve(operation, device, dtype, sizes)
 
 
 @console()
 def main(arguments: list[str] | None = None) -> None:
     """Print what `collect` returns, for people or with --json for programs."""
     parser = make_parser("andfast.info", description=__doc__.splitlines()[0])
+    parser.add_argument("--verify", action="store_true", help="verify and time the kernels anew, at usual sizes")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
+    if options.verify:
+        _verify()
     info = collect() | {"optional": optional()}
     print(json.dumps(info, indent=2) if options.json else _as_text(info))
 

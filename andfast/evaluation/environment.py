@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from andfast.ops import _extension, dispatch
+from andfast.ops import _extension, dispatch, selection
 from andfast.pretrained import pretrained_names
 
 
@@ -20,7 +20,7 @@ def collect() -> dict[str, Any]:
 
     Returns:
         "versions", "devices", "pretrained" (names), "operations": operation -> backend -> why it cannot run here, null
-        if it can; and "chosen": "device type" -> operation -> the implementation that runs it.
+        if it can; and "kernels": device -> what was found by verifying and timing them, see `selection.Table.summary`.
     """
     packages = ("andfast", "torch", "numpy", "pillow", "triton")
     return {
@@ -32,32 +32,25 @@ def collect() -> dict[str, Any]:
         "devices": {"cpu": _cpu(), **_cuda()},
         "pretrained": pretrained_names(),
         "operations": dispatch.status(),
-        "chosen": _chosen(),
+        "kernels": {name: selection.table(torch.device(name)).summary() for name in devices()},
     }
 
 
-def _chosen() -> dict[str, dict[str, str]]:
-    """`dispatch.chosen` for the devices here and the types of images; "problem" if a forced backend cannot serve."""
-    found = {}
-    for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        for dtype in dispatch.GPU_TYPES:
-            key = f"{kind} {str(dtype).removeprefix('torch.')}"
-            try:
-                found[key] = dispatch.chosen(torch.device(kind), dtype)
-            except (RuntimeError, ValueError) as error:
-                found[key] = {"problem": str(error)}
-    return found
+def devices() -> list[str]:
+    """The devices that kernels run on."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ["cpu", *(f"cuda:{index}" for index in range(count))]
 
 
 def machine() -> dict[str, Any]:
     """The processor's name, the system, and the versions and devices of `collect`."""
     info = collect()
-    model = "unknown"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    return {"processor": model, "system": platform.platform(), "versions": info["versions"], "devices": info["devices"]}
+    return {
+        "processor": selection.processor(),
+        "system": platform.platform(),
+        "versions": info["versions"],
+        "devices": info["devices"],
+    }
 
 
 def commit() -> str | None:
@@ -93,12 +86,12 @@ def _cpu() -> dict[str, Any]:
 
 def _cuda() -> dict[str, Any]:
     try:
-        return _cuda_devices()
+        return _cudadevices()
     except Exception as error:  # a driver that does not match this torch
         return {"cuda": {"problem": " ".join(str(error).split())}}
 
 
-def _cuda_devices() -> dict[str, Any]:
+def _cudadevices() -> dict[str, Any]:
     devices: dict[str, Any] = {}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)

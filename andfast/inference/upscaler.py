@@ -260,7 +260,7 @@ def by_row_chunks(view: AutocastModule, image: Tensor) -> Tensor:
     model = view.module
     height, width = (model.scale * length for length in image.shape[-2:])
     features = view.run_part(model.look, image)
-    if by_rows(features):
+    if by_rows(features, features.shape[1]):
         return view.run_part(model.enlarge, features)[..., :height, :width]
     result: Tensor | None = None
     for top in range(0, features.shape[-2], _CHUNK_ROWS):

@@ -46,18 +46,19 @@ def _truncated(path: Path) -> bool:
     return path.stat().st_size < offset + entry_size * entries
 
 
-def _load() -> tuple[str | None, str | None, str]:
+def _load() -> tuple[str | None, str | None, str, str]:
     """Load the package's newest `_C*.so`.
 
     Returns:
-        The problem or None, its compiler, if known, and the architectures of its CUDA part, if any.
+        The problem or None, its compiler, if known, the architectures of its CUDA part, if any, and the hash of its
+        sources.
     """
     found = sorted(PACKAGE.glob("_C*.so"), key=lambda path: path.stat().st_mtime)
     if not found:
-        return f"it is not built (there is no {PACKAGE / '_C*.so'})", None, ""
+        return f"it is not built (there is no {PACKAGE / '_C*.so'})", None, "", ""
     path = found[-1]
     if _truncated(path):
-        return f"{path} is truncated", None, ""
+        return f"{path} is truncated", None, "", ""
     try:
         torch.ops.load_library(path)
         library = ctypes.CDLL(str(path))
@@ -65,10 +66,15 @@ def _load() -> tuple[str | None, str | None, str]:
         archs = _text(library, "andfast_cuda_archs")
     except (OSError, AttributeError) as error:
         reason = error.__cause__ or error  # torch wraps the loader's own message
-        return f"{path} does not load in torch {torch.__version__}: {reason}", None, ""
+        return f"{path} does not load in torch {torch.__version__}: {reason}", None, "", ""
     if CHECKOUT is not None and built_from != source_hash(CHECKOUT / "csrc"):
-        return f"{path} is stale: it was built from other sources than those in {CHECKOUT / 'csrc'}", compiler, ""
-    return None, compiler, archs
+        return (
+            f"{path} is stale: it was built from other sources than those in {CHECKOUT / 'csrc'}",
+            compiler,
+            "",
+            built_from,
+        )
+    return None, compiler, archs, built_from
 
 
 def _remedy() -> str:
@@ -81,7 +87,7 @@ def _remedy() -> str:
     return f"{first}run `pip install --force-reinstall --no-deps andfast` (with -v it shows what fails)"
 
 
-problem, compiler, cuda_archs = _load()
+problem, compiler, cuda_archs, built_from = _load()
 if problem is not None:
     problem = f"{problem}. To fix it: {_remedy()}"
     warnings.warn(

@@ -57,7 +57,8 @@ def blur_pool(image: Tensor, scale: int) -> Tensor:
     height, width = image.shape[-2:]
     if height % scale or width % scale:
         raise ValueError(f"image is {height} x {width}; both must be multiples of the scale, {scale}")
-    return dispatch.select("blur_pool", image)(image, scale)
+    sizes = (image.shape[1], scale, image.shape[0], height, width)
+    return dispatch.select("blur_pool", image, sizes)(image, scale)
 
 
 def _blur_pool_compiled(image: Tensor, scale: int) -> Tensor:

@@ -53,7 +53,7 @@ def conv_act(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | float | No
             raise ValueError(f"slope has shape {tuple(slope.shape)}; it must be {tuple(bias.shape)}, like bias")
         if torch.is_grad_enabled() and slope.requires_grad:  # its gradient needs z
             return F.prelu(conv_act(x, weight, bias), slope.to(x.dtype))
-    implementation = dispatch.resolve("conv_act", x.device, x.dtype)
+    implementation = dispatch.resolve("conv_act", x.device, x.dtype, (x.shape[1], len(bias), *work(x, weight, bias)))
     if implementation == "reference":
         return conv_act_reference(x, weight, bias, slope.to(x.dtype) if isinstance(slope, Tensor) else slope)
     if isinstance(slope, float | int):
@@ -97,6 +97,18 @@ def check_conv(x: Tensor, weight: Tensor, bias: Tensor, inputs: int, outputs: in
             raise TypeError(f"{name} is {tensor.dtype}; it must be {x.dtype} like x")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}; it must be on {x.device} like x")
+
+
+def work(x: Tensor, *parameters: Tensor) -> tuple[int, int, int, int]:
+    """What else than channels the speed of a generator's operation depends on.
+
+    Returns:
+        0 if there is only a forward pass, 1 with a backward pass to `x`, 2 with one to the parameters; then (B, H, W).
+    """
+    passes = 0
+    if torch.is_grad_enabled():
+        passes = 2 if any(tensor.requires_grad for tensor in parameters) else int(x.requires_grad)
+    return passes, x.shape[0], x.shape[2], x.shape[3]
 
 
 def nhwc(image: Tensor) -> Tensor:

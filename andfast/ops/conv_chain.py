@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from andfast.ops import dispatch
-from andfast.ops.conv_act import check_conv, check_image, conv_act, dense_weight, nhwc, wants_reference
+from andfast.ops.conv_act import check_conv, check_image, conv_act, dense_weight, nhwc, wants_reference, work
 
 
 class ChainConv(NamedTuple):
@@ -47,7 +47,7 @@ def conv_chain(x: Tensor, convs: Sequence[ChainConv]) -> Tensor:
     """
     tensors = (x, *(tensor for conv in convs for tensor in conv if isinstance(tensor, Tensor)))
     saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if saves or not by_rows(x):
+    if saves or not by_rows(x, len(convs[0].bias)):
         for weight, bias, slope, repeat in convs[:-1]:
             x = conv_act(_repeated(x, repeat), weight, bias, slope)
         weight, bias, slope, repeat = convs[-1]
@@ -74,13 +74,18 @@ def _repeated(x: Tensor, repeat: int) -> Tensor:
     return x if repeat == 1 else F.interpolate(x, scale_factor=repeat, mode="nearest")
 
 
-def by_rows(x: Tensor) -> bool:
-    """Whether a chain that begins with `x` and needs no backward pass holds only rows of its intermediate images."""
+def by_rows(x: Tensor, width: int) -> bool:
+    """Whether a chain that needs no backward pass holds only rows of its intermediate images.
+
+    Args:
+        x: its input.
+        width: the number of channels of its first convolution.
+    """
     if torch.compiler.is_compiling() or wants_reference() or not dispatch.large_tiles_allowed():
         return False
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
         return False
-    return dispatch.resolve("conv_act", x.device, x.dtype) == "winograd"
+    return dispatch.resolve("conv_act", x.device, x.dtype, (x.shape[1], width, *work(x))) == "winograd"
 
 
 def _slopes(conv: ChainConv) -> Tensor | None:

@@ -112,7 +112,8 @@ def degradation_block(
     """
     _check(x, centre, deviation, slope_minus_one, noise, seed)
     parameters = (centre, deviation, slope_minus_one, noise)
-    implementation = dispatch.resolve("degradation_block", x.device, x.dtype)
+    sizes = (len(centre), centre.shape[2], centre.shape[1], int(seed is not None), x.shape[0], *x.shape[2:])
+    implementation = dispatch.resolve("degradation_block", x.device, x.dtype, sizes)
     if implementation == "reference":
         return degradation_block_reference(x, *parameters, seed, layer)
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters))

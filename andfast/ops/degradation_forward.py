@@ -71,12 +71,19 @@ def degradation_forward(
         TypeError, ValueError: an argument is of the wrong type, shape or device; the message names it.
     """
     _check(hr, theta_id, delta, noise_seed, layout)
-    implementation = dispatch.resolve("degradation_forward", hr.device, dtype)
+    sizes = (layout.scale, layout.channels, layout.blocks, layout.noise_kind == "gaussian")
+    implementation = forward_implementation(hr, theta_id, layout, dtype)
     if implementation == "reference":
         return degradation_forward_reference(hr, theta_id, delta, noise_seed, layout, dtype)
-    sizes = (layout.scale, layout.channels, layout.blocks, layout.noise_kind == "gaussian")
     save = torch.is_grad_enabled() and (delta.requires_grad or hr.requires_grad)
     return _forward(hr, theta_id, delta, noise_seed, *sizes, dtype, implementation, save)[0]
+
+
+def forward_implementation(hr: Tensor, theta_id: Tensor, layout: ThetaLayout, dtype: torch.dtype) -> str:
+    """The implementation that `degradation_forward` runs for these arguments; see `dispatch.resolve`."""
+    structure = len(theta_id), layout.image_channels, layout.channels, layout.blocks, layout.scale
+    sizes = *structure, int(layout.noise_kind == "gaussian"), len(hr), *layout.image_size
+    return dispatch.resolve("degradation_forward", hr.device, dtype, sizes)
 
 
 def _check(hr: Tensor, theta_id: Tensor, delta: Tensor, noise_seed: Tensor, layout: ThetaLayout) -> None:

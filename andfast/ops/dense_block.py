@@ -19,7 +19,7 @@ from torch import Tensor
 
 from andfast.ops import dispatch
 from andfast.ops.backends.base import GAIN, SLOPE
-from andfast.ops.conv_act import cast, check_conv, check_image, dense_weight, nhwc, wants_reference
+from andfast.ops.conv_act import cast, check_conv, check_image, dense_weight, nhwc, wants_reference, work
 
 
 def dense_block_reference(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -64,7 +64,7 @@ def dense_block(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) 
     features, growth = x.shape[1], weights[0].shape[0]
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         check_conv(x, weight, bias, features + k * growth, growth if k < 4 else features)
-    implementation = dispatch.resolve("dense_block", x.device, x.dtype)
+    implementation = dispatch.resolve("dense_block", x.device, x.dtype, (features, growth, *work(x, *weights, *biases)))
     if implementation == "reference":
         return dense_block_reference(x, weights, biases)
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *biases))

@@ -1,9 +1,10 @@
 """Which implementation of an operation runs: the one place where that is decided.
 
 Every operation has a reference in plain PyTorch, which takes any device and type, and faster implementations for some.
-`resolve` takes the first of `IMPLEMENTATIONS` that the operation has, that can be used on this machine and that takes
-the tensors' device and type. The environment variable ANDFAST_BACKEND, or `use_backend` around a call, forces a
-backend instead: a call that it cannot serve is an error and never falls back to another one.
+`resolve` collects the `IMPLEMENTATIONS` that the operation has, that can be used on this machine and that take the
+tensors' device and type; `andfast.ops.selection` verifies and times them and takes the fastest. The environment
+variable ANDFAST_BACKEND, or `use_backend` around a call, forces a backend instead: a call that it cannot serve is an
+error and never falls back to another one.
 
 Operations without convolutions register a function for each backend in their own file. The convolutional operations
 share the classes of andfast/ops/backends/, which `CONVOLUTIONS` lists; `load` returns one.
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from andfast.ops import _extension
+from andfast.ops import _extension, selection
 from andfast.utils.optional import NOT_INSTALLED, problem_of
 
 if TYPE_CHECKING:
@@ -146,26 +147,48 @@ def register_convolutional(operation: str, reference: Callable[..., Any]) -> Non
         register(operation, name, None, device, dtypes)
 
 
-def resolve(operation: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The name of the implementation that runs `operation` on tensors of this device and type.
+def resolve(operation: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> str:
+    """The name of the implementation that runs `operation` on tensors of this device, type and size.
+
+    Args:
+        operation: of `operations`.
+        device, dtype: of the computation.
+        sizes: what the kernels depend on (channels, networks), then (B, H, W); see `andfast.ops.examples`.
 
     Raises:
         RuntimeError: the forced backend does not implement the operation, or cannot be used here.
         ValueError: the forced backend does not take tensors of this device or type.
     """
+    if operation in _used:
+        return _used[operation]
+    found = candidates(operation, device, dtype)
+    if _forced is not None or len(found) == 1 or min(sizes[-3:]) < 1:
+        return found[0]
+    return selection.choose(operation, found, device, dtype, sizes)
+
+
+def candidates(operation: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """The implementations that can run `operation` on tensors of this device and type, the first choice first.
+
+    Raises:
+        RuntimeError, ValueError: as `resolve`; there is at least one.
+    """
     implementations = operations[operation]
+    found = []
     for name, backend in IMPLEMENTATIONS.items():
         implementation = implementations.get(name)
         if implementation is None or backend in unavailable or not implementation.takes(device, dtype):
             continue
         if implementation.automatic if _forced is None else backend == _forced:
-            return name
-    raise _refusal(operation, device, dtype)
+            found.append(name)
+    if not found:
+        raise _refusal(operation, device, dtype)
+    return tuple(found)
 
 
-def select(operation: str, tensor: Tensor) -> Callable[..., Any]:
+def select(operation: str, tensor: Tensor, sizes: tuple[int, ...]) -> Callable[..., Any]:
     """The function that runs an operation without convolutions on `tensor` and others like it; see `resolve`."""
-    function = operations[operation][resolve(operation, tensor.device, tensor.dtype)].function
+    function = operations[operation][resolve(operation, tensor.device, tensor.dtype, sizes)].function
     assert function is not None
     return function
 
@@ -230,6 +253,24 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = previous
 
 
+_used: dict[str, str] = {}
+
+
+@contextmanager
+def use_implementation(operation: str, name: str) -> Iterator[None]:
+    """Run one operation by one implementation in the `with` block, in all threads: to verify and to time it.
+
+    Args:
+        operation: of `operations`.
+        name: of one of its implementations that takes the tensors.
+    """
+    _used[operation] = name
+    try:
+        yield
+    finally:
+        del _used[operation]
+
+
 def status() -> dict[str, dict[str, str | None]]:
     """operation -> backend -> why the backend cannot run it here, None where it can."""
     found = {}
@@ -239,20 +280,14 @@ def status() -> dict[str, dict[str, str | None]]:
     return found
 
 
-def chosen(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """operation -> the implementation that runs it on tensors of this device and type, as `resolve` decides now.
-
-    Operations that are computed in another type alone are left out: the adversary's step, for one, is always float32.
+def in_use(operation: str, device: torch.device, dtype: torch.dtype) -> str:
+    """For people: the implementations that have run an operation so far; before, the first of its `candidates`.
 
     Raises:
         RuntimeError, ValueError: as `resolve`.
     """
-    found = {}
-    for operation, implementations in operations.items():
-        types = [entry.dtypes for name, entry in implementations.items() if name != "reference"]
-        if any(dtypes is None or dtype in dtypes for dtypes in types):
-            found[operation] = resolve(operation, device, dtype)
-    return found
+    first = candidates(operation, device, dtype)[:1]
+    return " and ".join(first if _forced is not None else selection.chosen_here().get(operation, first))
 
 
 def _refusal(operation: str, device: torch.device, dtype: torch.dtype) -> Exception:

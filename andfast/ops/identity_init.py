@@ -47,18 +47,34 @@ def identity_centres(
             generator,
         )
         centres.append((centre * (2 / (into + out)) ** 0.5).to(dtype).float())
-    return [*centres, dispatch.select("identity_last", centres[0])(centres)]
+    return [*centres, identity_last(centres)]
+
+
+def identity_last(centres: list[Tensor]) -> Tensor:
+    """The pseudoinverse of the product of all `centres`.
+
+    Equivalent to `identity_last_reference`.
+
+    Args:
+        centres: (N, out, in) float32 each; the first's `in` is the number of columns of the product.
+
+    Returns:
+        (N, in of the first, out of the last) float32, computed in float64.
+    """
+    count, _, into = centres[0].shape
+    sizes = (count, into, *(centre.shape[1] for centre in centres), 1, 1, 1)
+    return dispatch.select("identity_last", centres[0], sizes)(centres)
 
 
 def identity_last_reference(centres: list[Tensor]) -> Tensor:
-    """The pseudoinverse of the product of all `centres`, (N, in of the first, out of the last), in plain PyTorch."""
+    """`identity_last` in plain PyTorch."""
     product = centres[0].double()
     for centre in centres[1:]:
         product = centre.double() @ product
     transposed = product.mT
     # inv_ex does not look at the result on the host, where inv would wait for the device to check for singularity.
     inverse = torch.linalg.inv_ex(transposed @ product).inverse
-    return (inverse @ transposed).float()
+    return (inverse @ transposed).to(centres[0].dtype)
 
 
 def _identity_last_compiled(centres: list[Tensor]) -> Tensor:

@@ -65,7 +65,7 @@ def gaussian_field(seed: Tensor, layer: int, images: int, size: tuple[int, int])
         (images, 1, H, W) float32. Four neighbouring pixels (in row-major order) share one Philox draw, turned
         normal by Box and Muller's transform. All backends give the same numbers, up to the last digits of float32.
     """
-    return dispatch.select("gaussian_field", seed)(seed, layer, images, size)
+    return dispatch.select("gaussian_field", seed, (images, *size))(seed, layer, images, size)
 
 
 def _gaussian_field_compiled(seed: Tensor, layer: int, images: int, size: tuple[int, int]) -> Tensor:

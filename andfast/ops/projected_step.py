@@ -76,7 +76,7 @@ def projected_step(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: fl
         ValueError: an argument has the wrong shape, device or value.
     """
     _check(delta, grad, inv_scale, step_size, epsilon)
-    run = dispatch.select("projected_step", delta)
+    run = dispatch.select("projected_step", delta, (len(delta), 1, delta.shape[1]))
     tensors = (tensor.detach().contiguous() for tensor in (delta, grad, inv_scale))
     return run(*tensors, float(step_size), float(epsilon))
 

@@ -16,6 +16,7 @@ from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective, discriminator_loss, generator_objective, l1_objective
 from andfast.models.frozen import AutocastModule
 from andfast.ops import dispatch
+from andfast.ops.degradation_forward import forward_implementation
 from andfast.ops.theta_layout import ThetaLayout
 from andfast.training.config import Config, DegradationConfig
 from andfast.training.samples import CROP, ROWS
@@ -151,7 +152,7 @@ def _scratch(network: DegradationNetwork, hr: Tensor) -> Tensor | None:
 
     The fused backward pass is one operation, whose own allocations are not counted.
     """
-    implementation = dispatch.resolve("degradation_forward", hr.device, network.dtype)
+    implementation = forward_implementation(hr, network.theta_id, network.layout, network.dtype)
     if implementation == "reference":
         return None
     pieces = network.num_networks if dispatch.load(implementation).loops_over_bank else 1

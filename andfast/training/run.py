@@ -98,7 +98,7 @@ class Run:
         self._pairs = make_pair_patches(trainer.config, self.images.trained_pairs, self.world)
         bank = trainer.bank
         try:
-            self._kernels = dispatch.resolve("degradation_forward", bank.theta_id.device, bank.dtype)
+            dispatch.candidates("degradation_forward", bank.theta_id.device, bank.dtype)
         except RuntimeError as error:  # a backend is forced that is not available
             raise ValueError(error) from error
         return trainer
@@ -158,11 +158,13 @@ class Run:
     def _print_introduction(self) -> None:
         size = self.world.size
         needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
-        generator = dispatch.resolve("conv_act", self.trainer.device, self.trainer.precision)
+        bank, device = self.trainer.bank, self.trainer.device
+        degradation = dispatch.in_use("degradation_forward", device, bank.dtype)
+        generator = dispatch.in_use("conv_act", device, self.trainer.precision)
         print(
             f"{len(self.images.sources)} images to train on, {len(self.images.held_out)} held out, "
             f"{len(self.images.pairs)} camera pairs; {self.trainer.describe()}; "
-            f"kernels: degradation {self._kernels}, generator {generator}; "
+            f"kernels: degradation {degradation}, generator {generator}; "
             f"{f'{size} processes, each ' if size > 1 else ''}{describe_memory(needed, free)}"
         )
         if free is not None and needed > free:

@@ -72,17 +72,14 @@ def test_forced_backend_that_does_not_implement(monkeypatch):
 
 
 @needs_cpu
-def test_the_first_implementation_that_takes_the_tensors_runs():
+def test_the_candidates_take_the_tensors_and_end_in_the_reference():
     cpu = torch.device("cpu")
-    chosen = dispatch.chosen(cpu, torch.float32)
-    assert chosen["conv_act"] == chosen["degradation_forward"] == "winograd"
-    assert chosen["projected_step"] == "cpu"
+    assert dispatch.candidates("conv_act", cpu, torch.float32) == ("winograd", "reference")
+    assert dispatch.candidates("degradation_forward", cpu, torch.bfloat16) == ("onednn", "reference")
+    assert dispatch.candidates("projected_step", cpu, torch.float32) == ("cpu", "reference")
+    assert dispatch.candidates("conv_act", cpu, torch.float64) == ("reference",)
     with use_backend("reference"):
-        assert set(dispatch.chosen(cpu, torch.float32).values()) == {"reference"}
-    half = dispatch.chosen(cpu, torch.bfloat16)
-    assert half["dense_block"] == "onednn"
-    assert "projected_step" not in half  # which is computed in float32 alone
-    assert dispatch.resolve("conv_act", cpu, torch.float64) == "reference"
+        assert dispatch.candidates("conv_act", cpu, torch.float32) == ("reference",)
 
 
 @needs_cpu
