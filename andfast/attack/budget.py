@@ -21,13 +21,13 @@ def draw_budget(
     count: int,
     margin_db: float,
     device: torch.device,
-    generator: torch.Generator | None,
+    rng: torch.Generator | None,
 ) -> Tensor:
     """Draw the least PSNR allowed, in dB, for each of `count` networks: uniform in the range, plus the margin."""
     if psnr_range is None:
         return torch.full((count,), -math.inf, device=device)
     low, high = psnr_range
-    drawn = draw_rows(lambda rows: torch.rand(rows, device=device, generator=generator), count, generator)
+    drawn = draw_rows(lambda rows: torch.rand(rows, device=device, generator=rng), count, rng)
     return low + margin_db + (high - low) * drawn
 
 
@@ -66,13 +66,12 @@ def within_budget(
         budget_db: (N,), the least PSNR of an LR image against the clean one.
         first: (N,), the multiples to try first, in (0, 1]; None: 1. A good guess saves passes through F.
         graph: return LR images that carry the graph to the returned deviations, which are then a leaf, so that the
-            next gradient needs no forward pass of its own.
+            next gradient needs no further forward pass.
 
     Returns:
         The deviations, (N, P), each a multiple in [0, 1] of its row of `delta`, and their LR images: at most
         `BUDGET_SLACK_DB` inside the budget, further only where `SHRINK_TRIES` tries did not suffice. The deviation is
-        zero where the rounding of the compute type alone exceeds the budget, or `delta` is more than ten orders of
-        magnitude too large.
+        zero where rounding alone exceeds the budget, or `delta` is more than ten orders of magnitude too large.
     """
 
     def degrade(scale: Tensor) -> tuple[Tensor, Tensor]:
