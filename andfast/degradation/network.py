@@ -95,8 +95,10 @@ class DegradationNetwork(nn.Module):
             image_size: H and W of the HR images, multiples of the scale.
             rng: on the network's device; None for torch's own.
         """
-        self._check_size(*image_size)
-        layout = ThetaLayout((image_size[0], image_size[1]), self.scale, self.channels, self.blocks, self.noise)
+        height, width = image_size
+        if height % self.scale or width % self.scale or min(height, width) < self.scale:
+            raise ValueError(f"image size is {height} x {width}; both must be multiples of the scale, {self.scale}")
+        layout = ThetaLayout((height, width), self.scale, self.channels, self.blocks, self.noise)
         device = self.theta_id.device
         theta_id = torch.zeros(self.num_networks, layout.size, device=device)
         widths = [layout.conv[0].shape[1], *(segment.shape[0] for segment in layout.conv)]
@@ -134,10 +136,6 @@ class DegradationNetwork(nn.Module):
         lr = degradation_forward(hr, theta_id, delta, noise_seed, self.layout, self.dtype)
         # Image files have no values outside [0, 1], so the adversary must gain nothing there.
         return lr.to(hr.dtype).clamp(0, 1)
-
-    def _check_size(self, height: int, width: int) -> None:
-        if height % self.scale or width % self.scale or min(height, width) < self.scale:
-            raise ValueError(f"image size is {height} x {width}; both must be multiples of the scale, {self.scale}")
 
     def check_images(self, hr: Tensor) -> None:
         """Check that HR images fit the network.

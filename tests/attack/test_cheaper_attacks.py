@@ -1,7 +1,6 @@
 """The cheaper attacks, and the exact one without waste: what they find, against loops written out, and their cost."""
 
 import math
-import re
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from adversaries import (
     IMAGES,
     Upsampler,
     check_consistent,
+    check_equal,
     make,
     photographs,
     psnr_in_numpy,
@@ -23,7 +23,7 @@ from adversaries import (
 )
 from torch import Tensor, nn
 
-from andfast.attack import PGD, YOPO, AttackResult, FreeAT, SubsetPGD, pgd
+from andfast.attack import PGD, YOPO, FreeAT, SubsetPGD, pgd
 from andfast.attack.budget import draw_budget, within_budget
 from andfast.attack.pgd import loss_and_grad_lr
 from andfast.degradation.network import DegradationNetwork
@@ -57,14 +57,6 @@ def counted(module: nn.Module) -> Iterator[Passes]:
     handle = module.register_forward_hook(passes.hook)
     yield passes
     handle.remove()
-
-
-def same(one: AttackResult, other: AttackResult) -> None:
-    for name, value in vars(one).items():
-        if value is None:
-            assert getattr(other, name) is None, name
-        else:
-            assert torch.equal(value, getattr(other, name)), name
 
 
 @contextmanager
@@ -227,7 +219,7 @@ def test_yopo_with_one_inner_step_is_pgd(psnr_range, return_iterate):
     network, hr, objective = make(2), photographs(), l1_objective(Upsampler(2))
     settings = {"steps": 3, "psnr_range": psnr_range, "return_iterate": return_iterate}
     exact = PGD(**settings)(network, hr, objective, seeded())
-    same(YOPO(inner_steps=1, **settings)(network, hr, objective, seeded()), exact)
+    check_equal(YOPO(inner_steps=1, **settings)(network, hr, objective, seeded()), exact)
 
 
 def test_more_inner_steps_find_more():
@@ -356,7 +348,7 @@ def test_a_subset_of_everything_is_pgd(psnr_range):
     network, hr, objective = make(1), photographs(), l1_objective(Upsampler(2))
     settings = {"steps": 2, "psnr_range": psnr_range}
     exact = PGD(**settings)(network, hr, objective, seeded())
-    same(SubsetPGD(share=1.0, **settings)(network, hr, objective, seeded()), exact)
+    check_equal(SubsetPGD(share=1.0, **settings)(network, hr, objective, seeded()), exact)
 
 
 @pytest.mark.parametrize(("share", "images"), [(0.5, 2), (0.74, 3), (0.01, 1)])
@@ -402,7 +394,7 @@ def test_a_step_can_be_given_relative_to_epsilon():
     relative = PGD(steps=2, epsilon=0.25, step_ratio=0.5, step_size=7.0)
     assert relative.step_length == 0.125
     exact = PGD(steps=2, epsilon=0.25, step_size=0.125)(network, hr, objective, seeded())
-    same(relative(network, hr, objective, seeded()), exact)
+    check_equal(relative(network, hr, objective, seeded()), exact)
 
 
 class Half(torch.autograd.Function):
@@ -472,28 +464,7 @@ def test_the_scale_vector_is_built_once():
 
 @pytest.mark.parametrize("attack", [YOPO(steps=1), FreeAT(replays=2), SubsetPGD(steps=1)])
 def test_half_types(attack):
-    hr, network = photographs(), make(1, dtype=torch.float16)
+    hr, network = photographs(), make(1, dtype=torch.float16, channels=16)
     result = attack(network, hr, l1_objective(Upsampler(2)), seeded())
     assert (result.lr_psnr >= result.budget_db - 0.01).all()
     assert (result.loss_after > 1.05 * result.loss_before).all()
-
-
-@pytest.mark.parametrize(
-    ("method", "arguments", "message"),
-    [
-        (PGD, {"return_iterate": "best"}, "return_iterate is 'best'; it must be 'worst' or 'last'"),
-        (PGD, {"step_ratio": 0.0}, "step_ratio is 0.0; it must be positive"),
-        (PGD, {"step_ratio": math.nan}, "step_ratio is nan"),
-        (PGD, {"step_ratio": 0.5, "epsilon": math.inf}, "step_ratio is 0.5 of an infinite epsilon"),
-        (YOPO, {"inner_steps": 0}, "inner_steps is 0; it must be at least 1"),
-        (YOPO, {"steps": 0}, "steps is 0"),
-        (FreeAT, {"replays": 0}, "replays is 0; it must be at least 1"),
-        (FreeAT, {"epsilon": -1.0}, "epsilon is -1.0"),
-        (SubsetPGD, {"share": 0.0}, "share is 0.0; it must be in (0, 1]"),
-        (SubsetPGD, {"share": 1.5}, "share is 1.5"),
-        (SubsetPGD, {"psnr_range": (30.0, 20.0)}, "psnr_range is (30.0, 20.0)"),
-    ],
-)
-def test_wrong_settings_are_named(method, arguments, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        method(**arguments)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from adversaries import seeded
 from torch import Tensor
 
 from andfast.attack.base import bicubic_downsample
@@ -17,10 +18,6 @@ from andfast.degradation.real_esrgan import _blur_kernels, _final_kernels
 from andfast.metrics import psnr
 
 CHAINS = [bsrgan, real_esrgan]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def photograph(size: tuple[int, int] = (64, 64)) -> Tensor:
