@@ -1,4 +1,4 @@
-"""What all attacks share: how they are called, the inputs and the result of a search, and of the attack."""
+"""What all attacks share: how they are called, the result of a search, and that of the attack."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.attack.budget import draw_budget, network_psnr
+from andfast.attack.budget import SearchInputs, draw_budget, network_psnr
 from andfast.degradation.lens import Lens
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective
@@ -56,25 +56,6 @@ class AttackResult:
     def loss_before(self) -> Tensor | None:
         """(N,), the loss of the clean LR images; None where no loss was computed."""
         return self.losses[0] if len(self.losses) else None
-
-
-@dataclass(frozen=True)
-class SearchInputs:
-    """The inputs of a search.
-
-    Attributes:
-        network, hr, rng: as in `Attack.__call__`.
-        input: (B, 3, H, W), the network's input: `hr`, or `hr` through a lens.
-        clean: (B, 3, h, w), the clean LR images.
-        budget_db: (N,), the least PSNR in dB of an LR image against the clean one.
-    """
-
-    network: DegradationNetwork
-    hr: Tensor
-    input: Tensor
-    clean: Tensor
-    budget_db: Tensor
-    rng: torch.Generator | None
 
 
 class SearchResult:

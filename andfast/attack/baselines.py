@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from andfast.attack.base import ImageAttack, NetworkAttack, SearchInputs, SearchResult, bicubic_downsample, by_network
-from andfast.attack.budget import check_range
+from andfast.attack.base import ImageAttack, NetworkAttack, SearchResult, bicubic_downsample, by_network
+from andfast.attack.budget import SearchInputs, check_range
 from andfast.attack.pgd import PGD, random_deviation
 from andfast.degradation.bsrgan import bsrgan
 from andfast.degradation.lens import Lens

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from andfast.attack.base import SearchInputs, SearchResult, by_network
+from andfast.attack.base import SearchResult, by_network
+from andfast.attack.budget import SearchInputs
 from andfast.attack.pgd import Ascent, GradientAttack, loss_and_grad_lr
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective

@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from andfast.attack.base import NetworkAttack, SearchInputs, SearchResult, by_network
-from andfast.attack.budget import BUDGET_SLACK_DB, check_range, network_psnr, within_budget
+from andfast.attack.base import NetworkAttack, SearchResult, by_network
+from andfast.attack.budget import BUDGET_SLACK_DB, SearchInputs, check_range, network_psnr, within_budget
 from andfast.degradation.lens import Lens
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective
@@ -183,9 +183,7 @@ class Ascent:
         first = self._first_try(delta)
         # Free this graph before the next one is made.
         del self.lr, self.delta, gradient
-        self.delta, self.lr = within_budget(
-            inputs.network, inputs.input, inputs.clean, delta, inputs.budget_db, first, graph=not last
-        )
+        self.delta, self.lr = within_budget(inputs, delta, first, graph=not last)
 
     @torch.no_grad()
     def _first_try(self, delta: Tensor) -> Tensor:
@@ -251,7 +249,7 @@ def random_deviation(inputs: SearchInputs, inv_scale: Tensor, radius: float) -> 
     """
     wanted = radius * random_direction(inputs.network, inv_scale, inputs.rng)
     first = torch.full_like(inputs.budget_db, _PROBE / radius if radius > _SATURATED else 1.0)
-    return within_budget(inputs.network, inputs.input, inputs.clean, wanted, inputs.budget_db, first)
+    return within_budget(inputs, wanted, first)
 
 
 @dataclass
@@ -323,9 +321,7 @@ class SubsetPGD(PGD):
             return super()._search(inputs, objective)
         hr, network_input, clean = (of_all[:images] for of_all in (inputs.hr, inputs.input, inputs.clean))
         result = super()._search(replace(inputs, hr=hr, input=network_input, clean=clean), objective)
-        result.variable, result.lr = within_budget(
-            inputs.network, inputs.input, inputs.clean, result.variable, inputs.budget_db
-        )
+        result.variable, result.lr = within_budget(inputs, result.variable)
         return result
 
 

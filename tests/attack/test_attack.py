@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_all_steps_are_the_formula_s(num_networks, noise):
 def test_result_lies_in_the_ball(num_networks, attack, factors):
     hr, generator = photographs(), Upsampler(2)
     network = make(num_networks)
-    attack = type(attack)(**{**vars(attack), "scale_factors": factors})
+    attack = replace(attack, scale_factors=factors)
     result = attack(network, hr, l1_objective(generator), seeded())
     norms = scaled_norms(result.delta, scale_in_numpy(network, factors))
     np.testing.assert_allclose(norms, 0.05, rtol=1e-5)  # on its surface, for the steps are larger than the ball
@@ -176,7 +177,7 @@ def test_infinite_factors_forbid(attack):
                 assert np.abs(kernels @ moment).max() < tolerance
 
     only_slopes = ScaleFactors(conv=math.inf, noise=math.inf)
-    attack = type(attack)(**{**vars(attack), "scale_factors": only_slopes})
+    attack = replace(attack, scale_factors=only_slopes)
     result = attack(network, photographs(), l1_objective(Upsampler(2)), seeded())
     start = layout.slope[0].start
     assert not result.delta[:, :start].any()
@@ -198,14 +199,14 @@ HARSH = [
 
 @pytest.mark.parametrize(
     ("num_networks", "dtype", "seeds"),
-    [(1, torch.float32, 4), (IMAGES, torch.float32, 4), (IMAGES, torch.bfloat16, 2)],
+    [(1, torch.float32, range(4)), (IMAGES, torch.float32, range(4)), (IMAGES, torch.bfloat16, (0, 3))],
 )
 @pytest.mark.parametrize("attack", HARSH, ids=lambda attack: repr(attack).partition(", scale")[0])
 def test_no_image_moves_further_than_its_budget(attack, num_networks, dtype, seeds):
     hr, low, high = photographs(), *attack.psnr_range
     budgets = []
-    for seed, noise in enumerate((NOISES * 2)[:seeds]):
-        network = make(num_networks, seed, noise=noise, dtype=dtype, blocks=1 + 2 * (seed // 2))
+    for seed in seeds:
+        network = make(num_networks, seed, noise=NOISES[seed % 2], dtype=dtype, blocks=1 + 2 * (seed // 2))
         result = attack(network, hr, l1_objective(Upsampler(2)), seeded(seed))
         budgets += result.budget_db.tolist()
         # The image returned, and the one its deviation gives.
