@@ -69,10 +69,9 @@ def save_model(
     as BasicSR and Real-ESRGAN do, and "metadata".
 
     Args:
-        model: an `RRDBNet` or a `Compact`, wrapped by torch.compile or DistributedDataParallel or not.
+        model: an `RRDBNet` or a `Compact`; it may be wrapped by torch.compile or DistributedDataParallel.
         path: the file; its suffix chooses the format.
-        metadata: recorded as strings, in addition to the architecture, the scale, the version of andfast, and the
-            activation of a Compact.
+        metadata: recorded as strings, beside those of `describe_model`.
         dtype: the type that floating-point weights are rounded to.
 
     Raises:
@@ -96,10 +95,10 @@ def save_model(
 
 
 def describe_model(model: nn.Module, metadata: Mapping[str, object] | None = None) -> dict[str, str]:
-    """The metadata of a generator's file; arguments as for `save_model`, but the model without wrappers.
+    """The metadata of a generator's file: architecture, scale, version of andfast, and the activation of a Compact.
 
     Raises:
-        TypeError: `model` is not a generator of andfast.
+        TypeError: `model` is not a generator of andfast, or is wrapped.
     """
     names = [name for name, kind in GENERATORS.items() if isinstance(model, kind)]
     if not names:
@@ -117,8 +116,8 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     PReLU has ReLU or LeakyReLU: `save_model` records that. Code from the file is never run.
 
     Args:
-        path: a `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` file with the weights, flat or nested as training
-            programs do (see `andfast.models.weights.candidates`); of several networks the moving average.
+        path: a `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` file; weights may be nested as training programs do
+            (see `andfast.models.weights.candidates`); of several networks the moving average is read.
         device: where the model goes.
 
     Returns:
@@ -174,9 +173,8 @@ def _compact_options(shapes: Shapes, record: Mapping[str, str]) -> dict[str, Any
     activation = "prelu" if "body.1.weight" in shapes else record.get("activation")
     if activation not in ("prelu", "relu", "leakyrelu"):
         raise ModelError(
-            "a Compact whose activation has no weights, and the file does not say if it is relu or "
-            "leakyrelu; load it into Compact(..., activation=...) yourself and write that with save_model, "
-            "which records it"
+            "a Compact whose activation has no weights, and the file does not say if it is relu or leakyrelu; load it "
+            "into Compact(..., activation=...) yourself and write that with save_model, which records it"
         )
     return {"scale": scale, "features": features, "convs": len(convs) - 2, "activation": activation}
 
