@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from andfast.models.compact import Compact
 from andfast.models.rrdbnet import RRDBNet
 from andfast.models.weights import SUFFIXES, ModelError, Shapes, UnknownModelError, portable, read_model, some
 from andfast.utils.files import write_torch, written_whole
+from andfast.utils.optional import version
 
 GENERATORS: dict[str, type[nn.Module]] = {"rrdbnet": RRDBNet, "compact": Compact}
 """The generators by the names that configurations and model files use."""
@@ -103,7 +103,7 @@ def describe_model(model: nn.Module, metadata: Mapping[str, object] | None = Non
     names = [name for name, kind in GENERATORS.items() if isinstance(model, kind)]
     if not names:
         raise TypeError(f"cannot save a {type(model).__name__}: the generators are {', '.join(GENERATORS)}")
-    record = {"architecture": names[0], "scale": model.scale, "andfast": _version()}
+    record = {"architecture": names[0], "scale": model.scale, "andfast": version("andfast") or "unknown"}
     if isinstance(model, Compact):
         record["activation"] = model.activation
     return {key: str(value) for key, value in (record | dict(metadata or {})).items()}
@@ -177,13 +177,6 @@ def _compact_options(shapes: Shapes, record: Mapping[str, str]) -> dict[str, Any
             "into Compact(..., activation=...) yourself and write that with save_model, which records it"
         )
     return {"scale": scale, "features": features, "convs": len(convs) - 2, "activation": activation}
-
-
-def _version() -> str:
-    try:
-        return version("andfast")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"
 
 
 def standard_names(state: Mapping[str, Value]) -> dict[str, Value]:

@@ -33,25 +33,25 @@ _FOREIGN = {
 
 _ALONE = "write the one that is meant to a file of its own"
 
-# Names of networks in files, preferred names first: moving averages, BasicSR's weights, generators, names that say
-# nothing, discriminators. Names on one line have the same rank; case does not matter.
+# Names of networks in files, preferred names first: moving averages, BasicSR's weights, generators, general names,
+# discriminators. Names on one line have the same rank; case does not matter.
 _NAMES = (
-    "params_ema params-ema ema ema_params ema_state_dict state_dict_ema model_ema ema_model ema_net "
+    "params_ema",
+    "params-ema",
+    "ema ema_params ema_state_dict state_dict_ema model_ema ema_model ema_net "
     "generator_ema ema_generator net_g_ema netG_ema g_ema net_ema shadow",
     "params",
     "generator netG net_g G gen params_g state_dict_g model_g generator_model netG_state_dict generator_state_dict "
     "g_state_dict",
-    "state_dict model_state_dict model net network weights module online_model sr_model model_state "
-    "net_state_dict network_state_dict",
+    "state_dict",
+    "model_state_dict",
+    "model net network weights module online_model sr_model model_state net_state_dict network_state_dict",
     "discriminator netD net_d D discriminator_model discriminator_state_dict d_state_dict netD_state_dict",
 )
 _RANKS = {name.lower(): rank for rank, names in enumerate(_NAMES) for name in names.split()}
 
 # Inserted into names by torch.compile, FSDP and activation checkpointing.
 _WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-
-# Names of one rank that training programs prefer in this order.
-_FIRST = ("params_ema", "params-ema", "state_dict", "model_state_dict")
 
 _DEEPEST = 6  # levels of nesting; a dict can contain itself
 
@@ -208,7 +208,8 @@ def read_exactly(
 
     Args:
         path: see `read_weights`.
-        own, prefix: as above; only names and shapes in `own` matter.
+        own: only its names, shapes and kinds of numbers matter.
+        prefix: selects the weights.
         wanted: ends every error message; says where the right file is found.
         problem: begins the message about missing weights and wrong shapes.
 
@@ -341,16 +342,15 @@ def candidates(equals: list[Candidate], depth: int = _DEEPEST) -> Iterator[list[
     yield equals
     if depth == 0:
         return
-    inside: dict[tuple[int, ...], list[Candidate]] = {}
+    inside: dict[int, list[Candidate]] = {}
     for candidate in equals:
         parts = split(candidate)
         for name, part in parts.items():
             rank = _RANKS.get(name.lower(), len(_NAMES) if len(parts) == 1 else None)
             if rank is not None:
-                order = _FIRST.index(name.lower()) if name.lower() in _FIRST else len(_FIRST)
-                inside.setdefault((rank, order), []).append(part)
-    for key in sorted(inside):
-        yield from candidates(inside[key], depth - 1)
+                inside.setdefault(rank, []).append(part)
+    for rank in sorted(inside):
+        yield from candidates(inside[rank], depth - 1)
 
 
 def split(whole: Candidate) -> dict[str, Candidate]:
