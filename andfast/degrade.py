@@ -70,12 +70,14 @@ def make_parser() -> Parser:
     add("--output", type=str, required=True, metavar="DIR", help="where HR/ and LR/ are written; sub-folders are kept")
     add(
         "--model", type=str, default=DEFAULT, metavar="NAME_OR_FILE",
-        help=f"whom the adversary attacks: one of andfast's own ({', '.join(pretrained_names()) or 'none here'}) "
+        help=f"the model to attack: one of andfast's own ({', '.join(pretrained_names()) or 'none here'}) "
         f"or a model file. Not needed with --identity and by the methods {', '.join(_WITHOUT_MODEL)}",
     )  # fmt: skip
     add("--identity", action="store_true", help="search nothing: LR images are pooled, behind the lens if there is one")
     add("--crop", type=PositiveInt | None, default=None, metavar="PIXELS", help="take the middle of larger images")
-    add("--sheet", type=str | None, default=None, metavar="FILE", help="draw what was found, by type: a PNG file")
+    add(
+        "--sheet", type=str | None, default=None, metavar="FILE", help="draw the results by parameter group: a PNG file"
+    )
     add("--config", action="config", help="a YAML file with any of the settings below, as a run's config.yaml")
     parser.add_class_arguments(Config)
     return parser

@@ -124,8 +124,7 @@ class Attacked:
         lr: uint8 (h, w, 3), the attacked LR image.
         clean, attacked: uint8 (H, W, 3), the model's restorations of the clean and of the attacked LR image.
         lr_psnr: of the attacked LR image against the clean one, in dB.
-        loss: before and after the attack: the mean absolute difference of restoration and HR.
-        psnr_y: before and after: of the restorations, in dB.
+        loss, psnr_y: before and after the attack, of the restorations: mean absolute difference from HR, and dB.
     """
 
     cells: list[Cell]

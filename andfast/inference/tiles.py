@@ -94,8 +94,7 @@ def upscaled_rows(
         columns = cut(width, tile, overlap, align)
         band: Tensor | None = None
         for column in columns:
-            patch = image[..., row.context_begin : row.context_end, column.context_begin : column.context_end]
-            part = run(patch)
+            part = run(image[..., row.context_begin : row.context_end, column.context_begin : column.context_end])
             if not part.isfinite().all():
                 raise NonFiniteError("the model's output is not finite")
             part = part[..., _inner(row, scale), _inner(column, scale)].to(image.device, torch.float32)
