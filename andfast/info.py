@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from andfast.evaluation.environment import collect, version
+from andfast.evaluation.environment import collect
 from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
-from andfast.utils.optional import NOT_INSTALLED, problem_of
+from andfast.utils.optional import NOT_INSTALLED, problem_of, version
 
 #: Optional packages.
 OPTIONAL = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from andfast.ops import _extension, dispatch
 from andfast.pretrained import pretrained_names
+from andfast.utils.optional import version
 
 
 def collect() -> dict[str, Any]:
@@ -70,14 +70,6 @@ def commit() -> str | None:
         if done.returncode:
             return None
     return done.stdout.strip()
-
-
-def version(package: str) -> str | None:
-    """The installed version of a package; None if it is not installed or damaged."""
-    try:
-        return metadata.version(package)
-    except Exception:  # PackageNotFoundError, or what a damaged installation raises
-        return None
 
 
 def _cpu() -> dict[str, Any]:

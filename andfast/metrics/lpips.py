@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,7 @@ import torch
 import torch.hub
 from torch import Tensor, nn
 
-from andfast.models.weights import ModelError, check_floating, fit, read_weights, some, wrong_weights
+from andfast.models.weights import read_exactly
 
 Net = Literal["alex", "vgg"]
 NETS: tuple[Net, ...] = ("alex", "vgg")
@@ -151,7 +151,7 @@ def load_lpips(
     """
     model = LPIPS(net)
     source = _TRUNKS[net]
-    weights: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for part, path, how in (
         ("features.", trunk, f"torchvision's file of {source.name}, {source.url}"),
         ("lin", linear, f"lpips's file of linear layers, {net}.pth of v0.1; pip install torchmetrics brings it"),
@@ -161,8 +161,9 @@ def load_lpips(
         if there is None:
             looked = ", ".join(map(str, places)) or "in the packages " + " and ".join(_LINEAR)
             raise FileNotFoundError(f"LPIPS ({net}): no file {looked}; wanted is {how}")
-        weights |= _weights(there, model, part, f"LPIPS ({net}) wants {how}")
-    model.load_state_dict(weights)
+        own = {key: value for key, value in model.state_dict().items() if key.startswith(part)}
+        found |= read_exactly(there, own, part, f"LPIPS ({net}) wants {how}")
+    model.load_state_dict(found)
     return model.to(device)
 
 
@@ -175,24 +176,3 @@ def _places(net: Net, part: str) -> Iterator[Path]:
         spec = importlib.util.find_spec(package)  # does not import it
         if spec is not None and spec.origin is not None:
             yield Path(spec.origin).parent / folder / f"{net}.pth"
-
-
-def _weights(path: Path, model: LPIPS, part: str, how: str) -> Mapping[str, Tensor]:
-    """A file's weights of one part of the model, which must be complete."""
-    own = {key: value for key, value in model.state_dict().items() if key.startswith(part)}
-
-    def take(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        state = {key: value for key, value in state.items() if key.startswith(part)}
-        if wrong := wrong_weights(own, state):
-            raise ModelError(f"{len(wrong)} weights are missing, too many or of another shape: {some(wrong)}")
-        check_floating(own, state)
-        return state
-
-    try:
-        state, _ = read_weights(path)
-    except ModelError as error:
-        raise ModelError(f"{error}. {how}") from error
-    try:
-        return fit(state, take)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}. {how}") from None
