@@ -245,30 +245,20 @@ def table(scores: Mapping[str, Scores], sets: TestSets) -> list[dict[str, Any]]:
     lines = []
     for title, column in columns(groups(sets)).items():
         found = {metric: {row: column_values(scores[row][metric], column) for row in scores} for metric in METRICS}
-        gains = {row: paired([found["psnr_y"][OURS]], [found["psnr_y"][row]]) for row in (BICUBIC, TWIN)}
-        lines.append(
-            {
-                "test": _test_title(title),
-                "images": len(found["psnr_y"][OURS]),
-                **{metric: {row: float(x.mean()) for row, x in rows.items()} for metric, rows in found.items()},
-                "psnr_y_gain": {
-                    row: {
-                        "mean": gain.mean,
-                        "low": gain.low if gain.images > 1 else None,
-                        "high": gain.high if gain.images > 1 else None,
-                    }
-                    for row, gain in gains.items()
-                },
-            }
-        )
+        line: dict[str, Any] = {"test": _test_title(title), "images": len(found["psnr_y"][OURS])}
+        line |= {metric: {row: float(x.mean()) for row, x in rows.items()} for metric, rows in found.items()}
+        line["psnr_y_gain"] = {}
+        for row in (BICUBIC, TWIN):
+            gain = paired([found["psnr_y"][OURS]], [found["psnr_y"][row]])
+            ends = {"low": gain.low, "high": gain.high} if gain.images > 1 else {"low": None, "high": None}
+            line["psnr_y_gain"][row] = {"mean": gain.mean, **ends}
+        lines.append(line)
     return lines
 
 
 def _test_title(column: str) -> str:
-    if column == CLEAN:
-        return "photographs, clean"
-    if column == ALL_STRENGTHS:
-        return "photographs, all but clean"
+    if column in (CLEAN, ALL_STRENGTHS):
+        return f"photographs, {'clean' if column == CLEAN else 'all but clean'}"
     if column in STRENGTHS:
         of = STRENGTHS[column]
         return f"photographs, {column} (blur {of.blur_sigma:g}, noise {of.noise_sigma:g}, JPEG {of.jpeg_quality})"

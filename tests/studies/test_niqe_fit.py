@@ -15,7 +15,7 @@ from studies import niqe
 def photographs():
     """Crops of two photographs, with sharp parts and others."""
     whole = [skimage.data.astronaut(), skimage.data.coffee()]
-    at = [(top, left) for top in range(0, 201, 50) for left in range(0, 151, 50)]
+    at = [(top, left) for top in range(0, 201, 60) for left in range(0, 151, 60)]
     return [np.ascontiguousarray(image[top : top + 200, left : left + 200]) for image in whole for top, left in at]
 
 

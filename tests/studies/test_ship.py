@@ -63,11 +63,8 @@ def test_it_writes_four_files_that_belong_together(made, record):
     assert config.generator.features == ship.QUICK["generator.features"]
     ran = parse_config(["--config", str(made / "work" / f"{NAME}_quick" / "adversarial" / "config.yaml")])
     assert config.attack == ran.attack
-
-
-def test_its_files_tell_nothing_of_where_it_was_made(made, record):
-    for suffix in SUFFIXES:
-        assert str(made).encode() not in (made / "out" / f"{NAME}.{suffix}").read_bytes()
+    for path in out.iterdir():  # nothing tells where it was made
+        assert str(made).encode() not in path.read_bytes()
     assert record["command"] == "python -m studies.ship --data.hr hr --pairs pairs --output out --quick"
 
 
@@ -102,15 +99,8 @@ def test_the_table_is_of_the_reporting_part(made, record):
 def test_gains_are_paired(record):
     scores = record["evaluation"]["scores"]
     (line,) = [line for line in record["evaluation"]["table"] if line["test"] == "real pairs, all"]
-    differences = [
-        a - b
-        for a, b in zip(
-            scores["adversarial"]["psnr_y"]["reporting"], scores["bicubic"]["psnr_y"]["reporting"], strict=True
-        )
-    ]
-    low, high = scipy.stats.t.interval(
-        0.95, len(differences) - 1, statistics.fmean(differences), scipy.stats.sem(differences)
-    )
+    ours, bicubic = (scores[row]["psnr_y"]["reporting"] for row in ("adversarial", "bicubic"))
+    low, high = scipy.stats.ttest_rel(ours, bicubic).confidence_interval()
     gain = line["psnr_y_gain"]["bicubic"]
     assert (gain["low"], gain["high"]) == pytest.approx((low, high), abs=1e-6)
     (alone,) = [line for line in record["evaluation"]["table"] if line["test"] == "real pairs, nikon"]
