@@ -41,7 +41,7 @@ def peak_memory(function: Callable[[], object], device: torch.device | None = No
 
 @contextmanager
 def _without_notices() -> Iterator[None]:
-    """Torch's profiler announces its start and stop on the error stream, whatever its log level (seen in 2.13)."""
+    """Drop the messages that torch's profiler (2.13) writes to the error stream at any log level."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:

@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -89,29 +89,19 @@ class Timeline:
 def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
     """Record the phases at calls that every method and backend makes, but not compiled steps (CUDA graphs)."""
 
-    def inside(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **options: Any) -> Any:
-            with timeline.within(phase):
-                return function(*arguments, **options)
+    in_attack = (ATTACK, G_FORWARD)
 
-        return run
-
-    def then(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **options: Any) -> Any:
-            result = function(*arguments, **options)
-            timeline.enter(phase)
-            return result
-
-        return run
-
-    def updating(function: Callable[..., Any]) -> Callable[..., Any]:
-        """G's update begins after `function`, unless the attack calls it."""
+    def wrap(
+        function: Callable[..., Any], within: str | None = None, after: str | None = None, unless: Sequence[str] = ()
+    ) -> Callable[..., Any]:
+        """`function` within a phase, and with another one after it, unless a call begins in one of some phases."""
 
         def run(*arguments: Any, **options: Any) -> Any:
-            inside_attack = timeline.phase in (ATTACK, G_FORWARD)
-            result = function(*arguments, **options)
-            if not inside_attack:
-                timeline.enter(UPDATE_FORWARD)
+            begins = after is not None and timeline.phase not in unless
+            with timeline.within(within) if within else nullcontext():
+                result = function(*arguments, **options)
+            if begins:
+                timeline.enter(after)
             return result
 
         return run
@@ -124,8 +114,7 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
     attack, gradient = Attack.__call__, torch.autograd.grad
 
     def watched_attack(self: Attack, network: Any, hr: Tensor, objective: Any, *rest: Any, **options: Any) -> Any:
-        with timeline.within(ATTACK):
-            return attack(self, network, hr, inside(G_FORWARD, objective), *rest, **options)
+        return attack(self, network, hr, wrap(objective, G_FORWARD), *rest, **options)
 
     def watched_gradient(outputs: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
         # G's gradient is that of images, F's that of the rows of a matrix.
@@ -133,22 +122,23 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
         with timeline.within(G_BACKWARD if of_images else F_BACKWARD):
             return gradient(outputs, inputs, *rest, **options)
 
+    bank = type(trainer.make_bank(1))
+    replacements = [
+        (bank, "reset_identity", wrap(bank.reset_identity, DRAW)),
+        (bank, "forward", wrap(bank.forward, F_FORWARD)),
+        (Attack, "__call__", wrap(watched_attack, ATTACK, UPDATE_FORWARD, in_attack)),
+        (torch.autograd, "grad", watched_gradient),
+        (Tensor, "backward", wrap(Tensor.backward, UPDATE_BACKWARD, UPDATE_ADAM)),
+        (trainer.optimizer, "step", wrap(trainer.optimizer.step, after=UPDATE_ADAM)),
+        (trainer, "autocast", WatchedModule(trainer.autocast.module, trainer.autocast.dtype)),
+    ]
+    for name in ("begin", "clean"):  # of a replay, and of clean images
+        if hasattr(trainer.attack, name):
+            method = wrap(getattr(trainer.attack, name), after=UPDATE_FORWARD, unless=in_attack)
+            replacements.append((trainer.attack, name, method))
     with ExitStack() as stack:
-        bank = type(trainer.make_bank(1))
-        for target, name, replacement in (
-            (bank, "reset_identity", inside(DRAW, bank.reset_identity)),
-            (bank, "forward", inside(F_FORWARD, bank.forward)),
-            (Attack, "__call__", updating(watched_attack)),
-            (torch.autograd, "grad", watched_gradient),
-            (Tensor, "backward", then(UPDATE_ADAM, inside(UPDATE_BACKWARD, Tensor.backward))),
-            (trainer.optimizer, "step", then(UPDATE_ADAM, trainer.optimizer.step)),
-            (trainer, "autocast", WatchedModule(trainer.autocast.module, trainer.autocast.dtype)),
-        ):
+        for target, name, replacement in replacements:
             stack.enter_context(mock.patch.object(target, name, replacement))
-        for name in ("begin", "clean"):  # of a replay, and of clean images
-            if hasattr(trainer.attack, name):
-                replacement = updating(getattr(trainer.attack, name))
-                stack.enter_context(mock.patch.object(trainer.attack, name, replacement))
         yield
 
 

@@ -1,4 +1,4 @@
-"""The anti-aliased pooling, where it is most work: the widest activations, at full resolution."""
+"""The anti-aliased pooling of the widest activations at full resolution."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ def eager(image: Tensor, kernel: Tensor) -> Tensor:
 def test_blur_pool(benchmark, variant):
     skip_unavailable(variant)
     image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(DEVICE, variant.dtype)
-    # Images one by one: in float64 all of them together take much memory.
+    # One image at a time, because float64 takes much memory.
     exact = torch.cat([blur_pool_reference(part.double(), SCALE) for part in image.split(1)])
     image = image.contiguous(memory_format=variant.memory_format if variant.name == "eager" else torch.channels_last)
     taps = torch.tensor(pooling_taps(SCALE), device=DEVICE)

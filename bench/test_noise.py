@@ -1,4 +1,4 @@
-"""The Gaussian field of the noise injection, beside torch's own random numbers, which cannot be drawn again."""
+"""The Gaussian field of the noise injection, beside torch's random numbers, which cannot be reproduced later."""
 
 from functools import partial
 

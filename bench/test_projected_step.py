@@ -18,7 +18,7 @@ VARIANTS = [Variant("eager", torch.float32), *backend_variants("projected_step",
 
 
 def eager(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float) -> Tensor:
-    """The formula as one would write it without a thought for rounding; the reference computes in float64."""
+    """The formula without precautions against rounding errors; the reference computes in float64."""
     scaled = inv_scale * grad
     moved = delta + step_size * inv_scale * scaled / scaled.norm(dim=1, keepdim=True)
     free = inv_scale > 0
@@ -37,7 +37,6 @@ def test_projected_step(benchmark, variant, rows):
     inv_scale = torch.rand(COLUMNS, generator=generator) + 0.02
     inv_scale[::9] = 0
     arguments = (*(tensor.to(DEVICE) for tensor in (delta, grad, inv_scale)), 0.05, 0.1)
-    # The time of a wrong result is worth nothing.
     exact = projected_step_reference(*(tensor.double() for tensor in arguments[:3]), *arguments[3:]).float()
     rough = variant.name == "eager"
     with settings(variant):

@@ -1,8 +1,8 @@
 """Study the prior beside real cameras: `python -m studies.calibration --model FILE --data.hr DIR... --pairs DIR...`.
 
-What cameras do to an image, what each group of the degradation network's parameters does within a budget, and where the
-two meet. Writes all numbers to one JSON file, and the figures of docs/calibration.md; prints its tables. Reads the
-tuning part of the pairs alone.
+Measures how cameras degrade images, what each group of the degradation network's parameters does to them, and
+how the two overlap. Writes all numbers to a JSON file, and the figures of docs/calibration.md; prints its tables. Reads
+only the tuning part of the pairs.
 """
 
 from __future__ import annotations

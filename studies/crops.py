@@ -137,7 +137,7 @@ def find_corner(image: np.ndarray, size: int, place: str, given: str) -> tuple[i
     try:
         left, top = map(int, place.split(","))
     except ValueError as error:
-        raise ValueError(f"{given}: after @ stand the pixels LEFT,TOP of the crop") from error
+        raise ValueError(f"{given}: after @ give the crop's LEFT,TOP in pixels") from error
     if not (0 <= left <= width - size and 0 <= top <= height - size):
         raise ValueError(f"{given}: a crop of {size} x {size} there leaves the image of {width} x {height} pixels")
     return top, left

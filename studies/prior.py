@@ -1,4 +1,4 @@
-"""Which deviations of the degradation network the calibration study tries, and the LR images that they make."""
+"""The calibration study's deviations of the degradation network, and measures of their LR images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from andfast.ops.theta_layout import NoiseKind, ScaleFactors
 from studies.measures import Measures, measure
 
 _NONE = dict.fromkeys(("conv_dc", "conv_shift", "conv", "noise", "slope"), math.inf)
-# The LR-PSNR budget alone is to bind, whichever group is free: the ball is wide, and a step far longer than what the
-# budget leaves of it.
+# For a single free group only the LR-PSNR budget should limit the deviation: a wide ball, and steps that are much
+# longer than the budget allows.
 _WIDE = {"pgd": 4.0, "random": 30.0}
 
 
