@@ -1,6 +1,6 @@
 """A training step of ANDNet: plain, with the exact adversary and with cheaper ones, beside plain PyTorch.
 
-The baselines are in `bench.paper`: (a) written from the paper, (b) the same in the device's fast type, channels_last and
+The baselines are in `bench.paper`: (a) written from the paper, (b) the same in the fast type, channels_last and
 compiled. All variants of a group train the same generator on the same images.
 """
 
