@@ -495,15 +495,15 @@ def test_jpeg_whose_metadata_is_damaged(check):
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-@pytest.mark.parametrize("turn", [3, 6])
-def test_where_png_tells_its_orientation(check, turn, place):
-    values = noise(HEIGHT, WIDTH, 3)
+@pytest.mark.parametrize(("turn", "bits"), [(3, 8), (6, 8), (6, 16)])
+def test_where_png_tells_its_orientation(check, turn, bits, place):
+    values = whole(levels(3, bits), bits)
     expected = np.ascontiguousarray(np.rot90(values, -1 if turn == 6 else 2))
     exif = b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHIHH", 0x0112, 3, 1, turn, 0) + bytes(4)
     xmp = b"XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation='%d'/>" % turn
     text = b"Raw profile type exif\0\nexif\n %d\n%s\n" % (len(exif) + 6, (b"Exif\0\0" + exif).hex().encode())
     for told in (chunk(b"eXIf", exif), chunk(b"iTXt", xmp), chunk(b"tEXt", text)):
-        check(png(values, **{place: [told]}), expected)
+        check(png(values, bits, **{place: [told]}), expected)
 
 
 @pytest.mark.parametrize(
