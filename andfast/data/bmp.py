@@ -34,7 +34,7 @@ def open_bmp(file: BinaryIO) -> Opened:
     except struct.error as error:
         raise ValueError("truncated") from error
     if length != _CORE and length < _INFO:
-        raise ValueError(f"a header of {length} bytes, which is none of those of BMP")
+        raise ValueError(f"a header of {length} bytes, which is not a BMP header")
     kinds = {_RAW: (1, 2, 4, 8, 16, 24, 32), _RLE8: (8,), _RLE4: (4,), _MASKS: (16, 32), _ALPHA_MASKS: (16, 32)}
     if bits not in kinds.get(packing, ()) or (length == 64 and packing == _MASKS):
         raise ValueError(f"{bits} bits a pixel, packed in way {packing}, which is not read")
@@ -96,7 +96,7 @@ def _indices(rows: np.ndarray, width: int, bits: int) -> np.ndarray:
 
 
 def _colours(rows: np.ndarray, width: int, bits: int, masks: tuple[int, ...]) -> np.ndarray:
-    """Pixels (H, W, 3), or 4 with alpha, unless that is 0 everywhere, which means that there is none."""
+    """Pixels (H, W, 3), or 4 with alpha, unless that is 0 everywhere, which means no alpha."""
     if bits == 24:
         return rows[:, : 3 * width].reshape(len(rows), width, 3)[..., ::-1]
     values = np.ascontiguousarray(rows[:, : width * bits // 8]).view(f"<u{bits // 8}")

@@ -50,7 +50,7 @@ def open_jpeg(file: BinaryIO) -> Opened:
         if coded or (marker not in _APPLICATION and marker != _COMMENT):
             header.append(bytes([0xFF, marker]) + start + data)
     if size is None:
-        raise ValueError("damaged: nothing tells its size")
+        raise ValueError("damaged: its header has no size")
     profile.sort()
     # If pieces are missing, the rest is reported as a damaged profile.
     icc = b"".join(piece[2:] for piece in profile if profile[0][1] == len(profile)) or b"".join(profile)
@@ -62,7 +62,7 @@ def open_jpeg(file: BinaryIO) -> Opened:
         # Not Image.open, which refuses large images, or warns of them, by a setting of the whole process.
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(b"".join(header) + file.read()))
         if image.size != (size[1], size[0]):
-            raise ValueError("damaged: it tells of two sizes")
+            raise ValueError("damaged: it has two different sizes")
         return picture_of_image(image, icc, turn)
 
     return make_opened(size[1], size[0], turn, decode)

@@ -329,7 +329,7 @@ def _decode_by_libtiff(file: BinaryIO, page: tifffile.TiffPage) -> Image.Image:
     image.seek(page.index)
     size = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
     if size != (page.imagewidth, page.imagelength):
-        raise ValueError("damaged: it tells of two sizes")
+        raise ValueError("damaged: it has two different sizes")
     if page.photometric == _YCBCR and page.compression == _RAW:  # which Pillow itself would take for RGB
         image.tile = [("libtiff", (0, 0, *size), 0, ("RGBX", "raw", False, image.tag_v2.offset))]
         image.use_load_libtiff = True

@@ -69,12 +69,12 @@ def test_a_patch_is_a_piece_of_its_image(arrays):
 
 def test_all_positions_are_drawn_equally():
     source = ImageArray("image", gradient(19, 20, 0))
-    patches, _ = PatchBatches([source], patch=16, batch=8000, flip=False, rotate=False)[0]
+    patches, _ = PatchBatches([source], patch=16, batch=2000, flip=False, rotate=False)[0]
     counts = torch.bincount(patches[:, 0, 0, 0].long() * 5 + patches[:, 1, 0, 0].long())
     assert counts.shape == (20,)
-    # 400 each are expected, with a standard deviation of 19.5.
-    assert counts.min() > 300
-    assert counts.max() < 500
+    # 100 each are expected, with a standard deviation of 9.7.
+    assert counts.min() > 50
+    assert counts.max() < 150
 
 
 @pytest.mark.parametrize(("flip", "rotate", "views"), [(0, 0, 1), (1, 0, 2), (0, 1, 4), (1, 1, 8)])

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from image_files import SRGB, chunk, png, profile, tiff
+from image_files import SRGB, bmp, chunk, png, profile, tiff
 from PIL import Image
 from upscaling_models import noise
 
@@ -323,13 +323,6 @@ def test_ppm_that_is_damaged(refuses, data, cause):
 
 
 # BMP
-
-
-def bmp(size, bits, rows, *, packing=0, palette=b"", masks=b"", header=40, top_down=False):
-    height, width = size
-    info = struct.pack("<IiiHHIIiiII", header, width, -height if top_down else height, 1, bits, packing, 0, 0, 0, 0, 0)
-    info = (info + masks).ljust(header, b"\0") if header > 40 else info + masks
-    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(info) + len(palette)) + info + palette + rows
 
 
 def lines(values):
