@@ -134,5 +134,5 @@ def training_sources(folders: Sequence[str], min_size: int, skipped: Skipped) ->
 def _scan(folders: Sequence[str], min_size: int, skipped: Skipped) -> list[Source]:
     scan = scan_images([Path(folder) for folder in folders], min_size)
     skipped.pass_over(scan.passed_over)
-    skipped.report([Failure(str(path), reason) for path, reason in scan.skipped])
+    skipped.report(scan.skipped)
     return list(scan.sources)
