@@ -321,7 +321,7 @@ class Run:
     def _rescue(self) -> None:
         """Save the state of a run that failed, unless it failed within an update."""
         trainer = self.trainer
-        if self.world.main and trainer.intact and trainer.step != self.folder.saved_step:
+        if self.world.main and trainer.can_save and trainer.step != self.folder.saved_step:
             try:
                 with StopSignal(verbose=False):  # torchrun sends one when other processes end
                     self._save()
