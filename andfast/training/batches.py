@@ -20,7 +20,7 @@ from andfast.training.config import Config
 from andfast.training.distributed import World
 from andfast.utils.rng import batch_positions, step_generator
 
-# Streams of a step's random numbers beside the adversary's, which has none: none of them changes another.
+# Streams of a step's random numbers, independent of each other and of the adversary's, which has no number.
 _MIX, _BLUR = 1, 2
 
 _SIMULATED: dict[str, Simulated] = {"bicubic": Bicubic(), "bsrgan": BSRGAN(), "real_esrgan": RealESRGAN()}

@@ -26,7 +26,7 @@ from andfast.training.validation import centre_crop
 from andfast.utils.image_grid import draw_grid
 from andfast.utils.rng import step_generator
 
-# The attack's stream of an image's random numbers; that of the networks' initialisation has none.
+# The attack's stream of an image's random numbers; that of the networks' initialisation has no number.
 _ATTACK = 1
 
 CLEAN, LENS, ATTACKED = "clean LR", "LR through a lens", "attacked LR"

@@ -25,11 +25,11 @@ from andfast.training.checkpoints import (
 )
 from andfast.training.config import Config
 from andfast.training.logging import WANDB_FILE
-from andfast.training.options import dump_yaml
 from andfast.training.records import METRICS_FILE
 from andfast.training.trainer import Trainer
 from andfast.utils.files import make_folder, remove_unfinished, sync, write_text, write_torch, written_whole
 from andfast.utils.locks import locked
+from andfast.utils.yaml_files import dump_yaml
 
 BAD_BATCH = "bad_batch.pt"
 DISCRIMINATOR_FILE = "discriminator.pth"

@@ -114,17 +114,20 @@ class Run:
 
     def _check_processes_agree(self) -> None:
         """Raise a ValueError, in all processes, if one differs from the main one in settings, images, or types."""
-        images = self.images.digest(), [pair.name for pair in self.images.pairs]
-        main, *others = self.world.gather((flat(self.config.to_dict()), images, self.trainer.computes))
-        for rank, (settings, images, computes) in enumerate(others, start=1):
-            keys = [key for key in different(main[0], settings) if key not in _LOCAL_SETTINGS]
+        names = self.images.digest(), [pair.name for pair in self.images.pairs]
+        everyone = self.world.gather((flat(self.config.to_dict()), names, self.trainer.computes))
+        main_settings, main_names, main_computes = everyone[0]
+        for rank, (settings, names, computes) in enumerate(everyone):
+            keys = [key for key in different(main_settings, settings) if key not in _LOCAL_SETTINGS]
             if keys:
-                differences = "".join(f"\n  {key}: {settings.get(key)}, not {main[0].get(key)}" for key in keys)
-                raise ValueError(f"process {rank} was started with other settings than process 0:{differences}")
-            if images != main[1]:
+                lines = "".join(f"\n  {key}: {settings.get(key)}, not {main_settings.get(key)}" for key in keys)
+                raise ValueError(f"process {rank} was started with other settings than process 0:{lines}")
+            if names != main_names:
                 raise ValueError(f"process {rank} finds other images than process 0; all must find the same ones")
-            if computes != main[2]:
-                raise ValueError(f"process {rank} computes on {computes}, process 0 on {main[2]}; name what all can do")
+            if computes != main_computes:
+                raise ValueError(
+                    f"process {rank} computes on {computes}, process 0 on {main_computes}; name what all can do"
+                )
 
     def _make_batches(self) -> TrainingBatches:
         config, data, world = self.trainer.config, self.config.data, self.world

@@ -13,7 +13,7 @@ from torch import Tensor
 from andfast.attack import AttackResult, FreeAT, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.degradation.network import DegradationNetwork
-from andfast.losses import Objective, generator_objective, l1_objective
+from andfast.losses import generator_objective, l1_objective
 from andfast.models.compilation import CompileTimer, compile_regions, wants_compile
 from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.training.batches import blur_hr, mixed_images, to_images
@@ -84,9 +84,10 @@ class Trainer:
         self.features = config.loss.load_features(self.device, self.precision)
         # One loss for both: the adversary raises what the update lowers (Eq. 1).
         self.loss = config.loss.build(self.features, self.discriminator and self.discriminator.frozen)
-        self.attack_objective = self.micro_batched(generator_objective(self.frozen, self.loss))
+        micro_batch = config.train.micro_batch
+        self.attack_objective = micro_batched(generator_objective(self.frozen, self.loss), micro_batch)
         # For images of any size: a discriminator takes images of one size alone.
-        self.sheet_objective = self.micro_batched(l1_objective(self.frozen))
+        self.sheet_objective = micro_batched(l1_objective(self.frozen), micro_batch)
         if config.train.checkpoint_blocks:
             self.generator.body.checkpoint_blocks = True
         compiled = wants_compile(config.compile, self.device)
@@ -235,10 +236,6 @@ class Trainer:
         """Inside, the loss computes features of the HR images once; not with micro-batches, to save memory."""
         return self.loss.step(hr) if self.config.train.micro_batch is None else nullcontext()
 
-    def micro_batched(self, objective: Objective) -> Objective:
-        """An objective for the attack, computed on `train.micro_batch` images at a time."""
-        return micro_batched(objective, self.config.train.micro_batch)
-
     @property
     def learning_rate(self) -> float:
         """Of G's next update."""
@@ -278,10 +275,11 @@ class Trainer:
         """The generator, the device, the type it computes in, the discriminator and the loss, for people."""
         count = sum(weight.numel() for weight in self._weights)
         name, scale = self.config.generator.name, self.config.scale
-        words = f"{name} x{scale} with {count:,} parameters on {self.device} in {dtype_name(self.precision)}"
-        if self.discriminator is not None:
-            words += f"; {self.discriminator.describe()}"
-        return f"{words}; loss: {self.config.loss.describe()}"
+        of_d = "" if self.discriminator is None else f"; {self.discriminator.describe()}"
+        return (
+            f"{name} x{scale} with {count:,} parameters on {self.device} in {dtype_name(self.precision)}{of_d}; "
+            f"loss: {self.config.loss.describe()}"
+        )
 
     def bad_batch(self, step: int) -> tuple[Tensor, Tensor]:
         """HR and LR images of the first update in a row that was skipped, at `step` (from 0)."""
