@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from andfast.evaluation.environment import commit
-from andfast.training.options import dump_yaml
 from andfast.training.records import METRICS_FILE, read_records
 from andfast.utils.files import write_text
 from andfast.utils.locks import locked
+from andfast.utils.yaml_files import dump_yaml
 from studies.study import Settings
 
 _FINISHED = "finished.json"

@@ -27,13 +27,14 @@ from andfast.pretrained import DEFAULT
 from andfast.pretrained import FOLDER as PACKAGE
 from andfast.training.config import Config
 from andfast.training.images import Skipped, find_images
-from andfast.training.options import dump_yaml, parse_config
+from andfast.training.options import parse_config
 from andfast.training.records import METRICS_FILE, read_records
 from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import write_json, written_whole
 from andfast.utils.formatting import to_json
+from andfast.utils.yaml_files import dump_yaml
 from bench.record import now, settings, summary
 from studies.card import model_card
 from studies.evaluate import Scores, evaluate, load_models

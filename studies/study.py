@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from andfast.training.config import Config
-from andfast.training.options import dump_yaml, parse_config
-from andfast.utils.yaml_files import YamlError, read_yaml
+from andfast.training.options import parse_config
+from andfast.utils.yaml_files import YamlError, dump_yaml, read_yaml
 
 TUNING_PAIRS = "{tuning_pairs}"
 

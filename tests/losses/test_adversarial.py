@@ -159,7 +159,7 @@ def test_real_images_are_looked_at_once_or_never(name):
 
     loss = AdversarialLoss(discriminator, GAN_LOSSES[name]())
     hr = torch.rand(2, 3, 4, 4)
-    loss.targets.remember(hr)
+    loss.hr_cache.remember(hr)
     for _ in range(3):
         loss(torch.rand(2, 3, 4, 4), hr)
     assert sum(seen) == 2 * (3 + loss.gan.needs_real)

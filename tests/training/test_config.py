@@ -19,7 +19,8 @@ from andfast.attack import (
     SubsetPGD,
 )
 from andfast.training.config import Config, TrainConfig
-from andfast.training.options import dump_yaml, parse_config
+from andfast.training.options import parse_config
+from andfast.utils.yaml_files import dump_yaml
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
