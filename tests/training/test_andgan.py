@@ -12,7 +12,7 @@ import pytest
 import torch
 from commands import as_options
 from study_images import write_photographs
-from tiny_trainer import make, patches
+from tiny_trainer import make, patches, watch_attack
 from torch import Tensor, nn
 from vgg_file import WANTED, vgg_features, write_vgg
 
@@ -78,21 +78,14 @@ def test_steps_are_those_of_plain_pytorch(
     generator, discriminator = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.discriminator.module)
     start = [copy.deepcopy(each.state_dict()) for each in (generator, discriminator)]
     plain_g, plain_d = (torch.optim.Adam(each.parameters(), betas=(0.9, 0.99)) for each in (generator, discriminator))
-    found = []
-    attack = trainer.attack
-
-    def watched(*arguments: Any) -> Any:
-        found.append(attack(*arguments))
-        return found[-1]
-
-    trainer.attack = watched
+    attacks = watch_attack(trainer)
     factors = dict(zip(WANTED, (0.1, 0.1, 1, 1, 1), strict=True))
     for step in range(3):
         hr = patches(seed=step).float() / 255
         result = trainer.train_step(patches(seed=step)).read()
         # The trainer's rate: a linear start, times the cosine's share.
         rate = 1e-3 * (step + 1) / 100 * (0.01 + 0.99 * (1 + math.cos(math.pi * step / 6)) / 2)
-        restored = generator(found[-1].lr)
+        restored = generator(attacks[-1].lr)
         discriminator.eval()
         gan = generator_term(kind, discriminator(restored), discriminator(hr)).mean()
         l1 = (restored - hr).abs().mean()
