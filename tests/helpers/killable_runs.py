@@ -163,6 +163,8 @@ def _live(
     torch.set_num_threads(1)
     # Takes a third of the time of so small a run, and has tests of its own (test_memory_check.py).
     run.estimate_memory = lambda trainer: 0
+    # The generated code is tested in test_compilation.py.
+    torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
     # Data workers are forked, as on Linux by default up to Python 3.13, so that the plan holds for them, too.
     multiprocessing.set_start_method("fork", force=True)
     if plan is not None:
