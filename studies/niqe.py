@@ -15,8 +15,17 @@ from tqdm import tqdm
 from andfast.data.images import DataError, image_size, read_image
 from andfast.data.listing import list_images, listed
 from andfast.data.tensors import to_tensor
-from andfast.metrics.niqe import BLOCK, block_features, moments, niqe_luma, whole_blocks
-from andfast.metrics.pristine import FEATURES, PristineModel, gaussian_window, save_pristine
+from andfast.metrics.niqe import (
+    BLOCK,
+    FEATURES,
+    PristineModel,
+    block_features,
+    gaussian_window,
+    moments,
+    niqe_luma,
+    save_pristine,
+    whole_blocks,
+)
 from andfast.utils.console import console
 from studies.sources import count_sources
 

@@ -18,9 +18,8 @@ from andfast.pretrained import pretrained_names
 def collect() -> dict[str, Any]:
     """Versions, devices, pretrained models and backends, as JSON types.
 
-    Returns:
-        "versions", "devices", "pretrained" (names), "operations": operation -> backend -> why it cannot run here, null
-        if it can; and "chosen": "device type" -> operation -> the implementation that runs it.
+    "operations" is operation -> backend -> why it cannot run here, null if it can; "chosen" is "device type" ->
+    operation -> the implementation that runs it.
     """
     packages = ("andfast", "torch", "numpy", "pillow", "triton")
     return {
@@ -93,18 +92,14 @@ def _cpu() -> dict[str, Any]:
 
 def _cuda() -> dict[str, Any]:
     try:
-        return _cuda_devices()
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     except Exception as error:  # a driver that does not match this torch
         return {"cuda": {"problem": " ".join(str(error).split())}}
-
-
-def _cuda_devices() -> dict[str, Any]:
-    devices: dict[str, Any] = {}
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        devices[f"cuda:{index}"] = {
-            "name": properties.name,
-            "memory_gib": round(properties.total_memory / 2**30, 1),
-            "capability": f"{properties.major}.{properties.minor}",
+    return {
+        f"cuda:{index}": {
+            "name": device.name,
+            "memory_gib": round(device.total_memory / 2**30, 1),
+            "capability": f"{device.major}.{device.minor}",
         }
-    return devices
+        for index, device in enumerate(devices)
+    }
