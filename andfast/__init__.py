@@ -4,7 +4,6 @@ An implementation of "AND: Adversarial Neural Degradation for Learning Blind Ima
 Guo, NeurIPS 2023).
 """
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from andfast.attack import (
@@ -30,13 +29,11 @@ from andfast.models import Compact, RRDBNet, load_model, save_model
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.pretrained import load_pretrained
 from andfast.utils import moved_modules
+from andfast.utils.optional import version
 
 moved_modules.install()
 
-try:
-    __version__ = version("andfast")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "unknown"
+__version__ = version("andfast") or "unknown"  # in a checkout that is not installed
 
 _RENAMED = {
     "Free": "FreeAT",

@@ -39,7 +39,7 @@ from andfast.training.degraded_images import degrade, draw_degraded, image_numbe
 from andfast.training.memory_check import check_search
 from andfast.training.options import Parser
 from andfast.training.samples import CROP, ROWS
-from andfast.utils.command_line import UsageError, one_line
+from andfast.utils.command_line import UsageError, failure_line, one_line
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device, choose_precision
 from andfast.utils.files import check_name, make_folder, remove_unfinished, write_text
@@ -70,23 +70,21 @@ def make_parser() -> Parser:
     add("--output", type=str, required=True, metavar="DIR", help="where HR/ and LR/ are written; sub-folders are kept")
     add(
         "--model", type=str, default=DEFAULT, metavar="NAME_OR_FILE",
-        help=f"whom the adversary attacks: one of andfast's own ({', '.join(pretrained_names()) or 'none here'}) "
+        help=f"the model to attack: one of andfast's own ({', '.join(pretrained_names()) or 'none here'}) "
         f"or a model file. Not needed with --identity and by the methods {', '.join(_WITHOUT_MODEL)}",
     )  # fmt: skip
     add("--identity", action="store_true", help="search nothing: LR images are pooled, behind the lens if there is one")
     add("--crop", type=PositiveInt | None, default=None, metavar="PIXELS", help="take the middle of larger images")
-    add("--sheet", type=str | None, default=None, metavar="FILE", help="draw what was found, by type: a PNG file")
+    add(
+        "--sheet", type=str | None, default=None, metavar="FILE", help="draw the results by parameter group: a PNG file"
+    )
     add("--config", action="config", help="a YAML file with any of the settings below, as a run's config.yaml")
     parser.add_class_arguments(Config)
     return parser
 
 
 def _used_settings(settings: Namespace) -> Config:
-    """Build a configuration from the used settings alone, so that the others cannot be wrong.
-
-    Raises:
-        ValueError: settings contradict one another, or degrade no images.
-    """
+    """Build a configuration of the used settings only, so that errors in others do not matter; raises ValueError."""
     attack = settings.attack
     if attack.method == "pairs":
         raise ValueError("attack.method is pairs: that degrades no images")
@@ -104,13 +102,7 @@ def _used_settings(settings: Namespace) -> Config:
 class Job:
     """The checked options: which images are degraded, how, and where the pairs are written.
 
-    Args:
-        options: the options of the command.
-        config: the settings of the degradation.
-        held: holds the lock of the output folder.
-
-    Raises:
-        ValueError, OSError, UsageError: contradictory options, or unusable files.
+    `held` holds the lock of the output folder. Raises ValueError, OSError or UsageError.
     """
 
     def __init__(self, options: Namespace, config: Config, held: ExitStack) -> None:
@@ -202,8 +194,7 @@ class Job:
     def degrade(self, image: np.ndarray, name: str, parts: bool = False) -> dict[str, Tensor]:
         """Call `degraded_images.degrade` with random numbers that depend on the seed and the name alone.
 
-        Raises:
-            MemoryError: the search needs more than the free memory.
+        Raises MemoryError if the search needs more than the free memory.
         """
         hr = to_tensor(image).to(self.device)
         if self.by_network:
@@ -272,7 +263,7 @@ def _report(source: Path, error: Exception) -> None:
     reason = one_line(error)
     if is_out_of_memory(error):
         reason = f"out of memory ({reason}); try --crop"
-    tqdm.write(f"failed: {reason}" if str(source) in reason else f"failed: {source}: {reason}", file=sys.stderr)
+    tqdm.write(failure_line(source, reason), file=sys.stderr)
 
 
 def _draw(job: Job) -> bool:

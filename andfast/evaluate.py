@@ -39,8 +39,8 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     known = "; ".join(f"{layout.name}: {layout.shape}" for layout in LAYOUTS)
     parser = make_parser(
         "andfast.evaluate",
-        description="Measure what models make of benchmarks, beside bicubic interpolation. Results are kept image by "
-        "image: the same command goes on where it was interrupted, and computes again what has changed since.",
+        description="Measure models and bicubic interpolation on benchmarks. Results are kept image by image: the same "
+        "command continues where it was interrupted, and computes again what has changed since.",
         epilog="Exit status: 0 if everything was measured, 1 if something could not be, 2 if nothing was begun.",
     )
     add = parser.add_argument
@@ -50,7 +50,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     )  # fmt: skip
     add(
         "--data", nargs="+", required=True, metavar="NAME=DIR",
-        help=f"data sets and what results name them; layouts are recognised ({known}; or LR images alone)",
+        help=f"data sets and what results name them; layouts are recognised ({known}; or only LR images)",
     )  # fmt: skip
     add(
         "--degrade", metavar="HOW",
@@ -81,7 +81,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
         help="the sheet's two models (default: the first two; of one model, bicubic interpolation and it)",
     )  # fmt: skip
     add("--tile", type=int, default=512, metavar="PIXELS", help="compute in squares; 0: whole (default: %(default)s)")
-    add("--overlap", type=int, default=32, metavar="PIXELS", help="that tiles see around them (default: %(default)s)")
+    add("--overlap", type=int, default=32, metavar="PIXELS", help="context around tiles (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
     add("--precision", choices=("auto", *TYPES), default="float32", help="to compute in (default: %(default)s)")
     return parser.parse_args(arguments)

@@ -1,7 +1,4 @@
-"""Write a trained model for other programs: `python -m andfast.export MODEL --output FILE...`.
-
-Each file is loaded again and its results are compared with the model's before it takes its place.
-"""
+"""Write a trained model for other programs: `python -m andfast.export MODEL --output FILE...`."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from andfast.models.onnx_files import check_packages, least_size, load_onnx, wri
 from andfast.models.weights import READABLE, SUFFIXES, portable, read_weights
 from andfast.ops import use_backend
 from andfast.pretrained import find_file, pretrained_names
-from andfast.utils.command_line import as_path, make_parser
+from andfast.utils.command_line import as_path, failure_line, make_parser
 from andfast.utils.console import console
 from andfast.utils.files import written_whole
 from andfast.utils.formatting import dtype_name
@@ -38,20 +35,20 @@ class ExportError(ValueError):
 
 
 def export(model: nn.Module, path: Path, metadata: dict[str, str], dtype: torch.dtype = torch.float32) -> float:
-    """Write a generator to a file and check it; on an error nothing is written.
+    """Write a generator to a file, and compare the file's results with the model's before it takes its place.
 
     Args:
         model: an `RRDBNet` or a `Compact` with float32 weights on the CPU.
         path: a `.safetensors`, `.pth`, `.pt` or `.onnx` file.
-        metadata: to record in the file.
+        metadata: recorded in the file.
         dtype: of the weights, float32 or float16; also of the images of an ONNX file.
 
     Returns:
         The largest difference between the file's results and the model's, for images in [0, 1].
 
     Raises:
-        ExportError: weights overflow the type, a package for ONNX is missing, or the file read again is refused or
-            gives other results than the model.
+        ExportError: weights overflow the type, a package for ONNX is missing, or the file is refused or gives other
+            results than the model. Then nothing is written.
         OSError: the file cannot be written.
     """
     model.eval()
@@ -76,7 +73,7 @@ def _write(model: nn.Module, path: Path, metadata: dict[str, str], dtype: torch.
 
 @torch.no_grad()
 def _compare(reloaded: Callable[[Tensor], Tensor], model: nn.Module, dtype: torch.dtype) -> float:
-    """The largest difference of what two generators make of images of several sizes; odd ones, too."""
+    """The largest difference between the results of two generators for several sizes, also odd ones."""
     random = torch.Generator().manual_seed(0)
     least = least_size(model)
     worst = 0.0
@@ -88,7 +85,7 @@ def _compare(reloaded: Callable[[Tensor], Tensor], model: nn.Module, dtype: torc
             raise ExportError(f"it makes {tuple(found.shape)} where the model makes {tuple(expected.shape)}")
         difference = (found - expected).abs().max().item()
         allowed = _TOLERANCE[dtype] * max(1.0, expected.abs().max().item())
-        if not difference <= allowed:  # or no number
+        if not difference <= allowed:  # also for NaN
             raise ExportError(f"its results differ from the model's by {difference:g}; {allowed:g} would be rounding")
         worst = max(worst, difference)
     return worst
@@ -119,12 +116,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
 
 
 def _check(outputs: Sequence[Path], source: Path) -> None:
-    """Refuse files that cannot be written.
-
-    Raises:
-        ValueError: an unknown format, a file given twice, a folder, or the model itself.
-        ModelError: a package for ONNX is missing.
-    """
+    """Raise a ValueError if a file cannot be written: a wrong or repeated path, or a missing package."""
     for path in outputs:
         if path.suffix.lower() not in (*SUFFIXES, ONNX):
             raise ValueError(f"--output {path}: a file ends in {', '.join(SUFFIXES)} or {ONNX}")
@@ -158,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             failed += 1
             reason = str(error).partition("\n")[0] or type(error).__name__
-            print(f"failed: {reason}" if str(path) in reason else f"failed: {path}: {reason}", file=sys.stderr)
+            print(failure_line(path, reason), file=sys.stderr)
         else:
             print(f"{path}: {dtype_name(dtype)}, {path.stat().st_size / 1e6:.1f} MB, {_describe(difference)}")
     return 1 if failed else 0

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from andfast.evaluation.environment import collect, devices, version
+from andfast.evaluation.environment import collect, devices
 from andfast.ops import dispatch, selection
 from andfast.ops.examples import standard_sizes
 from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
-from andfast.utils.optional import NOT_INSTALLED, problem_of
+from andfast.utils.optional import NOT_INSTALLED, problem_of, version
 
 #: Optional packages.
 OPTIONAL = (

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,12 +23,11 @@ from andfast.utils.console import console
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 # By default the mean is over the longest run's steps divided by this.
 _SMOOTH = 50
-_REFERENCE = "bicubic interpolation"
 _PANEL_HEIGHT = 3.3  # inches
+# By the metrics of steps that are drawn, the titles of their panels, and what an empty one says.
 _BY_STEP = {
     "loss": ("loss", "no loss is a number"),
     "gain": ("gain: loss after / before the attack", "no step has met an adversary"),
@@ -41,34 +40,21 @@ class PlotError(ValueError):
 
 
 @dataclass
-class Validation:
+class Validations:
     """The validations of a run with one kind of LR images: steps, PSNR-Y, and that of bicubic interpolation, in dB."""
 
-    steps: list[int]
-    psnr_y: list[float]
-    bicubic: float
+    steps: list[int] = field(default_factory=list)
+    psnr_y: list[float] = field(default_factory=list)
+    bicubic: float = math.nan
 
 
 @dataclass
 class Curves:
-    """What is drawn of a run.
-
-    Attributes:
-        steps: the numbers of its steps.
-        loss, gain, loss_d: of each of them; NaN marks values that do not apply.
-        validations: by the kind of LR images.
-    """
+    """What is drawn of a run: the metrics of `_BY_STEP`, (n,) as `steps`, and validations by the kind of LR images."""
 
     steps: np.ndarray
-    loss: np.ndarray
-    gain: np.ndarray
-    loss_d: np.ndarray
-    validations: dict[str, Validation]
-
-    @property
-    def last(self) -> int:
-        """Its last step."""
-        return max([int(self.steps.max(initial=0)), *(found.steps[-1] for found in self.validations.values())])
+    metrics: dict[str, np.ndarray]
+    validations: dict[str, Validations]
 
 
 @console()
@@ -85,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
-        require_matplotlib()
         output = _output(options.runs, options.output)
         runs = dict(zip(labels(options.runs), map(read_curves, options.runs), strict=True))
         save_figure(draw(runs, options.smooth), output)
@@ -122,7 +107,7 @@ def labels(runs: Sequence[Path]) -> list[str]:
         twice = next(run for run, own in zip(runs, parts, strict=True) if parts.count(own) > 1)
         raise PlotError(f"{twice} was given twice")
     names = (["/".join(own[-depth:]) for own in parts] for depth in range(1, max(map(len, parts)) + 1))
-    return next(found for found in names if len(set(found)) == len(found))
+    return next(each for each in names if len(set(each)) == len(each))
 
 
 def read_curves(run: Path) -> Curves:
@@ -135,23 +120,24 @@ def read_curves(run: Path) -> Curves:
     path = run / METRICS_FILE
     if not path.is_file():
         raise PlotError(f"{path}: no such file; {run} is not the folder of a run")
-    steps: list[tuple[float, ...]] = []
-    validations: dict[str, Validation] = {}
+    steps: list[int] = []
+    rows: list[list[float]] = []
+    validations: dict[str, Validations] = {}
     for record in read_records(path):
         try:
             if "loss" in record:
-                numbers = (_number(value) for value in (record["loss"], record.get("gain"), record.get("loss_d")))
-                steps.append((record["step"], *numbers))
-            for name, found in record.get("validation", {}).items():
-                validation = validations.setdefault(name, Validation([], [], math.nan))
+                steps.append(record["step"])
+                rows.append([_number(record.get(name)) for name in _BY_STEP])
+            for name, result in record.get("validation", {}).items():
+                validation = validations.setdefault(name, Validations())
                 validation.steps.append(record["step"])
-                validation.psnr_y.append(_number(found["psnr_y"]))
-                validation.bicubic = _number(found["bicubic_psnr_y"])
+                validation.psnr_y.append(_number(result["psnr_y"]))
+                validation.bicubic = _number(result["bicubic_psnr_y"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PlotError(f"{path}: a line of step {record['step']} is not one that andfast.train writes") from error
     if not steps:
         raise PlotError(f"{path}: no step is recorded there yet")
-    return Curves(*np.array(steps).T, validations)
+    return Curves(np.array(steps), dict(zip(_BY_STEP, np.array(rows).T, strict=True)), validations)
 
 
 def _number(value: float | None) -> float:
@@ -159,12 +145,7 @@ def _number(value: float | None) -> float:
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the `window` values around each, of those that are numbers; NaN where the value itself is NaN.
-
-    Args:
-        values: (n,), some may be NaN.
-        window: an odd number.
-    """
+    """The mean of the `window` values around each, an odd number, without NaN; NaN where the value itself is NaN."""
     there = np.isfinite(values)
     sums, counts = (np.concatenate([[0.0], np.cumsum(column)]) for column in (np.where(there, values, 0), there))
     places = np.arange(len(values))
@@ -173,11 +154,9 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def draw(runs: dict[str, Curves], smooth: int | None = None) -> Figure:
-    """Draw runs by their names: a panel for each of loss, gain, discriminator's loss, and kind of validation.
+    """Draw 1 to 6 runs by their names: a panel for each of loss, gain, discriminator's loss, and kind of validation.
 
-    Args:
-        runs: 1 to 6 of them.
-        smooth: how many steps to take the mean over, made odd; None: a fiftieth of the longest run's.
+    The mean is over `smooth` steps, made odd; None: over a fiftieth of the longest run's.
 
     Raises:
         PlotError: `smooth` is less than 1.
@@ -185,59 +164,60 @@ def draw(runs: dict[str, Curves], smooth: int | None = None) -> Figure:
     """
     if smooth is not None and smooth < 1:
         raise PlotError(f"--smooth is {smooth}; it must be at least 1")
+    require_matplotlib()
+    from matplotlib.lines import Line2D
+
     window = max(len(run.steps) for run in runs.values()) // _SMOOTH if smooth is None else smooth
     window += 1 - window % 2
-    colours = dict(zip(runs, COLOURS, strict=False))
-    names = [name for name in _BY_STEP if name != "loss_d" or any(_has(run.loss_d) for run in runs.values())]
+    with_d = any(np.isfinite(run.metrics["loss_d"]).any() for run in runs.values())
+    names = [name for name in _BY_STEP if name != "loss_d" or with_d]
     kinds = list(dict.fromkeys(kind for run in runs.values() for kind in run.validations))
+    colours = dict(zip(runs, COLOURS, strict=False))
+    legend = [Line2D([], [], color=colour, linewidth=2, label=label) for label, colour in colours.items()]
+    if kinds:
+        legend.append(Line2D([], [], color=FAINT, linestyle="--", label="bicubic interpolation"))
+    subtitle = "Losses and gain: each step, not smoothed."
+    if window > 1:
+        subtitle = f"Losses and gain: mean of the {window:,} steps around each."
+        subtitle += " The pale line is each step." if len(runs) == 1 else ""
     panels = len(names) + max(len(kinds), 1)
-    rows = -(-panels // 2)
+    rows = math.ceil(panels / 2)
     title = f"{len(runs)} training runs" if len(runs) > 1 else "A training run"
-    legend = _legend(colours, bicubic=bool(kinds))
-    figure = new_figure(title, _subtitle(window, len(runs)), _PANEL_HEIGHT * rows, legend)
-    all_axes = figure.subplots(rows, 2, squeeze=False).flat
+    figure = new_figure(title, subtitle, _PANEL_HEIGHT * rows, legend)
+    all_axes = list(figure.subplots(rows, 2, squeeze=False).flat)
     for axes, name in zip(all_axes, names, strict=False):
-        _draw_by_step(axes, runs, name, window, colours)
+        _draw_metric(axes, runs, name, window, colours)
     for axes, kind in zip(all_axes[len(names) :], kinds or [None], strict=False):
         _draw_validations(axes, runs, kind, colours)
-    last = max(run.last for run in runs.values())
+    steps = [run.steps.max() for run in runs.values()]
+    steps += [validation.steps[-1] for run in runs.values() for validation in run.validations.values()]
     for axes in all_axes[:panels]:
-        axes.set_xlim(0, last)
+        axes.set_xlim(0, max(steps))
     for axes in all_axes[panels:]:
         axes.set_axis_off()
     return figure
 
 
-def _legend(colours: dict[str, str], bicubic: bool) -> list[Line2D]:
-    from matplotlib.lines import Line2D
-
-    reference = [Line2D([], [], color=FAINT, linestyle="--", label=_REFERENCE)] if bicubic else []
-    return [Line2D([], [], color=colour, linewidth=2, label=label) for label, colour in colours.items()] + reference
-
-
-def _subtitle(window: int, runs: int) -> str:
-    if window == 1:
-        return "Losses and gain: each step, not smoothed."
-    single = " The pale line is each step." if runs == 1 else ""
-    return f"Losses and gain: mean of the {window:,} steps around each.{single}"
-
-
-def _draw_by_step(axes: Axes, runs: dict[str, Curves], name: str, window: int, colours: dict[str, str]) -> None:
+def _draw_metric(axes: Axes, runs: dict[str, Curves], name: str, window: int, colours: dict[str, str]) -> None:
     """Draw smoothed values over the steps; behind a single run's, each step's own."""
     title, empty = _BY_STEP[name]
     plain_axes(axes, title, "step")
-    drawn = []
+    lowest = math.inf
     for label, run in runs.items():
-        values = getattr(run, name)
-        if not _has(values):
+        values = run.metrics[name]
+        finite = np.isfinite(values)
+        if not finite.any():
             continue
         if len(runs) == 1 and window > 1:
             axes.plot(run.steps, values, color=colours[label], alpha=1 / 3, linewidth=0.7)
-        axes.plot(run.steps, smoothed(values, window), color=colours[label], linewidth=2, **_dots(values, lone=True))
-        drawn.append(values)
-    if not drawn:
-        _say(axes, empty)
-    elif all(np.nanmin(values) > 0 for values in drawn):
+        # A value without neighbours is a dot: a line through it would not show.
+        beside = np.pad(finite, 1)
+        lone = np.flatnonzero(finite & ~beside[:-2] & ~beside[2:])
+        _plot(axes, run.steps, smoothed(values, window), colours[label], lone)
+        lowest = min(lowest, np.nanmin(values))
+    if not axes.lines:
+        _write(axes, empty)
+    elif lowest > 0:
         _log_scale(axes)
 
 
@@ -250,26 +230,18 @@ def _draw_validations(axes: Axes, runs: dict[str, Curves], kind: str | None, col
         colour = FAINT if len(set(levels.values())) == 1 else colours[label]
         if math.isfinite(level):
             axes.axhline(level, color=colour, linestyle="--", linewidth=1.5)
+    finite = False
     for label, validation in validations.items():
         values = np.array(validation.psnr_y)
-        axes.plot(validation.steps, values, color=colours[label], linewidth=2, **_dots(values))
-    if not axes.lines or not any(_has(np.asarray(line.get_ydata(), dtype=float)) for line in axes.lines):
-        _say(axes, "no validation yet" if kind is None else "no result is a number")
+        dots = np.flatnonzero(np.isfinite(values))
+        _plot(axes, validation.steps, values, colours[label], dots if len(values) <= 40 else ())
+        finite = finite or len(dots) > 0
+    if not finite and not any(map(math.isfinite, levels.values())):
+        _write(axes, "no validation yet" if kind is None else "no result is a number")
 
 
-def _has(values: np.ndarray) -> bool:
-    return bool(np.isfinite(values).any())
-
-
-def _dots(values: np.ndarray, lone: bool = False) -> dict[str, Any]:
-    """Mark the points of a short line; with `lone`, only those without a neighbour, of which no line would show."""
-    finite = np.isfinite(values)
-    if lone:
-        beside = np.concatenate([[False], finite, [False]])
-        marked = np.nonzero(finite & ~beside[:-2] & ~beside[2:])[0]
-    else:
-        marked = np.nonzero(finite)[0] if len(values) <= 40 else []
-    return {"marker": "o", "markersize": 4, "markevery": list(marked)}
+def _plot(axes: Axes, steps: Sequence[int], values: np.ndarray, colour: str, dots: Sequence[int]) -> None:
+    axes.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=4, markevery=list(dots))
 
 
 def _log_scale(axes: Axes) -> None:
@@ -289,7 +261,7 @@ def _log_scale(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _say(axes: Axes, text: str) -> None:
+def _write(axes: Axes, text: str) -> None:
     """Write why nothing is drawn, in the middle of empty axes."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=FAINT)
     axes.grid(False)

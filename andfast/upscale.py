@@ -23,7 +23,7 @@ from andfast.inference.tiles import NonFiniteError
 from andfast.inference.upscaler import Upscaler
 from andfast.models.compilation import CompileTimer
 from andfast.pretrained import DEFAULT, pretrained_names
-from andfast.utils.command_line import UsageError, add_upscaling, as_path, make_parser, one_line, whole
+from andfast.utils.command_line import UsageError, add_upscaling, as_path, failure_line, make_parser, one_line, whole
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import check_name, make_folder
@@ -79,9 +79,6 @@ def _factor(text: str) -> float:
     return value
 
 
-_INTERRUPTED = 130  # the exit status after Ctrl-C by the convention of shells
-
-
 class _Job:
     """The three steps of `pipeline` for each image."""
 
@@ -96,11 +93,10 @@ class _Job:
 
     def make(self, item: tuple[Path, Path], picture: Picture) -> Picture:
         height, width = picture.pixels.shape[:2]
-        # A single tile has no progress to show.
-        alone = self.upscaler.tiles_of(height, width) == 1
+        single = self.upscaler.tiles_of(height, width) == 1  # has no progress to show
         passes = 2 if picture.pixels.shape[2] in (2, 4) else 1  # alpha is upscaled separately
         total = passes * height * width
-        bar = tqdm(total=total, unit="pixel", unit_scale=True, leave=False, disable=True if alone else None)
+        bar = tqdm(total=total, unit="pixel", unit_scale=True, leave=False, disable=True if single else None)
         with bar, self.first():
             return replace(picture, pixels=self.upscaler.pixels(picture.pixels, self.options.output_scale, bar.update))
 
@@ -113,12 +109,13 @@ class _Job:
 
 def _prepare(options: Namespace) -> tuple[OutputPlan, Upscaler]:
     """Check the options, load the model and plan the results; raises UsageError."""
-    if options.output.exists() and not options.output.is_dir():
-        raise UsageError(f"--output {options.output}: not a folder")
     try:
+        if options.output.exists() and not options.output.is_dir():
+            raise ValueError(f"--output {options.output}: not a folder")
         device = choose_device(options.device)
         model = find_model(options.model, device)
-        precision, deep = (precision_for(model, options.precision, deep) for deep in (False, True))
+        precision = precision_for(model, options.precision)
+        deep = precision_for(model, options.precision, "deep upscaling")
         upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on", deep)
         factor = options.output_scale or upscaler.scale
         work = plan_outputs(options.inputs, options.output, options.format, factor, options.overwrite)
@@ -176,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if work.passed_over:
         print(skipped_message(work.passed_over), file=sys.stderr)
     print("; ".join(parts))
-    return _INTERRUPTED if interrupted else 1 if failed else 0
+    # 130 is the convention of shells.
+    return 130 if interrupted else 1 if failed else 0
 
 
 def _failure(source: Path, error: Exception, upscaler: Upscaler) -> str:
@@ -185,7 +183,7 @@ def _failure(source: Path, error: Exception, upscaler: Upscaler) -> str:
         reason = "out of memory; try a smaller --tile, or fewer --workers"
     if isinstance(error, NonFiniteError) and upscaler.precision != torch.float32:
         reason += f" in {upscaler.types}; try --precision float32"
-    return f"failed: {reason}" if str(source) in reason else f"failed: {source}: {reason}"
+    return failure_line(source, reason)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Attacks by short names, and what each finds and costs on the same batches, compared with the exact attack."""
+"""Attacks by short names; their loss increase and cost on the same batches, compared with the exact attack."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from andfast.models.frozen import FrozenModule
 from andfast.utils.devices import TYPES
 from bench.peak_memory import peak_memory
 
+#: The settings that all variants have in common.
+SHARED = ("epsilon", "scale_factors", "psnr_range", "lens")
 #: The grammar of `parse_variant`, for users.
 FORMS = (
     "pgd-STEPS, yopo-STEPS-INNER, free-REPLAYS, subset-STEPS-SHARE or random; all but random may be followed by "
@@ -46,7 +48,7 @@ class Variant:
     Attributes:
         name: as `parse_variant` takes it.
         attack: the attack.
-        dtype: the type that G computes in within the attack; None: that of the benchmark.
+        dtype: the type that G computes in; None: that of the benchmark.
     """
 
     name: str
@@ -64,8 +66,7 @@ def parse_variant(name: str, exact: PGD) -> Variant:
 
     Args:
         name: the name.
-        exact: the settings that variants have in common: epsilon, the scale factors, the budget, and the step where
-            the name gives none.
+        exact: its settings `SHARED` are those of the variant, and its step, if the name has none.
 
     Raises:
         ValueError: the name is invalid, or its numbers are out of their range.
@@ -79,7 +80,7 @@ def parse_variant(name: str, exact: PGD) -> Variant:
     given = numbers.split("-")[1:]
     if len(given) != len(names) or (ratio and not steps) or (last and not issubclass(kind, PGD)):
         raise ValueError(f"variant {name!r} is invalid; wanted {FORMS}")
-    settings = {name: getattr(exact, name) for name in ("epsilon", "scale_factors", "psnr_range", "lens")}
+    settings = {name: getattr(exact, name) for name in SHARED}
     if steps:
         settings |= {"step_size": exact.step_size, "step_ratio": exact.step_ratio}
     try:
@@ -94,12 +95,7 @@ def parse_variant(name: str, exact: PGD) -> Variant:
 
 
 def default_variants(num_networks: int, types: list[str]) -> list[str]:
-    """The names of the variants that are compared by default.
-
-    Args:
-        num_networks: `SubsetPGD` is compared for one network only.
-        types: other types for G to compute in within the exact attack.
-    """
+    """The names of the variants that are compared by default; `types` are further types for G in the exact attack."""
     names = [
         "pgd-1@1", "pgd-2@0.75", "pgd-3@0.5", "pgd-3", "pgd-5", "pgd-10", "pgd-20",
         "pgd-1@1+last", "pgd-2@0.75+last", "pgd-5+last",
@@ -111,7 +107,7 @@ def default_variants(num_networks: int, types: list[str]) -> list[str]:
     return [*names, *(f"pgd-5:{name}" for name in types), "random"]
 
 
-#: The attacks that others are compared with; they always take part.
+#: The attacks that others are compared with.
 BASELINES = ("pgd-5", "pgd-20")
 #: The passes through F and G that are counted.
 PASSES = ("F forward", "F backward", "G forward", "G backward")
@@ -127,7 +123,7 @@ class Measurement:
         lr_psnr: PSNR of the LR images against the clean ones, the mean over the networks, in dB.
         seconds: time of the attack.
         passes: by the names of `PASSES`; a pass of half a batch counts half.
-        peak_memory: bytes held at most beyond those held before.
+        peak_memory: bytes, in addition to those held before.
     """
 
     variant: Variant
@@ -177,13 +173,13 @@ class AttackBenchmark:
     ) -> list[Measurement]:
         """Run all variants on all batches.
 
-        The first batch is run once before, to warm up and to measure the memory. Each batch begins with another
-        variant, so that the order favours none.
+        First, the first batch is run to warm up and to measure the memory. Each batch begins with another variant, so
+        that the order favours none.
 
         Args:
             variants: the attacks; must include `BASELINES`.
             batches: HR images, (B, 3, H, W) in [0, 1] on the model's device.
-            random: the generator of a batch's networks and budgets, by the batch's number.
+            random: returns the random generator of a batch's networks and budgets, by the batch's number.
             progress: called after each run, (1 + batches) x variants times.
 
         Raises:
@@ -224,7 +220,7 @@ class AttackBenchmark:
         measurement.passes.append(passes)
 
     def _prepare(self, variant: Variant, hr: Tensor, random: torch.Generator) -> Callable[[], object]:
-        """The attack, with networks and budgets that depend on the state of `random` only."""
+        """The attack, with networks and budgets that depend only on the state of `random`."""
         self.network.reset_identity((hr.shape[2], hr.shape[3]), random)
         state = random.get_state()
         objective = l1_objective(self._view(variant.dtype or self.precision))

@@ -1,14 +1,12 @@
 """Compare attacks on a trained model: `python -m bench.attack_quality --model FILE [--data.hr DIR...]`.
 
-An adversary's aim is a larger loss. Every variant runs on the same batches, with the same new networks and budgets;
-its loss increase is given relative to the exact attack's (PGD, 5 and 20 steps), beside its cost.
+Every variant attacks the same batches, with the same networks and budgets. Its increase of the loss is given relative
+to the exact attack's (PGD, 5 and 20 steps), beside its cost.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
-import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -24,7 +22,6 @@ from tqdm import tqdm
 from andfast.attack import PGD
 from andfast.data.images import DataError
 from andfast.data.patches import PatchBatches
-from andfast.evaluation import environment
 from andfast.models import load_model
 from andfast.training.config import AttackConfig, DegradationConfig
 from andfast.training.images import Skipped, training_sources
@@ -33,12 +30,14 @@ from andfast.utils.charts import require_matplotlib, save_figure
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device, choose_precision
 from andfast.utils.files import make_folder, write_text
-from andfast.utils.formatting import dtype_name, to_json
+from andfast.utils.formatting import dtype_name, markdown_table, to_json
+from andfast.utils.memory import keep_freed_memory
 from andfast.utils.rng import step_generator
 from bench.attack_benchmark import (
     BASELINES,
     FORMS,
     PASSES,
+    SHARED,
     AttackBenchmark,
     Measurement,
     NoIncreaseError,
@@ -46,11 +45,11 @@ from bench.attack_benchmark import (
     default_variants,
     parse_variant,
 )
+from bench.record import origin
 from bench.scatter import Point, scatter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from andfast.utils.memory import keep_freed_memory
 
 _NAME = "attack_quality"
 # The settings that the variants have in common.
@@ -63,7 +62,7 @@ def make_parser() -> Parser:
         prog="python -m bench.attack_quality",
         usage="%(prog)s --model FILE [--data.hr DIR...] [--KEY VALUE ...]",
         allow_abbrev=False,
-        description="Measure how much of the exact attack's loss increase other attacks find, and what they cost: "
+        description="Measure the loss increase of attacks, relative to the exact attack, and their cost: "
         f"prints a table, and writes {_NAME}.json and {_NAME}.png. Models are .safetensors, .pth or .pt.",
         epilog=f"Variants are {FORMS}. For example: pgd-3@0.5 pgd-2@0.75+last yopo-3-2 free-4 subset-5-0.25 "
         "pgd-5:bfloat16. Exit status: 0 done, 2 not begun, 3 failed.",
@@ -116,9 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NoIncreaseError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    command = shlex.join(["python", "-m", f"bench.{_NAME}", *map(_last_name, arguments)])
     results, plot = work.output / f"{_NAME}.json", work.output / f"{_NAME}.png"
-    write_text(results, json.dumps(to_json(work.record(measurements, command)), indent=1) + "\n")
+    write_text(results, json.dumps(to_json(work.record(measurements, arguments)), indent=1) + "\n")
     save_figure(chart(measurements, work.describe()), plot)
     print(f"{table(measurements)}\n\n{work.describe()}\nwritten: {results}, {plot}")
     return 0
@@ -197,7 +195,7 @@ class Work:
         )
 
     def _settings(self) -> dict[str, Any]:
-        """All settings; folders and files without their paths, which belong to this machine."""
+        """All settings; folders and files by their last names."""
         options = self.options
         degradation = {key: value for key, value in vars(options.degradation).items() if key != "num_networks"}
         return {
@@ -205,27 +203,17 @@ class Work:
             "generator": f"{type(self.model).__name__} x{self.model.scale}",
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "data": [Path(folder).name for folder in options.data.hr],
-            "batches": options.batches,
-            "batch_size": options.batch_size,
-            "patch_size": options.patch_size,
-            "num_networks": options.num_networks,
-            "seed": options.seed,
+            **{key: getattr(options, key) for key in ("batches", "batch_size", "patch_size", "num_networks", "seed")},
             "device": str(self.device),
             "precision": dtype_name(self.precision),
             "degradation": degradation | {"computed_in": dtype_name(self.network.dtype)},
             "attack": {name: getattr(options.attack, name) for name in _COMMON},
         }
 
-    def record(self, measurements: Sequence[Measurement], command: str) -> dict[str, Any]:
+    def record(self, measurements: Sequence[Measurement], arguments: Sequence[str]) -> dict[str, Any]:
         """The content of the result file."""
-        return {
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "commit": environment.commit(),
-            "command": command,
-            "machine": environment.machine(),
-            "settings": self._settings(),
-            "variants": as_json(measurements),
-        }
+        made = origin(f"bench.{_NAME}", arguments)
+        return {**made, "settings": self._settings(), "variants": as_json(measurements)}
 
 
 def _fast_types(device: torch.device) -> list[torch.dtype]:
@@ -233,12 +221,6 @@ def _fast_types(device: torch.device) -> list[torch.dtype]:
     if device.type == "cuda":
         return [torch.float32, torch.bfloat16, torch.float16]
     return list(dict.fromkeys([torch.float32, choose_precision("auto", device, "training")]))
-
-
-def _last_name(argument: str) -> str:
-    """An argument without the folders of its path."""
-    option, equals, value = argument.rpartition("=")
-    return option + equals + (Path(value).name if "/" in value or "\\" in value else value)
 
 
 def by_name(measurements: Sequence[Measurement], name: str) -> Measurement:
@@ -265,25 +247,21 @@ def _spread(values: Sequence[float]) -> float:
 def table(measurements: Sequence[Measurement]) -> str:
     """A Markdown table with a row a variant; those on the Pareto front are bold."""
     exact, front = by_name(measurements, BASELINES[0]), pareto(measurements)
-    lines = [
-        f"| attack | loss increase / {BASELINES[0]} | / {BASELINES[1]} | ms a batch | time | peak MiB | "
-        f"{' | '.join(PASSES)} |",
-        "|---|" + "--:|" * (5 + len(PASSES)),
-    ]
+    titles = ["attack", f"loss increase / {BASELINES[0]}", f"/ {BASELINES[1]}", "ms a batch", "time", "peak MiB"]
+    rows = []
     for measurement in measurements:
         shares = [measurement.relative_to(by_name(measurements, name)) for name in BASELINES]
         passes = measurement.mean_passes()
         name = measurement.variant.name
-        cells = [
+        rows.append([
             f"**{name}**" if measurement in front else name,
             *(f"{statistics.fmean(share):.1%} ± {_spread(share):.1%}" for share in shares),
             f"{1000 * measurement.median_seconds:.1f}",
             f"{measurement.median_seconds / exact.median_seconds:.2f}x",
             f"{measurement.peak_memory / 2**20:.1f}",
             *(f"{passes[name]:.2f}".rstrip("0").rstrip(".") for name in PASSES),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    return markdown_table([*titles, *PASSES], rows)
 
 
 def as_json(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
@@ -297,7 +275,11 @@ def as_json(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
         {
             "name": measurement.variant.name,
             "attack": type(measurement.variant.attack).__name__,
-            "settings": _own_settings(measurement),
+            "settings": {
+                item.name: getattr(measurement.variant.attack, item.name)
+                for item in fields(measurement.variant.attack)
+                if item.name not in SHARED
+            },
             "dtype": measurement.variant.dtype and dtype_name(measurement.variant.dtype),
             **{f"share_of_{name}": spread(measurement.relative_to(by_name(measurements, name))) for name in BASELINES},
             "loss_increase": spread(measurement.increase),
@@ -312,30 +294,21 @@ def as_json(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     ]
 
 
-def _own_settings(measurement: Measurement) -> dict[str, Any]:
-    """The settings of the variant's attack, without those that all have in common."""
-    attack = measurement.variant.attack
-    common = {"epsilon", "scale_factors", "psnr_range", "lens"}
-    return {item.name: getattr(attack, item.name) for item in fields(attack) if item.name not in common}
-
-
 def chart(measurements: Sequence[Measurement], subtitle: str) -> Figure:
     """Loss increase against time, both relative to the exact attack's, with the Pareto front."""
     exact, front = by_name(measurements, BASELINES[0]), pareto(measurements)
-    points = []
-    for measurement in measurements:
-        share = [100 * value for value in measurement.relative_to(exact)]
-        points.append(
-            Point(
-                label=measurement.variant.name,
-                group=measurement.variant.method,
-                x=measurement.median_seconds / exact.median_seconds,
-                y=statistics.fmean(share),
-                # The standard error of the mean.
-                spread=_spread(share) / len(share) ** 0.5,
-                on_line=measurement in front,
-            )
+    points = [
+        Point(
+            label=measurement.variant.name,
+            group=measurement.variant.method,
+            x=measurement.median_seconds / exact.median_seconds,
+            y=100 * statistics.fmean(share),
+            spread=100 * _spread(share) / len(share) ** 0.5,  # the standard error of the mean
+            on_line=measurement in front,
         )
+        for measurement in measurements
+        for share in [measurement.relative_to(exact)]
+    ]
     return scatter(
         "Loss increase by attacks, against their time",
         subtitle,

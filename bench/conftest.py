@@ -1,4 +1,4 @@
-"""What a result file of pytest-benchmark says besides the times, and the table of the training steps at the end."""
+"""Additions to a result file of pytest-benchmark, and the table of the training steps at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
-    """Leave out every single round and the machine's name; add the command, and what steps cost beside each other."""
+    """Remove single rounds and the machine's name; add the command, and the relative costs of training steps."""
     output_json["machine_info"].pop("node")
     output_json["command"] = " ".join(["python -m pytest", *map(_without_path, config.invocation_params.args)])
     for group in _step_groups(output_json["benchmarks"]):
@@ -43,6 +43,6 @@ def _step_groups(benchmarks: list[dict[str, Any]]) -> list[Group]:
 
 
 def _without_path(argument: str) -> str:
-    """An option without the path of the result file, which is this machine's."""
+    """An option without the path of the result file."""
     name, equals, _ = argument.partition("=")
     return "--benchmark-json=FILE" if equals and name == "--benchmark-json" else argument

@@ -1,4 +1,4 @@
-"""The degradation network as one would write it in plain PyTorch: what the operations are compared with."""
+"""The degradation network in simple PyTorch code, which the operations are compared with."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from andfast.ops.theta_layout import ThetaLayout
 
 
 class EagerNetwork(nn.Module):
-    """A bank of N networks with noise maps; one convolution a layer, grouped where there are several networks.
+    """A bank of N networks with noise maps; one convolution a layer, grouped if there are several networks.
 
-    Convolutions hold the identity and the deviation in one weight, which costs half types accuracy (see
-    `andfast.ops.degradation_block.split_conv`) and is what one would write.
+    A convolution's weight is the sum of the identity and the deviation, which is less accurate in half types (see
+    `andfast.ops.degradation_block.split_conv`).
 
     Args:
-        layout: which columns of `theta` hold what; its noise must be of the kind "map".
-        theta: (N, P), `DegradationNetwork.theta`; its type is the parameters'.
+        layout: of `theta`; its noise must be of the kind "map".
+        theta: (N, P), `DegradationNetwork.theta`; the parameters have its type.
         dtype: the type to compute in. Parameters and images are cast to it at every call, as autocast does.
-        memory_format: what images are turned into.
+        memory_format: of images.
     """
 
     def __init__(

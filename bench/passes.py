@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ PASSES = ("forward", "backward", "forward+backward")
 
 
 def of_passes(which: str, forward: int, backward: int) -> int:
-    """A count for the passes of `which`, one of `PASSES`, from that of each."""
+    """The count of the passes of `which`, one of `PASSES`, from those of both passes."""
     return {"forward": forward, "backward": backward, "forward+backward": forward + backward}[which]
 
 
@@ -30,8 +30,8 @@ class Program:
 
     Attributes:
         forward: the forward pass.
-        parameters: what gradients are asked of.
-        comparable: the gradients of `parameters`, in the form in which all variants can be compared.
+        parameters: the tensors with gradients.
+        comparable: converts the gradients of `parameters` to the same form for all variants.
     """
 
     forward: Callable[[], Tensor]
@@ -39,9 +39,9 @@ class Program:
     comparable: Callable[[tuple[Tensor, ...]], Tensor]
 
     def passes(self, which: str, grad: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-        """What runs the passes of `which`, one of `PASSES`, from the result's gradient `grad`.
+        """A function that runs the passes of `which`, one of `PASSES`, with the result's gradient `grad`.
 
-        It returns the result (but for "backward") and the gradients of `parameters` (but for "forward").
+        It returns the result (except for "backward") and the gradients of `parameters` (except for "forward").
         """
 
         def forward() -> tuple[Tensor]:
@@ -60,16 +60,18 @@ class Program:
         return lambda: torch.autograd.grad(result, self.parameters, grad, retain_graph=True)
 
 
+def end_to_end(grads: tuple[Tensor, ...]) -> Tensor:
+    """All gradients in one vector, float64."""
+    return torch.cat([grad.double().flatten() for grad in grads])
+
+
 @contextmanager
 def settings(variant: Variant) -> Iterator[None]:
-    """What a variant runs under: its backend, if it is one; float32 means float32 but in those called tf32."""
+    """Select a variant's backend, if it is one, and TF32 if its name says so."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = variant.tf32
     try:
-        if variant.name in dispatch.BACKENDS:
-            with use_backend(variant.name):
-                yield
-        else:
+        with use_backend(variant.name) if variant.name in dispatch.BACKENDS else nullcontext():
             yield
     finally:
         torch.backends.cudnn.allow_tf32 = before

@@ -14,12 +14,8 @@ import torch
 def peak_memory(function: Callable[[], object], device: torch.device | None = None) -> int:
     """The peak memory of `function` in bytes, above that held before the call; it must have run once already.
 
-    Counts the memory of torch's allocators: on a GPU all but the libraries' own, on a CPU all but oneDNN's scratch
-    memory.
-
-    Args:
-        function: is called once.
-        device: the device of the computation; None: CUDA if available.
+    Counts the memory of torch's allocators, not that of libraries, such as oneDNN's scratch memory. On a CUDA device if
+    `device` is None and there is one.
     """
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -45,7 +41,7 @@ def peak_memory(function: Callable[[], object], device: torch.device | None = No
 
 @contextmanager
 def _without_notices() -> Iterator[None]:
-    """Torch's profiler announces its start and stop on the error stream, whatever its log level (seen in 2.13)."""
+    """Drop the messages that torch's profiler (2.13) writes to the error stream at any log level."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:

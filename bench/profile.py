@@ -1,19 +1,17 @@
-"""Where a training step's time goes: `python -m bench.profile [--generator NAME] [--batch B] ... [--output FILE]`.
+"""Profile a training step by phases: `python -m bench.profile [--generator NAME] [--batch B] ... [--output FILE]`.
 
-Prints a table by phase: the phases follow each other without a gap, so they add up to the steps that were profiled;
-beside their sum stands what the same steps take without the profiler. FILE gets it as JSON, with the machine, the
-versions, the command and the date.
+Prints a table of the phases, which have no gaps, so that they add up to the profiled steps; and the time of the same
+steps without the profiler. FILE gets the same as JSON, with the machine, the versions, the command and the date.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -32,7 +30,7 @@ from andfast.utils.console import console
 from andfast.utils.files import write_text
 from andfast.utils.formatting import markdown_table
 from andfast.utils.memory import keep_freed_memory
-from bench.record import commit, machine
+from bench.record import origin
 
 DATA, OTHER = "wait for data", "other"
 DRAW = "draw identity networks"
@@ -47,7 +45,7 @@ PHASES = [
 
 
 class Timeline:
-    """Time by phase: everything belongs to the phase that was named last. On a GPU, time in the stream."""
+    """Time by phase: time belongs to the phase that began last. On a GPU, time in the stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
@@ -60,18 +58,16 @@ class Timeline:
 
     def enter(self, phase: str) -> str:
         """Begin a phase; returns the one that ends."""
-        if self.on_gpu:
-            now: Any = torch.cuda.Event(enable_timing=True)
-            now.record()
-        else:
-            now = time.perf_counter()
         before = self.phase
+        now: Any = torch.cuda.Event(enable_timing=True) if self.on_gpu else time.perf_counter()
+        if self.on_gpu:
+            now.record()
         self._marks.append((now, phase))
         return before
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:
-        """A phase inside another, which continues after it."""
+        """A phase inside another one, which continues after it."""
         before = self.enter(phase)
         try:
             yield
@@ -79,7 +75,7 @@ class Timeline:
             self.enter(before)
 
     def seconds(self) -> dict[str, float]:
-        """The time of each phase up to the last mark; empties the timeline."""
+        """The time of each phase up to the last call of `enter`; clears the timeline."""
         if self.on_gpu:
             torch.cuda.synchronize()
         found = dict.fromkeys(PHASES, 0.0)
@@ -91,34 +87,21 @@ class Timeline:
 
 @contextmanager
 def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
-    """Marks the phases at the library's own boundaries, which a step passes with any method and backend.
+    """Record the phases at calls that every method and backend makes, but not compiled steps (CUDA graphs)."""
 
-    Only compiled steps that are replayed as a whole (CUDA graphs) do not: of them no phases can be seen.
-    """
+    in_attack = (ATTACK, G_FORWARD)
 
-    def inside(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **options: Any) -> Any:
-            with timeline.within(phase):
-                return function(*arguments, **options)
-
-        return run
-
-    def then(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **options: Any) -> Any:
-            result = function(*arguments, **options)
-            timeline.enter(phase)
-            return result
-
-        return run
-
-    def updating(function: Callable[..., Any]) -> Callable[..., Any]:
-        """G's update begins after `function`, unless the attack calls it."""
+    def wrap(
+        function: Callable[..., Any], within: str | None = None, after: str | None = None, unless: Sequence[str] = ()
+    ) -> Callable[..., Any]:
+        """`function` within a phase, and with another one after it, unless a call begins in one of some phases."""
 
         def run(*arguments: Any, **options: Any) -> Any:
-            inside_attack = timeline.phase in (ATTACK, G_FORWARD)
-            result = function(*arguments, **options)
-            if not inside_attack:
-                timeline.enter(UPDATE_FORWARD)
+            begins = after is not None and timeline.phase not in unless
+            with timeline.within(within) if within else nullcontext():
+                result = function(*arguments, **options)
+            if begins:
+                timeline.enter(after)
             return result
 
         return run
@@ -131,36 +114,36 @@ def watched(trainer: Trainer, timeline: Timeline) -> Iterator[None]:
     attack, gradient = Attack.__call__, torch.autograd.grad
 
     def watched_attack(self: Attack, network: Any, hr: Tensor, objective: Any, *rest: Any, **options: Any) -> Any:
-        with timeline.within(ATTACK):
-            return attack(self, network, hr, inside(G_FORWARD, objective), *rest, **options)
+        return attack(self, network, hr, wrap(objective, G_FORWARD), *rest, **options)
 
     def watched_gradient(outputs: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
-        # Of images it is G's, of the rows of a matrix F's.
+        # G's gradient is that of images, F's that of the rows of a matrix.
         of_images = (inputs if isinstance(inputs, Tensor) else inputs[0]).ndim == 4
         with timeline.within(G_BACKWARD if of_images else F_BACKWARD):
             return gradient(outputs, inputs, *rest, **options)
 
+    bank = type(trainer.make_bank(1))
+    replacements = [
+        (bank, "reset_identity", wrap(bank.reset_identity, DRAW)),
+        (bank, "forward", wrap(bank.forward, F_FORWARD)),
+        (Attack, "__call__", wrap(watched_attack, ATTACK, UPDATE_FORWARD, in_attack)),
+        (torch.autograd, "grad", watched_gradient),
+        (Tensor, "backward", wrap(Tensor.backward, UPDATE_BACKWARD, UPDATE_ADAM)),
+        (trainer.optimizer, "step", wrap(trainer.optimizer.step, after=UPDATE_ADAM)),
+        (trainer, "autocast", WatchedModule(trainer.autocast.module, trainer.autocast.dtype)),
+    ]
+    for name in ("begin", "clean"):  # of a replay, and of clean images
+        if hasattr(trainer.attack, name):
+            method = wrap(getattr(trainer.attack, name), after=UPDATE_FORWARD, unless=in_attack)
+            replacements.append((trainer.attack, name, method))
     with ExitStack() as stack:
-        bank = type(trainer.make_bank(1))
-        for target, name, replacement in (
-            (bank, "reset_identity", inside(DRAW, bank.reset_identity)),
-            (bank, "forward", inside(F_FORWARD, bank.forward)),
-            (Attack, "__call__", updating(watched_attack)),
-            (torch.autograd, "grad", watched_gradient),
-            (Tensor, "backward", then(UPDATE_ADAM, inside(UPDATE_BACKWARD, Tensor.backward))),
-            (trainer.optimizer, "step", then(UPDATE_ADAM, trainer.optimizer.step)),
-            (trainer, "autocast", WatchedModule(trainer.autocast.module, trainer.autocast.dtype)),
-        ):
+        for target, name, replacement in replacements:
             stack.enter_context(mock.patch.object(target, name, replacement))
-        for name in ("begin", "clean"):  # of a replay, and of clean images
-            if hasattr(trainer.attack, name):
-                replacement = updating(getattr(trainer.attack, name))
-                stack.enter_context(mock.patch.object(trainer.attack, name, replacement))
         yield
 
 
 def make_config(options: argparse.Namespace) -> Config:
-    """The settings of the run that is profiled: past its warm-up, on the bundled photographs."""
+    """The settings of the profiled run: after the warm-up, on the bundled photographs."""
     return Config(
         data=DataConfig(workers=options.workers),
         generator=GeneratorConfig(options.generator, options.features, options.depth),
@@ -179,10 +162,10 @@ def make_config(options: argparse.Namespace) -> Config:
 
 
 def profile(config: Config, rounds: int, default_malloc: bool = False) -> dict[str, Any]:
-    """Seconds a step, as means: of each phase, their sum, and of whole steps without the profiler.
+    """Mean seconds of a step: of each phase, their sum, and of whole steps without the profiler.
 
-    Every step is taken twice, with and without it: on the same images, from the same identity networks, so that its
-    adversary does the same work. The first two do not count.
+    Every step is done twice, with and without the profiler, on the same images and identity networks, so that the
+    adversary does the same work. The first two steps do not count.
     """
     trainer = Trainer(config)
     if trainer.device.type == "cpu" and not default_malloc:
@@ -195,7 +178,7 @@ def profile(config: Config, rounds: int, default_malloc: bool = False) -> dict[s
             timeline.enter(DATA)
             patches, _ = next(batches)
             timeline.enter(OTHER)
-            # The waiting is each step's own; the images are not.
+            # Both wait for data, but use the same images.
             trainer.train_step(given.setdefault(trainer.step, patches))
             timeline.enter(OTHER)
         return timeline.seconds()
@@ -257,7 +240,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="of the attack")
     parser.add_argument("--rounds", type=int, default=3, help="steps to take the mean of")
     parser.add_argument("--workers", type=int, default=1, help="processes that load images")
-    parser.add_argument("--default_malloc", action="store_true", help="leave the CPU's memory to glibc's own ways")
+    parser.add_argument(
+        "--default_malloc", action="store_true", help="do not keep freed memory, as training does on a CPU"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     if min(options.rounds, options.batch, options.steps) < 1:
@@ -278,14 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(result))
     if options.output is not None:
         given = ["FILE" if word == str(options.output) else word for word in arguments or sys.argv[1:]]
-        record = {
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "command": " ".join(["python -m bench.profile", *given]),
-            "machine": machine(),
-            "config": config.to_dict(),
-            **result,
-        }
+        record = {**origin("bench.profile", given), "config": config.to_dict(), **result}
         write_text(options.output, json.dumps(record, indent=1) + "\n")
 
 

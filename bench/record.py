@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shlex
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,29 @@ from andfast.utils.files import write_text
 from andfast.utils.yaml_files import read_yaml
 
 
+def origin(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Date, commit, command and machine of a result; paths in the command by their last names."""
+    return {
+        "date": now(),
+        "commit": commit(),
+        "command": shlex.join(["python", "-m", module, *map(_last_name, arguments)]),
+        "machine": machine(),
+    }
+
+
+def now() -> str:
+    """The time as results state it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _last_name(argument: str) -> str:
+    """An argument without the folders of its path, which belong to this machine."""
+    option, equals, value = argument.rpartition("=")
+    return option + equals + (Path(value).name or value)
+
+
 def settings(run_dir: Path) -> dict[str, Any]:
-    """A run's configuration, with folders by their last names, without those of this machine."""
+    """A run's configuration, with folders by their last names."""
     config = read_yaml(run_dir / "config.yaml")
     config["run_dir"] = run_dir.name
     for key, value in config["data"].items():
@@ -31,19 +54,15 @@ def settings(run_dir: Path) -> dict[str, Any]:
     return config
 
 
-def _median(values: list[float]) -> float | None:
-    return statistics.median(values) if values else None
-
-
 def summary(run_dir: Path) -> dict[str, Any]:
     """A run's settings, its validations, and medians over its steps, with and without attack."""
     lines = list(read_records(run_dir / METRICS_FILE))
     steps = [line for line in lines if "validation" not in line]
-    made = [step for step in steps if step["loss"] is not None]  # and not left out, as no numbers are
-    parts = {
-        "clean": [step for step in made if step["loss_before_attack"] == step["loss_after_attack"]],
-        "attacked": [step for step in made if step["loss_before_attack"] != step["loss_after_attack"]],
-    }
+    parts: dict[str, list[dict]] = {"clean": [], "attacked": []}
+    for step in steps:
+        if step["loss"] is not None:  # else the update was skipped, because the loss was not finite
+            clean = step["loss_before_attack"] == step["loss_after_attack"]
+            parts["clean" if clean else "attacked"].append(step)
     return {
         "config": settings(run_dir),
         "seconds_in_steps": sum(step["seconds"] for step in steps),
@@ -53,10 +72,11 @@ def summary(run_dir: Path) -> dict[str, Any]:
                 "median_seconds": statistics.median(step["seconds"] for step in part),
                 "share_waiting_for_data": sum(step["data_wait"] for step in part) / sum(s["seconds"] for s in part),
                 "median_gain": statistics.median(s["loss_after_attack"] / s["loss_before_attack"] for s in part),
-                "median_lr_psnr": _median([s["lr_psnr"] for s in part if s["lr_psnr"] is not None]),
+                "median_lr_psnr": statistics.median(psnr) if psnr else None,
             }
             for name, part in parts.items()
             if part
+            for psnr in [[step["lr_psnr"] for step in part if step["lr_psnr"] is not None]]
         },
         "validation": [line for line in lines if "validation" in line],
     }
@@ -73,7 +93,7 @@ def main() -> None:
     if len(set(names)) < len(names):
         parser.error(f"the runs are told apart by the names of their folders, and two are the same: {names}")
     result = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": now(),
         "commit": commit(),
         "commands": options.command,
         "machine": machine(),

@@ -1,8 +1,7 @@
 """Compare variants side by side: `python -m bench.report FILE... [--output DIR]`.
 
-FILEs are results of pytest-benchmark. Prints a Markdown table a group; with --output also writes it as report.md, and
-bars as report.png. Of training steps the table says what they cost beside andfast's own plain step, and what they gain
-over plain PyTorch.
+FILEs are results of pytest-benchmark. Prints a Markdown table for each group; with --output also writes the tables to
+report.md, and bars to report.png. Training steps are compared with andfast's own plain step and with plain PyTorch.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ from andfast.utils.formatting import markdown_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# By the first word of a variant's name; all others are andfast's own. (a) and (b) are plain and compiled PyTorch.
+# By the first word of a variant's name; all others are andfast. (a) and (b) are plain and compiled PyTorch.
 _BAR_COLOURS = {"eager": GRAY, "(a)": GRAY, "torch.compile": "#c9a26b", "(b)": "#c9a26b", "reference": PALE}
 
 
 class ReportError(Exception):
-    """A file is not what the report can be made of."""
+    """A file is no result of pytest-benchmark."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a training step is measured by: how many images and updates it is, and the names of other variants.
+    """A training step's images and updates, and the variants that it is compared with.
 
     Attributes:
-        dtype: the type computed in.
-        plain: andfast's own plain step.
-        written: plain PyTorch's step of the same kind.
-        first_step_seconds: how long the first step took, where that includes compiling.
+        dtype: the type that it computes in.
+        plain: the name of andfast's own plain step.
+        written: the name of plain PyTorch's step of the same kind.
+        first_step_seconds: time of the first step, if it includes compiling.
     """
 
     images: int
@@ -52,7 +51,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one variant; seconds and bytes."""
+    """The measurements of a variant, in seconds and bytes."""
 
     variant: str
     median: float
@@ -64,7 +63,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Group:
-    """Variants of the same work on the same machine, and the one that the others are measured by."""
+    """Variants of the same work on the same machine."""
 
     name: str
     machine: str
@@ -77,19 +76,17 @@ class Group:
 
     def update_seconds(self, variant: str) -> float | None:
         """The median time of an update in the training step of that name; None if it is missing."""
-        return next(
-            (one.median / one.step.updates for one in self.results if one.variant == variant and one.step), None
-        )
+        return next((one.median / one.step.updates for one in self.results if one.variant == variant), None)
 
     def times_plain(self, result: Result) -> float | None:
-        """How many of andfast's plain steps an update costs."""
+        """An update's time, relative to andfast's plain step."""
         plain = self.update_seconds(result.step.plain)
-        return None if plain is None else self.update_seconds(result.variant) / plain
+        return plain and self.update_seconds(result.variant) / plain
 
     def over_written(self, result: Result) -> float | None:
-        """How much faster an update is than in plain PyTorch."""
+        """An update's speed, relative to plain PyTorch."""
         written = self.update_seconds(result.step.written)
-        return None if written is None else written / self.update_seconds(result.variant)
+        return written and written / self.update_seconds(result.variant)
 
 
 def read(path: Path) -> list[Group]:
@@ -100,15 +97,14 @@ def read(path: Path) -> list[Group]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReportError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ReportError(f"{path} is not a result of pytest-benchmark: it is not JSON ({error})") from error
-    try:
         processor = content["machine_info"].get("cpu", {}).get("brand_raw", "unknown processor")
         found = groups(content["benchmarks"], processor)
+    except OSError as error:
+        raise ReportError(f"{path}: {error.strerror}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"it is not JSON ({error})"
         raise ReportError(f"{path} is not a result of pytest-benchmark: {reason}") from error
     if not found:
         raise ReportError(f"{path} holds no benchmark")
@@ -116,7 +112,7 @@ def read(path: Path) -> list[Group]:
 
 
 def groups(benchmarks: Iterable[dict[str, Any]], processor: str) -> list[Group]:
-    """The groups of pytest-benchmark's records, in their order; on a `processor` where no other device is named."""
+    """The groups of pytest-benchmark's records, in their order; `processor` names the CPU."""
     results: dict[tuple[str, str], list[Result]] = {}
     for benchmark in benchmarks:
         info, stats = benchmark["extra_info"], benchmark["stats"]
@@ -138,14 +134,6 @@ def groups(benchmarks: Iterable[dict[str, Any]], processor: str) -> list[Group]:
 
 def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.{3 if seconds < 0.01 else 1}f}"
-
-
-def _memory(result: Result, baseline: Result) -> tuple[str, str]:
-    """MiB, and how often the baseline's."""
-    if result.peak_memory is None:
-        return "", ""
-    ratio = f"{result.peak_memory / baseline.peak_memory:.2f}" if baseline.peak_memory else ""
-    return f"{result.peak_memory / 2**20:.1f}", ratio
 
 
 def _number(value: float | None, form: str) -> str:
@@ -185,7 +173,8 @@ def table(group: Group) -> str:
             _milliseconds(result.median),
             _milliseconds(result.best),
             f"{baseline.median / result.median:.2f}x",
-            *_memory(result, baseline),
+            _number(result.peak_memory and result.peak_memory / 2**20, ".1f"),
+            _number(result.peak_memory and baseline.peak_memory and result.peak_memory / baseline.peak_memory, ".2f"),
             _number(result.percent_of_limit, ".0f"),
         )
         for result in group.results
@@ -195,12 +184,12 @@ def table(group: Group) -> str:
 
 
 def markdown(groups: Iterable[Group]) -> str:
-    """All groups; a limit is what the device's copy bandwidth and matrix products allow, measured in the same run."""
+    """All groups as Markdown."""
     return "# Benchmarks\n\n" + "\n\n".join(map(table, groups)) + "\n"
 
 
 def draw(groups: Sequence[Group]) -> Figure:
-    """Bars of median times, groups below each other, each on its own scale from zero."""
+    """Draw bars of median times; each group has its own scale."""
     heights = [0.3 * len(group.results) + 0.6 for group in groups]
     figure = new_figure("Benchmarks", "Median times, and the speed as a multiple of the baseline's.", sum(heights))
     all_axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights).flat

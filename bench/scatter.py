@@ -24,9 +24,9 @@ class Point:
     Attributes:
         label: the text beside it.
         group: points of one group have one colour.
-        x, y: its coordinates, x > 0.
-        spread: half the height of its error bar.
-        on_line: whether the line goes through it.
+        x, y: coordinates, x > 0.
+        spread: half the height of the error bar.
+        on_line: whether the line goes through the point.
     """
 
     label: str
@@ -52,8 +52,8 @@ def scatter(
         title, subtitle, x_label, y_label: text.
         line: the name of the line through the points with `on_line`.
         points: at least one.
-        least: where y begins. Points below are drawn as triangles at the lower edge, with their y in the label. None:
-            at zero or below the lowest point.
+        least: the lower end of y. Lower points are triangles at the edge, with their y in the label. None: zero, or
+            below the lowest point.
 
     Raises:
         ChartError: matplotlib cannot be imported.

@@ -1,12 +1,14 @@
-"""The anti-aliased pooling, where it is most work: the widest activations, at full resolution."""
+"""The anti-aliased pooling of the widest activations at full resolution."""
+
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops import use_backend
 from andfast.ops.blur_pool import blur_pool, blur_pool_reference, pooling_taps
+from bench.passes import settings
 from bench.timing import DEVICE, SMALL, clock, measure
 from bench.variants import check, network_variants, skip_unavailable
 
@@ -26,22 +28,20 @@ def eager(image: Tensor, kernel: Tensor) -> Tensor:
 def test_blur_pool(benchmark, variant):
     skip_unavailable(variant)
     image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(DEVICE, variant.dtype)
-    # Images one by one: in float64 all of them together take much memory.
+    # One image at a time, because float64 takes much memory.
     exact = torch.cat([blur_pool_reference(part.double(), SCALE) for part in image.split(1)])
     image = image.contiguous(memory_format=variant.memory_format if variant.name == "eager" else torch.channels_last)
     taps = torch.tensor(pooling_taps(SCALE), device=DEVICE)
     kernel = torch.outer(taps, taps).expand(SHAPE[1], 1, -1, -1).to(variant.dtype).contiguous()
-    details = {
-        "group": f"blur_pool {'x'.join(map(str, SHAPE))}",
-        "variant": str(variant),
-        "dtype": variant.dtype,
-        "moved": (image.numel() + exact.numel()) * variant.dtype.itemsize,
-        "rounds": 30,
-    }
-    if variant.name == "eager":
-        check("result", eager(image, kernel), exact, variant)
-        measure(benchmark, lambda: eager(image, kernel), **details)
-        return
-    with use_backend(variant.name):
-        check("result", blur_pool(image, SCALE), exact, variant)
-        measure(benchmark, lambda: blur_pool(image, SCALE), **details)
+    with settings(variant):
+        run = partial(eager, image, kernel) if variant.name == "eager" else partial(blur_pool, image, SCALE)
+        check("result", run(), exact, variant)
+        measure(
+            benchmark,
+            run,
+            group=f"blur_pool {'x'.join(map(str, SHAPE))}",
+            variant=str(variant),
+            dtype=variant.dtype,
+            moved=(image.numel() + exact.numel()) * variant.dtype.itemsize,
+            rounds=30,
+        )

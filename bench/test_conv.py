@@ -1,4 +1,4 @@
-"""Our own float32 convolutions on the CPU beside the library's: where they are faster, and where they are not used."""
+"""andfast's float32 convolutions on the CPU, also in cases where they are slower and not used, beside the library's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.timing import DEVICE, SMALL, clock, measure
 
 pytestmark = [
     pytest.mark.benchmark(timer=clock, warmup=False),
-    pytest.mark.skipif(DEVICE.type != "cpu", reason="they are for the CPU alone"),
+    pytest.mark.skipif(DEVICE.type != "cpu", reason="only for the CPU"),
     pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", "")),
 ]
 
@@ -25,7 +25,7 @@ VARIANTS = ("eager contiguous", "eager channels_last", "cpu")
 
 
 def library(which: str, memory_format: torch.memory_format, x: Tensor, weights: Tensor, dz: Tensor) -> Callable:
-    """PyTorch's convolution of each network or one of its gradients, (B, C, H, W) or (N, out, in, 9)."""
+    """PyTorch's convolution of each network, or one of its gradients: (B, C, H, W) or (N, out, in, 9)."""
     networks = len(weights)
 
     def split(image: Tensor) -> tuple[Tensor, ...]:

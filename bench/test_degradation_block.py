@@ -1,4 +1,4 @@
-"""One block of the degradation network, 64 -> 64 channels, beside what one would write in plain PyTorch."""
+"""One block of the degradation network, 64 -> 64 channels, beside simple PyTorch code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from andfast.ops.degradation_block import degradation_block, degradation_block_reference
 from bench.eager import eager_block
-from bench.passes import PASSES, Program, bench_passes, of_passes, settings
+from bench.passes import PASSES, Program, bench_passes, end_to_end, of_passes, settings
 from bench.timing import DEVICE, SMALL, clock
 from bench.variants import COMPILED, Variant, network_variants, skip_unavailable
 
@@ -35,7 +35,7 @@ def inputs(case: tuple[int, int, int, int]) -> tuple[tuple[Tensor, ...], Tensor,
         return torch.randn(shape, generator=generator)
 
     x = normal(images, channels, size, size).contiguous(memory_format=torch.channels_last)
-    # Centres that bfloat16 can hold, so that all types compute the same.
+    # Centres that are exact in bfloat16, so that all types compute the same.
     centre = (normal(networks, channels, channels) / channels**0.5).bfloat16().float()
     deviation = normal(networks, channels, channels, 3, 3) * 0.005
     slope_minus_one, noise = normal(networks) * 0.05, normal(networks, size, size) * 0.05
@@ -45,7 +45,7 @@ def inputs(case: tuple[int, int, int, int]) -> tuple[tuple[Tensor, ...], Tensor,
 
 
 def _exact(arguments: tuple[Tensor, ...], dy: Tensor) -> tuple[Tensor, Tensor]:
-    """In float64, an image at a time, for which any memory is enough."""
+    """In float64, one image at a time, to save memory."""
     x, *parameters = arguments
     each = len(x) // len(parameters[0])
     wide = [tensor.double().requires_grad_() for tensor in parameters[1:]]
@@ -60,10 +60,6 @@ def _exact(arguments: tuple[Tensor, ...], dy: Tensor) -> tuple[Tensor, Tensor]:
         dx.append(grads[0])
         sums = [total + grad for total, grad in zip(sums, grads[1:], strict=True)]
     return torch.cat(results), end_to_end((torch.cat(dx), *sums))
-
-
-def end_to_end(grads: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([grad.double().flatten() for grad in grads])
 
 
 def program(arguments: tuple[Tensor, ...], variant: Variant) -> Program:

@@ -1,4 +1,4 @@
-"""The whole degradation network, forward and forward + backward, beside what one would write in plain PyTorch."""
+"""The whole degradation network, forward and backward, beside simple PyTorch code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Case:
         return high, high // 16
 
     def flops(self, passes: str) -> int:
-        """Products and sums of the convolutions alone; the first one's input has no gradient."""
+        """Products and sums of the convolutions; the first one's input has no gradient."""
         high, low = self.pixels()
         first = 9 * 3 * self.channels * high
         inner = 9 * self.channels**2 * (high * (self.blocks - 1) + low * self.blocks)
@@ -47,10 +47,8 @@ class Case:
         return of_passes(passes, 2 * macs, 4 * macs - 2 * first)
 
     def moved(self, layout: ThetaLayout, dtype: torch.dtype, passes: str) -> int:
-        """Bytes where a layer is one pass over memory, its output written once and read once.
-
-        Backward, each layer's input is read once more, and each gradient is written and read once.
-        """
+        """Bytes if a layer writes its output once and reads it once; backward, it reads its input once more, and
+        writes and reads each gradient once."""
         high, low = self.pixels()
         inner = self.channels * (high * (self.blocks - 1) + low * (self.blocks + 1)) * dtype.itemsize
         ends = 4 * 3 * high + dtype.itemsize * 3 * low + 4 * self.networks * layout.size
@@ -65,14 +63,14 @@ else:
     CASES = [Case(1, 2, 128), Case(8, 8, 64)]
 
 
-# What has to be compiled comes last; on the CPU with one network alone, for that takes as long as all the rest.
+# Compiled ones come last; on the CPU only with one network, because it takes as long as all the others.
 RUNS = [(case, variant) for case in CASES for variant in network_variants("degradation_forward")]
 RUNS += [(case, COMPILED) for case in CASES if DEVICE.type == "cuda" or case.networks == 1]
 
 
 @dataclass
 class Inputs:
-    """What the network is given, the gradient of its result, and what comes of them in float64."""
+    """The network's inputs, the gradient of its result, and the exact result and gradient, in float64."""
 
     hr: Tensor
     theta_id: Tensor
@@ -87,7 +85,7 @@ class Inputs:
 @lru_cache(maxsize=1)
 def inputs(case: Case) -> Inputs:
     generator = torch.Generator().manual_seed(0)
-    # Identities that bfloat16 can hold, so that all types compute the same network.
+    # Identities that are exact in bfloat16, so that all types compute the same network.
     network = DegradationNetwork(4, case.networks, case.channels, case.blocks, dtype=torch.bfloat16)
     network.reset_identity((case.size, case.size), generator)
     layout = network.layout
@@ -103,7 +101,7 @@ def inputs(case: Case) -> Inputs:
 def _exact(
     hr: Tensor, theta_id: Tensor, delta: Tensor, noise_seed: Tensor, layout: ThetaLayout, grad_lr: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The reference in float64 and its gradient of delta, an image at a time, for which any memory is enough."""
+    """The reference in float64 and its gradient of delta, one image at a time, to save memory."""
     lr, grad = [], torch.zeros_like(delta, dtype=torch.float64)
     for image in range(len(hr)):
         row = slice(network := image // (len(hr) // len(delta)), network + 1)

@@ -1,7 +1,6 @@
-"""What a batch of LR images costs: the degradations that others train with, beside a pass forward through F.
+"""The time of a batch of LR images: the degradations of other trainings, beside a forward pass of F.
 
-An attack takes several such passes, and some of G's; these degradations take none. BSRGAN's and Real-ESRGAN's chains
-are drawn anew in every round, so their times are medians over what they may be.
+An attack takes several such passes of F, and of G. BSRGAN's and Real-ESRGAN's chains are drawn anew in every round.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def psnr(one: Tensor, other: Tensor) -> float:
 
 
 def by_pillow(images: Tensor) -> Tensor:
-    """JPEG of each image as a file in memory, and where the batch lives on a GPU there and back."""
+    """JPEG of each image as a file in memory; from and to the GPU, if the batch is there."""
     results = []
     for image in (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
@@ -59,12 +58,12 @@ def network(channels: int) -> Callable[[Tensor], Tensor]:
 
 
 def drawn(chain: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
-    """A chain that is another in each call."""
+    """A chain that is drawn anew in each call."""
     seeds = count()
     return lambda hr: chain(hr, SCALE, torch.Generator(DEVICE).manual_seed(next(seeds)))
 
 
-# Where a result must lie, in dB: from the bicubic LR image; JPEG's from Pillow's. No speed of a wrong result.
+# With the least PSNR of a correct result, in dB, to the bicubic LR image, or for JPEG to Pillow's.
 VARIANTS: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], float]] = {
     "F, 64 channels": (lambda: network(64), 24),
     "F, 16 channels": (lambda: network(16), 24),

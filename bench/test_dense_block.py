@@ -1,4 +1,4 @@
-"""ESRGAN's dense block, of which RRDBNet has 69: what an attack asks of it, and what an update does."""
+"""ESRGAN's dense block, of which RRDBNet has 69: with the gradients of an attack, and of an update."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from andfast.ops.dense_block import dense_block, dense_block_reference
-from bench.passes import Program, compiled, settings
-from bench.timing import DEVICE, SMALL, clock, measure
-from bench.variants import COMPILED, Variant, check, network_variants, skip_unavailable
+from bench.passes import Program, bench_passes, end_to_end, settings
+from bench.timing import DEVICE, SMALL, clock
+from bench.variants import COMPILED, Variant, network_variants, skip_unavailable
 
 pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
 
@@ -42,10 +42,6 @@ def inputs(case: tuple[int, int, int, int]) -> tuple[list[Tensor], Tensor, Tenso
     return given, dy.to(DEVICE), y.detach(), end_to_end(grads)
 
 
-def end_to_end(grads: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([grad.double().flatten() for grad in grads])
-
-
 def program(given: list[Tensor], variant: Variant, frozen: bool) -> Program:
     plain = variant.name in ("eager", "torch.compile")
     function = dense_block_reference if plain else dense_block
@@ -74,28 +70,18 @@ def test_dense_block(benchmark, case, variant, passes):
     given, dy, exact, grads = inputs(case)
     images, size, features, growth = case
     frozen = passes == PASSES[0]
+    pixels = images * size**2
+    macs = 9 * pixels * (4 * features * growth + 6 * growth**2 + (features + 4 * growth) * features)
+    traffic = pixels * variant.dtype.itemsize * (2 * features + 8 * growth)
     with settings(variant):
-        made = program(given, variant, frozen)
-        grad = dy.to(variant.dtype)
-        if variant.channels_last:
-            grad = grad.contiguous(memory_format=torch.channels_last)
-        run = made.passes("forward+backward", grad)
-        if variant.name == "torch.compile":
-            benchmark.extra_info["compile_seconds"] = compiled(run)
-        y, *found = run()
-        check("result", y.detach(), exact, variant)
-        check("gradients", made.comparable(tuple(found)), grads[: exact.numel()] if frozen else grads, variant)
-        del y, found
-        pixels = images * size**2
-        macs = 9 * pixels * (4 * features * growth + 6 * growth**2 + (features + 4 * growth) * features)
-        traffic = pixels * variant.dtype.itemsize * (2 * features + 8 * growth)
-        measure(
+        bench_passes(
             benchmark,
-            run,
+            program(given, variant, frozen),
+            "forward+backward",
+            variant,
+            dy.contiguous(memory_format=variant.memory_format),
+            (exact, grads[: exact.numel()] if frozen else grads),
             group=f"dense block {images}x{size} {features}+4x{growth} {passes}",
-            variant=str(variant),
-            dtype=variant.dtype,
-            tf32=variant.tf32,
             flops=2 * macs * (2 if frozen else 3),
             moved=traffic * (2 if frozen else 3),
         )

@@ -1,7 +1,6 @@
-"""How many patches a second one process makes ready, by where the decoded images are kept.
+"""The number of patches a second that one process loads, by where the decoded images are kept.
 
-Everything is on the CPU, whatever the device. A time is that of one batch: random crops, flipped and turned, of as many
-images, each a piece of a photograph of its own.
+Everything is on the CPU. A time is that of one batch: random crops, flipped and turned, each of another image.
 """
 
 import os
@@ -19,15 +18,12 @@ from bench.timing import SMALL
 pytestmark = pytest.mark.benchmark(warmup=False)
 
 IMAGES, HEIGHT, WIDTH, PATCH = (4, 96, 128, 64) if SMALL else (36, 768, 1024, 256)
-# "from disk": as in the first epoch: not in the operating system's memory, and not checked yet.
+# "from disk": as in the first epoch, not in the operating system's memory, and not checked yet.
 KEPT = ("eager decoding", "in memory", "in the cache, from disk", "in the cache")
 
 
 def picture(photograph, random):
-    """A random piece of `photograph`, enlarged to the size: smooth here, rough there.
-
-    A trace of noise makes it as hard to decode as a camera's.
-    """
+    """A random piece of `photograph`, enlarged, with a little noise, so that it is as hard to decode as a camera's."""
     image = Image.fromarray(photograph)
     factor = max(HEIGHT / image.height, WIDTH / image.width) * random.uniform(1, 1.5)
     image = image.resize((int(image.width * factor) + 1, int(image.height * factor) + 1), Image.Resampling.BICUBIC)
@@ -51,7 +47,7 @@ def folder(request, tmp_path_factory):
 
 
 def forget(sources):
-    """Have the operating system forget the pixels of cached images, and the run that they were checked."""
+    """Remove cached images from the operating system's memory, and their mark that they were checked."""
     for source in sources:
         assert isinstance(source, CachedImage)
         source.states[:] = 0

@@ -1,10 +1,12 @@
-"""The Gaussian field of the noise injection, beside torch's own random numbers, which cannot be drawn again."""
+"""The Gaussian field of the noise injection, beside torch's random numbers, which cannot be reproduced later."""
+
+from functools import partial
 
 import pytest
 import torch
 
-from andfast.ops import use_backend
 from andfast.ops.noise import gaussian_field, gaussian_field_reference
+from bench.passes import settings
 from bench.timing import DEVICE, SMALL, clock, measure
 from bench.variants import Variant, backend_variants, check, skip_unavailable
 
@@ -20,17 +22,19 @@ def test_gaussian_field(benchmark, variant):
     skip_unavailable(variant)
     seed = torch.tensor(2**40 + 1, device=DEVICE)
     arguments = (seed, 3, IMAGES, (SIZE, SIZE))
-    details = {
-        "group": f"gaussian_field {IMAGES}x{SIZE}x{SIZE}",
-        "variant": str(variant),
-        "dtype": variant.dtype,
-        "moved": 4 * IMAGES * SIZE**2,
-        "rounds": 30,
-    }
-    if variant.name == "eager torch.randn":
-        torch.randn(IMAGES, 1, SIZE, SIZE, device=DEVICE)
-        measure(benchmark, lambda: torch.randn(IMAGES, 1, SIZE, SIZE, device=DEVICE), **details)
-        return
-    with use_backend(variant.name):
-        check("field", gaussian_field(*arguments), gaussian_field_reference(*arguments).double(), variant)
-        measure(benchmark, lambda: gaussian_field(*arguments), **details)
+    with settings(variant):
+        if variant.name == "eager torch.randn":
+            run = partial(torch.randn, IMAGES, 1, SIZE, SIZE, device=DEVICE)
+            run()
+        else:
+            run = partial(gaussian_field, *arguments)
+            check("field", run(), gaussian_field_reference(*arguments).double(), variant)
+        measure(
+            benchmark,
+            run,
+            group=f"gaussian_field {IMAGES}x{SIZE}x{SIZE}",
+            variant=str(variant),
+            dtype=variant.dtype,
+            moved=4 * IMAGES * SIZE**2,
+            rounds=30,
+        )

@@ -1,10 +1,13 @@
 """The projected step at the size of the paper's degradation network: about 420,000 parameters."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from andfast.ops import projected_step, projected_step_reference, use_backend
+from andfast.ops import projected_step, projected_step_reference
+from bench.passes import settings
 from bench.timing import DEVICE, SMALL, clock, measure
 from bench.variants import Variant, backend_variants, skip_unavailable
 
@@ -15,7 +18,7 @@ VARIANTS = [Variant("eager", torch.float32), *backend_variants("projected_step",
 
 
 def eager(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float) -> Tensor:
-    """The formula as one would write it without a thought for rounding; the reference computes in float64."""
+    """The formula without precautions against rounding errors; the reference computes in float64."""
     scaled = inv_scale * grad
     moved = delta + step_size * inv_scale * scaled / scaled.norm(dim=1, keepdim=True)
     free = inv_scale > 0
@@ -34,20 +37,17 @@ def test_projected_step(benchmark, variant, rows):
     inv_scale = torch.rand(COLUMNS, generator=generator) + 0.02
     inv_scale[::9] = 0
     arguments = (*(tensor.to(DEVICE) for tensor in (delta, grad, inv_scale)), 0.05, 0.1)
-    details = {
-        "group": f"projected_step {rows}x{COLUMNS}",
-        "variant": str(variant),
-        "dtype": variant.dtype,
-        # delta and grad are read, the result is written, inv_scale read once.
-        "moved": 4 * COLUMNS * (3 * rows + 1),
-        "rounds": 200,
-    }
-    # No speed of a wrong result.
     exact = projected_step_reference(*(tensor.double() for tensor in arguments[:3]), *arguments[3:]).float()
-    if variant.name == "eager":
-        torch.testing.assert_close(eager(*arguments), exact, rtol=1e-4, atol=1e-9)
-        measure(benchmark, lambda: eager(*arguments), **details)
-        return
-    with use_backend(variant.name):
-        torch.testing.assert_close(projected_step(*arguments), exact, rtol=2.4e-7, atol=1e-37)
-        measure(benchmark, lambda: projected_step(*arguments), **details)
+    rough = variant.name == "eager"
+    with settings(variant):
+        run = partial(eager if rough else projected_step, *arguments)
+        torch.testing.assert_close(run(), exact, rtol=1e-4 if rough else 2.4e-7, atol=1e-9 if rough else 1e-37)
+        measure(
+            benchmark,
+            run,
+            group=f"projected_step {rows}x{COLUMNS}",
+            variant=str(variant),
+            dtype=variant.dtype,
+            moved=4 * COLUMNS * (3 * rows + 1),  # delta and grad are read, the result is written, inv_scale read once
+            rounds=200,
+        )

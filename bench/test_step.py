@@ -1,7 +1,7 @@
-"""A whole training step of ANDNet: plain, against the exact adversary and against cheaper ones, beside plain PyTorch.
+"""A training step of ANDNet: plain, with the exact adversary and with cheaper ones, beside plain PyTorch.
 
-The baselines are in `bench.paper`: (a) as one would write it from the paper, (b) the same in the device's fast type,
-channels_last and compiled. All variants of a group train the same generator on the same images.
+The baselines are in `bench.paper`: (a) written from the paper, (b) the same in the fast type, channels_last and
+compiled. All variants of a group train the same generator on the same images.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ ALL = [
     Variant("paper compiled", PLAIN),
     Variant("paper compiled", EXACT_5),
 ]
-# What the other sizes are for: the overhead, and the gain over (a).
+# Other sizes show the overhead, and the gain over (a).
 FEW = [variant for variant in ALL if variant.method in (PLAIN, EXACT_5) and variant.who in ("andfast", "paper")]
 FEWER = [variant for variant in FEW if variant.networks == 1]
 
-# Cases, their variants and rounds. A CPU takes minutes for what a GPU does in seconds.
+# Cases, their variants and rounds.
 if SMALL:
     tiny = {"features": 8, "depth": 1, "channels": 8, "blocks": 2}
     PLAN = [(Case("rrdbnet", 2, 16, **tiny), ALL, 1), (Case("compact", 2, 16, **tiny), ALL, 1)]

@@ -1,7 +1,7 @@
-"""Upscaling an image with the same weights: spandrel in float32, as its users call it, and andfast, half types, too.
+"""Upscaling with the same weights: spandrel in float32, as its users call it, and andfast in float32 and a half type.
 
-Peak memory is what the process holds at most over what it held before, by the system's count: with what libraries take
-for themselves. spandrel runs first; andfast's result is compared with its.
+Peak memory is the process's by the system's count, which includes the libraries' own, minus that before the call.
+spandrel runs first; andfast's result is compared with its result.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ CASES = (
     if SMALL
     else [("RRDBNet-23 x4", 128, 2), ("RRDBNet-23 x4", 512, 1), ("Compact-16 x4", 512, 3)]
 )
-# The half type that the device is fast at, if any: on CPUs upscaling takes it where asked to.
+# The half type that the device is fast with, if any.
 HALF = dtype_name(choose_precision("auto", DEVICE, "degradation"))
 VARIANTS = tuple(dict.fromkeys(["spandrel float32", "andfast float32", f"andfast {HALF}"]))
-# How near to spandrel's a result is, in dB, for its time to be worth something. Half types: of random weights.
+# The least PSNR to spandrel's result, in dB; for half types with random weights.
 LEAST_PSNR = {"float32": 90, "bfloat16": 40, "float16": 50}
 
-# What spandrel gave, its median time and its processor's.
+# spandrel's results, median times and processor times.
 seen: dict[tuple[str, int], tuple[Tensor, float | None, float]] = {}
 
 
@@ -91,7 +91,7 @@ def test_upscale(benchmark, name, size, rounds, variant):
         run = partial(spandrel.ModelLoader(DEVICE).load_from_state_dict(state).eval(), lr)
     results: list[Tensor] = []
     peaks: list[int] = []
-    busy: list[float] = []  # of the processor: on a machine that others use, too, the time of a clock tells less
+    busy: list[float] = []  # processor time, which depends less on the machine's other work
 
     def once() -> None:
         begin = time.process_time()

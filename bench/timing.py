@@ -1,4 +1,4 @@
-"""How all benches measure: on the device's own clock, with a cold cache, next to what the device can do at most."""
+"""Measuring, for all benches: with the device's own clock, a cold cache, and beside the device's limits."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _started: list[torch.cuda.Event] = []
 
 
 def clock() -> float:
-    """Seconds, for pytest-benchmark's `timer`: the first call of a round begins it, the second ends it.
+    """Seconds, for pytest-benchmark's `timer`: called at the beginning and at the end of a round.
 
-    On a GPU by events in the stream, so that what the host does before the first kernel runs is hidden behind the
-    flush, as it would be behind other work.
+    On a GPU by events in the stream: the host's work before the first kernel is hidden behind the flush, as it would be
+    behind other work.
     """
     if DEVICE.type == "cpu":
         return time.perf_counter()
@@ -43,7 +43,7 @@ def _flush_buffer() -> torch.Tensor:
 
 
 def before_round() -> None:
-    """Empty the GPU's L2 cache; a CPU's caches are left as the operation before left them."""
+    """Empty the GPU's L2 cache; a CPU's caches are not emptied."""
     if DEVICE.type == "cuda":
         _started.clear()
         _flush_buffer().zero_()
@@ -61,16 +61,16 @@ def measure(
     rounds: int | None = None,
     tf32: bool = False,
 ) -> None:
-    """Time `function` and note in `extra_info` what belongs to the time.
+    """Time `function`, and record its memory and the device's limit in `extra_info`.
 
     Args:
         benchmark: pytest-benchmark's fixture, whose timer must be `clock`.
-        function: what to time; it has run once already. It is called before, too, to see what memory it takes.
-        group, variant: what is compared with what.
-        dtype: the type of the products, for the device's limit; `tf32` says that float32 is multiplied so.
-        flops: how many floating-point operations it takes at least.
-        moved: how many bytes must move at least.
-        rounds: how often; None for what long operations want.
+        function: has run once already; is called before the timing, too, to measure its memory.
+        group, variant: variants of a group are compared.
+        dtype: the type of the products, for the device's limit; with `tf32` float32 products are TF32.
+        flops: the least number of floating-point operations.
+        moved: the least number of bytes read and written.
+        rounds: None: few, for long operations.
     """
     on_gpu = DEVICE.type == "cuda"
     benchmark.group = group
@@ -96,7 +96,7 @@ def measure(
 
 @lru_cache
 def copy_rate() -> float:
-    """Bytes a second, read and written, of a large copy within the device's memory."""
+    """Bytes a second, read and written, of a large copy in the device's memory."""
     source = torch.empty(2**31, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.numel() / _median_seconds(lambda: target.copy_(source))
@@ -116,7 +116,7 @@ def matmul_rate(dtype: torch.dtype, tf32: bool = False) -> float:
 
 
 def _median_seconds(function: Callable[[], object]) -> float:
-    """The median of nine runs after two."""
+    """The median of nine runs after two for warming up."""
     times = []
     for _ in range(11):
         before_round()

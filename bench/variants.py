@@ -1,4 +1,4 @@
-"""Which implementations of an operation a bench can compare here, and whether they are right."""
+"""The implementations of an operation that a bench can compare here, and a check of their results."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from andfast.utils.devices import choose_precision
 from andfast.utils.formatting import dtype_name
 from bench.timing import DEVICE
 
-#: The largest relative error, in the 2-norm, of a result that is worth a time.
+#: The largest relative error, in the 2-norm, of a correct result.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An implementation, the type it computes in, and the memory format of images where the bench chooses it.
+    """An implementation, the type that it computes in, and the memory format of images.
 
-    `tf32`: float32 whose products are rounded to TF32.
+    `tf32`: float32 with products rounded to TF32.
     """
 
     name: str
@@ -44,30 +44,22 @@ class Variant:
 
 def backend_variants(operation: str, *dtypes: torch.dtype) -> list[Variant]:
     """The reference and then every other backend for this device, in the types of `dtypes` that it takes."""
-    found = []
-    for backend in ("reference", *(name for name in dispatch.BACKENDS if name != "reference")):
-        implementations = [
-            implementation
-            for name, implementation in dispatch.operations[operation].items()
-            if dispatch.IMPLEMENTATIONS[name] == backend
-        ]
-        for dtype in dtypes:
-            if any(implementation.takes(DEVICE, dtype) for implementation in implementations):
-                found.append(Variant(backend, dtype))
-    return found
+    implementations = dispatch.operations[operation].items()
+    return [
+        Variant(backend, dtype)
+        for backend in dict.fromkeys(("reference", *dispatch.BACKENDS))
+        for dtype in dtypes
+        if any(one.takes(DEVICE, dtype) for name, one in implementations if dispatch.IMPLEMENTATIONS[name] == backend)
+    ]
 
 
-#: The half type where this device is fast in one, else float32: on CPUs without AMX bfloat16 takes
-#: minutes, and nobody would use it.
+#: The half type if this device is fast with one, else float32: on CPUs without AMX bfloat16 takes minutes.
 FAST_TYPE = choose_precision("auto", DEVICE, "training")
 COMPILED = Variant("torch.compile", FAST_TYPE, channels_last=True)
 
 
 def network_variants(operation: str) -> list[Variant]:
-    """Plain PyTorch, as one would write it and at its best, and the backends of an operation.
-
-    In float32, and in the half type that this device is fast in, if it is.
-    """
+    """Plain PyTorch, simple and at its best, and the backends of an operation, in float32 and `FAST_TYPE`."""
     eager = [Variant("eager", torch.float32), Variant("eager", FAST_TYPE, channels_last=True)]
     if DEVICE.type == "cuda":  # PyTorch's default for float32 convolutions there
         eager.insert(1, Variant("eager", torch.float32, tf32=True))
@@ -81,7 +73,7 @@ def skip_unavailable(variant: Variant) -> None:
 
 
 def check(what: str, result: Tensor, exact: Tensor, variant: Variant) -> None:
-    """Fail where `result` is wrong: there is no speed of a wrong result."""
+    """Fail if `result` is wrong."""
     error = float((result.double() - exact).norm() / exact.norm())
     if not error < variant.tolerance:  # NaN, too
         pytest.fail(f"{variant}: the {what} has a relative error of {error:.2g}, over {variant.tolerance:g}")

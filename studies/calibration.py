@@ -1,24 +1,21 @@
 """Study the prior beside real cameras: `python -m studies.calibration --model FILE --data.hr DIR... --pairs DIR...`.
 
-What cameras do to an image, what each group of the degradation network's parameters does within a budget, and where the
-two meet. Writes all numbers to one JSON file, and the figures of docs/calibration.md; prints its tables. Reads the
-tuning part of the pairs alone.
+Measures how cameras degrade images, what each group of the degradation network's parameters does to them, and
+how the two overlap. Writes all numbers to a JSON file, and the figures of docs/calibration.md; prints its tables. Reads
+only the tuning part of the pairs.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
-import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,18 +23,20 @@ from andfast.attack import Lens
 from andfast.data.images import DataError
 from andfast.data.pairs import find_pairs, read_pair
 from andfast.data.tensors import to_tensor
-from andfast.evaluation import environment
 from andfast.losses import l1_objective
 from andfast.metrics import psnr
 from andfast.models import load_model
 from andfast.ops.blur_pool import blur_pool
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.training.images import Skipped, training_sources
+from andfast.utils import command_line
 from andfast.utils.charts import require_matplotlib
+from andfast.utils.command_line import as_path
 from andfast.utils.console import console
 from andfast.utils.files import write_text
 from andfast.utils.formatting import to_json
 from andfast.utils.memory import keep_freed_memory
+from bench.record import now, origin
 from studies import calibration_report
 from studies.camera_kernels import Kernel, KernelFit, inside, pooling_kernel
 from studies.measures import FREQUENCIES, Measures, measure
@@ -46,7 +45,7 @@ from studies.testsets import camera_of, split_pairs
 
 SCALE = 4
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-#: What adversaries and cameras are compared by. The budget sets the PSNR itself, and in part the residual's size.
+#: The measures that adversaries and cameras are compared by. (PSNR itself is set by the budget.)
 COMPARED = (
     "dc_share",
     "gain",
@@ -60,42 +59,31 @@ COMPARED = (
     "flat_noise",
 )
 DEFAULT = Mixture("default")
-#: What configs/andnet_compact_x4.yaml weighs them by: noise twice as cheap as by default.
+#: The scale factors of configs/andnet_compact_x4.yaml: noise is twice as cheap as by default.
 TRAINED = Mixture("trained", ScaleFactors(noise=0.5))
-#: The ranges of budgets that the mixtures are trained with; the second one of `TRAINED` accounts for what the lens
-#: itself costs.
+#: The ranges of budgets that the mixtures are trained with; the second one of `TRAINED` is for use behind the lens.
 RANGES = {"default": [(22.0, 36.0)], "trained": [(24.0, 40.0), (34.0, 50.0)]}
 LENS = Lens()
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> ArgumentParser:
     """The command line of `python -m studies.calibration`."""
-    parser = argparse.ArgumentParser(prog="python -m studies.calibration", description=__doc__.split("\n\n")[0])
+    parser = command_line.make_parser("studies.calibration", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--model", required=True, metavar="FILE", help="the x4 generator that the adversary attacks")
-    add("--data.hr", dest="hr", nargs="+", required=True, metavar="DIR", help="photographs that are degraded")
+    add("--data.hr", nargs="+", required=True, metavar="DIR", help="photographs that are degraded")
     add("--pairs", nargs="+", required=True, metavar="DIR", help="camera-captured x4 pairs, HR/ and LR/ in each")
-    add("--output", type=Path, required=True, metavar="FILE", help="the JSON file")
-    add("--figures", type=Path, required=True, metavar="DIR", help="where the figures are written")
+    add("--output", type=as_path, required=True, metavar="FILE", help="the JSON file")
+    add("--figures", type=as_path, required=True, metavar="DIR", help="where the figures are written")
     add("--images", type=int, default=16, help="crops that are degraded; a multiple of --batch")
     add("--batch", type=int, default=4, help="crops an attack")
     add("--size", type=int, default=128, help="height and width of the HR crops, of cameras and prior alike")
     add("--at_most", type=int, default=None, metavar="N", help="pairs to read of each folder's tuning part; none: all")
     add("--budgets", type=float, nargs="+", default=[24.0, 28.0, 32.0, 36.0], help="LR-PSNR in dB")
     add("--middle", type=float, default=28.0, help="the budget at which everything else is compared")
-    add(
-        "--channels",
-        type=int,
-        nargs=2,
-        default=[16, 64],
-        help="width of F: the narrow one, and the one compared with it",
-    )
+    add("--channels", type=int, nargs=2, default=[16, 64], help="of the narrow F and of the wide one")
     add("--seed", type=int, default=0)
-    add(
-        "--quick",
-        action="store_true",
-        help="2 crops of 64, the middle budget, 2 pairs a folder, F of 6 and 12 channels: seconds",
-    )
+    add("--quick", action="store_true", help="2 crops of 64, one budget, 2 pairs a folder, 6 and 12 channels: seconds")
     return parser
 
 
@@ -120,34 +108,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         generator = load_model(options.model).eval().requires_grad_(False)
         if generator.scale != SCALE:
             raise ValueError(f"{options.model}: a model for x{generator.scale}; the study is about x{SCALE}")
-        hr = photographs(options.hr, options.images, options.size)
+        hr = photographs(options.data.hr, options.images, options.size)
         taken = camera_images(options.pairs, options.at_most)
     except (ValueError, OSError) as error:  # among them ChartError, DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
-    commit = environment.commit()  # now: the files may change while the study runs
+    made = origin("studies.calibration", arguments)  # now: the commit may change while the study runs
     samples = {camera: camera_crops(pairs, options.size) for camera, pairs in taken.items()}
     ranges = common_ranges(samples)
-    work = cases(
-        [*GROUPS, DEFAULT, TRAINED],
-        options.budgets,
-        options.middle,
-        RANGES,
-        [options.size // 2],
-        options.channels,
-        LENS,
-        TRAINED,
-    )
+    mixtures, smaller = [*GROUPS, DEFAULT, TRAINED], [options.size // 2]
+    work = cases(mixtures, options.budgets, options.middle, RANGES, smaller, options.channels, LENS, TRAINED)
     objective = l1_objective(generator)
     prior = []
     for case in tqdm(work, unit="case", dynamic_ncols=True, disable=None):
         found = run(case, hr, objective, options.batch, options.seed)
         prior.append(describe(case) | findings(found) | {"inside": share_inside(found.measures, ranges)})
     record = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit,
-        "command": shlex.join(["python", "-m", "studies.calibration", *map(_last_name, arguments)]),
-        "machine": environment.machine(),
+        **made,
+        "date": now(),
         "settings": {name: getattr(options, name) for name in ("images", "batch", "size", "budgets", "middle", "seed")},
         "quantiles": QUANTILES,
         "frequencies": FREQUENCIES,
@@ -165,22 +143,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def photographs(folders: Sequence[str], count: int, size: int) -> Tensor:
-    """The middles, (count, 3, size, size), of images spread evenly over the folders.
+    """Crops of the middles, (count, 3, size, size), of images spread evenly over the folders.
 
     Raises:
-        DataError: there are too few that are large enough.
+        DataError: too few images are large enough.
     """
     sources = training_sources(folders, size, Skipped())
     if len(sources) < count:
         raise DataError(f"{', '.join(folders)}: {len(sources)} images of at least {size} x {size}; {count} are needed")
-    chosen = [sources[index * len(sources) // count].read() for index in range(count)]
-    corners = [((image.shape[0] - size) // 2, (image.shape[1] - size) // 2) for image in chosen]
-    crops = [image[y : y + size, x : x + size] for image, (y, x) in zip(chosen, corners, strict=True)]
-    return torch.cat([to_tensor(crop) for crop in crops])
+    crops = []
+    for index in range(count):
+        image = sources[index * len(sources) // count].read()
+        y, x = ((side - size) // 2 for side in image.shape[:2])
+        crops.append(to_tensor(image[y : y + size, x : x + size]))
+    return torch.cat(crops)
 
 
 def camera_images(folders: Sequence[str], at_most: int | None) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """(HR, LR) of the tuning pairs, or of the first `at_most` of each folder, by camera.
+    """(HR, LR) of the tuning pairs, `at_most` of each folder, by camera.
 
     Raises:
         DataError: a folder does not hold pairs.
@@ -195,10 +175,7 @@ def camera_images(folders: Sequence[str], at_most: int | None) -> dict[str, list
 
 
 def camera_crops(pairs: Sequence[tuple[Tensor, Tensor]], size: int) -> list[Measures]:
-    """Measures of all crops of `size` side by side that have any contrast: as much of an image as the prior is given.
-
-    A crop that is one flat colour has no kernel.
-    """
+    """Measures of all crops of `size` side by side, but for those of a single colour, which have no kernel."""
     found, low = [], size // SCALE
     for hr, lr in pairs:
         for y in range(0, lr.shape[1] - low + 1, low):
@@ -212,7 +189,7 @@ def camera_crops(pairs: Sequence[tuple[Tensor, Tensor]], size: int) -> list[Meas
 def camera_record(
     pairs: Sequence[tuple[Tensor, Tensor]], crops: Sequence[Measures], photographs: Tensor
 ) -> dict[str, Any]:
-    """What one camera does: whole images, crops, its kernel, and how far that kernel takes sharp photographs."""
+    """A camera's measures of whole images and of crops, its kernel, and that kernel's effect on sharp photographs."""
     fit = KernelFit(SCALE)
     for hr, lr in pairs:
         fit.add(hr, lr)
@@ -242,7 +219,7 @@ def kernel_record(kernel: Kernel) -> dict[str, Any]:
 
 
 def common_ranges(samples: dict[str, list[Measures]]) -> dict[str, list[float]]:
-    """From 10 to 90% of what all cameras do, each camera counting alike."""
+    """The 10 and 90% quantiles of all cameras' crops by measure; each camera has the same weight."""
     weights = np.concatenate([np.full(len(crops), 1 / len(crops)) for crops in samples.values()])
     ranges = {}
     for name in COMPARED:
@@ -254,7 +231,7 @@ def common_ranges(samples: dict[str, list[Measures]]) -> dict[str, list[float]]:
 
 
 def share_inside(measures: Sequence[Measures], ranges: dict[str, list[float]]) -> dict[str, float]:
-    """By measure, the share of samples within the cameras' range."""
+    """The share of samples within the cameras' range, by measure."""
     return {
         name: float(np.mean([low <= getattr(each, name) <= high for each in measures]))
         for name, (low, high) in ranges.items()
@@ -262,7 +239,7 @@ def share_inside(measures: Sequence[Measures], ranges: dict[str, list[float]]) -
 
 
 def statistics(measures: Sequence[Measures]) -> dict[str, list[float]]:
-    """By measure, its `QUANTILES`; of those with several values, each one's median."""
+    """`QUANTILES` by measure; of measures with several values, the median of each."""
     found = {}
     for name in Measures.__dataclass_fields__:
         values = np.array([getattr(each, name) for each in measures])
@@ -285,18 +262,13 @@ def describe(case: Case) -> dict[str, Any]:
 
 
 def findings(found: PriorResult) -> dict[str, Any]:
-    """Means and medians of a case. The identity has neither distance nor shares."""
+    """Means and medians of a case; the identity has no distance and no shares."""
     return {
         "loss_ratio": float(np.mean(found.loss_ratio)),
         "distance": float(np.median(found.distance)) if found.distance else 0.0,
         "shares": {group: float(np.median(values)) for group, values in found.shares.items() if values},
         "measures": statistics(found.measures),
     }
-
-
-def _last_name(argument: str) -> str:
-    """A path's last name: folders of this machine do not belong in the record."""
-    return Path(argument).name if "/" in argument else argument
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from andfast.utils.charts import COLOURS, FAINT, GRAY, INK, PALE, ChartError, new_figure, plain_axes, save_figure
+from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 from andfast.utils.formatting import markdown_table
 
@@ -32,14 +31,15 @@ _TITLES = {
     "gradient_correlation": "gradient\ncorrelation",
     "flat_noise": "flat noise",
 }
+_SPREAD = ("response_half", "response_full", "neighbour_correlation", "colour_correlation", "residual_psnr")
 
 
 @console()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables of a result file, and draw its figures."""
-    parser = argparse.ArgumentParser(prog="python -m studies.calibration_report", description=__doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="what studies.calibration wrote")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="where to write the figures; none: not drawn")
+    """Print the tables of a result file, and draw its figures; returns the exit status."""
+    parser = make_parser("studies.calibration_report", description=__doc__)
+    parser.add_argument("file", type=as_path, metavar="FILE", help="written by studies.calibration")
+    parser.add_argument("--figures", type=as_path, metavar="DIR", help="write the figures there")
     options = parser.parse_args(arguments)
     record = json.loads(options.file.read_text(encoding="utf-8"))
     print("\n\n".join(f"<!-- {name} -->\n{table(record)}" for name, table in TABLES.items()))
@@ -54,89 +54,86 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def cameras(record: Record) -> str:
-    """Whole images: the cameras beside each other."""
+    """Whole images, by camera."""
     found = record["cameras"]
-    rows = {
-        "pairs": lambda camera: str(camera["images"]),
-        "PSNR to the clean LR image, dB": _spread("whole", "psnr", 1),
-        "the same to bicubic LR": _spread("whole", "psnr_bicubic", 1),
-        "DC share of the difference": _spread("whole", "dc_share", 3),
-        "kernel: gain": lambda camera: f"{camera['kernel']['gain']:.3f}",
-        "kernel: offset": lambda camera: f"{camera['kernel']['offset']:.3f}",
-        "kernel: shift x, y, HR pixels": lambda camera: ", ".join(
-            f"{value:.2f}" for value in camera["kernel"]["shift"]
-        ),
-        "kernel: width x, y, HR pixels": lambda camera: ", ".join(
-            f"{value:.2f}" for value in camera["kernel"]["width"]
-        ),
-        "kernel: response at half of Nyquist": lambda camera: f"{camera['kernel']['response'][4]:.2f}",
-        "kernel: response at Nyquist": lambda camera: f"{camera['kernel']['response'][8]:.2f}",
-        "the kernel on sharp photographs, dB": lambda camera: _quantiles(camera["kernel_on_photographs"], 1),
-        "residual PSNR, own kernels, dB": _spread("whole", "residual_psnr", 1),
-        "residual: tone share": _spread("whole", "tone_share", 2),
-        "residual: correlation of neighbours": _spread("whole", "neighbour_correlation", 2),
-        "residual: correlation of colours": _spread("whole", "colour_correlation", 2),
-        "residual: size with level": _spread("whole", "level_correlation", 2),
-        "residual: size with gradient": _spread("whole", "gradient_correlation", 2),
-        "residual: in flat parts, of 255": _spread("whole", "flat_noise", 1),
+    measures = {
+        "PSNR to the clean LR image, dB": ("psnr", 1),
+        "the same to bicubic LR": ("psnr_bicubic", 1),
+        "DC share of the difference": ("dc_share", 3),
     }
-    return markdown_table(
-        ["", *found], [[name, *(cell(camera) for camera in found.values())] for name, cell in rows.items()]
-    )
+    of_residual = {
+        "residual PSNR, own kernels, dB": ("residual_psnr", 1),
+        "residual: tone share": ("tone_share", 2),
+        "residual: correlation of neighbours": ("neighbour_correlation", 2),
+        "residual: correlation of colours": ("colour_correlation", 2),
+        "residual: size with level": ("level_correlation", 2),
+        "residual: size with gradient": ("gradient_correlation", 2),
+        "residual: in flat parts, of 255": ("flat_noise", 1),
+    }
+    kernels = {name: camera["kernel"] for name, camera in found.items()}
+    rows = [["pairs", *(camera["images"] for camera in found.values())], *_whole(found, measures)]
+    for key in ("gain", "offset"):
+        rows.append([f"kernel: {key}", *(f"{kernel[key]:.3f}" for kernel in kernels.values())])
+    for key in ("shift", "width"):
+        pairs = [", ".join(f"{value:.2f}" for value in kernel[key]) for kernel in kernels.values()]
+        rows.append([f"kernel: {key} x, y, HR pixels", *pairs])
+    for name, index in (("half of Nyquist", 4), ("Nyquist", 8)):
+        rows.append(
+            [f"kernel: response at {name}", *(f"{kernel['response'][index]:.2f}" for kernel in kernels.values())]
+        )
+    on_sharp = [_quantiles(camera["kernel_on_photographs"], 1) for camera in found.values()]
+    rows += [["the kernel on sharp photographs, dB", *on_sharp], *_whole(found, of_residual)]
+    return markdown_table(["", *found], rows)
+
+
+def _whole(found: Record, measures: dict[str, tuple[str, int]]) -> list[list[str]]:
+    return [
+        [title, *(_quantiles(camera["whole"][name], digits) for camera in found.values())]
+        for title, (name, digits) in measures.items()
+    ]
 
 
 def overlap(record: Record) -> str:
     """Crops: medians of all measures by source, and the share inside the cameras' range."""
-    names = ["psnr", *record["ranges"]]
-    head = ["", "PSNR", *(_TITLES[name].replace("\n", " ") for name in record["ranges"]), "in range", "loss"]
-    low, high = (["-", *(f"{edges[side]:.2f}" for edges in record["ranges"].values()), "", ""] for side in (0, 1))
-    rows = [["cameras: 10%", *low], ["cameras: 90%", *high]]
-    for name, camera in record["cameras"].items():
-        rows.append([name, *_medians(camera, names), _percent(camera), ""])
-    for name, row in compared(record):
-        rows.append([name, *_medians(row, names), _percent(row), f"{row['loss_ratio']:.2f}x"])
-    return markdown_table(head, rows)
+    names, edges = ["psnr", *record["ranges"]], record["ranges"].values()
+    rows = [
+        [f"cameras: {percent}%", "-", *(f"{each[side]:.2f}" for each in edges), "", ""]
+        for side, percent in enumerate((10, 90))
+    ]
+    rows += [[name, *_medians(camera, names), _percent(camera), ""] for name, camera in record["cameras"].items()]
+    rows += [[name, *_medians(row, names), _percent(row), _loss(row)] for name, row in compared(record)]
+    return markdown_table(["", "PSNR", *_titles(record["ranges"]), "in range", "loss"], rows)
 
 
 def budgets(record: Record) -> str:
-    """What each group does as the budget grows: N = 1, the narrow F."""
+    """The effect of each group by budget: N = 1, the narrow F."""
     levels = record["settings"]["budgets"]
-    head = ["", *(f"{level:g} dB" for level in levels)]
     rows = []
     for name in _mixtures(record):
         cells = [_find(record, name, lr_psnr=[level, level]) for level in levels]
-        texts = [
-            f"{row['loss_ratio']:.2f}x, {_median(row, 'response_half'):.2f}, {_median(row, 'dc_share'):.2f}, "
-            f"{row['distance']:.2g}"
+        rows.append([name])
+        rows[-1] += [
+            f"{_loss(row)}, {_median(row, 'response_half'):.2f}, {_median(row, 'dc_share'):.2f}, {row['distance']:.2g}"
             for row in cells
         ]
-        rows.append([name, *texts])
-    return markdown_table(head, rows)
+    return markdown_table(["", *(f"{level:g} dB" for level in levels)], rows)
 
 
 def widths(record: Record) -> str:
     """The narrow F beside the wide one, at the middle budget."""
-    names = ("response_half", "response_full", "neighbour_correlation", "colour_correlation", "residual_psnr")
-    head = [
-        " / ".join(map(str, _channels(record))) + " channels",
-        *(_TITLES[name].replace("\n", " ") for name in names),
-        "loss",
-        "distance",
-        "in range",
-    ]
     rows = []
     for method in ("pgd", "random"):
         for name in _mixtures(record):
             pair = [_find(record, name, method=method, channels=channels) for channels in _channels(record)]
-            cells = [" / ".join(f"{_median(row, key):.2f}" for row in pair) for key in names]
-            cells += [" / ".join(f"{row['loss_ratio']:.2f}x" for row in pair)]
-            cells += [" / ".join(f"{row['distance']:.2g}" for row in pair), " / ".join(_percent(row) for row in pair)]
-            rows.append([f"{name}, random" if method == "random" else name, *cells])
-    return markdown_table(head, rows)
+            cells = [[f"{_median(row, key):.2f}" for row in pair] for key in _SPREAD]
+            cells += [[_loss(row) for row in pair], [f"{row['distance']:.2g}" for row in pair], map(_percent, pair)]
+            rows.append([f"{name}, random" if method == "random" else name, *map(" / ".join, cells)])
+    head = " / ".join(map(str, _channels(record))) + " channels"
+    return markdown_table([head, *_titles(_SPREAD), "loss", "distance", "in range"], rows)
 
 
 def shares(record: Record) -> str:
-    """What each group makes of the squared difference when it acts alone."""
+    """The squared difference that each group causes alone, relative to the whole."""
     groups = list(record["prior"][0]["shares"])
     rows = [
         [label, *(f"{row['shares'][group]:.2f}" for group in groups)]
@@ -147,23 +144,22 @@ def shares(record: Record) -> str:
 
 
 def behind(record: Record) -> str:
-    """The lens, the adversary behind it, and the same adversary without it: how far each one's crops spread."""
-    names = ("response_half", "response_full", "neighbour_correlation", "colour_correlation", "residual_psnr")
+    """The lens, the adversary behind it, and the same adversary without it: the spread over crops."""
     rows = [(name, camera, "") for name, camera in record["cameras"].items()]
     rows += [
-        (label, row, f"{row['loss_ratio']:.2f}x")
+        (label, row, _loss(row))
         for label, row in compared(record)
         if row["lens"] is not None or (row["name"] == "trained" and row["method"] == "pgd" and row["size"] is None)
     ]
     cells = [
-        [label, *(_quantiles(row["measures"][name], 2) for name in names), _percent(row), loss]
+        [label, *(_quantiles(row["measures"][name], 2) for name in _SPREAD), _percent(row), loss]
         for label, row, loss in rows
     ]
-    return markdown_table(["", *(_TITLES[name].replace("\n", " ") for name in names), "in range", "loss"], cells)
+    return markdown_table(["", *_titles(_SPREAD), "in range", "loss"], cells)
 
 
 def compared(record: Record) -> list[tuple[str, Record]]:
-    """The rows of the overlap, with their labels: the narrow F at the middle budget, at those trained with, at none."""
+    """The rows of `overlap` and their labels: the narrow F, the middle budget, the ranges of training, or no budget."""
     middle, narrow = record["settings"]["middle"], _channels(record)[0]
     return [
         (_label(row), row)
@@ -193,7 +189,9 @@ def spectra(record: Record) -> Figure:
 
     middle = f"{record['settings']['middle']:g} dB"
     rows = dict(compared(record))
-    sources = [(name, colour, "-", camera) for (name, camera), colour in zip(_cameras(record), CAMERAS, strict=False)]
+    sources = [
+        (name, colour, "-", camera) for (name, camera), colour in zip(record["cameras"].items(), CAMERAS, strict=False)
+    ]
     sources += [
         (name, COLOURS[index], "--", rows[name]) for name, index in (("conv AC, N = 1", 1), ("noise map, N = 1", 4))
     ]
@@ -224,8 +222,10 @@ def spectra(record: Record) -> Figure:
 
 
 def ranges(record: Record) -> Figure:
-    """Draw the quantiles of all compared measures, a line a source; random directions are in the table only."""
-    sources = [(name, colour, camera) for (name, camera), colour in zip(_cameras(record), CAMERAS, strict=False)]
+    """Draw the quantiles of all compared measures, a line for each source but random directions."""
+    sources = [
+        (name, colour, camera) for (name, camera), colour in zip(record["cameras"].items(), CAMERAS, strict=False)
+    ]
     sources += [
         (label, OWN if row["lens"] else TRAINED if row["name"] == "trained" else GRAY, row)
         for label, row in compared(record)
@@ -285,26 +285,12 @@ def _channels(record: Record) -> list[int]:
     return sorted({row["channels"] for row in record["prior"]})
 
 
-def _cameras(record: Record) -> list[tuple[str, Record]]:
-    return list(record["cameras"].items())
-
-
 def _find(record: Record, name: str, **wanted: Any) -> Record:
-    """The row of a mixture without a lens: exact PGD, N = 1, the narrow F, the middle budget, or as asked."""
+    """The row of a mixture: exact PGD, N = 1, the narrow F, the middle budget and no lens, unless `wanted` differs."""
     middle = record["settings"]["middle"]
-    wanted = {
-        "method": "pgd",
-        "channels": _channels(record)[0],
-        "per_image": False,
-        "lr_psnr": [middle, middle],
-        "size": None,
-        "lens": None,
-    } | wanted
-    (row,) = (
-        row
-        for row in record["prior"]
-        if row["name"] == name and all(row[key] == value for key, value in wanted.items())
-    )
+    plain = {"method": "pgd", "channels": _channels(record)[0], "per_image": False, "lr_psnr": [middle, middle]}
+    wanted = plain | {"name": name, "size": None, "lens": None} | wanted
+    (row,) = (row for row in record["prior"] if wanted.items() <= row.items())
     return row
 
 
@@ -322,8 +308,12 @@ def _percent(row: Record) -> str:
     return f"{100 * sum(inside) / len(inside):.0f}%"
 
 
-def _spread(group: str, name: str, digits: int) -> Callable[[Record], str]:
-    return lambda camera: _quantiles(camera[group][name], digits)
+def _titles(names: Sequence[str]) -> list[str]:
+    return [_TITLES[name].replace("\n", " ") for name in names]
+
+
+def _loss(row: Record) -> str:
+    return f"{row['loss_ratio']:.2f}x"
 
 
 def _quantiles(values: Sequence[float], digits: int) -> str:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from andfast.ops.blur_pool import pooling_taps
 
-# HR pixels on each side of the `scale` ones under an LR pixel. 16 x 16 taps at scale 4: enough for the dark rims that
+# HR pixels on each side of the `scale` ones under an LR pixel. 16 x 16 taps at scale 4 include the dark rims that
 # cameras' sharpening leaves.
 MARGIN = 6
-# In units of the windows' mean variance. Cameras' HR images have nearly no power at the highest frequencies: what they
-# cannot tell stays as the pooling has it, instead of fitting noise. Much smaller ones explain the images that they were
-# fitted to as well, but others worse.
+# In units of the windows' mean variance. Cameras' HR images have nearly no power at the highest frequencies, where the
+# kernel stays that of the pooling instead of fitting noise. Much smaller values do not explain other images as well.
 RIDGE = 0.03
 
 
@@ -25,8 +24,8 @@ class Kernel:
     """LR = sum of taps x HR + offset, for every LR pixel and colour.
 
     Attributes:
-        taps: (k, k) float64, k = scale + 2 * margin, in the middle of which the LR pixel lies.
-        offset: what is added, in [0, 1]'s units.
+        taps: (k, k) float64, k = scale + 2 * margin, centred on the LR pixel.
+        offset: for values in [0, 1].
         scale: HR pixels an LR pixel.
     """
 
@@ -45,7 +44,7 @@ class Kernel:
 
     @property
     def profile(self) -> Tensor:
-        """(k,): the kernel of gain one, summed over one axis, the mean of both axes."""
+        """(k,): the kernel with gain one, summed over one axis, the mean of both axes."""
         return (self.taps.sum(0) + self.taps.sum(1)) / (2 * self.gain)
 
     @property
@@ -58,8 +57,8 @@ class Kernel:
     def width(self) -> tuple[float, float]:
         """Standard deviation (x, y) in HR pixels: the root of the second moment about the centre of mass.
 
-        Negative lobes count negatively: a kernel that sharpens is narrow. Where they outweigh the rest, minus the root
-        of the moment's size.
+        Negative lobes count negatively: a kernel that sharpens is narrow. If the moment is negative, minus the root of
+        its absolute value.
         """
         place = self._places()
         moments = []
@@ -69,14 +68,14 @@ class Kernel:
         return moments[0], moments[1]
 
     def response(self, nyquist: float) -> float:
-        """Its contrast for stripes of a frequency in units of the LR image's Nyquist, of upright and lying ones."""
+        """The contrast of stripes of this frequency, in units of the LR image's Nyquist; the mean of both axes."""
         phase = torch.pi * nyquist / self.scale * self._places().to(torch.complex128)
         waves = torch.exp(1j * phase)
         axes = [(self.taps.sum(axis).to(waves) @ waves).abs().item() for axis in (0, 1)]
         return sum(axes) / 2 / self.gain
 
     def __call__(self, hr: Tensor) -> Tensor:
-        """(C, H, W) float64 -> (C, h, w): the LR pixels whose taps are inside the image (`inside` of an LR image)."""
+        """(C, H, W) float64 -> (C, h, w): the LR pixels that `inside` keeps."""
         windows = _windows(hr, self.scale, self.margin)
         height, width = (size // self.scale - 2 * skipped(self.scale, self.margin) for size in hr.shape[1:])
         return (windows @ self.taps.flatten() + self.offset).view(len(hr), height, width)
@@ -87,14 +86,14 @@ class Kernel:
 
 
 def pooling_kernel(scale: int, margin: int = MARGIN) -> Kernel:
-    """The kernel of `blur_pool`: that of the clean LR image."""
+    """The kernel of `blur_pool`, which makes the clean LR image."""
     taps = torch.zeros(scale + 2 * margin, dtype=torch.float64)
     taps[margin - 1 : margin + scale + 1] = torch.tensor(pooling_taps(scale), dtype=torch.float64)
     return Kernel(torch.outer(taps, taps), 0.0, scale)
 
 
 def skipped(scale: int, margin: int = MARGIN) -> int:
-    """LR pixels at each border whose taps would reach out of the image."""
+    """The number of LR pixels at each border whose taps are partly outside the image."""
     return -(-margin // scale)
 
 
@@ -105,7 +104,7 @@ def inside(lr: Tensor, scale: int, margin: int = MARGIN) -> Tensor:
 
 
 class KernelFit:
-    """Regularised least squares for the kernel of one pair, or of several that share it.
+    """Regularised least squares for the kernel of one pair, or of several pairs.
 
     Args:
         scale: HR pixels an LR pixel.
@@ -120,10 +119,10 @@ class KernelFit:
         self.right = torch.zeros(size, dtype=torch.float64)
 
     def add(self, hr: Tensor, lr: Tensor) -> None:
-        """Take in a pair: (3, H, W) and (3, H/scale, W/scale) in [0, 1].
+        """Add a pair: (3, H, W) and (3, H/scale, W/scale) in [0, 1].
 
         Raises:
-            ValueError: the sizes do not fit, or leave no LR pixel whose taps are inside the image.
+            ValueError: the sizes do not fit, or the images are too small.
         """
         if lr.shape[0] != hr.shape[0] or tuple(hr.shape[1:]) != tuple(self.scale * size for size in lr.shape[1:]):
             raise ValueError(f"HR {tuple(hr.shape)} is not {self.scale} times LR {tuple(lr.shape)}")

@@ -1,4 +1,4 @@
-"""A model card from a record of `studies.ship`: everything that changes with the model comes from the record."""
+"""Make a model card from a record of `studies.ship`, which has everything that differs between models."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def model_card(record: dict[str, Any]) -> str:
 def _head(record: dict[str, Any]) -> str:
     model, name, scale = record["model"], record["name"], record["model"]["scale"]
     generator = record["runs"]["adversarial"]["config"]["generator"]
-    trial = "\n\n**This is a trial in small of how the model is made; it is good for nothing else.**"
+    trial = "\n\n**This is only a small trial of how the model is made; the model is useless.**"
     return f"""# {name}
 
 Blind super-resolution by a factor of {scale}: {_GENERATORS[generator["name"]]} with {model["parameters"]:,} \
-parameters ({model["bytes"] / 2**10:,.0f} KiB), trained against an adversary that searches for the degradation it \
-restores worst, after *AND: Adversarial Neural Degradation for Learning Blind Image Super-Resolution* (Luo, Wu, Guo; \
-NeurIPS 2023).{trial if record["quick"] else ""}
+parameters ({model["bytes"] / 2**10:,.0f} KiB), trained against an adversary that searches for the degradation that \
+the model restores worst, after *AND: Adversarial Neural Degradation for Learning Blind Image Super-Resolution* \
+(Luo, Wu, Guo; NeurIPS 2023).{trial if record["quick"] else ""}
 
 ```bash
 python -m andfast.upscale photo.jpg --output upscaled --model {name}
@@ -39,31 +39,23 @@ python -m andfast.upscale photo.jpg --output upscaled --model {name}
 model = andfast.load_pretrained("{name}")  # (B, 3, H, W) in [0, 1] -> (B, 3, {scale} * H, {scale} * W)
 ```
 
-spandrel, chaiNNer and ComfyUI load `{model["file"]}` as it is."""
+spandrel, chaiNNer and ComfyUI can load `{model["file"]}`."""
 
 
 def _results(record: dict[str, Any]) -> str:
-    lines = record["evaluation"]["table"]
-    psnr = [
-        [
-            line["test"],
-            line["images"],
-            *(f"{line['psnr_y'][row]:.2f}" for row in ("bicubic", "classical")),
-            f"**{line['psnr_y']['adversarial']:.2f}**",
-            *(_interval(line["psnr_y_gain"][row]) for row in ("bicubic", "classical")),
-        ]
-        for line in lines
-    ]
-    ssim = [
-        [line["test"], *(f"{line['ssim_y'][row]:.4f}" for row in ("bicubic", "classical", "adversarial"))]
-        for line in lines
-    ]
+    psnr, ssim = [], []
+    for line in record["evaluation"]["table"]:
+        cells = [f"{line['psnr_y'][row]:.2f}" for row in _BASELINES] + [f"**{line['psnr_y']['adversarial']:.2f}**"]
+        psnr.append(
+            [line["test"], line["images"], *cells, *(_interval(line["psnr_y_gain"][row]) for row in _BASELINES)]
+        )
+        ssim.append([line["test"], *(f"{line['ssim_y'][row]:.4f}" for row in (*_BASELINES, "adversarial"))])
     names = ["bicubic interpolation", "classical twin", "this model"]
-    return f"""## What it reaches
+    return f"""## Results
 
-PSNR on Y in dB, {record["model"]["scale"]} pixels of border cut. The classical twin is the same network with the same \
-HR patches and as many updates, but trained on bicubic LR images alone (`--attack.method none`). Gains are means over \
-the images, with 95% intervals of the differences, paired by image.
+PSNR on Y in dB, without a border of {record["model"]["scale"]} pixels. The classical twin is the same network, \
+trained with the same HR patches and number of updates, but only on bicubic LR images (`--attack.method none`). Gains \
+are means over the images, with 95% confidence intervals of the differences, paired by image.
 
 {markdown_table(["", "images", *names, "gain over bicubic", "gain over the twin"], psnr)}
 
@@ -71,10 +63,10 @@ SSIM on Y:
 
 {markdown_table(["", *names], ssim)}
 
-*Real pairs* were taken by a camera at both sizes; these are every second one by name, the part on which nothing was \
-tuned or trained. *Photographs* are from the same collections as those trained on, but held out; they were made small \
-by bicubic downsampling (clean) or by a simulated camera (sigma of the blur in HR pixels, sigma of the noise in 8-bit \
-units, JPEG quality), which no training used."""
+*Real pairs* were taken by a camera at both sizes; these are every second pair by name, which were used neither to \
+choose settings nor to train. *Photographs* are from the same collections as the training images, but held out. Their \
+LR images were made by bicubic downsampling (clean) or by a simulated camera (sigma of the blur in HR pixels, sigma of \
+the noise in 8-bit units, JPEG quality), which was not used in training."""
 
 
 def _training(record: dict[str, Any]) -> str:
@@ -87,40 +79,43 @@ def _training(record: dict[str, Any]) -> str:
     # Older records have the setting's older name.
     budget = attack["lr_psnr"] if "lr_psnr" in attack else attack["psnr_range"]
     mix, soften = attack["mix"], run["config"]["data"]["soften"]
-    within = "without a limit in dB" if budget is None else f"to {budget[0]:g} to {budget[1]:g} dB from it at most"
-    driven = "every LR image"
+    within = (
+        "without a budget" if budget is None else f"with budgets (LR PSNR to it) of {budget[0]:g} to {budget[1]:g} dB"
+    )
+    attacked = "every LR image"
     if mix["share"]:
-        driven = f"all LR images but {100 * mix['share']:g}% of each batch (`{mix['method']}` instead)"
+        attacked = f"all LR images but {100 * mix['share']:g}% of each batch (`{mix['method']}` instead)"
     softened = ""
     if soften is not None:
         softened = f" HR patches were softened by a Gaussian blur of {soften[0]:g} to {soften[1]:g} pixels."
-    return f"""## How it was trained
+    return f"""## Training
 
-From nothing, no other model's weights: {run["updates"]:,} updates of {train["batch_size"]} patches of \
-{train["patch_size"]} x {train["patch_size"]} HR pixels with an L1 loss, in {_duration(run["seconds_in_steps"])} \
-(the twin: {twin["updates"]:,} updates, {_duration(twin["seconds_in_steps"])}). The first {train["warmup"]:,} saw \
-clean LR images; then the adversary (`{attack["method"]}`, degradation networks of {degradation["channels"]} channels) \
-drove {driven} away from the clean one, {within}.{softened}{_networks(run["config"])} All settings stand in \
-`{record["name"]}.yaml`. Its course, as means over the updates up to each:
+From scratch, without another model's weights: {run["updates"]:,} updates with {train["batch_size"]} patches of \
+{train["patch_size"]} x {train["patch_size"]} HR pixels and an L1 loss, in {_duration(run["seconds_in_steps"])} \
+(the twin: {twin["updates"]:,} updates, {_duration(twin["seconds_in_steps"])}). The first {train["warmup"]:,} updates \
+used clean LR images. After them the adversary (`{attack["method"]}`, degradation networks of \
+{degradation["channels"]} channels) moved {attacked} away from the clean one, {within}.{softened}\
+{_networks(run["config"])} All settings are in `{record["name"]}.yaml`. Means over the updates from one line to the \
+next:
 
-{markdown_table(["update", "loss", "raised by the adversary", "LR PSNR, dB"], course, words=0)}"""
+{markdown_table(["update", "loss", "loss after attack / before", "LR PSNR, dB"], course, words=0)}"""
 
 
 def _networks(config: dict[str, Any]) -> str:
-    """What the degradation networks saw, where the search began, and how many images shared one, if unusual."""
+    """Sentences about the lens, the random start, and images that share a network, where there are such settings."""
     train, attack, degradation = (config[key] for key in ("train", "attack", "degradation"))
-    told = ""
+    text = ""
     if lens := attack.get("lens"):  # older records know of none
         blur, sharpen = (f"{low:g} to {high:g}" for low, high in (lens["blur"], lens["sharpen"]))
-        told = f""" The degradation networks saw HR patches through lenses, drawn for each: a Gaussian blur of {blur} \
-pixels, then sharpening (unsharp masking) by {sharpen}; clean is what the lens alone makes."""
+        text = f""" Before the degradation networks each HR patch passed a random lens: a Gaussian blur of {blur} \
+pixels, then sharpening (unsharp masking) by {sharpen}; the clean LR image is that of the lens alone."""
     if share := attack.get("random_start"):
-        told += f" The search began at a random deviation that takes {100 * share:g}% of the error allowed."
+        text += f" The search began at a random deviation that takes {100 * share:g}% of the allowed error."
     if degradation["num_networks"] != "batch":
         attacked = train["batch_size"] - MixConfig(attack["mix"]["share"]).images(train["batch_size"])
         if (sharing := attacked // degradation["num_networks"]) > 1:
-            told += f" Every {sharing} images shared a network."
-    return told
+            text += f" Every {sharing} images shared a network."
+    return text
 
 
 def _or_blank(value: float | None, digits: int) -> str:
@@ -137,8 +132,8 @@ def _images(record: dict[str, Any]) -> str:
 
 {markdown_table(["files", "from", "licence", "trained on", "held out"], rows, words=3)}
 
-The images themselves are not part of andfast. The code that made the model is MIT; whether and how the licences of \
-the images bind what was trained on them is not for us to say, so look at them before you pass the weights on."""
+The images are not part of andfast. The code that made the model has the MIT licence. We do not judge whether the \
+images' licences also apply to a model that was trained on them; read them before you distribute the weights."""
 
 
 def _limits(record: dict[str, Any]) -> str:
@@ -147,15 +142,15 @@ def _limits(record: dict[str, Any]) -> str:
     for row, title in _BASELINES.items():
         gains = {line["test"]: line["psnr_y_gain"][row] for line in table}
         if below := [test for test, gain in gains.items() if gain["high"] is not None and gain["high"] < 0]:
-            points.append(f"It is below {title} on: {'; '.join(below)}.")
+            points.append(f"It is worse than {title} on: {'; '.join(below)}.")
         if unsure := [test for test, gain in gains.items() if gain["low"] is None or gain["low"] <= 0 <= gain["high"]]:
             points.append(f"It may be no better than {title} on: {'; '.join(unsure)}.")
     trained = sum(source["trained"] for source in record["images"])
     points += [
         f"It was trained on {trained:,} photographs; drawings, documents and text were not tested.",
-        "It was trained for the least error: it makes images sharper and cleaner, and invents no detail.",
+        "It was trained to minimise the error: it makes images sharper and cleaner, and invents no detail.",
         f"Its factor is {record['model']['scale']}; for another one, resize the result.",
-        "What it gains on real pairs was measured on few, of the cameras above alone.",
+        "The gains on real pairs were measured on few pairs, and only on those of the cameras above.",
     ]
     return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
 
@@ -165,15 +160,15 @@ def _making(record: dict[str, Any]) -> str:
     versions = ", ".join(
         f"{name} {version}" for name, version in machine["versions"].items() if version and name != "andfast"
     )
-    return f"""## How to make it again
+    return f"""## Reproduction
 
 ```bash
 {record["command"]}
 ```
 
-with the folders' own paths. Made by it on {record["date"]}, at commit {record["commit"]}, on {machine["processor"]} \
-({versions}). All of this, every image's result and the weights' SHA-256 stand in `{record["name"]}.json`, from which \
-this page is made."""
+with the paths of the folders. This command made the model on {record["date"]}, at commit {record["commit"]}, on \
+{machine["processor"]} ({versions}). `{record["name"]}.json` has all of this, the results of every image and the \
+weights' SHA-256; this page is made from it."""
 
 
 def _interval(gain: dict[str, float | None]) -> str:

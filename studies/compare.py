@@ -1,10 +1,10 @@
 """Compare ways to train: `python -m studies.compare STUDY --data.hr DIR... --pairs DIR... --work DIR --output FILE`.
 
-STUDY is a YAML file as studies/table2.yaml. For every seed one run on clean LR images makes the weights that all rows
-start from. Then the rows are timed, one after the other, a few steps each; so let the machine have no other work. Every
-row gets the same number of generator updates; and again the time that the study's subject takes for them, as many
-updates as fit. The models are tested on camera-captured pairs, clean LR images and unseen degradations, and
-written to FILE after every run; `python -m studies.report FILE` makes tables of it.
+STUDY is a YAML file as studies/table2.yaml. For every seed, one run on clean LR images makes the weights that all rows
+start from. The rows are then timed for a few steps, one after the other, so keep the machine free of other work. Every
+row is trained for the same number of generator updates, and once more for as many updates as fit into the time of the
+study's subject. The models are tested on camera-captured pairs, clean LR images and unseen degradations. FILE is
+written after every run; `python -m studies.report FILE` makes tables of it.
 
 Every run is kept in the work folder: the same command resumes after an interruption, and computes only what is new or
 changed in the study.
@@ -12,12 +12,9 @@ changed in the study.
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import hashlib
 import json
 import os
-import shlex
 import signal
 import statistics
 import sys
@@ -28,19 +25,21 @@ from types import FrameType
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from andfast.data.images import DataError
 from andfast.data.pairs import find_pairs
-from andfast.evaluation import environment
 from andfast.evaluation.models import bicubic_method
 from andfast.inference.tiles import NonFiniteError
 from andfast.models import ModelError
 from andfast.training.config import Config, TrainConfig
+from andfast.utils import command_line
+from andfast.utils.command_line import as_path, whole
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import write_json, write_text
 from andfast.utils.memory import keep_freed_memory
+from bench.record import now, origin
 from studies.evaluate import Scores, evaluate, load_models
 from studies.outcome import ALL_STRENGTHS, BICUBIC, START, TIME, UPDATES, Outcome, column_titles
 from studies.runs import Finished, Run, RunError, Runner
@@ -50,32 +49,31 @@ from studies.testsets import (
     TUNING,
     TestSets,
     digest,
-    held_out_photographs,
+    groups,
     link_pairs,
-    pair_sets,
-    photograph_sets,
     reduced,
     split_pairs,
+    study_sets,
 )
 
-# Numbers of updates that are as near as this are the same: time is not measured more precisely.
+# Numbers of updates that differ by less are taken for the same: time is not measured more precisely.
 _NEAR = 0.1
-# Steps that a row is timed by, once a seed, so that a short disturbance shows.
+# A row is timed by so many steps, for every seed.
 _TIMED_STEPS = 20
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> ArgumentParser:
     """The command line of `python -m studies.compare`."""
-    parser = argparse.ArgumentParser(prog="python -m studies.compare", description=__doc__.partition("\n")[0])
+    parser = command_line.make_parser("studies.compare", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("study", type=Path, metavar="STUDY", help="a YAML file as studies/table2.yaml")
-    add("--data.hr", dest="hr", nargs="+", type=Path, default=[], metavar="DIR", help="HR images to train on")
-    add("--pairs", nargs="+", type=Path, default=[], metavar="DIR", help="camera pairs, in HR/ and LR/, to test on")
-    add("--work", type=Path, required=True, metavar="DIR", help="what is computed is kept here")
-    add("--output", type=Path, required=True, metavar="FILE", help="the result, JSON")
+    add("study", type=as_path, metavar="STUDY", help="a YAML file as studies/table2.yaml")
+    add("--data.hr", nargs="+", type=as_path, default=[], metavar="DIR", help="HR images to train on")
+    add("--pairs", nargs="+", type=as_path, default=[], metavar="DIR", help="camera pairs, in HR/ and LR/, to test on")
+    add("--work", type=as_path, required=True, metavar="DIR", help="keeps the runs and their results")
+    add("--output", type=as_path, required=True, metavar="FILE", help="the result, JSON")
     add("--seeds", nargs="+", type=int, metavar="N", help="instead of the study's")
     add("--rows", nargs="+", metavar="ROW", help="only these, and those that they are compared with")
-    add("--jobs", type=int, default=1, help="runs at once, each on one core (default: %(default)s)")
+    add("--jobs", type=whole(1), default=1, help="runs at once, each on one core (default: %(default)s)")
     add("--quick", action="store_true", help="the study's reduced form: does it all work?")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
     return parser
@@ -86,10 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun, 3 some run failed, 128 + n ended by signal n."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args(arguments)
-    command = shlex.join(["python", "-m", "studies.compare", *map(_last_name, arguments)])
     try:
-        comparison = Comparison(options, command)
-    except (StudyError, DataError, ModelError, ValueError, OSError) as error:
+        comparison = Comparison(options, origin("studies.compare", arguments))
+    except (ValueError, OSError) as error:  # among them StudyError, DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
     return comparison.run()
@@ -98,40 +95,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Comparison:
     """All runs of a study and their results so far.
 
-    The constructor checks the study, the images and the options.
-
     Args:
-        options: what the command line says.
-        command: what the result says that made it.
+        options: of the command line.
+        made: as `bench.record.origin`, for the result.
 
     Raises:
-        StudyError, DataError, ValueError, OSError: what is wrong.
+        ValueError, OSError: the study, the images or the options are invalid.
     """
 
-    def __init__(self, options: argparse.Namespace, command: str) -> None:
+    def __init__(self, options: Namespace, made: Mapping[str, Any]) -> None:
         self.options = options
         self.study = read_study(options.study, options.quick)
-        if options.jobs < 1:
-            raise StudyError(f"--jobs is {options.jobs}; it must be at least 1")
         self.rows = self._chosen_rows()
         self.seeds: list[int] = list(dict.fromkeys(options.seeds or self.study.seeds))
         self.device = choose_device(options.device)
         self.runner = Runner(options.work.resolve())
         self.tuning_pairs = self._tuning_pairs() if options.pairs else None
         config = self._check()
-        sets = pair_sets(options.pairs, config.scale) | photograph_sets(held_out_photographs(config), config.scale)
-        self.sets: TestSets = reduced(sets, self.study.images)
+        self.sets: TestSets = reduced(study_sets(options.pairs, config), self.study.images)
         self.digest = digest(self.sets)
         self.scale = config.scale
         self.seconds: dict[str, float] = {}
         self.results: list[dict[str, Any]] = []
         self.failed: dict[str, str] = {}
-        self._made = {
-            "command": command,
-            "commit": environment.commit(),
-            "machine": environment.machine(),
-            "jobs": options.jobs,
-        }
+        self._made = {**made, "jobs": options.jobs}
         self._scores_of_bicubic = evaluate(bicubic_method(), self.sets, config.scale)
 
     def _chosen_rows(self) -> list[str]:
@@ -152,7 +139,7 @@ class Comparison:
         return folder
 
     def _check(self) -> Config:
-        """Have every row's settings looked at, for its updates a step as well; returns the start's configuration."""
+        """Check the settings of all rows, and find their updates a step; returns the start's configuration."""
         self._per_step = {START: 1}
         for name in self.rows:
             self._per_step[name] = checked(self._settings(name, self.seeds[0]), f"row {name}").attack.updates_per_step
@@ -161,21 +148,22 @@ class Comparison:
     # What to run.
 
     def _common(self, seed: int) -> Settings:
-        device = {"device": self.device.type}
-        data = {"data": {"hr": [str(folder.resolve()) for folder in self.options.hr]}}
-        # Validated here instead of during training, which would cost a run time.
-        train = {"train": {"warmup": 0, "validate_every": 0}}
-        return merged(device, data, train, self.study.settings, {"seed": seed})
+        common = {
+            "device": self.device.type,
+            "data": {"hr": [str(folder.resolve()) for folder in self.options.data.hr]},
+            "train": {"warmup": 0, "validate_every": 0},  # tested here, and not during training, which takes time
+        }
+        return merged(common, self.study.settings, {"seed": seed})
 
     def _start(self, seed: int) -> Run:
         return Run(START, seed, START, merged(self._common(seed), self.study.start))
 
     def _settings(self, name: str, seed: int) -> Settings:
-        """Those of a row that do not depend on what came before."""
+        """Those of a row that do not depend on other runs."""
         return merged(self._common(seed), filled(self.study.rows[name].settings, self.tuning_pairs))
 
     def _row(self, name: str, seed: int, start: Finished, budget: str, updates: int) -> Run:
-        """A row's run of so many generator updates; what is counted in steps grows with them."""
+        """A row's run of so many generator updates; its ramp grows with them."""
         settings, per_step = self._settings(name, seed), self._per_step[name]
         ramp = settings["train"].get("ramp", TrainConfig.ramp) * updates / self.study.updates
         steps = {"iterations": max(round(updates / per_step), 1), "ramp": round(ramp / per_step)}
@@ -223,7 +211,7 @@ class Comparison:
         self._together(in_time)
 
     def _time(self, starts: Mapping[tuple[str, int], Finished]) -> dict[str, float]:
-        """Seconds of an update by row, the median over seeds; one run at a time, for any --jobs."""
+        """Seconds of an update by row, the median over seeds; one run at a time."""
         seconds: dict[str, list[float]] = {}
         for (_, seed), start in starts.items():
             for name in self.rows:
@@ -237,14 +225,17 @@ class Comparison:
         return {name: statistics.median(each) for name, each in seconds.items()}
 
     def _updates_in_time(self, name: str) -> int | None:
-        """How many updates a row makes in the time of the subject's; None where either could not be timed."""
+        """How many updates a row makes in the time of the subject; None if one of them could not be timed."""
         if not {name, self.study.subject} <= self.seconds.keys():
             return None
         fit = self.study.updates * self.seconds[self.study.subject] / self.seconds[name]
         return max(round(fit / self._per_step[name]), 1) * self._per_step[name]
 
     def _together(self, runs: Sequence[tuple[Run, list[str]]]) -> dict[tuple[str, int], Finished]:
-        """Train and test runs, several at once, each of the budgets beside it; those that are done by row and seed."""
+        """Train and test runs, each for the budgets beside it, several at once; returns the finished ones.
+
+        By row and seed, in the order of `runs`.
+        """
         done: dict[tuple[str, int], Finished] = {}
         with ThreadPoolExecutor(self.options.jobs) as pool:
             waiting = {pool.submit(self._one, run): (run, budgets) for run, budgets in runs}
@@ -304,15 +295,15 @@ class Comparison:
         tqdm.write(f"{run.name}: {finished.iterations} steps in {finished.seconds:.0f} s; PSNR-Y {reached}")
 
     def content(self) -> dict[str, Any]:
-        """The result so far; folders and files by their last names, without those of this machine."""
+        """The result so far."""
         study = self.study
         order = {name: index for index, name in enumerate([START, *study.rows])}
         return {
             "title": study.title,
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             **self._made,
+            "date": now(),
             "data": {
-                "hr": [folder.resolve().name for folder in self.options.hr],
+                "hr": [folder.resolve().name for folder in self.options.data.hr],
                 "pairs": [folder.resolve().name for folder in self.options.pairs],
             },
             "reference": study.reference,
@@ -321,8 +312,8 @@ class Comparison:
             "start": study.start,
             "rows": {name: vars(study.rows[name]) for name in self.rows},
             "tests": {
-                name: {"images": [case.image for case in cases], "groups": [case.group for case in cases]}
-                for name, cases in self.sets.items()
+                name: {"images": [case.image for case in self.sets[name]], "groups": members}
+                for name, members in groups(self.sets).items()
             },
             "failed": sorted(self.failed),
             "marks": {BICUBIC: self._scores_of_bicubic},
@@ -332,11 +323,6 @@ class Comparison:
     def _write(self) -> None:
         content = self.content()
         write_json(self.options.output, content | {"tables": Outcome(content).tables()})
-
-
-def _last_name(argument: str) -> str:
-    option, equals, value = argument.rpartition("=")
-    return option + equals + (Path(value).name or value)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """Crops of real photographs side by side: `python -m studies.crops IMAGE... --model NAME=FILE... --output FILE`.
 
-From left to right bicubic interpolation and the models' restorations, an image a line. Photographs as they were found
-have no original to compare with. With `--strength` the images are HR photographs, which are made small first as in
-`studies.testsets`, and stand at the right.
+A row for each image, from left to right: bicubic interpolation and the models' restorations. With `--strength` the
+images are HR photographs, which are degraded first as in `studies.testsets`, and the original is at the right.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +13,13 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from andfast.data.images import DataError, read_image, write_png
+from andfast.data.images import read_image, write_png
 from andfast.data.tensors import to_array, to_tensor
 from andfast.degradation.camera import crop_to_multiple
 from andfast.inference.upscaler import upscale_tensor
-from andfast.models import ModelError, load_model
+from andfast.models import load_model
 from andfast.training.validation import bicubic_upsample
+from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 from andfast.utils.image_grid import draw_grid
 from studies.outcome import BICUBIC
@@ -31,9 +30,9 @@ _CONTEXT = 32
 
 
 def busiest(image: np.ndarray, size: int) -> tuple[int, int]:
-    """Top and left of the square of `size` pixels with the most detail, among those a quarter of it apart.
+    """Top and left of the square of `size` pixels with the most detail, among squares a quarter of it apart.
 
-    Detail is the median gradient in the square, and not the mean, which one strong edge can make.
+    Detail is the median gradient in the square; the mean would be large for a single strong edge, too.
     """
     gray = image.astype(np.float64).mean(axis=2)
     gradient = np.hypot(*np.gradient(gray))
@@ -44,12 +43,12 @@ def busiest(image: np.ndarray, size: int) -> tuple[int, int]:
 
 
 def crops(image: np.ndarray, corner: tuple[int, int], size: int, models: Mapping[str, nn.Module]) -> list[np.ndarray]:
-    """A crop by bicubic interpolation and by every model.
+    """Upscale a crop of `size` x `size` pixels of an image by bicubic interpolation and by every model.
 
     Args:
         image: uint8 (H, W, 3).
         corner: top and left of the crop.
-        size: height and width of the crop in pixels of `image`.
+        size: height and width of the crop.
         models: generators of one scale.
 
     Returns:
@@ -68,18 +67,18 @@ def crops(image: np.ndarray, corner: tuple[int, int], size: int, models: Mapping
 @console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun."""
-    parser = argparse.ArgumentParser(prog="python -m studies.crops", description=__doc__.partition("\n")[0])
+    parser = make_parser("studies.crops", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="a file, or FILE@LEFT,TOP; else the part with the most detail")
-    add("--model", action="append", required=True, metavar="NAME=FILE", help="a model and what stands above it")
-    add("--output", type=Path, required=True, metavar="FILE", help="the sheet, PNG")
+    add("--model", action="append", required=True, metavar="NAME=FILE", help="a model and its label")
+    add("--output", type=as_path, required=True, metavar="FILE", help="the sheet, PNG")
     add("--size", type=int, default=64, help="of a crop, in pixels of the (small) image (default: %(default)s)")
     add("--strength", choices=list(STRENGTHS), help="make the images small, by a simulated camera of this strength")
     options = parser.parse_args(arguments)
     try:
         models = _models(options.model)
         lines = [_line(given, options.size, options.strength, models) for given in options.images]
-    except (DataError, ModelError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:  # among them DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
     labels = [BICUBIC, *models, *(["original"] if options.strength else [])]
@@ -101,7 +100,7 @@ def _models(given: Sequence[str]) -> dict[str, nn.Module]:
 
 
 def _line(given: str, size: int, strength: str | None, models: Mapping[str, nn.Module]) -> list[np.ndarray]:
-    """An image's crops; at last the original, where it was made small."""
+    """An image's crops; the last one is the original, if it was degraded."""
     path, place = split_place(given)
     image = read_image(path)
     if strength is None:
@@ -120,13 +119,12 @@ def split_place(given: str) -> tuple[Path, str]:
 
 
 def find_corner(image: np.ndarray, size: int, place: str, given: str) -> tuple[int, int]:
-    """Top and left of a crop.
+    """Top and left of a crop of `size` x `size` pixels.
 
     Args:
         image: uint8 (H, W, 3).
-        size: height and width of the crop in pixels.
         place: "LEFT,TOP"; empty for the busiest part.
-        given: what a message is to name.
+        given: the command's argument, for messages.
 
     Raises:
         ValueError: there is no such crop in the image.
@@ -139,7 +137,7 @@ def find_corner(image: np.ndarray, size: int, place: str, given: str) -> tuple[i
     try:
         left, top = map(int, place.split(","))
     except ValueError as error:
-        raise ValueError(f"{given}: after @ stand the pixels LEFT,TOP of the crop") from error
+        raise ValueError(f"{given}: after @ give the crop's LEFT,TOP in pixels") from error
     if not (0 <= left <= width - size and 0 <= top <= height - size):
         raise ValueError(f"{given}: a crop of {size} x {size} there leaves the image of {width} x {height} pixels")
     return top, left

@@ -1,12 +1,11 @@
 """Test model files as the studies do: `python -m studies.evaluate MODEL... [--data.hr DIR...] [--pairs DIR...]`.
 
-Prints PSNR and SSIM on Y, a table each: on camera-captured pairs by camera, on clean LR images of the photographs that
-training with the same folders held out, and on those under degradations that no training uses.
+Prints a table of PSNR and one of SSIM on Y: on camera-captured pairs by camera, and on the photographs that training
+with the same folders holds out, with clean LR images and with degradations that no training uses.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,22 +13,21 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
 from andfast.evaluation.models import Computing, Method, bicubic_method, load_methods
 from andfast.inference.tiles import NonFiniteError
 from andfast.metrics import FIDELITY
-from andfast.models import ModelError
 from andfast.training.options import parse_config
+from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.formatting import markdown_table
 from andfast.utils.memory import keep_freed_memory
 from studies.outcome import METRICS, column_values, columns
-from studies.testsets import TestSets, held_out_photographs, pair_sets, photograph_sets
+from studies.testsets import TestSets, groups, held_out_photographs, pair_sets, photograph_sets
 
 Scores = dict[str, dict[str, list[float]]]
-"""The metric's name -> the test set's name -> a value a test, in the order of the set."""
+"""Metric -> name of the test set -> a value for each test, in the order of the set."""
 
 
 def evaluate(method: Method, sets: TestSets, scale: int) -> Scores:
@@ -48,15 +46,15 @@ def evaluate(method: Method, sets: TestSets, scale: int) -> Scores:
 
 
 def load_models(given: Sequence[str | Path], device: torch.device) -> list[Method]:
-    """`andfast.evaluation`'s models, with tiles that depend on nothing but the image."""
+    """Load models as `andfast.evaluation` does, but with tiles of a fixed size, which depend on no machine."""
     return load_methods(list(map(str, given)), Computing(device, tile=256))
 
 
 def table(scores: Mapping[str, Scores], metric: str, sets: TestSets) -> str:
-    """Markdown: a line a column of `columns`, a column a model."""
+    """A Markdown table with a line for each of `columns`, and a column for each model."""
     digits = 2 if metric == "psnr_y" else 4
     lines = []
-    for title, column in columns({name: [case.group for case in cases] for name, cases in sets.items()}).items():
+    for title, column in columns(groups(sets)).items():
         values = [column_values(found[metric], column) for found in scores.values()]
         lines.append([title, str(len(values[0])), *(f"{each.mean():.{digits}f}" for each in values)])
     return markdown_table(["", "images", *scores], lines)
@@ -65,33 +63,26 @@ def table(scores: Mapping[str, Scores], metric: str, sets: TestSets) -> str:
 @console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun."""
-    parser = argparse.ArgumentParser(prog="python -m studies.evaluate", description=__doc__.splitlines()[0])
+    parser = make_parser("studies.evaluate", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="as for andfast.evaluate, all of one scale")
-    add(
-        "--data.hr",
-        dest="hr",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="folders trained on (default: none)",
-    )
-    add("--data.held_out", dest="held_out", type=int, default=20, help="as in training, that none was trained on")
+    add("--data.hr", nargs="+", default=[], metavar="DIR", help="folders trained on (default: none)")
+    add("--data.held_out", type=int, default=20, help="as in training, so that no model was trained on these")
     add("--pairs", nargs="+", default=[], metavar="DIR", help="folders with HR/ and LR/")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
     options = parser.parse_args(arguments)
-    if not options.hr and not options.pairs:
+    if not options.data.hr and not options.pairs:
         parser.error("nothing to test on: give --data.hr, --pairs or both")
     try:
         device = choose_device(options.device)
         models = load_models(options.models, device)
         scale = models[0].upscaler.scale
         sets = pair_sets(options.pairs, scale)
-        if options.hr:
-            held_out = f"--data.held_out={options.held_out}"
-            config = parse_config([f"--scale={scale}", held_out, "--data.hr", *options.hr])
+        if options.data.hr:
+            held_out = f"--data.held_out={options.data.held_out}"
+            config = parse_config([f"--scale={scale}", held_out, "--data.hr", *options.data.hr])
             sets |= photograph_sets(held_out_photographs(config), scale)
-    except (DataError, ModelError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:  # among them DataError and ModelError
         print(f"error: {error}", file=sys.stderr)
         return 2
     if device.type == "cpu":

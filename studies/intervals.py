@@ -1,16 +1,14 @@
 """Means over test images with their 95% confidence intervals.
 
-The unit is the image. Runs of several seeds see the same images, and restorations of one image by two seeds are far
-more alike than those of two images by one seed: seeds x images values taken as so many independent ones would make
-intervals too narrow by about the square root of the number of seeds. So values are averaged over seeds first (and over
-strengths, where one photograph is tested under several), which leaves one value an image, and the interval is
-Student's t over images. It says how far the mean would move with other images of the same kind, for these trained
-models; how far training moves it is told apart, by the `spread` over seeds. A t interval and no bootstrap: it is exact
-for normal values, near enough for the mean of 20 and more, needs no random numbers, and with few images a bootstrap's
-percentiles are too narrow.
+Values are averaged over seeds first (and over strengths, if one photograph is tested under several); the interval is
+Student's t over the images. Runs of several seeds are tested on the same images, and one image's results under two
+seeds are much more alike than two images' under one seed: counted as independent values they would make intervals too
+narrow by about the square root of the number of seeds. The interval shows how much the mean would change with other
+images of the same kind, for these trained models; `spread` shows how much it changes with the training's seed. A
+bootstrap's percentiles would be too narrow for few images.
 
-Two models are compared by the differences image by image, under the same seed (`paired`): what makes an image hard is
-common to both and drops out.
+Two models are compared by their differences, image by image and seed by seed (`paired`), so that the images'
+difficulty cancels.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and what it may be.
+    """A mean and its confidence interval.
 
     Attributes:
         mean: over all values.
@@ -52,11 +50,11 @@ def interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     """The mean over images, after that over seeds.
 
     Args:
-        values: (seeds, images); no seed or image without a value.
-        confidence: how often such an interval holds the true mean, in (0, 1).
+        values: (seeds, images).
+        confidence: how often such an interval contains the true mean, in (0, 1).
 
     Raises:
-        ValueError: another shape, nothing, or values that are no numbers.
+        ValueError: another shape, no values, or NaN or infinity among them.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or not values.size:
@@ -79,7 +77,7 @@ def paired(values: ArrayLike, others: ArrayLike, confidence: float = CONFIDENCE)
 
     Args:
         values: (seeds, images).
-        others: (seeds, images) of the same seeds and images; or (1, images), of what has no seed.
+        others: (seeds, images) of the same seeds and images; or (1, images), for a method without a seed.
 
     Raises:
         ValueError: as `interval`, or the shapes do not fit.

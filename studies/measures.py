@@ -1,4 +1,4 @@
-"""How a degraded LR image differs from the clean one: the measures that compare cameras and adversaries."""
+"""Measures of how a degraded LR image differs from the clean one, to compare cameras and adversaries."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ BANDS = 8
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one LR image (or crop). "Difference" is from the clean LR image, the pooled HR image; "residual" is what is
-    left of the LR image after the linear kernel that explains it best.
+    """Measures of an LR image or crop.
+
+    The clean LR image is the pooled HR image. "Difference" means: LR image - clean LR image; "residual": LR image - the
+    result of the linear kernel that explains it best.
 
     Attributes:
-        psnr: of the LR image against the clean one, dB.
-        psnr_bicubic: against the bicubic-downsampled HR image, dB.
-        dc_share: of the squared difference, how much is each colour's mean.
-        spectrum: the rest of it in `BANDS` rings of equal width up to the LR image's Nyquist; shares, summing to one.
+        psnr: of the LR image to the clean one, dB.
+        psnr_bicubic: of the LR image to the bicubic-downsampled HR image, dB.
+        dc_share: the share of the squared difference that is the colours' means.
+        spectrum: the rest of the squared difference in `BANDS` rings of equal width up to Nyquist, summing to one.
         gain, offset: of the kernel.
         shift: length of the kernel's shift in HR pixels.
         width: the kernel's standard deviation in HR pixels, the mean of both axes.
-        response: the kernel's contrast at `FREQUENCIES`, in units of the LR image's Nyquist.
-        response_half, response_full: the same at half of Nyquist, and at it.
-        residual_psnr: of the LR image against the kernel's, dB.
-        tone_share: of the squared residual, how much a cubic tone curve for each colour takes away.
+        response: the kernel's contrast at `FREQUENCIES`, in units of the LR image's Nyquist frequency.
+        response_half, response_full: the kernel's contrast at half of Nyquist, and at Nyquist.
+        residual_psnr: of the LR image to the kernel's result, dB.
+        tone_share: the share of the squared residual that a cubic tone curve for each colour explains.
         neighbour_correlation: of the residual, lag one, the mean of both axes.
         colour_correlation: of the residual, the mean of the three pairs of colours.
         level_correlation: of the residual's size with the clean image's level.
@@ -68,10 +70,10 @@ def measure(hr: Tensor, lr: Tensor, kernel: Kernel | None = None) -> Measures:
     Args:
         hr: (3, H, W) in [0, 1].
         lr: (3, H/s, W/s) in [0, 1].
-        kernel: the kernel to take the residual from; None: the image's own.
+        kernel: for the residual; None: the image's own.
 
     Raises:
-        ValueError: the sizes do not fit, or the LR image is the clean one, or without contrast.
+        ValueError: the sizes do not fit, the LR image is the clean one, or it has no contrast.
     """
     hr, lr = hr.double(), lr.double()
     scale = hr.shape[-1] // lr.shape[-1]
@@ -111,31 +113,31 @@ def measure(hr: Tensor, lr: Tensor, kernel: Kernel | None = None) -> Measures:
 
 
 def gradient_size(image: Tensor) -> Tensor:
-    """(C, h, w) -> (h, w): the length of the central differences' gradient of the mean over colours."""
+    """(C, h, w) -> (h, w): the gradient's length in the mean of the colours, by central differences."""
     rows, columns = torch.gradient(image.mean(0))
     return (rows**2 + columns**2).sqrt()
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's, over all values; 0 where one of the two is constant."""
+    """Pearson's correlation over all values; 0 if one of the two is constant."""
     a, b = a.flatten() - a.mean(), b.flatten() - b.mean()
     norm = (a.norm() * b.norm()).item()
     return (a @ b).item() / norm if norm > 0 else 0.0
 
 
 def neighbour_correlation(noise: Tensor) -> float:
-    """(C, h, w): of each pixel with the next one, the mean of both axes, the colours' means taken away."""
+    """(C, h, w): the correlation of each pixel with the next one, the mean of both axes, without the colours' means."""
     noise = noise - noise.mean(dim=(1, 2), keepdim=True)
     return (correlation(noise[:, :, 1:], noise[:, :, :-1]) + correlation(noise[:, 1:], noise[:, :-1])) / 2
 
 
 def colour_correlation(noise: Tensor) -> float:
-    """(3, h, w): the mean of the three pairs of colours."""
+    """(3, h, w): the mean correlation of the three pairs of colours."""
     return sum(correlation(noise[a], noise[b]) for a, b in ((0, 1), (0, 2), (1, 2))) / 3
 
 
 def tone_share(residual: Tensor, level: Tensor) -> float:
-    """(C, h, w) each: the share of the residual's squares that a cubic of the level, one for each colour, explains."""
+    """(C, h, w) each: the share of the squared residual that a cubic of the level, one for each colour, explains."""
     left = 0.0
     for values, levels in zip(residual.flatten(1), level.flatten(1), strict=True):
         powers = torch.stack([levels**power for power in range(4)], dim=1)
@@ -145,15 +147,15 @@ def tone_share(residual: Tensor, level: Tensor) -> float:
 
 
 def dc_share(difference: Tensor) -> float:
-    """(C, h, w): the share of the sum of squares that the colours' means are."""
+    """(C, h, w): the share of the sum of squares that is due to the colours' means."""
     return (difference.mean(dim=(1, 2)).square().sum() / difference.square().mean(dim=(1, 2)).sum()).item()
 
 
 def spectrum(difference: Tensor, bands: int = BANDS) -> Tensor:
-    """(C, h, w) -> (bands,): the power without its mean in rings of equal width up to Nyquist, shares summing to one.
+    """(C, h, w) -> (bands,): the power without the mean, in rings of equal width up to Nyquist; shares that sum to one.
 
-    Under a Hann window, so that what differs at opposite borders makes no high frequencies. What lies beyond Nyquist,
-    in the corners, is left out.
+    A Hann window prevents high frequencies from differences between opposite borders. Frequencies beyond Nyquist, in
+    the corners, are ignored.
     """
     height, width = difference.shape[1:]
     rows, columns = (torch.hann_window(size, periodic=False).to(difference) for size in (height, width))
@@ -162,7 +164,7 @@ def spectrum(difference: Tensor, bands: int = BANDS) -> Tensor:
     y, x = torch.meshgrid(torch.fft.fftfreq(height), torch.fft.fftfreq(width), indexing="ij")
     radius = (x**2 + y**2).sqrt() / 0.5
     ring = (radius * bands).long()
-    # The middle is the mean, which the window has smeared no further than the first ring.
+    # The middle is the mean, which the window spreads within the first ring.
     kept = (ring < bands) & (radius > 0)
     shares = torch.zeros(bands).to(power).index_add_(0, ring[kept], power[kept])
     return shares / shares.sum()

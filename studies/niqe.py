@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Iterable, Sequence
@@ -15,13 +14,23 @@ from tqdm import tqdm
 from andfast.data.images import DataError, image_size, read_image
 from andfast.data.listing import list_images, listed
 from andfast.data.tensors import to_tensor
-from andfast.metrics.niqe import BLOCK, block_features, moments, niqe_luma, whole_blocks
-from andfast.metrics.pristine import FEATURES, PristineModel, gaussian_window, save_pristine
+from andfast.metrics.niqe import (
+    BLOCK,
+    FEATURES,
+    PristineModel,
+    block_features,
+    gaussian_window,
+    moments,
+    niqe_luma,
+    save_pristine,
+    whole_blocks,
+)
+from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 from studies.sources import count_sources
 
 SHARPEST = 0.75
-"""Blocks at least that sharp, as a share of the sharpest of their image, are fitted to."""
+"""The model is fitted to blocks of at least this sharpness, relative to the sharpest block of the image."""
 
 
 def fit_pristine(images: Iterable[torch.Tensor]) -> tuple[PristineModel, int]:
@@ -31,7 +40,7 @@ def fit_pristine(images: Iterable[torch.Tensor]) -> tuple[PristineModel, int]:
         images: float (1, 3, H, W) in [0, 1], each at least a block high and wide.
 
     Returns:
-        The model, and to how many blocks it was fitted.
+        The model, and the number of blocks that it was fitted to.
 
     Raises:
         DataError: there are too few sharp blocks for a covariance of full rank.
@@ -62,10 +71,10 @@ def find_photographs(folders: Sequence[str]) -> list[Path]:
 @console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun."""
-    parser = argparse.ArgumentParser(prog="python -m studies.niqe", description=__doc__.partition(":")[0])
+    parser = make_parser("studies.niqe", description=__doc__.partition(":")[0])
     add = parser.add_argument
     add("--images", nargs="+", required=True, metavar="DIR", help="folders of undistorted photographs")
-    add("--output", type=Path, required=True, metavar="FILE", help="the model, .npz")
+    add("--output", type=as_path, required=True, metavar="FILE", help="the model, .npz")
     options = parser.parse_args(arguments)
     try:
         if options.output.suffix != ".npz":
@@ -88,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sources(names: Sequence[str]) -> list[dict[str, str | int]]:
-    """How many photographs of which collection, under which licence."""
+    """The collections of the photographs, with their licences and numbers of images."""
     kept = ("name", "licence", "url")
     return [{key: one[key] for key in kept} | {"images": one["trained"]} for one in count_sources(names, [])]
 

@@ -21,20 +21,18 @@ ALL_STRENGTHS = "all strengths"
 METRICS = tuple(FIDELITY)
 
 Column = list[tuple[str, list[int]]]
-"""What a table's column is a mean over: test sets with indices in them, which are of the same images."""
+"""The tests that a table's column averages: test sets, each with the indices of the same images."""
 
 
 class OutcomeError(ValueError):
-    """A file that is no result of `studies.compare`; the message names it."""
+    """A file that `studies.compare` did not write; the message names it."""
 
 
 def columns(groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
-    """The columns of a study's tables by their titles.
-
-    Real pairs by camera, and all together where there are several; the other sets each, and all strengths together.
+    """The columns of a study's tables by their titles: pairs by camera and all, each other set, all strengths.
 
     Args:
-        groups: the group of every test by the name of its set.
+        groups: as `studies.testsets.groups`.
     """
     found: dict[str, Column] = {}
     for name, members in groups.items():
@@ -50,16 +48,16 @@ def columns(groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
 
 
 def column_titles(found: Mapping[str, Column], part: str) -> list[str]:
-    """The titles of the columns of a part: REPORTING, TUNING, or CLEAN for all that is made of photographs."""
+    """The titles of the columns of a part: REPORTING, TUNING, or CLEAN for all photographs."""
     sets = (CLEAN, *STRENGTHS) if part == CLEAN else (part,)
     return [title for title, column in found.items() if column[0][0] in sets]
 
 
 def column_values(scores: Mapping[str, Sequence[float]], column: Column) -> np.ndarray:
-    """A model's value for each image of a column, a mean over strengths where there are several.
+    """A model's value for each image of a column, the mean over its test sets.
 
     Args:
-        scores: values by test set, of one metric.
+        scores: values of one metric, by test set.
         column: as in `columns`.
     """
     return np.mean([[scores[name][index] for index in indices] for name, indices in column], axis=0)
@@ -87,22 +85,22 @@ class Outcome:
         return found
 
     def budgets(self) -> list[str]:
-        """What rows have in common, of those that any run has."""
+        """The budgets that any run has."""
         return [budget for budget in BUDGETS if any(budget == had for _, had in self._runs)]
 
     def runs(self, row: str, budget: str) -> dict[int, dict]:
-        """A row's runs by seed; START's have the row START."""
+        """A row's runs by seed."""
         return self._runs.get((row, START if row == START else budget), {})
 
     def seeds(self, row: str, budget: str) -> list[int]:
         return sorted(self.runs(row, budget))
 
     def lines(self, budget: str) -> list[str]:
-        """What a table has lines of: the marks, and the rows that have runs."""
+        """The lines of a table: bicubic interpolation, and the rows that have runs."""
         return [*self.content["marks"], *(row for row in (START, *self.rows) if self.runs(row, budget))]
 
     def values(self, row: str, budget: str, metric: str, column: str, seeds: Sequence[int] | None = None) -> np.ndarray:
-        """(seeds, images): what the runs of a row reach on the images of a column; BICUBIC is as of one seed."""
+        """(seeds, images): the values of a row's runs on the images of a column; BICUBIC has a single "seed"."""
         if row == BICUBIC:
             return column_values(self.content["marks"][BICUBIC][metric], self.columns[column])[None]
         runs = self.runs(row, budget)
@@ -110,11 +108,10 @@ class Outcome:
         return np.stack([column_values(runs[seed]["scores"][metric], self.columns[column]) for seed in chosen])
 
     def mean(self, row: str, budget: str, metric: str, column: str) -> Interval:
-        """The mean of a row."""
         return interval(self.values(row, budget, metric, column))
 
     def difference(self, row: str, other: str, budget: str, metric: str, column: str) -> Interval | None:
-        """row - other, paired by image and by the seeds that both have; None where they share none."""
+        """row - other, paired by image and by the seeds that both have; None if they share none."""
         seeds = [set(self.seeds(name, budget)) for name in (row, other) if name != BICUBIC]
         common = sorted(set.intersection(*seeds)) if seeds else None
         if common == []:
@@ -122,15 +119,12 @@ class Outcome:
         return paired(*(self.values(name, budget, metric, column, common) for name in (row, other)))
 
     def worst(self, row: str, budget: str, metric: str) -> tuple[str, float]:
-        """The strength under which a row's mean is least, and that mean."""
+        """The strength under which a row's mean is lowest, and that mean."""
         means = {name: self.mean(row, budget, metric, name).mean for name in STRENGTHS if name in self.columns}
         return min(means.items(), key=lambda item: item[1])
 
     def tables(self) -> dict[str, Any]:
-        """All means, and differences to the reference and of the subject, with their intervals, as JSON values.
-
-        By budget, metric, column and row.
-        """
+        """All means and differences with their intervals, by budget, metric, column and row, as JSON values."""
 
         def cell(budget: str, metric: str, column: str, row: str) -> dict[str, Any]:
             where = budget, metric, column

@@ -1,4 +1,4 @@
-"""Which deviations of the degradation network the calibration study tries, and the LR images that they make."""
+"""The calibration study's deviations of the degradation network, and measures of their LR images."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from andfast.ops.theta_layout import NoiseKind, ScaleFactors
 from studies.measures import Measures, measure
 
 _NONE = dict.fromkeys(("conv_dc", "conv_shift", "conv", "noise", "slope"), math.inf)
-# The LR-PSNR budget alone is to bind, whichever group is free: the ball is wide, and a step far longer than what the
-# budget leaves of it.
+# For a single free group only the LR-PSNR budget should limit the deviation: a wide ball, and steps that are much
+# longer than the budget allows.
 _WIDE = {"pgd": 4.0, "random": 30.0}
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A way to weigh the groups: what distinguishes one adversary from another.
+    """The relative weights of the groups of parameters, which distinguish one adversary from another.
 
     Attributes:
-        name: what tables call it.
+        name: in tables.
         factors: of the scaled norm.
-        noise: what a noise injection adds.
-        single: only one group is free, so that its factor means nothing and the ball is made wide.
+        noise: the kind of noise injection.
+        single: only one group is free; its factor has no meaning, and the ball is made wide.
     """
 
     name: str
@@ -62,10 +62,9 @@ class Case:
         method: "pgd" (5 steps), "random", or "none": the identity.
         lr_psnr: (low, high), the range of budgets in dB; None for the identity, which needs none.
         channels: width of F.
-        per_image: every image has a network of its own (N = B); else a batch shares one (N = 1).
-        size: height and width of what is degraded, the middle of each crop; None: all of it.
-        lens: what the networks see HR images through; None: as they are. Budgets count from what the identity makes of
-            images through it.
+        per_image: every image has its own network (N = B); else a batch shares one (N = 1).
+        size: height and width of the middle of each crop that is degraded; None: the whole crop.
+        lens: applied to HR images before the networks; budgets are relative to the identity's result for its images.
     """
 
     mixture: Mixture
@@ -77,7 +76,7 @@ class Case:
     lens: Lens | None = None
 
     def attack(self) -> PGD | RandomDeviation | None:
-        """What looks for the deviation; without the lens, which `run` draws for itself. None: nothing does."""
+        """The attack, without the lens, which `run` draws; None for the identity."""
         if self.method == "none":
             return None
         common = {"scale_factors": self.mixture.factors, "psnr_range": self.lr_psnr}
@@ -89,14 +88,14 @@ class Case:
 
 @dataclass
 class PriorResult:
-    """What a case gave; lists hold one value an image.
+    """The result of a case; lists have one value an image.
 
     Attributes:
-        measures: of the degraded images, against the HR images as they are.
-        loss_ratio: the generator's loss on the degraded image over that on the pooled HR image.
+        measures: of the degraded images, against the original HR images.
+        loss_ratio: the generator's loss on the degraded image, relative to that on the pooled HR image.
         distance: the deviation's scaled norm.
-        shares: of the squared difference from what the identity makes (behind the lens, if there is one), what each
-            group of the deviation makes when it acts alone; they need not sum to one. Empty for the identity itself.
+        shares: the squared difference from the identity's result that each group of the deviation causes alone,
+            relative to that of the whole deviation; they need not sum to one. Empty for the identity.
     """
 
     measures: list[Measures]
@@ -106,34 +105,34 @@ class PriorResult:
 
 
 def run(case: Case, hr: Tensor, objective: Objective, batch: int, seed: int) -> PriorResult:
-    """Degrade images, `batch` at a time, with fresh networks.
+    """Degrade images, `batch` at a time, with new networks.
 
     Args:
-        case: what is tried.
+        case: the case.
         hr: (B, 3, H, W) in [0, 1]; B a multiple of `batch`.
-        objective: what the adversary makes large.
+        objective: the adversary maximises it.
         batch: images of one attack.
         seed: of networks, lenses, directions and budgets.
     """
     attack, found = case.attack(), PriorResult([], [], [], {group: [] for group in _NONE})
     generator = torch.Generator().manual_seed(seed)
-    # One of their own: with lenses and without, attacks draw the same networks and budgets, and the other way round.
+    # A second generator, so that networks and budgets are the same with and without lenses.
     lenses = torch.Generator().manual_seed(seed + 1)
     networks = batch if case.per_image else 1
     network = DegradationNetwork(4, networks, channels=case.channels, noise=case.mixture.noise)
     edge = 0 if case.size is None else (hr.shape[-1] - case.size) // 2
     for images in hr[..., edge : hr.shape[-2] - edge, edge : hr.shape[-1] - edge].split(batch):
         network.reset_identity(tuple(images.shape[-2:]), generator)
-        # Drawn here and not by the attack, which would keep what it saw to itself.
-        seen = images if case.lens is None else case.lens(images, networks, lenses)
-        lr = clean = network.clean(seen)
+        # Drawn here and not by the attack, which would not return the images.
+        inputs = images if case.lens is None else case.lens(images, networks, lenses)
+        lr = clean = network.clean(inputs)
         if attack is not None:
-            result = attack(network, seen, partial(_towards, images, objective), generator)
+            result = attack(network, inputs, partial(_towards, images, objective), generator)
             lr = result.lr
             moved = _square(lr - clean)
             for group, shares in found.shares.items():
                 with torch.no_grad():
-                    alone = network(seen, _part(network, result.delta, group))
+                    alone = network(inputs, _part(network, result.delta, group))
                 shares += (_square(alone - clean) / moved).tolist()
             found.distance += result.distance.tolist()
         with torch.no_grad():
@@ -142,8 +141,8 @@ def run(case: Case, hr: Tensor, objective: Objective, batch: int, seed: int) -> 
     return found
 
 
-def _towards(hr: Tensor, objective: Objective, lr: Tensor, seen: Tensor) -> Tensor:
-    """The objective of an attack on images through a lens: the generator's target is the HR image itself."""
+def _towards(hr: Tensor, objective: Objective, lr: Tensor, _: Tensor) -> Tensor:
+    """The objective of an attack on images through a lens: the generator's target is the original HR image."""
     return objective(lr, hr)
 
 
@@ -152,7 +151,7 @@ def _square(difference: Tensor) -> Tensor:
 
 
 def _part(network: DegradationNetwork, delta: Tensor, group: str) -> Tensor:
-    """The deviation with nothing but one group left."""
+    """The deviation of one group, and zeros for the others."""
     factors = ScaleFactors(**{**_NONE, group: 1.0})
     return delta * network.layout.scale_vector(factors).isfinite()
 
@@ -167,18 +166,17 @@ def cases(
     lens: Lens,
     behind: Mixture,
 ) -> list[Case]:
-    """All cells: every mixture at every budget, N = 1, with a narrow F; at the middle one, everything else; and what
-    is behind a lens.
+    """All cases: every mixture at every budget with N = 1 and a narrow F; variations at the middle budget; the lens.
 
     Args:
-        mixtures: what is weighed, `GROUPS` and more.
+        mixtures: `GROUPS` and more.
         budgets: LR-PSNR in dB.
-        middle: the one of them at which random directions, a network for each image and the wide F are compared.
-        ranges: for each mixture by name that is trained with, its ranges of budgets; measured as it is trained.
-        sizes: smaller crops, on which those mixtures are measured, too.
+        middle: the budget at which random directions, N = B and the wide F are compared.
+        ranges: the ranges of budgets of the mixtures that are used in training, by the mixture's name.
+        sizes: smaller crops, for the mixtures that are used in training.
         channels: of the narrow F and of the wide one.
-        lens: what is measured alone, and
-        behind: the mixture that is behind it, at the middle budget and at its ranges.
+        lens: measured alone and before `behind`.
+        behind: measured behind the lens, at the middle budget and at its ranges.
     """
     found, (narrow, wide) = [], channels
     for mixture in mixtures:

@@ -1,21 +1,20 @@
 """Tables of studies' results: `python -m studies.report RESULT... [--figure FILE] [--metric ssim_y]`.
 
-RESULTs are files that `studies.compare` wrote. Prints Markdown; with --figure also draws how much the rows gain over
-the reference, a panel a kind of test. With --page prints the few tables that docs/results.md shows.
+RESULTs are files that `studies.compare` wrote. Prints Markdown; with --figure also draws the rows' gains over the
+reference, with a panel for each kind of test. With --page prints only the tables of docs/results.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from andfast.evaluation.models import BICUBIC
 from andfast.utils.charts import COLOURS, FAINT, GRAY, INK, ChartError, new_figure, plain_axes, save_figure
+from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 from andfast.utils.formatting import markdown_table
 from studies.intervals import Interval
@@ -43,15 +42,7 @@ _DIGITS = {"psnr_y": 2, "ssim_y": 4}
 
 
 def report(outcome: Outcome, metrics: Sequence[str] = METRICS) -> str:
-    """A study's tables as Markdown.
-
-    For each budget: means on the real pairs by camera and on photographs by strength, with the worst strength; then
-    differences to the reference and of the subject, with their 95% intervals. At the end what updates cost.
-
-    Args:
-        outcome: the result.
-        metrics: which of METRICS.
-    """
+    """A study's tables as Markdown: for each budget and metric, means and differences; then what updates cost."""
     parts = [f"## {outcome.content['title']}", _origin(outcome)]
     for budget in outcome.budgets():
         for metric in metrics:
@@ -69,101 +60,84 @@ def report(outcome: Outcome, metrics: Sequence[str] = METRICS) -> str:
 
 
 def page(name: str, outcome: Outcome) -> str:
-    """The tables of docs/results.md, each under its marker in the page.
-
-    Args:
-        name: of the result file, in studies/results.
-        outcome: its content.
-    """
+    """The tables of docs/results.md for the result file `name`, each under its marker."""
     return "\n\n".join(f"<!-- studies/results/{name}: {title} -->\n{table(outcome)}" for title, table in PAGE.items())
 
 
 def means(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> str:
-    """A line a row, a column a title; with all strengths among them also the worst of them."""
-    digits = _DIGITS[metric]
-    worst = ALL_STRENGTHS in titles
+    """A line for each row, a column for each title; with all strengths also the worst of them."""
+    digits, worst = _DIGITS[metric], ALL_STRENGTHS in titles
     lines = []
     for row in outcome.lines(budget):
-        found = [f"{outcome.mean(row, budget, metric, title).mean:.{digits}f}" for title in titles]
-        if worst:
-            name, value = outcome.worst(row, budget, metric)
-            found.append(f"{value:.{digits}f} ({name})")
-        lines.append([_line_name(outcome, row), *found])
+        lines.append([_line_name(outcome, row)])
+        lines[-1] += [f"{outcome.mean(row, budget, metric, title).mean:.{digits}f}" for title in titles]
+        lines[-1] += [_worst(outcome, row, budget, metric)] if worst else []
     counts = [f"{title} ({len(outcome.columns[title][0][1])})" for title in titles]
     return markdown_table(["", *counts, *(["worst strength"] if worst else [])], lines)
 
 
 def differences(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> str:
-    """Two tables: every row's mean over the reference's, and the subject's over every row's; 95% intervals."""
+    """Two tables: every row's mean minus the reference's, and the subject's minus every row's; 95% intervals."""
+    reference, subject, rows = outcome.reference, outcome.subject, outcome.lines(budget)
+    over = {row: (row, reference) for row in rows if row != reference}
+    under = {row: (subject, row) for row in rows if row != subject}
     parts = []
-    for caption, pair in (
-        (f"Over {outcome.reference}:", lambda row: (row, outcome.reference)),
-        (f"{outcome.subject} over the others:", lambda row: (outcome.subject, row)),
-    ):
-        lines = [
-            [
-                row,
-                *(_signed(outcome.difference(*pair(row), budget, metric, title), _DIGITS[metric]) for title in titles),
-            ]
-            for row in outcome.lines(budget)
-            if len(set(pair(row))) == 2
-        ]
+    for caption, pairs in ((f"Over {reference}:", over), (f"{subject} over the others:", under)):
+        lines = _gains(outcome, budget, pairs, [(metric, title) for title in titles])
         parts += [caption, markdown_table(["", *titles], lines)]
     return "\n\n".join(parts)
 
 
+def _gains(
+    outcome: Outcome, budget: str, pairs: Mapping[str, tuple[str, str]], columns: Sequence[tuple[str, str]]
+) -> list[list[str]]:
+    """Lines with the differences of pairs of rows, in columns of a metric and a title."""
+    return [
+        [name, *(_signed(outcome.difference(*pair, budget, *column), _DIGITS[column[0]]) for column in columns)]
+        for name, pair in pairs.items()
+    ]
+
+
 def summary(outcome: Outcome, budget: str) -> str:
-    """A line a row: what it reaches in PSNR-Y on real pairs (reporting part) by camera, on clean LR images and under
-    all strengths, and what of that is gained over the reference, with half the 95% interval's width."""
-    reporting = column_titles(outcome.columns, REPORTING)
-    everything = [title for title in (*reporting[-1:], ALL_STRENGTHS) if title in outcome.columns]
+    """A line for each row: PSNR-Y on real pairs (reporting part) by camera, on clean LR images and under all strengths.
+
+    Beside the means over all pairs and all strengths, the gain over the reference.
+    """
+    reporting, over = column_titles(outcome.columns, REPORTING), f"over {outcome.reference}"
     titles = [*reporting, *(title for title in (CLEAN, ALL_STRENGTHS) if title in outcome.columns)]
+    with_gain = {*reporting[-1:], ALL_STRENGTHS}
+    heads = []
+    for title in titles:
+        heads.append("real pairs" if title in reporting[-1:] else title.removeprefix(REPORTING).strip())
+        heads += [over] if title in with_gain else []
     lines = []
     for row in outcome.lines(budget):
         line = [_line_name(outcome, row)]
         for title in titles:
             line.append(f"{outcome.mean(row, budget, 'psnr_y', title).mean:.2f}")
-            if title in everything:
+            if title in with_gain:
                 gain = outcome.difference(row, outcome.reference, budget, "psnr_y", title)
                 line.append("" if row == outcome.reference else _signed(gain, 2))
-        worst, value = outcome.worst(row, budget, "psnr_y")
-        lines.append([*line, f"{value:.2f} ({worst})"])
-    heads = []
-    for title in titles:
-        heads.append("real pairs" if title in reporting[-1:] else title.removeprefix(REPORTING).strip())
-        if title in everything:
-            heads.append(f"over {outcome.reference}")
+        lines.append([*line, _worst(outcome, row, budget, "psnr_y")])
     return markdown_table(["", *heads, "worst strength"], lines)
 
 
 def lead(outcome: Outcome, budget: str) -> str:
-    """A line for each other row: by how much the subject is above it, with half the 95% interval's width."""
-    columns = [
-        (metric, title, name)
+    """A line for each other row: the subject's lead over it, with half the 95% interval's width."""
+    pairs_column = column_titles(outcome.columns, REPORTING)[-1]
+    columns = {
+        f"{name}, {unit}": (metric, title)
         for metric, unit in (("psnr_y", "PSNR"), ("ssim_y", "SSIM"))
-        for title, name in (
-            (column_titles(outcome.columns, REPORTING)[-1], f"real pairs, {unit}"),
-            (CLEAN, f"{CLEAN}, {unit}"),
-            (ALL_STRENGTHS, f"{ALL_STRENGTHS}, {unit}"),
-        )
+        for title, name in ((pairs_column, "real pairs"), (CLEAN, CLEAN), (ALL_STRENGTHS, ALL_STRENGTHS))
         if title in outcome.columns
-    ]
-    lines = [
-        [
-            row,
-            *(
-                _signed(outcome.difference(outcome.subject, row, budget, metric, title), _DIGITS[metric])
-                for metric, title, _ in columns
-            ),
-        ]
-        for row in outcome.lines(budget)
-        if row not in (outcome.subject, START)
-    ]
-    return markdown_table([f"{outcome.subject} over", *(name for *_, name in columns)], lines)
+    }
+    pairs = {row: (outcome.subject, row) for row in outcome.lines(budget) if row not in (outcome.subject, START)}
+    lines = _gains(outcome, budget, pairs, list(columns.values()))
+    return markdown_table([f"{outcome.subject} over", *columns], lines)
 
 
 def costs(outcome: Outcome) -> str:
-    """A line a row and budget: updates, what an update takes, and what a run took; means over seeds."""
+    """A line for each row and budget: updates, and the time of an update and of a run; means over seeds."""
     lines = []
     reference = [run["seconds_per_update"] for run in outcome.runs(outcome.reference, BUDGETS[0]).values()]
     for budget in outcome.budgets():
@@ -196,8 +170,8 @@ PAGE: dict[str, Callable[[Outcome], str]] = {
 def draw(outcome: Outcome, budget: str) -> Figure:
     """Draw how much every row gains over the reference in PSNR-Y, with 95% intervals.
 
-    A line a row; panels for the real pairs (reporting part) by camera, clean LR images, and all strengths of the unseen
-    degradations. A row that is far below the others is written as a number at the edge.
+    A line for each row; panels for the real pairs (reporting part) by camera, clean LR images, and all strengths of the
+    unseen degradations. A gain far from the others' is a number at the edge.
     """
     columns = [*column_titles(outcome.columns, REPORTING), *(t for t in (CLEAN, ALL_STRENGTHS) if t in outcome.columns)]
     rows = [row for row in outcome.lines(budget) if row not in (outcome.reference, START)]
@@ -248,8 +222,13 @@ def _line_name(outcome: Outcome, row: str) -> str:
     return f"{row}: {description}" if description else row
 
 
+def _worst(outcome: Outcome, row: str, budget: str, metric: str) -> str:
+    name, value = outcome.worst(row, budget, metric)
+    return f"{value:.{_DIGITS[metric]}f} ({name})"
+
+
 def _signed(found: Interval | None, digits: int) -> str:
-    """A difference and half its interval's width, if it has one; in bold where the interval is on one side of zero."""
+    """A difference and half its interval's width, if it has one; bold if the interval does not contain zero."""
     if found is None:
         return ""
     if math.isinf(found.half):
@@ -272,26 +251,26 @@ def _origin(outcome: Outcome) -> str:
 @console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 2 not begun."""
-    parser = argparse.ArgumentParser(prog="python -m studies.report", description=__doc__.partition("\n")[0])
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="written by studies.compare")
-    parser.add_argument("--metric", choices=METRICS, action="append", help="only this one (default: all)")
-    parser.add_argument("--page", action="store_true", help="the tables of docs/results.md alone, with their markers")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="where to draw the first result, PNG")
-    parser.add_argument("--budget", choices=BUDGETS, default=BUDGETS[0], help="what the figure is about")
+    parser = make_parser("studies.report", description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("results", nargs="+", type=as_path, metavar="RESULT", help="written by studies.compare")
+    add("--metric", action="append", metavar="METRIC", help=f"only this one, of {', '.join(METRICS)} (default: all)")
+    add("--page", action="store_true", help="only the tables of docs/results.md, with their markers")
+    add("--figure", type=as_path, metavar="FILE", help="draw the first result, PNG")
+    add("--budget", choices=BUDGETS, default=BUDGETS[0], help="of the figure")
     options = parser.parse_args(arguments)
+    metrics = options.metric or METRICS
+    if not set(metrics) <= set(METRICS):
+        parser.error(f"--metric {' '.join(metrics)}: choose of {', '.join(METRICS)}")
     try:
         outcomes = [read_outcome(path) for path in options.results]
-    except (OutcomeError, OSError) as error:
+        for path, outcome in zip(options.results, outcomes, strict=True):
+            print(page(path.name, outcome) if options.page else report(outcome, metrics))
+        if options.figure is not None:
+            save_figure(draw(outcomes[0], options.budget), options.figure)
+    except (OutcomeError, ChartError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for path, outcome in zip(options.results, outcomes, strict=True):
-        print(page(path.name, outcome) if options.page else report(outcome, options.metric or METRICS))
-    if options.figure is not None:
-        try:
-            save_figure(draw(outcomes[0], options.budget), options.figure)
-        except (ChartError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
     return 0
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from andfast.evaluation.environment import commit
-from andfast.training.options import dump_yaml
 from andfast.training.records import METRICS_FILE, read_records
 from andfast.utils.files import write_text
 from andfast.utils.locks import locked
+from andfast.utils.yaml_files import dump_yaml
 from studies.study import Settings
 
 _FINISHED = "finished.json"
@@ -29,7 +29,7 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: its row or "start", its seed, what it has in common with the others, its settings."""
+    """A training run: its row or "start", its seed, its budget ("updates", "time", "timed"), its settings."""
 
     row: str
     seed: int
@@ -38,20 +38,20 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Ends in a digest of the settings: with others it is another run, and with the same the same one."""
+        """Ends in a digest of the settings, so that a run with other settings has another name."""
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:10]
         return f"{self.row.replace(' ', '_')}-{self.budget}-seed{self.seed}-{digest}"
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that is done.
+    """A finished run.
 
     Attributes:
-        model: the moving average of its generator.
-        iterations: its training steps.
-        seconds_per_step: the median of the steps' times, in tens as they are read from a device.
-        seconds: all of its steps'.
+        model: the file of its averaged generator.
+        iterations: training steps.
+        seconds_per_step: the median over means of ten steps, because a GPU's times are read every tenth step.
+        seconds: of all steps.
         commit: of the code that finished it.
     """
 
@@ -63,13 +63,10 @@ class Finished:
 
 
 class Runner:
-    """Trains runs, one process a run, each on one core.
+    """Trains runs, each in its own process on one core, and keeps them in a folder `work`.
 
-    A run that was finished before is not made again. One that was interrupted resumes from its last checkpoint. A
-    run that still works, because only the process that started it was killed, is waited for.
-
-    Args:
-        work: the folder that keeps everything: a folder a run.
+    A finished run is not repeated. An interrupted run resumes from its last checkpoint. If a run is still training,
+    because only the process that started it was killed, it is waited for.
 
     Attributes:
         stopped: whether `stop` was called.
@@ -82,10 +79,10 @@ class Runner:
         self._changing = threading.Lock()
 
     def __call__(self, run: Run) -> Finished:
-        """Train it, if it is not finished; may be called from several threads, for different runs.
+        """Train a run unless it is finished; may be called from several threads, for different runs.
 
         Raises:
-            RunError: it failed or was stopped.
+            RunError: the run failed or was stopped.
             OSError: the folder cannot be written.
         """
         folder = self.work / run.name
@@ -126,13 +123,13 @@ class Runner:
         if self.stopped:
             raise RunError(f"{run.name}: stopped; the same command resumes it")
         if status:
-            last = "".join(
-                f"\n  {line}" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+            last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+            raise RunError(
+                f"{run.name}: andfast.train ended with status {status}; {log} ends in\n  " + "\n  ".join(last)
             )
-            raise RunError(f"{run.name}: andfast.train ended with status {status}; {log} ends in{last}")
 
     def stop(self) -> None:
-        """Have all runs save their state and end, and begin none."""
+        """Let all runs save their state and end, and start no more."""
         with self._changing:
             self.stopped = True
             for process in self._processes:
@@ -140,20 +137,15 @@ class Runner:
 
 
 def _summary(folder: Path) -> dict:
-    """What the log of a run that is done says: the fields of `Finished`, but for the model."""
+    """The fields of `Finished` without the model, from the log of a finished run."""
     records = read_records(folder / "run" / METRICS_FILE)
     seconds = [record["seconds"] for record in records if "validation" not in record]
+    size = max(min(10, len(seconds) // 5), 1)
     return {
         "iterations": len(seconds),
-        "seconds_per_step": _typical(seconds),
+        "seconds_per_step": statistics.median(
+            statistics.fmean(seconds[begin : begin + size]) for begin in range(0, len(seconds) - size + 1, size)
+        ),
         "seconds": sum(seconds),
         "commit": commit(),
     }
-
-
-def _typical(seconds: list[float]) -> float:
-    # Ten steps are read from a GPU at once, and a step's own time is then that of handing it over.
-    size = max(min(10, len(seconds) // 5), 1)
-    return statistics.median(
-        statistics.fmean(seconds[begin : begin + size]) for begin in range(0, len(seconds) - size + 1, size)
-    )

@@ -1,15 +1,13 @@
 """Make a model that comes with andfast: `python -m studies.ship --data.hr DIR... --pairs DIR... --output DIR`.
 
-Trains it from nothing, and its classical twin (the same network, images and number of updates, but clean LR images
-alone), compares both with bicubic interpolation on the reporting part of the pairs and on held-out photographs, and
-writes the weights, the configuration, the record of it all and the model card. Called again after an interruption, it
-resumes; finished training is not repeated.
+Trains it from scratch, and its classical twin (the same network, images and number of updates, but only clean LR
+images), compares both with bicubic interpolation on the reporting part of the pairs and on held-out photographs, and
+writes the weights, the configuration, a record and the model card. Called again after an interruption, it resumes;
+finished training is not repeated.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import hashlib
 import shutil
 import statistics
@@ -19,23 +17,25 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from torch import nn
 
 from andfast import train
 from andfast.evaluation.environment import commit, machine
 from andfast.evaluation.models import bicubic_method
-from andfast.inference.tiles import NonFiniteError
 from andfast.pretrained import DEFAULT
 from andfast.pretrained import FOLDER as PACKAGE
 from andfast.training.config import Config
 from andfast.training.images import Skipped, find_images
-from andfast.training.options import dump_yaml, parse_config
+from andfast.training.options import parse_config
 from andfast.training.records import METRICS_FILE, read_records
+from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import write_json, written_whole
 from andfast.utils.formatting import to_json
-from bench.record import settings, summary
+from andfast.utils.yaml_files import dump_yaml
+from bench.record import now, settings, summary
 from studies.card import model_card
 from studies.evaluate import Scores, evaluate, load_models
 from studies.intervals import paired
@@ -48,10 +48,9 @@ from studies.testsets import (
     TUNING,
     TestSets,
     digest,
-    held_out_photographs,
-    pair_sets,
-    photograph_sets,
+    groups,
     reduced,
+    study_sets,
 )
 
 CONFIG = Path(__file__).parents[1] / "configs" / f"{DEFAULT}.yaml"
@@ -59,7 +58,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / f"{DEFAULT}.yaml"
 # The rows of the comparison, and the names of the runs' folders.
 OURS, TWIN, BICUBIC = "adversarial", "classical", "bicubic"
 
-# What --quick changes: enough to go through everything once.
+# Settings of --quick: everything is run once.
 QUICK = {
     "data.held_out": 2,
     "data.workers": 0,
@@ -75,12 +74,12 @@ QUICK = {
     "train.patch_size": 32,
 }
 _QUICK_TESTS = 2  # images of each camera
-_COURSE = 16  # points of a run's course in its record
+_COURSE = 16  # points of a run's progress in its record
 
 
 @console()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0 done, 2 not begun, else that of the training that ended."""
+    """Run the command; returns its exit status: 0 done, 2 not begun, 3 failed, else that of the training."""
     options = _parse(arguments)
     commands = _training_commands(options)
     config = parse_config(commands[OURS])
@@ -103,13 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = {name: _run_record(_run_dir(options, name), updates(config)) for name in commands}
         weights = _run_dir(options, OURS) / "model.safetensors"
         models = load_models([f"{name}={_run_dir(options, name) / weights.name}" for name in commands], device)
-        scores = {BICUBIC: evaluate(bicubic_method(), sets, config.scale)}
-        scores |= {model.title: evaluate(model, sets, config.scale) for model in models}
+        bicubic = evaluate(bicubic_method(), sets, config.scale)
+        scores = {BICUBIC: bicubic} | {model.title: evaluate(model, sets, config.scale) for model in models}
         (ours,) = (model.upscaler.model for model in models if model.title == OURS)
         record = {
             "name": options.config.stem,
             "quick": options.quick,
-            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "date": now()[:10],
             "commit": commit(),
             "command": _shown_command(options),
             "machine": machine(),
@@ -124,37 +123,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             },
         }
         write(options.output, weights, settings(weights.parent), record)
-    except (ValueError, OSError, NonFiniteError) as error:
+    except (ValueError, OSError) as error:  # among them NonFiniteError
         print(f"error: {error}", file=sys.stderr)
         return 3
     print(f"done: {options.output / record['name']}.safetensors, .yaml, .json and .md")
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m studies.ship", description=__doc__.splitlines()[0])
+def _parse(arguments: Sequence[str] | None) -> Namespace:
+    parser = make_parser("studies.ship", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data.hr", dest="hr", nargs="+", required=True, metavar="DIR", help="folders of HR photographs to train on")
-    add(
-        "--pairs", nargs="+", default=[], metavar="DIR", help="folders with HR/ and LR/; every second pair is tested on"
-    )
-    add("--output", type=Path, required=True, metavar="DIR", help="where to; the package's own is andfast/pretrained")
-    add("--config", type=Path, default=CONFIG, metavar="FILE", help="the training; its file name is the model's name")
-    add("--work", type=Path, default=Path("runs/ship"), metavar="DIR", help="for the training runs (%(default)s)")
-    add("--quick", action="store_true", help="all of it in small, in seconds, for a model that is good for nothing")
+    add("--data.hr", nargs="+", required=True, metavar="DIR", help="folders of HR photographs to train on")
+    add("--pairs", nargs="+", default=[], metavar="DIR", help="folders with HR/ and LR/, to test on every second pair")
+    add("--output", type=as_path, required=True, metavar="DIR", help="the package's own is andfast/pretrained")
+    add("--config", type=as_path, default=CONFIG, metavar="FILE", help="the training; its file name names the model")
+    add("--work", type=as_path, default=Path("runs/ship"), metavar="DIR", help="for the training runs (%(default)s)")
+    add("--quick", action="store_true", help="a trial in seconds, which makes a useless model")
     options = parser.parse_args(arguments)
     if options.quick and options.output.resolve() == PACKAGE.resolve():
-        parser.error(f"--quick makes a model that is good for nothing; give another --output than {options.output}")
+        parser.error(f"--quick makes a useless model; give another --output than {options.output}")
     return options
 
 
-def _run_dir(options: argparse.Namespace, run: str) -> Path:
+def _run_dir(options: Namespace, run: str) -> Path:
     return options.work / (options.config.stem + ("_quick" if options.quick else "")) / run
 
 
-def _training_commands(options: argparse.Namespace) -> dict[str, list[str]]:
+def _training_commands(options: Namespace) -> dict[str, list[str]]:
     """The arguments of `andfast.train` for the model and for its twin."""
-    shared = ["--config", str(options.config), "--data.hr", *options.hr]
+    shared = ["--config", str(options.config), "--data.hr", *options.data.hr]
     if options.quick:
         shared += [f"--{key}={value}" for key, value in QUICK.items()]
     commands = {name: [*shared, f"--run_dir={_run_dir(options, name)}"] for name in (OURS, TWIN)}
@@ -163,18 +160,18 @@ def _training_commands(options: argparse.Namespace) -> dict[str, list[str]]:
     return commands
 
 
-def _check(options: argparse.Namespace, config: Config) -> None:
-    """Refuse what would make the comparison or the card untrue."""
+def _check(options: Namespace, config: Config) -> None:
+    """Refuse settings for which the comparison or the card would be wrong."""
     if config.attack.method == "none":
         raise ValueError(f"{options.config}: attack.method is none; the model would be its own classical twin")
     if config.generator.init is not None:
         raise ValueError(f"{options.config}: generator.init is {config.generator.init}; the model starts from nothing")
     if config.mixed and config.mix_method == "pairs":
-        raise ValueError(f"{options.config}: trains on camera-captured pairs, whose licences no card tells")
+        raise ValueError(f"{options.config}: trains on camera-captured pairs, whose licences the card cannot name")
 
 
 def updates(config: Config) -> int:
-    """How often a run updates the generator: minibatch replay does so several times an iteration."""
+    """The number of a run's generator updates; minibatch replay makes several in an iteration."""
     train = config.train
     warmup = min(train.warmup, train.iterations)
     return warmup + (train.iterations - warmup) * config.attack.updates_per_step
@@ -185,17 +182,17 @@ def _image_sources(config: Config) -> list[dict[str, str | int]]:
     return count_sources([source.name for source in found.sources], [name for name, _ in found.held_out])
 
 
-def _test_sets(options: argparse.Namespace, config: Config) -> TestSets:
-    sets = pair_sets(options.pairs, config.scale) | photograph_sets(held_out_photographs(config), config.scale)
+def _test_sets(options: Namespace, config: Config) -> TestSets:
+    sets = study_sets(options.pairs, config)
     sets.pop(TUNING, None)
     return reduced(sets, _QUICK_TESTS if options.quick else None)
 
 
 def _run_record(run_dir: Path, expected: int) -> dict[str, Any]:
-    """What `bench.record` keeps of a run, how many updates it made, and its course.
+    """The number of a run's updates, its `bench.record.summary`, and its progress.
 
     Raises:
-        ValueError: it made more or fewer updates than the configuration says.
+        ValueError: the number of updates is not the expected one.
     """
     made = updates(parse_config(["--config", str(run_dir / "config.yaml")]))
     if made != expected:
@@ -204,8 +201,8 @@ def _run_record(run_dir: Path, expected: int) -> dict[str, Any]:
 
 
 def _course(run_dir: Path) -> list[dict[str, float | None]]:
-    """Means over as many parts of a run: its loss, and by how much the adversary raised it how far from clean LR."""
-    # Validations have no loss, and updates that were left out none that is a number.
+    """Means over `_COURSE` parts of a run: the loss, the adversary's increase of it, and the LR-PSNR."""
+    # Validations have no loss, and neither have skipped updates.
     steps = [record for record in read_records(run_dir / METRICS_FILE) if record.get("loss") is not None]
     ends = sorted({(index + 1) * len(steps) // _COURSE for index in range(_COURSE)} - {0})
     course = []
@@ -240,48 +237,38 @@ def table(scores: Mapping[str, Scores], sets: TestSets) -> list[dict[str, Any]]:
 
     Args:
         scores: of OURS, TWIN and BICUBIC.
-        sets: what they were tested on.
+        sets: the tests.
 
     Returns:
         Dictionaries of "test", "images", METRICS' names ({row: mean}) and "psnr_y_gain" ({other row: {"mean", "low",
         "high"}}, the 95% interval; null for a single image).
     """
     lines = []
-    for title, column in columns({name: [case.group for case in cases] for name, cases in sets.items()}).items():
+    for title, column in columns(groups(sets)).items():
         found = {metric: {row: column_values(scores[row][metric], column) for row in scores} for metric in METRICS}
-        gains = {row: paired([found["psnr_y"][OURS]], [found["psnr_y"][row]]) for row in (BICUBIC, TWIN)}
-        lines.append(
-            {
-                "test": _test_title(title),
-                "images": len(found["psnr_y"][OURS]),
-                **{metric: {row: float(x.mean()) for row, x in rows.items()} for metric, rows in found.items()},
-                "psnr_y_gain": {
-                    row: {
-                        "mean": gain.mean,
-                        "low": gain.low if gain.images > 1 else None,
-                        "high": gain.high if gain.images > 1 else None,
-                    }
-                    for row, gain in gains.items()
-                },
-            }
-        )
+        line: dict[str, Any] = {"test": _test_title(title), "images": len(found["psnr_y"][OURS])}
+        line |= {metric: {row: float(x.mean()) for row, x in rows.items()} for metric, rows in found.items()}
+        line["psnr_y_gain"] = {}
+        for row in (BICUBIC, TWIN):
+            gain = paired([found["psnr_y"][OURS]], [found["psnr_y"][row]])
+            ends = {"low": gain.low, "high": gain.high} if gain.images > 1 else {"low": None, "high": None}
+            line["psnr_y_gain"][row] = {"mean": gain.mean, **ends}
+        lines.append(line)
     return lines
 
 
 def _test_title(column: str) -> str:
-    if column == CLEAN:
-        return "photographs, clean"
-    if column == ALL_STRENGTHS:
-        return "photographs, all but clean"
+    if column in (CLEAN, ALL_STRENGTHS):
+        return f"photographs, {'clean' if column == CLEAN else 'all but clean'}"
     if column in STRENGTHS:
         of = STRENGTHS[column]
         return f"photographs, {column} (blur {of.blur_sigma:g}, noise {of.noise_sigma:g}, JPEG {of.jpeg_quality})"
     return "real pairs, " + column.removeprefix(REPORTING).lstrip(", ")
 
 
-def _shown_command(options: argparse.Namespace) -> str:
-    """The command with folders by their last names, without those of this machine."""
-    parts = ["python -m studies.ship --data.hr", *(Path(folder).name for folder in options.hr)]
+def _shown_command(options: Namespace) -> str:
+    """The command with folders by their last names."""
+    parts = ["python -m studies.ship --data.hr", *(Path(folder).name for folder in options.data.hr)]
     if options.pairs:
         parts += ["--pairs", *(Path(folder).name for folder in options.pairs)]
     if options.config != CONFIG:
@@ -304,7 +291,7 @@ def write(folder: Path, weights: Path, config: Mapping[str, Any], record: Mappin
     """
     name = record["name"]
     with ExitStack() as stack:
-        # They take their places when all are complete.
+        # They replace existing files when all are complete.
         paths = {
             suffix: stack.enter_context(written_whole(folder / f"{name}.{suffix}"))
             for suffix in ("md", "json", "yaml", "safetensors")

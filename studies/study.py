@@ -1,4 +1,4 @@
-"""What a comparing study is: rows of training settings, read from a YAML file as `studies/table2.yaml`."""
+"""A comparing study: rows of training settings, read from a YAML file as `studies/table2.yaml`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from andfast.training.config import Config
-from andfast.training.options import dump_yaml, parse_config
-from andfast.utils.yaml_files import YamlError, read_yaml
+from andfast.training.options import parse_config
+from andfast.utils.yaml_files import YamlError, dump_yaml, read_yaml
 
 TUNING_PAIRS = "{tuning_pairs}"
 
@@ -20,12 +20,12 @@ Settings = dict[str, Any]
 
 
 class StudyError(ValueError):
-    """A study that cannot be made; the message says what would be right."""
+    """A study is invalid; the message says what would be right."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to train: what it is, and its settings over those that all rows have."""
+    """A way to train: its settings, in addition to those of all rows."""
 
     description: str
     settings: Settings
@@ -33,17 +33,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """Ways to train that are compared, all from the same start.
+    """Ways to train, compared from the same start.
 
     Attributes:
-        title: what is compared.
-        reference: the row that the others are measured by.
+        title: of the tables.
+        reference: the row that the others are compared with.
         subject: the row that the study is about, whose time all rows get.
         seeds: of the runs.
         settings: of all rows; train.iterations are their generator updates.
-        start: settings over those of all, of the run that every row of the same seed begins with the weights of.
+        start: additional settings of the run whose weights all rows of the same seed start from.
         rows: by name.
-        images: how many images of every camera and test set to test on; none: all.
+        images: images to test on, of every camera and test set; None: all.
     """
 
     title: str
@@ -57,21 +57,20 @@ class Study:
 
     @property
     def updates(self) -> int:
-        """Generator updates of every row, where updates are equal."""
+        """Generator updates of every row, with equal updates."""
         return self.settings["train"]["iterations"]
 
 
 def read_study(path: Path, quick: bool = False) -> Study:
-    """Read a study.
+    """Read a study from a YAML file with the fields of `Study`, its settings nested or dotted.
 
     Args:
-        path: a YAML file with the fields of `Study`, its settings nested or dotted. `quick` holds `seeds`, `images` and
-            `settings` that replace the others, for a trial of the whole in minutes.
-        quick: whether to take those.
+        path: the file.
+        quick: use the `seeds`, `images`, `settings` and `start` under its key `quick`, for a trial in minutes.
 
     Raises:
-        StudyError: it is not a study; the message names the key.
-        OSError: it cannot be read.
+        StudyError: the study is invalid; the message names the key.
+        OSError: the file cannot be read.
     """
     try:
         content = read_yaml(path)
@@ -86,23 +85,16 @@ def read_study(path: Path, quick: bool = False) -> Study:
         if not isinstance(row, dict) or set(row) != set(Row.__dataclass_fields__):
             raise StudyError(f"{path}: rows.{name} must have the keys description and settings, and no others")
         rows[name] = Row(row["description"], nested(row["settings"] or {}))
-    study = Study(
-        **{key: content[key] for key in ("title", "reference", "subject", "seeds")},
-        settings=nested(content["settings"]),
-        start=nested(content["start"]),
-        rows=rows,
-    )
+    settings = {key: nested(content[key]) for key in ("settings", "start")}
+    study = Study(**{key: content[key] for key in required} | settings | {"rows": rows})
     for key in ("reference", "subject"):
         if getattr(study, key) not in rows:
             raise StudyError(f"{path}: {key} is {getattr(study, key)}; it must be a row, one of {', '.join(rows)}")
     if "iterations" not in study.settings.get("train", {}):
         raise StudyError(f"{path}: settings.train.iterations is missing: the generator updates of every row")
-    if quick:
-        study = _quick(study, content.get("quick"), path)
-    return study
-
-
-def _quick(study: Study, changes: Any, path: Path) -> Study:
+    if not quick:
+        return study
+    changes = content.get("quick")
     if not isinstance(changes, dict) or set(changes) != {"seeds", "images", "settings", "start"}:
         raise StudyError(f"{path}: for a quick trial, quick must have the keys seeds, images, settings and start")
     return replace(
@@ -115,7 +107,7 @@ def _quick(study: Study, changes: Any, path: Path) -> Study:
 
 
 def nested(settings: Mapping[str, Any]) -> Settings:
-    """Settings with every dotted key (`attack.method`) as nested ones."""
+    """Settings with dotted keys (`attack.method`) as nested ones."""
     result: Settings = {}
     for key, value in settings.items():
         first, _, rest = key.partition(".")
@@ -125,7 +117,7 @@ def nested(settings: Mapping[str, Any]) -> Settings:
 
 
 def merged(*layers: Mapping[str, Any]) -> Settings:
-    """All settings, those of later layers in the place of earlier ones."""
+    """All settings; later layers replace earlier ones."""
     result: Settings = {}
     for layer in layers:
         for key, value in layer.items():
@@ -135,10 +127,10 @@ def merged(*layers: Mapping[str, Any]) -> Settings:
 
 
 def filled(settings: Any, tuning_pairs: Path | None) -> Any:
-    """Settings with `{tuning_pairs}` as the folder that holds the tuning part of the real pairs.
+    """Replace `{tuning_pairs}` in settings by the folder with the tuning part of the real pairs.
 
     Raises:
-        StudyError: they use it, and `tuning_pairs` is None.
+        StudyError: the settings use it, and `tuning_pairs` is None.
     """
     if isinstance(settings, Mapping):
         return {key: filled(value, tuning_pairs) for key, value in settings.items()}
@@ -155,7 +147,7 @@ def checked(settings: Settings, name: str) -> Config:
     """The configuration that `andfast.train` makes of these settings.
 
     Raises:
-        StudyError: it refuses them; why was written to standard error.
+        StudyError: it refuses them; the reason was written to standard error.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         file.write(dump_yaml(settings))

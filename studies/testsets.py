@@ -39,8 +39,8 @@ class Case:
     """One test: an LR image and the HR image to restore, uint8 (h, w, 3) and (scale * h, scale * w, 3).
 
     Attributes:
-        image: the name of the image; the held-out photographs have the same one in every set.
-        group: what results are averaged by: the camera of a pair, "photographs" else.
+        image: the image's name; a held-out photograph has the same one in every set.
+        group: results are averaged by it: the camera of a pair, or "photographs".
     """
 
     image: str
@@ -57,7 +57,7 @@ def pair_sets(folders: Sequence[str | os.PathLike[str]], scale: int) -> TestSets
     """Camera-captured pairs, every folder split into its tuning and its reporting part.
 
     Raises:
-        DataError: as `find_pairs`, and for a folder with too few pairs to split; or names that occur twice.
+        DataError: as `find_pairs`; a folder has a single pair; or two pairs have the same name.
     """
     sets: TestSets = {REPORTING: [], TUNING: []}
     for folder in folders:
@@ -79,7 +79,7 @@ def _pair_case(pair: Pair, folder: Path, scale: int) -> Case:
 def photograph_sets(photographs: Sequence[tuple[str, np.ndarray]], scale: int) -> TestSets:
     """Photographs (name, uint8 (H, W, 3), H and W multiples of `scale`) under every degradation.
 
-    The noise of an image is the same whichever other images there are: its seed is made of the image's name.
+    The seed of an image's noise is made of its name, so that the noise does not depend on the other images.
     """
     sets: TestSets = {CLEAN: []} | {strength: [] for strength in STRENGTHS}
     for name, hr in photographs:
@@ -102,12 +102,26 @@ def held_out_photographs(config: Config) -> list[tuple[str, np.ndarray]]:
     return images
 
 
+def study_sets(folders: Sequence[str | os.PathLike[str]], config: Config) -> TestSets:
+    """The pairs in `folders`, and the photographs that training with `config` holds out.
+
+    Raises:
+        DataError: as `pair_sets` and `held_out_photographs`.
+    """
+    return pair_sets(folders, config.scale) | photograph_sets(held_out_photographs(config), config.scale)
+
+
+def groups(sets: TestSets) -> dict[str, list[str]]:
+    """The group of every test, by the name of its set."""
+    return {name: [case.group for case in cases] for name, cases in sets.items()}
+
+
 def _twice(names: Sequence[str]) -> list[str]:
     return sorted({name for name in names if names.count(name) > 1})
 
 
 def digest(sets: TestSets) -> str:
-    """A short text that changes with any pixel, name or order of the tests."""
+    """A hash of the tests' pixels, names and order."""
     state = hashlib.sha256()
     for name, cases in sets.items():
         for case in cases:
@@ -118,38 +132,34 @@ def digest(sets: TestSets) -> str:
 
 
 def reduced(sets: TestSets, images: int | None) -> TestSets:
-    """The first so many tests of every group; None: all."""
+    """The first `images` tests of every group; None: all."""
     if images is None:
         return sets
     return {
-        name: [
-            case
-            for group in dict.fromkeys(case.group for case in cases)
-            for case in [case for case in cases if case.group == group][:images]
-        ]
-        for name, cases in sets.items()
+        name: [case for group in dict.fromkeys(members) for case in _of(group, sets[name])[:images]]
+        for name, members in groups(sets).items()
     }
 
 
-def camera_of(name: str) -> str:
-    """The camera that a pair's name begins with: "realsr_Canon_001" -> "realsr_Canon"; a bare number has none, "".
+def _of(group: str, cases: Sequence[Case]) -> list[Case]:
+    return [case for case in cases if case.group == group]
 
-    Data sets number the scenes of a camera; the text before the last number and its separator is the camera.
-    """
+
+def camera_of(name: str) -> str:
+    """A pair's camera: its name without the number at the end, "realsr_Canon_001" -> "realsr_Canon", "001" -> ""."""
     return re.sub(r"[_\-./ ]*\d+$", "", name)
 
 
 def split_pairs(pairs: Sequence[_T]) -> tuple[list[_T], list[_T]]:
     """The tuning and the reporting part of a folder's pairs, sorted by name as `find_pairs` gives them.
 
-    Every second pair, from the first on, may be looked at to choose settings and trained on; nothing is ever chosen
-    by the others, which results are reported on.
+    Every second pair, from the first on, may be used to choose settings and to train; the others only for results.
     """
     return list(pairs[0::2]), list(pairs[1::2])
 
 
 def link_pairs(pairs: Sequence[Pair], folder: Path) -> None:
-    """Make `folder` hold these pairs, and no others, as links in `HR/` and `LR/`: a folder for `find_pairs`.
+    """Make a folder for `find_pairs` that holds these pairs, and no others, as links in `HR/` and `LR/`.
 
     Raises:
         DataError: two pairs have the same name, or the folder holds something else.

@@ -1,7 +1,7 @@
 """The command that makes LR images of HR images, for other trainers."""
 
 import re
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -301,8 +301,11 @@ def test_wrong_settings(tmp_path, hr, capsys, wrong):
     assert not (tmp_path / "out").exists()
 
 
-def test_as_a_command(tmp_path, hr, model_file):
-    command = [sys.executable, "-m", "andfast.degrade", str(hr / "a.png"), "--output", str(tmp_path / "out")]
-    done = subprocess.run([*command, "--model", str(model_file), *SMALL], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "1 of 1 images degraded" in done.stdout
+def test_as_a_script(tmp_path, hr, model_file, capfd, monkeypatch):
+    command = [degrade.__file__, str(hr / "a.png"), "--output", str(tmp_path / "out"), "--model", str(model_file)]
+    monkeypatch.setattr(sys, "argv", [*command, *SMALL])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(degrade.__file__, run_name="__main__")
+    printed = capfd.readouterr()
+    assert (end.value.code, printed.err) == (0, "")
+    assert "1 of 1 images degraded" in printed.out

@@ -23,7 +23,6 @@ MODELS = {
     "rrdbnet-x2": lambda: RRDBNet(2, **RRDB),
     "rrdbnet-x1": lambda: RRDBNet(1, **RRDB),
     "compact-x4": lambda: Compact(4, features=8, convs=2),
-    "compact-x3": lambda: Compact(3, features=8, convs=2),
     "compact-x2": lambda: Compact(2, features=8, convs=2),
     "compact-x1": lambda: Compact(1, features=8, convs=2),
     "compact-leakyrelu": lambda: Compact(2, features=8, convs=2, activation="leakyrelu"),
@@ -54,7 +53,7 @@ def onnx_session(path):
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "compact-x2"])  # which the command exports, below
 def test_onnx_takes_any_size(tmp_path, name):
     model = make(name)
     assert export.export(model, tmp_path / "m.onnx", {"updates": "7"}) < 1e-5
@@ -73,7 +72,7 @@ def test_onnx_takes_any_size(tmp_path, name):
     assert told.items() >= {"scale": str(model.scale), "architecture": name.split("-")[0], "updates": "7"}.items()
 
 
-@pytest.mark.parametrize("name", ["rrdbnet-x4", "rrdbnet-x2", "compact-x4"])
+@pytest.mark.parametrize("name", ["rrdbnet-x2", "compact-x4"])
 def test_half_onnx_takes_and_makes_half(tmp_path, name):
     model = make(name)
     told = export.export(model, tmp_path / "m.onnx", {}, torch.float16)

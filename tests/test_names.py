@@ -22,7 +22,8 @@ from andfast.utils.command_line import UsageError
 
 LATIN = os.fsdecode(b"caf\xe9")  # no UTF-8
 
-TINY = {
+SMALL_NETWORK = {"degradation.channels": 8, "degradation.blocks": 1}
+TINY = SMALL_NETWORK | {
     "train.iterations": 2,
     "train.warmup": 1,
     "train.ramp": 0,
@@ -30,8 +31,6 @@ TINY = {
     "train.patch_size": 32,
     "generator.features": 8,
     "generator.depth": 1,
-    "degradation.channels": 8,
-    "degradation.blocks": 1,
     "attack.steps": 1,
     "data.workers": 0,
     "device": "cpu",
@@ -74,7 +73,14 @@ def test_images_of_such_names_are_upscaled(here, model_file, capsys):
 
 def test_pairs_of_such_names_are_made(here, model_file, capsys):
     image(here / "in" / f"{LATIN}.png")
-    command = [here / "in", "--output", here / "out", "--model", model_file, *as_options({"attack.method": "random"})]
+    command = [
+        here / "in",
+        "--output",
+        here / "out",
+        "--model",
+        model_file,
+        *as_options(SMALL_NETWORK | {"attack.method": "random"}),
+    ]
     assert run(degrade, *command, "--sheet", here / "sheet.png") == 0
     made = (here / "out" / "LR" / f"{LATIN}.png").read_bytes()
     assert run(degrade, *command) == 0

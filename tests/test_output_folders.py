@@ -24,21 +24,10 @@ COMMANDS = {
         ["--data", f"a={images}", "--metrics", "niqe", "--run_dir", f"{images}/../kept", "--csv", f"{to}/a.csv"]
     ),
     "train": lambda images, to: train.main(
-        [
-            "--run_dir",
-            to,
-            "--data.hr",
-            images,
-            "--train.patch_size",
-            "32",
-            "--generator.features",
-            "8",
-            "--device",
-            "cpu",
-        ]
+        [f"--run_dir={to}", f"--data.hr={images}", "--device=cpu", "--train.patch_size=32", "--generator.features=8"]
     ),
     "attack_quality": lambda images, to: attack_quality.main(
-        ["--model", MODEL, "--data.hr", images, "--patch_size", "32", "--output", to, "--device", "cpu"]
+        ["--model", MODEL, f"--data.hr={images}", "--output", to, "--device=cpu", "--patch_size=32"]
     ),
 }
 
@@ -51,7 +40,7 @@ def images(tmp_path: Path) -> str:
     return str(tmp_path / "in")
 
 
-@pytest.fixture(params=["file", "dangling link", "refused", "below a file"])
+@pytest.fixture
 def wrong(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "wrong"
     if request.param == "refused":
@@ -72,12 +61,14 @@ def wrong(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return folder
 
 
+@pytest.mark.parametrize("wrong", ["file", "dangling link", "refused", "below a file"], indirect=True)
 def test_such_a_folder_is_named(wrong: Path) -> None:
     with pytest.raises(OSError, match=r"Not a directory|a link that leads nowhere|Permission denied") as error:
         make_folder(wrong)
     assert error.value.filename == str(wrong)
 
 
+@pytest.mark.parametrize("wrong", ["refused", "below a file"], indirect=True)
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_nothing_is_begun(command, images: str, wrong: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(images, str(wrong)) == 2

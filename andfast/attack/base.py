@@ -1,4 +1,4 @@
-"""What all attacks share: how they are called, the inputs of a search, its best iterate, and the result."""
+"""What all attacks share: how they are called, the result of a search, and that of the attack."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.attack.budget import draw_budget, network_psnr
+from andfast.attack.budget import SearchInputs, draw_budget, network_psnr
 from andfast.degradation.lens import Lens
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective
@@ -20,28 +20,25 @@ from andfast.ops.theta_layout import ScaleFactors, ThetaLayout
 
 @dataclass
 class AttackResult:
-    """The result of an attack with N networks on B images, after `steps` gradient steps.
-
-    `AdversarialNoise`, `Bicubic`, `BSRGAN` and `RealESRGAN` have no networks: every image is independent, and N is B.
+    """The result of an attack with N networks on B images; N is B for attacks without networks.
 
     Attributes:
         lr: (B, 3, h, w) in [0, 1], the degraded images.
-        clean: (B, 3, h, w) in [0, 1], the clean LR images: the identity's, behind its lens if it has one, or bicubic.
-        delta: (N, P), the deviation from the identity, or None without networks.
-        theta: (N, P), theta_id plus the deviation, or None without networks.
-        losses: (1 + steps, N): the objective on the clean LR images, then after every step (`YOPO`: every pass through
+        clean: (B, 3, h, w) in [0, 1], the clean LR images: the identity's (behind its lens, if any), or bicubic.
+        delta: (N, P), the deviation from the identity; None without networks.
+        theta: (N, P), theta_id plus the deviation; None without networks.
+        losses: (1 + steps, N), the objective on the clean LR images, then after every step (`YOPO`: every pass through
             G; `FreeAT`: every replay but the first). Without the last row where `loss_after` is None; empty for
             `Simulated`, which computes no loss.
-        loss_after: (N,) the loss of `lr`: the largest of `losses`, or for `FreeAT` the last one. `SubsetPGD` knows it
-            for its part of the images only. None where it was not computed (`return_iterate` "last", `Simulated`).
-        distance: (N,) the scaled norm ||s * delta||_2; for `AdversarialNoise` the 2-norm of the added noise before
-            the image is clamped to [0, 1], for `Simulated` that of the difference to the clean LR image.
-        distance_by_group: (N, 3) the same for the convolutions, the noise and the slopes alone, whose squares add up
-            to that of `distance`; None without networks.
-        lr_psnr: (N,) PSNR in dB of `lr` against `clean`.
-        budget_db: (N,) the least `lr_psnr` allowed; -inf without a budget. Only a deviation of zero may miss it: in
-            half types narrow networks round more than that (bfloat16, 12 draws: 54 dB from the clean image at 64
-            channels, 42 at 16, 27 at 8).
+        loss_after: (N,), the loss of `lr`: the largest of `losses`, or for `FreeAT` the last one; for `SubsetPGD` of
+            its part of the images. None where it was not computed (`return_iterate` "last", `Simulated`).
+        distance: (N,), the scaled norm ||s * delta||_2; without networks the 2-norm of what was added to the clean LR
+            image, before clamping.
+        distance_by_group: (N, 3), that of the convolutions, the noise and the slopes alone; None without networks.
+        lr_psnr: (N,), PSNR in dB of `lr` against `clean`.
+        budget_db: (N,), the least `lr_psnr` allowed; -inf without a budget. Only a deviation of zero may miss it:
+            narrow networks in half types round more than that (bfloat16: 54 dB from the clean image at 64 channels,
+            42 at 16, 27 at 8).
     """
 
     lr: Tensor
@@ -61,27 +58,8 @@ class AttackResult:
         return self.losses[0] if len(self.losses) else None
 
 
-@dataclass(frozen=True)
-class SearchInputs:
-    """The inputs of a search.
-
-    Attributes:
-        network, hr, generator: as in `Attack.__call__`.
-        input: (B, 3, H, W), the network's input: `hr`, or `hr` through a lens.
-        clean: (B, 3, h, w), the clean LR images.
-        budget_db: (N,), the least PSNR of an LR image against the clean one.
-    """
-
-    network: DegradationNetwork
-    hr: Tensor
-    input: Tensor
-    clean: Tensor
-    budget_db: Tensor
-    generator: torch.Generator | None
-
-
-class BestIterate:
-    """The iterate with the largest loss so far, for each network (or image), and the losses of all iterates.
+class SearchResult:
+    """What a search returns: one iterate for each network (or image), and the losses of all iterates.
 
     Attributes:
         losses: (N,) for each iterate.
@@ -95,8 +73,8 @@ class BestIterate:
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
 
-    def update(self, loss: Tensor, lr: Tensor, variable: Tensor) -> None:
-        """Take an iterate over for those networks whose loss it raises."""
+    def keep_worst(self, loss: Tensor, lr: Tensor, variable: Tensor) -> None:
+        """Add an iterate; it is returned for those networks whose loss is larger than before."""
         self.losses.append(loss)
         if len(self.losses) == 1:
             self.loss, self.lr, self.variable = loss, lr, variable
@@ -107,8 +85,8 @@ class BestIterate:
         self.lr = torch.where(per_image, lr, self.lr)
         self.variable = torch.where(worse[:, None], variable, self.variable)
 
-    def replace(self, lr: Tensor, variable: Tensor, loss: Tensor | None = None) -> None:
-        """Take an iterate over regardless of its loss, which may be unknown."""
+    def keep_last(self, lr: Tensor, variable: Tensor, loss: Tensor | None = None) -> None:
+        """Add an iterate that is returned whether or not its loss, which may be unknown, is larger."""
         if loss is not None:
             self.losses.append(loss)
         self.loss, self.lr, self.variable = loss, lr, variable
@@ -118,7 +96,7 @@ class Attack(ABC):
     """A way to degrade HR images within a budget.
 
     Attributes:
-        psnr_range: (low, high) in dB, the range from which the least PSNR of an LR image is drawn; None: no budget.
+        psnr_range: (low, high) in dB, from which the least PSNR of an LR image is drawn; None: no budget.
     """
 
     psnr_range: tuple[float, float] | None
@@ -128,7 +106,7 @@ class Attack(ABC):
         network: DegradationNetwork,
         hr: Tensor,
         objective: Objective,
-        generator: torch.Generator | None = None,
+        rng: torch.Generator | None = None,
         margin_db: float = 0.0,
     ) -> AttackResult:
         """Degrade `hr`.
@@ -137,58 +115,51 @@ class Attack(ABC):
             network: fresh from `reset_identity` for images of this size; not changed.
             hr: (B, 3, H, W) in [0, 1].
             objective: the loss to maximise, one value an image.
-            generator: for random choices, on hr's device; None for torch's own.
-            margin_db: added to the LR-PSNR budget, which makes it milder (the ramp of training).
+            rng: for random choices, on hr's device; None for torch's own.
+            margin_db: added to the budget, which makes the attack milder (the ramp of training).
 
         Raises:
             RuntimeError, TypeError, ValueError: the network has no parameters, or the images do not fit it.
         """
-        inputs = self._prepare(network, hr, generator, margin_db)
-        best = self._search(inputs, objective)
-        delta, theta, distance, by_group = self._deviation(network, best.variable)
+        inputs = self._prepare(network, hr, rng, margin_db)
+        result = self._search(inputs, objective)
+        delta, theta, distance, by_group = self._deviation(network, result.variable)
         count = len(inputs.budget_db)
         return AttackResult(
-            lr=best.lr,
+            lr=result.lr,
             clean=inputs.clean,
             delta=delta,
             theta=theta,
-            losses=torch.stack(best.losses) if best.losses else hr.new_empty(0, count),
-            loss_after=best.loss,
+            losses=torch.stack(result.losses) if result.losses else hr.new_empty(0, count),
+            loss_after=result.loss,
             distance=distance,
             distance_by_group=by_group,
-            lr_psnr=network_psnr(best.lr, inputs.clean, count),
+            lr_psnr=network_psnr(result.lr, inputs.clean, count),
             budget_db=inputs.budget_db,
         )
 
     def _prepare(
-        self, network: DegradationNetwork, hr: Tensor, generator: torch.Generator | None, margin_db: float
+        self, network: DegradationNetwork, hr: Tensor, rng: torch.Generator | None, margin_db: float
     ) -> SearchInputs:
         """Check the arguments of `__call__`, make the clean LR images and draw the budgets."""
         count = self._count(network, hr)
-        network_input = self.preprocess(hr, count, generator)
+        network_input = self.preprocess(hr, count, rng)
         clean = self.clean(network, network_input)
-        budget_db = draw_budget(self.psnr_range, count, margin_db, hr.device, generator)
-        return SearchInputs(network, hr, network_input, clean, budget_db, generator)
+        budget_db = draw_budget(self.psnr_range, count, margin_db, hr.device, rng)
+        return SearchInputs(network, hr, network_input, clean, budget_db, rng)
 
-    def preprocess(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-        """The input of `count` networks, (B, 3, H, W), for HR images `hr`.
+    def preprocess(self, hr: Tensor, count: int, rng: torch.Generator | None) -> Tensor:
+        """The input of `count` networks, (B, 3, H, W), for HR images `hr` of this shape in [0, 1].
 
-        An attack draws this first, so a generator in the same state gives the input that the attack uses.
-
-        Args:
-            hr: (B, 3, H, W) in [0, 1].
-            count: divides B; B / count consecutive images share a network.
-            generator: on hr's device; None for torch's own.
+        An attack draws this first, so `rng` in the same state gives the input that the attack uses.
         """
         return hr
 
     @abstractmethod
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
-        """The LR images that the method starts from, (B, 3, h, w).
+        """The LR images that the attack starts from, (B, 3, h, w), for `hr` from `preprocess`.
 
-        Args:
-            network: has parameters for images of this size; a method without networks uses its scale only.
-            hr: (B, 3, H, W) in [0, 1], from `preprocess`.
+        An attack without networks uses only the scale of `network`.
         """
 
     @abstractmethod
@@ -196,8 +167,8 @@ class Attack(ABC):
         """N: the number of budgets, and of variables to search."""
 
     @abstractmethod
-    def _search(self, inputs: SearchInputs, objective: Objective) -> BestIterate:
-        """Search the variables, (N, ...)."""
+    def _search(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
+        """Search for the variables, (N, ...), with the largest objective."""
 
     @abstractmethod
     def _deviation(
@@ -207,28 +178,21 @@ class Attack(ABC):
 
 
 class NetworkAttack(Attack):
-    """An attack whose variable is `delta`, the networks' deviation from the identity.
-
-    Attributes:
-        lens: between the HR images and the networks, drawn anew for each network; None: no lens.
-    """
+    """An attack whose variable is `delta`, the networks' deviation from the identity, perhaps behind a `lens`."""
 
     scale_factors: ScaleFactors
     lens: Lens | None
 
-    def preprocess(self, hr: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-        """`hr` through the lenses of `count` networks, drawn from `generator`; `hr` itself without a lens."""
-        return hr if self.lens is None else self.lens(hr, count, generator)
+    def preprocess(self, hr: Tensor, count: int, rng: torch.Generator | None) -> Tensor:
+        """`hr` through the lenses of `count` networks, drawn from `rng`; `hr` itself without a lens."""
+        return hr if self.lens is None else self.lens(hr, count, rng)
 
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
         """The LR images of the identity networks of `network`: `hr` pooled."""
         return network.clean(hr)
 
     def inv_scale(self, network: DegradationNetwork) -> Tensor:
-        """1 / s of the scaled norm for the theta of `network`, (P,); 0 for parameters that must not move.
-
-        Shared between calls; do not write to it.
-        """
+        """1 / s of the scaled norm, (P,), for `network`; 0 for fixed parameters. It is cached: do not write to it."""
         return _inv_scale(network.layout, self.scale_factors, network.theta_id.device)
 
     def distance_by_group(self, network: DegradationNetwork, delta: Tensor) -> Tensor:
@@ -255,7 +219,7 @@ class ImageAttack(Attack):
     """An attack without a network, on each image separately: the variable is what is added to its pixels."""
 
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
-        """`hr` downsampled bicubically by the scale of `network`, which is not used otherwise."""
+        """`hr` downsampled bicubically by the scale of `network`."""
         return bicubic_downsample(hr, network.scale)
 
     def _count(self, network: DegradationNetwork, hr: Tensor) -> int:

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from andfast.attack.base import BestIterate, ImageAttack, NetworkAttack, SearchInputs, bicubic_downsample, by_network
-from andfast.attack.budget import check_range
+from andfast.attack.base import ImageAttack, NetworkAttack, SearchResult, bicubic_downsample, by_network
+from andfast.attack.budget import SearchInputs, check_range
 from andfast.attack.pgd import PGD, random_deviation
 from andfast.degradation.bsrgan import bsrgan
 from andfast.degradation.lens import Lens
@@ -26,8 +26,9 @@ class RandomDeviation(NetworkAttack):
     """A random deviation in the same budget: no adversary (Table 2, "synthetic data augmentation").
 
     Each network moves by epsilon in the scaled norm, in a uniformly drawn direction, and is then shrunk into its
-    LR-PSNR budget. It costs two passes forward through F, one more for every try that a budget refuses, and two through
-    G.
+    LR-PSNR budget.
+
+    Cost: two passes forward through F, one more for every try that a budget refuses, and two through G.
 
     Args:
         epsilon, scale_factors, psnr_range, lens: as for `PGD`; epsilon is finite.
@@ -43,16 +44,14 @@ class RandomDeviation(NetworkAttack):
             raise ValueError(f"epsilon is {self.epsilon}; it must be positive and finite")
         check_range(self.psnr_range)
 
-    def _search(self, inputs: SearchInputs, objective: Objective) -> BestIterate:
+    def _search(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
         network, hr = inputs.network, inputs.hr
         delta, lr = random_deviation(inputs, self.inv_scale(network), self.epsilon)
-        best = BestIterate()
+        result = SearchResult()
         with torch.no_grad():
-            before = by_network(objective(network(inputs.input), hr), network.num_networks)
-            # The random deviation is returned even where the identity's loss is larger.
-            best.update(by_network(objective(lr, hr), network.num_networks), lr, delta)
-            best.losses.insert(0, before)
-        return best
+            result.losses.append(by_network(objective(network(inputs.input), hr), network.num_networks))
+            result.keep_last(lr, delta, by_network(objective(lr, hr), network.num_networks))
+        return result
 
 
 @dataclass
@@ -75,62 +74,54 @@ class AdversarialNoise(ImageAttack):
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
         check_range(self.psnr_range)
 
-    def _search(self, inputs: SearchInputs, objective: Objective) -> BestIterate:
+    def _search(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
         clean, hr = inputs.clean, inputs.hr
         radius = (clean[0].numel() ** 0.5 * 10 ** (-inputs.budget_db / 20))[:, None]
         noise = torch.zeros_like(clean).flatten(1)
         inv_scale = torch.ones(noise.shape[1], device=hr.device)
-        best = BestIterate()
+        result = SearchResult()
         for _ in range(self.steps):
             lr = (clean + noise.view_as(clean)).clamp(0, 1).requires_grad_()
             loss = objective(lr, hr)
             (gradient,) = torch.autograd.grad(loss.sum(), lr)
-            best.update(loss.detach(), lr.detach(), noise)
+            result.keep_worst(loss.detach(), lr.detach(), noise)
             # In units of its radius every image's ball is the unit ball.
             noise = radius * projected_step(noise / radius, gradient.flatten(1), inv_scale, 2 / self.steps, 1.0)
         with torch.no_grad():
             lr = (clean + noise.view_as(clean)).clamp(0, 1)
-            best.update(objective(lr, hr), lr, noise)
-        return best
+            result.keep_worst(objective(lr, hr), lr, noise)
+        return result
 
 
 class Simulated(ImageAttack):
-    """LR images drawn from a fixed distribution: no adversary, no network and no budget.
+    """LR images drawn from a fixed distribution: no adversary, no network, no budget, and no pass through G.
 
-    There is no pass through G. `losses` is empty, `loss_before` and `loss_after` are None; `distance` is that from the
-    bicubic LR image.
+    `losses` is empty, `loss_before` and `loss_after` are None; `distance` is that from the bicubic LR image.
     """
 
     psnr_range: ClassVar[None] = None
 
     @abstractmethod
-    def degrade(self, hr: Tensor, scale: int, generator: torch.Generator | None = None) -> Tensor:
-        """Degrade `hr`.
+    def degrade(self, hr: Tensor, scale: int, rng: torch.Generator | None = None) -> Tensor:
+        """Degrade `hr` (B, 3, H, W) in [0, 1] to (B, 3, H / scale, W / scale) in [0, 1].
 
         Args:
-            hr: (B, 3, H, W) in [0, 1].
-            scale: divides H and W.
-            generator: for random choices, on hr's device; None for torch's own.
-
-        Returns:
-            (B, 3, H / scale, W / scale) in [0, 1].
-
-        Raises:
-            ValueError: H or W is not a multiple of `scale`.
+            hr, scale: H and W are multiples of `scale`, else a ValueError is raised.
+            rng: for random choices, on hr's device; None for torch's own.
         """
 
-    def _search(self, inputs: SearchInputs, objective: Objective) -> BestIterate:
-        lr = self.degrade(inputs.hr, inputs.network.scale, inputs.generator)
-        best = BestIterate()
-        best.replace(lr, (lr - inputs.clean).flatten(1))
-        return best
+    def _search(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
+        lr = self.degrade(inputs.hr, inputs.network.scale, inputs.rng)
+        result = SearchResult()
+        result.keep_last(lr, (lr - inputs.clean).flatten(1))
+        return result
 
 
 @dataclass
 class Bicubic(Simulated):
     """Bicubic downsampling (Table 2, "classical SR training")."""
 
-    def degrade(self, hr: Tensor, scale: int, generator: torch.Generator | None = None) -> Tensor:
+    def degrade(self, hr: Tensor, scale: int, rng: torch.Generator | None = None) -> Tensor:
         return bicubic_downsample(hr, scale)
 
 
@@ -138,13 +129,13 @@ class Bicubic(Simulated):
 class BSRGAN(Simulated):
     """Shuffled blurs, downsamplings, noise and JPEG: see `andfast.degradation.bsrgan`."""
 
-    def degrade(self, hr: Tensor, scale: int, generator: torch.Generator | None = None) -> Tensor:
-        return bsrgan(hr, scale, generator)
+    def degrade(self, hr: Tensor, scale: int, rng: torch.Generator | None = None) -> Tensor:
+        return bsrgan(hr, scale, rng)
 
 
 @dataclass
 class RealESRGAN(Simulated):
     """Blur, resizing, noise and JPEG twice, and ringing: see `andfast.degradation.real_esrgan`."""
 
-    def degrade(self, hr: Tensor, scale: int, generator: torch.Generator | None = None) -> Tensor:
-        return real_esrgan(hr, scale, generator)
+    def degrade(self, hr: Tensor, scale: int, rng: torch.Generator | None = None) -> Tensor:
+        return real_esrgan(hr, scale, rng)

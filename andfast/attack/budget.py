@@ -1,8 +1,9 @@
-"""How far an attack may go: a least PSNR of the degraded LR image against the clean one."""
+"""The inputs of a search, and how far it may go: a least PSNR of the degraded LR image against the clean one."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,18 +17,37 @@ BUDGET_SLACK_DB = 1.0
 SHRINK_TRIES = 10
 
 
+@dataclass(frozen=True)
+class SearchInputs:
+    """The inputs of a search.
+
+    Attributes:
+        network, hr, rng: as in `Attack.__call__` (`andfast/attack/base.py`).
+        input: (B, 3, H, W), the network's input: `hr`, or `hr` through a lens.
+        clean: (B, 3, h, w), the clean LR images.
+        budget_db: (N,), the least PSNR in dB of an LR image against the clean one.
+    """
+
+    network: DegradationNetwork
+    hr: Tensor
+    input: Tensor
+    clean: Tensor
+    budget_db: Tensor
+    rng: torch.Generator | None
+
+
 def draw_budget(
     psnr_range: tuple[float, float] | None,
     count: int,
     margin_db: float,
     device: torch.device,
-    generator: torch.Generator | None,
+    rng: torch.Generator | None,
 ) -> Tensor:
     """Draw the least PSNR allowed, in dB, for each of `count` networks: uniform in the range, plus the margin."""
     if psnr_range is None:
         return torch.full((count,), -math.inf, device=device)
     low, high = psnr_range
-    drawn = draw_rows(lambda rows: torch.rand(rows, device=device, generator=generator), count, generator)
+    drawn = draw_rows(lambda rows: torch.rand(rows, device=device, generator=rng), count, rng)
     return low + margin_db + (high - low) * drawn
 
 
@@ -45,13 +65,7 @@ def network_psnr(lr: Tensor, clean: Tensor, num_networks: int) -> Tensor:
 
 @torch.no_grad()
 def within_budget(
-    network: DegradationNetwork,
-    hr: Tensor,
-    clean: Tensor,
-    delta: Tensor,
-    budget_db: Tensor,
-    first: Tensor | None = None,
-    graph: bool = False,
+    inputs: SearchInputs, delta: Tensor, first: Tensor | None = None, graph: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Shrink each network's deviation until its LR image is no further from the clean one than the budget.
 
@@ -59,28 +73,23 @@ def within_budget(
     that people can read.
 
     Args:
-        network: has parameters.
-        hr: (B, 3, H, W), the network's input.
-        clean: (B, 3, h, w), the clean LR images.
         delta: (N, P), the wanted deviations.
-        budget_db: (N,), the least PSNR of an LR image against the clean one.
         first: (N,), the multiples to try first, in (0, 1]; None: 1. A good guess saves passes through F.
         graph: return LR images that carry the graph to the returned deviations, which are then a leaf, so that the
-            next gradient needs no forward pass of its own.
+            next gradient needs no further forward pass.
 
     Returns:
         The deviations, (N, P), each a multiple in [0, 1] of its row of `delta`, and their LR images: at most
         `BUDGET_SLACK_DB` inside the budget, further only where `SHRINK_TRIES` tries did not suffice. The deviation is
-        zero where the rounding of the compute type alone exceeds the budget, or `delta` is more than ten orders of
-        magnitude too large.
+        zero where rounding alone exceeds the budget, or `delta` is more than ten orders of magnitude too large.
     """
 
     def degrade(scale: Tensor) -> tuple[Tensor, Tensor]:
         tried = (delta * scale[:, None]).requires_grad_(graph)
         with torch.set_grad_enabled(graph):
-            return tried, network(hr, tried)
+            return tried, inputs.network(inputs.input, tried)
 
-    count = network.num_networks
+    budget_db = inputs.budget_db
     scale = torch.ones_like(budget_db) if first is None else first
     inside, outside = torch.zeros_like(scale), torch.full_like(scale, math.inf)
     psnr_inside, psnr_outside = torch.full_like(scale, math.inf), torch.full_like(scale, -math.inf)
@@ -88,7 +97,7 @@ def within_budget(
     for attempt in range(SHRINK_TRIES):
         tried, lr = degrade(scale)
         # An image that overflowed is as far outside as images in [0, 1] can be.
-        reached = network_psnr(lr, clean, count).nan_to_num(nan=0.0, posinf=math.inf)
+        reached = network_psnr(lr, inputs.clean, len(budget_db)).nan_to_num(nan=0.0, posinf=math.inf)
         fits = reached >= budget_db
         inside, psnr_inside = torch.where(fits, scale, inside), torch.where(fits, reached, psnr_inside)
         outside, psnr_outside = torch.where(fits, outside, scale), torch.where(fits, psnr_outside, reached)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from andfast.attack.base import BestIterate, SearchInputs, by_network
+from andfast.attack.base import SearchResult, by_network
+from andfast.attack.budget import SearchInputs
 from andfast.attack.pgd import Ascent, GradientAttack, loss_and_grad_lr
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective
@@ -18,12 +19,10 @@ class FreeAT(GradientAttack):
     """Minibatch replay (Shafahi et al. 2019, "Adversarial Training for Free!").
 
     A minibatch is used m times. Each replay updates G on the current LR images, and the same backward pass continues
-    to them, dL/dLR, with which theta takes a step for the next replay. Theta starts at the identity in each new
-    minibatch, with new networks.
+    to them, dL/dLR, with which theta takes a step for the next replay. Each minibatch begins with new networks at the
+    identity. Since G is updated in between, the trainer drives the attack:
 
-    Since G is updated in between, the trainer drives the attack through `begin`:
-
-        replay = attack.begin(network, hr, generator)
+        replay = attack.begin(network, hr, rng)
         for _ in range(attack.replays):
             loss = objective(replay.lr, hr).mean()       # replay.lr is a leaf that requires a gradient
             optimizer.zero_grad()
@@ -33,17 +32,15 @@ class FreeAT(GradientAttack):
                 replay.advance(replay.lr.grad)
 
     With m = 1 that is a plain step on the identity's LR images. Called like any other attack, with a fixed G, it is
-    `PGD` with m - 1 steps that returns the last iterate instead of the worst.
+    `PGD` with m - 1 steps that returns the last iterate.
 
     Cost of m replays over m plain updates: one forward and one backward pass through F each (the first without
-    backward, one more forward for every try that a budget refuses), and G's input gradient, which an update otherwise
-    leaves out. There is no pass through G for the adversary alone: nothing is cheaper. In exchange most updates meet an
-    unfinished adversary, and a minibatch is used m times. Called as an attack: m forward passes through F and G,
-    m - 1 backward through F and to G's input.
+    backward, one more forward for every try that a budget refuses), and G's input gradient. There is no pass through G
+    for the adversary alone, so nothing is cheaper; but most updates meet an unfinished adversary, and a minibatch is
+    used m times. Called as an attack: m forward passes through F and G, m - 1 backward through F and to G's input.
 
     Args:
         replays: m, updates of G for each minibatch.
-        step_size, step_ratio, epsilon, scale_factors, psnr_range, lens: as for `GradientAttack`.
     """
 
     replays: int = 4
@@ -57,27 +54,27 @@ class FreeAT(GradientAttack):
         self,
         network: DegradationNetwork,
         hr: Tensor,
-        generator: torch.Generator | None = None,
+        rng: torch.Generator | None = None,
         margin_db: float = 0.0,
     ) -> Replay:
-        """Begin a minibatch, which the training loop above then drives.
+        """Begin a minibatch, for the training loop above.
 
         Args:
-            network, hr, generator, margin_db: as for `Attack.__call__`, whose errors it raises.
+            network, hr, rng, margin_db: as for `Attack.__call__`, whose errors it raises.
         """
-        return Replay(self, self._prepare(network, hr, generator, margin_db))
+        return Replay(self, self._prepare(network, hr, rng, margin_db))
 
-    def _search(self, inputs: SearchInputs, objective: Objective) -> BestIterate:
+    def _search(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
         hr, count = inputs.hr, inputs.network.num_networks
-        replay, best = Replay(self, inputs), BestIterate()
+        replay, result = Replay(self, inputs), SearchResult()
         while not replay.done:
             loss, grad_lr = loss_and_grad_lr(replay.lr, hr, objective, count)
-            best.update(loss, replay.lr.detach(), replay.delta)
+            result.keep_worst(loss, replay.lr.detach(), replay.delta)
             replay.advance(grad_lr)
         lr = replay.lr.detach()
         with torch.no_grad():
-            best.replace(lr, replay.delta, by_network(objective(lr, hr), count))
-        return best
+            result.keep_last(lr, replay.delta, by_network(objective(lr, hr), count))
+        return result
 
 
 class Replay:
@@ -85,7 +82,7 @@ class Replay:
 
     Args:
         attack: the number of replays, and the settings of a step.
-        inputs: network, its input, clean LR images and budgets.
+        inputs: the inputs of the search.
 
     Attributes:
         lr: (B, 3, h, w) in [0, 1], the LR images to train on now: a leaf that requires a gradient, a new one after
@@ -114,9 +111,8 @@ class Replay:
         """Move theta by one step, within ball and budget, and make the next replay's `lr`.
 
         Args:
-            grad_lr: (B, 3, h, w), the loss's gradient on `lr`, usually `lr.grad`. Its scale does not matter (a loss
-                scaled for float16 may stay scaled), but it must not have under- or overflowed in G's backward pass;
-                rows of networks whose gradient is not finite do not move.
+            grad_lr: (B, 3, h, w), the loss's gradient on `lr`, usually `lr.grad`, in any scale, as long as it did not
+                under- or overflow in G. Networks whose gradient is not finite do not move.
 
         Raises:
             RuntimeError: all replays are done.

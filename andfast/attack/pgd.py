@@ -1,8 +1,7 @@
 """The paper's adversary: projected gradient ascent on theta (Sec 3.3 and 4.3), and its variants.
 
 From top to bottom: the settings of a step, the search (`PGD`), one step of it (`Ascent`), the backward pass through G
-(`loss_and_grad_lr`), random starts, and then what changes one line of the search each: `YOPO`, `SubsetPGD`,
-`StyleShift`.
+(`loss_and_grad_lr`), random starts, and the variants, each of which changes one line of the search.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from andfast.attack.base import BestIterate, NetworkAttack, SearchInputs, by_network
-from andfast.attack.budget import BUDGET_SLACK_DB, check_range, network_psnr, within_budget
+from andfast.attack.base import NetworkAttack, SearchResult, by_network
+from andfast.attack.budget import BUDGET_SLACK_DB, SearchInputs, check_range, network_psnr, within_budget
 from andfast.degradation.lens import Lens
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective
@@ -23,30 +22,27 @@ from andfast.ops import projected_step
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.utils.rng import draw_rows
 
-# The largest scaled norm of a random start: so far that the budget in dB ends it.
-_START_RADIUS = 30.0
-# In the scaled norm: a random deviation so small that the image's error grows in proportion to it, and one from which
-# on images are saturated, so that their PSNR says little.
-_PROBE, _SATURATED = 0.3, 1.0
+# Scaled norms of random deviations. A start is drawn so far away that the LR-PSNR budget always shrinks it. Up to
+# `_PROBE` the image's error is proportional to the norm; beyond `_SATURATED` images are so saturated that their PSNR
+# says little.
+_START_RADIUS, _PROBE, _SATURATED = 30.0, 0.3, 1.0
 
 
 @dataclass(kw_only=True)
 class GradientAttack(NetworkAttack):
     """An attack that takes gradient steps in theta: the settings of a step.
 
-    A step is delta += length * s^-2 g / ||s^-1 g||_2 with the gradient g and the scale vector s, then the
-    projection onto ||s * delta||_2 <= epsilon, then the shrinking of each network's deviation into its LR-PSNR
-    budget.
+    A step is delta += length * s^-2 g / ||s^-1 g||_2 with the gradient g and the scale vector s, then the projection
+    onto ||s * delta||_2 <= epsilon, then the shrinking of each network's deviation into its LR-PSNR budget.
 
     Args:
         step_size: length of a step in the scaled norm.
-        step_ratio: length of a step relative to epsilon; if given, it replaces `step_size`.
+        step_ratio: length of a step relative to epsilon; replaces `step_size`.
         epsilon: radius of the ball in the scaled norm.
         scale_factors: the scaled norm's factors by group of parameters.
-        psnr_range: (low, high) in dB; each network draws its budget from this range: the least PSNR of its LR image
-            against the clean one. None: the ball alone. Camera-captured LR images are 22 to 36 dB from the
-            downsampled HR image.
-        lens: between the HR images and the networks; None: no lens, as in the paper.
+        psnr_range: (low, high) in dB, from which each network draws its budget: the least PSNR of its LR image against
+            the clean one (camera-captured LR images have 22 to 36 dB). None: the ball alone.
+        lens: between the HR images and the networks, drawn anew for each network; None: no lens, as in the paper.
     """
 
     step_size: float = 0.1
@@ -77,24 +73,19 @@ class GradientAttack(NetworkAttack):
 class PGD(GradientAttack):
     """Projected gradient ascent on theta, from the identity (Sec 3.3 and 4.3; Madry et al. 2018).
 
-    With `random_start` it begins at a random deviation, like Madry et al.: training then meets the neighbourhoods of
-    many degradations instead of the clean image's alone. The start uses its share of the budget, the search the rest;
-    the ball is centred at the start, `delta` and `distance` count from the identity, and `loss_before` is the start's.
-
     This is the exact attack, to which the cheaper ones are compared. Fewer steps need longer ones: a `step_ratio` of
     0.5 for 3 steps, 0.75 for 2, 1 for a single one reaches the ball's surface as 5 steps of 0.2 do.
 
-    Cost, K steps: K + 1 passes forward through F, one more for every try that a budget refuses (the one accepted
-    serves the next gradient, too), K backward; K + 1 forward through G and K to its input. With `return_iterate` "last"
-    one forward pass through G less.
+    Cost, K steps: K + 1 passes forward through F, one more for every try that a budget refuses, and K backward; K + 1
+    forward through G (K with `return_iterate` "last") and K to its input.
 
     Args:
         steps: gradient steps, K.
-        return_iterate: "worst" computes the loss of the last iterate, too, and returns the worst of all; "last" returns
-            the last one without its loss, which the training step computes anyway.
+        return_iterate: "worst" returns the iterate with the largest loss; "last" the last one, without computing its
+            loss, which the training step computes anyway.
         random_start: the share, in [0, 1), of the squared error allowed by the LR-PSNR budget that a random deviation
-            uses before the search begins; 0 starts at the identity.
-        step_size, step_ratio, epsilon, scale_factors, psnr_range, lens: as for `GradientAttack`.
+            uses before the search begins, as in Madry et al.; the search uses the rest. The ball is centred at the
+            start, `delta` and `distance` count from the identity, and `loss_before` is the start's.
     """
 
     steps: int = 5
@@ -116,19 +107,19 @@ class PGD(GradientAttack):
     def paper(cls) -> PGD:
         """The paper's numbers to the letter: 5 steps of 6 in a ball of radius 20, factors 1, 10, 50 (Sec 4.3).
 
-        They do not work as written: with Xavier-initialised centres the whole of theta has a norm of about 24, so a
-        single step of 6 drowns the image (L1 loss from 0.03 to 9e4 before clamping). Here for study.
+        For study only: with Xavier-initialised centres the whole of theta has a norm of about 24, so a single step of 6
+        destroys the image (L1 loss from 0.03 to 9e4 before clamping).
         """
         factors = ScaleFactors(conv_dc=1.0, conv_shift=1.0, conv=1.0, noise=10.0, slope=50.0)
         return cls(steps=5, step_size=6.0, epsilon=20.0, scale_factors=factors, psnr_range=None)
 
-    def _search(self, inputs: SearchInputs, objective: Objective) -> BestIterate:
+    def _search(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
         origin = self._origin(inputs)
         if origin is None:
             return self._ascend(inputs, objective)
-        best = self._ascend(replace(inputs, network=OffsetNetwork(inputs.network, origin)), objective)
-        best.variable = origin + best.variable
-        return best
+        result = self._ascend(replace(inputs, network=OffsetNetwork(inputs.network, origin)), objective)
+        result.variable = origin + result.variable
+        return result
 
     def _origin(self, inputs: SearchInputs) -> Tensor | None:
         """The deviations (N, P) that the search starts at; None: zero."""
@@ -137,20 +128,20 @@ class PGD(GradientAttack):
         share = replace(inputs, budget_db=inputs.budget_db - 10 * math.log10(self.random_start))
         return random_deviation(share, self.inv_scale(inputs.network), _START_RADIUS)[0]
 
-    def _ascend(self, inputs: SearchInputs, objective: Objective) -> BestIterate:
+    def _ascend(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
         """The search of Sec 3.3: maximise the objective over the deviations, from zero."""
         count = inputs.network.num_networks
-        ascent, best = Ascent(self, inputs), BestIterate()
+        ascent, result = Ascent(self, inputs), SearchResult()
         for step in range(1, self.steps + 1):
             loss, grad_lr = loss_and_grad_lr(ascent.lr, inputs.hr, objective, count)
-            best.update(loss, ascent.lr.detach(), ascent.delta.detach())
+            result.keep_worst(loss, ascent.lr.detach(), ascent.delta.detach())
             self._step(ascent, grad_lr, last=step == self.steps)
         if self.return_iterate == "last":
-            best.replace(ascent.lr, ascent.delta)
+            result.keep_last(ascent.lr, ascent.delta)
         else:
             with torch.no_grad():
-                best.update(by_network(objective(ascent.lr, inputs.hr), count), ascent.lr, ascent.delta)
-        return best
+                result.keep_worst(by_network(objective(ascent.lr, inputs.hr), count), ascent.lr, ascent.delta)
+        return result
 
     def _step(self, ascent: Ascent, grad_lr: Tensor, last: bool) -> None:
         """Move theta after a pass through G."""
@@ -158,17 +149,17 @@ class PGD(GradientAttack):
 
 
 class Ascent:
-    """The state of gradient ascent in theta: the deviations, their LR images, and how a step changes them.
+    """The state of gradient ascent in theta.
 
     Args:
         attack: the settings of a step.
-        inputs: network, its input, clean LR images and budgets.
+        inputs: the inputs of the search.
         requires_grad: whether a step follows at all.
 
     Attributes:
         delta: (N, P), the deviations; zero at first.
         lr: (B, 3, h, w), their LR images. While a step follows they carry the graph to `delta`, so that its gradient
-            needs no forward pass of its own.
+            needs no further forward pass.
     """
 
     def __init__(self, attack: GradientAttack, inputs: SearchInputs, requires_grad: bool = True) -> None:
@@ -182,8 +173,8 @@ class Ascent:
         """Backward through F, a step along the gradient, the projection onto the ball, and the LR-PSNR budget.
 
         Args:
-            grad_lr: (B, 3, h, w), the loss's gradient on `lr`; a network's images may be scaled by any positive
-                number, because the step is normalised.
+            grad_lr: (B, 3, h, w), the loss's gradient on `lr`, of each network's images times any positive number: a
+                step is normalised.
             last: no other step follows.
         """
         inputs, attack = self._inputs, self._attack
@@ -192,16 +183,13 @@ class Ascent:
         first = self._first_try(delta)
         # Free this graph before the next one is made.
         del self.lr, self.delta, gradient
-        self.delta, self.lr = within_budget(
-            inputs.network, inputs.input, inputs.clean, delta, inputs.budget_db, first, graph=not last
-        )
+        self.delta, self.lr = within_budget(inputs, delta, first, graph=not last)
 
     @torch.no_grad()
     def _first_try(self, delta: Tensor) -> Tensor:
         """The multiples of `delta`, (N,), that would use up the budget if the ratio of error to norm stayed.
 
-        From step to step a deviation changes its direction more than its norm, so the norm that reached the budget
-        last is a good first guess.
+        From step to step a deviation changes its direction more than its norm, so this is a good first guess.
         """
         psnr = network_psnr(self.lr, self._inputs.clean, self._inputs.network.num_networks)
         norm, next_norm = (torch.linalg.vector_norm(rows, dim=1) for rows in (self.delta, delta))
@@ -220,18 +208,13 @@ class Ascent:
 def loss_and_grad_lr(lr: Tensor, hr: Tensor, objective: Objective, num_networks: int) -> tuple[Tensor, Tensor]:
     """One pass forward through G, and one backward to its input.
 
-    G may compute in float16: the loss enters the backward pass multiplied by (about) the number of values that it
-    is the mean of, so that the gradients of G's output are about 1 instead of far below float16's smallest normal
-    number, 6e-5. A step in theta is normalised, so a constant factor is exact; a power of two rounds nothing.
-
-    Args:
-        lr: (B, 3, h, w); no gradient flows into its graph.
-        hr, objective: as in `Attack.__call__`.
-        num_networks: N.
+    G may compute in float16, whose smallest normal number is 6e-5: the loss is multiplied by (about) the number of
+    values that it is the mean of, so that the gradients of G's output are about 1. The factor is a power of two, which
+    rounds nothing, and a step in theta is normalised.
 
     Returns:
-        The mean loss of each network's images, (N,), and dL/dLR, (B, 3, h, w), times a positive factor that is the
-        same for all images.
+        The mean loss of each network's images, (N,), and dL/dLR, (B, 3, h, w), times that factor; no gradient flows
+        into the graph of `lr`.
     """
     image = lr.detach().requires_grad_()
     loss = by_network(objective(image, hr), num_networks)
@@ -241,7 +224,7 @@ def loss_and_grad_lr(lr: Tensor, hr: Tensor, objective: Objective, num_networks:
 
 
 class OffsetNetwork:
-    """A bank whose deviations count from `origin`, (N, P): the part of a `DegradationNetwork` that a search needs."""
+    """A bank whose deviations count from `origin`, (N, P); has the part of `DegradationNetwork` that a search needs."""
 
     def __init__(self, network: DegradationNetwork, origin: Tensor) -> None:
         self._network, self._origin = network, origin
@@ -251,33 +234,22 @@ class OffsetNetwork:
         return self._network(hr, self._origin + delta)
 
 
-def random_direction(network: DegradationNetwork, inv_scale: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw deviations (N, P) of norm 1 in the scaled norm, each in a uniform direction.
-
-    Args:
-        network: gives N and P.
-        inv_scale: (P,), 1 / s of the scaled norm; parameters with 0 do not move.
-        generator: on the network's device; None for torch's own.
-    """
+def random_direction(network: DegradationNetwork, inv_scale: Tensor, rng: torch.Generator | None) -> Tensor:
+    """Draw deviations (N, P) of norm 1 in the scaled norm, each in a uniform direction; none where `inv_scale` is 0."""
     count, columns = network.theta_id.shape
-    direction = draw_rows(
-        lambda rows: torch.randn(rows, columns, device=inv_scale.device, generator=generator), count, generator
-    )
+    direction = draw_rows(lambda rows: torch.randn(rows, columns, device=inv_scale.device, generator=rng), count, rng)
     direction *= inv_scale > 0
     return inv_scale * direction / direction.norm(dim=1, keepdim=True)
 
 
 def random_deviation(inputs: SearchInputs, inv_scale: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Draw deviations (N, P) of norm `radius` in random directions, shrunk into their budgets, and their LR images.
+    """Draw deviations (N, P) in random directions, and their LR images.
 
-    Args:
-        inputs: networks, images and budgets.
-        inv_scale: (P,), as for `random_direction`.
-        radius: in the scaled norm.
+    Their scaled norm is `radius`, or less where the budget is smaller.
     """
-    wanted = radius * random_direction(inputs.network, inv_scale, inputs.generator)
+    wanted = radius * random_direction(inputs.network, inv_scale, inputs.rng)
     first = torch.full_like(inputs.budget_db, _PROBE / radius if radius > _SATURATED else 1.0)
-    return within_budget(inputs.network, inputs.input, inputs.clean, wanted, inputs.budget_db, first)
+    return within_budget(inputs, wanted, first)
 
 
 @dataclass
@@ -285,9 +257,8 @@ class YOPO(PGD):
     """PGD that takes several steps for one gradient of G: YOPO-m-n (Zhang et al. 2019, "You Only Propagate Once").
 
     By the chain rule the gradient in theta is F's gradient of <p, F_theta(HR)> with the costate p = dL/dLR, which
-    alone needs G. So p is computed `steps` times (m), and each time held for `inner_steps` steps (n) in theta. All of
-    them are kept within ball and budget; the loss is known where p is computed, and the worst of these iterates is
-    returned. With n = 1 this is `PGD`, exactly.
+    alone needs G. So p is computed `steps` times (m), and each time held for `inner_steps` steps (n) in theta. The loss
+    is known where p is computed, and the worst of these iterates is returned. With n = 1 this is exactly `PGD`.
 
     Cost: m n + 1 passes forward through F, one more for every try that a budget refuses, m n backward; m + 1 forward
     through G (m with `return_iterate` "last") and m to its input. It pays where G costs more than F: RRDBNet, not
@@ -296,8 +267,6 @@ class YOPO(PGD):
     Args:
         steps: passes through G, m.
         inner_steps: steps in theta for each of them, n.
-        return_iterate: as for `PGD`.
-        step_size, step_ratio, epsilon, scale_factors, psnr_range, lens: as for `GradientAttack`, for a step in theta.
     """
 
     inner_steps: int = 2
@@ -316,21 +285,19 @@ class YOPO(PGD):
 class SubsetPGD(PGD):
     """`PGD` on a part of the batch, whose theta then degrades the whole batch.
 
-    For a single network (N = 1), which all images share: its gradient is a mean over images, and that of a part
-    estimates it, as in any stochastic ascent. The part is the first images of the batch, which is a random draw
-    already. With a `share` of 1 this is `PGD`, exactly.
+    For a single network (N = 1), which all images share: its gradient is a mean over images, which a part estimates.
+    The part is the first images of the batch, which is drawn at random already. With a `share` of 1 this is exactly
+    `PGD`.
 
-    The budget applies to the whole batch: `psnr_range` is for all images, and if they move further than the part did,
-    the deviation is shrunk once more. The losses, including `loss_after`, are those of the part, before that.
+    The budget applies to the whole batch: if its images move further than the part did, the deviation is shrunk once
+    more. The losses, including `loss_after`, are those of the part, before that.
 
     Cost, K steps: those of `PGD` times the share, and one pass of the whole batch forward through F, or a few where the
     budget of the whole batch shrinks the deviation. It pays where one network for the whole batch is wanted anyway; the
     smaller the share, the weaker the adversary.
 
     Args:
-        share: of the batch's images, in (0, 1]; at least one image is taken.
-        steps, return_iterate: as for `PGD`, on the part.
-        step_size, step_ratio, epsilon, scale_factors, psnr_range, lens: as for `GradientAttack`.
+        share: of the batch's images, in (0, 1]; at least one image is used.
     """
 
     share: float = 0.25
@@ -348,53 +315,43 @@ class SubsetPGD(PGD):
             )
         return super()._count(network, hr)
 
-    def _search(self, inputs: SearchInputs, objective: Objective) -> BestIterate:
+    def _search(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
         images = max(1, round(self.share * len(inputs.hr)))
         if images == len(inputs.hr):
             return super()._search(inputs, objective)
-        part = {name: getattr(inputs, name)[:images] for name in ("hr", "input", "clean")}
-        best = super()._search(replace(inputs, **part), objective)
-        best.variable, best.lr = within_budget(
-            inputs.network, inputs.input, inputs.clean, best.variable, inputs.budget_db
-        )
-        return best
+        hr, network_input, clean = (of_all[:images] for of_all in (inputs.hr, inputs.input, inputs.clean))
+        result = super()._search(replace(inputs, hr=hr, input=network_input, clean=clean), objective)
+        result.variable, result.lr = within_budget(inputs, result.variable)
+        return result
 
 
 @dataclass
 class StyleShift(PGD):
     """`PGD` around random networks instead of identities (Sec 4.5; Table 2, "severe random style shift").
 
-    All 3x3 kernels are drawn by Xavier's rule, std = sqrt(2 / (9 in + 9 out)), slopes and noise are the identity's. The
-    LR images keep a skeleton of the HR images, in other colours and textures; they are clamped to [0, 1] as always.
-    There is no LR-PSNR budget, because nothing is near the clean image. `delta` and `distance` count from the identity,
-    `loss_before` is the random network's.
-
-    Args:
-        steps, return_iterate, step_size, step_ratio, epsilon, scale_factors: as for `PGD`, around the random network.
+    All 3x3 kernels are drawn by Xavier's rule, std = sqrt(2 / (9 in + 9 out)); slopes and noise are the identity's. The
+    LR images keep a skeleton of the HR images, in other colours and textures, clamped to [0, 1]. There is no LR-PSNR
+    budget, because nothing is near the clean image. `delta` and `distance` count from the identity, `loss_before` is
+    the random network's.
     """
 
     psnr_range: ClassVar[None] = None
     random_start: ClassVar[float] = 0.0
 
     def _origin(self, inputs: SearchInputs) -> Tensor:
-        return xavier_deviation(inputs.network, inputs.generator)
+        return xavier_deviation(inputs.network, inputs.rng)
 
 
-def xavier_deviation(network: DegradationNetwork, generator: torch.Generator | None = None) -> Tensor:
-    """Draw deviations (N, P) that turn a bank's identities into random networks.
-
-    Args:
-        network: has parameters.
-        generator: on its device; None for torch's own.
-    """
+def xavier_deviation(network: DegradationNetwork, rng: torch.Generator | None = None) -> Tensor:
+    """Draw deviations (N, P) that turn a bank's identities into random networks."""
     layout, theta_id = network.layout, network.theta_id
     wanted = theta_id.clone()
     for segment in layout.conv:
         out, into, size = segment.shape
         taps = draw_rows(
-            lambda count, shape=segment.shape: torch.randn(count, *shape, device=theta_id.device, generator=generator),
+            lambda count, shape=segment.shape: torch.randn(count, *shape, device=theta_id.device, generator=rng),
             len(theta_id),
-            generator,
+            rng,
         )
         segment.view(wanted).copy_(taps * (2 / (size * (out + into))) ** 0.5)
     return layout.to_moments(wanted - theta_id)

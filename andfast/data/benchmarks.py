@@ -1,4 +1,4 @@
-"""The folders that benchmarks are published as, and others of their kind: which HR and LR images belong together."""
+"""The folder layouts of published benchmarks: which HR and LR images belong together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from andfast.data.images import DataError, image_size
-from andfast.data.listing import SkippedFile, list_folder, list_images, listed, no_images_message
+from andfast.data.listing import SkippedFile, check_folder, list_folder, list_images, no_images_message
 from andfast.data.paired_folders import hr_folder, is_hr_folder, levels_below, paired_folders, scene_name_across_scales
 from andfast.data.pairs import images_by_name, make_pairs
 
@@ -27,12 +27,12 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a folder holds.
+    """The images of a folder.
 
     Attributes:
         layout: the name of one of `LAYOUTS`; "HR" for originals alone, "LR" for LR images alone.
         scenes: sorted by name.
-        passed_over: what was left out below the folder, and why.
+        passed_over: files and folders that were skipped, and why.
         cut: how many pairs do not fit exactly, and are cut.
     """
 
@@ -44,11 +44,11 @@ class DataSet:
 
 
 class Layout(NamedTuple):
-    """A way in which folders are arranged.
+    """A layout of folders.
 
     Attributes:
         shape: how it looks at scale s, for messages.
-        find: (folder, scale) -> the files; None where the folder has another layout.
+        find: (folder, scale) -> the files, or None if the folder has another layout.
     """
 
     name: str
@@ -57,19 +57,15 @@ class Layout(NamedTuple):
 
 
 def find_benchmark(folder: str | os.PathLike[str], scale: int) -> DataSet:
-    """The pairs in a folder of one of `LAYOUTS`, or the LR images of one that holds nothing but images.
+    """The pairs in a folder of one of `LAYOUTS`, or the LR images of one that holds only images.
 
-    Only the files' headers are read.
-
-    Args:
-        folder: a benchmark's folder, or one that holds it.
-        scale: the super-resolution factor, by which benchmarks with several are searched; as for `find_pairs`.
+    Of benchmarks with several scales, `scale` is taken. Only the files' headers are read.
 
     Raises:
-        DataError: it is no folder, or has another layout or no images, or HR images alone; an image has no partner, or
-            cannot be read, or the sizes of a pair do not fit. The message names them.
+        DataError: the folder does not exist, has another layout, no images, or HR images alone; an image has no
+            partner, or cannot be read, or the sizes of a pair do not fit. The message names them.
     """
-    folder = Path(folder)
+    folder = check_folder(folder)
     name, files = _recognised(folder, scale)
     if files is not None:
         hr, lr = files
@@ -94,12 +90,8 @@ def find_benchmark(folder: str | os.PathLike[str], scale: int) -> DataSet:
 
 
 def find_originals(folder: str | os.PathLike[str], scale: int) -> DataSet:
-    """The HR images of a folder of one of `LAYOUTS`, or all images of another.
-
-    Raises:
-        DataError: it is no folder, or there are none.
-    """
-    folder = Path(folder)
+    """The HR images of a folder of one of `LAYOUTS`, or all images of another; DataError if there are none."""
+    folder = check_folder(folder)
     place = hr_folder(folder, scale) if _drealsr(folder, scale) is None else None
     if place is not None:
         found = images_by_name(place)
@@ -113,17 +105,14 @@ def find_originals(folder: str | os.PathLike[str], scale: int) -> DataSet:
 
 
 def _recognised(folder: Path, scale: int) -> tuple[str, _Files | None]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
     for layout in LAYOUTS:
-        files = layout.find(folder, scale)
-        if files is not None:
+        if (files := layout.find(folder, scale)) is not None:
             return layout.name, files
     return "LR", None
 
 
 def _refuse_mixture(folder: Path, found: dict[str, Path], scale: int) -> None:
-    """Refuse images of which one is `scale` times as large as another of its scene: not all can be LR images."""
+    """Refuse images of which one is `scale` times as large as another of its scene: they are not all LR images."""
     scenes: dict[str, list[Path]] = {}
     for name, path in found.items():
         scenes.setdefault(scene_name_across_scales(name), []).append(path)
@@ -139,8 +128,8 @@ def _refuse_mixture(folder: Path, found: dict[str, Path], scale: int) -> None:
 
 
 def _pairs(folder: Path, scale: int) -> _Files | None:
-    """HR/ and LR/ with files of the same names, or folders of other names that say what they hold."""
-    folders = paired_folders(folder, scale, below=True)
+    """HR/ and LR/ with files of the same names, or the folders of `paired_folders`."""
+    folders = paired_folders(folder, scale)
     return None if folders is None else (images_by_name(folders[0]), images_by_name(folders[1]))
 
 
@@ -166,15 +155,15 @@ def _drealsr(folder: Path, scale: int) -> _Files | None:
 
 
 def _srf(folder: Path, scale: int) -> _Files | None:
-    """NAME_SRF_4_HR.png beside NAME_SRF_4_LR.png, and other methods' results of the scene; of several scales one."""
+    """NAME_SRF_4_HR.png beside NAME_SRF_4_LR.png, among results of other methods and files of other scales."""
     images = list_images(folder)
     if not any(re.search(r"_SRF_\d_HR$", path.stem) for path in images):
         return None
-    return tuple(_by_suffix(folder, images, f"_SRF_{scale}_{kind}") for kind in ("HR", "LR"))
+    return tuple(images_by_name(folder, images, f"_SRF_{scale}_{kind}") for kind in ("HR", "LR"))
 
 
 def _realsr(folder: Path, scale: int) -> _Files | None:
-    """NAME_HR.png beside NAME_LR4.png or NAME_LR.png, in any case; of Train and Test, and several scales, the right."""
+    """NAME_HR.png beside NAME_LR4.png or NAME_LR.png, in any case; only Test/ and the folder of the scale, if any."""
     ends = {path: end[1] for path in list_images(folder) if (end := re.search(r"(?i)_(hr|lr\d?)$", path.stem))}
     images, kinds = list(ends), {end[:2] for end in ends.values()}
     if "HR" not in kinds and not {"hr", "lr"} <= kinds:  # hr in lower case alone says too little
@@ -184,20 +173,18 @@ def _realsr(folder: Path, scale: int) -> _Files | None:
         images = [path for path in images if "Test" in parts[path]]
     if any(each and each[-1].isdecimal() for each in parts.values()):
         images = [path for path in images if parts[path][-1:] == (str(scale),)]
-    lr = _by_suffix(folder, images, "_LR") | _by_suffix(folder, images, f"_LR{scale}")
-    return _by_suffix(folder, images, "_HR"), lr
+    lr = images_by_name(folder, images, "_LR") | images_by_name(folder, images, f"_LR{scale}")
+    return images_by_name(folder, images, "_HR"), lr
 
 
 def _imagepairs(folder: Path, scale: int) -> _Files | None:
-    """NAME_gt.png beside NAME.png, in ImagePairs_Test/ where there is one."""
+    """NAME_gt.png beside NAME.png, in ImagePairs_Test/ if there is one."""
     images = list_images(folder)
     if not any(path.stem.endswith("_gt") for path in images):
         return None
-    tested = [path for path in images if "ImagePairs_Test" in path.relative_to(folder).parts]
-    images = tested or images
-    return _by_suffix(folder, images, "_gt"), _by_suffix(
-        folder, [path for path in images if path.stem[-3:] != "_gt"], ""
-    )
+    images = [path for path in images if "ImagePairs_Test" in path.relative_to(folder).parts] or images
+    lr = [path for path in images if not path.stem.endswith("_gt")]
+    return images_by_name(folder, images, "_gt"), images_by_name(folder, lr)
 
 
 def _super(folder: Path, scale: int) -> _Files | None:
@@ -230,22 +217,9 @@ LAYOUTS = (
     Layout("ImagePairs", "ImagePairs_Test/NAME_gt.png and NAME.png", _imagepairs),
     Layout("SupER", "SCENE/MOTION/Bin1/ and Bins/", _super),
 )
-"""The layouts that are known, in the order in which a folder is tried for them."""
-
-
-def _by_suffix(folder: Path, images: list[Path], suffix: str) -> dict[str, Path]:
-    """The images whose names end so, by their path without it."""
-    found: dict[str, Path] = {}
-    for path in images:
-        if not path.stem.lower().endswith(suffix.lower()):
-            continue
-        name = path.relative_to(folder).with_name(path.stem[: len(path.stem) - len(suffix)]).as_posix()
-        if name in found:
-            raise DataError(f"{folder}: {listed([found[name].name, path.name])} have the same name")
-        found[name] = path
-    return found
+"""The known layouts, in the order in which they are tried."""
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Folders not too far below this one; those of a benchmark lie there, its images further down."""
+    """The folders below this one, to some depth."""
     return [path for level in levels_below(folder) for path in level]

@@ -1,4 +1,4 @@
-"""BMP files: 1 to 32 bits a pixel, with palettes, masks and run lengths."""
+"""BMP files of 1 to 32 bits a pixel, with palettes, masks and run lengths; Pillow reads not all of them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ import numpy as np
 
 from andfast.data.picture import Opened, Picture, bytes_at, make_opened, picture_of
 
-# Of the file's header, and the first of those that follow it, of OS/2's and Windows's.
+# Bytes of the file's header, and of those of OS/2 and Windows after it.
 _START, _CORE, _INFO = 14, 12, 40
 _RAW, _RLE8, _RLE4, _MASKS, _ALPHA_MASKS = 0, 1, 2, 3, 6
 _MASKS_OF = {16: (0x7C00, 0x3E0, 0x1F, 0), 24: (0xFF0000, 0xFF00, 0xFF, 0), 32: (0xFF0000, 0xFF00, 0xFF, 0)}
 
 
 def open_bmp(file: BinaryIO) -> Opened:
-    """Read the header of a BMP file.
-
-    Raises:
-        ValueError: it is damaged, or of a kind that is not read.
-    """
+    """Read the header of a BMP file; ValueError if it is damaged or of an unsupported kind."""
     file.seek(0)
     start = file.read(_START + 124)
     try:
@@ -38,7 +34,7 @@ def open_bmp(file: BinaryIO) -> Opened:
     except struct.error as error:
         raise ValueError("truncated") from error
     if length != _CORE and length < _INFO:
-        raise ValueError(f"a header of {length} bytes, which is none of those of BMP")
+        raise ValueError(f"a header of {length} bytes, which is not a BMP header")
     kinds = {_RAW: (1, 2, 4, 8, 16, 24, 32), _RLE8: (8,), _RLE4: (4,), _MASKS: (16, 32), _ALPHA_MASKS: (16, 32)}
     if bits not in kinds.get(packing, ()) or (length == 64 and packing == _MASKS):
         raise ValueError(f"{bits} bits a pixel, packed in way {packing}, which is not read")
@@ -60,11 +56,7 @@ def open_bmp(file: BinaryIO) -> Opened:
 
 
 def open_dib(file: BinaryIO) -> Opened:
-    """Read the header of a BMP file without the file's own header, as clipboards and resources have them.
-
-    Raises:
-        ValueError: it is damaged, or of a kind that is not read.
-    """
+    """As `open_bmp`, for a file without the file's own header, as in clipboards and resources."""
     file.seek(0)
     data = file.read()
     try:
@@ -87,7 +79,7 @@ def _rows(file: BinaryIO, offset: int, width: int, height: int, bits: int) -> np
 
 
 def _palette(file: BinaryIO, length: int, bits: int, colours: int, offset: int) -> np.ndarray:
-    """uint8 (2**bits, 3), or (2**bits, 1) where all of it is gray."""
+    """uint8 (2**bits, 3), or (2**bits, 1) if all of it is gray."""
     size, count = (3 if length == _CORE else 4), 2**bits
     place = _START + length
     held = min(colours or count, count, max(offset - place, 0) // size)
@@ -104,7 +96,7 @@ def _indices(rows: np.ndarray, width: int, bits: int) -> np.ndarray:
 
 
 def _colours(rows: np.ndarray, width: int, bits: int, masks: tuple[int, ...]) -> np.ndarray:
-    """Pixels (H, W, 3), or 4 with alpha that is not 0 everywhere, which means that there is none."""
+    """Pixels (H, W, 3), or 4 with alpha, unless that is 0 everywhere, which means no alpha."""
     if bits == 24:
         return rows[:, : 3 * width].reshape(len(rows), width, 3)[..., ::-1]
     values = np.ascontiguousarray(rows[:, : width * bits // 8]).view(f"<u{bits // 8}")
@@ -126,7 +118,7 @@ def _masked(values: np.ndarray, mask: int) -> np.ndarray:
 
 
 def _run_lengths(data: bytes, shape: tuple[int, int], halves: bool) -> np.ndarray:
-    """Indices (H, W) of what is packed by run lengths; what is left out is 0."""
+    """Decompress indices (H, W); those that are left out are 0."""
     indices = np.zeros(shape, np.uint8)
     height, width = shape
     place = x = y = 0
@@ -140,7 +132,7 @@ def _run_lengths(data: bytes, shape: tuple[int, int], halves: bool) -> np.ndarra
             raise ValueError("truncated")
         count, value = data[place], data[place + 1]
         place += 2
-        if count:  # so many times a byte
+        if count:  # a byte, repeated
             run = np.resize(split(bytes([value])), count)
         elif value == 0:  # the next row
             x, y = 0, y + 1
@@ -153,7 +145,7 @@ def _run_lengths(data: bytes, shape: tuple[int, int], halves: bool) -> np.ndarra
                 raise ValueError("truncated")
             x, y, place = x + step[0], y + step[1], place + 2
             continue
-        else:  # so many values as they are, and up to an even number of bytes
+        else:  # uncompressed values, padded to an even number of bytes
             length = -(-value // 2) if halves else value
             run = split(data[place : place + length])[:value]
             place += length + length % 2

@@ -1,12 +1,12 @@
-"""A folder of decoded images on disk, made once, for all later runs and, through memory maps, for all workers.
+"""A folder of decoded images on disk, shared by later runs and, through memory maps, by all workers.
 
-Decoding a photograph takes many times as long as cutting a patch from it. The folder holds one file per image,
-`<digest>.u8`: a line of text (`_Header`), then the pixels, uint8 RGB, row by row. A patch is a strided copy from a
-memory map, which reads only the rows that it spans; the operating system shares what was read between processes.
+Decoding a photograph takes many times as long as cropping a patch. The folder holds one file per image, `<digest>.u8`:
+a line of text (`_Header`), then the pixels, uint8 RGB, row by row. A patch is a strided copy from a memory map, which
+reads only the rows that it needs.
 
-The digest is that of the image file's path, size and time of change, and of the decoder's version: an image that
-changed gets another file, so a name always means the same pixels. Files are written whole, so a process that is killed
-loses only the images that it was decoding. `lock` is held by the process that makes the cache.
+The digest is that of the image file's path, size and time of change, and of the decoder's version: a changed image gets
+another file. Files are written whole, so a killed process loses only the images that it was decoding. The process that
+makes the cache holds `lock`.
 """
 
 from __future__ import annotations
@@ -33,20 +33,21 @@ from PIL import features
 from tqdm import tqdm
 
 from andfast.data.images import DataError, ImageError, image_size, read_image
+from andfast.data.listing import listed
 from andfast.data.patches import ImageFile, Source
 from andfast.data.workers import Each, SourceLoader
 from andfast.utils.files import remove_unfinished, written_whole
 from andfast.utils.locks import LOCK_FILE, locked
 
-_FORMAT = 3  # to be raised whenever `read_image` gives other pixels than before
+_FORMAT = 3  # to be raised when `read_image` returns other pixels than before
 _PIXELS = re.compile(r"[0-9a-f]{32}\.u8")
 _OLD_INDEX = "index.jsonl"  # of formats 1 and 2
-_UNFINISHED = re.compile(r"\.([0-9a-f]{32}|index)-.*")
+_OWN_FILES = re.compile(rf"{LOCK_FILE}|{re.escape(_OLD_INDEX)}|{_PIXELS.pattern}|\.([0-9a-f]{{32}}|index)-.*")
 _LONGEST_HEADER = 2**16
 _BLOCK = 4096  # files take whole blocks on a disk
 
 _UNKNOWN, _VERIFIED, _DAMAGED = range(3)  # states of stored pixels
-# Errors of network shares that have no memory maps.
+# Errors of network shares without memory maps.
 _CANNOT_MAP = {errno.EINVAL, errno.ENODEV, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -64,7 +65,7 @@ class _Key(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """The first line of a stored image, behind the checksum of that line."""
+    """The first line of a stored image, after the checksum of that line."""
 
     key: _Key
     height: int
@@ -74,13 +75,9 @@ class _Header(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CachedImage:
-    """An image file whose decoded pixels are stored.
+    """The image file `path`, whose decoded pixels are in `stored`.
 
-    Attributes:
-        path: the image file.
-        stored: the file with its pixels.
-        states: uint8, one element per image, shared by all processes of a run: what is known of the pixels.
-        index: which element is this image's.
+    `states`, uint8, is shared by all processes of a run; element `index` is the state of this image's pixels.
     """
 
     path: Path
@@ -93,9 +90,9 @@ class CachedImage:
         return str(self.path)
 
     def read(self) -> np.ndarray:
-        """A memory map of the pixels (an array where the disk has no maps), verified by the first read of a run.
+        """A memory map of the pixels (an array on disks without maps), verified by the first read of a run.
 
-        Damaged pixels are reported, removed and never returned: the image file is decoded instead.
+        Damaged pixels are reported and removed, and the image file is decoded instead.
         """
         if self.states[self.index] != _DAMAGED:
             try:
@@ -137,23 +134,12 @@ class CachedImage:
 
 
 def cache_images(folder: str | os.PathLike[str], images: Sequence[ImageFile], workers: int) -> list[Source]:
-    """Make or update the cache in `folder`, and return the same images as sources that read from it.
+    """Make or update the cache in `folder`, and return a source that reads from it for each image.
 
-    They read the same pixels, bit for bit, and raise the same errors. Only images that are new or changed, by size or
-    time of change, are decoded. Killed at any moment, the next call continues. Of several processes that call this for
-    one folder, one works and the others wait. Pixels of images that were deleted or changed are removed; those of other
-    existing images are kept, so several sets of images can share a cache.
-
-    Progress, and what was damaged and is stored again, is printed on stderr.
-
-    Args:
-        folder: the cache, made if it is missing. Nothing but a cache may be in it.
-        images: the image files.
-        workers: processes that decode; 0: this one.
-
-    Returns:
-        A source for each image, in the same order, with the same name. Images that cannot be decoded, or change
-        meanwhile, are not stored and returned unchanged.
+    The sources have the same names, pixels and errors. Only images that are new or changed, by size or time of change,
+    are decoded, by `workers` processes, or by this one for 0. Images that cannot be decoded, or change meanwhile, are
+    returned unchanged. If killed, the next call continues. Of several processes, one works and the others wait. Pixels
+    of deleted or changed images are removed; those of other images are kept, so that sets of images can share a cache.
 
     Raises:
         DataError: `folder` holds other files, cannot be written, or has too little space; a worker died.
@@ -171,8 +157,7 @@ def cache_images(folder: str | os.PathLike[str], images: Sequence[ImageFile], wo
                 del stored[image]
     except OSError as error:
         raise DataError(f"image cache {folder}: {error.strerror or error}") from error
-    # Forked workers share it with this process; an anonymous map counts for no limit on shared memory. Spawned workers
-    # verify for themselves.
+    # Forked workers share it with this process, without using shared memory; spawned workers have copies.
     states = np.frombuffer(mmap.mmap(-1, max(len(images), 1)), np.uint8)
     return [
         CachedImage(image.path, stored[image], states, index) if image in stored else image
@@ -181,28 +166,22 @@ def cache_images(folder: str | os.PathLike[str], images: Sequence[ImageFile], wo
 
 
 def _refuse_other_files(folder: Path) -> None:
-    known = {LOCK_FILE, _OLD_INDEX}
-    others = sorted(
-        name
-        for name in os.listdir(folder)
-        if name not in known and not _PIXELS.fullmatch(name) and not _UNFINISHED.fullmatch(name)
-    )
+    others = sorted(name for name in os.listdir(folder) if not _OWN_FILES.fullmatch(name))
     if others:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise DataError(
-            f"image cache {folder}: holds {others[0]}{more}, which is no part of a cache; give a new or an empty folder"
+            f"image cache {folder}: holds {listed(others)}, which is no part of a cache; give a new or an empty folder"
         )
 
 
 @functools.cache
 def _decoder() -> str:
-    """The versions of all that decides which pixels a file gives."""
+    """The versions of all that decides which pixels are decoded."""
     libraries = " ".join(f"{name} {features.version(name)}" for name in ("libjpeg_turbo", "webp", "libtiff"))
     return f"format {_FORMAT}, Pillow {PIL.__version__} with {libraries}"
 
 
 def _key(path: Path) -> _Key | None:
-    """The key of an image file, or None if it cannot be accessed."""
+    """The key of an image file today, or None if it cannot be accessed."""
     try:
         status = path.stat()
     except OSError:
@@ -211,7 +190,7 @@ def _key(path: Path) -> _Key | None:
 
 
 def _read_header(file: BinaryIO) -> _Header:
-    """Read the header of a stored image; ValueError if it is damaged, or the file is not as long as it says."""
+    """Read the header of a stored image; ValueError if it is damaged, or the file has another length."""
     checksum, _, text = file.readline(_LONGEST_HEADER).partition(b" ")
     if checksum != b"%08x" % zlib.crc32(text):
         raise ValueError("its header is damaged")
@@ -223,7 +202,7 @@ def _read_header(file: BinaryIO) -> _Header:
 
 
 def _remove_stale(folder: Path, wanted: set[str]) -> set[str]:
-    """Remove pixels that are damaged or that no image needs; return the names in `wanted` of those that are valid."""
+    """Remove damaged and unneeded pixels; return the names in `wanted` whose pixels are valid."""
     valid, damaged, decoders = set(), [], set()
     for file in sorted(path for path in folder.iterdir() if _PIXELS.fullmatch(path.name)):
         try:
@@ -231,7 +210,7 @@ def _remove_stale(folder: Path, wanted: set[str]) -> set[str]:
                 key = _read_header(opened).key
             if key.file_name != file.name:
                 raise ValueError("it was renamed")
-        except FileNotFoundError:  # a run that still reads from this cache has just discarded it
+        except FileNotFoundError:  # discarded by a run that reads from this cache
             continue
         except ValueError:
             damaged.append(file.name)
@@ -246,24 +225,23 @@ def _remove_stale(folder: Path, wanted: set[str]) -> set[str]:
     (folder / _OLD_INDEX).unlink(missing_ok=True)
     remove_unfinished(folder)
     if damaged:
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        _print(f"image cache {folder}: not whole, and removed: {damaged[0]}{more}")
+        _print(f"image cache {folder}: not whole, and removed: {listed(damaged)}")
     for decoder in sorted(decoders):
         _print(f"image cache {folder} was made by {decoder}, now it is {_decoder()}; images are decoded again")
     return valid
 
 
 def _is_stale(key: _Key) -> bool:
-    """Whether the image file is gone or has changed, or would be decoded by another version today."""
+    """Whether the image file was deleted or changed, or is decoded by another version today."""
     now = _key(Path(key.path))
     if now is None and key.decoder == _decoder():
-        # If its folder is gone as well, a disk may just not be mounted.
+        # If its folder is missing as well, a disk may just not be mounted.
         return not os.path.lexists(key.path) and os.path.isdir(os.path.dirname(key.path))
     return now != key
 
 
 def _decode(folder: Path, keys: dict[ImageFile, _Key], workers: int) -> set[ImageFile]:
-    """Decode images and store their pixels; returns those of which they are stored."""
+    """Decode images and store their pixels; returns the images that were stored."""
     if not keys:
         return set()
     needed = _check_space(folder, keys)
@@ -276,12 +254,10 @@ def _decode(folder: Path, keys: dict[ImageFile, _Key], workers: int) -> set[Imag
         mininterval=0.1 if sys.stderr.isatty() else 10,
     )
     store = functools.partial(_store, folder=folder, keys=keys, needed=needed)
+    loader = SourceLoader(Each(store, images), range(len(images)), min(workers, len(images)))
     stored = set()
     # Closed also after an error: workers that wait for requests would keep this process from ending.
-    with (
-        bar,
-        closing(iter(SourceLoader(Each(store, images), range(len(images)), min(workers, len(images))))) as results,
-    ):
+    with bar, closing(iter(loader)) as results:
         for image, success in zip(images, results, strict=True):
             if success:
                 stored.add(image)
@@ -292,10 +268,10 @@ def _decode(folder: Path, keys: dict[ImageFile, _Key], workers: int) -> set[Imag
 
 
 def _check_space(folder: Path, images: Iterable[ImageFile]) -> int:
-    """How many bytes the pixels of `images` take; DataError if the disk has fewer free."""
+    """The bytes that the pixels of `images` take; DataError if fewer are free."""
     needed = 0
     for image in images:
-        with suppress(ImageError):  # nothing will be stored of it
+        with suppress(ImageError):  # it will not be stored
             height, width = image_size(image.path)
             needed += -(-3 * height * width // _BLOCK) * _BLOCK
     try:
@@ -312,7 +288,7 @@ def _check_space(folder: Path, images: Iterable[ImageFile]) -> int:
 
 
 def _store(image: ImageFile, folder: Path, keys: dict[ImageFile, _Key], needed: int) -> bool:
-    """Decode an image and store its pixels; False if it cannot be decoded or has changed since its key was taken."""
+    """Decode an image and store its pixels; False if it cannot be decoded or has just changed."""
     key = keys[image]
     try:
         pixels = image.read()

@@ -1,30 +1,44 @@
-"""Reading and writing images: 8-bit RGB arrays on one side, files on the other."""
+"""Reading and writing image files, recognised by their first bytes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, WebPImagePlugin
 
-from andfast.data.formats import open_image
-from andfast.data.picture import Opened, Picture, eight_bits, over_white
+from andfast.data.bmp import open_bmp, open_dib
+from andfast.data.jpeg import open_jpeg
+from andfast.data.picture import Opened, Picture, eight_bits, make_opened, orientation_of, over_white, picture_of_image
+from andfast.data.png import SIGNATURE, open_png
+from andfast.data.pnm import open_pnm
+from andfast.data.tiff import open_tiff
 from andfast.utils.files import written_whole
 from andfast.utils.memory import free_memory
 
-#: Images of more pixels are refused by upscaling unless one asks for them, and otherwise read if there is memory for
-#: them: beyond this a small file may be an attack on the memory. It is the limit that Pillow has.
+#: Larger images are refused by upscaling unless a larger limit is given, and otherwise read if there is memory: a small
+#: file can be an attack on the memory. It is Pillow's limit.
 MAX_PIXELS = 178_956_970
 
-# What decoding takes at most, with 16 bits.
-_BYTES_A_PIXEL = 24
+_BYTES_PER_PIXEL = 24  # that decoding takes at most, with 16 bits
+
+_FORMATS = "BMP, JPEG, PNG, PPM, TIFF, WEBP"
+_OPEN_BY_START: dict[bytes, Callable[[BinaryIO], Opened]] = {
+    SIGNATURE: open_png,
+    b"\xff\xd8\xff": open_jpeg,
+    b"BM": open_bmp,
+    **dict.fromkeys((b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0"), open_dib),  # the lengths of its headers
+    **dict.fromkeys((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"), open_tiff),
+    **{b"P%d%c" % (kind, blank): open_pnm for kind in range(1, 7) for blank in b" \t\r\n\f\v#"},
+}
 
 
 class DataError(ValueError):
-    """A folder or a set of images that cannot be used; the message names it and says what would be right."""
+    """A folder or a set of images that cannot be used; the message names it and what would be right."""
 
 
 class ImageError(DataError):
@@ -34,16 +48,12 @@ class ImageError(DataError):
 def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
     """Read an image file, upright, with its bits, its transparency and its colour profile.
 
-    BMP, JPEG, PNG, PPM, TIFF and WebP. Palettes become RGB, CMYK becomes sRGB by its profile; of several frames
-    the first is read. The other metadata (EXIF, XMP, text) is not kept, and costs nothing where it is damaged.
-
-    Args:
-        path: the file.
-        max_pixels: more are refused before they are decoded.
+    BMP, JPEG, PNG, PPM, TIFF and WebP. Palettes become RGB, CMYK becomes sRGB by its profile; of several frames the
+    first is read. Other metadata (EXIF, XMP, text) is dropped, and may be damaged.
 
     Raises:
-        ImageError: the file is missing, no image of a known format, truncated, too large, or of a pixel type that has
-            no place here (floating point, more than 16 bits); the message names it.
+        ImageError: the file is missing, truncated, of an unknown format, of floating-point or more than 16 bits, or
+            has more than `max_pixels`, which are not decoded; the message names it.
     """
     with _opened(path) as image:
         if image.height * image.width > max_pixels:
@@ -53,16 +63,13 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an image file as 8-bit RGB, upright: `read_picture` without what a network does not see.
+    """Read an image file as 8-bit RGB, upright: uint8 (H, W, 3), contiguous and writable.
 
     Gray and palette images become RGB; transparent pixels are composited over white; 16-bit values are scaled to
-    8 bits. Colour profiles are ignored. Images of any size are read that fit the free memory.
-
-    Returns:
-        uint8 array (H, W, 3) in 0..255, contiguous and writable.
+    8 bits. Colour profiles are ignored.
 
     Raises:
-        ImageError: as of `read_picture`, or too large for the memory.
+        ImageError: as for `read_picture`, or the image is too large for the free memory.
     """
     with _opened(path) as image:
         _check_memory(image)
@@ -71,37 +78,14 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width in pixels of the array that `read_image` gives, from the file's header only.
+    """Height and width of the array that `read_image` returns, from the file's header only.
 
     Raises:
-        ImageError: the header cannot be read, or tells of more pixels than fit the free memory.
+        ImageError: the header cannot be read, or the image is too large for the free memory.
     """
     with _opened(path) as image:
         _check_memory(image)
         return image.height, image.width
-
-
-@contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
-    """An image file with its header read; whatever goes wrong with it is an ImageError that names it."""
-    try:
-        with open(path, "rb") as file:
-            yield open_image(file)
-    except Exception as error:  # decoders of broken files raise nearly anything
-        raise ImageError(f"{path}: {_cause(error)}") from error
-
-
-def _check_memory(image: Opened) -> None:
-    """Refuse an image whose header tells of more pixels than there is memory for."""
-    pixels = image.height * image.width
-    if pixels <= MAX_PIXELS:
-        return
-    needed, free = _BYTES_A_PIXEL * pixels, free_memory(torch.device("cpu"))
-    if free is not None and needed > free:
-        raise MemoryError(
-            f"{image.width} x {image.height} pixels; to read them needs about {needed / 2**30:.1f} GiB of "
-            f"{free / 2**30:.1f} GiB free"
-        )
 
 
 def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:
@@ -115,6 +99,50 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:
         raise ValueError(f"an image is uint8 (H, W, 3), not {array.dtype} {tuple(array.shape)}")
     with written_whole(path) as temporary:
         Image.fromarray(array).save(temporary, format="PNG")
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
+    """An image file with its header read; every error inside becomes an ImageError that names the file."""
+    try:
+        with open(path, "rb") as file:
+            yield _open(file)
+    except Exception as error:  # decoders of broken files raise nearly anything
+        raise ImageError(f"{path}: {_cause(error)}") from error
+
+
+def _open(file: BinaryIO) -> Opened:
+    start = file.read(16)
+    for known, open_one in _OPEN_BY_START.items():
+        if start.startswith(known):
+            return open_one(file)
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return _open_webp(file)
+    if start[:2] in (b"PF", b"Pf"):  # of the PPM family
+        raise ValueError("floating-point pixels, whose range is not known")
+    raise ValueError(f"not an image ({_FORMATS} are read)")
+
+
+def _open_webp(file: BinaryIO) -> Opened:
+    file.seek(0)
+    # Not Image.open, which refuses large images, or warns of them, by a setting of the whole process.
+    image = WebPImagePlugin.WebPImageFile(file)
+    turn = orientation_of(image.info.get("exif"), image.info.get("xmp"))
+    icc = image.info.get("icc_profile")
+    return make_opened(*image.size, turn, lambda: picture_of_image(image, icc, turn))
+
+
+def _check_memory(image: Opened) -> None:
+    """Refuse an image that is too large for the free memory."""
+    pixels = image.height * image.width
+    if pixels <= MAX_PIXELS:
+        return
+    needed, free = _BYTES_PER_PIXEL * pixels, free_memory(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"{image.width} x {image.height} pixels; to read them needs about {needed / 2**30:.1f} GiB of "
+            f"{free / 2**30:.1f} GiB free"
+        )
 
 
 def _cause(error: Exception) -> str:

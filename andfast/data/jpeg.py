@@ -1,4 +1,4 @@
-"""JPEG files: read whatever their metadata is like."""
+"""JPEG files, read even if their metadata is damaged."""
 
 from __future__ import annotations
 
@@ -8,31 +8,26 @@ from typing import BinaryIO
 
 from PIL import JpegImagePlugin
 
-from andfast.data.picture import Opened, Picture, make_opened, orientation_of, picture_of, picture_of_cmyk, pixels_of
+from andfast.data.picture import Opened, Picture, make_opened, orientation_of, picture_of_image
 
 _SCAN, _COMMENT = 0xDA, 0xFE
 _JFIF, _EXIF, _ICC, _ADOBE = 0xE0, 0xE1, 0xE2, 0xEE
 _APPLICATION = range(0xE0, 0xF0)
-# Start of frame, where the size is told; three between them are other things.
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Markers with nothing behind them.
-_ALONE = (0x01, *range(0xD0, 0xDA))
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame, which has the size
+_WITHOUT_DATA = (0x01, *range(0xD0, 0xDA))
 
 
 def open_jpeg(file: BinaryIO) -> Opened:
-    """Read what a JPEG file tells before its pixels.
+    """Read the header of a JPEG file; ValueError if it is damaged.
 
-    Pillow, which decodes them, is given no other metadata than what says how the colours are coded: it refuses files
-    in which some is damaged.
-
-    Raises:
-        ValueError: its header is damaged.
+    Pillow, which decodes the pixels, gets only the metadata that says how the colours are coded, because it refuses
+    files with damaged metadata.
     """
     header, size = [b"\xff\xd8"], None
     exif, xmp, profile = b"", b"", []
     file.seek(2)
     while (marker := _next_marker(file)) != _SCAN:
-        if marker in _ALONE:
+        if marker in _WITHOUT_DATA:
             continue
         start = file.read(2)
         length = int.from_bytes(start, "big") - 2
@@ -55,27 +50,26 @@ def open_jpeg(file: BinaryIO) -> Opened:
         if coded or (marker not in _APPLICATION and marker != _COMMENT):
             header.append(bytes([0xFF, marker]) + start + data)
     if size is None:
-        raise ValueError("damaged: nothing tells its size")
+        raise ValueError("damaged: its header has no size")
     profile.sort()
-    # Incomplete, it is no profile, and will be called damaged.
+    # If pieces are missing, the rest is reported as a damaged profile.
     icc = b"".join(piece[2:] for piece in profile if profile[0][1] == len(profile)) or b"".join(profile)
     turn = orientation_of(exif, xmp)
     scan = file.tell() - 2
 
     def decode() -> Picture:
         file.seek(scan)
-        # Not Image.open: it refuses images by their number of pixels, and warns of others, by a setting of the process.
+        # Not Image.open, which refuses large images, or warns of them, by a setting of the whole process.
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(b"".join(header) + file.read()))
         if image.size != (size[1], size[0]):
-            raise ValueError("damaged: it tells of two sizes")
-        image.load()
-        return picture_of_cmyk(image, icc, turn) if image.mode == "CMYK" else picture_of(pixels_of(image), icc, turn)
+            raise ValueError("damaged: it has two different sizes")
+        return picture_of_image(image, icc, turn)
 
     return make_opened(size[1], size[0], turn, decode)
 
 
 def _next_marker(file: BinaryIO) -> int:
-    """Read up to and with the next marker, over whatever lies before it."""
+    """Read up to the next marker, and the marker."""
     while byte := file.read(1):
         if byte != b"\xff":
             continue

@@ -1,4 +1,4 @@
-"""The images in a folder, and what is no image there though it looks like one."""
+"""The images in a folder, and what is skipped there though it may be meant as an image."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import NamedTuple
 from andfast.data.images import DataError
 
 _READ = "apng bmp dib jfi jfif jif jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp"
-# Images, too, but of formats that are not read. Others (.txt, .db) are no images, and nothing is said of them.
+# Images of formats that are not read. Other files (.txt, .db) are ignored silently.
 _UNREAD = (
     "avif avifs dds eps exr flif gif hdr heic heics heif hif icns ico j2c j2k jp2 jpc jpf jpx jxl jxr pam pcx pfm psb "
     "psd qoi ras sgi svg svgz tga wdp xbm xcf xpm 3fr arw cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw "
     "orf pef raf raw rw2 rwl sr2 srf srw x3f"
 )
 IMAGE_SUFFIXES, _UNREAD_SUFFIXES = (frozenset(f".{name}" for name in names.split()) for names in (_READ, _UNREAD))
-"""What the names of images end in that are read, in lower case; upper case counts, too."""
+"""The suffixes of the images that are read, in lower case; upper case counts, too."""
 
 _NOT_READ, _NO_TARGET = "of a format that is not read", "whose link leads nowhere"
 
@@ -26,7 +26,7 @@ _NAMED_AT_MOST = 5
 
 
 class SkippedFile(NamedTuple):
-    """What a listing left out though one may have meant it, and why: what follows its number in `skipped_message`."""
+    """A file or folder that a listing left out, and why: the words after the number in `skipped_message`."""
 
     path: Path
     reason: str
@@ -34,35 +34,28 @@ class SkippedFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a folder, sorted by their paths, and what was passed over."""
+    """The images of a folder and what was skipped, sorted by path."""
 
     paths: list[Path]
     passed_over: list[SkippedFile]
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The images in `folder` and below it, sorted: the paths of `list_folder`.
-
-    Raises:
-        DataError: as `list_folder`.
-    """
+    """The paths of `list_folder`."""
     return list_folder(folder).paths
 
 
 def list_folder(folder: str | os.PathLike[str]) -> Listing:
     """The image files in `folder` and below it, by suffix (`IMAGE_SUFFIXES`).
 
-    Hidden files and folders (a leading dot) are passed over without a word. Links are followed. A folder that can be
-    reached in several ways is looked through once: where it lies, if that is below `folder`, else at the first of the
-    links to it. So loops end, too. Links to files are files of their own. Those with an image's suffix that lead
-    nowhere are listed, so that whoever reads them can name them.
+    Hidden files and folders (a leading dot) are ignored. Links are followed, but each folder is listed once: at its own
+    place, if that is below `folder`, else at the first link to it; so loops end. Links to files are files of their own.
+    Dangling links with an image's suffix are listed, so that reading them reports them.
 
     Raises:
-        DataError: `folder` is no folder, or cannot be opened.
+        DataError: `folder` does not exist or cannot be opened.
     """
-    top = Path(folder)
-    if not os.path.isdir(top):
-        raise DataError(f"{top}: {'not a folder' if os.path.exists(top) else 'no such folder'}")
+    top = check_folder(folder)
     found: list[Path] = []
     passed_over: list[SkippedFile] = []
     # A link to what holds `top` is a loop, too.
@@ -104,8 +97,15 @@ def list_folder(folder: str | os.PathLike[str]) -> Listing:
     )
 
 
+def check_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder's path; DataError if there is no such folder."""
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder}: {'not a folder' if os.path.exists(folder) else 'no such folder'}")
+    return Path(folder)
+
+
 def skipped_message(passed_over: Sequence[SkippedFile]) -> str:
-    """How many files and folders were passed over and why, by the names of the first of them: a line; "" for none."""
+    """A line that says what was skipped and why, with the first names; "" for nothing."""
     by_reason: dict[str, list[str]] = {}
     for path, reason in dict.fromkeys(passed_over):
         by_reason.setdefault(reason, []).append(path.name)
@@ -114,13 +114,12 @@ def skipped_message(passed_over: Sequence[SkippedFile]) -> str:
 
 
 def no_images_message(passed_over: Sequence[SkippedFile] = ()) -> str:
-    """That there are no images, what would be some, and what was passed over: for a message that names the folder."""
-    return "; ".join(
-        filter(None, [f"no images ({' '.join(sorted(IMAGE_SUFFIXES))} are read)", skipped_message(passed_over)])
-    )
+    """The end of an error message: no images, which suffixes are read, and what was skipped."""
+    message, skipped = f"no images ({' '.join(sorted(IMAGE_SUFFIXES))} are read)", skipped_message(passed_over)
+    return f"{message}; {skipped}" if skipped else message
 
 
-def listed(items: Sequence[str]) -> str:
-    """The first few of `items`, and how many more there are: for a message."""
+def listed(items: Sequence[str], separator: str = ", ") -> str:
+    """The first five of `items`, and how many more there are, for a message."""
     more = len(items) - _NAMED_AT_MOST
-    return ", ".join(items[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+    return separator.join(items[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

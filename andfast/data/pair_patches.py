@@ -1,4 +1,4 @@
-"""Patches of camera-captured pairs: the same crop of both images, a batch a pure function of the seed and the step."""
+"""Patches of camera-captured pairs: the same crop of both images, each batch a function of the seed and the step."""
 
 from __future__ import annotations
 
@@ -17,22 +17,10 @@ _ORDER, _CROP = 3, 4
 
 
 class PairPatches:
-    """Batches of aligned patches.
+    """Batches of aligned patches: crops on whole LR pixels, both of a pair mirrored and rotated alike.
 
-    Numbering the patches of a run from 0, patch k comes from pair `order[k % n]` of n, with an order drawn anew for
-    each epoch `k // n`: every pair is seen once an epoch. Crops lie on whole LR pixels, and both patches of a pair are
-    flipped and turned alike. The numbers are raw output of NumPy's Philox generator, the same in all its versions.
-
-    Args:
-        pairs: as `find_pairs` gives them.
-        scale: of the HR images to the LR images.
-        patch: height and width of the HR patches, a multiple of `scale`.
-        batch: patches a batch.
-        seed: a non-negative integer.
-        flip: mirror each pair of patches with probability 1/2.
-        rotate: turn each by 0, 90, 180 or 270 degrees, equally likely.
-        cache_mib: memory for decoded images, in MiB; when all fit, each is decoded once.
-        rank, world: as for `PatchBatches`, which process this is, of how many that share the whole batch.
+    Order, random numbers and arguments are as for `PatchBatches`; `patch`, the height and width of the HR patches, is a
+    multiple of `scale`.
 
     Raises:
         DataError: a pair is smaller than the patches; when called: an image cannot be read. The message names it.
@@ -52,7 +40,7 @@ class PairPatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        # Height and width of the LR images as they are used: see `andfast.data.pairs.fitted`.
+        # Height and width of the LR images after cutting: see `andfast.data.pairs.fitted`.
         self._sizes = [common_size(image_size(pair.hr), image_size(pair.lr), scale) for pair in pairs]
         for pair, (height, width) in zip(pairs, self._sizes, strict=True):
             if min(height, width) * scale < patch:
@@ -81,7 +69,7 @@ class PairPatches:
         return torch.from_numpy(hr), torch.from_numpy(lr)
 
     def _read(self, index: int) -> np.ndarray:
-        """The HR image of pair index // 2 for an even index, its LR image for an odd one."""
+        """The HR image of pair index // 2 if `index` is even, else its LR image."""
         image = self._images.get(index)
         if image is None:
             pair, (height, width) = self.pairs[index // 2], self._sizes[index // 2]

@@ -1,4 +1,4 @@
-"""Which folders hold HR images, and which the LR images made of them, by the names that data sets come with."""
+"""Folders of HR images and of their LR images, recognised by the names that published data sets use."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import NamedTuple
 from andfast.data.images import DataError
 from andfast.data.listing import Listing, SkippedFile, list_folder, list_images, listed
 
-# What stands before: nothing, DIV2K_valid_, or, before capitals, train.
+# Before these words: nothing, DIV2K_valid_, or, before capitals, train.
 _BEFORE = r"(?i)(|.*[_\-. ]|.*(?-i:[a-z\d](?=HR|HQ|GT|LR|LQ)))"
-# What follows high and low: nothing, res, _resolution, Resx4.
+# After high and low: nothing, res, _resolution, Resx4.
 _RESOLUTION = r"(?:[_\-. ]?res(?:olution)?)?(?=[_\-. ]?(?:x?\d+)?$)"
 # HR, gt, GTmod12, DIV2K_valid_HR, DIV2K_train_HR_sub, trainHR, original, high_resolution.
 _HR = re.compile(_BEFORE + rf"(hr|hq|gt|gtmod\d+|originals?|high{_RESOLUTION})(|x?\d|[_\-. ].*)")
@@ -22,17 +22,15 @@ _LR = re.compile(_BEFORE + rf"(l[rq]|low{_RESOLUTION})(.*)")
 _SCALE = re.compile(r"(?i)x(\d{1,2})(?!\d)|(?<!\d)(\d)x")
 # Folders inside those, of one scale each.
 _SCALE_FOLDER = re.compile(r"(?i)(?:x\d{1,2}|\dx)(?:_sub)?")
-# What the names of one scene's files end in: 0801x4, 0801x4m, 0801x4w2, baby_LRBI_x4, img_001_SRF_4_HR.
+# The ends of file names that are not the scene's name: 0801x4, 0801x4m, 0801x4w2, baby_LRBI_x4, img_001_SRF_4_HR.
 _NAME_END = re.compile(r"(?i)(?:[_\-. ]?x(?:\d|16)(?:m|d|w\d?)?|[_\-. ](?:\dx|srf[_\-]?\d|hr|hq|gt|l[rq][a-z]*\d?))$")
-# How far below the given folder a data set's own folders are looked for.
-_DEPTH = 6
+_DEPTH = 6  # levels below the given folder that are searched
 
 
 class Role(NamedTuple):
-    """What a folder holds by its name, "HR" or "LR"; folders of one `series` belong together.
+    """What a folder's name says: the kind of its images, "HR" or "LR", and the series to which both kinds belong.
 
-    Of several folders of HR images, that with the lowest `rank` is the one that LR images were made of. From 1 on the
-    name alone is too weak a sign.
+    Of several HR folders, the LR images were made of that with the lowest `rank`. A name of rank 1 is only a weak sign.
     """
 
     kind: str
@@ -41,7 +39,7 @@ class Role(NamedTuple):
 
 
 def role(name: str) -> Role | None:
-    """What a folder of that name holds; None: the name does not say."""
+    """The role of a folder of that name, or None."""
     for kind, pattern in (("HR", _HR), ("LR", _LR)):
         if match := pattern.fullmatch(name):
             before, word, _ = (part.lower() for part in match.groups())
@@ -52,14 +50,14 @@ def role(name: str) -> Role | None:
 
 
 def is_hr_folder(folder: Path) -> bool:
-    """Whether the name of a folder says that it holds HR images."""
+    """Whether a folder's name says that it holds HR images."""
     whole = _named(folder)
     names = [whole.name, whole.parent.name] if _SCALE_FOLDER.fullmatch(whole.name) else [whole.name]
     return any(found.kind == "HR" and found.rank < 1 for name in names if (found := role(name)))
 
 
 def scene_name(name: str) -> str:
-    """The name of a scene, as a file of it is called: "0801x4" -> "0801", "img_1_SRF_4_HR" -> "img_1"; lower case."""
+    """The lower-case name of the scene of a file: "0801x4" -> "0801", "img_1_SRF_4_HR" -> "img_1"."""
     place, slash, stem = name.rpartition("/")
     while (shorter := _NAME_END.sub("", stem)) not in ("", stem):
         stem = shorter
@@ -67,11 +65,7 @@ def scene_name(name: str) -> str:
 
 
 def list_hr_folder(folder: str | os.PathLike[str]) -> Listing:
-    """The images in `folder` and below it, without those of LR folders that have an HR folder beside them.
-
-    Raises:
-        DataError: as `list_folder`.
-    """
+    """The images of `list_folder`, without those of LR folders that have an HR folder beside them."""
     top, listing = Path(folder), list_folder(folder)
     above = {home: [home, *home.parents] for home in {path.relative_to(top).parent for path in listing.paths}}
     roles = {each: own for folders in above.values() for each in folders if (own := role(each.name)) is not None}
@@ -88,18 +82,16 @@ def list_hr_folder(folder: str | os.PathLike[str]) -> Listing:
 
 
 def scene_name_across_scales(name: str) -> str:
-    """The name of a scene by the path of a file, as `scene_name`, wherever that lies in folders of one scale each."""
+    """As `scene_name`, for a path, without folders like X4: the same for files of all scales."""
     *places, stem = scene_name(name).split("/")
     return "/".join([*(place for place in places if not _SCALE_FOLDER.fullmatch(place)), stem])
 
 
-def paired_folders(folder: Path, scale: int, below: bool = False) -> tuple[Path, Path] | None:
-    """The folders of HR and of LR images that belong together; None: there are none.
+def paired_folders(folder: Path, scale: int) -> tuple[Path, Path] | None:
+    """The folder of HR images and that of their LR images, or None.
 
-    Args:
-        folder: holds both; or is that of the LR images, and that of the HR images lies beside it.
-        scale: of the LR images, where there are several.
-        below: look for a folder that holds both below `folder`, too.
+    `folder` holds both, at its top or further down, or is the LR folder with the HR folder beside it. Of LR folders of
+    several scales, that of `scale` is taken.
 
     Raises:
         DataError: there is one of the two alone, or several could be meant; the message names them.
@@ -109,7 +101,7 @@ def paired_folders(folder: Path, scale: int, below: bool = False) -> tuple[Path,
         given = _named(folder)
         parent = given.parent.parent if _SCALE_FOLDER.fullmatch(given.name) else given.parent
         found = [(hr, lr) for hr, lr in _pairs_in(parent, scale) if given in (lr, *lr.parents)]
-    if not found and below:
+    if not found:
         for level in levels_below(folder):
             if holders := [each for each in level if _pairs_in(each, scale)]:
                 if len(holders) > 1:
@@ -127,11 +119,7 @@ def paired_folders(folder: Path, scale: int, below: bool = False) -> tuple[Path,
 
 
 def hr_folder(folder: Path, scale: int) -> Path | None:
-    """The folder of HR images in `folder` or below it; None: no name says that there is one.
-
-    Raises:
-        DataError: there are several.
-    """
+    """The folder of HR images in `folder` or below it, or None; DataError if there are several."""
     for level in ([folder], *levels_below(folder)):
         found = [(each, path) for each in level for paths in _best_hr(each, scale).values() for path in paths]
         if len(found) > 1:
@@ -144,7 +132,7 @@ def hr_folder(folder: Path, scale: int) -> Path | None:
 
 
 def levels_below(folder: Path) -> Iterator[list[Path]]:
-    """The folders in `folder`, then those in these, and so on, not too deep: all but hidden ones, each once."""
+    """The folders in `folder`, then the folders in these, and so on to `_DEPTH`: no hidden ones, each once."""
     level, seen = [folder], {os.path.realpath(folder)}
     for _ in range(_DEPTH):
         below = {os.path.realpath(path): path for each in level for path in reversed(_folders_in(each))}
@@ -156,12 +144,12 @@ def levels_below(folder: Path) -> Iterator[list[Path]]:
 def _folders_in(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.name[0] != "." and os.path.isdir(path))
-    except OSError:  # what the listing of images tells of
+    except OSError:  # the listing of images reports it
         return []
 
 
 def _named(folder: Path) -> Path:
-    """The folder by a path that ends in its name."""
+    """A path of the folder that ends in its name."""
     return folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
 
 
@@ -170,24 +158,22 @@ def _names(folders: Iterable[Path], folder: Path) -> str:
 
 
 def _pairs_in(folder: Path, scale: int) -> list[tuple[Path, Path]]:
-    """All (HR, LR) folders directly in `folder` that could belong together."""
+    """All (HR, LR) folders directly in `folder` that may belong together."""
     hr = _best_hr(folder, scale)
     return [(own, lr) for series, _, lr in _of_kind(folder, "LR", scale) for own in hr.get(series, [])]
 
 
 def _best_hr(folder: Path, scale: int) -> dict[str, list[Path]]:
-    """The folders of HR images directly in `folder` that LR images were made of, by series."""
-    found = _of_kind(folder, "HR", scale)
-    if not _called(folder, "LR"):
-        found = [each for each in found if each[1] < 1]
-    best: dict[str, int] = {}
-    for series, rank, _ in found:
-        best[series] = min(rank, best.get(series, rank))
-    return {series: [path for other, rank, path in found if (other, rank) == (series, best[series])] for series in best}
+    """The HR folders directly in `folder` of which LR images were made, by series."""
+    by_series: dict[str, list[tuple[int, Path]]] = {}
+    for series, rank, path in _of_kind(folder, "HR", scale):
+        if rank < 1 or _called(folder, "LR"):
+            by_series.setdefault(series, []).append((rank, path))
+    return {series: [path for rank, path in own if rank == min(own)[0]] for series, own in by_series.items()}
 
 
 def _of_kind(folder: Path, kind: str, scale: int) -> list[tuple[str, int, Path]]:
-    """(series, rank, folder) of what holds HR or LR images of a scale."""
+    """(series, rank, folder) of the folders in `folder` with images of that kind and scale."""
     return [
         (own.series + ("_sub" if path.name.lower().endswith("_sub") else ""), own.rank, path)
         for child, own in _called(folder, kind).items()
@@ -196,12 +182,12 @@ def _of_kind(folder: Path, kind: str, scale: int) -> list[tuple[str, int, Path]]
 
 
 def _called(folder: Path, kind: str) -> dict[Path, Role]:
-    """The folders directly in `folder` that hold HR or LR images by their names."""
+    """The folders directly in `folder` whose names say that they hold images of that kind."""
     return {path: own for path in _folders_in(folder) if (own := role(path.name)) is not None and own.kind == kind}
 
 
 def _at_scale(folder: Path, scale: int) -> list[Path]:
-    """The folder itself or, where it has some of one scale each, that of this scale."""
+    """The folder or, if it has a folder for each scale, that of this scale."""
     if (folder / folder.name).is_dir():  # as archives unpack
         folder /= folder.name
     inside = [path for path in _folders_in(folder) if _SCALE_FOLDER.fullmatch(path.name)]
@@ -210,7 +196,7 @@ def _at_scale(folder: Path, scale: int) -> list[Path]:
 
 
 def _refuse_others(folder: Path, holder: Path) -> None:
-    """Refuse a folder with images that do not lie in `holder`: none are left out without a word."""
+    """Refuse a folder that has images outside of `holder`, which would be left out silently."""
     for path in list_images(folder):
         if holder not in path.parents:
             raise DataError(f"{folder}: {os.path.relpath(path, folder)} does not lie in {holder}; give that folder")

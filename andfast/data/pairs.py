@@ -1,4 +1,4 @@
-"""Pairs of HR and LR images: files of the same scenes, taken by a camera or made small."""
+"""Pairs of HR and LR images: files of the same scenes, taken by a camera or downsampled."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from andfast.data.images import DataError, image_size, read_image
-from andfast.data.listing import list_images, listed, no_images_message
+from andfast.data.listing import check_folder, list_images, listed, no_images_message
 from andfast.data.paired_folders import paired_folders, scene_name
 
 
 class Pair(NamedTuple):
-    """Two files of one scene.
+    """Two files of one scene; `cut` says that their sizes do not fit exactly and `fitted` cuts them.
 
-    `name` is the path of the HR file below its folder without the suffix, or of the LR file, where one HR file has
-    several. `cut` says that their sizes do not fit exactly: see `fitted`.
+    `name` is the path of the HR file below its folder without the suffix, or of the LR file if an HR file has several.
     """
 
     name: str
@@ -29,23 +28,17 @@ class Pair(NamedTuple):
 
 
 def find_pairs(folder: str | os.PathLike[str], scale: int) -> list[Pair]:
-    """The pairs in `folder`, sorted by name: `HR/x.png` with `LR/x.png`, or named as data sets are published.
+    """The pairs in `folder`, sorted by name: `HR/x.png` with `LR/x.png`, or named as in published data sets.
 
-    Only the files' headers are read.
-
-    Args:
-        folder: holds the folders `HR` and `LR`, or others that `andfast.data.paired_folders` knows by their names; or
-            holds a folder that does.
-        scale: how many times as high and wide as its LR image every HR image is, up to less than `scale` pixels.
+    `folder` holds the two folders (see `paired_folders`). Every HR image is `scale` times as high and wide as its LR
+    image, up to less than `scale` pixels. Only the files' headers are read.
 
     Raises:
-        DataError: a folder is missing or empty, an image has no partner or two, or cannot be read, or the
-            sizes of a pair do not fit; the message names the pairs.
+        DataError: a folder is missing or empty, an image has no partner or two, or cannot be read, or the sizes of a
+            pair do not fit; the message names the pairs.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    folders = paired_folders(folder, scale, below=True)
+    folder = check_folder(folder)
+    folders = paired_folders(folder, scale)
     if folders is None:
         raise DataError(f"{folder}: a folder of pairs holds HR/ and LR/ with files of the same names")
     hr, lr = (images_by_name(each) for each in folders)
@@ -55,19 +48,10 @@ def find_pairs(folder: str | os.PathLike[str], scale: int) -> list[Pair]:
 
 
 def make_pairs(folder: Path, hr: Mapping[str, Path], lr: Mapping[str, Path], scale: int) -> list[Pair]:
-    """The pairs of files by the names of their scenes, sorted by these.
+    """The pairs of `hr` and `lr`, files by name, sorted; messages name `folder`. Errors are those of `find_pairs`.
 
-    What has no partner of exactly its name finds that of its scene (`scene_name`); there several LR images may have one
-    HR image. Only the files' headers are read.
-
-    Args:
-        folder: what messages name.
-        hr, lr: the files by name.
-        scale: as for `find_pairs`.
-
-    Raises:
-        DataError: an image has no partner, or cannot be read, or the sizes of a pair do not fit; the message names the
-            pairs.
+    A file without a partner of exactly its name is paired by the name of its scene (`scene_name`); several LR images
+    may then share one HR image.
     """
     partners = {name: name for name in lr if name in hr}
     scenes: dict[str, list[str]] = {}
@@ -95,7 +79,7 @@ def make_pairs(folder: Path, hr: Mapping[str, Path], lr: Mapping[str, Path], sca
 
 
 def common_size(hr: Sequence[int], lr: Sequence[int], scale: int) -> tuple[int, int] | None:
-    """Height and width in LR pixels of what both images of a pair show; None: they differ by more than a rounding."""
+    """Height and width in LR pixels of the part that both images of a pair show; None if the sizes do not fit."""
     if any(abs(large - scale * small) >= scale for large, small in zip(hr, lr, strict=True)):
         return None
     height, width = (min(large // scale, small) for large, small in zip(hr, lr, strict=True))
@@ -105,10 +89,8 @@ def common_size(hr: Sequence[int], lr: Sequence[int], scale: int) -> tuple[int, 
 def fitted(hr: np.ndarray, lr: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
     """The images of a pair, (H, W, 3) and (h, w, 3), cut at the bottom and right so that H = `scale` h, W = `scale` w.
 
-    Data sets are made with h = H / `scale`, rounded down or up.
-
     Raises:
-        DataError: they differ by more than that.
+        DataError: h or w is not H / `scale` or W / `scale`, rounded down or up.
     """
     size = common_size(hr.shape[:2], lr.shape[:2], scale)
     if size is None:
@@ -118,32 +100,28 @@ def fitted(hr: np.ndarray, lr: np.ndarray, scale: int) -> tuple[np.ndarray, np.n
 
 
 def read_pair(hr: str | os.PathLike[str], lr: str | os.PathLike[str], scale: int) -> tuple[np.ndarray, np.ndarray]:
-    """The images of a pair, uint8 (H, W, 3) and (h, w, 3), `fitted`.
-
-    Raises:
-        DataError: one cannot be read, or they do not fit.
-    """
+    """Read a pair as uint8 (H, W, 3) and (h, w, 3), `fitted`; DataError if one cannot be read or they do not fit."""
     return fitted(read_image(hr), read_image(lr), scale)
 
 
 def cut_to_fit(cut: int, count: int, scale: int) -> str:
-    """In words, how many of `count` pairs are cut."""
+    """A message: `cut` of `count` pairs are cut."""
     return f"{cut} of {count} pairs are cut at the bottom and right, so that HR is {scale} times LR"
 
 
-def images_by_name(folder: Path, paths: Sequence[Path] | None = None) -> dict[str, Path]:
-    """The images in a folder by their path below it, without the suffix.
+def images_by_name(folder: Path, paths: Sequence[Path] | None = None, end: str = "") -> dict[str, Path]:
+    """The images in a folder by their path below it, without the suffix; DataError if two have the same name.
 
     Args:
         folder: the folder.
-        paths: its images, where they were listed before; None: lists them.
-
-    Raises:
-        DataError: two have the same name, or `folder` is no folder.
+        paths: its images, if they are listed already.
+        end: only images whose names end so, in any case, are included; their names are cut by it.
     """
     found: dict[str, Path] = {}
     for path in list_images(folder) if paths is None else paths:
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        if not path.stem.lower().endswith(end.lower()):
+            continue
+        name = (path.parent.relative_to(folder) / path.stem[: len(path.stem) - len(end)]).as_posix()
         if name in found:
             raise DataError(f"{folder}: {found[name].name} and {path.name} have the same name")
         found[name] = path

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from andfast.data.images import DataError, ImageError, image_size, read_image
-from andfast.data.listing import Listing, SkippedFile, no_images_message
+from andfast.data.listing import Listing, SkippedFile, listed, no_images_message
 from andfast.data.paired_folders import list_hr_folder
 from andfast.data.workers import SourceDataset, SourceLoader
 from andfast.utils.rng import batch_positions
@@ -22,26 +22,21 @@ from andfast.utils.rng import batch_positions
 # The streams of random numbers that are drawn from one seed.
 _ORDER, _CROP, _REPLACEMENT = range(3)
 
-_NAMED_AT_MOST = 5  # how many files an error message names
-
 
 class Source(Protocol):
     """An HR image to crop patches from."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name for messages."""
 
     def read(self) -> np.ndarray:
-        """The image, uint8 (H, W, 3) RGB; raises ImageError if there is none to be had.
-
-        A `np.memmap` says that reading costs next to nothing and takes no memory of the process's own.
-        """
+        """The image, uint8 (H, W, 3) RGB; a `np.memmap` if reading is cheap. ImageError if it cannot be read."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file, decoded each time that it is read."""
+    """An image file, decoded by each read."""
 
     path: Path
 
@@ -55,11 +50,7 @@ class ImageFile:
 
 @dataclass(frozen=True, eq=False)
 class ImageArray:
-    """An image in memory.
-
-    Raises:
-        ValueError: `array` is not uint8 (H, W, 3).
-    """
+    """An image in memory, uint8 (H, W, 3)."""
 
     name: str
     array: np.ndarray
@@ -73,38 +64,31 @@ class ImageArray:
 
 
 class Failure(NamedTuple):
-    """A source that gave no patch, and why: a sentence that names it."""
+    """A source that could not be read, and a sentence that names it and the cause."""
 
     name: str
     reason: str
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What `scan_images` found: the usable files, each skipped one with the reason, which names it, and other files."""
+class Scan(NamedTuple):
+    """The usable image files, the unusable ones, and what the listing skipped."""
 
-    paths: list[Path]
-    skipped: list[tuple[Path, str]]
+    sources: list[ImageFile]
+    skipped: list[Failure]
     passed_over: list[SkippedFile]
-
-    @property
-    def sources(self) -> list[ImageFile]:
-        return [ImageFile(path) for path in self.paths]
 
 
 def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
-    """Find the images in `folders` and below them that can give patches, from their headers only.
+    """Find the images in `folders` of at least `min_size` pixels a side, from their headers only.
 
-    Args:
-        folders: folders of images, and images; a file found in two ways, by links or folders, counts once. LR images
-            in a folder beside one of HR images (`list_hr_folder`) are passed over.
-        min_size: the least height and width in pixels, the patch's.
+    An element of `folders` may be an image, too. A file found twice, through links or folders, counts once. LR images
+    beside a folder of HR images are skipped (`list_hr_folder`).
 
     Raises:
-        DataError: a folder does not exist, or none of them holds a usable image.
+        DataError: a folder does not exist, or there is no usable image.
     """
     folders = [Path(folder) for folder in folders]
-    paths, skipped, passed_over = [], [], []
+    sources, skipped, passed_over = [], [], []
     found: dict[str, Path] = {}
     for folder in folders:
         listing = Listing([folder], []) if folder.is_file() else list_hr_folder(folder)
@@ -114,38 +98,35 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
     for path in found.values():
         try:
             height, width = image_size(path)
+            if min(height, width) < min_size:
+                raise ImageError(f"{path}: {too_small(height, width, min_size)}")
         except ImageError as error:
-            skipped.append((path, str(error)))
-            continue
-        if min(height, width) < min_size:
-            skipped.append((path, f"{path}: {too_small(height, width, min_size)}"))
+            skipped.append(Failure(str(path), str(error)))
         else:
-            paths.append(path)
-    if not paths:
+            sources.append(ImageFile(path))
+    if not sources:
         where = ", ".join(str(folder) for folder in folders) or "no folder was given"
         raise DataError(
             f"no usable image in: {where}. Wanted: image files, {min_size} x {min_size} pixels or more."
-            + (_listed([reason for _, reason in skipped]) if found else f" Found: {no_images_message(passed_over)}.")
+            + (_skipped(skipped) if found else f" Found: {no_images_message(passed_over)}.")
         )
-    return Scan(paths, skipped, passed_over)
+    return Scan(sources, skipped, passed_over)
 
 
 class PatchBatches(SourceDataset):
-    """The batches of a training run: item `step` is the whole batch of that step.
+    """The batches of a training run: item `step` is the batch of that step.
 
-    An item is a pair: the patches, uint8 tensor (batch, 3, patch, patch) RGB, and a list of `Failure`, one
-    for each source that could not be read while the batch was made (others took its place).
+    An item is a pair: the patches, uint8 (batch, 3, patch, patch) RGB, and a list of `Failure`, one for each source
+    that could not be read and was replaced by another.
 
-    An item depends on nothing but the seed, the step and the sources, so a run may stop and resume at any
-    step, with any number of workers. Numbering the patches of a run from 0 (`step * batch + position`), patch
-    k comes from source `order[k % n]`, where n is the number of sources and `order` a permutation drawn anew
-    for each epoch `k // n`: every source is seen once an epoch. Crop, flip and rotation are drawn for each
-    patch. The numbers are raw output of NumPy's Philox generator, which, unlike its distributions, is the
-    same in all versions.
+    An item depends only on the seed, the step and the sources, so a run may stop and resume at any step, with any
+    number of workers. Numbering the patches of a run from 0 (`step * batch + position`), patch k comes from source
+    `order[k % n]`, where n is the number of sources and `order` a permutation drawn for each epoch `k // n`: every
+    source is used once an epoch. Crop, flip and rotation are drawn for each patch. The numbers are raw output of
+    NumPy's Philox generator, which, unlike its distributions, is the same in all versions.
 
-    With `world` processes, the batch of process `rank` is its part of the batch that one process would make
-    of `world * batch` patches. The last `mixed` ones of each are a part by itself: the batch that one process would
-    make ends with those of all processes.
+    With `world` processes, process `rank` has its part of the batch of `world * batch` patches that one process would
+    make, which ends with the `mixed` patches of all processes.
 
     Args:
         sources: the images, each at least `patch` pixels high and wide. Their order matters: sort them.
@@ -153,12 +134,11 @@ class PatchBatches(SourceDataset):
         batch: patches a batch.
         seed: a non-negative integer.
         flip: mirror each patch with probability 1/2.
-        rotate: turn each patch by 0, 90, 180 or 270 degrees, equally likely.
-        cache_mib: how much memory (MiB) each worker may fill with decoded images. Decoding costs much more
-            than cropping; when all images fit, each worker decodes them once.
+        rotate: rotate each patch by 0, 90, 180 or 270 degrees, equally likely.
+        cache_mib: memory for decoded images in each worker, in MiB. If all images fit, each worker decodes them once.
         rank: index of this process, 0 <= rank < world.
         world: number of processes.
-        mixed: patches of a batch that are used for something else (`attack.mix`).
+        mixed: the last patches of the batch that `attack.mix` uses.
 
     Raises:
         DataError: there are no sources; when indexed: none of them can be read.
@@ -205,20 +185,17 @@ class PatchBatches(SourceDataset):
         return torch.from_numpy(patches), list(failures.values())
 
     def _image(self, number: int, failures: dict[str, Failure]) -> np.ndarray:
-        """The image that patch `number` is cut from; adds sources that cannot be read to `failures`."""
+        """The image for patch `number`; adds sources that cannot be read to `failures`."""
         image = self._read(self._order[number], failures)
         if image is not None:
             return image
-        # From a random source onwards, each is tried once: that ends, whatever the state of the files.
-        start = int(self._random(1, _REPLACEMENT, number)[0] % len(self.sources))
+        # From a random source onwards, each is tried once.
+        start = int(random_numbers(1, self.seed, _REPLACEMENT, number)[0] % len(self.sources))
         for attempt in range(len(self.sources)):
             image = self._read((start + attempt) % len(self.sources), failures)
             if image is not None:
                 return image
-        raise DataError(
-            f"none of the {len(self.sources)} images can be read."
-            + _listed([failure.reason for failure in failures.values()])
-        )
+        raise DataError(f"none of the {len(self.sources)} images can be read.{_skipped(list(failures.values()))}")
 
     def _read(self, index: int, failures: dict[str, Failure]) -> np.ndarray | None:
         if index in self._unreadable:
@@ -242,35 +219,21 @@ class PatchBatches(SourceDataset):
         return image
 
     def _crop(self, image: np.ndarray, number: int) -> np.ndarray:
-        down, right, mirror, turns = (int(value) for value in self._random(4, _CROP, number))
+        down, right, mirror, turns = (int(value) for value in random_numbers(4, self.seed, _CROP, number))
         top = down % (image.shape[0] - self.patch + 1)
         left = right % (image.shape[1] - self.patch + 1)
-        # Copied row by row, as it lies in memory or on disk; to walk down its columns there would cost far more.
+        # Copied row by row, in the order of memory or disk; reading column by column would cost far more.
         crop = np.ascontiguousarray(image[top : top + self.patch, left : left + self.patch])
         return flip_and_rotate(crop, mirror if self.flip else 0, turns if self.rotate else 0)
 
-    def _random(self, count: int, *key: int) -> np.ndarray:
-        return random_numbers(count, self.seed, *key)
-
 
 def random_numbers(count: int, seed: int, *key: int) -> np.ndarray:
-    """`count` random numbers of 64 bits that belong to a seed and a key, as uint64: the same in all NumPy versions."""
+    """`count` random 64-bit numbers for a seed and a key, as uint64: the same in all NumPy versions."""
     return np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)).random_raw(count)
 
 
-def permutation(count: int, seed: int, *key: int) -> np.ndarray:
-    """The numbers below `count` in a random order that belongs to a seed and a key."""
-    # Sorting random numbers of 64 bits gives a uniform permutation; stable, should two be the same.
-    return np.argsort(random_numbers(count, seed, *key), kind="stable")
-
-
 class Shuffled:
-    """Which of `count` things, from 0, is the next, endlessly: all of them in a random order, then in another one.
-
-    Args:
-        count: how many.
-        seed, key: what the orders belong to.
-    """
+    """An endless sequence of the numbers below `count`: all of them in a random order, then in another, and so on."""
 
     def __init__(self, count: int, seed: int, key: int) -> None:
         self._count, self._seed, self._key = count, seed, key
@@ -279,21 +242,19 @@ class Shuffled:
     def __getitem__(self, number: int) -> int:
         epoch, place = divmod(number, self._count)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, permutation(self._count, self._seed, self._key, epoch)
+            # Sorting random 64-bit numbers gives a uniform permutation; stable, should two be the same.
+            numbers = random_numbers(self._count, self._seed, self._key, epoch)
+            self._epoch, self._order = epoch, np.argsort(numbers, kind="stable")
         return int(self._order[place])
 
 
 def flip_and_rotate(crop: np.ndarray, mirror: int, turns: int) -> np.ndarray:
-    """A view of `crop` (H, W, 3), mirrored for an odd `mirror`, then turned by so many quarters."""
+    """A view of `crop` (H, W, 3), mirrored if `mirror` is odd, then rotated by `turns` quarter turns."""
     return np.rot90(crop[:, ::-1] if mirror % 2 else crop, turns % 4)
 
 
 class PatchLoader(SourceLoader):
-    """Yields the items of `PatchBatches` in order, naming each unreadable source only the first time.
-
-    Raises:
-        DataError: when iterated: no source can be read, or a worker died; the message names the files.
-    """
+    """A `SourceLoader` of `PatchBatches` that reports each unreadable source only the first time."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[Failure]]]:
         named: set[str] = set()
@@ -306,15 +267,7 @@ class PatchLoader(SourceLoader):
 def make_loader(
     batches: SourceDataset, start_step: int, stop_step: int, workers: int, pin_memory: bool = False
 ) -> PatchLoader:
-    """A loader of the batches of steps `start_step` to `stop_step` (exclusive), in order.
-
-    Args:
-        batches: what to load.
-        start_step: first step, from 0.
-        stop_step: the step after the last.
-        workers: processes that decode and crop ahead of the training, four batches each; 0 does it in this
-            process, when asked. Each has a cache of its own.
-        pin_memory: put batches where a CUDA device can fetch them while it computes.
+    """A loader of the batches of steps `start_step` to `stop_step` (exclusive); other arguments as for `SourceLoader`.
 
     Raises:
         ValueError: `workers` or a step is negative, or `stop_step` lies before `start_step`.
@@ -353,11 +306,6 @@ def too_small(height: int, width: int, wanted: int) -> str:
     return f"{height} x {width} pixels, smaller than the {wanted} x {wanted} wanted"
 
 
-def _listed(reasons: Sequence[str]) -> str:
-    """`reasons` as the end of a message, the first few of them in full."""
-    if not reasons:
-        return ""
-    more = len(reasons) - _NAMED_AT_MOST
-    return f" Skipped, {len(reasons)} in all: " + "; ".join(
-        [*reasons[:_NAMED_AT_MOST], *([f"and {more} more"] if more > 0 else [])]
-    )
+def _skipped(failures: Sequence[Failure]) -> str:
+    reasons = [failure.reason for failure in failures]
+    return f" Skipped, {len(reasons)} in all: {listed(reasons, '; ')}" if reasons else ""

@@ -1,4 +1,4 @@
-"""Images as files hold them, and what can be said of them without the file."""
+"""Images as files hold them: pixels of 8 or 16 bits, upright, with transparency and colour profile."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from PIL import Image, ImageCms
 _SPACES = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}
 _DAMAGED = "its colour profile is damaged, and not used"
 
-# Modes of Pillow that are one of 1 to 4 channels of 8 bits, and what others become.
+# Pillow's modes of 8 bits by their channels, and the modes that others are converted to.
 _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 _BECOMES = {"1": "L", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "YCbCr": "RGB", "HSV": "RGB", "PA": "RGBA"}
 
-# Fields of EXIF and TIFF, and what they say.
+# Tags of EXIF and TIFF, and values.
 _ORIENTATION, _SHORT = 0x0112, 3
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
@@ -31,11 +31,10 @@ class Picture:
     """An image as files hold it.
 
     Attributes:
-        pixels: (H, W, C) of uint8 or uint16; C is 1 for gray, 2 with alpha, 3 for RGB, 4 with alpha, not multiplied
-            into the colours.
-        icc: the colour profile, one of such pixels.
-        colour: the chunks of PNG that say which colours the numbers stand for, their data by their names.
-        notes: for people, what of the file was of no use, though its pixels were.
+        pixels: (H, W, C) of uint8 or uint16; C is 1 for gray, 2 with alpha, 3 for RGB, 4 with alpha, not premultiplied.
+        icc: the colour profile, which fits the pixels.
+        colour: the data of the PNG chunks that define the colours, by name.
+        notes: messages about parts of the file that are damaged and were not used.
     """
 
     pixels: np.ndarray
@@ -45,38 +44,29 @@ class Picture:
 
 
 class Opened(NamedTuple):
-    """An image file whose header is read.
-
-    Attributes:
-        height, width: in pixels, of the image upright.
-        decode: reads the rest, from the same open file.
-    """
+    """An image file whose header is read: the size of the upright image, and a function that decodes it."""
 
     height: int
     width: int
     decode: Callable[[], Picture]
 
 
-def bytes_at(file: BinaryIO, place: int, length: int) -> bytes:
-    """So many bytes from a place on, or what there is of them; Python would make room for all of them first."""
-    there = file.seek(0, io.SEEK_END) - place
-    file.seek(place)
-    return file.read(max(min(length, there), 0))
-
-
 def make_opened(width: int, height: int, orientation: int, decode: Callable[[], Picture]) -> Opened:
-    """An image whose stored size and orientation are known.
-
-    Raises:
-        ValueError: it has no pixels.
-    """
+    """An `Opened` from the stored size and EXIF's orientation; ValueError if there are no pixels."""
     if width <= 0 or height <= 0:
         raise ValueError(f"damaged: {width} x {height} pixels")
     return Opened(width, height, decode) if orientation >= 5 else Opened(height, width, decode)
 
 
+def bytes_at(file: BinaryIO, place: int, length: int) -> bytes:
+    """Up to `length` bytes from `place` on; `file.read` alone would allocate `length` even if the file is shorter."""
+    there = file.seek(0, io.SEEK_END) - place
+    file.seek(place)
+    return file.read(max(min(length, there), 0))
+
+
 def orientation_of(exif: bytes | None, xmp: bytes | None = None) -> int:
-    """How a stored image is to be turned, 1 to 8 in the numbers of EXIF; 1 where the metadata is damaged."""
+    """EXIF's orientation of a stored image, 1 to 8; 1 if the metadata is damaged."""
     found = _orientation_in_exif(exif) if exif else None
     if found is None and xmp and (match := _XMP_ORIENTATION.search(xmp)):
         found = int(match[1])
@@ -100,13 +90,12 @@ def _orientation_in_exif(exif: bytes) -> int | None:
     return None
 
 
-def orient(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Stored pixels (H, W, C) as an orientation of 1 to 8 says, in the numbers of EXIF and TIFF; contiguous."""
-    if turn in (5, 6, 7, 8):
+def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels (H, W, C) turned upright by EXIF's orientation, contiguous."""
+    if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
-    # Which of the directions, after that, run backwards.
-    pixels = pixels[:: -1 if turn in (3, 4, 7, 8) else 1, :: -1 if turn in (2, 3, 6, 7) else 1]
-    if turn < 5:
+    pixels = pixels[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+    if orientation < 5:
         return np.ascontiguousarray(pixels)
     turned = np.empty(pixels.shape, pixels.dtype)
     for channel in range(pixels.shape[2]):  # in two thirds of the time
@@ -115,27 +104,51 @@ def orient(pixels: np.ndarray, turn: int) -> np.ndarray:
 
 
 def matching_profile(icc: bytes | None, channels: int) -> tuple[bytes | None, tuple[str, ...]]:
-    """A colour profile if it is one of pixels with so many channels, or None and, for people, why not."""
+    """A colour profile if it fits pixels with so many channels, or None and a message."""
+    return _profile_of(icc, _SPACES[channels])
+
+
+def _profile_of(icc: bytes | None, space: bytes) -> tuple[bytes | None, tuple[str, ...]]:
     if not icc:
         return None, ()
-    if not _is_profile(icc):
+    if len(icc) <= 128 or icc[36:40] != b"acsp" or int.from_bytes(icc[:4], "big") > len(icc):
         return None, (_DAMAGED,)
-    if icc[16:20] != _SPACES[channels]:
-        found, wanted = (space.decode("ascii", "replace").strip() for space in (icc[16:20], _SPACES[channels]))
+    if icc[16:20] != space:
+        found, wanted = (name.decode("ascii", "replace").strip() for name in (icc[16:20], space))
         return None, (f"its colour profile is one of {found}, its pixels are {wanted}: not used",)
     return icc, ()
 
 
-def _is_profile(icc: bytes) -> bool:
-    return len(icc) > 128 and icc[36:40] == b"acsp" and int.from_bytes(icc[:4], "big") <= len(icc)
+def picture_of(
+    pixels: np.ndarray, icc: bytes | None = None, orientation: int = 1, colour: dict[bytes, bytes] | None = None
+) -> Picture:
+    """A picture of stored pixels (H, W, C) and the metadata of the file."""
+    icc, notes = matching_profile(icc, pixels.shape[2])
+    return Picture(orient(pixels, orientation), icc, colour or {}, notes)
+
+
+def picture_of_image(image: Image.Image, icc: bytes | None, orientation: int = 1) -> Picture:
+    """A picture of Pillow's image with 8 bits; palettes become RGB, CMYK becomes sRGB, by its profile if possible.
+
+    Raises:
+        ValueError: the image has another mode.
+    """
+    image.load()
+    if image.mode != "CMYK":
+        return picture_of(pixels_of(image), icc, orientation)
+    icc, notes = _profile_of(icc, b"CMYK")
+    rgb = None
+    if icc:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            rgb = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (ValueError, OSError, ImageCms.PyCMSError):
+            notes = (_DAMAGED,)
+    return Picture(orient(np.array(rgb or image.convert("RGB")), orientation), notes=notes)
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    """The pixels (H, W, C) of an image of Pillow with 8 bits, as they are stored; palettes become RGB.
-
-    Raises:
-        ValueError: its mode has no place here.
-    """
+    """The stored pixels (H, W, C) of Pillow's image with 8 bits; palettes become RGB. ValueError for other modes."""
     if image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif image.mode in _BECOMES:
@@ -145,39 +158,11 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     return np.array(image).reshape(image.height, image.width, _CHANNELS[image.mode])
 
 
-def picture_of(
-    pixels: np.ndarray, icc: bytes | None = None, orientation: int = 1, colour: dict[bytes, bytes] | None = None
-) -> Picture:
-    """A picture of stored pixels (H, W, C), whatever the file has as a profile, and its chunks of colour: upright."""
-    icc, notes = matching_profile(icc, pixels.shape[2])
-    return Picture(orient(pixels, orientation), icc, colour or {}, notes)
-
-
-def picture_of_cmyk(image: Image.Image, icc: bytes | None, orientation: int = 1) -> Picture:
-    """A picture of an image of Pillow in CMYK: RGB; sRGB where the profile says which colours they are."""
-    rgb, notes = None, ()
-    if icc:
-        try:
-            if not _is_profile(icc):
-                raise ValueError("no profile")
-            if icc[16:20] == b"CMYK":
-                profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-                rgb = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            else:
-                found = icc[16:20].decode("ascii", "replace").strip()
-                notes = (f"its colour profile is one of {found}, its pixels are CMYK: not used",)
-        except (ValueError, OSError, ImageCms.PyCMSError):
-            notes = (_DAMAGED,)
-    if rgb is None:
-        rgb = image.convert("RGB")
-    return Picture(orient(np.array(rgb), orientation), notes=notes)
-
-
 def from_pil(image: Image.Image) -> Picture:
-    """What an image of Pillow holds, upright; it is loaded, if it was not.
+    """A picture of any image of Pillow, upright; it is loaded if necessary.
 
     Raises:
-        ValueError: its mode has no place here.
+        ValueError: its mode is not supported.
         OSError: it cannot be loaded.
     """
     stored = image.tile[0][3] if getattr(image, "tile", None) and image.format == "PNG" else None
@@ -188,13 +173,13 @@ def from_pil(image: Image.Image) -> Picture:
         turn = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # the pixels of an image with broken EXIF data are still good
         turn = 1
-    if image.mode == "CMYK":
-        return picture_of_cmyk(image, icc, turn)
+    if image.mode in ("CMYK", "P"):
+        return picture_of_image(image, icc, turn)
     pixels = _gray(image) if image.mode.startswith("I") else pixels_of(image)
-    if image.mode != "P" and isinstance(key, int | tuple):
+    if isinstance(key, int | tuple):
         key = np.atleast_1d(key)
         if pixels.dtype == np.uint8:
-            # Pillow makes 8 bits of pixels of fewer and of more, but not of their key.
+            # Pillow converts pixels of fewer and of more bits to 8, but not their key.
             key = key * {"L;2": 85, "L;4": 17}.get(stored, 1) if key.max() < 256 else key >> 8
         pixels = add_transparency_key(pixels, key)
     return picture_of(pixels, icc, turn)
@@ -204,23 +189,19 @@ def _gray(image: Image.Image) -> np.ndarray:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("integer pixels beyond 16 bits")
-    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow does not turn round
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow does not invert
         values = 65535 - values
     return values.astype(np.uint16)[..., None]
 
 
 def add_transparency_key(pixels: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Pixels of one value are transparent, as a PNG's tRNS chunk has it: that as a channel."""
+    """Add an alpha channel in which the pixels of the value `key` are transparent, as a PNG's tRNS chunk says."""
     shown = (pixels != key).any(2, keepdims=True)
     return np.concatenate([pixels, np.where(shown, np.iinfo(pixels.dtype).max, 0).astype(pixels.dtype)], 2)
 
 
 def to_pil(picture: Picture) -> Image.Image:
-    """As an image of Pillow, which has colours of 8 bits alone.
-
-    Raises:
-        ValueError: colours of 16 bits, or gray with alpha of 16 bits.
-    """
+    """As an image of Pillow; ValueError for 16 bits and more than one channel, which Pillow does not have."""
     pixels = picture.pixels
     if pixels.dtype != np.uint8 and pixels.shape[2] > 1:
         raise ValueError("Pillow has no images with more than one channel of 16 bits")
@@ -236,7 +217,7 @@ def eight_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def over_white(pixels: np.ndarray) -> np.ndarray:
-    """Gray or RGB as it looks over white: (H, W, C) -> (H, W, C), or C - 1 where the last channel is alpha."""
+    """Composite over white: (H, W, C) -> (H, W, C), or C - 1 if the last channel is alpha."""
     if pixels.shape[2] in (1, 3):
         return pixels
     most = np.iinfo(pixels.dtype).max

@@ -1,7 +1,7 @@
-"""PNG files: read whatever their metadata is like, and written with 8 and 16 bits.
+"""PNG files, read even if their metadata is damaged, and written with 8 and 16 bits.
 
-Pillow decodes the pixels. It is given the chunks that they need and no others: a large or damaged text or profile makes
-it refuse a file, and it writes 16 bits for gray alone.
+Pillow decodes the pixels, but gets only the chunks that they need: it refuses files with large or damaged texts or
+profiles. It writes 16 bits only for gray.
 """
 
 from __future__ import annotations
@@ -29,46 +29,41 @@ from andfast.data.picture import (
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-#: The chunks that say which colours the numbers stand for, in the order in which they are written.
-COLOUR_CHUNKS = {b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # and their lengths
+#: The chunks that define the colours, in the order in which they are written, and their lengths.
+COLOUR_CHUNKS = {b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
 
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
 _COLOUR_TYPES = {1: _GRAY, 2: _GRAY_ALPHA, 3: _RGB, 4: _RGB_ALPHA}  # by channels
 _BITS = {_GRAY: (1, 2, 4, 8, 16), _RGB: (8, 16), _PALETTE: (1, 2, 4, 8), _GRAY_ALPHA: (8, 16), _RGB_ALPHA: (8, 16)}
 
-# Which chunks Pillow is given besides the pixels', which are looked at, and bytes of one at most, packed and unpacked.
-_NEEDED = (b"IHDR", b"PLTE", b"tRNS")
-_TELLING = (*_NEEDED, b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt", *COLOUR_CHUNKS)
-_MISSED = (b"tRNS", b"iCCP", *COLOUR_CHUNKS)  # without which the image looks otherwise
+_NEEDED = (b"IHDR", b"PLTE", b"tRNS")  # by the pixels, besides IDAT
+_READ = (*_NEEDED, b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt", *COLOUR_CHUNKS)
+_MISSED = (b"tRNS", b"iCCP", *COLOUR_CHUNKS)  # without which the image looks different
 _XMP, _RAW_EXIF = b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"
-_LARGEST = 2**26
+_LARGEST = 2**26  # bytes of a chunk that is read, compressed and decompressed
 _TAIL = 2**14  # bytes at the end of a file that are searched for its orientation
 
-_UP = 2  # the filter: what differs from the pixel above
-_LEVEL = 4  # of zlib's ten: those above take several times as long for a few percent
+_UP = 2  # the filter: differences from the pixel above
+_LEVEL = 4  # of zlib: higher ones take several times as long for a few percent
 _ROWS = 2**20  # bytes that are filtered and compressed at once
 
 
 def open_png(file: BinaryIO) -> Opened:
-    """Read what a PNG file tells besides its pixels.
-
-    Raises:
-        ValueError: its header is damaged.
-    """
-    needed: list[tuple[int, int]] = []  # where the chunks lie that the pixels need
+    """Read a PNG file without its pixels; ValueError if its header is damaged."""
+    needed: list[tuple[int, int]] = []  # places and lengths of the chunks that Pillow gets
     found: dict[bytes, bytes] = {}
     notes: list[str] = []
     chunks = _chunks(file)
 
     def look(name: bytes, begin: int, length: int) -> None:
-        if name in _TELLING and name not in found and length <= _LARGEST:
+        if name in _READ and name not in found and length <= _LARGEST:
             content = _checked(file, begin, length)
-            told, data = (name, None) if content is None else _told(name, content)
+            key, data = (name, None) if content is None else _parsed(name, content)
             if data is None and name in _MISSED:
                 notes.append(f"its {name.decode()} chunk is damaged, and not used")
             if data is not None:
-                found.setdefault(told, data)
-                if told in _NEEDED:
+                found.setdefault(key, data)
+                if key in _NEEDED:
                     needed.append((begin, length + 12))
         elif name == b"IDAT":
             needed.append((begin, length + 12))
@@ -93,7 +88,7 @@ def open_png(file: BinaryIO) -> Opened:
         pixels = _deep(content, kind) if bits == 16 else pixels_of(_loaded(content))
         transparent = found.get(b"tRNS")
         if kind in (_GRAY, _RGB) and transparent and len(transparent) >= 2 * pixels.shape[2]:
-            # Pillow scales gray of fewer bits to 8, but not its key.
+            # Pillow converts gray of fewer bits to 8, but not its key.
             most = 2**bits - 1
             key = np.frombuffer(transparent, ">u2", pixels.shape[2]).astype(np.int64) & most
             pixels = add_transparency_key(pixels, key * np.iinfo(pixels.dtype).max // most)
@@ -106,7 +101,7 @@ def open_png(file: BinaryIO) -> Opened:
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """The chunks up to the end or what is damaged: their names, where they begin, the lengths of their data."""
+    """Name, place and length of the data of each chunk, up to the end or to damaged ones."""
     place = len(SIGNATURE)
     while True:
         file.seek(place)
@@ -119,20 +114,20 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _turned_late(file: BinaryIO) -> bool:
-    """Whether the orientation may be told behind the pixels: all chunks between are read for it, so that is rare."""
+    """Whether the orientation may come after the pixels, so that all chunks must be read to find it."""
     file.seek(max(file.seek(0, io.SEEK_END) - _TAIL, 0))
     tail = file.read()
     return any(name in tail for name in (b"eXIf", _XMP, _RAW_EXIF))
 
 
 def _checked(file: BinaryIO, begin: int, length: int) -> bytes | None:
-    """The data of a chunk; None if its checksum is wrong."""
+    """The data of a chunk, or None if its checksum is wrong."""
     chunk = bytes_at(file, begin, length + 12)
     return chunk[8:-4] if zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big") else None
 
 
-def _told(name: bytes, data: bytes) -> tuple[bytes, bytes | None]:
-    """What a chunk tells: a name for it, and that without its wrapping; None if it is damaged or of no use here."""
+def _parsed(name: bytes, data: bytes) -> tuple[bytes, bytes | None]:
+    """A key for the content of a chunk, and the unwrapped content, or None if it is damaged or not used here."""
     if name == b"iCCP":
         return name, _inflated(data.partition(b"\0")[2][1:])
     if name in COLOUR_CHUNKS:
@@ -142,7 +137,7 @@ def _told(name: bytes, data: bytes) -> tuple[bytes, bytes | None]:
     if name in (b"zTXt", b"tEXt") and data.startswith(_RAW_EXIF):
         text = data[len(_RAW_EXIF) :]
         text = text if name == b"tEXt" else _inflated(text[1:]) or b""
-        try:  # as ImageMagick writes it: a name, the length, and hexadecimal digits
+        try:  # ImageMagick's format: a name, the length, and hexadecimal digits
             return _RAW_EXIF, bytes.fromhex("".join(text.decode().split()[2:]))
         except ValueError:
             return name, None
@@ -158,14 +153,10 @@ def _inflated(data: bytes) -> bytes | None:
     return content if stream.eof else None
 
 
-def _opened(content: bytes) -> Image.Image:
-    # Not Image.open: it refuses images by their number of pixels, and warns of others, by a setting of the process.
-    return PngImagePlugin.PngImageFile(io.BytesIO(content))
-
-
 def _loaded(content: bytes, raw_mode: str | None = None) -> Image.Image:
-    """The image, decoded; as if its pixels were stored as `raw_mode`."""
-    image = _opened(content)
+    """The image, decoded as if its pixels were stored as `raw_mode`, if given."""
+    # Not Image.open, which refuses large images, or warns of them, by a setting of the whole process.
+    image = PngImagePlugin.PngImageFile(io.BytesIO(content))
     if raw_mode is not None:
         image.tile = [
             # A plain tuple in older versions of Pillow.
@@ -179,13 +170,12 @@ def _loaded(content: bytes, raw_mode: str | None = None) -> Image.Image:
 def _deep(content: bytes, kind: int) -> np.ndarray:
     """The pixels of a PNG file of 16 bits.
 
-    Of several channels Pillow gives the upper bytes. Told that the numbers are stored in the other order, it gives the
-    lower ones.
+    Of several channels Pillow decodes only the upper bytes, or the lower ones if the other byte order is declared.
     """
     if kind == _GRAY:
         return np.asarray(_loaded(content)).astype(np.uint16)[..., None]
     if kind == _GRAY_ALPHA:
-        both = np.asarray(_loaded(content, "RGBA"))  # a pixel's four bytes, of gray and alpha
+        both = np.asarray(_loaded(content, "RGBA"))  # the four bytes of gray and alpha
         return np.ascontiguousarray(both).view(">u2").astype(np.uint16)
     mode = "RGB" if kind == _RGB else "RGBA"
     high, low = (np.asarray(_loaded(content, f"{mode};16{order}")) for order in "BL")
@@ -193,13 +183,7 @@ def _deep(content: bytes, kind: int) -> np.ndarray:
 
 
 def png_bytes(pixels: np.ndarray, icc: bytes | None = None, colour: dict[bytes, bytes] | None = None) -> bytes:
-    """A PNG file.
-
-    Args:
-        pixels: (H, W, C) of uint8 or uint16; C is 1 for gray, 2 with alpha, 3 for RGB, 4 with alpha.
-        icc: a colour profile.
-        colour: data of `COLOUR_CHUNKS`.
-    """
+    """A PNG file of the values of a `Picture`; `colour` are data of `COLOUR_CHUNKS`."""
     height, width, channels = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, 8 * pixels.dtype.itemsize, _COLOUR_TYPES[channels], 0, 0, 0)
     parts = [SIGNATURE, _chunk(b"IHDR", header)]

@@ -1,4 +1,4 @@
-"""The PPM family of files: PBM, PGM and PPM, plain and binary, with any largest value."""
+"""PBM, PGM and PPM files, plain and binary, with any largest value."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ _LONGEST = 2**16  # bytes of a header, comments with it
 
 
 def open_pnm(file: BinaryIO) -> Opened:
-    """Read the header of a file.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """Read the header of a file; ValueError if it is damaged."""
     file.seek(0)
     start = file.read(_LONGEST)
     kind, bits = start[:2], start[:2] in (b"P1", b"P4")
@@ -48,7 +44,7 @@ def open_pnm(file: BinaryIO) -> Opened:
         if values.min() < 0 or values.max() > most:
             raise ValueError(f"damaged: it holds values that are not 0 to {most}")
         top = 255 if most < 256 else 65535
-        if bits:  # of which 1 is black
+        if bits:  # 1 is black
             values = 1 - values
         scaled = values if most == top else (values.astype(np.uint32) * top + most // 2) // most
         return picture_of(scaled.astype(np.uint8 if top == 255 else np.uint16).reshape(shape))
@@ -72,7 +68,7 @@ def _binary(file: BinaryIO, place: int, shape: tuple[int, int, int], bits: bool,
     kind = np.dtype(np.uint8 if most < 256 else ">u2")
     line = -(-width // 8) if bits else width * channels * kind.itemsize
     blank = bytes_at(file, place, 2)
-    # One blank, and pixels from there on; unless it is a line's end of Windows, for which the file has a byte more.
+    # The pixels come after one blank, or after a line end of Windows, if the file has a byte more.
     two = blank == b"\r\n" and file.seek(0, io.SEEK_END) == place + 2 + height * line
     data = bytes_at(file, place + (2 if two else 1), height * line)
     if len(data) < height * line:

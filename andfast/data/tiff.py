@@ -1,8 +1,8 @@
-"""TIFF files: written, and read however their samples are laid out.
+"""TIFF files, read in all usual layouts of their samples, and written.
 
-tifffile reads the fields. Of the samples, what is packed without losses (LZW, Deflate, PackBits and others) is unpacked
-by Pillow's libtiff as if it were gray, and put together here: planes, tiles, any number of channels, 16 bits. JPEG,
-facsimile and YCbCr are left to libtiff alone.
+tifffile reads the fields. Lossless compression (LZW, Deflate, PackBits and others) is undone by Pillow's libtiff as if
+the bytes were a gray image, and the samples are put together here: planes, tiles, any number of channels, 16 bits.
+JPEG, fax and YCbCr images are left to libtiff alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import tifffile
@@ -27,15 +27,14 @@ from andfast.data.picture import (
     make_opened,
     orientation_of,
     picture_of,
-    picture_of_cmyk,
-    pixels_of,
+    picture_of_image,
 )
 
-# Fields of TIFF.
+# Tags.
 _WIDTH, _HEIGHT, _BITS, _FILL_ORDER, _ORIENTATION, _PALETTE, _INKS = 256, 257, 258, 266, 274, 320, 332
 _EXTRAS, _FORMAT, _XMP, _ICC, _LENGTHS, _SUBSAMPLING = 338, 339, 700, 34675, (279, 325), 530
 
-# What PhotometricInterpretation says: the channels of colour that it means, and the bits that are read.
+# PhotometricInterpretation: the channels of colour, and the bits that are read.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _INDICES, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _KINDS = {
     _WHITE_IS_ZERO: (1, (1, 2, 4, 8, 16)),
@@ -46,12 +45,12 @@ _KINDS = {
     _YCBCR: (3, (8,)),
 }
 
-# What ExtraSamples, PlanarConfiguration, SampleFormat and Predictor say.
+# Values of ExtraSamples, PlanarConfiguration, SampleFormat and Predictor.
 _MULTIPLIED, _ALPHA, _APART, _UNSIGNED, _PLAIN, _DIFFERENCES = 1, 2, 2, 1, 1, 2
 _REDUCED_OR_MASK = 1 | 4  # bits of NewSubfileType
 _FORMATS = {2: "signed", 3: "floating-point"}
 
-# Compression: those whose predictor counts, all that are unpacked like gray, and those of libtiff alone.
+# Compression: those that use the predictor, all that are unpacked as gray, and those left to libtiff.
 _RAW, _PREDICTED = 1, (5, 8, 32946, 34925, 50000)  # LZW, Deflate under two numbers, LZMA, Zstandard
 _PACKED = (*_PREDICTED, 32773)  # PackBits
 _FACSIMILE, _JPEG = (2, 3, 4), (6, 7)
@@ -62,7 +61,7 @@ _REVERSED = np.array([int(f"{value:08b}"[::-1], 2) for value in range(256)], np.
 
 
 def write_tiff(path: Path, pixels: np.ndarray, icc: bytes | None) -> None:
-    """Write pixels (H, W, C) of uint8 or uint16: gray, with alpha, RGB, with alpha; and their colour profile."""
+    """Write pixels (H, W, C) of uint8 or uint16, gray or RGB with alpha or without, and their colour profile."""
     channels = pixels.shape[2]
     with tifffile.TiffWriter(path, bigtiff=pixels.nbytes > 2**31) as file:
         file.write(
@@ -79,10 +78,10 @@ def write_tiff(path: Path, pixels: np.ndarray, icc: bytes | None) -> None:
 
 
 def open_tiff(file: BinaryIO) -> Opened:
-    """Read the fields of the first image in a TIFF file that is no reduced copy and no mask, or of the first of all.
+    """Read the fields of the first image of a TIFF file, of one that is no reduced copy and no mask if possible.
 
     Raises:
-        ValueError: they are damaged, or of a kind that is not read.
+        ValueError: they are damaged, or the image is of an unsupported kind.
     """
     file.seek(0)
     with _quiet():
@@ -103,35 +102,25 @@ def open_tiff(file: BinaryIO) -> Opened:
     def decode() -> Picture:
         with _quiet():
             if _left_to_libtiff(page):
-                _check_parts(file, page)
-                image = _open_file(file)
-                image.seek(page.index)
-                if page.photometric == _YCBCR and page.compression == _RAW:  # which Pillow takes for RGB by itself
-                    _decode_raw(image, "RGBX")
-                if (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]) != (width, height):
-                    raise ValueError("damaged: it tells of two sizes")
-                _load(image)
-                if image.mode == "CMYK":
-                    return picture_of_cmyk(image, profile, turn)
-                return picture_of(pixels_of(image), profile, turn)
+                return picture_of_image(_decode_by_libtiff(file, page), profile, turn)
             samples = _samples(file, page)
             if page.photometric == _CMYK:
                 inks = eight_bits(samples[..., :4])
-                return picture_of_cmyk(Image.frombytes("CMYK", (width, height), inks.tobytes()), profile, turn)
+                return picture_of_image(Image.frombytes("CMYK", (width, height), inks.tobytes()), profile, turn)
             return picture_of(_pixels(page, samples), profile, turn)
 
     return make_opened(width, height, turn, decode)
 
 
 def _check_kind(page: tifffile.TiffPage) -> None:
-    """Refuse what the pixels may be that is not read."""
+    """Refuse unsupported kinds of pixels."""
     bits, formats = (_values(page, code) for code in (_BITS, _FORMAT))
     channels, kind = page.samplesperpixel, int(page.photometric)
     if formats != {_UNSIGNED}:
         raise ValueError(f"{_FORMATS.get(max(formats), 'other than unsigned')} pixels, whose range is not known")
     colours, depths = _KINDS.get(kind, (0, ()))
     known = bits in [{depth} for depth in depths if depth >= 8 or channels == 1]
-    # More channels than colours and alpha are those of satellites and microscopes; beside RGB they can be left out.
+    # More channels than colours and alpha come from satellites and microscopes; beside RGB they can be ignored.
     alike = colours <= channels and (channels <= colours + 1 or kind in (_RGB, _CMYK))
     if not known or not alike or (kind == _CMYK and page.tags.valueof(_INKS, 1) != 1):
         wide = " and ".join(map(str, sorted(bits)))
@@ -148,7 +137,7 @@ def _check_kind(page: tifffile.TiffPage) -> None:
 
 
 def _check_packing(page: tifffile.TiffPage) -> None:
-    """Refuse pixels that are compressed or laid out in a way that is not read."""
+    """Refuse unsupported compression and layouts."""
     bits, channels = page.bitspersample, page.samplesperpixel
     packing = getattr(page.compression, "name", page.compression)
     if _left_to_libtiff(page):
@@ -164,7 +153,7 @@ def _check_packing(page: tifffile.TiffPage) -> None:
 
 
 def _values(page: tifffile.TiffPage, code: int) -> set[int]:
-    """What a field says of the channels, each different value once; 1 where it is not there."""
+    """The different values of a field with one value a channel; 1 if it is missing."""
     found = page.tags.valueof(code, 1)
     return set(found) if isinstance(found, tuple) else {found}
 
@@ -174,7 +163,7 @@ def _left_to_libtiff(page: tifffile.TiffPage) -> bool:
 
 
 def _pixels(page: tifffile.TiffPage, samples: np.ndarray) -> np.ndarray:
-    """Samples (H, W, channels) as gray or RGB, with alpha if one is told of."""
+    """Samples (H, W, channels) as gray or RGB, with alpha if a channel is alpha."""
     bits = page.bitspersample
     colours, most = _KINDS[page.photometric][0], 2**bits - 1
     pixels = samples[..., :colours]
@@ -184,7 +173,7 @@ def _pixels(page: tifffile.TiffPage, samples: np.ndarray) -> np.ndarray:
         pixels = most - pixels
     if bits < 8 and page.photometric != _INDICES:
         pixels = pixels * np.uint8(255 // most)
-    extras = page.tags.valueof(_EXTRAS, _ALPHA)  # some programs write no such field, and mean alpha
+    extras = page.tags.valueof(_EXTRAS, _ALPHA)  # some programs omit the field and mean alpha
     extras = (extras if isinstance(extras, tuple) else (extras,))[: samples.shape[2] - colours]
     place = next((place for place, extra in enumerate(extras) if extra in (_ALPHA, _MULTIPLIED)), None)
     if place is None:
@@ -201,43 +190,48 @@ def _palette(page: tifffile.TiffPage) -> np.ndarray:
     """uint8 (2**bits, 3)."""
     count = 2**page.bitspersample
     values = np.array(page.tags.valueof(_PALETTE)).reshape(3, count).T
-    # Of 16 bits by the standard, of 8 by some programs, as libtiff knows.
+    # Of 16 bits by the standard, of 8 in files of some programs, as libtiff knows.
     return (values if values.max() < 256 else values // 256).astype(np.uint8)
 
 
 def _samples(file: BinaryIO, page: tifffile.TiffPage) -> np.ndarray:
-    """All that is stored for the pixels, uint8 or uint16 (H, W, channels)."""
-    parts = _check_parts(file, page)
-    count = len(parts) // _planes(page)
-    planes = [_plane(file, page, parts[first : first + count]) for first in range(0, len(parts), count)]
+    """All stored samples, uint8 or uint16 (H, W, channels)."""
+    grid = _grid(page)
+    parts = _check_parts(file, page, grid)
+    count = grid.down * grid.across
+    planes = [_plane(file, page, grid, parts[first : first + count]) for first in range(0, len(parts), count)]
     return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
 
 
-def _planes(page: tifffile.TiffPage) -> int:
-    return page.samplesperpixel if page.planarconfig == _APART else 1
+class _Grid(NamedTuple):
+    """The strips or tiles of a page: size of one in pixels, how many there are, channels in each, bytes of a row."""
+
+    high: int
+    wide: int
+    down: int
+    across: int
+    planes: int
+    channels: int
+    line: int
 
 
-def _geometry(page: tifffile.TiffPage) -> tuple[int, int, int, int]:
-    """Of the parts of a plane, strips or tiles: height and width of one, how many down and across."""
+def _grid(page: tifffile.TiffPage) -> _Grid:
+    planes = page.samplesperpixel if page.planarconfig == _APART else 1
+    channels = page.samplesperpixel // planes
     if page.is_tiled:
         high, wide = page.tilelength, page.tilewidth
     else:
         high, wide = min(page.rowsperstrip, page.imagelength), page.imagewidth
     if not high or not wide:
         raise ValueError("damaged: its strips or tiles have no pixels")
-    return high, wide, -(-page.imagelength // high), -(-page.imagewidth // wide)
+    down, across = -(-page.imagelength // high), -(-page.imagewidth // wide)
+    return _Grid(high, wide, down, across, planes, channels, -(-wide * channels * page.bitspersample // 8))
 
 
-def _line(page: tifffile.TiffPage) -> int:
-    """Bytes of a row of a part."""
-    return -(-_geometry(page)[1] * (page.samplesperpixel // _planes(page)) * page.bitspersample // 8)
-
-
-def _check_parts(file: BinaryIO, page: tifffile.TiffPage) -> list[tuple[int, int]]:
-    """Where the strips or tiles lie, and their bytes; refuses a file that lacks some, or that has huge ones."""
+def _check_parts(file: BinaryIO, page: tifffile.TiffPage, grid: _Grid) -> list[tuple[int, int]]:
+    """Places and lengths of the strips or tiles; ValueError if some are missing or huge."""
     size = file.seek(0, io.SEEK_END)
-    high, _, down, across = _geometry(page)
-    count, needed = down * across * _planes(page), high * _line(page)
+    count, needed = grid.down * grid.across * grid.planes, grid.high * grid.line
     whole = page.imagelength * page.imagewidth * page.samplesperpixel * page.bitspersample // 8
     if needed > max(whole, _LARGEST_PART):
         raise ValueError("its strips or tiles are larger than the image")
@@ -252,11 +246,10 @@ def _check_parts(file: BinaryIO, page: tifffile.TiffPage) -> list[tuple[int, int
     return parts
 
 
-def _plane(file: BinaryIO, page: tifffile.TiffPage, parts: list[tuple[int, int]]) -> np.ndarray:
-    """What lies together: (H, W, channels), or one of the planes (H, W, 1)."""
-    high, wide, down, across = _geometry(page)
+def _plane(file: BinaryIO, page: tifffile.TiffPage, grid: _Grid, parts: list[tuple[int, int]]) -> np.ndarray:
+    """The samples of one plane, or of the only one: (H, W, channels)."""
+    high, wide, down, across, _, channels, line = grid
     height, width, bits = page.imagelength, page.imagewidth, page.bitspersample
-    channels, line = page.samplesperpixel // _planes(page), _line(page)
     rows = down * across * high if page.is_tiled else height
     order = page.tags.valueof(_FILL_ORDER, 1)
     if page.compression == _RAW:
@@ -285,40 +278,32 @@ def _plane(file: BinaryIO, page: tifffile.TiffPage, parts: list[tuple[int, int]]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let tifffile not log what is wrong with a file."""
+    """Keep tifffile from logging what is wrong with a file."""
 
-    def none(record: object) -> bool:
+    def drop(record: object) -> bool:
         return False
 
     logger = tifffile.logger()
-    logger.addFilter(none)
+    logger.addFilter(drop)
     try:
         yield
     finally:
-        logger.removeFilter(none)
+        logger.removeFilter(drop)
 
 
 def _unpack(parts: list[bytes], compression: int, fill_order: int, high: int, rows: int, line: int) -> np.ndarray:
-    """What compressed strips or tiles of any samples hold: libtiff is given a file that has them as gray pixels.
+    """Decompress strips or tiles by giving libtiff a TIFF file that has them as the strips of a gray image.
 
-    Args:
-        parts: the strips or tiles of one width.
-        compression, fill_order: as in the fields of TIFF.
-        high: rows of each part but the last, which may have fewer.
-        rows: of all parts.
-        line: bytes of a row.
-
-    Returns:
-        uint8 (rows * line,).
+    Each part but the last has `high` rows of `line` bytes; all parts have `rows`. Returns uint8 (rows * line,).
 
     Raises:
-        ValueError: a part is damaged, or holds less than its rows.
+        ValueError: a part is damaged or too short.
     """
     count, entries = len(parts), 10
-    lists = 16 + 8 + 20 * entries + 8  # where they begin: of where the parts lie, and of how long they are
+    lists = 16 + 8 + 20 * entries + 8  # where the lists of the parts' places and lengths begin
     places = list(accumulate(map(len, parts), initial=lists + 16 * count))[:-1]
     lengths = [len(part) for part in parts]
-    alone = count == 1  # and then no list
+    alone = count == 1  # then the values are in the fields, without lists
     fields = [
         (256, _LONG, 1, line),
         (257, _LONG, 1, rows),
@@ -337,25 +322,22 @@ def _unpack(parts: list[bytes], compression: int, fill_order: int, high: int, ro
     return np.array(_load(_LibtiffImage(io.BytesIO(b"".join([head, *parts]))))).reshape(-1)
 
 
-def _open_file(file: BinaryIO) -> TiffImagePlugin.TiffImageFile:
-    """The first image of a TIFF file as Pillow opens it, of any number of pixels, and not turned."""
+def _decode_by_libtiff(file: BinaryIO, page: tifffile.TiffPage) -> Image.Image:
+    _check_parts(file, page, _grid(page))
     file.seek(0)
-    return _LibtiffImage(file)
-
-
-def _decode_raw(image: TiffImagePlugin.TiffImageFile, raw_mode: str) -> None:
-    """Have an image that is not compressed decoded by libtiff all the same, which makes pixels of `raw_mode`."""
-    size = image.tag_v2[256], image.tag_v2[257]
-    image.tile = [("libtiff", (0, 0, *size), 0, (raw_mode, "raw", False, image.tag_v2.offset))]
-    image.use_load_libtiff = True
+    image = _LibtiffImage(file)
+    image.seek(page.index)
+    size = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
+    if size != (page.imagewidth, page.imagelength):
+        raise ValueError("damaged: it has two different sizes")
+    if page.photometric == _YCBCR and page.compression == _RAW:  # which Pillow itself would take for RGB
+        image.tile = [("libtiff", (0, 0, *size), 0, ("RGBX", "raw", False, image.tag_v2.offset))]
+        image.use_load_libtiff = True
+    return _load(image)
 
 
 def _load(image: Image.Image) -> Image.Image:
-    """Decode the pixels.
-
-    Raises:
-        ValueError: they are damaged.
-    """
+    """Decode the pixels; ValueError if they are damaged."""
     try:
         image.load()
     except OSError as error:
@@ -365,10 +347,10 @@ def _load(image: Image.Image) -> Image.Image:
 
 class _LibtiffImage(TiffImagePlugin.TiffImageFile):
     def load_prepare(self) -> None:
-        # Pillow refuses images by their number of pixels, and warns of others, by a setting of the process.
+        # Pillow refuses large images, or warns of them, by a setting of the whole process.
         self._size = getattr(self, "_tile_size", self.size)
         self.im = Image.core.new(self.mode, self.size)
         ImageFile.ImageFile.load_prepare(self)
 
     def load_end(self) -> None:
-        pass  # where Pillow turns it upright
+        pass  # where Pillow turns the image upright

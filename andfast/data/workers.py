@@ -1,8 +1,8 @@
 """Processes that read and decode images ahead of their use.
 
-They send results through socket pairs, which need neither shared memory (containers have little) nor temporary files. A
-message either arrives or the socket's end is noticed. torch's DataLoader puts tensors into shared memory, and waits
-forever for a batch that does not fit.
+They send results through socket pairs, which need neither shared memory (containers have little) nor temporary files,
+and whose end shows that a worker has died. torch's DataLoader puts tensors into shared memory, and waits forever for a
+batch that does not fit.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ from andfast.data.images import DataError
 
 _AHEAD = 4  # items that each worker makes before they are asked for
 
-# Seconds without a word from a worker that is waited for, after which that is said, and after which it is an error:
-# a folder on another machine may be away for a while.
+# Seconds without a message from a worker that is waited for, before a warning and before an error: a network folder
+# may be away for a while.
 _PATIENCE, _LIMIT = 30, 300
-# Seconds that workers have to end by themselves.
-_GRACE = 5.0
+_GRACE = 5.0  # seconds that workers have to end by themselves
 
-# Windows has no masks of signals.
-_HELD = (signal.SIGINT, signal.SIGTERM) if hasattr(signal, "pthread_sigmask") else ()
+# The signals that stop a run. Windows cannot block them.
+_STOPPING = (signal.SIGINT, signal.SIGTERM) if hasattr(signal, "pthread_sigmask") else ()
 
 _PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
@@ -51,36 +50,37 @@ _READING, _ITEM, _ERROR = range(3)
 
 
 class Named(Protocol):
-    """What a message can name."""
+    """Has a name for messages."""
 
     @property
     def name(self) -> str: ...
 
 
 class SourceDataset(Dataset):
-    """A dataset made from named sources, which says at any time what it is reading.
+    """A dataset made from named sources, which reports what it is reading.
 
     Attributes:
         sources: what is read.
-        on_reading: is called with the index of a source when its reading begins, and with -1 when it has ended. Whoever
-            finds a worker dead learns from it where.
+        on_reading: called with the index of a source before it is read, and with -1 after; so a message about a dead
+            worker can name the file.
     """
 
     def __init__(self, sources: Sequence[Named]) -> None:
         self.sources = list(sources)
-        self.on_reading: Callable[[int], object] | None = None
+        self.on_reading: Callable[[int], object] = _ignore
 
     @contextmanager
     def reading(self, index: int) -> Iterator[None]:
-        """Around the reading of a source."""
-        if self.on_reading is None:
-            yield
-            return
+        """Report that source `index` is read inside the context."""
         self.on_reading(index)
         try:
             yield
         finally:
             self.on_reading(-1)
+
+
+def _ignore(index: int) -> None:
+    """Report nothing."""
 
 
 class Each(SourceDataset):
@@ -96,17 +96,14 @@ class Each(SourceDataset):
 
 
 class SourceLoader:
-    """Yields the items `order` of `dataset`, one by one and in that order.
+    """Yields the items `order` of `dataset` in that order.
 
-    Args:
-        dataset: what to load.
-        order: the items' numbers.
-        workers: processes that load ahead, four items each; 0 does it in this process, when asked.
-        pin_memory: put tensors where a CUDA device can fetch them while it computes.
+    `workers` processes load ahead, four items each; with 0 this process loads each item when it is needed. With
+    `pin_memory` tensors are pinned, so that a CUDA device can fetch them while it computes.
 
     Raises:
-        DataError: when iterated: the dataset raised it; or the workers cannot be started, one died, or none is heard of
-            for minutes: the message names the files that were being read. Other errors of the dataset as they are.
+        DataError: when iterated: the dataset raised it; or the workers cannot be started, one died, or one is silent
+            for minutes: the message names the file that it was reading. Other errors of the dataset are passed on.
     """
 
     def __init__(self, dataset: SourceDataset, order: Sequence[int], workers: int, pin_memory: bool = False) -> None:
@@ -133,11 +130,10 @@ class SourceLoader:
             _end(workers)
 
     def _start(self, workers: list[_Worker]) -> None:
-        context = multiprocessing.get_context()
-        with _signals_held():
+        with _signals_blocked():
             try:
                 for _ in range(self.workers):
-                    workers.append(_Worker(self.dataset, context, workers, self.pin_memory))
+                    workers.append(_Worker(self.dataset, workers, self.pin_memory))
             except OSError as error:  # too many processes or open files, or too little memory
                 raise DataError(
                     f"data worker {len(workers) + 1} of {self.workers} could not be started ({error}); fewer "
@@ -148,79 +144,62 @@ class SourceLoader:
 
 
 class _Worker:
-    """A process that makes items, seen from the one that asks for them.
+    """The parent's side of a process that makes items; `others` are the workers that were started before."""
 
-    Args:
-        dataset: what makes them.
-        context: how processes are started.
-        others: the workers that were started before.
-        pin_memory: see `SourceLoader`.
-
-    Raises:
-        OSError: it could not be started.
-    """
-
-    def __init__(
-        self,
-        dataset: SourceDataset,
-        context: multiprocessing.context.BaseContext,
-        others: Sequence[_Worker],
-        pin_memory: bool,
-    ) -> None:
-        self.dataset, self.pin_memory = dataset, pin_memory
-        self.number = len(others)
+    def __init__(self, dataset: SourceDataset, others: Sequence[_Worker], pin_memory: bool) -> None:
+        self.dataset, self.pin_memory, self.number = dataset, pin_memory, len(others)
         self.socket, theirs = socket.socketpair()
-        # What a forked process inherits it must close: the end of this process is only seen when all copies are.
+        # A forked process closes what it inherits: the end of this process shows only when all copies are closed.
+        context = multiprocessing.get_context()
         inherited = [self.socket, *(other.socket for other in others)] if context.get_start_method() == "fork" else []
+        name = f"data worker {self.number}"
         with theirs:
             try:
-                self.process = context.Process(
-                    target=_work, args=(dataset, theirs, inherited), name=f"data worker {self.number}",
-                    daemon=True,
-                )  # fmt: skip
+                self.process = context.Process(target=_work, args=(dataset, theirs, inherited), name=name, daemon=True)
                 self.process.start()
             except BaseException:
                 self.socket.close()
                 raise
-        self.listener = threading.Thread(target=self._listen, name=self.process.name, daemon=True)
+        self.listener = threading.Thread(target=self._listen, name=name, daemon=True)
         self._arrived: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-        self._heard = 0  # messages, all kinds
+        self._messages = 0
         self._reading = -1
 
     def ask(self, number: int) -> None:
-        """Have an item made. That the process has ended is noticed when the item is wanted."""
+        """Request an item. If the process has ended, `next_item` raises the error."""
         with suppress(OSError):
             self.socket.sendall(struct.pack("<q", number))
 
     def next_item(self) -> Any:
-        """The first item that was asked for and not taken yet; errors are those of `SourceLoader`."""
-        silent, heard = 0, self._heard
+        """Wait for the earliest item requested and not returned yet."""
+        silent, messages = 0, self._messages
         while True:
             try:
                 kind, value = self._arrived.get(timeout=1)
                 break
             except queue.Empty:
                 # Counted, not taken from a clock: this process may be stopped for a while, too.
-                silent = silent + 1 if heard == self._heard else 0
-                heard = self._heard
+                silent = silent + 1 if messages == self._messages else 0
+                messages = self._messages
+            where = self._source(", which is reading ")
             if silent == _PATIENCE:
-                tqdm.write(f"waiting for data worker {self.number}{self._place()}", file=sys.stderr)
+                tqdm.write(f"waiting for data worker {self.number}{where}", file=sys.stderr)
             if silent >= _LIMIT:
-                raise DataError(f"nothing came from data worker {self.number} for {silent} s{self._place()}")
+                raise DataError(f"nothing came from data worker {self.number} for {silent} s{where}")
         if kind == _ERROR:
             raise value
         return value
 
-    def _place(self) -> str:
-        index = self._reading
-        return f", which is reading {self.dataset.sources[index].name}" if index >= 0 else ""
+    def _source(self, words: str) -> str:
+        """`words` and the name of the source being read, or nothing."""
+        return words + self.dataset.sources[self._reading].name if self._reading >= 0 else ""
 
     def _listen(self) -> None:
-        """Take what the process sends, in a thread."""
+        """Receive what the process sends, in a thread."""
         try:
             while True:
-                kind, value = receive(self.socket)
-                self._heard += 1
+                kind, value = _receive(self.socket)
+                self._messages += 1
                 if kind == _READING:
                     self._reading = value
                     continue
@@ -237,16 +216,15 @@ class _Worker:
         status = self.process.exitcode
         how = f"ended with status {status}"
         if status is not None and status < 0:
-            how = f"was killed by {_signal_name(-status)}"
-            if -status == getattr(signal, "SIGKILL", None):
+            names = {number.value: number.name for number in signal.Signals}
+            how = f"was killed by {names.get(-status, f'signal {-status}')}"
+            if names.get(-status) == "SIGKILL":
                 how += ", as happens where memory runs out"
-        index = self._reading
-        where = f" while reading: {self.dataset.sources[index].name}" if index >= 0 else ""
-        return f"data worker {self.number} {how}{where}"
+        return f"data worker {self.number} {how}{self._source(' while reading: ')}"
 
 
 def _end(workers: Sequence[_Worker]) -> None:
-    """End workers, whatever they do; those that write may finish."""
+    """End workers; those that are writing a file may finish it."""
     for worker in workers:
         with suppress(OSError):  # it may have ended
             worker.socket.shutdown(socket.SHUT_RDWR)
@@ -263,35 +241,35 @@ def _end(workers: Sequence[_Worker]) -> None:
             worker.socket.close()
 
 
-def _work(dataset: SourceDataset, asked: socket.socket, inherited: Sequence[socket.socket]) -> None:
-    """Make the items that are asked for, in a process of its own, until the asking ends."""
+def _work(dataset: SourceDataset, requests: socket.socket, inherited: Sequence[socket.socket]) -> None:
+    """Run a worker: make the items that are requested until the other end is closed."""
     # Ctrl-C and a scheduler's SIGTERM go to the whole process group. The training loop answers them, and still wants
     # its batches.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if _HELD:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
-    for one in inherited:
-        one.close()
+    if _STOPPING:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+    for each in inherited:
+        each.close()
     _end_with_parent()
     torch.set_num_threads(1)
-    dataset.on_reading = lambda index: send(asked, (_READING, index))
-    with suppress(OSError, EOFError), asked:  # nobody asks any more
+    dataset.on_reading = lambda index: _send(requests, (_READING, index))
+    with suppress(OSError, EOFError), requests:
         while True:
-            (number,) = struct.unpack("<q", _exactly(asked, 8))
+            (number,) = struct.unpack("<q", _receive_exactly(requests, 8))
             try:
                 message = _ITEM, dataset[number]
             except (BrokenPipeError, ConnectionResetError):
                 return
-            except DataError as error:  # it is the user's affair, the traceback is not
+            except DataError as error:  # the user's affair, without a traceback
                 message = _ERROR, error
             except Exception as error:
                 message = _ERROR, _portable(error)
-            send(asked, message)
+            _send(requests, message)
 
 
 def _end_with_parent() -> None:
-    """Have this process end when the one that started it has ended, however that came, and not after the next item."""
+    """End this process at once when its parent is killed, even while it hangs in a read."""
     parent = multiprocessing.parent_process()
     if sys.platform.startswith("linux") and os.getppid() == parent.pid:  # a process that is stopped runs no thread
         with suppress(AttributeError, OSError):
@@ -305,7 +283,7 @@ def _end_with_parent() -> None:
 
 
 def _portable(error: Exception) -> Any:
-    """An error with its traceback as text, to be pickled; one that cannot be becomes a RuntimeError."""
+    """An error with its traceback as text, to be pickled; one that cannot be pickled becomes a RuntimeError."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -314,36 +292,32 @@ def _portable(error: Exception) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles tensors as the arrays that they share their memory with, which travel without a copy."""
+    """Pickles tensors as the arrays that they share their memory with, which are sent without a copy."""
 
     def reducer_override(self, value: Any) -> Any:
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
 
 
-def send(to: socket.socket, message: Any) -> None:
-    """Send anything that can be pickled; its arrays and tensors on the CPU as they lie in memory."""
+def _send(to: socket.socket, message: Any) -> None:
+    """Pickle and send `message`; arrays and tensors are sent as they lie in memory."""
     buffers: list[pickle.PickleBuffer] = []
     text = io.BytesIO()
     _Pickler(text, protocol=5, buffer_callback=buffers.append).dump(message)
-    parts = [memoryview(text.getvalue()), *(buffer.raw() for buffer in buffers)]
+    parts = [text.getbuffer(), *(buffer.raw() for buffer in buffers)]
     to.sendall(struct.pack(f"<Q{len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
     for part in parts:
         to.sendall(part)
 
 
-def receive(source: socket.socket) -> Any:
-    """What `send` sent at the other end.
-
-    Raises:
-        EOFError: that end is closed.
-    """
-    (count,) = struct.unpack("<Q", _exactly(source, 8))
-    sizes = struct.unpack(f"<{count}Q", _exactly(source, 8 * count))
-    text, *buffers = (_exactly(source, size) for size in sizes)
+def _receive(source: socket.socket) -> Any:
+    """What `_send` sent at the other end; EOFError if that end is closed."""
+    (count,) = struct.unpack("<Q", _receive_exactly(source, 8))
+    sizes = struct.unpack(f"<{count}Q", _receive_exactly(source, 8 * count))
+    text, *buffers = (_receive_exactly(source, size) for size in sizes)
     return pickle.loads(text, buffers=buffers)
 
 
-def _exactly(source: socket.socket, count: int) -> np.ndarray:
+def _receive_exactly(source: socket.socket, count: int) -> np.ndarray:
     content = np.empty(count, np.uint8)  # which, unlike a bytearray, is not set to zero first
     missing = memoryview(content)
     while len(missing):
@@ -360,21 +334,13 @@ def _pinned(item: Any) -> Any:
     return tuple(_pinned(part) for part in item) if isinstance(item, tuple) else item
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Keeps signals that stop a run until later, also from the processes started inside, until they ignore them, and
-    from the threads, for the main one to notice them while it waits."""
-    if not _HELD:
+def _signals_blocked() -> Iterator[None]:
+    """Block the signals that stop a run: in the workers until they ignore them, and in threads started inside."""
+    if not _STOPPING:
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         yield
     finally:

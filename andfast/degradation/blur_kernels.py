@@ -20,16 +20,13 @@ _LEAST_SIGMA = 0.01
 def squared_distance(
     size: int, sigma_x: Tensor, sigma_y: Tensor, angle: Tensor | None = None, centre: float = 0.0
 ) -> Tensor:
-    """Squared distance of the taps from the centre, in standard deviations, for all Gaussian families.
+    """Squared distance of the taps from the centre, in standard deviations: (B, size, size) float32.
 
     Args:
         size: of the kernels, odd.
         sigma_x, sigma_y: (B,), standard deviations in pixels along the two axes.
         angle: (B,), of these axes to the image's, in radians; None: 0.
         centre: of the kernel, in pixels right of and below the middle tap.
-
-    Returns:
-        (B, size, size) float32.
     """
     y, x = _offsets(size, sigma_x.device, centre)
     cos, sin = (1.0, 0.0) if angle is None else (angle.cos()[:, None, None], angle.sin()[:, None, None])
@@ -38,26 +35,19 @@ def squared_distance(
 
 
 def gaussian(squared: Tensor, beta: Tensor | None = None) -> Tensor:
-    """exp(-d^(2 beta) / 2) with d^2 from `squared_distance`: Gaussian for beta 1, sharper below, flatter above.
-
-    Args:
-        squared: (B, k, k).
-        beta: (B,); None: 1.
-    """
+    """exp(-d^(2 beta) / 2), d^2 from `squared_distance`: Gaussian for beta 1 (None), sharper below, flatter above."""
     return torch.exp(-0.5 * (squared if beta is None else squared ** beta[:, None, None]))
 
 
 def plateau(squared: Tensor, beta: Tensor) -> Tensor:
-    """1 / (1 + d^(2 beta)) with d^2 from `squared_distance`: a flat top with long flanks. Arguments as `gaussian`."""
+    """1 / (1 + d^(2 beta)), as `gaussian`: a flat top with long flanks."""
     return 1 / (1 + squared ** beta[:, None, None])
 
 
 def sinc(size: int, cutoff: Tensor) -> Tensor:
-    """The ideal low-pass in two dimensions, which rings: w J1(w r) / (2 pi r).
+    """The ideal low-pass in two dimensions, which rings: w J1(w r) / (2 pi r), (B, size, size).
 
-    Args:
-        size: of the kernels, odd.
-        cutoff: (B,), w in radians a pixel; pi is the highest frequency along the axes.
+    `cutoff` is w, (B,), in radians a pixel; pi is the highest frequency along the axes.
     """
     y, x = _offsets(size, cutoff.device)
     radius = (x**2 + y**2).sqrt()
@@ -84,19 +74,12 @@ def _offsets(size: int, device: torch.device, centre: float = 0.0) -> tuple[Tens
 
 
 def filter_images(images: Tensor, kernels: Tensor) -> Tensor:
-    """Filter each image with its own kernel; borders are mirrored at the outermost pixels.
+    """Filter each image (B, C, H, W) with its own kernel (B, k, k); borders are mirrored at the outermost pixels.
 
     Equivalent to `scipy.ndimage.correlate(image, kernel, mode="mirror")` for each image and channel.
 
-    Args:
-        images: (B, C, H, W), however small.
-        kernels: (B, k, k), k odd.
-
-    Returns:
-        (B, C, H, W).
-
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit, or k is even.
     """
     if kernels.ndim != 3 or len(kernels) != len(images) or kernels.shape[1] != kernels.shape[2]:
         raise ValueError(f"kernels have shape {tuple(kernels.shape)}; for {len(images)} images wanted (B, k, k)")
@@ -111,15 +94,11 @@ def filter_images(images: Tensor, kernels: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blur each image with its own Gaussian; borders are mirrored at the outermost pixels.
+    """Blur each image (B, C, H, W) with its own Gaussian; borders are mirrored at the outermost pixels.
 
     Args:
-        images: (B, C, H, W).
         sigma: (B,), standard deviations in pixels; 0 leaves an image unchanged.
         largest: an upper bound of sigma; kernels end at four times that, or at the size of a small image.
-
-    Returns:
-        (B, C, H, W), in the type of `images`.
     """
     radius = min(math.ceil(4 * largest), min(images.shape[-2:]) - 1)
     offset = torch.arange(-radius, radius + 1, device=images.device)
@@ -132,7 +111,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
 
 
 def _mirrored(length: int, margin: int, device: torch.device) -> Tensor:
-    """Indices of a side with margins on both ends. `F.pad` mirrors only once, which is not enough for small images."""
+    """Indices of a side with mirrored margins; `F.pad` mirrors only once, which is not enough for small images."""
     period = max(2 * (length - 1), 1)
     index = torch.arange(-margin, length + margin, device=device) % period
     return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)

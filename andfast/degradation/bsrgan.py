@@ -21,18 +21,18 @@ from andfast.degradation.noise import add_gaussian, correlated, grey_or_colour
 
 @dataclass(frozen=True)
 class BSRGANSettings:
-    """The published numbers. Where a range grows with the scale s it is given at 0 and as what s adds.
+    """The published numbers. Where a range grows with the scale s it is given as (value at 0, increase per s).
 
     Attributes:
         halve_first: probability that images are halved before everything else (at scale 4; `scale2_prob`).
         halve_antialiased: probability that this is done by MATLAB's bicubic filter, else by a plain interpolation.
         anisotropic: probability that a blur is anisotropic (`add_blur`).
-        variance: upper end, 4 + 1 s, of an anisotropic blur's variances along its two axes, in pixels^2 (`wd2`).
-        sigma: upper end, 2 + 0.2 s, of an isotropic blur's standard deviation, in pixels (`wd`).
+        variance: largest variance of an anisotropic blur along its axes, 4 + 1 s pixels^2 (`wd2`).
+        sigma: largest standard deviation of an isotropic blur, 2 + 0.2 s pixels (`wd`).
         widths: of the blur kernels, odd numbers in this range.
         resize_down: probability that the first downsampling is an interpolation, to 1 / U(1, 2 s) of the size; else it
             takes every s-th pixel of blurred images.
-        strided_sigma: range of that blur's standard deviation, in pixels: the upper end times s.
+        strided_sigma: range of that blur's standard deviation in pixels, the upper end times s.
         strided_width: of that blur's kernel.
         noise: range of the noise's standard deviation, whole numbers of 255 (`add_Gaussian_noise`).
         noise_colour, noise_grey: probabilities of independent noise in the channels, and of one for all; else it is
@@ -59,7 +59,7 @@ class BSRGANSettings:
 
 @torch.no_grad()
 def bsrgan(
-    hr: Tensor, scale: int, generator: torch.Generator | None = None, settings: BSRGANSettings | None = None
+    hr: Tensor, scale: int, rng: torch.Generator | None = None, settings: BSRGANSettings | None = None
 ) -> Tensor:
     """Degrade like BSRGAN, without the sensor's processing (its ISP model is a set of trained networks).
 
@@ -69,19 +69,16 @@ def bsrgan(
     need not be a covariance.
 
     Args:
-        hr: (B, 3, H, W) in [0, 1], H and W multiples of `scale`.
+        hr: (B, 3, H, W) in [0, 1], H and W multiples of `scale`, else a ValueError is raised.
         scale: 2, 3 or 4.
-        generator: on hr's device; None for torch's own.
+        rng: on hr's device; None for torch's own.
         settings: None for the published ones.
 
     Returns:
         (B, 3, H / scale, W / scale) float32 in [0, 1], multiples of 1/255, without gradients.
-
-    Raises:
-        ValueError: H or W is not a multiple of `scale`.
     """
     check_scale(hr, scale)
-    chain = _Chain(hr, scale, Draws(len(hr), hr.device, generator), settings or BSRGANSettings())
+    chain = _Chain(hr, scale, Draws(len(hr), hr.device, rng), settings or BSRGANSettings())
     return chain.run()
 
 
@@ -165,7 +162,7 @@ class _Chain:
         axes = torch.stack([draws.uniform(0, 1) for _ in range(9)], dim=1).unflatten(1, (3, 3))
         is_plain = kind < settings.noise_grey + settings.noise_colour
         mixing = torch.where(is_plain[:, None, None], plain, correlated(variances, axes))
-        self.images = add_gaussian(self.images, mixing, draws.generator)
+        self.images = add_gaussian(self.images, mixing, draws.rng)
 
     def _jpeg(self) -> Tensor:
         return jpeg(self.images, self.draws.integers(*self.settings.jpeg_quality))

@@ -13,9 +13,8 @@ from PIL import Image
 class CameraSettings:
     """Settings of `camera_like`.
 
-    The defaults are moderate, about what an ordinary phone does: over 12 photographs the median PSNR (RGB)
-    between the LR image and the bicubic one was 29.2 dB (25.8 to 33.2) at scale 4 and 27.3 dB (22.8 to 31.9)
-    at scale 2.
+    The defaults are about those of an ordinary phone: over 12 photographs the median PSNR (RGB) between the LR image
+    and the bicubic one was 29.2 dB (25.8 to 33.2) at scale 4 and 27.3 dB (22.8 to 31.9) at scale 2.
 
     Args:
         blur_sigma: standard deviation of the lens's Gaussian blur in HR pixels; 0 for none.
@@ -46,16 +45,13 @@ def camera_like(
     """Simulate a small camera: lens blur, pixels that average light, sensor noise, JPEG.
 
     Args:
-        hr: uint8 (H, W, 3) RGB, H and W multiples of `scale` (see `crop_to_multiple`).
+        hr: uint8 (H, W, 3) RGB, H and W multiples of `scale` (see `crop_to_multiple`), else a ValueError is raised.
         scale: side in HR pixels of the square that an LR pixel averages.
-        seed: of the noise, a non-negative integer; the same seed and image give the same result.
+        seed: of the noise, a non-negative integer.
         blur_sigma, noise_sigma, jpeg_quality: see `CameraSettings` (`**vars(settings)` passes one).
 
     Returns:
         uint8 (H / scale, W / scale, 3) RGB.
-
-    Raises:
-        ValueError: `hr` is of another type or size, or a setting is out of its range.
     """
     CameraSettings(blur_sigma, noise_sigma, jpeg_quality)
     height, width = _low_size(hr, scale)
@@ -69,18 +65,7 @@ def camera_like(
 
 
 def bicubic_lr(hr: np.ndarray, scale: int) -> np.ndarray:
-    """The clean LR image: Pillow's bicubic filter, stretched by `scale` and so anti-aliased.
-
-    Args:
-        hr: uint8 (H, W, 3) RGB, H and W multiples of `scale` (see `crop_to_multiple`).
-        scale: a positive integer.
-
-    Returns:
-        uint8 (H / scale, W / scale, 3) RGB.
-
-    Raises:
-        ValueError: `hr` is of another type or size.
-    """
+    """The clean LR image by Pillow's antialiased bicubic filter; images as for `camera_like`."""
     height, width = _low_size(hr, scale)
     return np.array(Image.fromarray(hr).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -92,10 +77,7 @@ def crop_to_multiple(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """`image`, float (H, W, C), blurred by a Gaussian of `sigma` pixels, cut off at 4 sigma.
-
-    At the borders the image is mirrored, the outermost pixels included.
-    """
+    """Blur float (H, W, C) by a Gaussian of `sigma` pixels, cut off at 4 sigma, mirrored at the borders' edges."""
     radius = int(4 * sigma + 0.5)
     if radius == 0:
         return image

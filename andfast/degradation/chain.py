@@ -22,29 +22,28 @@ class Draws:
     Args:
         images: their number.
         device: of the images.
-        generator: on that device, the source of all numbers; None for torch's own on the CPU. Of a `SharedGenerator`
-            the process's own is used, because numbers on the host cannot be drawn for all processes.
+        rng: on that device, the source of all numbers; None for torch's own on the CPU. Of a `SharedGenerator` the
+            process's own is used, because numbers on the host cannot be drawn for all processes.
 
     Attributes:
-        generator: for each image.
-        host: for shapes and orders, which are the same for the whole batch. Seeded by the generator's state, which the
+        host: for shapes and orders, which are the same for the whole batch. Seeded by the state of `rng`, which the
             host knows, so that nothing waits for the device.
     """
 
-    def __init__(self, images: int, device: torch.device, generator: torch.Generator | None = None) -> None:
-        if generator is None:
-            generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
-        elif isinstance(generator, SharedGenerator):
-            generator = generator.local
-        self.images, self.device, self.generator = images, device, generator
-        state = hashlib.blake2b(generator.get_state().numpy().tobytes(), digest_size=8)
+    def __init__(self, images: int, device: torch.device, rng: torch.Generator | None = None) -> None:
+        if rng is None:
+            rng = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+        elif isinstance(rng, SharedGenerator):
+            rng = rng.local
+        self.images, self.device, self.rng = images, device, rng
+        state = hashlib.blake2b(rng.get_state().numpy().tobytes(), digest_size=8)
         self.host = random.Random(int.from_bytes(state.digest(), "big"))
         # Change the state, so that the next `Draws` has another seed.
         self.uniform(0, 1)
 
     def uniform(self, low: float, high: float) -> Tensor:
         """(B,) float32, uniform in [low, high)."""
-        return low + (high - low) * torch.rand(self.images, device=self.device, generator=self.generator)
+        return low + (high - low) * torch.rand(self.images, device=self.device, generator=self.rng)
 
     def integers(self, low: int, high: int) -> Tensor:
         """(B,) float32, whole numbers from low to high, both included."""
@@ -58,9 +57,9 @@ class Draws:
 def resize(images: Tensor, size: tuple[int, int], mode: Mode) -> Tensor:
     """Resize images (B, C, H, W) to `size` (H, W), like BSRGAN's and Real-ESRGAN's code: without antialiasing.
 
-    "bilinear" and "bicubic" (with a = -0.75) use the two and four nearest pixels a side, however much the image
-    shrinks, like `cv2.resize`: aliasing is a part of these degradations. "area" is PyTorch's and averages whole pixels,
-    where OpenCV's INTER_AREA takes parts of pixels, too. Bicubic values may leave [0, 1].
+    "bilinear" and "bicubic" (with a = -0.75, values may leave [0, 1]) use the two and four nearest pixels a side, like
+    `cv2.resize`: aliasing is a part of these degradations. "area" is PyTorch's and averages whole pixels; OpenCV's
+    INTER_AREA takes parts of pixels, too.
     """
     size = (max(size[0], 1), max(size[1], 1))
     if size == tuple(images.shape[-2:]):
@@ -69,11 +68,7 @@ def resize(images: Tensor, size: tuple[int, int], mode: Mode) -> Tensor:
 
 
 def check_scale(hr: Tensor, scale: int) -> None:
-    """Check that HR images (B, 3, H, W) can be downsampled by `scale`.
-
-    Raises:
-        ValueError: the shape does not fit.
-    """
+    """Raise ValueError unless HR images are (B, 3, H, W), H and W multiples of `scale`."""
     if hr.ndim != 4 or hr.shape[1] != 3 or hr.shape[2] % scale or hr.shape[3] % scale or 0 in hr.shape[2:]:
         raise ValueError(
             f"hr has shape {tuple(hr.shape)}; it must be (B, 3, H, W), H and W multiples of the scale, {scale}"

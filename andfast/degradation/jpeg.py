@@ -1,4 +1,4 @@
-"""JPEG as libjpeg does it by default, batched and on the device: what a file would have cost, without the file."""
+"""JPEG compression and decompression as libjpeg does it by default, batched and on the device."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ _TO_RGB = (
     (1.0, 1.772, 0.0),
 )
 
-# libjpeg takes halves away from zero, and they are common: in flat blocks every second level is one where the table
-# begins with 16. More than float32 errs by.
+# libjpeg rounds halves away from zero, and they are common: in flat blocks every second level is one where the table
+# begins with 16. This is more than the error of float32.
 _AWAY = 1e-4
 
 
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:
-    """What is left of images that were written as JPEG and read again: libjpeg's defaults, which are Pillow's.
+    """Images as JPEG files would give them back, written with libjpeg's defaults, which are Pillow's.
 
     Full-range YCbCr, chroma at half the resolution (4:2:0), the 8x8 DCT, Annex K's tables scaled by the quality, and
-    the smooth ("fancy") upsampling of chroma. It rounds where a file does, to 8 bits and to quantised coefficients;
-    libjpeg's fast arithmetic in between differs by single levels. Backward all roundings count as the identity
-    (straight-through), so that gradients pass; clamping stops them where it binds.
+    the smooth ("fancy") upsampling of chroma. It rounds where a file does; libjpeg's integer arithmetic in between
+    differs by single levels. In the backward pass roundings count as the identity (straight-through), so that
+    gradients pass; clamping stops them where it binds.
 
     Args:
         images: (B, 3, H, W) float RGB in [0, 1], of any size.
@@ -77,7 +77,7 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     chroma = _round(F.avg_pool2d(ycc[:, 1:], 2))
     luma_table, chroma_table = quantisation_tables(quality.to(levels.device))
     luma = _coded(luma, luma_table)[:, :, :height, :width] + 128
-    # The edge of what is really there is repeated, not what filled the last block.
+    # The upsampling below repeats the image's edge, not what filled the last block.
     chroma = _coded(chroma, chroma_table)[:, :, : (height + 1) // 2, : (width + 1) // 2]
     chroma = _round(F.interpolate(chroma, scale_factor=2, mode="bilinear"))[:, :, :height, :width]
     rgb = torch.einsum("ij,bjhw->bihw", to_rgb, torch.cat([luma, chroma], dim=1))
@@ -106,7 +106,7 @@ def _coded(planes: Tensor, table: Tensor) -> Tensor:
 
 
 def _round(x: Tensor, halves: float = 0.0) -> Tensor:
-    """To the nearest whole number, after a step of `halves` away from zero; the identity backward."""
+    """To the nearest whole number, after a step of `halves` away from zero; in the backward pass the identity."""
     nearest = (x.detach() + halves * x.detach().sign()).round()
     return x + (nearest - x).detach() if x.requires_grad else nearest
 

@@ -1,9 +1,8 @@
 """What a camera does to a scene before the degradation network: its lens blurs, and its software sharpens.
 
-The paper's search starts at the identity, whose LR images are pooled HR images. Cameras are not near that point: their
-LR images have lost the finest octave, and most have sharpened mid frequencies (docs/calibration.md). An adversary that
-starts at the identity leaves far more of the finest octave. Behind a lens it searches around images that a camera could
-have taken.
+The paper's search starts at the identity, whose LR images are pooled HR images. LR images of cameras have lost the
+finest octave, and most have sharpened mid frequencies (docs/calibration.md). Behind a lens the adversary searches
+around images that a camera could have taken.
 """
 
 from __future__ import annotations
@@ -43,19 +42,16 @@ class Lens:
         if not 0 < self.sharpen_radius < float("inf"):
             raise ValueError(f"sharpen_radius is {self.sharpen_radius}; it must be positive and finite")
 
-    def __call__(self, hr: Tensor, cameras: int, generator: torch.Generator | None = None) -> Tensor:
-        """Blur and sharpen images.
+    def __call__(self, hr: Tensor, cameras: int, rng: torch.Generator | None = None) -> Tensor:
+        """Blur and sharpen images (B, C, H, W) in [0, 1].
 
         Args:
-            hr: (B, C, H, W) in [0, 1].
+            hr: the images.
             cameras: the number of lenses; B / cameras consecutive images share one, like a degradation network.
-            generator: on hr's device; None for torch's own.
-
-        Returns:
-            (B, C, H, W) in [0, 1].
+            rng: on hr's device; None for torch's own.
         """
         drawn = draw_rows(
-            lambda count: torch.rand(2, count, device=hr.device, generator=generator), cameras, generator, dim=1
+            lambda count: torch.rand(2, count, device=hr.device, generator=rng), cameras, rng, dim=1
         ).repeat_interleave(len(hr) // cameras, 1)
         ranges = (self.blur, self.sharpen)
         sigma, amount = (low + (high - low) * part for (low, high), part in zip(ranges, drawn, strict=True))

@@ -20,7 +20,7 @@ class DegradationNetwork(nn.Module):
     Each is `blocks` times [conv 3x3 -> LeakyReLU -> noise injection], anti-aliased average pooling by `scale`,
     the blocks once more, and a last conv 3x3. No biases. The parameters of a network are one row of a matrix,
     `theta` = `theta_id` + deviation; after `reset_identity` the deviation is zero and every network of the bank is
-    the identity followed by the pooling. A bank can be reset any number of times, for any image size and N.
+    the identity followed by the pooling. A bank can be reset any number of times, for any image size.
 
     With N = 1 all images of a batch share one network; with N = B every image has its own (the paper's Eq. 1 has
     the maximum inside the expectation). In between, image b belongs to network b // (B/N).
@@ -30,19 +30,18 @@ class DegradationNetwork(nn.Module):
         num_networks: N.
         channels: width of the hidden layers.
         blocks: number of blocks before the pooling, and again after it.
-        noise: what a noise injection adds. "map": a value a pixel, the same in all channels, searched by the
-            adversary; such maps can make block artefacts and dust. "gaussian": a strength a channel, searched by the
-            adversary, times a fixed Gaussian field (StyleGAN's noise injection).
-        dtype: the type the images and weights are computed in. float16 where the device computes it well,
-            bfloat16 on CPUs with AMX; theta itself is always float32. Use half types with the full width: the fewer
-            channels, the more of the image their rounding costs.
+        noise: what a noise injection adds, searched by the adversary. "map": a value a pixel, the same in all channels;
+            such maps can make block artefacts and dust. "gaussian": a strength a channel, times a fixed Gaussian field
+            (StyleGAN's noise injection).
+        dtype: the type to compute in: float16 where the device computes it well, bfloat16 on CPUs with AMX; theta is
+            always float32. The fewer channels, the more of the image the rounding of half types costs.
         device: of parameters and images.
 
     Attributes:
         layout: the columns of theta; None before `reset_identity`.
         theta_id: (N, P) float32, the identity; the columns of a convolution are its taps.
-        delta: (N, P) float32, the deviation; the columns of a convolution are moments (`ThetaLayout`). The two are
-            kept apart because half types cannot hold their sum.
+        delta: (N, P) float32, the deviation; the columns of a convolution are moments (`ThetaLayout`). It is kept apart
+            because half types cannot hold the sum.
     """
 
     layout: ThetaLayout = None  # type: ignore[assignment]  # until the first `reset_identity`
@@ -84,28 +83,26 @@ class DegradationNetwork(nn.Module):
 
     @property
     def theta(self) -> Tensor:
-        """All parameters, (N, P) float32, convolutions as taps: `theta_id` plus the deviation.
-
-        Raises:
-            RuntimeError: there are none before `reset_identity`.
-        """
+        """`theta_id` plus the deviation, (N, P) float32, convolutions as taps; RuntimeError before `reset_identity`."""
         if self.layout is None:  # not AttributeError, for which nn.Module would look elsewhere
             raise RuntimeError(_NO_PARAMETERS)
         return self.theta_id + self.layout.to_taps(self.delta)
 
-    def reset_identity(self, image_size: tuple[int, int], generator: torch.Generator | None = None) -> None:
-        """Draw N new networks that compute the identity (Sec 3.2), for HR images of `image_size` = (H, W).
+    def reset_identity(self, image_size: tuple[int, int], rng: torch.Generator | None = None) -> None:
+        """Draw N new networks that compute the identity (Sec 3.2).
 
         Args:
-            image_size: H and W, multiples of the scale.
-            generator: on the network's device; None for torch's own.
+            image_size: H and W of the HR images, multiples of the scale.
+            rng: on the network's device; None for torch's own.
         """
-        self._check_size(*image_size)
-        layout = ThetaLayout((image_size[0], image_size[1]), self.scale, self.channels, self.blocks, self.noise)
+        height, width = image_size
+        if height % self.scale or width % self.scale or min(height, width) < self.scale:
+            raise ValueError(f"image size is {height} x {width}; both must be multiples of the scale, {self.scale}")
+        layout = ThetaLayout((height, width), self.scale, self.channels, self.blocks, self.noise)
         device = self.theta_id.device
         theta_id = torch.zeros(self.num_networks, layout.size, device=device)
         widths = [layout.conv[0].shape[1], *(segment.shape[0] for segment in layout.conv)]
-        centres = identity_centres(self.num_networks, widths, self.dtype, generator, device)
+        centres = identity_centres(self.num_networks, widths, self.dtype, rng, device)
         for segment, centre in zip(layout.conv, centres, strict=True):
             segment.view(theta_id)[..., 4] = centre
         for segment in layout.slope:
@@ -114,7 +111,7 @@ class DegradationNetwork(nn.Module):
         self.theta_id = theta_id
         self.delta = torch.zeros_like(theta_id)
         self.noise_seed = draw_rows(
-            lambda count: self.noise_seed.new_empty(count).random_(generator=generator), self.num_networks, generator
+            lambda count: self.noise_seed.new_empty(count).random_(generator=rng), self.num_networks, rng
         )
 
     def clean(self, hr: Tensor) -> Tensor:
@@ -122,18 +119,14 @@ class DegradationNetwork(nn.Module):
         return blur_pool(hr, self.scale)
 
     def forward(self, hr: Tensor, delta: Tensor | None = None) -> Tensor:
-        """Degrade `hr`.
+        """Degrade `hr` to (B, 3, H/scale, W/scale) in [0, 1], in its type.
 
         Args:
             hr: (B, 3, H, W) in [0, 1], of the size given to `reset_identity`; B a multiple of N.
             delta: (N, P) deviation that replaces `self.delta`; gradients flow to it.
 
-        Returns:
-            (B, 3, H/scale, W/scale) in [0, 1], in the type of `hr`.
-
         Raises:
-            RuntimeError, TypeError: as `check_images`.
-            ValueError: a shape does not fit.
+            RuntimeError, TypeError, ValueError: as `check_images`.
         """
         self.check_images(hr)
         return self._degrade(hr, self.theta_id, self.delta if delta is None else delta, self.noise_seed)
@@ -144,12 +137,8 @@ class DegradationNetwork(nn.Module):
         # Image files have no values outside [0, 1], so the adversary must gain nothing there.
         return lr.to(hr.dtype).clamp(0, 1)
 
-    def _check_size(self, height: int, width: int) -> None:
-        if height % self.scale or width % self.scale or min(height, width) < self.scale:
-            raise ValueError(f"image size is {height} x {width}; both must be multiples of the scale, {self.scale}")
-
     def check_images(self, hr: Tensor) -> None:
-        """Raise the errors of `forward` for HR images that do not fit.
+        """Check that HR images fit the network.
 
         Raises:
             RuntimeError: there are no parameters yet.

@@ -44,35 +44,35 @@ def correlated(variances: Tensor, axes: Tensor) -> Tensor:
     return torch.stack(basis, dim=-1) * variances.sqrt()[:, None, :]
 
 
-def add_gaussian(images: Tensor, mixing: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Add Gaussian noise of covariance A A^T over the channels, white over the pixels; clamped to [0, 1].
+def add_gaussian(images: Tensor, mixing: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    """Add Gaussian noise of covariance A A^T over the channels, white over the pixels, and clamp to [0, 1].
 
     Args:
         images: (B, 3, H, W) in [0, 1].
         mixing: (B, 3, 3), A.
-        generator: on their device; None for torch's own.
+        rng: on their device; None for torch's own.
     """
-    unit = torch.randn(images.shape, device=images.device, generator=generator)
+    unit = torch.randn(images.shape, device=images.device, generator=rng)
     return (images + (mixing @ unit.flatten(2)).view_as(images)).clamp(0, 1)
 
 
-def add_poisson(images: Tensor, strength: Tensor, grey: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Add shot (Poisson) noise; clamped to [0, 1].
+def add_poisson(images: Tensor, strength: Tensor, grey: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    """Add shot (Poisson) noise like Real-ESRGAN, and clamp to [0, 1].
 
-    Like Real-ESRGAN: full brightness is as many counts as the image has 8-bit levels, rounded up to a power of two, and
-    the noise is multiplied by `strength`.
+    Full brightness is as many counts as the image has 8-bit levels, rounded up to a power of two, and the noise is
+    multiplied by `strength`.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
         strength: (B,).
         grey: (B,) bool, whether all channels have the same noise, that of the brightness.
-        generator: on their device; None for torch's own.
+        rng: on their device; None for torch's own.
     """
     brightness = sum(weight * plane for weight, plane in zip(_GREY, images.split(1, dim=1), strict=True))
     per_image = grey[:, None, None, None]
     light = torch.where(per_image, brightness, images).clamp(0, 1).mul(255).round() / 255
     units = _levels(light)[:, None, None, None]
-    noise = torch.poisson(light * units, generator=generator) / units - light
+    noise = torch.poisson(light * units, generator=rng) / units - light
     # For grey noise use the first channel's for all.
     noise = torch.where(per_image, noise[:, :1], noise)
     return (images + strength[:, None, None, None] * noise).clamp(0, 1)

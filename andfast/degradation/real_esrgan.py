@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ _WIDTHS = (7, 21)  # odd numbers in this range (`kernel_range`)
 
 @dataclass(frozen=True)
 class OrderSettings:
-    """One of the two rounds of degradation; the defaults are the first one's. Names in brackets are the options'.
+    """One of the two rounds of degradation, by default the first. Names in brackets are the options'.
 
     Attributes:
         blur: probability that the round begins with a blur, for the whole batch (1; `second_blur_prob`).
@@ -91,28 +92,22 @@ class RealESRGANSettings:
 
 @torch.no_grad()
 def real_esrgan(
-    hr: Tensor, scale: int, generator: torch.Generator | None = None, settings: RealESRGANSettings | None = None
+    hr: Tensor, scale: int, rng: torch.Generator | None = None, settings: RealESRGANSettings | None = None
 ) -> Tensor:
-    """Degrade like Real-ESRGAN, without sharpening the HR images first (its `gt_usm`).
+    """Degrade like Real-ESRGAN, without sharpening the HR images first (its `gt_usm`) and without its pool of batches.
 
     As there, the sizes, the kind of noise, the second blur and the order at the end are drawn once for the batch,
-    everything else for each image. There is no pool of earlier batches.
+    everything else for each image.
 
     Args:
-        hr: (B, 3, H, W) in [0, 1], H and W multiples of `scale`.
-        scale: 2, 3 or 4.
-        generator: on hr's device; None for torch's own.
-        settings: None for the published ones.
+        hr, scale, rng, settings: as for `bsrgan`.
 
     Returns:
         (B, 3, H / scale, W / scale) float32 in [0, 1], multiples of 1/255, without gradients.
-
-    Raises:
-        ValueError: H or W is not a multiple of `scale`.
     """
     check_scale(hr, scale)
     settings = settings or RealESRGANSettings()
-    draws = Draws(len(hr), hr.device, generator)
+    draws = Draws(len(hr), hr.device, rng)
     host, (height, width) = draws.host, hr.shape[2:]
     images = hr.float()
 
@@ -144,21 +139,19 @@ def _blurred(images: Tensor, settings: OrderSettings, cutoffs: tuple[float, floa
 
 
 def _blur_kernels(settings: OrderSettings, cutoffs: tuple[float, float], draws: Draws) -> Tensor:
-    """A kernel for each image, (B, 21, 21). Each computes all families, at a negligible cost."""
+    """A kernel for each image, (B, 21, 21): all families are computed, at a negligible cost, and one is chosen."""
     widths = _widths(draws)
     family = draws.uniform(0, 1)
-    bounds, total = [], 0.0
-    for one in (
-        settings.isotropic,
-        settings.generalised_isotropic,
-        settings.plateau_isotropic,
-        settings.anisotropic,
-        settings.generalised_anisotropic,
-        settings.plateau_anisotropic,
-    ):
-        total += one
-        bounds.append(total)
-    number = torch.stack([family >= bound for bound in bounds[:-1]]).sum(dim=0)
+    bounds = accumulate(
+        (
+            settings.isotropic,
+            settings.generalised_isotropic,
+            settings.plateau_isotropic,
+            settings.anisotropic,
+            settings.generalised_anisotropic,
+        )
+    )
+    number = torch.stack([family >= bound for bound in bounds]).sum(dim=0)
     sigma_x = draws.uniform(*settings.sigma)
     sigma_y = torch.where(number >= 3, draws.uniform(*settings.sigma), sigma_x)
     squared = squared_distance(_SIZE, sigma_x, sigma_y, draws.uniform(-math.pi, math.pi))
@@ -199,5 +192,5 @@ def _resize_factor(settings: OrderSettings, draws: Draws) -> float:
 def _noisy(images: Tensor, settings: OrderSettings, draws: Draws) -> Tensor:
     grey = draws.chance(settings.grey)
     if draws.host.random() < settings.gaussian:
-        return add_gaussian(images, grey_or_colour(draws.uniform(*settings.noise) / 255, grey), draws.generator)
-    return add_poisson(images, draws.uniform(*settings.shot), grey, draws.generator)
+        return add_gaussian(images, grey_or_colour(draws.uniform(*settings.noise) / 255, grey), draws.rng)
+    return add_poisson(images, draws.uniform(*settings.shot), grey, draws.rng)

@@ -24,9 +24,8 @@ _MAX_PIXELS = 2**24
 def _parse(arguments: Sequence[str] | None) -> Namespace:
     parser = make_parser(
         "andfast.demo",
-        description="A page to upscale images in a browser, and to see what the adversary makes of them. It is served "
-        "by this machine, to this machine alone unless --host says otherwise; nothing is sent anywhere else. More: "
-        "docs/demo.md.",
+        description="A page to upscale and to attack images in a browser. This machine serves it, to itself only "
+        "unless --host says otherwise; nothing is sent anywhere else. More: docs/demo.md.",
         epilog="Exit status: 0 after Ctrl-C, 2 if the page could not be opened.",
     )
     add = parser.add_argument

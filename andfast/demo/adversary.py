@@ -8,7 +8,7 @@ import html
 import math
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,10 @@ from andfast.training.degraded_images import (
     with_restored,
 )
 from andfast.training.memory_check import check_search
-from andfast.utils.formatting import dtype_name
+from andfast.utils.formatting import dtype_name, markdown_table
 
 #: The groups of theta that may move by default, by their names in `ScaleFactors`.
-FREE = tuple(field.name for field in fields(ScaleFactors) if math.isfinite(getattr(ScaleFactors(), field.name)))
+FREE = tuple(name for name, factor in asdict(ScaleFactors()).items() if math.isfinite(factor))
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,10 @@ class Choice:
     groups: tuple[str, ...] = FREE
 
     def scale_factors(self) -> ScaleFactors:
-        """The default factors of `groups`, 1 for groups that are fixed by default.
-
-        Raises:
-            ValueError: no group may change.
-        """
+        """The default factors of `groups`, 1 for groups that are fixed by default; ValueError without a group."""
         if not self.groups:
             raise ValueError("nothing may move: choose at least one of the adversary's means")
-        usual = {field.name: getattr(ScaleFactors(), field.name) for field in fields(ScaleFactors)}
+        usual = asdict(ScaleFactors())
         free = {name: usual[name] if math.isfinite(usual[name]) else 1.0 for name in self.groups}
         return ScaleFactors(**{name: free.get(name, math.inf) for name in usual})
 
@@ -85,12 +81,12 @@ class Choice:
         )
 
     def command(self, name: str, offered: Offered) -> str:
-        """The command that writes the same LR image of the file `name`, and a sheet."""
-        usual, factors = ScaleFactors(), self.scale_factors()
+        """The command that writes the same LR image of the file `name`, and a sheet of its parts."""
+        usual, factors = asdict(ScaleFactors()), asdict(self.scale_factors())
         changed = {
-            f"attack.scale_factors.{group}": f"{getattr(factors, group):g}".replace("inf", ".inf")
+            f"attack.scale_factors.{group}": f"{factors[group]:g}".replace("inf", ".inf")
             for group in GROUP_LABELS
-            if getattr(factors, group) != getattr(usual, group)
+            if factors[group] != usual[group]
         }
         options = {
             "model": offered.file,
@@ -128,8 +124,7 @@ class Attacked:
         lr: uint8 (h, w, 3), the attacked LR image.
         clean, attacked: uint8 (H, W, 3), the model's restorations of the clean and of the attacked LR image.
         lr_psnr: of the attacked LR image against the clean one, in dB.
-        loss: before and after the attack: the mean absolute difference of restoration and HR.
-        psnr_y: before and after: of the restorations, in dB.
+        loss, psnr_y: before and after the attack, of the restorations: mean absolute difference from HR, and dB.
     """
 
     cells: list[Cell]
@@ -144,17 +139,10 @@ class Attacked:
 def attack(
     path: Path, offered: Offered, choice: Choice, max_pixels: int, done: Callable[[float], object] | None = None
 ) -> Attacked:
-    """Attack the centre of a file, as `choice.command` does.
-
-    Args:
-        path: the file.
-        offered: the attacked model.
-        choice: the options.
-        max_pixels: larger files are refused before they are decoded.
-        done: called with the progress, in (0, 1].
+    """Attack the centre of a file, as `choice.command` does; `done` is called with the progress, in (0, 1].
 
     Raises:
-        DataError: the file cannot be read, or is too small.
+        DataError: the file cannot be read, is too small, or has more than `max_pixels`.
         MemoryError: the search needs more than the free memory.
         NonFiniteError: the model's output holds NaN or infinity.
         ValueError: contradictory options.
@@ -206,19 +194,17 @@ def numbers_table(result: Attacked) -> str:
         ("loss (L1)", *(f"{value:.4f}" for value in result.loss)),
         ("restoration's PSNR-Y, dB", *(f"{value:.2f}" for value in result.psnr_y)),
     )
-    lines = ["| | clean LR | attacked LR |", "|---|--:|--:|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines)
+    return markdown_table(("", "clean LR", "attacked LR"), rows)
 
 
 def figures(result: Attacked) -> str:
     """The labelled images as HTML; the browser enlarges LR images by repeating pixels."""
-    return f'<div class="figures"><h3>What was found</h3>{"".join(map(_figure, result.cells))}</div>'
-
-
-def _figure(cell: Cell) -> str:
-    data = base64.b64encode(png_bytes(cell.image)).decode()
-    label, note = html.escape(cell.label), html.escape(cell.note)
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{label}">'
-        f"<figcaption><span>{label}</span><span>{note}</span></figcaption></figure>"
-    )
+    found = ""
+    for cell in result.cells:
+        data = base64.b64encode(png_bytes(cell.image)).decode()
+        label, note = html.escape(cell.label), html.escape(cell.note)
+        found += (
+            f'<figure><img src="data:image/png;base64,{data}" alt="{label}">'
+            f"<figcaption><span>{label}</span><span>{note}</span></figcaption></figure>"
+        )
+    return f'<div class="figures"><h3>What was found</h3>{found}</div>'

@@ -51,11 +51,7 @@ class Enlarged:
 
 
 def parse_factor(text: str) -> float | None:
-    """Parse `4`, `x4` or `2.5` as a factor; None for `OWN`.
-
-    Raises:
-        ValueError: not a number, or not in (0, `LARGEST_FACTOR`].
-    """
+    """Parse `4`, `x4` or `2.5` as a factor in (0, `LARGEST_FACTOR`], or raise a ValueError; None for `OWN`."""
     if text == OWN:
         return None
     try:
@@ -75,21 +71,15 @@ def enlarge(
     max_pixels: int,
     done: Callable[[float], object] | None = None,
 ) -> Enlarged:
-    """Upscale a file.
+    """Upscale a file by `factor`, None for the model's scale, and write the results to `folder`.
 
-    Args:
-        path: the file.
-        offered: the model.
-        factor: size of the result relative to the file; None: the model's scale.
-        folder: where results are written.
-        max_pixels: larger files are refused before they are decoded.
-        done: called with the progress, in (0, 1].
+    `done` is called with the progress, in (0, 1].
 
     Raises:
-        DataError: the file cannot be read, or the result needs more than the free memory.
+        DataError: the file cannot be read, has more than `max_pixels`, or the result needs more than the free memory.
         NonFiniteError: the model's output holds NaN or infinity.
         ValueError: the result is too large for PNG.
-        OSError: it cannot be written.
+        OSError: a result cannot be written.
     """
     times = offered.scale if factor is None else factor
     target = folder / f"{shortened(path.stem, 200)}_x{times:g}.png"
@@ -123,13 +113,10 @@ def _show(picture: Picture, result: Picture, before: Path, after: Path) -> bool:
     box = (left * x, top * y, (left + wide) * x, (top + high) * y)
     original = flat(picture)
     part = flat(Picture(result.pixels[top : top + high, left : left + wide], result.icc))
-    _write(original.resize((wide, high), Image.Resampling.BICUBIC, box=box), before, original.info.get("icc_profile"))
-    _write(part, after, part.info.get("icc_profile"))
+    # Pillow writes the colour profile that an image has.
+    original.resize((wide, high), Image.Resampling.BICUBIC, box=box).save(before, compress_level=_FAST)
+    part.save(after, compress_level=_FAST)
     return (high, wide) == (height, width)
-
-
-def _write(image: Image.Image, path: Path, icc: bytes | None) -> None:
-    image.save(path, compress_level=_FAST, icc_profile=icc)
 
 
 def describe(picture: Picture) -> str:
@@ -140,11 +127,7 @@ def describe(picture: Picture) -> str:
 
 
 def thumbnail(path: Path, max_pixels: int) -> tuple[np.ndarray, str]:
-    """Make a thumbnail of an uploaded file, uint8 (h, w, 3), and a line that describes the file.
-
-    Raises:
-        ImageError: as `read_picture`.
-    """
+    """Make a thumbnail of an uploaded file, uint8 (h, w, 3), and a line that describes the file."""
     picture = read_picture(path, max_pixels)
     image = flat(picture)
     image.thumbnail((_SMALL, _SMALL))

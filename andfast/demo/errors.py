@@ -10,12 +10,7 @@ from andfast.utils.memory import is_out_of_memory
 
 
 def explain(error: Exception, path: Path) -> str | None:
-    """Describe an error in one line for visitors of the page; None: it is a bug, for the log.
-
-    Args:
-        error: the error.
-        path: the uploaded file, whose folder is not shown.
-    """
+    """Describe an error in one line for visitors of the page, without the upload's folder; None: a bug, for the log."""
     if is_out_of_memory(error):
         reason = one_line(error)
         needs = f" ({reason})" if reason.startswith("needs about") else ""

@@ -20,7 +20,6 @@ from andfast.pretrained import pretrained_names
 from andfast.training.checkpoints import PREVIOUS_FILE, STATE_FILE
 from andfast.utils.command_line import one_line
 from andfast.utils.console import printable
-from andfast.utils.devices import choose_precision
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Offered:
         title: its name on the page.
         file: its file, or a pretrained model's name.
         upscaler: upscales with it.
-        view: the model as the adversary looks through it; in a type of its own, as `andfast.degrade` chooses it.
+        view: the model that the adversary attacks, in the type that `andfast.degrade` chooses.
     """
 
     title: str
@@ -41,12 +40,10 @@ class Offered:
 
     @property
     def model(self) -> nn.Module:
-        """The network itself."""
         return self.upscaler.model
 
     @property
     def scale(self) -> int:
-        """Its factor."""
         return self.upscaler.scale
 
     @property
@@ -63,13 +60,11 @@ def load_offered(
     Args:
         given: files, TITLE=FILE, or folders, which are searched recursively. Files in a folder that are not models are
             skipped with a message on stderr.
-        device: where they go.
-        precision: the type to compute in, see `andfast.utils.devices.choose_precision`.
-        tile: see `Upscaler`.
+        device, precision, tile: as for `andfast.upscale_image`.
 
     Raises:
         ModelError: a file is not a model, a folder has none, or two models have one title.
-        ValueError: a model does not support that type.
+        ValueError: a model does not support that precision.
         OSError: a file cannot be read.
     """
     offered: dict[str, Offered] = {}
@@ -79,9 +74,10 @@ def load_offered(
         if title in offered:
             raise ModelError(f"two models have the title {title}: {offered[title].file} and {file}; give TITLE=FILE")
         model = find_model(file, device).requires_grad_(False)
-        deep = precision_for(model, precision, deep=True)
+        deep = precision_for(model, precision, "deep upscaling")
         upscaler = Upscaler(model, precision_for(model, precision), tile, deep=deep)
-        offered[title] = Offered(title, file, upscaler, FrozenModule(model, _for_gradients(model, precision, device)))
+        view = FrozenModule(model, precision_for(model, precision, "training"))
+        offered[title] = Offered(title, file, upscaler, view)
 
     for text in given:
         if not Path(text).is_dir():
@@ -105,14 +101,8 @@ def load_offered(
     return offered
 
 
-def _for_gradients(model: nn.Module, precision: str, device: torch.device) -> torch.dtype:
-    found = choose_precision(precision, device, "training")
-    return found if found in getattr(model, "precisions", (found,)) else torch.float32
-
-
 def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (title, file) of possible models; of files that differ in their suffix alone, as a run writes them, the
-    first in the order of `SUFFIXES`."""
+    """Yield (title, file) of possible models; of files that differ only in their suffix, the first by `SUFFIXES`."""
     found: dict[Path, Path] = {}
     for suffix in SUFFIXES:
         for path in sorted(folder.rglob(f"[!.]*{suffix}")):

@@ -83,10 +83,7 @@ class _ReplacedError(Exception):
 
 @dataclass
 class _Upload:
-    """A visitor's current upload, which may be replaced during processing: gradio cannot prevent that.
-
-    Kept in a `gr.State`, one a visitor.
-    """
+    """A visitor's current upload, kept in a `gr.State`; gradio cannot prevent that it is replaced during processing."""
 
     path: str | None = None
 
@@ -106,12 +103,9 @@ class _Upload:
 
 
 def build(offered: dict[str, Offered], folder: Path, max_pixels: int) -> FastAPI:
-    """The page as a web application.
+    """Make the page as a web application; the first model is the default.
 
-    Args:
-        offered: the models to choose from; the first is the default.
-        folder: where uploads and results are kept until they are old.
-        max_pixels: larger images are refused.
+    `folder` keeps uploads and results until they are old; images of more than `max_pixels` are refused.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     page = _page(offered, folder, max_pixels)
@@ -157,8 +151,8 @@ def _page(offered: dict[str, Offered], folder: Path, max_pixels: int) -> gr.Bloc
                     elem_id="examples",
                 )
             with gr.Column(scale=2, min_width=220):
-                seen = gr.Image(label="What was read", interactive=False, height=220, buttons=[], elem_id="seen")
-                read = gr.Markdown(_NO_IMAGE, elem_id="read")
+                preview = gr.Image(label="What was read", interactive=False, height=220, buttons=[], elem_id="seen")
+                description = gr.Markdown(_NO_IMAGE, elem_id="read")
             with gr.Column(scale=2, min_width=220):
                 model = gr.Dropdown(
                     [(f"{title}, x{one.scale}", title) for title, one in offered.items()],
@@ -174,10 +168,10 @@ def _page(offered: dict[str, Offered], folder: Path, max_pixels: int) -> gr.Bloc
             with gr.Tab("The adversary"):
                 attacking = _attacking(offered, max_pixels, [upload, current, model])
 
-        results = upscaling.results | attacking.results | {seen: None, read: _NO_IMAGE}
+        results = upscaling.results | attacking.results | {preview: None, description: _NO_IMAGE}
         buttons = [upscaling.begin, attacking.begin]
 
-        def look(path: str | None, state: _Upload) -> Iterator[dict[Any, Any]]:
+        def read_upload(path: str | None, state: _Upload) -> Iterator[dict[Any, Any]]:
             state.path = path
             # Clear the old results first: the new file may not be an image.
             yield {**results, **{button: gr.Button(interactive=False) for button in buttons}}
@@ -185,11 +179,12 @@ def _page(offered: dict[str, Offered], folder: Path, max_pixels: int) -> gr.Bloc
                 return
             with _report_errors(path) as file:
                 image, words = thumbnail(file, max_pixels)
-            yield {seen: image, read: _verbatim(words), **{button: gr.Button(interactive=True) for button in buttons}}
+            enabled = {button: gr.Button(interactive=True) for button in buttons}
+            yield {preview: image, description: _verbatim(words), **enabled}
 
         # Of several changes during processing the last one is processed afterwards.
         changed = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        upload.change(look, [upload, current], [*results, *buttons], **changed)
+        upload.change(read_upload, [upload, current], [*results, *buttons], **changed)
         examples.click(lambda sample: sample[0], examples, upload, show_progress="hidden")
     return page
 
@@ -257,8 +252,9 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, inputs: list[Any]) 
                 info="the middle, cut to a multiple of the scale",
             )  # fmt: skip
             groups = gr.CheckboxGroup(
-                [(_MEANS[name], name) for name in _MEANS], value=list(FREE), label="What may move", elem_id="groups"
-            )
+                [(text, name) for name, text in _MEANS.items()], value=list(FREE), label="What may move",
+                elem_id="groups",
+            )  # fmt: skip
             seed = gr.Number(usual.seed, precision=0, minimum=0, label="Seed", elem_id="seed")
             begin = gr.Button("Attack", variant="primary", interactive=False, elem_id="attack")
         with gr.Column(scale=3, min_width=300):
@@ -337,17 +333,13 @@ def _verbatim(text: str) -> str:
 
 class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Connections that are cut from here on are no errors, though uvicorn logs them so.
+        # uvicorn logs the connections that it cuts from here on as errors.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket; port 0 takes a free one.
-
-    Raises:
-        OSError: the address is not one of this machine, or in use.
-    """
+    """Open a listening socket, at a free port for 0; raises OSError if the address is not this machine's, or in use."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(address[:2], family=family)
 

@@ -24,7 +24,7 @@ class Degradation:
     """Makes LR images of HR images.
 
     Attributes:
-        camera: the simulated camera (`andfast.degradation.camera`); None: bicubic downsampling alone.
+        camera: the simulated camera; None: bicubic downsampling alone.
         seed: of the noise, together with an image's name.
     """
 
@@ -32,13 +32,7 @@ class Degradation:
     seed: int = 0
 
     def __call__(self, hr: np.ndarray, scale: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Make the LR image, and crop the HR image to a multiple of the scale.
-
-        Args:
-            hr: uint8 (H, W, 3).
-            scale: the super-resolution factor.
-            name: of the image.
-        """
+        """Make the LR image of `hr`, uint8 (H, W, 3), and crop `hr` to a multiple of the scale."""
         hr = np.ascontiguousarray(crop_to_multiple(hr, scale))
         if self.camera is None:
             return bicubic_lr(hr, scale), hr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ import torch
 
 from andfast.ops import _extension, dispatch, selection
 from andfast.pretrained import pretrained_names
+from andfast.utils.optional import version
 
 
 def collect() -> dict[str, Any]:
     """Versions, devices, pretrained models and backends, as JSON types.
 
-    Returns:
-        "versions", "devices", "pretrained" (names), "operations": operation -> backend -> why it cannot run here, null
-        if it can; and "kernels": device -> what was found by verifying and timing them, see `selection.Table.summary`.
+    "operations" is operation -> backend -> why it cannot run here, null if it can; "kernels" is device -> which were
+    chosen, with their times, see `selection.Table.summary`.
     """
     packages = ("andfast", "torch", "numpy", "pillow", "triton")
     return {
@@ -66,14 +65,6 @@ def commit() -> str | None:
     return done.stdout.strip()
 
 
-def version(package: str) -> str | None:
-    """The installed version of a package; None if it is not installed or damaged."""
-    try:
-        return metadata.version(package)
-    except Exception:  # PackageNotFoundError, or what a damaged installation raises
-        return None
-
-
 def _cpu() -> dict[str, Any]:
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: None)  # not public
     return {
@@ -86,18 +77,14 @@ def _cpu() -> dict[str, Any]:
 
 def _cuda() -> dict[str, Any]:
     try:
-        return _cudadevices()
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     except Exception as error:  # a driver that does not match this torch
         return {"cuda": {"problem": " ".join(str(error).split())}}
-
-
-def _cudadevices() -> dict[str, Any]:
-    devices: dict[str, Any] = {}
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        devices[f"cuda:{index}"] = {
-            "name": properties.name,
-            "memory_gib": round(properties.total_memory / 2**30, 1),
-            "capability": f"{properties.major}.{properties.minor}",
+    return {
+        f"cuda:{index}": {
+            "name": device.name,
+            "memory_gib": round(device.total_memory / 2**30, 1),
+            "capability": f"{device.major}.{device.minor}",
         }
-    return devices
+        for index, device in enumerate(devices)
+    }

@@ -58,7 +58,7 @@ class Plan:
         data: the data sets by name.
         measures: the metrics; those that need HR images are left out for data sets without.
         computing: how models are computed.
-        degradation: makes LR images of data sets with HR images alone.
+        degradation: makes LR images for data sets that have only HR images.
     """
 
     scale: int
@@ -83,11 +83,7 @@ class Plan:
         }
 
     def size(self, scene: Scene) -> tuple[int, int]:
-        """Height and width of the restored image of a scene, from the files' headers.
-
-        Raises:
-            ImageError: a file cannot be read.
-        """
+        """Height and width of a scene's restored image, from the files' headers. Raises ImageError."""
         if scene.lr is not None:
             height, width = image_size(scene.lr)
             if scene.hr is not None:
@@ -97,7 +93,7 @@ class Plan:
         return height - height % self.scale, width - width % self.scale
 
     def check(self) -> None:
-        """Refuse data that cannot be measured.
+        """Check the data before anything is measured.
 
         Raises:
             DataError: images are too small for a metric, or a data set has no metric.
@@ -114,11 +110,7 @@ class Plan:
                     raise DataError(f"{name}: {what}; leave them or the metric out (--metrics)")
 
     def load(self, scene: Scene) -> tuple[np.ndarray, np.ndarray | None]:
-        """Read the LR image of a scene and its HR image, if there is one; uint8 (h, w, 3).
-
-        Raises:
-            ImageError: a file cannot be read.
-        """
+        """Read the LR image of a scene and its HR image, if any: uint8 (h, w, 3). Raises ImageError."""
         hr = None if scene.hr is None else read_image(scene.hr)
         if scene.lr is not None:
             lr = read_image(scene.lr)
@@ -127,12 +119,7 @@ class Plan:
 
 
 def measure_all(plan: Plan, records: Records, done: Callable[[], None] = lambda: None) -> Outcome:
-    """Measure what is not in `records` yet, and add it.
-
-    Args:
-        plan: what to measure.
-        records: the results so far.
-        done: called after each image.
+    """Measure what is not in `records` yet, add it, and call `done` after each image.
 
     Raises:
         OSError: the records cannot be written.
@@ -227,16 +214,10 @@ class Alignment(NamedTuple):
 
 
 def align(enlarged: Tensor, hr: Tensor, reach: int) -> Alignment:
-    """Find the shift of an enlarged LR image against its HR image.
+    """Find the shift of an enlarged LR image against its HR image, float (1, 3, H, W) in [0, 1].
 
-    It is the largest correlation of their high-pass filtered luma over whole-pixel shifts, refined by a parabola.
-
-    Args:
-        enlarged, hr: float (1, 3, H, W) in [0, 1].
-        reach: the largest shift, in pixels.
-
-    Returns:
-        The alignment; no shift and a correlation of 1 if an image has no details.
+    It is the largest correlation of their high-pass filtered luma over shifts of up to `reach` whole pixels, refined
+    by a parabola. If an image has no details, there is no shift and a correlation of 1.
     """
     a, b = (_details(image) for image in (enlarged, hr))
     energy = (a.square().sum() * b.square().sum()).sqrt()

@@ -25,13 +25,7 @@ BICUBIC = "bicubic interpolation"
 
 @dataclass(frozen=True)
 class Computing:
-    """How models are computed.
-
-    Attributes:
-        device: the device.
-        precision: the type.
-        tile, overlap: see `Upscaler`.
-    """
+    """How models are computed; `tile` and `overlap` are those of `Upscaler`."""
 
     device: torch.device
     precision: torch.dtype = torch.float32
@@ -77,7 +71,7 @@ def bicubic_method() -> Method:
 
 
 def load_methods(given: Sequence[str], computing: Computing) -> list[Method]:
-    """Load the models of a command line: pretrained names, files, or TITLE= and either.
+    """Load the models of a command line: pretrained names or files, or TITLE=NAME or TITLE=FILE.
 
     Raises:
         ModelError: not a model; or two have the same title, or different scales.
@@ -99,7 +93,7 @@ def load_methods(given: Sequence[str], computing: Computing) -> list[Method]:
 
 
 def title_of(path: Path) -> str:
-    """The file's name; of a run's model, whose file is always named so, the folder's."""
+    """The file's name, or for a run's "model" file that of its folder."""
     return path.resolve().parent.name if path.stem == "model" else path.stem
 
 

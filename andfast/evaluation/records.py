@@ -32,10 +32,10 @@ class Digests(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """The result of one method on one image.
+    """The result of one method on one image of a data set.
 
     Attributes:
-        data, image, model: the data set, image and method.
+        data, image, model: names of the data set, image and method.
         digests: of what it depends on.
         scores: by the metric's name; None if the value is not finite.
         notes: further results as JSON values.

@@ -82,12 +82,7 @@ def misaligned(plan: Plan, outcome: Outcome, name: str) -> list[str]:
 
 
 def as_json(plan: Plan, outcome: Outcome, made: dict[str, Any]) -> dict[str, Any]:
-    """The plan and all results as JSON values.
-
-    Args:
-        plan, outcome: of the evaluation.
-        made: the first entries: command, date, commit, machine.
-    """
+    """The plan and all results as JSON values, after the entries of `made` (command, date, commit, machine)."""
     return {
         **made,
         "scale": plan.scale,
@@ -110,11 +105,7 @@ def as_json(plan: Plan, outcome: Outcome, made: dict[str, Any]) -> dict[str, Any
 
 
 def write_csv(path: Path, plan: Plan, outcome: Outcome) -> None:
-    """Write a line for each image and method.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write a line for each image and method."""
     names = [measure.name for measure in plan.measures]
     with (
         written_whole(path) as temporary,
@@ -165,14 +156,7 @@ def difference_sheet(plan: Plan, outcome: Outcome, first: Method, second: Method
     """Draw the images whose first metric differs most between two methods, cropped where they differ most.
 
     Data sets take turns. Columns are the LR image, the two methods with their values of the whole image, and the HR
-    image, if any.
-
-    Args:
-        plan, outcome: of the evaluation.
-        first, second: two of the plan's methods.
-
-    Returns:
-        uint8 (H, W, 3), labelled.
+    image, if any. The result is uint8 (H, W, 3), labelled.
 
     Raises:
         ValueError: no image was measured on both.

@@ -15,21 +15,10 @@ from andfast.inference.tiles import resized_size
 from andfast.utils.files import written_whole
 from andfast.utils.memory import free_memory
 
-__all__ = [
-    "MAX_PIXELS",
-    "SUFFIXES",
-    "Picture",
-    "check_size",
-    "losses",
-    "read_picture",
-    "read_to_upscale",
-    "write_picture",
-]
-
 #: The formats that are written, by suffix.
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff"}
 
-# Bytes of a colour profile: above the first, Pillow does not open a PNG file with it; JPEG holds at most the second.
+# Bytes of a colour profile: Pillow does not read PNG files with more than the first; JPEG holds at most the second.
 _LARGE_PROFILE, _LARGEST_IN_JPEG = 2**20, 255 * 65_519
 
 # The largest height and width that the formats' headers can hold.
@@ -44,13 +33,7 @@ def check_size(path: str | os.PathLike[str], height: int, width: int) -> None:
 
 
 def read_to_upscale(source: Path, target: Path, factor: float, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Read an image file, and check that the result of upscaling it fits into memory and its format.
-
-    Args:
-        source: the file.
-        target: the file of the result.
-        factor: size of the result relative to the image.
-        max_pixels: see `read_picture`.
+    """Read an image file; check that its result, `factor` times the size, fits into memory and the format of `target`.
 
     Raises:
         DataError: the file cannot be read, or the result needs more than the free memory.
@@ -82,30 +65,21 @@ def losses(path: str | os.PathLike[str], picture: Picture) -> list[str]:
         found.append("its colour profile is left out: JPEG holds none above 15.9 MiB")
     if kind == "webp" and picture.icc and picture.pixels.shape[2] < 3:
         found.append("its colour profile, one of gray, is left out: WebP has RGB alone")
-    names = _colour_chunks(picture)
+    # The PNG chunks that describe colours other than by the sRGB default or the ICC profile.
+    names = [name.decode() for name in picture.colour if name != b"sRGB"]
+    if "cICP" not in names and (picture.icc or b"sRGB" in picture.colour):  # take precedence over gAMA and cHRM
+        names = [name for name in names if name not in ("gAMA", "cHRM")]
     if kind != "png" and names:
         found.append(f"{', '.join(names)}, which tell of its colours, are left out: PNG alone has them (--format png)")
     return found
-
-
-def _colour_chunks(picture: Picture) -> list[str]:
-    """The PNG chunks that describe colours other than by the sRGB default or the ICC profile."""
-    names = [name for name in picture.colour if name != b"sRGB"]
-    if b"cICP" not in names and (picture.icc or b"sRGB" in picture.colour):  # take precedence over gAMA and cHRM
-        names = [name for name in names if name not in (b"gAMA", b"cHRM")]
-    return [name.decode() for name in names]
 
 
 def write_picture(path: str | os.PathLike[str], picture: Picture, quality: int = 95) -> None:
     """Write an image in the format of the suffix of `path`, whole or not at all.
 
     PNG holds everything, TIFF everything but PNG's chunks. For WebP and JPEG 16 bits are rounded to 8; JPEG has no
-    transparency, so the image is drawn over white.
-
-    Args:
-        path: the file.
-        picture: the image; a colour profile that does not fit its channels is not written.
-        quality: of JPEG and WebP, 1 to 100.
+    transparency, so the image is drawn over white. A colour profile that does not fit the channels is not written.
+    `quality`, 1 to 100, is that of JPEG and WebP.
 
     Raises:
         ValueError: another suffix, or too many pixels for the format.

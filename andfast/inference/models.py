@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from andfast.models import ModelError, load_model
 from andfast.models.weights import AmbiguousModelError, UnknownModelError, fit, read_weights
 from andfast.pretrained import find_file, load_pretrained, pretrained_names
-from andfast.utils.devices import choose_precision
+from andfast.utils.devices import Purpose, choose_precision
 
 # The window size of transformers is 8 or 16 pixels; spandrel does not know it for all.
 _WINDOW = 16
@@ -47,18 +47,13 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
         return _by_spandrel(name_or_file, state, error).to(device)
 
 
-def precision_for(model: nn.Module, name: str, deep: bool = False) -> torch.dtype:
-    """Choose the type to upscale in; see `choose_precision`.
-
-    Args:
-        model: the network.
-        name: "float32", "bfloat16", "float16" or "auto".
-        deep: whether images have more than 8 bits.
+def precision_for(model: nn.Module, name: str, purpose: Purpose = "upscaling") -> torch.dtype:
+    """Choose the type to compute a model in: `choose_precision`, as far as the model supports it.
 
     Raises:
-        ValueError: the model does not work in that type.
+        ValueError: the model does not work in the type `name`.
     """
-    precision = choose_precision(name, next(model.parameters()).device, "deep upscaling" if deep else "upscaling")
+    precision = choose_precision(name, next(model.parameters()).device, purpose)
     if precision in getattr(model, "precisions", (precision,)):
         return precision
     if name == "auto":
@@ -67,16 +62,12 @@ def precision_for(model: nn.Module, name: str, deep: bool = False) -> torch.dtyp
 
 
 class SpandrelModel(nn.Module):
-    """A network of spandrel: (B, 3, H, W) in [0, 1] -> (B, 3, scale * H, scale * W), clipped.
-
-    Args:
-        descriptor: an `ImageModelDescriptor` of spandrel, from RGB to RGB.
+    """An `ImageModelDescriptor` of spandrel as a network: (B, 3, H, W) in [0, 1] -> (B, 3, scale * H, scale * W).
 
     Attributes:
         align: tiles must begin at multiples of it, so that windows cut them as they cut the whole image.
         tiles: whether images can be upscaled in tiles.
         precisions: the types it supports.
-        architecture: its name.
     """
 
     def __init__(self, descriptor: Any) -> None:

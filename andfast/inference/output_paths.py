@@ -31,7 +31,7 @@ class OutputPlan:
 
     Attributes:
         pairs: (image, result), each once.
-        passed_over: files in the input folders that are left out, and why.
+        passed_over: files in the input folders that are skipped, and why.
         beside: the results that are written to folders of images.
     """
 
@@ -64,8 +64,8 @@ def plan_outputs(
         listing_of: finds the images in a folder.
 
     Raises:
-        UsageError: an input does not exist, a folder holds no image, two results have the same file, or a result
-            would overwrite an input, or a file beside it that is no earlier result.
+        UsageError: an input does not exist or holds no image, two results have the same file, or a result would
+            overwrite an input or another file beside it.
     """
     pairs: list[tuple[Path, Path]] = []
     passed_over: list[SkippedFile] = []
@@ -108,11 +108,7 @@ def plan_outputs(
 
 
 def record_results(targets: Iterable[Path], output: Path) -> None:
-    """Add results that are written beside images to the list in the output folder.
-
-    Raises:
-        OSError: the list cannot be written.
-    """
+    """Add results that are written beside images to the list in the output folder."""
     known, results = _recorded(output), {target.resolve() for target in targets}
     if results - known:
         names = [Path(os.path.relpath(path, output.resolve())).as_posix() for path in results | known]
@@ -120,11 +116,7 @@ def record_results(targets: Iterable[Path], output: Path) -> None:
 
 
 def _earlier_results(pairs: Sequence[tuple[Path, Path]], factor: float, overwrite: bool, known: set[Path]) -> set[Path]:
-    """The resolved results that exist already.
-
-    Raises:
-        UsageError: an existing file may be an original.
-    """
+    """The resolved results that exist already; raises UsageError if an existing file may be an original."""
     found = set()
     for source, target in pairs:
         real = target.resolve()
@@ -170,29 +162,19 @@ def _recorded(folder: Path) -> set[Path]:
 
 
 def _check_alike(sources: Mapping[Path, Path], output: Path) -> None:
-    """Refuse results whose names the file system takes for the same, such as `A.png` and `a.png`.
+    """Refuse results whose names the file system of `output` takes for the same, such as `A.png` and `a.png`.
 
-    Args:
-        sources: the images by result.
-        output: a folder on that file system.
-
-    Raises:
-        UsageError: two results would be one file.
+    `sources` has the images by result.
     """
-    alike: dict[str, list[Path]] = {}
+    if len({unicodedata.normalize("NFC", str(target)).casefold() for target in sources}) == len(sources):
+        return
+    compared = comparison(output)
+    first: dict[str, Path] = {}
     for target in sources:
-        alike.setdefault(unicodedata.normalize("NFC", str(target)).casefold(), []).append(target)
-    doubtful = [targets for targets in alike.values() if len(targets) > 1]
-    compared = comparison(output) if doubtful else str
-    for targets in doubtful:
-        first: dict[str, Path] = {}
-        for target in targets:
-            other = first.setdefault(compared(str(target)), target)
-            if other != target:
-                both = f"{sources[other]} and {sources[target]}"
-                raise UsageError(
-                    f"{both} would both be written to {target}, whose folder takes them for one; rename one"
-                )
+        other = first.setdefault(compared(str(target)), target)
+        if other != target:
+            both = f"{sources[other]} and {sources[target]}"
+            raise UsageError(f"{both} would both be written to {target}, whose folder takes them for one; rename one")
 
 
 def _suffix(path: Path, kind: str) -> str:

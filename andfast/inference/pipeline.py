@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -18,18 +19,11 @@ def pipeline(
     store: Callable[[Item, Made], object],
     workers: int,
 ) -> Iterator[tuple[Item, Exception | None]]:
-    """Call store(item, make(item, load(item))) for each item; an error of one does not stop the others.
+    """Call store(item, make(item, load(item))) for each item, and yield it with its error or None, in order.
 
-    `make` runs in the calling thread, in order. To bound the memory, at most `workers` items are loaded ahead, and as
-    many wait to be stored. If the caller stops early, begun items are finished.
-
-    Args:
-        items: the items.
-        load, make, store: the three steps.
-        workers: number of threads that load, and that store; 0: everything in the calling thread.
-
-    Yields:
-        The items in order, each with its error or None.
+    An error of one item does not stop the others. `make` runs in the calling thread, in order; as many threads load as
+    store, `workers`, or 0: everything runs in the calling thread. To bound the memory, at most `workers` items are
+    loaded ahead, and as many wait to be stored. If the caller stops early, begun items are finished.
     """
     if workers == 0:
         for item in items:
@@ -41,17 +35,13 @@ def pipeline(
                 yield item, None
         return
 
-    waiting = iter(items)
+    unread = iter(items)
     loads: list[tuple[Item, Future[Loaded]]] = []
     stores: list[tuple[Item, Future[object]]] = []
     loaders, storers = (ThreadPoolExecutor(workers) for _ in range(2))
 
     def begin_loads() -> None:
-        while len(loads) < workers:
-            try:
-                item = next(waiting)
-            except StopIteration:
-                return
+        for item in islice(unread, workers - len(loads)):
             loads.append((item, loaders.submit(load, item)))
 
     def failed(error: Exception) -> Future[object]:

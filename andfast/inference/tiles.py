@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Tiles with their context begin and end at multiples of this: a model that moves 2x2 or 4x4 pixels into channels
-# then groups the pixels of a tile as in the whole image.
+# Tiles with their context begin and end at multiples of this, so that a model that moves 2x2 or 4x4 pixels into
+# channels groups them as in the whole image.
 ALIGN = 4
 
 # Tiles are blended over 1 / _BLENDED of the overlap on each side of their border.
@@ -45,7 +45,10 @@ class Span:
 
 
 def cut(size: int, tile: int, overlap: int, align: int = ALIGN) -> list[Span]:
-    """Cut `size` pixels into equal tiles of at most `tile` (0: one tile), with `overlap` pixels of context."""
+    """Cut `size` pixels into equal tiles of at most `tile` pixels (0: one tile), with `overlap` pixels of context.
+
+    With its context a tile begins and ends at multiples of `align`, except at the end of the image.
+    """
     count = -(-size // tile) if tile else 1
     blend = min(overlap // _BLENDED, size // count // 2) if count > 1 else 0
     spans = []
@@ -73,17 +76,13 @@ def upscaled_rows(
     align: int = ALIGN,
     done: Callable[[int], object] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Upscale an image, and yield (rows, result[..., rows, :]) from top to bottom.
+    """Upscale an image (B, C, H, W), and yield (rows, result[..., rows, :]) from top to bottom.
 
     At most one row of tiles is held in memory. Neighbouring tiles are blended linearly.
 
     Args:
         run: (B, C, h, w) -> (B, C', scale * h, scale * w), on any device.
-        scale: the scale of `run`.
-        image: (B, C, H, W).
-        tile: largest height and width of a tile; 0: the whole image.
-        overlap: least context around each kept pixel, in pixels.
-        align: tiles with context begin and end at multiples of it, except at the end of the image.
+        tile, overlap, align: see `cut`.
         done: called after each tile with the number of input pixels it finished.
 
     Raises:
@@ -95,8 +94,7 @@ def upscaled_rows(
         columns = cut(width, tile, overlap, align)
         band: Tensor | None = None
         for column in columns:
-            patch = image[..., row.context_begin : row.context_end, column.context_begin : column.context_end]
-            part = run(patch)
+            part = run(image[..., row.context_begin : row.context_end, column.context_begin : column.context_end])
             if not part.isfinite().all():
                 raise NonFiniteError("the model's output is not finite")
             part = part[..., _inner(row, scale), _inner(column, scale)].to(image.device, torch.float32)
@@ -140,12 +138,8 @@ def resized_rows(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Resize an image that arrives row by row, as `F.interpolate(image, wanted, mode="bicubic", antialias=True)` does.
 
-    Args:
-        rows: (rows, image[..., rows, :]) from top to bottom, without gaps; float (B, C, h, W).
-        size, wanted: height and width before and after.
-
-    Yields:
-        The same of the result.
+    Takes and yields (rows, image[..., rows, :]) from top to bottom, without gaps, float (B, C, h, W); `size` and
+    `wanted` are height and width before and after.
     """
     held: Tensor | None = None
     first = begin = 0  # of the held rows; of the rows still to be resized

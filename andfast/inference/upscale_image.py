@@ -39,8 +39,7 @@ def upscale_image(
             uint16, or floating point in [0, 1];
             a tensor (C, H, W) or (B, C, H, W) with 1 to 4 such channels, on any device;
             a Pillow image, which is rotated as its EXIF data says; palettes become RGB.
-        model: a network, which stays on its device; or the name of a pretrained model or a file, which is loaded once
-            and cached.
+        model: a network, which stays on its device; or the name of a pretrained model or a file, which is cached.
         output_scale: size of the result relative to the image; None: the model's scale.
         tile, overlap: see `andfast.inference.upscaler.Upscaler`; by default chosen by the free memory and the model.
         precision: "float32", "bfloat16", "float16", or "auto": float32, but on CUDA float16 for images of 8 bits.
@@ -51,7 +50,7 @@ def upscale_image(
 
     Raises:
         TypeError: another kind of image, or of pixels.
-        ValueError: a shape or mode that is not supported, floating point above 2, or `output_scale` not above 0.
+        ValueError: an unsupported shape or mode, floating point above 2, or `output_scale` not above 0.
         ModelError: no such model.
         NonFiniteError: the model's output holds NaN or infinity.
     """
@@ -61,7 +60,7 @@ def upscale_image(
         path = os.fspath(model)
         modified = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
         model = _loaded(path, modified, choose_device(device))
-    deep = precision_for(model, precision, deep=True)
+    deep = precision_for(model, precision, "deep upscaling")
     upscaler = Upscaler(model, precision_for(model, precision), tile, overlap, deep=deep)
     if isinstance(image, np.ndarray):
         return _array(upscaler, image, output_scale)

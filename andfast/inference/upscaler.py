@@ -22,7 +22,7 @@ from andfast.ops.conv_chain import by_rows
 from andfast.utils.formatting import dtype_name
 from andfast.utils.memory import LiveBytes, free_memory, is_out_of_memory
 
-#: Bounds of automatic tile sizes: larger tiles gain nothing, smaller ones are mostly overlap.
+#: Bounds of automatic tile sizes: larger tiles are no faster, smaller ones are mostly overlap.
 LARGEST, SMALLEST = 1024, 16
 
 # Images up to this height and width are taken whole without measuring memory.
@@ -231,9 +231,8 @@ def upscale_tensor(model: nn.Module, image: Tensor, tile: int | None = 256, over
     The default tiles do not depend on the free memory, so that results can be reproduced.
 
     Args:
-        model: has `scale` and maps (B, 3, h, w) to (B, 3, scale * h, scale * w).
+        model, tile, overlap: see `Upscaler`.
         image: float (B, 3, H, W) in [0, 1], on any device; tiles move to the model's device one by one.
-        tile, overlap: see `Upscaler`.
 
     Returns:
         float32 (B, 3, scale * H, scale * W), not clipped, on the device of `image`.
@@ -248,14 +247,10 @@ def upscale_tensor(model: nn.Module, image: Tensor, tile: int | None = 256, over
 
 
 def by_row_chunks(view: AutocastModule, image: Tensor) -> Tensor:
-    """Run RRDBNet, its last convolutions on some rows at a time: the same result up to rounding, in less memory.
+    """Run an `RRDBNet`, its last convolutions on some rows at a time: the same result up to rounding, in less memory.
 
     Nearly all of RRDBNet's work is done at the input's size, but nearly all of its memory is needed at four times that
     size. If the convolutions themselves keep only some rows of features, nothing is cut.
-
-    Args:
-        view: of an `RRDBNet`.
-        image: (B, 3, H, W).
     """
     model = view.module
     height, width = (model.scale * length for length in image.shape[-2:])
@@ -283,16 +278,10 @@ def quantised(image: Tensor, dtype: np.dtype) -> np.ndarray:
 
 
 def bleed_alpha(image: np.ndarray) -> np.ndarray:
-    """Give fully transparent pixels the colours of the visible pixels around them.
+    """Give fully transparent pixels of (H, W, C), with alpha last, the colours of the visible pixels around them.
 
     Files often store black there, which a network would draw into the visible edges. The colours come from coarser and
     coarser means of the visible pixels ("pull-push", Gortler et al., The lumigraph, 1996).
-
-    Args:
-        image: (H, W, C), the last channel alpha; uint8, uint16 or floating point.
-
-    Returns:
-        The same type and size; only colours where alpha is 0 are changed.
     """
     alpha = image[..., -1:]
     if alpha.min() > 0 or alpha.max() == 0:
@@ -310,9 +299,9 @@ def _fill(colours: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return colours
     height, width = weight.shape[:2]
     pad = ((0, height % 2), (0, width % 2), (0, 0))
-    sums, weights = (np.pad(values, pad) for values in (colours * weight, weight))
     sums, weights = (
-        values.reshape((height + 1) // 2, 2, (width + 1) // 2, 2, -1).sum((1, 3)) for values in (sums, weights)
+        np.pad(values, pad).reshape((height + 1) // 2, 2, (width + 1) // 2, 2, -1).sum((1, 3))
+        for values in (colours * weight, weight)
     )
     coarse = _fill(sums / np.maximum(weights, 1), np.minimum(weights, 1))
     large = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]

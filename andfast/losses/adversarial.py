@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.losses.common import Targets, at_least_float32, per_image
+from andfast.losses.common import HRCache, at_least_float32, per_image
 
 
 class GANLoss(ABC):
     """The losses of G (and F) and of D, from the logits of restored and of real images.
 
-    Logits are (B, ...): one an image, or a map. A map's losses are averaged over its pixels, so that an image has
-    the same weight with any discriminator.
+    Logits are (B, ...): one an image, or a map, over whose pixels losses are averaged.
     """
 
     needs_real: ClassVar[bool] = False
@@ -123,28 +122,25 @@ class AdversarialLoss:
 
     def __init__(self, discriminator: Callable[[Tensor], Tensor], gan: GANLoss) -> None:
         self._discriminator, self.gan = discriminator, gan
-        self.targets = Targets(lambda hr: [at_least_float32(discriminator(hr))] if gan.needs_real else [])
+        self.hr_cache = HRCache(lambda hr: [at_least_float32(discriminator(hr))] if gan.needs_real else [])
 
     def __call__(self, restored: Tensor, hr: Tensor) -> Tensor:
         """(restored (B,3,H,W), hr (B,3,H,W) in [0, 1]) -> (B,) in float32 or wider; no gradient flows to `hr`."""
-        return self.gan.generator(at_least_float32(self._discriminator(restored)), *self.targets(hr))
+        return self.gan.generator(at_least_float32(self._discriminator(restored)), *self.hr_cache(hr))
 
 
 def discriminator_logits(
     discriminator: Callable[[Tensor], Tensor], restored: Tensor, hr: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The logits of restored and of real images in D's own update (sub-step 4).
+    """The logits of restored and of real images in D's own update (sub-step 4), (B, ...) each, in float32 or wider.
 
-    They go through D as one batch. The statistics of its batch norms are then those of both kinds, like
-    the running statistics with which G and the adversary use D.
+    They go through D as one batch, so that its batch norms use statistics of both kinds, like the running statistics
+    with which G and the adversary use D.
 
     Args:
         discriminator: (2B, 3, H, W) -> logits (2B, ...), in training mode.
         restored: (B, 3, H, W); no gradient flows to it.
         hr: (B, 3, H, W) in [0, 1].
-
-    Returns:
-        Logits of both, (B, ...) each, in float32 or wider.
     """
     of_restored, of_hr = at_least_float32(discriminator(torch.cat([restored.detach(), hr]))).chunk(2)
     return of_restored, of_hr

@@ -18,8 +18,8 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-class Targets:
-    """A function of HR images that remembers its results for a step's batch: for all passes of attack and update.
+class HRCache:
+    """A function of HR images whose results for a step's batch are kept: for all passes of attack and update.
 
     Args:
         compute: (B, 3, H, W) -> tensors with a row for each image, which depends on that image alone. Called without
@@ -34,10 +34,9 @@ class Targets:
         self.forget()
 
     def remember(self, hr: Tensor) -> None:
-        """Compute the results for a step's batch, and replace those of any other batch.
+        """Compute and keep the results for a batch, and for ranges of its rows (`hr[2:4]`, a part of `hr.split(2)`).
 
-        They are then known for `hr` and for a range of its rows (`hr[2:4]`, a part of `hr.split(2)`), until it is
-        written to, or `forget` is called. Call it again when the function has changed.
+        They are used until the batch is written to, or `forget` is called. Call it again when the function has changed.
         """
         self._rows, self._hr, self._version = self._computed(hr), hr.detach(), hr._version
 
@@ -46,15 +45,15 @@ class Targets:
         self._rows, self._hr, self._version = [], None, -1
 
     def __call__(self, hr: Tensor) -> list[Tensor]:
-        """The results for `hr`, without gradients: remembered, or else computed now."""
+        """The results for `hr`, without gradients: kept ones, or else computed now."""
         first = self._first_row(hr)
         return self._computed(hr) if first is None else [rows[first : first + len(hr)] for rows in self._rows]
 
     def _first_row(self, hr: Tensor) -> int | None:
-        """The row of the remembered batch where `hr` begins; None: it is no part of it."""
+        """The row of the kept batch where `hr` begins; None: it is not a part of it."""
         if self._hr is None or self._hr._version != self._version or not self._hr.stride(0):
             return None
-        # The batch is held, so its memory cannot have become another's.
+        # The batch is kept, so its memory cannot have become another's.
         first = (hr.storage_offset() - self._hr.storage_offset()) // self._hr.stride(0)
         rows = self._hr[max(first, 0) : max(first, 0) + len(hr)]
         return max(first, 0) if _memory(rows) == _memory(hr) else None

@@ -85,25 +85,22 @@ class GeneratorLoss:
     def step(self, hr: Tensor) -> Iterator[None]:
         """Compute what depends on HR images alone once for the block, a step's attack and generator update.
 
-        It is used for `hr` and any range of its rows; for other images it is computed as usual. The discriminator must
-        not change in the block.
+        It is used for `hr` and any range of its rows. The discriminator must not change in the block.
 
         Args:
             hr: (B, 3, H, W) in [0, 1], the step's batch.
         """
         try:
             for _, term in self._extra_terms.values():
-                term.targets.remember(hr)
+                term.hr_cache.remember(hr)
             yield
         finally:
             for _, term in self._extra_terms.values():
-                term.targets.forget()
+                term.hr_cache.forget()
 
 
 def generator_objective(generator: Callable[[Tensor], Tensor], loss: ImageLoss) -> Objective:
     """The objective that G minimises and the adversary maximises: the loss of the images that G restores.
-
-    The attack's objective uses a frozen copy of G, the update's G itself; both share the loss and its targets.
 
     Args:
         generator: (B, 3, h, w) -> (B, 3, H, W).

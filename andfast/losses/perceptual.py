@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from andfast.losses.common import Targets, at_least_float32, per_image
+from andfast.losses.common import HRCache, at_least_float32, per_image
 
 PERCEPTUAL_WEIGHTS: dict[str, float] = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0}
 """c_j of Eq. 2 by layer, which the paper does not give: Real-ESRGAN's, features before the ReLU as in ESRGAN."""
@@ -35,22 +35,22 @@ class PerceptualLoss:
         distance: Literal["l2", "l1"] = "l2",
     ) -> None:
         wrong = [f"{layer} {weight}" for layer, weight in weights.items() if not weight >= 0]
-        if wrong or not any(weights.values()):
+        if wrong:
+            raise ValueError(f"the layers' weights are {', '.join(wrong)}; they must be at least 0")
+        if not any(weights.values()):
             raise ValueError(
-                f"the layers' weights are {', '.join(wrong)}; they must be at least 0"
-                if wrong
-                else "all layers of the perceptual loss have weight 0; give one that is larger, or leave the loss out"
+                "all layers of the perceptual loss have weight 0; give one a weight, or leave the loss out"
             )
         if distance not in _DISTANCES:
             raise ValueError(f"distance is {distance!r}; it must be 'l2' or 'l1'")
         self._features = features
         self._weights = {layer: weight for layer, weight in weights.items() if weight}
         self._distance = _DISTANCES[distance]
-        self.targets = Targets(self._layers)
+        self.hr_cache = HRCache(self._layers)
 
     def __call__(self, restored: Tensor, hr: Tensor) -> Tensor:
         """(restored (B,3,H,W), hr (B,3,H,W) in [0, 1]) -> (B,) in float32 or wider; no gradient flows to `hr`."""
-        pairs = zip(self._weights.values(), self._layers(restored), self.targets(hr), strict=True)
+        pairs = zip(self._weights.values(), self._layers(restored), self.hr_cache(hr), strict=True)
         return sum(  # type: ignore[return-value]  # at least one term
             weight * per_image(self._distance(at_least_float32(restored_features - hr_features)))
             for weight, restored_features, hr_features in pairs

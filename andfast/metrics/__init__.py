@@ -1,10 +1,9 @@
-"""How near a restored image comes to its original (PSNR, SSIM, LPIPS), and how natural it looks alone (NIQE)."""
+"""How close a restored image is to its original (PSNR, SSIM, LPIPS), and how natural it looks alone (NIQE)."""
 
 from andfast.metrics.fidelity import SSIM_WINDOW, psnr, psnr_y, ssim_y, to_y
 from andfast.metrics.lpips import LPIPS, load_lpips
 from andfast.metrics.measures import FIDELITY, MEASURES, Measure, make_measure
-from andfast.metrics.niqe import niqe
-from andfast.metrics.pristine import PristineModel, load_pristine
+from andfast.metrics.niqe import PristineModel, load_pristine, niqe
 
 __all__ = [
     "FIDELITY",

@@ -6,22 +6,16 @@ import torch
 from torch import Tensor
 
 SSIM_WINDOW = 11
-"""Height and width of what SSIM looks at, in pixels."""
+"""Height and width of SSIM's window, in pixels."""
 
 _WINDOW_SIGMA = 1.5
 
 
 def to_y(rgb: Tensor) -> Tensor:
-    """Luma of RGB after ITU-R BT.601 in the range that MATLAB's `rgb2ycbcr` gives, not rounded.
+    """Luma of `rgb`, (..., 3, H, W) in [0, 1], by ITU-R BT.601 as in MATLAB's `rgb2ycbcr`: in [16, 235], not rounded.
 
-    Another luma, that of YIQ over the full range (0.299 R + 0.587 G + 0.114 B), gives a PSNR that is smaller by
-    20 log10(255 / 219) = 1.32 dB, as this one is squeezed into 219 levels.
-
-    Args:
-        rgb: float tensor (..., 3, H, W) in [0, 1].
-
-    Returns:
-        Tensor (..., H, W) of the same type, in [16, 235].
+    The luma of YIQ over the full range (0.299 R + 0.587 G + 0.114 B) gives a PSNR smaller by 20 log10(255 / 219) =
+    1.32 dB.
     """
     red, green, blue = rgb.unbind(-3)
     return 65.481 * red + 128.553 * green + 24.966 * blue + 16
@@ -32,14 +26,14 @@ def psnr_y(a: Tensor, b: Tensor, border: int) -> Tensor:
 
     Args:
         a, b: float tensors (3, H, W) or (B, 3, H, W), RGB in [0, 1].
-        border: pixels to cut off each side first; the field uses the scale factor.
+        border: pixels to cut off each side first; usually the scale factor.
 
     Returns:
         float64 tensor, (B,) or () for a single image; inf where the images are identical.
 
     Raises:
         TypeError: a tensor is not of a floating-point type.
-        ValueError: the shapes differ or are no images, or the border leaves nothing.
+        ValueError: the shapes differ or are not images, or the border leaves nothing.
     """
     _check(a, b)
     inside = _inside(a, border)
@@ -51,18 +45,16 @@ def ssim_y(a: Tensor, b: Tensor, border: int) -> Tensor:
     """SSIM between the Y channels of two images as they would be saved: clamped and rounded to 8 bits.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004): windows of
-    11 x 11 pixels weighted by a Gaussian of sigma 1.5, none beyond the image; K1 0.01, K2 0.03, a range of 255.
+    11 x 11 pixels weighted by a Gaussian of sigma 1.5, all inside the image; K1 0.01, K2 0.03, a range of 255.
 
     Args:
-        a, b: float tensors (3, H, W) or (B, 3, H, W), RGB in [0, 1].
-        border: pixels to cut off each side first; the field uses the scale factor.
+        a, b, border: as for `psnr_y`; the border must leave a window.
 
     Returns:
         float64 tensor, (B,) or () for a single image, at most 1; 1 where the images are identical.
 
     Raises:
-        TypeError: a tensor is not of a floating-point type.
-        ValueError: the shapes differ or are no images, or the border leaves less than a window.
+        TypeError, ValueError: as for `psnr_y`.
     """
     _check(a, b)
     a, b = (to_y(_eight_bits(image[_inside(image, border, least=SSIM_WINDOW)])) for image in (a, b))
@@ -75,17 +67,9 @@ def ssim_y(a: Tensor, b: Tensor, border: int) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """PSNR in dB over all channels and pixels, for a peak of 1, without rounding or clamping.
+    """PSNR in dB over all pixels of images (C, H, W) or (B, C, H, W), for a peak of 1, without rounding or clamping.
 
-    Args:
-        a, b: float tensors (C, H, W) or (B, C, H, W).
-
-    Returns:
-        float64 tensor, (B,) or () for a single image; inf where the images are identical.
-
-    Raises:
-        TypeError: a tensor is not of a floating-point type.
-        ValueError: the shapes differ or are no images.
+    Results and errors are those of `psnr_y`; `a` and `b` may have any number of channels.
     """
     _check(a, b, channels=None)
     return _decibels((a.double() - b.double()).square().mean(dim=(-3, -2, -1)), peak=1.0)

@@ -1,4 +1,4 @@
-"""Metrics as evaluations take them: by name, with all their settings, of one image at a time."""
+"""Metrics by name, with all their settings, for one image at a time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from torch import Tensor
 
 from andfast.metrics.fidelity import SSIM_WINDOW, psnr_y, ssim_y
 from andfast.metrics.lpips import NETS, load_lpips
-from andfast.metrics.niqe import BLOCK, niqe, whole_blocks
-from andfast.metrics.pristine import DEFAULT, load_pristine
+from andfast.metrics.niqe import BLOCK, DEFAULT_PRISTINE, load_pristine, niqe, whole_blocks
 
 FIDELITY: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {"psnr_y": psnr_y, "ssim_y": ssim_y}
-"""How near an image comes to its original, by (images, originals, border)."""
+"""Metrics that compare images with their originals: (images, originals, border) -> values."""
 
 MEASURES = (*FIDELITY, *(f"lpips_{net}" for net in NETS), "niqe")
 """The names that `make_measure` knows."""
@@ -31,8 +30,8 @@ class Measure:
 
     Attributes:
         name: one of `MEASURES`.
-        title: what stands above its column.
-        higher_is_better: which way it goes.
+        title: the heading of its column.
+        higher_is_better: whether it is.
         digits: how many decimals are worth printing.
         needs_hr: whether it compares with an original.
         settings: all that a value depends on beside the images, as JSON values.
@@ -50,7 +49,7 @@ class Measure:
     compute: Callable[[Tensor, Any], Tensor] = field(repr=False)
 
     def __call__(self, image: Tensor, hr: Tensor | None = None) -> float:
-        """The value of `image`, (1, 3, H, W) in [0, 1], with `needs_hr` beside its original `hr`, on their device."""
+        """The value of `image`, (1, 3, H, W) in [0, 1]; with `needs_hr` compared with its original `hr`."""
         with torch.inference_mode():
             return self.compute(image, hr).item()
 
@@ -62,13 +61,13 @@ def make_measure(
     pristine: str | os.PathLike[str] | None = None,
     lpips: Sequence[str | os.PathLike[str]] = (),
 ) -> Measure:
-    """A metric by its name.
+    """Make a metric.
 
     Args:
         name: one of `MEASURES`.
-        scale: the super-resolution factor; PSNR and SSIM leave out a border so wide.
+        scale: the super-resolution factor, which is the border that PSNR and SSIM leave out.
         device: where the images will be.
-        pristine: NIQE's model; None: the one that comes with andfast.
+        pristine: NIQE's model; None: the included one.
         lpips: LPIPS's files, trunk and linear layers; empty: where `load_lpips` looks for them.
 
     Raises:
@@ -78,7 +77,7 @@ def make_measure(
     if name in FIDELITY:
         return _fidelity(name, scale)
     if name == "niqe":
-        return _niqe(DEFAULT if pristine is None else pristine, device)
+        return _niqe(DEFAULT_PRISTINE if pristine is None else pristine, device)
     if name in MEASURES:
         return _lpips(name.removeprefix("lpips_"), lpips, device)
     raise ValueError(f"no metric {name!r}; there are {', '.join(MEASURES)}")

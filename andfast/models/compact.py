@@ -11,29 +11,28 @@ from andfast.ops.conv_chain import ChainConv, conv_chain
 # The slope each activation starts with for negative values: PReLU's is learned, one a channel.
 _SLOPES = {"prelu": 0.25, "relu": 0.0, "leakyrelu": 0.1}
 
-# How much of its usual size the last convolution starts with: see `Compact`. Learns as fast as 0 and faster
-# than 0.1, and unlike with 0 every layer has a gradient from the first update on.
+# Factor of the last convolution's initial weights: see `Compact`. Learns as fast as 0 and faster than 0.1, and unlike
+# with 0 every layer has a gradient from the first update on.
 _LAST_GAIN = 0.01
 
 
 class Compact(nn.Module):
     """Convolutions at the input's size, one pixel shuffle, plus the nearest-neighbour image.
 
-    (B, in_channels, H, W) -> (B, out_channels, scale * H, scale * W), any H and W >= 1. The names in the
-    state dict are those of BasicSR's SRVGGNetCompact. A new network keeps the signal's size from layer to
-    layer and starts close to nearest-neighbour interpolation. PyTorch's own initialisation instead loses the
-    signal on its way through this many layers, and training then stays at nearest-neighbour level for long.
+    (B, in_channels, H, W) -> (B, out_channels, scale * H, scale * W), any H and W >= 1. The names in the state dict are
+    those of BasicSR's SRVGGNetCompact. A new network is close to nearest-neighbour interpolation, and keeps the
+    signal's magnitude from layer to layer; PyTorch's default initialisation loses it, and training stays at
+    nearest-neighbour level for long.
 
     Args:
-        scale: any whole number from 1 up.
-        in_channels, out_channels: colours of the input and the output, equal, or one input channel for
-            several output ones; values in [0, 1] by convention, not clipped.
+        scale: an integer of at least 1.
+        in_channels, out_channels: equal, or one input channel; values in [0, 1] by convention, not clipped.
         features: channels of the hidden layers.
-        convs: how many hidden convolutions follow the first one.
+        convs: number of hidden convolutions after the first one.
         activation: "prelu", "relu" or "leakyrelu" (slope 0.1).
 
     Raises:
-        ValueError: an argument is outside what is said above.
+        ValueError: another value.
     """
 
     def __init__(
@@ -61,12 +60,9 @@ class Compact(nn.Module):
             layers += [nn.Conv2d(channels, features, 3, padding=1), _activation(activation, features)]
         layers.append(nn.Conv2d(features, out_channels * self.scale**2, 3, padding=1))
         self.body = nn.Sequential(*layers)
-        self._initialise(_SLOPES[activation])
-
-    def _initialise(self, slope: float) -> None:
         for layer in self.body:
             if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, a=slope)
+                nn.init.kaiming_normal_(layer.weight, a=_SLOPES[activation])
                 nn.init.zeros_(layer.bias)
         with torch.no_grad():
             self.body[-1].weight.mul_(_LAST_GAIN)

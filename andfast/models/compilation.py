@@ -19,16 +19,15 @@ class CompileError(RuntimeError):
 
 
 def wants_compile(setting: str, device: torch.device) -> bool:
-    """Whether to compile with the setting "auto", "on" or "off": auto compiles on CUDA alone (CPUs gain nothing)."""
+    """Whether to compile with the setting "auto", "on" or "off"; "auto" compiles on CUDA only: CPUs gain nothing."""
     return setting == "on" or (setting == "auto" and device.type == "cuda")
 
 
 def compile_regions(generator: nn.Module) -> None:
     """Compile a generator in place when it is first called, for images of the size of that call.
 
-    RRDBNet's blocks are alike: compiled one by one they share one program, which takes a fraction of the whole
-    network's time. Other generators are compiled whole. The operations of `andfast.ops` stay as they are; the code
-    between them is compiled.
+    RRDBNet's blocks are compiled one by one: they share one program, which takes a fraction of the whole network's
+    time. Only the code between the operations of `andfast.ops` is compiled.
     """
     regions: list[nn.Module] = [module for module in generator.modules() if isinstance(module, RRDB)]
     for region in regions or [generator]:
@@ -39,22 +38,17 @@ class CompileTimer:
     """Prints how long the first call of a compiled module takes, which compiles it.
 
     Args:
-        what: names the module, for people.
-        compiled: whether it is compiled; if not nothing is done.
+        what: the module's name, for people.
+        compiled: whether it is compiled; if not, nothing is done.
         verbose: whether to print.
     """
 
     def __init__(self, what: str, compiled: bool, verbose: bool = True) -> None:
-        self._what, self._verbose = what, verbose
-        self._pending = compiled
+        self._what, self._pending, self._verbose = what, compiled, verbose
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Put around every call of the module.
-
-        Raises:
-            CompileError: the compiler failed.
-        """
+        """Put around every call of the module; raises CompileError if the compiler fails."""
         if not self._pending:
             yield
             return

@@ -1,4 +1,4 @@
-"""Discriminators: what tells restored images from real ones (Sec 3.4), ESRGAN's and Real-ESRGAN's."""
+"""The discriminators of ESRGAN and Real-ESRGAN, which tell restored images from real ones (Sec 3.4)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SLOPE = 0.2
 class VGGStyleDiscriminator(nn.Module):
     """ESRGAN's discriminator: (B, in_channels, P, P) in [0, 1] -> logits (B, 1), positive for "real".
 
-    Each stage is a 3x3 convolution and a 4x4 one of stride 2, with batch normalisation; two linear layers follow. The
-    names in the state dict are those of BasicSR's class of this name. There P is 128 or 256; here it is 4, 5, 6 or 7
-    times a power of two from 4 up (16, 20, 24, 28, 32, 40, ..., 128, 160, 192, 224, 256, ...): halved until 4 to 7
-    pixels are left, which for 128 and 256 gives the same layers.
+    Each stage is a 3x3 convolution and a 4x4 one of stride 2, with batch normalisation; two linear layers follow. P is
+    4, 5, 6 or 7 times a power of two from 4 up (16, 20, 24, 28, 32, 40, ..., 128, 160, 192, 224, 256, ...): stages
+    halve it until 4 to 7 pixels are left. For 128 and 256 these are the layers of BasicSR's class of this name, whose
+    names the state dict has.
 
-    In training mode batch normalisation lets the images of a batch see each other and moves its running statistics. In
-    evaluation mode each image stands alone and nothing is changed: so the generator and the adversary look at it.
+    In training mode batch normalisation couples the images of a batch and updates its running statistics. The generator
+    and the adversary call it in evaluation mode, which does neither.
 
     Args:
         patch_size: height and width of the images, P.
@@ -36,11 +36,11 @@ class VGGStyleDiscriminator(nn.Module):
         features: channels of the first stage; the following ones have 2, 4, 8, 8, ... times as many.
 
     Raises:
-        ValueError: P is none of these, or another argument is below 1.
+        ValueError: another P, or another argument below 1.
     """
 
     couples_images = True
-    """Whether in training mode the images of a batch see each other."""
+    """Whether in training mode the result of an image depends on the others of its batch."""
 
     def __init__(self, patch_size: int, in_channels: int = 3, features: int = 64) -> None:
         super().__init__()
@@ -63,11 +63,7 @@ class VGGStyleDiscriminator(nn.Module):
 
     @staticmethod
     def check_patch_size(patch_size: int) -> None:
-        """Refuse patches of `patch_size` x `patch_size` that it cannot judge.
-
-        Raises:
-            ValueError: the size is not 4, 5, 6 or 7 times a power of two from 4 up.
-        """
+        """Raise a ValueError unless `patch_size` is 4, 5, 6 or 7 times a power of two from 4 up."""
         if patch_size < 16 or patch_size % (1 << _stages(patch_size)):
             raise ValueError(
                 f"a VGG-style discriminator takes patches of 4, 5, 6 or 7 times a power of two from 4 up (64, 80, 96, "
@@ -91,15 +87,15 @@ class VGGStyleDiscriminator(nn.Module):
 
 
 class UNetDiscriminatorSN(nn.Module):
-    """Real-ESRGAN's U-Net discriminator with spectral normalisation: logits (B, 1, H, W), one for each pixel.
+    """Real-ESRGAN's U-Net discriminator with spectral normalisation: one logit for each pixel, positive for "real".
 
-    (B, in_channels, H, W) in [0, 1], H and W multiples of 8; positive for "real". A logit sees at most 64 x 64 pixels.
-    The names in the state dict are those of BasicSR and Real-ESRGAN. In training mode each pass turns the power
-    iterations of the spectral norms; in evaluation mode nothing changes. Each image stands alone in both.
+    (B, in_channels, H, W) in [0, 1], H and W multiples of 8 -> (B, 1, H, W). A logit depends on at most 64 x 64 pixels
+    of one image. The names in the state dict are those of BasicSR and Real-ESRGAN. In training mode each pass does one
+    step of the spectral norms' power iterations.
 
     Args:
         in_channels: colours.
-        features: channels at the images' own size; 2, 4 and 8 times as many below.
+        features: channels at full size; 2, 4 and 8 times as many below.
 
     Raises:
         ValueError: an argument is below 1.
@@ -124,11 +120,7 @@ class UNetDiscriminatorSN(nn.Module):
 
     @staticmethod
     def check_patch_size(patch_size: int) -> None:
-        """Refuse patches of `patch_size` x `patch_size` that it cannot judge.
-
-        Raises:
-            ValueError: the size is no multiple of 8.
-        """
+        """Raise a ValueError unless `patch_size` is a multiple of 8."""
         if patch_size < 8 or patch_size % 8:
             raise ValueError(f"a U-Net discriminator takes patches of a multiple of 8, not of {patch_size}")
 
@@ -154,16 +146,16 @@ DISCRIMINATORS: dict[str, type[VGGStyleDiscriminator] | type[UNetDiscriminatorSN
 
 
 def build_discriminator(name: str, patch_size: int, **options: Any) -> nn.Module:
-    """A new discriminator, with the initialisation of its class, in training mode.
+    """Build a new discriminator.
 
     Args:
         name: a key of `DISCRIMINATORS`: "vgg" or "unet".
-        patch_size: height and width of the images to judge.
+        patch_size: height and width of the images.
         **options: further arguments of that class, as `features`.
 
     Raises:
-        ValueError: no such discriminator, a patch size that it does not allow, or another value that it refuses.
-        TypeError: an option that it does not know.
+        ValueError: an unknown discriminator, or an invalid value.
+        TypeError: an unknown option.
     """
     if name not in DISCRIMINATORS:
         raise ValueError(f"there is no discriminator {name!r}; there are {', '.join(DISCRIMINATORS)}")
@@ -173,36 +165,26 @@ def build_discriminator(name: str, patch_size: int, **options: Any) -> nn.Module
 
 
 def save_discriminator(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a discriminator's weights for `load_discriminator`, and for BasicSR and Real-ESRGAN, whole or not at all.
-
-    Args:
-        model: one of `DISCRIMINATORS`.
-        path: where to, a `.pth` file; the weights stand under "params", where those programs look for them.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write the weights of `model` to a `.pth` file, `path`, under "params" as BasicSR and Real-ESRGAN do, whole or not
+    at all; raises OSError."""
     with written_whole(path) as temporary:
         write_torch({"params": portable(model)}, temporary)
 
 
 def load_discriminator(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
-    """Read a discriminator from a file that BasicSR, Real-ESRGAN or a program based on them wrote.
-
-    The architecture and its size come from the names and shapes of the weights. Reading never runs code from the file.
+    """Read a discriminator from a file of andfast, BasicSR, Real-ESRGAN or a similar program; see `load_model`.
 
     Args:
-        path: a `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` file with the weights, flat or nested as training
-            programs do (see `andfast.models.weights.candidates`); beside a generator or not.
+        path: the file; it may hold a generator, too.
         device: where the discriminator goes.
 
     Returns:
         A `VGGStyleDiscriminator` or a `UNetDiscriminatorSN` in training mode with float32 weights.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ModelError: it is not a model file, is damaged, or holds another architecture.
-        OSError: it cannot be read.
+        FileNotFoundError: no such file.
+        ModelError: not a model file, a damaged one, or another architecture.
+        OSError: the file cannot be read.
     """
     return read_model(path, _recognise).to(device)
 
@@ -229,7 +211,7 @@ def _vgg_options(shapes: Shapes) -> dict[str, int]:
 
 
 def _stages(patch_size: int) -> int:
-    """How often to halve a patch for 4 to 7 pixels to be left."""
+    """How often to halve a patch until 4 to 7 pixels are left."""
     return (patch_size // 4).bit_length() - 1
 
 
@@ -243,7 +225,7 @@ def _check_channels(kind: type[nn.Module], in_channels: int, features: int) -> N
 
 
 def _leaky(x: Tensor) -> Tensor:
-    # In place: the backward passes of what comes before need their inputs, never their output.
+    # In place: the backward passes of the layers before it need their inputs, never their output.
     return F.leaky_relu(x, _SLOPE, inplace=True)
 
 

@@ -37,19 +37,15 @@ class FrozenModule(AutocastModule):
     """A copy of a module in evaluation mode whose weights take no gradient.
 
     The adversary calls G and D in this way, and so does G with D: a pass changes no buffers, and batch norms do not
-    couple the images of a batch. In float32 the copy shares its weights' memory with the source. In a half type the
-    weights are cast once, since autocast caches its casts only of weights that take a gradient; weights of batch norms
-    and of spectrally normalised convolutions stay in float32. Buffers are always shared.
-
-    Args:
-        source: the module to copy, on its device; not changed.
-        dtype: what to compute in.
+    couple the images of a batch. Buffers are shared with `source`, and in float32 weights, too. In a half type weights
+    are cast once, since autocast caches only casts of weights that take a gradient; those of batch norms and of
+    spectrally normalised convolutions stay in float32.
     """
 
     def __init__(self, source: nn.Module, dtype: torch.dtype) -> None:
         wide = [module for module in source.modules() if isinstance(module, (nn.BatchNorm2d, SpectralNormConv2d))]
         kept = {id(weight) for module in wide for weight in module.parameters()}
-        # A deep copy takes from its memo what is there: all weights and buffers.
+        # A deep copy takes objects from its memo: all weights and buffers are there.
         memo: dict[int, Tensor] = {id(buffer): buffer for buffer in source.buffers()}
         self._source: list[Tensor] = []
         self._casts: list[Tensor] = []

@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from andfast.models.compact import Compact
 from andfast.models.rrdbnet import RRDBNet
 from andfast.models.weights import SUFFIXES, ModelError, Shapes, UnknownModelError, portable, read_model, some
 from andfast.utils.files import write_torch, written_whole
+from andfast.utils.optional import version
 
 GENERATORS: dict[str, type[nn.Module]] = {"rrdbnet": RRDBNet, "compact": Compact}
 """The generators by the names that configurations and model files use."""
@@ -69,10 +69,9 @@ def save_model(
     as BasicSR and Real-ESRGAN do, and "metadata".
 
     Args:
-        model: an `RRDBNet` or a `Compact`, wrapped by torch.compile or DistributedDataParallel or not.
+        model: an `RRDBNet` or a `Compact`; it may be wrapped by torch.compile or DistributedDataParallel.
         path: the file; its suffix chooses the format.
-        metadata: recorded as strings, in addition to the architecture, the scale, the version of andfast, and the
-            activation of a Compact.
+        metadata: recorded as strings, beside those of `describe_model`.
         dtype: the type that floating-point weights are rounded to.
 
     Raises:
@@ -96,15 +95,15 @@ def save_model(
 
 
 def describe_model(model: nn.Module, metadata: Mapping[str, object] | None = None) -> dict[str, str]:
-    """The metadata of a generator's file; arguments as for `save_model`, but the model without wrappers.
+    """The metadata of a generator's file: architecture, scale, version of andfast, and the activation of a Compact.
 
     Raises:
-        TypeError: `model` is not a generator of andfast.
+        TypeError: `model` is not a generator of andfast, or is wrapped.
     """
     names = [name for name, kind in GENERATORS.items() if isinstance(model, kind)]
     if not names:
         raise TypeError(f"cannot save a {type(model).__name__}: the generators are {', '.join(GENERATORS)}")
-    record = {"architecture": names[0], "scale": model.scale, "andfast": _version()}
+    record = {"architecture": names[0], "scale": model.scale, "andfast": version("andfast") or "unknown"}
     if isinstance(model, Compact):
         record["activation"] = model.activation
     return {key: str(value) for key, value in (record | dict(metadata or {})).items()}
@@ -117,8 +116,8 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     PReLU has ReLU or LeakyReLU: `save_model` records that. Code from the file is never run.
 
     Args:
-        path: a `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` file with the weights, flat or nested as training
-            programs do (see `andfast.models.weights.candidates`); of several networks the moving average.
+        path: a `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` file; weights may be nested as training programs do
+            (see `andfast.models.weights.candidates`); of several networks the moving average is read.
         device: where the model goes.
 
     Returns:
@@ -174,18 +173,10 @@ def _compact_options(shapes: Shapes, record: Mapping[str, str]) -> dict[str, Any
     activation = "prelu" if "body.1.weight" in shapes else record.get("activation")
     if activation not in ("prelu", "relu", "leakyrelu"):
         raise ModelError(
-            "a Compact whose activation has no weights, and the file does not say if it is relu or "
-            "leakyrelu; load it into Compact(..., activation=...) yourself and write that with save_model, "
-            "which records it"
+            "a Compact whose activation has no weights, and the file does not say if it is relu or leakyrelu; load it "
+            "into Compact(..., activation=...) yourself and write that with save_model, which records it"
         )
     return {"scale": scale, "features": features, "convs": len(convs) - 2, "activation": activation}
-
-
-def _version() -> str:
-    try:
-        return version("andfast")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"
 
 
 def standard_names(state: Mapping[str, Value]) -> dict[str, Value]:

@@ -1,6 +1,6 @@
-"""ONNX files of generators: written by way of PyTorch's reference operations, and run by onnxruntime.
+"""ONNX files of generators: written from PyTorch's reference operations, and run by onnxruntime.
 
-Needs the packages onnx and onnxruntime (`pip install 'andfast[export]'`), which are imported only when asked for.
+Needs the packages onnx and onnxruntime (`pip install 'andfast[export]'`).
 """
 
 from __future__ import annotations
@@ -19,31 +19,27 @@ from torch import Tensor, nn
 from andfast.models.weights import ModelError
 from andfast.utils.optional import NOT_INSTALLED, problem_of
 
-# What chaiNNer, TensorRT and onnxruntime of the last years all know.
+# Known to chaiNNer, TensorRT and onnxruntime of the last years.
 _OPSET = 17
 INPUT, OUTPUT = "input", "output"
 
 
 def check_packages() -> None:
-    """Refuse where a package is missing or broken.
-
-    Raises:
-        ModelError: one is; the message names it.
-    """
+    """Raise a ModelError if onnx or onnxruntime is missing or broken."""
     problems = {name: problem_of(name) for name in ("onnx", "onnxruntime")}
     if not any(problems.values()):
         return
     missing = [name for name, problem in problems.items() if problem]
-    broken = "".join(f"; {name}: {told}" for name, told in problems.items() if told not in (None, NOT_INSTALLED))
+    broken = "".join(f"; {name}: {what}" for name, what in problems.items() if what not in (None, NOT_INSTALLED))
     raise ModelError(f"ONNX files need {' and '.join(missing)}: run `pip install 'andfast[export]'`{broken}")
 
 
 class _AnySize(nn.Module):
-    """A generator that pads its input to a multiple of pixels, in operations that are the same for all sizes.
+    """A generator that pads its input to a multiple of pixels, by operations that are the same for all sizes.
 
-    Which of them the generator itself takes depends on the size, and a recorded graph has no choice left. Here the
-    image is always extended by as many pixels as may ever be missing, and cut to the multiple. The pixels are those of
-    the generator, but for images smaller than the multiple, which a reflection cannot extend.
+    The operations of the generator itself depend on the size, and a recorded graph cannot branch. Here the image is
+    always extended by the largest padding, and cut to the multiple. Results equal the generator's, but images smaller
+    than the multiple, which a reflection cannot extend, are not supported.
     """
 
     def __init__(self, model: nn.Module, multiple: int) -> None:
@@ -59,20 +55,18 @@ class _AnySize(nn.Module):
 
 
 def least_size(model: nn.Module) -> int:
-    """The least height and width of an image that an ONNX file of the generator takes."""
+    """The least height and width of images for an ONNX file of the generator."""
     return getattr(model, "unshuffle", 1)
 
 
 def write_onnx(
     model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str], dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write a generator as an ONNX file: "input" (batch, 3, height, width) to "output", any batch, height and width.
-
-    Height and width are at least `least_size`. Values are in [0, 1] by convention and not clipped.
+    """Write a generator as an ONNX file: "input" (batch, 3, height, width) to "output", from `least_size` up.
 
     Args:
         model: an `RRDBNet` or a `Compact` without a wrapper; not changed.
-        path: where to.
+        path: the file.
         metadata: recorded in the file.
         dtype: of weights, input and output: float32 or float16.
 
@@ -89,8 +83,7 @@ def write_onnx(
     places = {0: "batch", 2: "height", 3: "width"}
     written = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        # The exporter that only records: that by way of torch.export took seconds a residual block, which RRDBNet has
-        # 23 of. It says that it is old; which one wrote a file makes no difference to who reads it.
+        # The old exporter, which records operations: the newer one takes seconds for each of RRDBNet's 23 blocks.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", "Constant folding", UserWarning)
@@ -111,22 +104,22 @@ def write_onnx(
 
 
 def load_onnx(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
-    """A generator in an ONNX file, run on the CPU by onnxruntime: (B, 3, h, w) to float32 (B, 3, scale * h, scale * w).
+    """Load an ONNX file of a generator, to be run on the CPU: (B, 3, h, w) to float32 (B, 3, scale * h, scale * w).
 
     Raises:
-        ModelError: a package is missing, or onnxruntime does not take the file.
-        OSError: it cannot be read.
+        ModelError: a package is missing, or onnxruntime refuses the file.
+        OSError: the file cannot be read.
     """
     check_packages()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = torch.get_num_threads()
     content = Path(path).read_bytes()
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of kinds of its own, which have no common base
+    except Exception as error:  # onnxruntime's errors have no common base class
         raise ModelError(f"{path}: onnxruntime refuses it ({str(error).partition(chr(10))[0]})") from error
     half = session.get_inputs()[0].type == "tensor(float16)"
 

@@ -14,18 +14,13 @@ from andfast.ops.dense_block import dense_block
 
 
 class DenseBlock(nn.Module):
-    """Five 3x3 convolutions, each of which sees all that came before: (B, features, H, W) -> the same shape.
-
-    Args:
-        features: channels of the input and the output.
-        growth: channels that each of the first four convolutions adds.
-    """
+    """Five 3x3 convolutions, each of the input and all results before it: (B, features, H, W) -> the same shape."""
 
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
         for i in range(1, 6):
             conv = nn.Conv2d(features + (i - 1) * growth, growth if i < 5 else features, 3, padding=1)
-            # ESRGAN, Sec. 3.1: small residuals at the start are what makes so deep a network trainable.
+            # ESRGAN, Sec. 3.1: small initial residuals make so deep a network trainable.
             nn.init.kaiming_normal_(conv.weight)
             with torch.no_grad():
                 conv.weight.mul_(0.1)
@@ -42,16 +37,14 @@ class RRDB(nn.Module):
 
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
-        self.rdb1 = DenseBlock(features, growth)
-        self.rdb2 = DenseBlock(features, growth)
-        self.rdb3 = DenseBlock(features, growth)
+        self.rdb1, self.rdb2, self.rdb3 = (DenseBlock(features, growth) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + 0.2 * self.rdb3(self.rdb2(self.rdb1(x)))
 
 
 class RRDBs(nn.Sequential):
-    """Blocks in a row. With `checkpoint_blocks` the backward pass keeps their inputs alone, and repeats them."""
+    """Blocks in a row. With `checkpoint_blocks` only their inputs are kept, and the backward pass repeats them."""
 
     checkpoint_blocks = False
 
@@ -64,23 +57,22 @@ class RRDBs(nn.Sequential):
         return x
 
 
-#: How far RRDBNet's last part sees: a pixel at twice the size, three at four times, rounded up.
+#: Receptive field of RRDBNet's last part to each side: a pixel at twice the size, three at four times, rounded up.
 TAIL_REACH = 2
 
 
 class RRDBNet(nn.Module):
     """ESRGAN's generator: (B, in_channels, H, W) -> (B, out_channels, scale * H, scale * W), any H, W >= 1.
 
-    The names in the state dict are those of BasicSR and Real-ESRGAN. As there, the network proper is always
-    x4: scales 2 and 1 first move 2x2 and 4x4 pixels into channels. Where H or W is no multiple of that, the
-    image is padded on the right and at the bottom, and the result cropped.
+    The names in the state dict are those of BasicSR and Real-ESRGAN. As there, the network proper is always x4: scales
+    2 and 1 first move 2x2 and 4x4 pixels into channels. If H or W is not a multiple of that, the image is padded on the
+    right and at the bottom, and the result cropped.
 
     Args:
         scale: 1, 2 or 4.
-        in_channels, out_channels: colours of the input and the output; values in [0, 1] by convention, not
-            clipped.
+        in_channels, out_channels: colours; values in [0, 1] by convention, not clipped.
         features: channels between the blocks.
-        blocks: how many RRDB blocks.
+        blocks: number of RRDB blocks.
         growth: channels that each convolution inside a block adds.
 
     Raises:
@@ -118,9 +110,9 @@ class RRDBNet(nn.Module):
         return enlarged if self.unshuffle == 1 else enlarged[..., : height * self.scale, : width * self.scale]
 
     def look(self, x: Tensor) -> Tensor:
-        """The part that sees far: `x` (B, in_channels, H, W) -> (B, features, H', W').
+        """The part with the large receptive field: `x` (B, in_channels, H, W) -> (B, features, H', W').
 
-        For x4 H' and W' are H and W, else half or a quarter of them, rounded up.
+        H' and W' are H and W over 4 / scale, rounded up.
         """
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(_pad_to_multiple(x, self.unshuffle), self.unshuffle)
@@ -128,10 +120,7 @@ class RRDBNet(nn.Module):
         return x + _conv(self.conv_body, self.body(x))
 
     def enlarge(self, x: Tensor) -> Tensor:
-        """The rest: `x` (B, features, H', W') -> (B, out_channels, 4 H', 4 W').
-
-        It sees `TAIL_REACH` pixels of `x` far.
-        """
+        """The rest, of receptive field `TAIL_REACH`: `x` (B, features, H', W') -> (B, out_channels, 4 H', 4 W')."""
         convs = (
             ChainConv(self.conv_up1.weight, self.conv_up1.bias, SLOPE, repeat=2),
             ChainConv(self.conv_up2.weight, self.conv_up2.bias, SLOPE, repeat=2),
@@ -150,6 +139,6 @@ def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     bottom, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
     if not (bottom or right):
         return x
-    # Reflection needs more pixels than it adds; images of one to three pixels do not have them.
+    # Reflection needs more pixels than it adds, which images of one to three pixels do not have.
     fits = bottom < x.shape[-2] and right < x.shape[-1]
     return F.pad(x, (0, right, 0, bottom), mode="reflect" if fits else "replicate")

@@ -15,14 +15,9 @@ _FIRST_ITERATIONS = 15
 class SpectralNormConv2d(nn.Module):
     """A convolution without bias whose weight is divided by its largest singular value, as an (out, in k k) matrix.
 
-    The value comes from a power iteration, one turn for each pass in training mode and none in evaluation mode: there
-    the network is one and the same function, pass after pass. The names in the state dict are those of
-    `torch.nn.utils.spectral_norm`: `weight_orig`, `weight_u`, `weight_v`. Unlike there, the value is near the truth
-    from the start, it is computed in float32 under autocast, and a module that has been called can be copied.
-
-    Args:
-        inputs, outputs: channels.
-        kernel_size, stride, padding: as of `nn.Conv2d`.
+    The value comes from a power iteration, of which each pass in training mode does one step. The names in the state
+    dict are those of `torch.nn.utils.spectral_norm`: `weight_orig`, `weight_u`, `weight_v`. Unlike there, the value is
+    accurate from the start and computed in float32 under autocast, and a module that has been called can be copied.
     """
 
     weight_u: Tensor
@@ -42,12 +37,12 @@ class SpectralNormConv2d(nn.Module):
         return F.conv2d(x, self.normalised(), None, self.stride, self.padding)
 
     def normalised(self) -> Tensor:
-        """The weight over its largest singular value, (out, in, k, k), in float32 or wider; in training mode after one
-        turn of the power iteration, whose vectors count as constants for the gradient."""
+        """The weight over its largest singular value, (out, in, k, k), in float32 or wider; in training mode after a
+        step of the power iteration, whose vectors are constants for the gradient."""
         weight = self.weight_orig.to(torch.promote_types(self.weight_orig.dtype, torch.float32))
         with torch.autocast(weight.device.type, enabled=False):
             matrix = weight.flatten(1)
-            # What is in the graph must not be what the next pass writes to.
+            # Copies: the next pass overwrites the buffers, which must not change tensors of the graph.
             u, v = self._iterate(matrix) if self.training else (self.weight_u.clone(), self.weight_v.clone())
             return weight / torch.dot(u.to(matrix), matrix @ v.to(matrix))
 

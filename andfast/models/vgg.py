@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,18 +11,18 @@ import torch.hub
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from andfast.models.weights import ModelError, check_floating, fit, read_weights, some, wrong_weights
+from andfast.models.weights import ModelError, read_exactly, some
 from andfast.ops.conv_act import conv_act
 
 URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
-"""Where torchvision's weights of VGG19, trained on ImageNet, are kept."""
+"""Torchvision's weights of VGG19, trained on ImageNet."""
 
 DOWNLOAD = "download"
-"""Stands for that file: PyTorch's hub fetches it, where there is a network, or has it in its cache."""
+"""Stands for that file, from the cache of PyTorch's hub or from the network."""
 
-# Convolutions and channels of each block; a 2x2 maximum stands between two blocks.
+# Convolutions and channels of each block; 2x2 maximum pooling is between the blocks.
 _BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
-# Of ImageNet's images in [0, 1], as torchvision's weights expect them.
+# Of ImageNet's images in [0, 1], as torchvision's weights expect.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _HOW = f"Wanted is torchvision's file of vgg19, {URL} (548 MiB); {DOWNLOAD!r} instead of a file fetches it"
@@ -30,32 +30,24 @@ _HOW = f"Wanted is torchvision's file of vgg19, {URL} (548 MiB); {DOWNLOAD!r} in
 LAYERS: tuple[str, ...] = tuple(
     f"conv{block}_{conv}" for block, (convs, _) in enumerate(_BLOCKS, start=1) for conv in range(1, convs + 1)
 )
-"""The names of all convolutions, from the first to the deepest: conv1_1, ..., conv5_4."""
+"""The names of all convolutions, first to deepest: conv1_1, ..., conv5_4."""
 
 
 def least_size(layers: Iterable[str]) -> int:
-    """The least height and width of images that leave a pixel at the deepest of these layers.
-
-    Raises:
-        ValueError: there is no such layer, or none is given.
-    """
+    """The least height and width of images that leave a pixel at the deepest of these layers."""
     return 2 ** max(_block(layer) for layer in _known(layers))
 
 
 class VGGFeatures(nn.Module):
-    """What convolutions of VGG19 give, before their ReLU.
+    """Results of VGG19's convolutions, before their ReLU.
 
     (B, 3, H, W) in [0, 1] -> by layer (B, C, H / 2^b, W / 2^b), channels_last; sizes are rounded down, b counts the
-    poolings before the layer, C is 64, 128, 256, 512, 512. Images are normalised as ImageNet's in float32, and the rest
-    is computed in the type of the weights. Nothing deeper than the deepest layer wanted is computed. The weights take
-    no gradient, so that convolutions keep nothing but signs for that of the image. The names in the state dict are
-    those of torchvision's `vgg19`.
-
-    Args:
-        layers: names of `LAYERS`, in any order.
+    poolings before the layer, C is 64, 128, 256, 512, 512. Images are normalised in float32; the rest is computed in
+    the type of the weights, up to the deepest of `layers`. The weights take no gradient, so that convolutions keep only
+    signs for the image's. The names in the state dict are those of torchvision's `vgg19`.
 
     Raises:
-        ValueError: there is no such layer, or none is given.
+        ValueError: a name that is not in `LAYERS`, or none given.
     """
 
     mean: Tensor
@@ -105,57 +97,31 @@ def load_vgg_features(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> VGGFeatures:
-    """VGG19's features with torchvision's weights.
+    """Load VGG19's features with torchvision's weights.
 
     Args:
-        source: their file, as torchvision distributes it or without the classifier, `.pth`, `.pt` or `.safetensors`; or
-            `DOWNLOAD`.
-        layers: as for `VGGFeatures`; no other weights are kept than these need.
+        source: torchvision's file, with or without the classifier; or `DOWNLOAD`.
+        layers: as for `VGGFeatures`; only the weights that these need are kept.
         device, dtype: where and in what type to compute.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ModelError: it is damaged or holds other weights, or it cannot be fetched. Both say how to get it.
-        ValueError: there is no such layer, or none is given.
-        OSError: it cannot be read.
+        FileNotFoundError: no such file.
+        ModelError: it is damaged, holds other weights, or cannot be fetched.
+        ValueError: no such layer, or none given.
+        OSError: the file cannot be read.
     """
     model = VGGFeatures(layers)
     path = fetch_vgg() if os.fspath(source) == DOWNLOAD else source
-    try:
-        state, _ = read_weights(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}. {_HOW}") from None
-    except ModelError as error:
-        raise ModelError(f"{error}. {_HOW}") from error
-    try:
-        state = fit(state, _checked)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}. {_HOW}") from None
+    with torch.device("meta"):  # all weights are checked: other networks share the first layers
+        own = VGGFeatures().state_dict()
+    state = read_exactly(path, own, "features.", _HOW, "not VGG19: ")
     model.load_state_dict({key: state[key] for key in model.state_dict()})
     model.features.to(dtype=dtype, memory_format=torch.channels_last)
     return model.to(device)
 
 
-def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Refuse weights that are not all of VGG19's: other networks have the first of its layers, too."""
-    state = {key: value for key, value in state.items() if key.startswith("features.")}
-    with torch.device("meta"):
-        own = VGGFeatures().state_dict()
-    wrong = wrong_weights(own, state)
-    if wrong:
-        raise ModelError(
-            f"not VGG19: of its weights {len(wrong)} are missing, too many or of another shape: {some(wrong)}"
-        )
-    check_floating(own, state)
-    return state
-
-
 def fetch_vgg() -> Path:
-    """The file in the cache of PyTorch's hub, where torchvision has it, too; fetched if it is not there.
-
-    Raises:
-        ModelError: it cannot be fetched; the message says how else to get it.
-    """
+    """Return torchvision's file in the cache of PyTorch's hub; fetch it if it is not there, or raise ModelError."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,10 +142,10 @@ def _known(layers: Iterable[str]) -> list[str]:
 
 
 def _block(layer: str) -> int:
-    """Which block a layer is in, from 0; so many poolings lie before it."""
+    """The layer's block, from 0, which is also the number of poolings before it."""
     return int(layer[4]) - 1
 
 
 def _index(layer: str) -> str:
-    """Its place in torchvision's `features`, where a ReLU follows each convolution, and a pooling each block."""
+    """Its index in torchvision's `features`, where a ReLU follows each convolution, and a pooling each block."""
     return str(2 * LAYERS.index(layer) + _block(layer))

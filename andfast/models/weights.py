@@ -33,25 +33,25 @@ _FOREIGN = {
 
 _ALONE = "write the one that is meant to a file of its own"
 
-# Names of networks in files, preferred names first: moving averages, BasicSR's weights, generators, names that say
-# nothing, discriminators. Names on one line have the same rank; case does not matter.
+# Names of networks in files, preferred names first: moving averages, BasicSR's weights, generators, general names,
+# discriminators. Names on one line have the same rank; case does not matter.
 _NAMES = (
-    "params_ema params-ema ema ema_params ema_state_dict state_dict_ema model_ema ema_model ema_net "
+    "params_ema",
+    "params-ema",
+    "ema ema_params ema_state_dict state_dict_ema model_ema ema_model ema_net "
     "generator_ema ema_generator net_g_ema netG_ema g_ema net_ema shadow",
     "params",
     "generator netG net_g G gen params_g state_dict_g model_g generator_model netG_state_dict generator_state_dict "
     "g_state_dict",
-    "state_dict model_state_dict model net network weights module online_model sr_model model_state "
-    "net_state_dict network_state_dict",
+    "state_dict",
+    "model_state_dict",
+    "model net network weights module online_model sr_model model_state net_state_dict network_state_dict",
     "discriminator netD net_d D discriminator_model discriminator_state_dict d_state_dict netD_state_dict",
 )
 _RANKS = {name.lower(): rank for rank, names in enumerate(_NAMES) for name in names.split()}
 
 # Inserted into names by torch.compile, FSDP and activation checkpointing.
 _WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-
-# Names of one rank that training programs prefer in this order.
-_FIRST = ("params_ema", "params-ema", "state_dict", "model_state_dict")
 
 _DEEPEST = 6  # levels of nesting; a dict can contain itself
 
@@ -89,12 +89,7 @@ class AmbiguousModelError(ModelError):
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors in a file, on the CPU, and its metadata. Code from the file is never run.
 
-    Args:
-        path: a `.safetensors` file, or one that PyTorch wrote: `.pth`, `.pt`, `.ckpt` or `.bin`.
-
-    Returns:
-        The tensors by name, nested ones by their keys joined with dots (`fit` finds the network among them), and the
-        metadata, strings by name.
+    The names of nested tensors are their keys joined with dots; `fit` finds the network among them.
 
     Raises:
         FileNotFoundError: no such file.
@@ -116,17 +111,19 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     # Downloads often have the wrong suffix.
     by_torch = start.startswith((b"PK\x03\x04", b"\x80"))
     by_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size
-    if by_safetensors or (path.suffix.lower() == ".safetensors" and not by_torch):
-        return _read_named_safetensors(path)
-    return _read_pickle(path)
+    if not by_safetensors and (by_torch or path.suffix.lower() != ".safetensors"):
+        return _read_pickle(path)
+    try:
+        state, record = read_safetensors(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path}: not a safetensors file, or truncated ({_first_sentence(error)})") from error
+    return _named(path, state), record
 
 
 def fit(state: dict[str, Tensor], take: Callable[[dict[str, Tensor]], Fitted]) -> Fitted:
-    """Find the network in a file, and return what `take` makes of its weights.
+    """Find the network among all tensors of a file, and return what `take` makes of its weights.
 
-    Args:
-        state: all tensors of the file, as `read_weights` returns them.
-        take: is called with the weights of each of `candidates`; raises ModelError if they are not a network it knows.
+    `take` is called with the weights of each of `candidates`; it raises ModelError if it does not know the network.
 
     Raises:
         AmbiguousModelError: two candidates are equally good.
@@ -135,7 +132,7 @@ def fit(state: dict[str, Tensor], take: Callable[[dict[str, Tensor]], Fitted]) -
     """
     tried: list[Candidate] = []
     problems: list[ModelError] = []
-    for equals in candidates(state):
+    for equals in candidates([Candidate("", state)]):
         found = {}
         for candidate in equals:
             try:
@@ -199,29 +196,48 @@ def _empty_model_for(state: Mapping[str, Tensor], record: Mapping[str, str], rec
             model = kind(**options)
     except ValueError as error:
         raise ModelError(f"the weights do not make a {kind.__name__}: {error}") from None
-    wrong = wrong_weights(model.state_dict(), state)
-    if wrong:
-        built = ", ".join(f"{key}={value}" for key, value in options.items())
-        raise ModelError(
-            f"looks like {kind.__name__}({built}), but of the weights {len(wrong)} are missing, too many or "
-            f"of another shape: {some(wrong)}"
-        )
-    check_floating(model.state_dict(), state)
+    built = ", ".join(f"{key}={value}" for key, value in options.items())
+    _check_weights(model.state_dict(), state, f"looks like {kind.__name__}({built}), but ")
     return model
 
 
-def wrong_weights(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """The names of weights that are missing in `state`, unknown to the network (`own`), or of another shape."""
-    shapes, found = ({key: value.shape for key, value in weights.items()} for weights in (own, state))
-    return sorted(key for key in shapes.keys() | found.keys() if shapes.get(key) != found.get(key))
+def read_exactly(
+    path: str | os.PathLike[str], own: Mapping[str, Tensor], prefix: str, wanted: str, problem: str = ""
+) -> dict[str, Tensor]:
+    """Read the weights whose names begin with `prefix`; they must be those of a network's state dict, `own`.
 
-
-def check_floating(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Refuse integer weights where the network has floating-point ones, and sparse, complex or meta tensors.
+    Args:
+        path: see `read_weights`.
+        own: only its names, shapes and kinds of numbers matter.
+        prefix: selects the weights.
+        wanted: ends every error message; says where the right file is found.
+        problem: begins the message about missing weights and wrong shapes.
 
     Raises:
-        ModelError: there are such weights.
+        ModelError: other weights; and as `read_weights`.
     """
+
+    def take(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = {key: value for key, value in state.items() if key.startswith(prefix)}
+        _check_weights(own, state, problem)
+        return state
+
+    try:
+        state, _ = read_weights(path)
+    except (FileNotFoundError, ModelError) as error:
+        raise type(error)(f"{error}. {wanted}") from error
+    try:
+        return fit(state, take)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}. {wanted}") from None
+
+
+def _check_weights(own: Mapping[str, Tensor], state: Mapping[str, Tensor], problem: str) -> None:
+    """Refuse weights that do not fit a network's state dict, `own`; `problem` begins the message about shapes."""
+    shapes, found = ({key: value.shape for key, value in weights.items()} for weights in (own, state))
+    wrong = sorted(key for key in shapes.keys() | found.keys() if shapes.get(key) != found.get(key))
+    if wrong:
+        raise ModelError(f"{problem}{len(wrong)} weights are missing, too many or of another shape: {some(wrong)}")
     if any(value.is_meta for value in state.values()):
         raise ModelError("its weights have no values (they are on the meta device)")
     if any(value.layout != torch.strided or value.is_complex() for value in state.values()):
@@ -231,27 +247,13 @@ def check_floating(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> No
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors and the metadata of a safetensors file.
-
-    Not with `safetensors.safe_open`, which fails without memory maps (on some mounted folders) and on file names that
-    are not UTF-8.
-
-    Raises:
-        SafetensorError: not a safetensors file, or a truncated one.
-        OSError: the file cannot be read.
-    """
+    """Read the tensors and the metadata of a safetensors file; raises SafetensorError if it is damaged."""
+    # Not safetensors.safe_open, which fails without memory maps (on some mounted folders) and on file names that are
+    # not UTF-8.
     content = path.read_bytes()
     state = safetensors.torch.load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return state, header.get("__metadata__", {})
-
-
-def _read_named_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        state, record = read_safetensors(path)
-    except SafetensorError as error:
-        raise ModelError(f"{path}: not a safetensors file, or truncated ({_first_sentence(error)})") from error
-    return _named(path, state), record
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -275,7 +277,8 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _named(path: Path, content: object) -> dict[str, Tensor]:
-    state = flattened(content)
+    """The tensors in nested dicts, by their keys joined with dots and `unwrapped`."""
+    state = {unwrapped(name): value for name, value in _tensors(content, "", _DEEPEST)}
     if not state:
         training = isinstance(content, dict) and any(str(key).startswith("optimizer") for key in content)
         whole = isinstance(content, Inert)
@@ -307,20 +310,10 @@ def _first_sentence(error: Exception) -> str:
 
 
 class Candidate(NamedTuple):
-    """A part of a file that may be a network.
-
-    Attributes:
-        name: its keys and prefixes, "" for the whole file.
-        state: its weights, named without that prefix.
-    """
+    """A part of a file that may be a network: its prefix in the file, "" for the whole, and its weights without it."""
 
     name: str
     state: dict[str, Tensor]
-
-
-def flattened(content: Any) -> dict[str, Tensor]:
-    """Flatten nested dicts to their tensors, keys joined by dots and `unwrapped`; leave out everything else."""
-    return {unwrapped(name): value for name, value in _tensors(content, "", _DEEPEST)}
 
 
 def unwrapped(name: str) -> str:
@@ -339,30 +332,25 @@ def _tensors(content: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tenso
                 yield from _tensors(value, f"{prefix}{key}.", depth - 1)
 
 
-def candidates(state: dict[str, Tensor], depth: int = _DEEPEST) -> Iterator[list[Candidate]]:
-    """Yield the parts of a file that may be a network, most likely first, equally likely ones together.
+def candidates(equals: list[Candidate], depth: int = _DEEPEST) -> Iterator[list[Candidate]]:
+    """Yield equally likely candidates, and then the parts of them that may be a network, most likely first.
 
     Training programs nest weights in dicts ({"params_ema": ...}) or prefix their names with an attribute
-    ("generator.conv_first.weight"); here both are the same. The whole file comes first, as a prefix of one architecture
+    ("generator.conv_first.weight"); here both are the same. The whole comes first, as a prefix of one architecture
     ("model.") is a part of another. Then the parts with a known prefix, or with the only prefix.
     """
-    yield from _candidates([Candidate("", state)], depth)
-
-
-def _candidates(equals: list[Candidate], depth: int) -> Iterator[list[Candidate]]:
     yield equals
     if depth == 0:
         return
-    inside: dict[tuple[int, ...], list[Candidate]] = {}
+    inside: dict[int, list[Candidate]] = {}
     for candidate in equals:
         parts = split(candidate)
         for name, part in parts.items():
             rank = _RANKS.get(name.lower(), len(_NAMES) if len(parts) == 1 else None)
             if rank is not None:
-                order = _FIRST.index(name.lower()) if name.lower() in _FIRST else len(_FIRST)
-                inside.setdefault((rank, order), []).append(part)
-    for key in sorted(inside):
-        yield from _candidates(inside[key], depth - 1)
+                inside.setdefault(rank, []).append(part)
+    for rank in sorted(inside):
+        yield from candidates(inside[rank], depth - 1)
 
 
 def split(whole: Candidate) -> dict[str, Candidate]:
@@ -413,11 +401,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_inert(path: Path) -> Any:
-    """Read a file of `torch.save`, with `Inert` in place of everything but plain values, tensors and parameters.
-
-    Raises:
-        Exception: of any kind, if the file is damaged or refers to modules that run programs.
-    """
+    """Read a file of `torch.save`, with `Inert` in place of everything but plain values, tensors and parameters."""
     with path.open("rb") as file:
         module = SimpleNamespace(
             Unpickler=_Unpickler, load=lambda *values, **named: _Unpickler(*values, **named).load(), __name__="pickle"

@@ -24,7 +24,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ import torch
 from andfast.ops import _extension
 from andfast.utils.files import make_folder, write_json
 from andfast.utils.locks import locked
+from andfast.utils.optional import version
 
 #: Images of more pixels, B x H x W, are timed at so many: implementations no longer change places.
 MOST_PIXELS = {"cpu": 2**13, "cuda": 2**20}
@@ -57,7 +57,6 @@ def measures() -> bool:
     return os.environ.get("ANDFAST_MEASURE", "1") != "0"
 
 
-@torch.compiler.assume_constant_result  # torch.compile calls it while it traces, and keeps the result
 def choose(
     operation: str, candidates: tuple[str, ...], device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]
 ) -> str:
@@ -80,6 +79,10 @@ def choose(
                 _chosen[key] = _decide(operation, candidates, device, dtype, sizes)
     return _chosen[key]
 
+
+# torch.compile calls it while it traces, and keeps the result: what `torch.compiler.assume_constant_result` does, which
+# would import the compiler, and Triton with it, wherever andfast is imported.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 _chosen: dict[tuple[Any, ...], str] = {}
 _lock = threading.Lock()
@@ -271,7 +274,7 @@ def table(device: torch.device) -> Table:
 def _table(device: torch.device, threads: int) -> Table:
     environment = {
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": version("triton") or "none",
         "sources": _sources(),
     }
     if device.type == "cuda":
@@ -300,12 +303,6 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    with suppress(Exception):  # PackageNotFoundError, or what a damaged installation raises
-        return metadata.version(package)
-    return "none"
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The models that come with andfast: weights, and beside them how they were made, what they reach, their card."""
+"""The models that come with andfast: weights, settings, results and a model card each."""
 
 from __future__ import annotations
 
@@ -15,28 +15,17 @@ DEFAULT = "andnet_compact_x4"
 
 
 def pretrained_names() -> list[str]:
-    """The names of the models that come with this installation, sorted."""
+    """The names of the pretrained models of this installation, sorted."""
     return sorted(path.stem for path in FOLDER.glob("[!.]*.safetensors"))
 
 
 def model_file(name_or_file: str) -> Path:
-    """The file of the model that comes with andfast by that name, or else the one given, which need not exist.
-
-    Args:
-        name_or_file: one of `pretrained_names()`, or a path.
-    """
+    """The file of a pretrained model, or else `name_or_file` as a path, which need not exist."""
     return FOLDER / f"{name_or_file}.safetensors" if name_or_file in pretrained_names() else Path(name_or_file)
 
 
 def find_file(name_or_file: str) -> Path:
-    """`model_file`, which must exist.
-
-    Args:
-        name_or_file: one of `pretrained_names()`, or a path.
-
-    Raises:
-        ModelError: there is neither.
-    """
+    """`model_file` of `name_or_file`; raises ModelError if it does not exist."""
     path = model_file(name_or_file)
     if not path.exists():
         known = ", ".join(pretrained_names()) or "none"
@@ -45,20 +34,19 @@ def find_file(name_or_file: str) -> Path:
 
 
 def load_pretrained(name: str = DEFAULT, device: str | torch.device = "cpu") -> nn.Module:
-    """Load a model that comes with andfast; nothing is downloaded.
+    """Load a pretrained model, by default to the CPU; nothing is downloaded.
 
-    What it was trained on and what it reaches stands in its model card, `andfast/pretrained/NAME.md`.
+    The model card, `andfast/pretrained/NAME.md`, says what it was trained on and its results.
 
     Args:
         name: one of `pretrained_names()`.
         device: where the model goes.
 
     Returns:
-        An `RRDBNet` or a `Compact` in evaluation mode with float32 weights: (B, 3, H, W) in [0, 1] to
-        (B, 3, scale * H, scale * W), with the attribute `scale`.
+        An `RRDBNet` or a `Compact` in evaluation mode with float32 weights.
 
     Raises:
-        ModelError: there is no such model; the message lists those that there are.
+        ModelError: no such model; the message lists the names.
     """
     names = pretrained_names()
     if name not in names:

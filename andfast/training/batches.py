@@ -1,4 +1,4 @@
-"""The batches of a run: HR patches and camera pairs as the data workers read them, and their way to the attack."""
+"""The batches of a run: HR patches and camera pairs as the data workers read them, and their preparation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from andfast.training.config import Config
 from andfast.training.distributed import World
 from andfast.utils.rng import batch_positions, step_generator
 
-# Streams of a step's random numbers beside the adversary's, which has none: none of them changes another.
+# Streams of a step's random numbers, independent of each other and of the adversary's, which has no number.
 _MIX, _BLUR = 1, 2
 
 _SIMULATED: dict[str, Simulated] = {"bicubic": Bicubic(), "bsrgan": BSRGAN(), "real_esrgan": RealESRGAN()}
@@ -31,15 +31,10 @@ class _Folder(NamedTuple):
 
 
 class TrainingBatches(SourceDataset):
-    """Item `step` is the batch of that step: ((patches, pairs), failures).
+    """Item `step` is the batch of that step, a function of seed and step: ((patches, pairs), failures).
 
-    `patches` and `failures` are those of `PatchBatches`; `pairs` is None, or from the end of the warm-up on the HR and
-    LR patches of camera pairs. A batch depends on the seed and the step alone.
-
-    Args:
-        patches: the HR patches.
-        pairs: the camera pairs; None: there are none.
-        config: says where the pairs are and how long the warm-up is.
+    `patches` and `failures` are those of `PatchBatches`; `pairs` is None, or after the warm-up the HR and LR patches of
+    camera pairs.
     """
 
     def __init__(self, patches: PatchBatches, pairs: PairPatches | None, config: Config) -> None:
@@ -58,11 +53,6 @@ class TrainingBatches(SourceDataset):
 
 def make_pair_patches(config: Config, pairs: Sequence[Pair], world: World) -> PairPatches | None:
     """The patches of the camera pairs that are mixed in (`attack.mix.pairs`); None without pairs.
-
-    Args:
-        config: the settings of this process.
-        pairs: as `find_pairs` returns them.
-        world: the processes, which share each batch.
 
     Raises:
         DataError: a pair is smaller than the patches; the message names it.
@@ -89,36 +79,26 @@ def to_images(patches: Tensor, device: torch.device) -> Tensor:
 
 
 def blur_hr(hr: Tensor, config: Config, step: int, world: World) -> Tensor:
-    """HR images behind the Gaussian blur of `data.soften`, if it is set: a width is drawn for each image.
-
-    Args:
-        hr: (B, C, H, W), the images of this process.
-        config: its settings.
-        step: from 0; with the seed it determines the widths.
-        world: the processes, which share each batch.
-    """
+    """Blur HR images, (B, C, H, W), by `data.soften`: seed and step determine the width for each image."""
     if config.data.soften is None:
         return hr
     low, high = config.data.soften
-    random = step_generator(config.seed, step, torch.device("cpu"), _BLUR)
+    rng = step_generator(config.seed, step, torch.device("cpu"), _BLUR)
     positions = batch_positions(len(hr), config.mixed, world.rank, world.size)
-    shares = torch.rand(world.size * len(hr), generator=random)[positions]
-    return gaussian_blur(hr, (low + (high - low) * shares).to(hr.device), high)
+    uniform = torch.rand(world.size * len(hr), generator=rng)[positions]
+    return gaussian_blur(hr, (low + (high - low) * uniform).to(hr.device), high)
 
 
 @torch.no_grad()
 def mixed_images(
     hr: Tensor, pairs: tuple[Tensor, Tensor] | None, config: Config, step: int, world: World
 ) -> tuple[Tensor, Tensor]:
-    """HR and LR images of those places of the batch that are not attacked, by `attack.mix.method`.
+    """HR and LR images for the part of the batch that is not attacked, by `attack.mix.method`.
 
     Args:
         hr: (B, 3, H, W) in [0, 1], the last images of this process's batch.
         pairs: patches of camera pairs, which the method pairs needs and which replace `hr`.
-        config, step, world: as for `blur_hr`.
-
-    Raises:
-        ValueError: the method is pairs, and there are none.
+        config, step, world: of this process; seed and step determine the random choices.
     """
     if config.mix_method == "pairs":
         if pairs is None:
@@ -126,5 +106,5 @@ def mixed_images(
         return to_images(pairs[0], hr.device), to_images(pairs[1], hr.device)
     if config.mix_method == "clean":
         return hr, blur_pool(hr, config.scale)
-    random = step_generator(config.seed, step, hr.device, _MIX, rank=world.rank, size=world.size)
-    return hr, _SIMULATED[config.mix_method].degrade(hr, config.scale, random)
+    rng = step_generator(config.seed, step, hr.device, _MIX, rank=world.rank, size=world.size)
+    return hr, _SIMULATED[config.mix_method].degrade(hr, config.scale, rng)

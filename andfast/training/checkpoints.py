@@ -24,13 +24,8 @@ STATE_FILE = "state.pt"
 PREVIOUS_FILE = "state.previous.pt"
 BEST_FILE = "model.best.safetensors"
 
+# Increased when what `Trainer.state` returns changes its meaning. States of format 1 have neither number nor checksum.
 FORMAT = 2
-"""The format of states, increased when what `Trainer.state` returns changes its meaning."""
-
-# By a format, what converts its states to the next one.
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: lambda state: state,  # had neither number nor checksum
-}
 
 # Settings that may change when a run is resumed: where and how fast to compute, when to stop and save, and what a run
 # that diverged needs changed.
@@ -56,22 +51,15 @@ class DamagedStateError(StateError):
 
 
 # A state file ends with a checksum, the SHA-256 of all bytes before it, as the comment of the zip archive that
-# `torch.save` writes. Zip's own checksums have 32 bits and do not cover all bytes, and `torch.load` ignores them.
-# The last record of an archive begins with _ZIP_END and has this length without a comment; its last two bytes are the
-# length of the comment.
+# `torch.save` writes: zip's own checksums do not cover all bytes, and `torch.load` ignores them. The last record of an
+# archive begins with _ZIP_END and has this length without a comment, whose length is its last two bytes.
 _ZIP_END, _ZIP_END_LENGTH = b"PK\x05\x06", 22
 _CHECKSUM_START = b"sha256 "
 _CHECKSUM_LENGTH = len(_CHECKSUM_START) + 2 * hashlib.sha256().digest_size
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a state (nested dicts and lists of tensors and plain values), whole or not at all.
-
-    The state that was at `path` becomes `PREVIOUS_FILE` beside it.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a state, whole or not at all; the one that was at `path` becomes `PREVIOUS_FILE` beside it."""
     with written_whole(path, previous=path.with_name(PREVIOUS_FILE)) as temporary:
         write_torch(state | {"format": FORMAT}, temporary)
         _add_checksum(temporary)
@@ -82,17 +70,15 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         path: the file.
-        settings: the run's configuration as nested values; must agree with the "config" in the state. A setting that
-            is missing in the state had its default.
+        settings: the run's configuration, which must agree with the state's. A setting that the state lacks had its
+            default.
 
     Raises:
         DamagedStateError: the file is damaged or foreign.
         StateError: it is from a run with other settings, or from a later version of andfast.
-        OSError: it cannot be read.
     """
-    state = _migrated(path, _read(path))
-    then, now = renamed(flat(state["config"])), flat(settings)
-    then = flat(Config().to_dict()) | then
+    state = _read(path)
+    then, now = flat(Config().to_dict()) | renamed(flat(state["config"])), flat(settings)
     changed = [key for key in different(then, now) if key not in _CHANGEABLE]
     if changed:
         lines = "".join(f"\n  {key}: {then.get(key)} then, {now.get(key)} now" for key in changed)
@@ -113,7 +99,6 @@ def load_newest(folder: Path, settings: dict[str, Any], warn: Callable[[str], No
 
     Raises:
         StateError: as `load_state`, or all of them are damaged.
-        OSError: one cannot be read.
     """
     damaged = []
     for path in (folder / STATE_FILE, folder / PREVIOUS_FILE):
@@ -157,6 +142,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise DamagedStateError(f"{path}: not the state of a training run")
     if "format" in state and not has_checksum:
         raise DamagedStateError(f"{path}: damaged (its checksum is gone)")
+    if (found := state.get("format", 1)) > FORMAT:
+        raise StateError(
+            f"{path}: a state of format {found}, which a later version of andfast wrote; this one reads up to "
+            f"{FORMAT}. Update andfast, or choose another --run_dir."
+        )
     return state
 
 
@@ -173,18 +163,13 @@ def _add_checksum(path: Path) -> None:
 
 
 def _check_checksum(path: Path) -> bool:
-    """Whether a file has a checksum.
-
-    Raises:
-        DamagedStateError: the checksum is wrong, or the file ends neither with one nor as an archive without a comment.
-        OSError: it cannot be read.
-    """
+    """Whether a file has a checksum; raises a DamagedStateError if that is wrong, or the end of the file is damaged."""
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(size - _CHECKSUM_LENGTH, 0))
         tail = file.read()
         end = tail[-_ZIP_END_LENGTH:]
-        if end.startswith(_ZIP_END) and end.endswith(b"\0\0"):
+        if end.startswith(_ZIP_END) and end.endswith(b"\0\0"):  # an archive without a comment
             return False
         reason = "it does not end with a checksum"
         if tail.startswith(_CHECKSUM_START):
@@ -204,18 +189,6 @@ def _sha256(file: BinaryIO, length: int) -> bytes:
     return digest.hexdigest().encode()
 
 
-def _migrated(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    found = state.get("format", 1)
-    if found > FORMAT:
-        raise StateError(
-            f"{path}: a state of format {found}, which a later version of andfast wrote; this one reads up to "
-            f"{FORMAT}. Update andfast, or choose another --run_dir."
-        )
-    for number in range(found, FORMAT):
-        state = _MIGRATIONS[number](state)
-    return state | {"format": FORMAT}
-
-
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names."""
     flattened: dict[str, Any] = {}
@@ -226,7 +199,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def renamed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `flat`, written before some were renamed, by the names of today."""
+    """Settings of `flat`, written before some were renamed, by today's names."""
     return {RENAMED.get(key, key): value for key, value in settings.items()}
 
 
@@ -242,30 +215,15 @@ _DECISIVE_SETS = ("pairs", "camera")
 class BestModel:
     """Keeps the model with the highest PSNR-Y in `BEST_FILE`: on camera pairs, else camera-like images, else the first.
 
-    The file itself records the set, its PSNR and that of bicubic interpolation on it, so that a resumed run continues
-    from there. If the set or the PSNR of bicubic interpolation differs, the images have changed, and the next model is
-    taken.
-
-    Args:
-        folder: of the run.
-        warn: called with a warning when the file is damaged; the next model then replaces it.
+    The file itself records the set, its PSNR and that of bicubic interpolation, for a resumed run. If the set or the
+    PSNR of bicubic interpolation differs, the images have changed, and the next model is taken.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
-        self._path = folder / BEST_FILE
-        self._warn = warn
+        self._path, self._warn = folder / BEST_FILE, warn
 
     def offer(self, model: nn.Module, step: int, results: Mapping[str, Mapping[str, float]]) -> bool:
-        """Save a model if it is the best so far; returns whether it was.
-
-        Args:
-            model: a generator of andfast.
-            step: how many updates made it.
-            results: as a `Validator` returns them.
-
-        Raises:
-            OSError: the file cannot be read or written.
-        """
+        """Save a generator of so many steps if it is the best by the results of `Validator`; returns whether it was."""
         name = next((name for name in _DECISIVE_SETS if name in results), next(iter(results)))
         result = results[name]
         images = {"validation": name, "bicubic_psnr_y": repr(result["bicubic_psnr_y"])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -89,8 +90,7 @@ class GeneratorConfig:
         """The generator on the CPU, with the weights of init or new ones that depend on the seed alone.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ModelError: the file has no generator, or one that does not fit these settings.
+            FileNotFoundError, ModelError: the file is missing, or has no generator that fits these settings.
         """
         if self.init is None:
             return self._new(scale, seed)
@@ -140,23 +140,17 @@ class DegradationConfig:
     def build(
         self, scale: int, num_networks: int, device: torch.device, micro_batch: int | None = None
     ) -> DegradationNetwork:
-        """A bank of degradation networks with these settings, without parameters yet.
-
-        Args:
-            scale, device: as for `DegradationNetwork`.
-            num_networks: used instead of the setting.
-            micro_batch: keep the activations of so many images at once; None: of all.
-        """
-        options = {
-            "scale": scale,
-            "num_networks": num_networks,
-            "channels": self.channels,
-            "blocks": self.blocks,
-            "noise": self.noise,
-            "dtype": choose_precision(self.precision, device, "degradation"),
-            "device": device,
-        }
-        return DegradationNetwork(**options) if micro_batch is None else MicroBatchedNetwork(micro_batch, **options)
+        """A bank of so many degradation networks, without parameters yet; computes `micro_batch` images at once."""
+        kind = DegradationNetwork if micro_batch is None else partial(MicroBatchedNetwork, micro_batch)
+        return kind(
+            scale=scale,
+            num_networks=num_networks,
+            channels=self.channels,
+            blocks=self.blocks,
+            noise=self.noise,
+            dtype=choose_precision(self.precision, device, "degradation"),
+            device=device,
+        )
 
 
 @dataclass
@@ -175,11 +169,7 @@ class MixConfig:
     pairs: str | None = None
 
     def images(self, batch: int) -> int:
-        """How many images of a batch the share is.
-
-        Raises:
-            ValueError: it is the whole batch, or less than half an image.
-        """
+        """How many images of a batch the share is; a ValueError if that is all of them, or less than half an image."""
         images = round(self.share * batch)
         if images >= batch:
             raise ValueError(
@@ -242,11 +232,7 @@ class AttackConfig:
         return self.replays if self.method == "free" else 1
 
     def build(self) -> Attack:
-        """The attack with these settings.
-
-        Raises:
-            ValueError: values are invalid or do not go together; the message names the keys.
-        """
+        """The attack with these settings; a ValueError names the keys of values that do not go together."""
         if self.method == "noise" and self.psnr_range is None:
             raise ValueError("attack.psnr_range is null; attack.method noise needs a range in dB")
         kind = _ATTACKS[self.method]
@@ -355,11 +341,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        """Check values that the types of the fields do not.
-
-        Raises:
-            ValueError: values are invalid or do not go together; the message names the keys.
-        """
+        """Raise a ValueError that names the keys of values that do not go together."""
         if isinstance(self.compile, bool):
             self.compile = "on" if self.compile else "off"
         train, networks = self.train, self.degradation.num_networks
@@ -431,10 +413,7 @@ class Config:
     def split(self, size: int) -> Config:
         """The settings of each of `size` processes, which share batches and degradation networks evenly.
 
-        With attack.method subset each process has a network of its own.
-
-        Raises:
-            ValueError: they cannot be shared evenly; the message names the keys.
+        With attack.method subset each process has one network. Raises a ValueError for what cannot be shared evenly.
         """
         if size == 1:
             return self

@@ -6,18 +6,12 @@ from collections import deque
 
 from andfast.training.config import DataConfig
 
-# Ignored, for the workers start and fill their queues during the first steps.
-_STARTING = 10
-# The share from which on the hint is given.
-_TOO_MUCH = 0.1
+_STARTING = 10  # first steps that are ignored: the workers start and fill their queues
+_TOO_MUCH = 0.1  # the share from which on the hint is given
 
 
 class DataWait:
-    """Averages the share of the last steps' time that was spent waiting for their data.
-
-    Args:
-        window: the number of steps.
-    """
+    """Averages the share of the last `window` steps' time that was spent waiting for their data."""
 
     def __init__(self, window: int = 100) -> None:
         self._last: deque[tuple[float, float]] = deque(maxlen=window)

@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from andfast.attack import AttackResult
 from andfast.attack.base import NetworkAttack
 from andfast.data.images import DataError, read_image
 from andfast.data.tensors import to_array
 from andfast.degradation.camera import crop_to_multiple
-from andfast.degradation.network import DegradationNetwork
 from andfast.inference.upscaler import upscale_tensor
 from andfast.losses import Objective
 from andfast.metrics import psnr
@@ -27,6 +25,9 @@ from andfast.training.config import Config
 from andfast.training.validation import centre_crop
 from andfast.utils.image_grid import draw_grid
 from andfast.utils.rng import step_generator
+
+# The attack's stream of an image's random numbers; that of the networks' initialisation has no number.
+_ATTACK = 1
 
 CLEAN, LENS, ATTACKED = "clean LR", "LR through a lens", "attacked LR"
 #: Labels of LR images in which one group of parameters deviates alone, by the group's name in `ScaleFactors`.
@@ -40,12 +41,7 @@ GROUP_LABELS = {
 
 
 def read_hr(source: Path, scale: int, crop: int | None = None) -> np.ndarray:
-    """Read an HR image, cropped to multiples of the scale: uint8 (H, W, 3).
-
-    Args:
-        source: the file.
-        scale: the super-resolution factor.
-        crop: take the middle of larger images, at most so many pixels high and wide.
+    """Read an HR image, uint8 (H, W, 3), cropped to multiples of the scale, and to the `crop` pixels in its centre.
 
     Raises:
         DataError: it cannot be read, or is too small.
@@ -58,7 +54,7 @@ def read_hr(source: Path, scale: int, crop: int | None = None) -> np.ndarray:
 
 
 def image_number(name: str) -> int:
-    """The `number` of `degrade` for an image of that name, whatever other images there are."""
+    """The `number` of `degrade` for an image of that name, the same beside any other images."""
     return zlib.crc32(os.fsencode(name))
 
 
@@ -102,31 +98,21 @@ def degrade(
     results = {CLEAN: network.clean(hr) if identity else attack.clean(network, hr)}
     inputs = hr
     if by_network:
-        inputs = attack.preprocess(hr, networks, _random(config, number, hr.device))
+        inputs = attack.preprocess(hr, networks, step_generator(config.seed, number, hr.device, _ATTACK))
         if attack.lens is not None:
             results[LENS] = network.clean(inputs)
     if identity:
         return results
     network.reset_identity((height, width), step_generator(config.seed, number, hr.device))
-    result = attack(network, hr, objective, _random(config, number, hr.device))
+    result = attack(network, hr, objective, step_generator(config.seed, number, hr.device, _ATTACK))
     results[ATTACKED] = result.lr.detach()
     # Deviations from random networks mean nothing by themselves.
     if parts and by_network and config.attack.method != "style":
-        results |= _parts(network, inputs, result, attack.scale_factors)
+        for name, label in GROUP_LABELS.items():
+            if math.isfinite(getattr(attack.scale_factors, name)):
+                with torch.no_grad():
+                    results[label] = network(inputs, result.delta * group_columns(network.layout, name))
     return results
-
-
-def _random(config: Config, number: int, device: torch.device) -> torch.Generator:
-    return step_generator(config.seed, number, device, 1)
-
-
-@torch.no_grad()
-def _parts(
-    network: DegradationNetwork, inputs: Tensor, result: AttackResult, factors: ScaleFactors
-) -> dict[str, Tensor]:
-    """By `GROUP_LABELS`, the LR images in which that group of parameters deviates alone."""
-    names = [name for name in GROUP_LABELS if math.isfinite(getattr(factors, name))]
-    return {GROUP_LABELS[name]: network(inputs, result.delta * group_columns(network.layout, name)) for name in names}
 
 
 def group_columns(layout: ThetaLayout, name: str) -> Tensor:
@@ -148,17 +134,13 @@ def draw_degraded(hr: Tensor, degraded: Mapping[str, Tensor], model: nn.Module |
 
 
 def with_restored(hr: Tensor, degraded: Mapping[str, Tensor], model: nn.Module | None) -> dict[str, Tensor]:
-    """By label: HR and degraded images, and the model's results on clean and attacked ones.
-
-    Args:
-        hr: (B, 3, H, W) in [0, 1].
-        degraded, model: as for `draw_degraded`.
-    """
-    restored = {}
+    """By label: HR and degraded images, and the model's results on clean and attacked ones."""
+    images = {"HR": hr, **degraded}
     if model is not None:
-        labels = [label for label in (CLEAN, ATTACKED) if label in degraded]
-        restored = {restored_label(label): upscale_tensor(model, degraded[label]) for label in labels}
-    return {"HR": hr} | dict(degraded) | restored
+        for label in (CLEAN, ATTACKED):
+            if label in degraded:
+                images[restored_label(label)] = upscale_tensor(model, degraded[label])
+    return images
 
 
 def restored_label(label: str) -> str:

@@ -14,9 +14,6 @@ from andfast.training.config import Config
 from andfast.training.distributed import World, no_sync_until_last
 from andfast.training.optimizer import Guard, begin_update, gradient_norm, guarded_adam, load_adam
 
-# The metrics of an update: D's mean loss, the norm of its gradient, its mean logits on real and restored images.
-_METRICS = ("loss_d", "norm_d", "logit_real", "logit_restored")
-
 
 class DiscriminatorStep:
     """D, its optimizer, its update, and a frozen copy of it for G and the adversary.
@@ -25,11 +22,11 @@ class DiscriminatorStep:
         config: the run's settings, with `loss.gan` above 0.
         device: of D.
         precision: the type it computes in.
-        world: the processes; None: there is one. Each of several calls `connect` before the first update.
+        world: the processes; None: one. Each of several calls `connect` before the first update.
 
     Attributes:
         module: D, in training mode.
-        frozen: D as G and the adversary call it: each image is judged by itself, and no pass changes D.
+        frozen: D as G and the adversary call it: images are independent, and no pass changes D.
         guard: skips updates that are not finite.
         learning_rate: Adam's, at its highest.
 
@@ -56,7 +53,7 @@ class DiscriminatorStep:
         self._micro_batch, self._patch_size = config.train.micro_batch, config.train.patch_size
 
     def connect(self) -> None:
-        """Average gradients over all processes from now on: all must call this, after `load` if they do."""
+        """Average gradients over all processes from now on: each calls this once, after any `load`."""
         size = self._patch_size
         self._world.connect(self._autocast, torch.zeros(2, 3, size, size, device=self.guard.bad.device))
 
@@ -65,25 +62,26 @@ class DiscriminatorStep:
 
         Args:
             step: from 0.
-            restored: (B, 3, H, W), what G's update made in its forward pass; no gradient flows there.
+            restored: (B, 3, H, W), from the forward pass of G's update; no gradient flows there.
             hr: (B, 3, H, W) in [0, 1].
-            lr: (B, 3, h, w), the LR images of `restored`, kept by the guard if the update is skipped.
+            lr: (B, 3, h, w), which the guard keeps if the update is skipped.
             learning_rate: of this update.
 
         Returns:
-            Scalars on the device: `loss_d`, `norm_d` of the gradient, and the means `logit_real` and `logit_restored`.
+            D's mean loss, the norm of its gradient, its mean logits on real and on restored images; on the device.
         """
-        before = [buffer.clone() for buffer in self.module.buffers()]
+        buffers = [buffer.clone() for buffer in self.module.buffers()]
         begin_update(self.optimizer, learning_rate)
         losses, real, fake = self._backward(restored, hr)
         norm = gradient_norm(self._weights)
         self.guard.check(step, losses, norm, hr, lr)
         self.optimizer.step()
         self._share_statistics()
-        for buffer, old in zip(self.module.buffers(), before, strict=True):
+        for buffer, old in zip(self.module.buffers(), buffers, strict=True):
             torch.where(self.guard.bad > 0, old, buffer, out=buffer)
         self.frozen.refresh()
-        return dict(zip(_METRICS, (losses.mean(), norm, real.mean(), fake.mean()), strict=True))
+        logits = {"logit_real": real.mean(), "logit_restored": fake.mean()}
+        return {"loss_d": losses.mean(), "norm_d": norm, **logits}
 
     def _backward(self, restored: Tensor, hr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Add up the gradients of the mean loss over the micro-batches; returns losses and mean logits, (B,) each."""
@@ -109,9 +107,9 @@ class DiscriminatorStep:
         norms = [module for module in self.module.modules() if isinstance(module, nn.BatchNorm2d)]
         if self._world.size == 1 or not norms:
             return
-        own = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
-        whole = self._world.mean(torch.cat(own))
-        torch._foreach_copy_(own, list(whole.split([len(statistic) for statistic in own])))
+        statistics = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+        means = self._world.mean(torch.cat(statistics))
+        torch._foreach_copy_(statistics, list(means.split([len(each) for each in statistics])))
 
     def describe(self) -> str:
         """The kind and size of D, for people."""

@@ -38,15 +38,14 @@ _Object = TypeVar("_Object")
 class World:
     """The processes of a run, as one of them uses them. A single process calls nothing of `torch.distributed`.
 
-    Every process must call `join`, `leave`, `raise_together`, `local_rank_first`, `mean`, `any`, `all_reduce_max`,
-    `gather`, `broadcast` and `connect`, and run what `connect` was given, in the same order as the others. When a
-    process dies, the others' collectives raise an error, which `lost_peer` recognises; a process that waits for a GPU
-    in vain is ended by torchrun, or by srun with --kill-on-bad-exit.
+    All processes call the methods that communicate, and run the modules given to `connect`, in the same order. When one
+    dies, the others' collectives raise an error, which `lost_peer` recognises; torchrun, or srun with
+    --kill-on-bad-exit, ends a process that waits for a GPU in vain.
 
     Args:
         rank: index of this process, 0 <= rank < size.
         size: number of processes.
-        local_rank: index of this process on its machine, which is that of its GPU.
+        local_rank: index of this process, and of its GPU, on its machine.
     """
 
     peer_lost_message = "another process of this run has ended, and without it the others cannot go on"
@@ -56,16 +55,11 @@ class World:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
-        """Read the variables that torchrun sets; without them there is a single process.
-
-        Raises:
-            ValueError: some are missing or invalid.
-        """
+        """Read the variables that torchrun sets, or raise a ValueError; without them there is a single process."""
         given = {name: environment[name] for name in _VARIABLES if name in environment}
         if not given:
             return cls()
-        missing = [name for name in _VARIABLES if name not in given]
-        if missing:
+        if missing := [name for name in _VARIABLES if name not in given]:
             raise ValueError(
                 f"{', '.join(given)} is set in the environment, {', '.join(missing)} is not; start several processes "
                 "with torchrun, which sets all of them, or unset them for a single one"
@@ -89,16 +83,13 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and speaks for all."""
+        """Whether this is the process that writes and prints for all."""
         return self.rank == 0
 
     @property
     def stop_check_interval(self) -> int:
-        """The number of steps after which the processes again agree whether to stop.
-
-        Gloo's ring takes twice as many hops as there are processes; for hundreds of them that is a noticeable part of
-        each step (docs/scaling.md).
-        """
+        """The number of steps after which the processes again agree whether to stop."""
+        # Gloo's ring takes twice as many hops as there are processes: noticeable with hundreds (docs/scaling.md).
         return max(self.size // 16, 1)
 
     def named(self, message: str) -> str:
@@ -106,11 +97,7 @@ class World:
         return message if self.main else f"process {self.rank}: {message}"
 
     def device(self, name: str) -> torch.device:
-        """As `choose_device`; with several GPUs the one of this process.
-
-        Raises:
-            ValueError: there is no such device.
-        """
+        """As `choose_device`; with several processes this one's GPU."""
         device = choose_device(name)
         if self.size == 1 or device.type != "cuda":
             return device
@@ -124,11 +111,7 @@ class World:
         return torch.device("cuda", self.local_rank)
 
     def join(self) -> None:
-        """Connect to the other processes, and wait for all of them.
-
-        Raises:
-            RuntimeError: they do not come, or there is no network to them.
-        """
+        """Connect to the other processes and wait for them; raises a RuntimeError if they cannot be reached."""
         if self.size == 1:
             return
         # Gloo connects with the timeout of later collectives, which is too long where a process has died meanwhile.
@@ -148,19 +131,13 @@ class World:
         os._exit(2)
 
     def leave(self) -> None:
-        """Wait until all processes are done.
-
-        Raises:
-            RuntimeError: one has ended before.
-        """
+        """Wait until all processes are done; raises a RuntimeError if one has ended before."""
         self.all_reduce_max(0)
 
     def end(self, status: int) -> int:
-        """Return the exit status of this process; of several processes exit with it at once.
-
-        Gloo's threads notice that other processes end: they would abort an interpreter that shuts down, and where two
-        processes destroy the group at the same time, one of them can hang.
-        """
+        """Return the exit status of this process; of several processes exit with it at once."""
+        # Gloo's threads notice that other processes end: they would abort an interpreter that shuts down, and where two
+        # processes destroy the group at the same time, one of them can hang.
         if self.size > 1:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError):
@@ -175,10 +152,9 @@ class World:
 
     @contextmanager
     def raise_together(self) -> Iterator[None]:
-        """Raise a ValueError or OSError of one process in all; the code inside may not wait for other processes.
+        """Raise a ValueError or OSError of one process in all, as a ValueError with all messages.
 
-        Raises:
-            ValueError: with each distinct message once, and the processes it comes from.
+        The code inside may not wait for other processes.
         """
         if self.size == 1:
             yield
@@ -193,11 +169,7 @@ class World:
             raise ValueError(_join_reasons(reasons)) from own
 
     def local_rank_first(self, make: Callable[[], _Object]) -> _Object:
-        """Return `make()`, called by the first process of each machine and then by the others, who can use its files.
-
-        Raises:
-            ValueError: as `raise_together`.
-        """
+        """Return `make()`, called on each machine first by one process, then by the others, who can use its files."""
         for first in (True, False) if self.size > 1 else (True,):
             with self.raise_together():
                 if first == (self.local_rank == 0):
@@ -227,29 +199,30 @@ class World:
         return int(largest)
 
     def gather(self, value: _Object) -> list[_Object]:
-        """The values of all processes, in the order of their ranks. A value is anything that can be pickled."""
+        """The values of all processes, which can be pickled, in the order of their ranks."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
 
     def broadcast(self, value: _Object) -> _Object:
-        """The main process's value, which is anything that can be pickled."""
+        """The main process's value, which can be pickled."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def connect(self, view: AutocastModule, images: Tensor) -> None:
+    def connect(self, autocast: AutocastModule, images: Tensor) -> None:
         """Wrap a module in DistributedDataParallel: all start with the main process's weights and average gradients.
 
         Args:
-            view: whose module is wrapped.
+            autocast: its module is wrapped.
             images: any valid input of the module.
         """
         if self.size > 1:
-            view.module = DistributedDataParallel(view.module, gradient_as_bucket_view=True, **{_BUFFERS: False})
-            rehearse(view, images)
+            module = autocast.module
+            autocast.module = DistributedDataParallel(module, gradient_as_bucket_view=True, **{_BUFFERS: False})
+            rehearse(autocast, images)
 
 
 def _join_reasons(reasons: list[str | None]) -> str:
@@ -266,20 +239,20 @@ def _join_reasons(reasons: list[str | None]) -> str:
 
 
 def no_sync_until_last(module: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Around the passes of a micro-batch: processes average gradients in the last one alone, of the whole batch."""
+    """Around a micro-batch's passes: processes average gradients only in the last one, those of the whole batch."""
     return nullcontext() if last or not isinstance(module, DistributedDataParallel) else module.no_sync()
 
 
-def rehearse(view: AutocastModule, images: Tensor) -> None:
+def rehearse(autocast: AutocastModule, images: Tensor) -> None:
     """Run a wrapped module's first forward and backward pass; its weights and buffers do not change.
 
     After the first backward pass DDP rebuilds its buckets in the order in which gradients came, which decides the order
     of their summation. Each start must be past that, or a resumed run would round differently.
     """
-    buffers = [buffer.clone() for buffer in view.module.buffers()]
+    module = autocast.module
+    buffers = [buffer.clone() for buffer in module.buffers()]
     with torch.compiler.set_stance("force_eager"):
-        view(images).sum().backward()
-    for weight in view.module.parameters():
-        weight.grad = None
-    for buffer, before in zip(view.module.buffers(), buffers, strict=True):
-        buffer.copy_(before)
+        autocast(images).sum().backward()
+    module.zero_grad()
+    for buffer, saved in zip(module.buffers(), buffers, strict=True):
+        buffer.copy_(saved)

@@ -1,4 +1,4 @@
-"""The directory of a run: which process owns it, the state to resume from, and every file that is written to it."""
+"""The directory of a run: its lock, the state to resume from, and every file that is written to it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from andfast.training.checkpoints import (
 )
 from andfast.training.config import Config
 from andfast.training.logging import WANDB_FILE
-from andfast.training.options import dump_yaml
 from andfast.training.records import METRICS_FILE
 from andfast.training.trainer import Trainer
 from andfast.utils.files import make_folder, remove_unfinished, sync, write_text, write_torch, written_whole
 from andfast.utils.locks import locked
+from andfast.utils.yaml_files import dump_yaml
 
 BAD_BATCH = "bad_batch.pt"
 DISCRIMINATOR_FILE = "discriminator.pth"
@@ -37,11 +37,7 @@ MODEL_FILES = ("model.safetensors", "model.pth")
 
 
 class RunFolder:
-    """The directory of a run. Of several processes only the main one reads or writes it.
-
-    Args:
-        config: the settings of the run.
-        warn: called with warnings.
+    """The directory of a run, which only the main process reads or writes.
 
     Attributes:
         path: the directory.
@@ -63,7 +59,7 @@ class RunFolder:
         """Load the state that `resume` names; None: the run starts at step 0.
 
         Args:
-            images: digest of the images of the run, to be compared with the state's.
+            images: digest of the run's images, to be compared with the state's.
 
         Raises:
             ValueError: there is no such state, or it is damaged or of another run.
@@ -114,7 +110,7 @@ class RunFolder:
             raise ValueError(f"{self.path}: another run has just saved here; give the command again")
 
     def close(self) -> None:
-        """Let other runs use the directory."""
+        """Release the lock."""
         self._lock.close()
 
     def begin(self, step: int) -> None:
@@ -138,24 +134,12 @@ class RunFolder:
         self.saved_step = None
 
     def check(self) -> None:
-        """Refuse to write parts of a run into a directory that was removed meanwhile.
-
-        Raises:
-            FileNotFoundError: it was.
-        """
+        """Raise a FileNotFoundError if the directory was removed: parts of a run are not written into a new one."""
         if not (self.path / METRICS_FILE).exists():
             raise FileNotFoundError(f"{self.path}: the run's folder is gone, or its {METRICS_FILE}; not saved")
 
     def save(self, trainer: Trainer, images: str) -> None:
-        """Write the models and the state.
-
-        Args:
-            trainer: of the run.
-            images: digest of its images.
-
-        Raises:
-            OSError: they cannot be written.
-        """
+        """Write the models and the state; `images` is the digest of the run's images."""
         self.check()
         for name in MODEL_FILES:
             save_model(trainer.ema, self.path / name, {"iterations": trainer.step})
@@ -169,12 +153,12 @@ class RunFolder:
         write_png(self.path / "samples" / f"step_{step:07d}.png", sheet)
 
     def save_bad_batch(self, step: int, hr: Tensor, lr: Tensor) -> None:
-        """Write the images of an update that was left out."""
+        """Write the images of an update that was skipped."""
         with written_whole(self.path / BAD_BATCH) as temporary:
             write_torch({"step": step, "hr": hr, "lr": lr}, temporary)
 
     def describe_state(self) -> str:
-        """What is left of a run that failed, to be appended to the error; empty if there is no state."""
+        """Which state a failed run has left, to be appended to the error; empty if there is none."""
         state = self.path / STATE_FILE
         return "" if self.saved_step is None or not state.exists() else f"; {state} is whole, of step {self.saved_step}"
 
@@ -187,7 +171,7 @@ class RunFolder:
 
 
 def _ensure_temporary_folder(run_dir: Path) -> None:
-    """Use the run's directory for temporary files where no other can be written: torch's optimisers need one."""
+    """Use the run's directory for temporary files if no other can be written: torch's optimisers need one."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError:

@@ -22,12 +22,7 @@ from andfast.training.validation import centre_crop, least_size
 
 
 class Skipped:
-    """Counts and reports images that had to be skipped, and files that were passed over.
-
-    Args:
-        named: adds the process to a message.
-        verbose: whether to print.
-    """
+    """Counts and, if `verbose`, reports images that had to be skipped; `named` adds the process to a message."""
 
     def __init__(self, named: Callable[[str], str] = str, verbose: bool = True) -> None:
         self.count = 0
@@ -46,19 +41,12 @@ class Skipped:
 
 @dataclass
 class Images:
-    """The images of a run.
+    """The images of a run."""
 
-    Attributes:
-        sources: what it trains on.
-        held_out: the middles of HR images to validate on, by name.
-        pairs: camera pairs to validate on.
-        trained_pairs: camera pairs to train on (`attack.mix.pairs`).
-    """
-
-    sources: list[Source]
-    held_out: list[tuple[str, np.ndarray]]
-    pairs: list[Pair]
-    trained_pairs: list[Pair]
+    sources: list[Source]  # to train on
+    held_out: list[tuple[str, np.ndarray]]  # names and centres of HR images to validate on
+    pairs: list[Pair]  # camera pairs to validate on
+    trained_pairs: list[Pair]  # camera pairs to train on (`attack.mix.pairs`)
 
     def digest(self) -> str:
         """A short text that changes when an image is added or removed."""
@@ -121,11 +109,7 @@ def _pairs(folder: str | None, scale: int, skipped: Skipped) -> list[Pair]:
 
 
 def training_sources(folders: Sequence[str], min_size: int, skipped: Skipped) -> list[Source]:
-    """The images in `folders` that can give patches of `min_size`; without folders scikit-image's photographs.
-
-    Raises:
-        DataError: as `scan_images`.
-    """
+    """The images in `folders` that can give patches of `min_size`; without folders scikit-image's photographs."""
     if not folders:
         return [ImageArray(*image) for image in training_photographs()]
     return _scan(folders, min_size, skipped)
@@ -134,5 +118,5 @@ def training_sources(folders: Sequence[str], min_size: int, skipped: Skipped) ->
 def _scan(folders: Sequence[str], min_size: int, skipped: Skipped) -> list[Source]:
     scan = scan_images([Path(folder) for folder in folders], min_size)
     skipped.pass_over(scan.passed_over)
-    skipped.report([Failure(str(path), reason) for path, reason in scan.skipped])
+    skipped.report(scan.skipped)
     return list(scan.sources)

@@ -21,7 +21,7 @@ WANDB_FILE = "wandb_id.txt"
 
 
 class Sink(Protocol):
-    """Receives numbers by their names; after any exception it is not used any more."""
+    """Receives numbers by their names, until it raises an exception."""
 
     name: str
 
@@ -34,12 +34,12 @@ class RunLog:
     """Appends records to `metrics.jsonl`, one JSON object a line, each with its "step".
 
     NaN and infinite numbers are written as null. TensorBoard and wandb get the same numbers; if one of them fails, a
-    line says so, and the run goes on without it.
+    warning is printed and the run continues without it.
 
     Args:
-        run_dir: where; must exist.
+        run_dir: must exist.
         step: the number of steps done: lines of later steps, written after the state that is resumed from, are dropped.
-        wandb: the project of Weights & Biases to write to as well; None: do not.
+        wandb: a project of Weights & Biases to write to as well; None: none.
         settings: the run's configuration as nested values, for wandb.
 
     Raises:
@@ -63,13 +63,13 @@ class RunLog:
     def write(self, record: dict[str, Any]) -> None:
         """Record values at `record["step"]`; nested dicts become nested names in TensorBoard and wandb."""
         self._file.write(_line(record))
-        scalars = _scalars({key: value for key, value in record.items() if key != "step"})
+        scalars = {name: value for name, value in _scalars(record).items() if name != "step"}
         for sink in list(self._sinks):
             try:
                 sink.write(record["step"], scalars)
             except Exception as error:  # of the disk, the network or the package
                 self._sinks.remove(sink)
-                _warn_without(sink.name, error)
+                _warn_without(sink.name, one_line(error))
 
     def close(self) -> None:
         self._file.close()
@@ -77,11 +77,10 @@ class RunLog:
             try:
                 sink.close()
             except Exception as error:
-                _warn_without(sink.name, error)
+                _warn_without(sink.name, one_line(error))
 
 
-def _warn_without(name: str, reason: object) -> None:
-    reason = one_line(reason) if isinstance(reason, Exception) else reason
+def _warn_without(name: str, reason: str) -> None:
     tqdm.write(f"{name} is left out, the run goes on without: {reason}", file=sys.stderr)
 
 
@@ -144,38 +143,23 @@ class WandbError(ValueError):
 
 
 def import_wandb(project: str) -> ModuleType:
-    """Import the package.
-
-    Args:
-        project: the value of train.wandb, for the message.
-
-    Raises:
-        WandbError: it is not installed, or broken.
-    """
+    """Import the package, or raise a WandbError that names the `project` of train.wandb."""
     try:
         import wandb
+
+        # wandb leaves a folder of its name where it was run, which Python imports where the package is not installed.
+        if not hasattr(wandb, "init"):
+            raise ImportError(f"{wandb} has no init")
     except Exception as error:  # ImportError, or any error of its dependencies
-        raise WandbError(_wandb_missing(project, str(error))) from error
-    # wandb leaves a folder of its name where it was run, which Python imports where the package is not installed.
-    if not hasattr(wandb, "init"):
-        raise WandbError(_wandb_missing(project, f"{wandb} has no init"))
+        remedy = "pip install wandb, or leave train.wandb out"
+        raise WandbError(f"train.wandb is {project}, but wandb cannot be imported ({error}): {remedy}") from error
     return wandb
-
-
-def _wandb_missing(project: str, reason: str) -> str:
-    remedy = "pip install wandb, or leave train.wandb out"
-    return f"train.wandb is {project}, but wandb cannot be imported ({reason}): {remedy}"
 
 
 class WandbRun:
     """Writes to one run of a wandb project; the next `WandbRun` of the same folder continues it.
 
     wandb takes each step once: of steps that are repeated after a run was killed, it keeps the first values.
-
-    Args:
-        project: its name.
-        run_dir: the run's folder, whose name is the run's; wandb's files go to `wandb/` in it.
-        settings: the run's configuration as nested values.
 
     Raises:
         WandbError: wandb is not installed, or does not begin a run (not logged in, for one).
@@ -186,7 +170,7 @@ class WandbRun:
     def __init__(self, project: str, run_dir: Path, settings: dict[str, Any]) -> None:
         wandb = import_wandb(project)
         path = run_dir / WANDB_FILE
-        known = path.read_text(encoding="utf-8").strip() if path.exists() else None
+        run_id = path.read_text(encoding="utf-8").strip() if path.exists() else None
         try:
             self._run = wandb.init(
                 project=project,
@@ -194,12 +178,12 @@ class WandbRun:
                 dir=str(run_dir),
                 config=settings,
                 allow_val_change=True,  # some settings may change when a run is resumed
-                id=known,
-                resume=None if known is None else "allow",
+                id=run_id,
+                resume=None if run_id is None else "allow",
             )
         except Exception as error:  # of wandb, the network or its service's processes
             raise WandbError(f"train.wandb {project}: wandb.init failed: {error}") from error
-        if known is None:
+        if run_id is None:
             write_text(path, f"{self._run.id}\n")
 
     def write(self, step: int, scalars: dict[str, float]) -> None:

@@ -33,11 +33,7 @@ class DiscriminatorConfig:
     learning_rate: PositiveFloat | None = None
 
     def check(self, patch_size: int) -> None:
-        """Refuse sizes of HR patches that the discriminator does not take.
-
-        Raises:
-            ValueError: the message names the keys of the configuration.
-        """
+        """Raise a ValueError for a size of HR patches that the discriminator does not take."""
         try:
             DISCRIMINATORS[self.name].check_patch_size(patch_size)
         except ValueError as error:
@@ -45,9 +41,6 @@ class DiscriminatorConfig:
 
     def build(self, patch_size: int) -> nn.Module:
         """The discriminator, in training mode on the CPU, with the weights of init or new ones from torch's generator.
-
-        Args:
-            patch_size: height and width of the HR patches.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -105,21 +98,17 @@ class LossConfig:
         return GAN_LOSSES[self.gan_loss]()
 
     def check(self, discriminator: DiscriminatorConfig, patch_size: int, micro_batch: int | None = None) -> None:
-        """Refuse settings that do not go together, without reading files.
+        """Raise a ValueError for settings that do not go together; reads no files.
 
         Args:
             discriminator: its settings.
             patch_size: height and width of the HR patches.
             micro_batch: images computed at once; None: all of a batch.
-
-        Raises:
-            ValueError: the message names the keys of the configuration.
         """
         if self.perceptual:
             self._check_perceptual(patch_size)
-        if not self.gan:
-            return
-        discriminator.check(patch_size)
+        if self.gan:
+            discriminator.check(patch_size)
         coupled = self.coupled(discriminator)
         if micro_batch is not None and coupled:
             raise ValueError(
@@ -153,23 +142,15 @@ class LossConfig:
             )
 
     def fetch(self) -> None:
-        """Download VGG19's weights if they are needed and `vgg` says so.
-
-        Raises:
-            ModelError: they cannot be downloaded.
-        """
+        """Download VGG19's weights if `vgg` says so; raises a ModelError if that fails."""
         if self.perceptual and self.vgg == DOWNLOAD:
             fetch_vgg()
 
     def load_features(self, device: torch.device, dtype: torch.dtype) -> VGGFeatures | None:
         """VGG19 up to the last layer that the perceptual term needs; None without that term.
 
-        Args:
-            device, dtype: to compute on and in.
-
         Raises:
-            FileNotFoundError: there is no such file as vgg.
-            ModelError: that file does not have VGG19's weights.
+            FileNotFoundError, ModelError: the file of vgg is missing, or does not have VGG19's weights.
         """
         return load_vgg_features(self.vgg, self.layers, device, dtype) if self.perceptual else None
 
@@ -202,9 +183,8 @@ class LossConfig:
         """For people, e.g. "L1 + 0.1 GAN (vanilla), without a perceptual term (loss.perceptual 0)"."""
         words = "L1"
         if self.perceptual:
-            words += (
-                f" + {self.perceptual:g} perceptual ({self.perceptual_distance} in VGG19's {', '.join(self.layers)})"
-            )
+            distance = f"{self.perceptual_distance} in VGG19's {', '.join(self.layers)}"
+            words += f" + {self.perceptual:g} perceptual ({distance})"
         if self.gan:
             words += f" + {self.gan:g} GAN ({self.gan_loss})"
             words += "" if self.perceptual else ", without a perceptual term (loss.perceptual is 0)"

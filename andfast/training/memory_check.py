@@ -25,17 +25,17 @@ from andfast.utils.memory import LiveBytes, free_memory
 
 
 def estimate_memory(trainer: Trainer) -> int:
-    """About how many bytes training takes at most on the device, weights included.
+    """About how many bytes training takes at most on the device, without what libraries take for themselves.
 
-    Not included is what libraries take for themselves, such as the device's context and scratch memory. A compiled
-    generator mostly takes less.
+    One real step would be no simpler a measure: it would have to be as large as the run's, on copies of all networks,
+    and what fused operations allocate inside is not seen there either.
     """
     config, train, device = trainer.config, trainer.config.train, trainer.device
     discriminator, scale, size = trainer.discriminator, config.scale, train.patch_size
     of_g, of_d = _bytes(trainer.generator), _bytes(discriminator and discriminator.module)
     # G, its average, its copy for sample sheets, and Adam's two moments; D and its moments.
-    held = 5 * of_g + trainer.frozen.copied_bytes + 3 * of_d + _bytes(trainer.features)
-    held += 0 if discriminator is None else discriminator.frozen.copied_bytes
+    weights = 5 * of_g + trainer.frozen.copied_bytes + 3 * of_d + _bytes(trainer.features)
+    weights += 0 if discriminator is None else discriminator.frozen.copied_bytes
 
     # The attack and the updates on as many images as are computed at once, and the attack of a sample sheet.
     images = train.micro_batch or train.batch_size
@@ -44,47 +44,42 @@ def estimate_memory(trainer: Trainer) -> int:
     networks = max(config.networks * at_once // attacked, 1)
     in_sheet, crop = min(images, ROWS), CROP - CROP % scale
     has_network = isinstance(trainer.attack, NetworkAttack)
-    of_attack, of_sheet = (trainer.make_bank(count) if has_network else None for count in (networks, in_sheet))
+    bank, sheet_bank = (trainer.make_bank(count) if has_network else None for count in (networks, in_sheet))
     # A replay of `FreeAT` is an update as well.
-    view = trainer.autocast if isinstance(trainer.attack, FreeAT) else trainer.frozen
-    objective, sheet_objective = generator_objective(view, trainer.loss), l1_objective(trainer.frozen)
+    generator = trainer.autocast if isinstance(trainer.attack, FreeAT) else trainer.frozen
+    objective, sheet_objective = generator_objective(generator, trainer.loss), l1_objective(trainer.frozen)
     if isinstance(trainer.attack, (RandomDeviation, Simulated)):
         objective = sheet_objective = None
-
-    def targets(hr: Tensor) -> AbstractContextManager[None]:
-        return trainer.cached_targets(trainer.loss, hr)
-
+    caching = trainer.caching_hr
     with torch.compiler.set_stance("force_eager"):
-        attack = _peak_bytes((at_once, 3, size, size), scale, device, of_attack, objective, targets=targets)
+        attack = _peak_bytes((at_once, 3, size, size), scale, device, bank, objective, caching=caching)
         sheet = 0
         if in_sheet * crop**2 > at_once * size**2:
-            sheet = _peak_bytes((in_sheet, 3, crop, crop), scale, device, of_sheet, sheet_objective)
-        update_objective = generator_objective(trainer.autocast, trainer.loss)
-        weights = [*trainer.generator.parameters()]
-        update = _peak_bytes((images, 3, size, size), scale, device, None, update_objective, weights, targets)
+            sheet = _peak_bytes((in_sheet, 3, crop, crop), scale, device, sheet_bank, sheet_objective)
+        objective, of_weights = generator_objective(trainer.autocast, trainer.loss), [*trainer.generator.parameters()]
+        update = _peak_bytes((images, 3, size, size), scale, device, None, objective, of_weights, caching)
         update_of_d = _discriminator_peak_bytes(trainer, images)
-    if of_attack is not None:  # theta_id, the deviation, the worst one so far and the gradient of the other networks
-        attack += 4 * (config.networks - networks) * of_attack.layout.size * torch.float32.itemsize
+    if bank is not None:  # theta_id, the deviation, the worst one so far and the gradient of the other networks
+        attack += 4 * (config.networks - networks) * bank.layout.size * torch.float32.itemsize
     # Of the other images: the patches as bytes and as float32, a few LR images, and restored ones for D.
-    restored = 0 if discriminator is None else 4
-    waiting = (train.batch_size - images) * 3 * size**2 * (5 + 16 / scale**2 + restored)
+    others = (train.batch_size - images) * 3 * size**2 * (5 + 16 / scale**2 + (4 if discriminator else 0))
     # Gradients of weights are kept from one update to the next.
-    step = waiting + max(attack + of_g + of_d, update + of_d, update_of_d + of_g)
-    return int(held + max(step, sheet + of_g + of_d))
+    step = others + max(attack + of_g + of_d, update + of_d, update_of_d + of_g)
+    return int(weights + max(step, sheet + of_g + of_d))
 
 
 def search_bytes(
-    settings: DegradationConfig, scale: int, view: AutocastModule | None, size: tuple[int, int], device: torch.device
+    settings: DegradationConfig, scale: int, model: AutocastModule | None, size: tuple[int, int], device: torch.device
 ) -> int:
     """About how many bytes the attack on one image with its own network takes at most, beside the weights.
 
     Args:
         settings, scale, device: of the network.
-        view: the generator that the adversary attacks; None: there is no adversary, and no gradient.
+        model: the generator that the adversary attacks; None: there is no adversary, and no gradient.
         size: (H, W) of the HR image.
     """
     network = settings.build(scale, 1, device)
-    peak = _peak_bytes((1, 3, *size), scale, device, network, view and l1_objective(view))
+    peak = _peak_bytes((1, 3, *size), scale, device, network, model and l1_objective(model))
     if device.type != "cpu" or network.dtype == torch.float32:
         return peak
     # Without AMX, oneDNN lays out the input of a 3x3 convolution in half types nine times.
@@ -92,14 +87,10 @@ def search_bytes(
 
 
 def check_search(
-    settings: DegradationConfig, scale: int, view: AutocastModule | None, size: tuple[int, int], device: torch.device
+    settings: DegradationConfig, scale: int, model: AutocastModule | None, size: tuple[int, int], device: torch.device
 ) -> None:
-    """Refuse an attack, described as for `search_bytes`, for which there is not enough memory on its device.
-
-    Raises:
-        MemoryError: it says how much is needed.
-    """
-    needed, free = search_bytes(settings, scale, view, size, device), free_memory(device)
+    """Raise a MemoryError if the attack of `search_bytes` does not fit in the device's free memory."""
+    needed, free = search_bytes(settings, scale, model, size, device), free_memory(device)
     if free is not None and needed > free:
         raise MemoryError(describe_memory(needed, free))
 
@@ -115,20 +106,20 @@ def _peak_bytes(
     network: DegradationNetwork | None,
     objective: Objective | None,
     weights: Sequence[Tensor] = (),
-    targets: Callable[[Tensor], AbstractContextManager[None]] = nullcontext,
+    caching: Callable[[Tensor], AbstractContextManager[None]] = nullcontext,
 ) -> int:
     """The peak memory of one pass through F and the objective and back, on PyTorch's tensors without content.
 
     Args:
         shape: (B, 3, H, W), of the HR images.
-        network: F; None: LR images are given. It gets a layout and parameters without content.
+        network: F, whose parameters are replaced; None: LR images are given.
         objective: of G; None: there is only a forward pass of F.
         weights: of G, for which gradients are computed as well.
-        targets: as `GeneratorLoss.step`.
+        caching: as `GeneratorLoss.step`.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
         hr = torch.empty(shape, dtype=torch.uint8, device=device).float() / 255
-        with targets(hr):
+        with caching(hr):
             if network is None:
                 lr = hr.new_empty(len(hr), 3, shape[2] // scale, shape[3] // scale)
             else:
@@ -148,10 +139,7 @@ def _peak_bytes(
 
 
 def _scratch(network: DegradationNetwork, hr: Tensor) -> Tensor | None:
-    """As much as F's backward pass takes while it runs: the gradients of a layer's output and input.
-
-    The fused backward pass is one operation, whose own allocations are not counted.
-    """
+    """As much as the fused backward pass of F allocates inside: the gradients of a layer's output and input."""
     implementation = forward_implementation(hr, network.theta_id, network.layout, network.dtype)
     if implementation == "reference":
         return None
@@ -167,23 +155,22 @@ def _discriminator_peak_bytes(trainer: Trainer, images: int) -> int:
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
         hr = torch.empty(images, 3, size, size, device=trainer.device)
-        view = AutocastModule(module, trainer.discriminator.frozen.dtype)
-        loss = discriminator_loss(view, torch.empty_like(hr), hr, trainer.config.loss.gan_kind())
+        autocast = AutocastModule(module, trainer.discriminator.frozen.dtype)
+        loss = discriminator_loss(autocast, torch.empty_like(hr), hr, trainer.config.loss.gan_kind())
         torch.autograd.grad(loss.sum(), list(module.parameters()))
     # Counters of batch norms are scalars, which are computed even without content.
-    for buffer, before in buffers:
-        buffer.copy_(before)
+    for buffer, saved in buffers:
+        buffer.copy_(saved)
     return memory.peak
 
 
 def describe_memory(needed: int, free: int | None) -> str:
-    """Both in GiB, for people."""
-    words = f"needs about {needed / 2**30:.1f} GiB"
-    return words if free is None else f"{words} of {free / 2**30:.1f} GiB free"
+    of_free = "" if free is None else f" of {free / 2**30:.1f} GiB free"
+    return f"needs about {needed / 2**30:.1f} GiB{of_free}"
 
 
 def remedies(config: Config, size: int = 1) -> str:
-    """Which settings to change to need less memory, and what they are now, in a run of so many processes."""
+    """Which settings to change to need less memory, and what they are now, in a run of `size` processes."""
     train = config.train
     now = f"none, {train.batch_size // size} images at once" if train.micro_batch is None else train.micro_batch
     coupled = config.loss.coupled(config.discriminator)

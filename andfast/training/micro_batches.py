@@ -19,7 +19,7 @@ from andfast.losses import Objective
 
 
 def check_micro_batch(images: int, batch: int, attacked: int, networks: int, noise: str) -> None:
-    """Refuse a size of micro-batches that does not fit the batch and its degradation networks.
+    """Raise a ValueError for micro-batches that do not fit the batch and its degradation networks.
 
     Args:
         images: of a micro-batch.
@@ -27,9 +27,6 @@ def check_micro_batch(images: int, batch: int, attacked: int, networks: int, noi
         attacked: how many of them are attacked.
         networks: how many networks these share.
         noise: kind of the noise injections.
-
-    Raises:
-        ValueError: the message names the keys of the configuration.
     """
     start = f"train.micro_batch is {images}; "
     if batch % images:
@@ -50,8 +47,7 @@ def check_micro_batch(images: int, batch: int, attacked: int, networks: int, noi
 class MicroBatchedNetwork(DegradationNetwork):
     """A bank of degradation networks that keeps the activations of `micro_batch` images at most.
 
-    A pass that needs gradients keeps the images alone; the backward pass computes each part again, which costs one
-    more forward pass.
+    The backward pass computes each part again, which costs one more forward pass.
 
     Args:
         micro_batch: images at once; a multiple or a divisor of the number of images that share a network.

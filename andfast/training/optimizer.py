@@ -16,11 +16,8 @@ _BETAS = (0.9, 0.99)
 class Guard:
     """Decides on the device whether an update is skipped; one that is bad in one process is skipped in all.
 
-    `bad` is the `found_inf` of a fused Adam, which GradScaler uses in the same way: where it is 1, weights and moments
-    stay unchanged.
-
     Attributes:
-        bad: 1. if the last update was skipped, else 0.
+        bad: 1. if the last update was skipped, else 0: the `found_inf` of a fused Adam, as GradScaler sets it.
         skipped: how many updates in a row were skipped, up to the last one.
         first_step: the step (from 0) of the first update in the last such row; -1: there was none.
         batch: the HR and LR images of that update; None before any update.
@@ -35,14 +32,7 @@ class Guard:
 
     @torch.no_grad()
     def check(self, step: int, losses: Tensor, norm: Tensor, hr: Tensor, lr: Tensor) -> None:
-        """Set `bad` for the update that follows.
-
-        Args:
-            step: the training step, from 0.
-            losses: of the images, (B,).
-            norm: of the whole gradient, ().
-            hr, lr: the update's images.
-        """
+        """Set `bad` for the update that follows, from its losses (B,), the norm of its gradient, (), and its images."""
         self.bad.copy_(~(losses.isfinite().all() & norm.isfinite()))
         self._world.any(self.bad)
         self.skipped.add_(1).mul_(self.bad)
@@ -51,8 +41,8 @@ class Guard:
             self.batch = tuple(torch.zeros_like(each) for each in images)
         first = self.skipped == 1
         self.first_step.masked_fill_(first, step)
-        for kept, new in zip(self.batch, images, strict=True):
-            torch.where(first, new, kept, out=kept)
+        for saved, new in zip(self.batch, images, strict=True):
+            torch.where(first, new, saved, out=saved)
 
 
 def guarded_adam(weights: Sequence[nn.Parameter], learning_rate: float, guard: Guard) -> torch.optim.Adam:

@@ -17,9 +17,7 @@ from jsonargparse import ArgumentParser, Namespace, set_loader
 from jsonargparse.typing import Path_fr
 
 from andfast.training.config import RENAMED, Config
-from andfast.utils.yaml_files import dump_yaml, load_yaml, parse, read_text
-
-__all__ = ["Parser", "dump_yaml", "join_lists", "make_parser", "parse_config"]
+from andfast.utils.yaml_files import load_yaml, parse, read_text
 
 # The settings, with all below them, that may be infinite.
 _UNBOUNDED = re.compile(r"attack\.(epsilon|scale_factors(\..*)?)")
@@ -68,11 +66,7 @@ class Parser(ArgumentParser):
             return self.parse_string(text, os.path.basename(path), *arguments, **options)
 
     def _check(self, path: str | os.PathLike, content: Any) -> None:
-        """Refuse files that the parser would accept silently or with a message that is hard to understand.
-
-        Raises:
-            ValueError: a file has no settings, an empty group, or one setting twice.
-        """
+        """Raise a ValueError for a file that has no settings, an empty group, or one setting twice."""
         if not isinstance(content, dict) or not content:
             raise ValueError(f"{path}: holds no settings; a setting is a line as seed: 1")
         leaves = list(_leaves(content))
@@ -82,11 +76,7 @@ class Parser(ArgumentParser):
                 raise ValueError(f"{path}: {key} stands twice, nested and dotted")
 
     def _check_value(self, key: str, value: Any, where: str = "") -> None:
-        """Refuse a value for a whole group, and null or infinity where they are invalid.
-
-        Raises:
-            ValueError: the message begins with `where` and names the key.
-        """
+        """Raise a ValueError for the value of a whole group, and for null or infinity where they are invalid."""
         names = [action.dest for action in self._actions if not action.dest.endswith(".help")]
         below = [name for name in names if name.startswith(f"{key}.")]
         kind = next((getattr(action, "_typehint", None) for action in self._actions if action.dest == key), None)
@@ -124,8 +114,11 @@ def _leaves(settings: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def make_parser() -> ArgumentParser:
-    """The command line of `python -m andfast.train`."""
+def parse_config(arguments: Sequence[str] | None = None) -> Config:
+    """The configuration of `andfast.train` from defaults, `--config FILE` and dotted options, of which later ones win.
+
+    A wrong key or value ends the program with exit code 2 and a message that names it and the allowed ones.
+    """
     parser = Parser(
         prog="python -m andfast.train",
         usage="%(prog)s [--config FILE] [--KEY VALUE ...]",
@@ -134,26 +127,12 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the settings below")
     parser.add_class_arguments(Config)
-    return parser
-
-
-def parse_config(arguments: Sequence[str] | None = None) -> Config:
-    """The configuration from defaults, `--config FILE` and dotted options, of which later ones win.
-
-    A wrong key or value ends the program with exit code 2 and a message that names it and the allowed ones.
-    """
-    parser = make_parser()
     namespace = parser.parse_args(join_lists(arguments, "--data.hr", "--data.val_hr"))
     try:
-        return _build(parser, namespace)
+        values = parser.instantiate(namespace)
+        return Config(**{name: getattr(values, name) for name in Config.__dataclass_fields__})
     except ValueError as error:
         parser.error(str(error))
-        raise  # not reached
-
-
-def _build(parser: ArgumentParser, namespace: Namespace) -> Config:
-    values = parser.instantiate(namespace)
-    return Config(**{name: getattr(values, name) for name in Config.__dataclass_fields__})
 
 
 def join_lists(arguments: Sequence[str] | None, *options: str) -> list[str]:

@@ -19,11 +19,8 @@ class RunRecordError(ValueError):
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`, one after the other: those of steps have a "loss", others a "validation".
 
-    An incomplete last line is left out: it is being written, or was when the run was killed.
-
-    Raises:
-        OSError: there is no such file, or it cannot be read.
-        RunRecordError: a line is invalid.
+    An incomplete last line is left out: it is being written, or was when the run was killed. An invalid line raises a
+    RunRecordError.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -39,11 +36,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def lacks_validation(path: Path, step: int) -> bool:
-    """Whether a run's `metrics.jsonl` has lines of a step, but no validation of it.
-
-    Raises:
-        OSError, RunRecordError: as `read_records`; but a missing file has no lines.
-    """
+    """Whether a run's `metrics.jsonl` exists and has lines of a step, but no validation of it."""
     if not path.exists():
         return False
     records = [record for record in read_records(path) if record["step"] == step]
@@ -69,13 +62,6 @@ def summarise(run_dir: Path, batch_size: int) -> str:
     """The number and speed of a run's steps, its validation results, and its files, in a few lines.
 
     They describe the whole run, however often it was resumed. Validations and saves do not count in its time.
-
-    Args:
-        run_dir: holds `metrics.jsonl`.
-        batch_size: images a step.
-
-    Raises:
-        OSError, RunRecordError: as `read_records`.
     """
     steps, seconds, waited = 0, 0.0, 0.0
     scores: dict[str, _Score] = {}

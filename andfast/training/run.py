@@ -45,8 +45,7 @@ _LOCAL_SETTINGS = {"run_dir", "resume", "data.workers", "data.cache_mib", "data.
 class Run:
     """A training run.
 
-    All errors in the settings, the images and the state to resume are raised here, before the first step and before
-    anything is written; only the cache of images is made last.
+    Errors in the settings, the images and the state to resume are raised here, before anything but a cache is written.
 
     Args:
         config: the settings of the whole run.
@@ -60,7 +59,7 @@ class Run:
         self.config, self.world = config, world or World()
         self.folder = RunFolder(config, _warn)
         state = None
-        # The run was stopped between the step of its state and the validation of that step.
+        # Whether the run was stopped between the step of its state and the validation of that step.
         self._validation_pending = False
         with self.world.raise_together():
             if config.train.wandb is not None and self.world.main:
@@ -85,7 +84,7 @@ class Run:
         self.batches = self._make_batches()
         with self.world.raise_together():
             if self.world.main:
-                if not self._is_done:  # a finished run is left unchanged
+                if not self._is_done_at(self.trainer.step):  # a finished run is left unchanged
                     self.folder.lock()
                 self._print_introduction()
         self.trainer.connect()
@@ -105,39 +104,35 @@ class Run:
 
     def _load_state(self) -> dict[str, Any] | None:
         """The state to resume; locks the directory before a cache of images is made, which takes long."""
-        state = self.folder.load_state(self.images.digest())
-        finished = False
-        if state is not None:
-            step, train = state["step"], self.config.train
-            was_due = _due(step, train.validate_every, train.iterations)
-            self._validation_pending = was_due and lacks_validation(self.folder.path / METRICS_FILE, step)
-            finished = step >= train.iterations and not self._validation_pending
-        if self.folder.path.is_dir() and not finished:
+        state, train = self.folder.load_state(self.images.digest()), self.config.train
+        step = 0 if state is None else state["step"]
+        if state is not None and _due(step, train.validate_every, train.iterations):
+            self._validation_pending = lacks_validation(self.folder.path / METRICS_FILE, step)
+        if self.folder.path.is_dir() and not self._is_done_at(step):
             self.folder.lock()
         return state
 
     def _check_processes_agree(self) -> None:
-        """Refuse processes that differ from the main one in settings, images, or the types they compute in.
-
-        Raises:
-            ValueError: in all of them.
-        """
-        images = self.images.digest(), [pair.name for pair in self.images.pairs]
-        main, *others = self.world.gather((flat(self.config.to_dict()), images, self.trainer.computes))
-        for rank, (settings, images, computes) in enumerate(others, start=1):
-            keys = [key for key in different(main[0], settings) if key not in _LOCAL_SETTINGS]
+        """Raise a ValueError, in all processes, if one differs from the main one in settings, images, or types."""
+        names = self.images.digest(), [pair.name for pair in self.images.pairs]
+        everyone = self.world.gather((flat(self.config.to_dict()), names, self.trainer.computes))
+        main_settings, main_names, main_computes = everyone[0]
+        for rank, (settings, names, computes) in enumerate(everyone):
+            keys = [key for key in different(main_settings, settings) if key not in _LOCAL_SETTINGS]
             if keys:
-                differences = "".join(f"\n  {key}: {settings.get(key)}, not {main[0].get(key)}" for key in keys)
-                raise ValueError(f"process {rank} was started with other settings than process 0:{differences}")
-            if images != main[1]:
+                lines = "".join(f"\n  {key}: {settings.get(key)}, not {main_settings.get(key)}" for key in keys)
+                raise ValueError(f"process {rank} was started with other settings than process 0:{lines}")
+            if names != main_names:
                 raise ValueError(f"process {rank} finds other images than process 0; all must find the same ones")
-            if computes != main[2]:
-                raise ValueError(f"process {rank} computes on {computes}, process 0 on {main[2]}; name what all can do")
+            if computes != main_computes:
+                raise ValueError(
+                    f"process {rank} computes on {computes}, process 0 on {main_computes}; name what all can do"
+                )
 
     def _make_batches(self) -> TrainingBatches:
         config, data, world = self.trainer.config, self.config.data, self.world
         patches = PatchBatches(
-            world.local_rank_first(self._training_sources),
+            world.local_rank_first(self._cached_sources),
             patch=config.train.patch_size,
             batch=config.train.batch_size,
             seed=config.seed,
@@ -150,8 +145,7 @@ class Run:
         )
         return TrainingBatches(patches, self._pairs, config)
 
-    def _training_sources(self) -> list[Source]:
-        """The images to train on; makes their cache if `data.cache` is set."""
+    def _cached_sources(self) -> list[Source]:
         data, sources = self.config.data, self.images.sources
         return sources if data.cache is None else cache_images(data.cache, sources, data.workers)
 
@@ -170,9 +164,8 @@ class Run:
         if free is not None and needed > free:
             print(f"warning: that may not fit; try {remedies(self.config, size)}", file=sys.stderr)
 
-    @property
-    def _is_done(self) -> bool:
-        return self.trainer.step >= self.config.train.iterations and not self._validation_pending
+    def _is_done_at(self, step: int) -> bool:
+        return step >= self.config.train.iterations and not self._validation_pending
 
     def train(self) -> int:
         """Train to the end or until a signal; returns the exit status of the command."""
@@ -181,10 +174,10 @@ class Run:
 
     def _train(self) -> int:
         trainer, train, world = self.trainer, self.config.train, self.world
-        if self._is_done:
+        if self._is_done_at(trainer.step):
             if world.main:
                 print(f"{self.folder.path}: all {train.iterations} iterations are done; --resume never starts over")
-            with suppress(RuntimeError):  # another process has ended, which does no harm any more
+            with suppress(RuntimeError):  # another process may have ended already
                 world.leave()
             return 0
         exhausted = ""
@@ -214,7 +207,7 @@ class Run:
                     return self._fail(trainer.step, world.peer_lost_message)
                 raise
             exhausted = str(error).strip().partition("\n")[0] or type(error).__name__
-        if exhausted:  # here the error is freed, and with it the tensors of the step
+        if exhausted:  # only here are the error and the step's tensors freed
             trainer.drop_gradients()
             self._rescue()
             reason = f"out of memory ({exhausted}); try {remedies(self.config, world.size)}"
@@ -227,7 +220,7 @@ class Run:
         return 128 + stopped if stopped else 0
 
     def _open_log(self) -> AbstractContextManager[RunLog | None]:
-        """Prepare the directory and open the log; None in all processes but the main one."""
+        """Prepare the directory and open the log, in the main process alone."""
         if not self.world.main:
             return nullcontext()
         self.folder.begin(self.trainer.step)
@@ -247,8 +240,8 @@ class Run:
             mininterval=0.1 if sys.stderr.isatty() else 10,
             disable=not world.main,
         )
-        # Closed also when a step raises: waiting workers would keep this process from ending. Then the last results
-        # are read as well, but not of several processes: the others may be gone, without whom they cannot be computed.
+        # The loader is closed also when a step raises, since waiting workers would keep this process from ending. Then
+        # the last results are read as well, but not of several processes: they need the others, which may have ended.
         read_at_end = closing(logger) if world.size == 1 else nullcontext()
         with bar, closing(iter(loader)) as batches, read_at_end:
             if self._validation_pending:
@@ -321,20 +314,20 @@ class Run:
         return 3
 
     def _rescue(self) -> None:
-        """Save the state of a run that failed, unless it failed within an update."""
+        """Save the state of a run that failed, if that can be resumed."""
         trainer = self.trainer
-        if self.world.main and trainer.intact and trainer.step != self.folder.saved_step:
+        if self.world.main and trainer.can_save and trainer.step != self.folder.saved_step:
             try:
-                with StopSignal(verbose=False):  # torchrun sends one when other processes end
+                with StopSignal(verbose=False):  # torchrun sends signals when other processes end
                     self._save()
             except (MemoryError, RuntimeError, OSError) as error:
                 print(f"error: the state of step {trainer.step} could not be saved: {error}", file=sys.stderr)
 
     def _save_silently(self, number: int) -> int:
         """Save when nothing can be printed any more; returns the exit status."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
+        devnull = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
+            os.dup2(devnull, stream.fileno())
         if self.trainer.step != self.folder.saved_step:
             self._save()
         return 128 + number

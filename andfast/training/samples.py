@@ -18,16 +18,13 @@ ROWS = 4
 
 
 def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Draw held-out images, their LR images attacked within the full budget, and what G makes of them.
+    """Draw held-out images, their LR images attacked within the full budget, and G's results, uint8 (H, W, 3).
 
     The attack raises the L1 loss, also in ANDGAN: a discriminator takes images of one size alone.
 
     Args:
         trainer: the run; not changed.
-        held_out: images (name, uint8 (H, W, 3)); the middles of the first few are taken.
-
-    Returns:
-        uint8 (H, W, 3), labelled.
+        held_out: images (name, uint8 (H, W, 3)); the centres of the first few are drawn.
     """
     config = trainer.config
     images = [image for _, image in held_out[:ROWS]]
@@ -37,24 +34,24 @@ def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -
     hr = torch.cat([to_tensor(image) for image in images]).to(trainer.device)
     # One network for each image, unless the attack needs one for all.
     bank = trainer.make_bank(1 if config.attack.method == "subset" else len(images))
-    random = step_generator(config.seed, 0, trainer.device)
-    bank.reset_identity((crop, crop), random)
+    rng = step_generator(config.seed, 0, trainer.device)
+    bank.reset_identity((crop, crop), rng)
     with torch.compiler.set_stance("force_eager"):  # not compiled for images of this size
-        attacked = trainer.attack(bank, hr, trainer.sheet_objective, random).lr
+        attacked = trainer.attack(bank, hr, trainer.sheet_objective, rng).lr
     clean = trainer.attack.clean(bank, hr)
     trained_on_attacks = trainer.step >= config.train.warmup > 0
     with torch.no_grad():
-        batches = {
+        columns = {
             "HR": hr,
             "clean LR": clean,
             "bicubic of clean LR": [bicubic_upsample(to_array(image), config.scale) for image in clean],
             "SR of clean LR": trainer.ema(clean),
             "attacked LR": attacked,
-            "SR before training on it" if trained_on_attacks else "SR at the start": trainer.before(attacked),
+            "SR before training on it" if trained_on_attacks else "SR at the start": trainer.warmup_ema(attacked),
             "SR now": trainer.ema(attacked),
         }
-    columns = [
-        (label, [to_array(image) if isinstance(image, torch.Tensor) else image for image in batch])
-        for label, batch in batches.items()
+    arrays = [
+        (label, [to_array(image) if isinstance(image, torch.Tensor) else image for image in images])
+        for label, images in columns.items()
     ]
-    return draw_grid(columns, crop)
+    return draw_grid(arrays, crop)

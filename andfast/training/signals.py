@@ -12,10 +12,7 @@ class StopSignal:
     """Inside, SIGINT and SIGTERM only set `number`, so that the step can be finished and saved.
 
     A second signal ends the process at once, by the system: Python would wait until the current operation is done.
-    Files are written whole, and data workers end with the process.
-
-    Args:
-        verbose: whether to print a line when a signal comes.
+    With `verbose` a line is printed when a signal comes.
     """
 
     def __init__(self, verbose: bool = True) -> None:

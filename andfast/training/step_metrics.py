@@ -1,7 +1,4 @@
-"""The metrics of training steps: made on the device, read several steps at a time, written to the log.
-
-A device that is asked for a number after every step waits in between.
-"""
+"""The metrics of training steps: made on the device and read several steps at a time, so that it need not wait."""
 
 from __future__ import annotations
 
@@ -20,11 +17,7 @@ from andfast.training.logging import RunLog
 
 
 class DivergedError(RuntimeError):
-    """Too many updates in a row were skipped, since their losses or gradients were not finite.
-
-    Attributes:
-        step: the first of them; the weights are those after the step before.
-    """
+    """Too many updates in a row, from `step` on, were skipped, since their losses or gradients were not finite."""
 
     def __init__(self, step: int, message: str) -> None:
         super().__init__(message)
@@ -33,34 +26,19 @@ class DivergedError(RuntimeError):
 
 @dataclass
 class StepResult:
-    """The metrics of a training step: means over the images, or over the degradation networks where there are any.
+    """The metrics of a training step, means over images or networks; NaN marks metrics that do not apply."""
 
-    NaN marks metrics that do not apply.
-
-    Attributes:
-        loss: of the update.
-        loss_before_attack: of the clean LR images; without an attack `loss`.
-        loss_after_attack: of the attacked LR images; without an attack `loss`.
-        gain: loss after / before the attack, if the attack computes a loss.
-        lr_psnr: of the LR images against the clean ones, in dB; infinite without an attack.
-        budgets_bound: the share of LR-PSNR budgets that are used up.
-        distance_conv: scaled norm of the convolutions' deviation from the identity.
-        distance_noise: that of the noise injections.
-        distance_slope: that of the slopes.
-        skipped: how many updates in a row were skipped, up to this one.
-        terms: with ANDGAN alone: the terms of the loss, and the metrics of the discriminator's update.
-    """
-
-    loss: float
-    loss_before_attack: float
-    loss_after_attack: float
-    gain: float
-    lr_psnr: float
-    budgets_bound: float
-    distance_conv: float
-    distance_noise: float
-    distance_slope: float
-    skipped: int
+    loss: float  # of the update
+    loss_before_attack: float  # of the clean LR images; without an attack `loss`
+    loss_after_attack: float  # of the attacked LR images; without an attack `loss`
+    gain: float  # loss after / before the attack, if the attack computes a loss
+    lr_psnr: float  # of the LR images against the clean ones, in dB; infinite without an attack
+    budgets_bound: float  # the share of LR-PSNR budgets that are used up
+    distance_conv: float  # scaled norm of the deviation from the identity: of the convolutions,
+    distance_noise: float  # of the noise injections,
+    distance_slope: float  # of the slopes
+    skipped: int  # how many updates in a row were skipped, up to this one
+    # With ANDGAN alone: the terms of the loss, and the metrics of the discriminator's update.
     terms: dict[str, float] = field(default_factory=dict)
 
     def record(self) -> dict[str, float]:
@@ -89,14 +67,12 @@ def attack_metrics(
 ) -> dict[str, Tensor]:
     """The attack's metrics of a step, all but the gain, which `all_reduce_metrics` adds.
 
-    A budget counts as used up if the LR image is within `BUDGET_SLACK_DB` of it, which is how near an attack brings an
-    image whose deviation it had to shrink.
-
     Args:
         before, after: mean losses, (); before is None if the attack computes none.
         lr_psnr, budget_db, distance_by_group: as in `AttackResult`.
     """
     nan = torch.full_like(after, math.nan)
+    # Within the slack is how near an attack brings an image whose deviation it had to shrink.
     bound = (lr_psnr <= budget_db + BUDGET_SLACK_DB).float()
     distances = nan.expand(3) if distance_by_group is None else distance_by_group.mean(dim=0)
     return {
@@ -114,18 +90,18 @@ def all_reduce_metrics(metrics: dict[str, Tensor], world: World) -> dict[str, Te
         metrics = dict(zip(metrics, world.mean(torch.stack(list(metrics.values()))), strict=True))
     if "gain" in metrics:
         return metrics
-    # The ratio of means, since a mean of ratios differs; and none of losses below 0, as a hinge loss can give.
+    # Not a mean of ratios, which differs; and NaN for losses below 0, as a hinge loss can give.
     before, after = metrics["loss_before_attack"], metrics["loss_after_attack"]
     return metrics | {"gain": torch.where(before > 0, after / before, math.nan)}
 
 
 class PendingStep:
-    """A step whose metrics are on their way from the device.
+    """A step whose metrics are being copied from the device.
 
     Args:
         step: its number, from 1.
         learning_rate: of its update.
-        skipped: how many updates in a row were skipped; this and all that follow are scalars on the device.
+        skipped: how many updates in a row were skipped; this and what follows are scalars on the device.
         norm: of the gradient.
         metrics: by the names of the other fields of `StepResult`; all others become its `terms`.
     """
@@ -138,15 +114,15 @@ class PendingStep:
         self._names = list(metrics)
         values = torch.stack([skipped, norm, *metrics.values()])
         self._values = values.to("cpu", non_blocking=True)
-        self._arrived = None
+        self._copied = None
         if values.device.type == "cuda":
-            self._arrived = torch.cuda.Event()
-            self._arrived.record(torch.cuda.current_stream(values.device))
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(values.device))
 
     def read(self) -> StepResult:
         """The metrics; waits for them."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        if self._copied is not None:
+            self._copied.synchronize()
         skipped, _, *values = self._values.tolist()
         metrics = dict(zip(self._names, values, strict=True))
         terms = {name: metrics.pop(name) for name in self._names if name not in _FIELDS}
@@ -155,14 +131,12 @@ class PendingStep:
     def describe(self) -> str:
         """The loss and the norm of the gradient, and what to change if they are not finite."""
         result, norm = self.read(), self._values[1].item()
-        words, smaller = f"the loss is {result.loss} and its gradient's norm {norm}", "train.learning_rate"
+        found, rate = f"the loss is {result.loss} and its gradient's norm {norm}", "train.learning_rate"
         if "loss_d" in result.terms:
-            words += f", of the discriminator {result.terms['loss_d']} and {result.terms['norm_d']}"
-            smaller += " or discriminator.learning_rate"
-        return (
-            f"in step {self.step} {words}; try a smaller {smaller} (now {self._learning_rate:g}) or train.precision "
-            "float32"
-        )
+            found += f", of the discriminator {result.terms['loss_d']} and {result.terms['norm_d']}"
+            rate += " or discriminator.learning_rate"
+        remedy = f"try a smaller {rate} (now {self._learning_rate:g}) or train.precision float32"
+        return f"in step {self.step} {found}; {remedy}"
 
 
 class StepLogger:
@@ -194,11 +168,7 @@ class StepLogger:
         return True
 
     def flush(self) -> None:
-        """Read and write all steps that were added.
-
-        Raises:
-            DivergedError: too many updates in a row were skipped; all steps until then are written.
-        """
+        """Read and write the steps that were added; a DivergedError if too many updates in a row were skipped."""
         pending, self._pending = self._pending, []
         for step, timing in pending:
             self.last = step.read()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from andfast.attack import AttackResult, FreeAT, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.degradation.network import DegradationNetwork
-from andfast.losses import GeneratorLoss, Objective, generator_objective, l1_objective
+from andfast.losses import generator_objective, l1_objective
 from andfast.models.compilation import CompileTimer, compile_regions, wants_compile
 from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.training.batches import blur_hr, mixed_images, to_images
@@ -32,32 +31,23 @@ from andfast.utils.rng import step_generator
 RAMP_DB = 20.0
 
 
-@dataclass
-class Update:
-    """An update of the generator.
+class Update(NamedTuple):
+    """An update of the generator."""
 
-    Attributes:
-        lr, hr: the images that it was made on, (B, 3, h, w) and (B, 3, H, W).
-        losses: of the images, (B,).
-        norm: of the gradient, ().
-        terms: the means of the loss's terms, `loss_l1` and so on, if there is more than one; () each.
-        restored: (B, 3, H, W), what G made of `lr` before the update; None without a discriminator.
-    """
-
-    lr: Tensor
-    hr: Tensor
-    losses: Tensor
-    norm: Tensor
-    terms: dict[str, Tensor]
-    restored: Tensor | None
+    lr: Tensor  # (B, 3, h, w)
+    hr: Tensor  # (B, 3, H, W)
+    losses: Tensor  # of the images, (B,)
+    norm: Tensor  # of the gradient, ()
+    terms: dict[str, Tensor]  # means of the loss's terms, `loss_l1` and so on, if there is more than one; () each
+    restored: Tensor | None  # (B, 3, H, W), G's output before the update; None without a discriminator
 
 
 class Trainer:
-    """Generator, its moving average, optimizer, adversary and discriminator of a run, and one step of it.
+    """Everything that a run trains, and one step of it: generator, moving average, adversary, discriminator.
 
     Args:
         config: the run's settings; with several processes this one's (`Config.split`).
-        world: the processes; None: there is one. Each of several calls `connect` before the first step.
+        world: the processes; None: one. Each of several calls `connect` before the first step.
 
     Raises:
         FileNotFoundError: weights to start from, or VGG19's, are missing.
@@ -77,15 +67,15 @@ class Trainer:
         )
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
         # The average at the end of the warm-up, for the sample sheets.
-        self.before = copy.deepcopy(self.ema)
+        self.warmup_ema = copy.deepcopy(self.ema)
         self._weights, self._averages = list(self.generator.parameters()), list(self.ema.parameters())
         self.guard = Guard(self.device, self.world)
         self.optimizer = guarded_adam(self._weights, config.train.learning_rate, self.guard)
-        # False between an update of the weights and the end of its step.
-        self.intact = True
+        # False within a step from its first update on: a state saved there could not be resumed.
+        self.can_save = True
         self.attack = config.attack.build()
         self.bank = self.make_bank(config.networks)
-        # G as its update calls it, and as the adversary does.
+        # G as its own update and as the adversary call it.
         self.autocast = AutocastModule(self.generator, self.precision)
         self.frozen = FrozenModule(self.generator, self.attack_precision)
         self.discriminator = None
@@ -94,9 +84,10 @@ class Trainer:
         self.features = config.loss.load_features(self.device, self.precision)
         # One loss for both: the adversary raises what the update lowers (Eq. 1).
         self.loss = config.loss.build(self.features, self.discriminator and self.discriminator.frozen)
-        self.attack_objective = self.micro_batched(generator_objective(self.frozen, self.loss))
+        micro_batch = config.train.micro_batch
+        self.attack_objective = micro_batched(generator_objective(self.frozen, self.loss), micro_batch)
         # For images of any size: a discriminator takes images of one size alone.
-        self.sheet_objective = self.micro_batched(l1_objective(self.frozen))
+        self.sheet_objective = micro_batched(l1_objective(self.frozen), micro_batch)
         if config.train.checkpoint_blocks:
             self.generator.body.checkpoint_blocks = True
         compiled = wants_compile(config.compile, self.device)
@@ -109,15 +100,15 @@ class Trainer:
         )
 
     def connect(self) -> None:
-        """Average gradients over all processes from now on: all must call this, after `load` if they do."""
+        """Average gradients over all processes from now on: each calls this once, after any `load`."""
         self.world.connect(self.autocast, torch.zeros(1, 3, 16, 16, device=self.device))
         if self.discriminator is not None:
             self.discriminator.connect()
 
     def make_bank(self, num_networks: int) -> DegradationNetwork:
         """A bank of degradation networks as configured, without parameters yet."""
-        config = self.config
-        return config.degradation.build(config.scale, num_networks, self.device, config.train.micro_batch)
+        settings = self.config
+        return settings.degradation.build(settings.scale, num_networks, self.device, settings.train.micro_batch)
 
     def train_step(self, patches: Tensor, pairs: tuple[Tensor, Tensor] | None = None) -> PendingStep:
         """One iteration on a batch (Fig. 2), without waiting for the device.
@@ -134,35 +125,33 @@ class Trainer:
         else:
             update, metrics = self._adversarial_step(hr, pairs)
         # Sub-step 4: update D on what G made of them.
-        metrics = {"loss": update.losses.mean(), **update.terms, **self._update_discriminator(update), **metrics}
-        # The metrics go to the log without waiting for them.
-        metrics = all_reduce_metrics(metrics, self.world)
-        skipped = self.guard.skipped
+        metrics_of_d, skipped = {}, self.guard.skipped
         if self.discriminator is not None:
+            rate = self.discriminator.learning_rate * self._schedule()
+            metrics_of_d = self.discriminator.update(self.step, update.restored, update.hr, update.lr, rate)
             skipped = torch.maximum(skipped, self.discriminator.guard.skipped)
+        # The metrics go to the log without waiting for them.
+        metrics = {"loss": update.losses.mean(), **update.terms, **metrics_of_d, **metrics}
+        metrics = all_reduce_metrics(metrics, self.world)
         self.step += 1
         if self.step == self.config.train.warmup:
-            self.before.load_state_dict(self.ema.state_dict())
-        self.intact = True
+            self.warmup_ema.load_state_dict(self.ema.state_dict())
+        self.can_save = True
         return PendingStep(self.step, self.optimizer.param_groups[0]["lr"], skipped, update.norm, metrics)
 
     @property
     def _is_attacking(self) -> bool:
         return self.step >= self.config.train.warmup
 
-    def _adversarial_step(
-        self, hr: Tensor, pairs: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Update, dict[str, Tensor]]:
-        """Sub-steps 1 to 3: make LR images, attack them, update G; returns the update and the attack's metrics.
-
-        The last images of the batch may be mixed in from another degradation or from camera pairs (`attack.mix`).
-        """
+    def _adversarial_step(self, hr: Tensor, pairs: tuple[Tensor, Tensor] | None) -> tuple[Update, dict[str, Tensor]]:
+        """Sub-steps 1 to 3: make LR images, attack them, update G; returns the update and the attack's metrics."""
+        # The last images of the batch may be mixed in from another degradation or from camera pairs.
         mixed_lr = None
         attacked = len(hr) - (self.config.mixed if self._is_attacking else 0)
         if attacked < len(hr):
             mixed_hr, mixed_lr = mixed_images(hr[attacked:], pairs, self.config, self.step, self.world)
             hr = torch.cat([hr[:attacked], mixed_hr])
-        with self.cached_targets(self.loss, hr):
+        with self.caching_hr(hr):
             lr, attack = self._make_lr(hr[:attacked]) if attacked else (None, None)
             if mixed_lr is not None:
                 lr = mixed_lr if lr is None else torch.cat([lr, mixed_lr])
@@ -178,32 +167,28 @@ class Trainer:
         """Sub-steps 1 and 2: LR images of fresh identity networks and, after the warm-up, the attack on them."""
         if not self._is_attacking:
             return self.attack.clean(self.bank, hr), None
-        random, margin_db = self._reset_bank(hr)
+        rng, margin_db = self._reset_bank(hr)
         with self._attack_timer():
-            result = self.attack(self.bank, hr, self.attack_objective, random, margin_db)
+            result = self.attack(self.bank, hr, self.attack_objective, rng, margin_db)
         return result.lr, result
 
     def _reset_bank(self, hr: Tensor) -> tuple[torch.Generator, float]:
         """Sub-step 1: make the networks fresh identities.
 
         Returns:
-            The generator of the step's random numbers; how much milder the ramp makes the budget, in dB.
+            The step's random numbers; how much milder the ramp makes the budget, in dB.
         """
         train, world = self.config.train, self.world
-        random = step_generator(self.config.seed, self.step, self.device, rank=world.rank, size=world.size)
-        self.bank.reset_identity((hr.shape[2], hr.shape[3]), random)
+        rng = step_generator(self.config.seed, self.step, self.device, rank=world.rank, size=world.size)
+        self.bank.reset_identity((hr.shape[2], hr.shape[3]), rng)
         ramped = (self.step - train.warmup) / train.ramp if train.ramp else 1.0
-        return random, RAMP_DB * max(1 - ramped, 0.0)
+        return rng, RAMP_DB * max(1 - ramped, 0.0)
 
     def _free_step(self, hr: Tensor) -> tuple[Update, dict[str, Tensor]]:
-        """Minibatch replay (`FreeAT`): updates of G and theta from the same backward passes.
-
-        Returns:
-            The last update, and the attack's metrics.
-        """
-        random, margin_db = self._reset_bank(hr)
-        replay = self.attack.begin(self.bank, hr, random, margin_db)
-        with self.cached_targets(self.loss, hr):
+        """Minibatch replay (`FreeAT`): updates of G and theta from the same backward passes."""
+        rng, margin_db = self._reset_bank(hr)
+        replay = self.attack.begin(self.bank, hr, rng, margin_db)
+        with self.caching_hr(hr):
             update = self._update(replay.lr, hr)
             before = update.losses.mean()
             while not replay.done:
@@ -219,7 +204,7 @@ class Trainer:
         losses, terms, restored = self._backward(lr, hr)
         norm = gradient_norm(self._weights)
         self.guard.check(self.step, losses, norm, hr, lr)
-        self.intact = False
+        self.can_save = False
         self.optimizer.step()
         self._update_ema()
         self.frozen.refresh()
@@ -247,20 +232,9 @@ class Trainer:
         means = {f"loss_{name}": whole[name].mean() for name in terms} if len(terms) > 1 else {}
         return whole["losses"], means, whole.get("restored")
 
-    def _update_discriminator(self, update: Update) -> dict[str, Tensor]:
-        """Sub-step 4: update D, once a batch; returns its metrics."""
-        if self.discriminator is None:
-            return {}
-        rate = self.discriminator.learning_rate * self._schedule()
-        return self.discriminator.update(self.step, update.restored, update.hr, update.lr, rate)
-
-    def cached_targets(self, loss: GeneratorLoss, hr: Tensor) -> AbstractContextManager[None]:
+    def caching_hr(self, hr: Tensor) -> AbstractContextManager[None]:
         """Inside, the loss computes features of the HR images once; not with micro-batches, to save memory."""
-        return loss.step(hr) if self.config.train.micro_batch is None else nullcontext()
-
-    def micro_batched(self, objective: Objective) -> Objective:
-        """An objective for the attack, computed on `train.micro_batch` images at a time."""
-        return micro_batched(objective, self.config.train.micro_batch)
+        return self.loss.step(hr) if self.config.train.micro_batch is None else nullcontext()
 
     @property
     def learning_rate(self) -> float:
@@ -299,12 +273,13 @@ class Trainer:
 
     def describe(self) -> str:
         """The generator, the device, the type it computes in, the discriminator and the loss, for people."""
-        count = sum(parameter.numel() for parameter in self.generator.parameters())
+        count = sum(weight.numel() for weight in self._weights)
         name, scale = self.config.generator.name, self.config.scale
-        words = f"{name} x{scale} with {count:,} parameters on {self.device} in {dtype_name(self.precision)}"
-        if self.discriminator is not None:
-            words += f"; {self.discriminator.describe()}"
-        return f"{words}; loss: {self.config.loss.describe()}"
+        of_d = "" if self.discriminator is None else f"; {self.discriminator.describe()}"
+        return (
+            f"{name} x{scale} with {count:,} parameters on {self.device} in {dtype_name(self.precision)}{of_d}; "
+            f"loss: {self.config.loss.describe()}"
+        )
 
     def bad_batch(self, step: int) -> tuple[Tensor, Tensor]:
         """HR and LR images of the first update in a row that was skipped, at `step` (from 0)."""
@@ -318,7 +293,7 @@ class Trainer:
             "step": self.step,
             "generator": self.generator.state_dict(),
             "ema": self.ema.state_dict(),
-            "before": self.before.state_dict(),
+            "before": self.warmup_ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         return state if self.discriminator is None else state | {"discriminator": self.discriminator.state()}
@@ -326,8 +301,9 @@ class Trainer:
     def load(self, state: dict[str, Any]) -> None:
         """Load what `state` returned."""
         self.step = state["step"]
-        for name in ("generator", "ema", "before"):
-            getattr(self, name).load_state_dict(state[name])
+        self.generator.load_state_dict(state["generator"])
+        self.ema.load_state_dict(state["ema"])
+        self.warmup_ema.load_state_dict(state["before"])
         load_adam(self.optimizer, state["optimizer"])
         if self.discriminator is not None:
             self.discriminator.load(state["discriminator"])

@@ -21,8 +21,7 @@ from andfast.metrics import FIDELITY, SSIM_WINDOW
 from andfast.training.distributed import World
 from andfast.training.signals import StopSignal
 
-# Held-out images may be of any size; a centre crop is enough, and bounds the time.
-_LARGEST = 512
+_LARGEST = 512  # pixels of a held-out image's height and width that are used: it bounds the time
 
 
 def bicubic_upsample(lr: np.ndarray, scale: int) -> np.ndarray:
@@ -32,7 +31,7 @@ def bicubic_upsample(lr: np.ndarray, scale: int) -> np.ndarray:
 
 
 def centre_crop(image: np.ndarray, scale: int, largest: int = _LARGEST) -> np.ndarray:
-    """The middle of an image, at most `largest` pixels high and wide, both multiples of `scale`."""
+    """The centre of an image, at most `largest` pixels high and wide, both multiples of `scale`."""
     top, left = (max(length - largest, 0) // 2 for length in image.shape[:2])
     return crop_to_multiple(image[top : top + largest, left : left + largest], scale)
 
@@ -61,7 +60,7 @@ class Validator:
         held_out: HR images, uint8 (H, W, 3), H and W multiples of `scale`.
         pairs: camera-captured pairs.
         scale: the super-resolution factor.
-        world: the processes, which share the images; None: there is one.
+        world: the processes, which share the images; None: one.
 
     Raises:
         DataError: a pair is too small for the metrics.
@@ -98,11 +97,8 @@ class Validator:
     def __call__(self, generator: nn.Module, stop: StopSignal | None = None) -> dict[str, dict[str, float]] | None:
         """{"bicubic": {"psnr_y": dB, "ssim_y": at most 1, "bicubic_psnr_y": dB, ...}, "camera": ..., "pairs": ...}.
 
-        Names with "bicubic_" are the metrics of bicubic upsampling.
-
-        Args:
-            generator: is validated.
-            stop: ends it between two images, if the signal comes to any process; None is returned then.
+        Names with "bicubic_" are the metrics of bicubic upsampling. If a `stop` signal comes to any process, all end
+        before the next image and return None.
         """
         own: dict[str, list[dict[str, float]]] = {name: [] for name in self._sets}
         for name, cases in self._sets.items():
@@ -113,10 +109,9 @@ class Validator:
                 for case in cases[turn : turn + 1]:
                     metrics = self._measure(upscale_tensor(generator, to_tensor(case.lr)), case.hr)
                     own[name].append(metrics | {f"bicubic_{key}": value for key, value in case.bicubic.items()})
-        everyone = self._world.gather(own)
-        results = {}
+        results, by_process = {}, self._world.gather(own)
         for name in self._sets:
-            turns = zip_longest(*(each[name] for each in everyone))
+            turns = zip_longest(*(each[name] for each in by_process))
             cases = [case for turn in turns for case in turn if case is not None]
             results[name] = {key: float(np.mean([case[key] for case in cases])) for key in cases[0]}
         return results

@@ -1,4 +1,4 @@
-"""What all charts share: matplotlib without a display, colours, the heading, and files written whole."""
+"""Shared by all charts: matplotlib without a display, colours, headings, and files written whole."""
 
 from __future__ import annotations
 
@@ -27,12 +27,7 @@ class ChartError(ValueError):
 
 
 def new_figure(title: str, subtitle: str, height: float, legend: Sequence[Any] = ()) -> Figure:
-    """Make a figure with a title, a subtitle and a legend, and space for axes below them.
-
-    Args:
-        title, subtitle: text at the top left.
-        height: of the space for axes, in inches; 10.5 inches are 1400 pixels.
-        legend: artists with labels, as `Line2D([], [], label=...)`.
+    """Make a figure with a title, a subtitle and a legend of artists, and below them `height` inches for axes.
 
     Raises:
         ChartError: matplotlib cannot be imported.
@@ -72,11 +67,7 @@ def plain_axes(axes: Axes, title: str = "", x_label: str = "", y_label: str = ""
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG file, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a figure as a PNG file, whole or not at all."""
     import matplotlib
 
     with written_whole(path) as temporary, matplotlib.rc_context({"agg.path.chunksize": 10_000}):
@@ -84,11 +75,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def require_matplotlib() -> None:
-    """Check that matplotlib can be imported.
-
-    Raises:
-        ChartError: it cannot; the message says what to install.
-    """
+    """Raise a ChartError if matplotlib cannot be imported."""
     problem = problem_of("matplotlib")
     if problem is not None:
         cause = "" if problem == NOT_INSTALLED else f" ({problem})"

@@ -1,4 +1,4 @@
-"""What the commands share: the `andfast` script, the parser, and common options."""
+"""Shared by the commands: the `andfast` script, the parser, common options, and error lines."""
 
 from __future__ import annotations
 
@@ -34,13 +34,9 @@ class UsageError(Exception):
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run `andfast COMMAND ...` as `python -m andfast.COMMAND ...`; without a command or with --help, list them.
 
-    Args:
-        arguments: the command and its arguments; None: those of the process.
-
-    Returns:
-        The exit status: 2 without a known command. A command itself ends in SystemExit with its own status.
+    Returns the exit status, 2 without a known command; a command itself ends in SystemExit with its own status.
     """
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--none"]
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in COMMANDS:
         sys.argv[1:] = rest
         # As the main module, so that processes which it starts find it under its own name.
@@ -52,16 +48,14 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     for command, text in COMMANDS.items():
         print(f"  {command:<10}{text}", file=out)
     if wrong:
-        print("error: " + ("give a command" if name == "--none" else f"{name} is no command"), file=out)
+        print(f"error: {name} is no command" if name else "error: give a command", file=out)
     return 2 if wrong else 0
 
 
 def make_parser(command: str, **options: Any) -> ArgumentParser:
-    """The parser of a command that has no configuration file; `andfast.training.options` has that of the others.
+    """Make the parser of a command without a configuration file (`andfast.training.options` has the other).
 
-    Args:
-        command: the name of the module, as "andfast.upscale".
-        **options: of `argparse.ArgumentParser`.
+    `command` is the name of the module, as "andfast.upscale"; `options` are those of `argparse.ArgumentParser`.
     """
     from jsonargparse import ArgumentParser
 
@@ -71,7 +65,7 @@ def make_parser(command: str, **options: Any) -> ArgumentParser:
 
 
 def as_path(text: str) -> Path:
-    """The type of an option that is a file or a folder: jsonargparse reads what is given for `Path` itself as YAML."""
+    """The type of an option that is a file or a folder: jsonargparse would read it as YAML for `Path` itself."""
     return Path(text)
 
 
@@ -80,14 +74,20 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def failure_line(path: Path, reason: str) -> str:
+    """The line that says that something failed for a file, which `reason` may name already."""
+    return f"failed: {reason}" if str(path) in reason else f"failed: {path}: {reason}"
+
+
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     """The type of an option that is an integer of at least `least` and at most `most`."""
+
+    allowed = f"at least {least}" if most is None else f"from {least} to {most}"
 
     def parse(text: str) -> int:
         value = int(text)
         if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"{text} is not {'at least' if most is None else 'from'} {least}"
-                                             + ("" if most is None else f" to {most}"))  # fmt: skip
+            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
         return value
 
     parse.__name__ = "whole number"  # what messages call it

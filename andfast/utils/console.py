@@ -1,4 +1,4 @@
-"""Commands and the terminal: output that cannot be printed ends no command, and a second Ctrl-C always does."""
+"""The terminal of commands: errors of printing are ignored, and a second Ctrl-C ends the process at once."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from typing import Any, TextIO
 class _Stream:
     """A text stream that escapes characters that its encoding lacks, and drops what it cannot write.
 
-    Args:
-        stream: is written to.
-        passes: errors that are raised nevertheless.
+    Errors in `passes` are raised nevertheless.
     """
 
     def __init__(self, stream: TextIO, passes: tuple[type[OSError], ...] = ()) -> None:
@@ -67,14 +65,11 @@ def printable(text: str, encoding: str = "utf-8") -> str:
 
 @contextmanager
 def console(*passes: type[OSError]) -> Iterator[None]:
-    """A decorator for the commands' `main`: errors of printing do not end the work.
+    """A decorator for the commands' `main`: errors of printing, except `passes`, do not end the work.
 
     Characters that the terminal's encoding lacks are printed as escapes. Output to a pipe without a reader (`| head`),
     a full disk or a closed stream is dropped. The first Ctrl-C raises KeyboardInterrupt; a second one ends the process
     at once.
-
-    Args:
-        *passes: errors of writing that are raised nevertheless.
     """
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nowhere:  # stdout and stderr may be None
@@ -95,7 +90,7 @@ def console(*passes: type[OSError]) -> Iterator[None]:
 
 @contextmanager
 def _second_interrupt_kills() -> Iterator[None]:
-    """Let the system end the process at a second Ctrl-C: Python would wait until the current operation is done."""
+    """Let a second Ctrl-C end the process at once: Python would wait until the current operation is done."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield  # the caller handles it

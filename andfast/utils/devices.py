@@ -11,7 +11,7 @@ Purpose = Literal["upscaling", "deep upscaling", "training", "degradation"]
 #: The floating-point types, by their names in settings.
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-#: The type that "auto" chooses on a device, where that is not float32.
+#: The types that "auto" chooses; float32 elsewhere, and where bfloat16 is slow.
 #: Upscaling on a CPU stays in float32: with AMX bfloat16 is faster for RRDBNet, hardly for Compact, and rounds visibly.
 #: Deep images, of more than 8 bits, need more precision than half types have: smooth gradients would show steps.
 #: Training uses bfloat16, because the small range of float16 would need a scaled loss. The degradation network, whose
@@ -25,11 +25,7 @@ AUTOMATIC: dict[Purpose, dict[str, torch.dtype]] = {
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for "auto" (CUDA where there is one), "cpu" or "cuda".
-
-    Raises:
-        ValueError: CUDA is not available.
-    """
+    """The device for "auto" (CUDA if available), "cpu" or "cuda"; raises ValueError if CUDA is not available."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: PyTorch sees no CUDA device here; use cpu")
     if name == "auto":
@@ -38,15 +34,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device, purpose: Purpose = "upscaling") -> torch.dtype:
-    """The type to compute in for "float32", "bfloat16", "float16" or "auto".
-
-    "auto" is float32 unless another type is faster and precise enough; see `AUTOMATIC`.
-
-    Args:
-        name: one of these.
-        device: to compute on.
-        purpose: of the computation.
-    """
+    """The type to compute in for "float32", "bfloat16", "float16" or "auto": see `AUTOMATIC`."""
     if name != "auto":
         return TYPES[name]
     dtype = AUTOMATIC[purpose].get(device.type, torch.float32)

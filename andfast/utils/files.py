@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-# Beside a file, what is being written, and what is moved out of its way where no file can be renamed over another.
+# Marks in the names of temporary files, and of files moved aside where a file cannot be renamed over another.
 _UNFINISHED, _REPLACED = "-unfinished-", "-replaced-"
 _TEMPORARY = re.compile(rf"\..*{_UNFINISHED}[a-z0-9_]{{8}}(\.[^.]*)?", re.DOTALL)
-# So many bytes of a name stay in a temporary one, and of its suffix: all of it fits where names have 143 bytes at most.
+# Bytes of a name and of its suffix that a temporary name keeps: it fits where names have at most 143 bytes.
 _STEM, _SUFFIX = 90, 20
 
-# With what mounted shares answer what they cannot do. Nothing of this says that anything was lost.
+# Errors by which mounted shares say that they do not support a call; no data is lost.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS}
 _CANNOT_REPLACE = {errno.EEXIST, errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-# What says that: of folders, shares refuse the sync, or to be opened, in still more ways.
+# Errors that mean lost data. For folders, shares refuse a sync with still more errors than the above.
 _LOST = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -32,18 +32,14 @@ _LOST = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 def written_whole(path: str | os.PathLike[str], previous: str | os.PathLike[str] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and takes `path`'s place, else it is removed.
 
-    A reader, or a run that is killed half-way, sees the old file or the new one, never a part; and so does who comes
-    after a power failure. The temporary name keeps `path`'s suffix, so that libraries that choose a format by it
-    write the right one. The file gets the rights that any new one would have. What a process that was killed leaves
-    behind, `remove_unfinished` removes.
-
-    Shares that cannot sync are written to without; where a share renames over no other file, there is no `path` for a
-    moment, but the old file and the new one are both whole.
+    Readers see the old file or the new one, never a part, also after a kill or a power failure. The temporary name has
+    `path`'s suffix, as libraries choose formats by it. If the process is killed the file remains, and
+    `remove_unfinished` removes it. With `previous`, a path in the same folder, or on a share that cannot rename a file
+    over another, there is no `path` for a moment, but the old file exists under another name.
 
     Args:
         path: the file.
-        previous: in the same folder; becomes what `path` was before. For a moment there is no `path` then, but
-            `previous` is whole.
+        previous: where the old file is kept.
 
     Raises:
         OSError: the folder cannot be made or written, or the name is too long; it names `path`.
@@ -59,7 +55,7 @@ def written_whole(path: str | os.PathLike[str], previous: str | os.PathLike[str]
         _rename(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        # What a write raises names no file, and the temporary one tells nobody anything.
+        # Errors of writing name no file, or the temporary one.
         if error.errno is not None and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
@@ -69,47 +65,35 @@ def written_whole(path: str | os.PathLike[str], previous: str | os.PathLike[str]
 
 
 def make_folder(folder: str | os.PathLike[str]) -> None:
-    """Make a folder, and those above it, that files can be written to; refuse one that they cannot, before any work.
-
-    Raises:
-        OSError: it cannot be made or written, or is none; it names the folder.
-    """
+    """Make a folder and those above it; raises an OSError that names it if files cannot be written there."""
     folder = _made(Path(folder))
-    try:
+    with _errors_name(folder):
         _new_file(folder / "probe").unlink()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def check_name(path: str | os.PathLike[str]) -> None:
-    """Refuse a name that the file system has no room for, before anything is computed for it.
-
-    Raises:
-        OSError: it is too long, or the folder cannot be looked into; it names `path`.
-    """
+    """Raise an OSError if a name is too long for the file system, or its folder cannot be read."""
     path = Path(path)
-    try:
+    with _errors_name(path):
         with suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(path)
-        # Names are looked at in folders that there are alone.
+        # Only existing folders check the length of names.
         folder = next(parent for parent in path.parents if parent.is_dir())
         for part in path.relative_to(folder).parts:
             with suppress(FileNotFoundError):
                 os.lstat(folder / part)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def comparison(folder: str | os.PathLike[str]) -> Callable[[str], str]:
-    """How names are compared in a folder, which need not exist: gives names that would be one file the same text.
+    """Return a function that maps names to the same text if they are the same file in a folder, which need not exist.
 
-    Windows and macOS take capital letters for small ones, and macOS both forms of an accent for one.
+    Windows and macOS do not distinguish capital letters, and macOS not the two forms of an accent.
     """
     folder = Path(folder)
-    there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     try:
-        probe = _new_file(there / "a\u00e9")
-    except (OSError, UnicodeEncodeError):  # who writes there will say so; an ASCII locale has no such names
+        probe = _new_file(existing / "a\u00e9")
+    except (OSError, UnicodeEncodeError):  # later writes report it; an ASCII locale has no such names
         return str
     try:
         cases = os.path.lexists(probe.with_name(probe.name.upper()))
@@ -125,25 +109,21 @@ def comparison(folder: str | os.PathLike[str]) -> Callable[[str], str]:
 
 
 def shortened(name: str, most: int) -> str:
-    """As much of a name as takes `most` bytes on the disk, in whole characters."""
+    """The first characters of a name that take at most `most` bytes on disk."""
     while len(os.fsencode(name)) > most:
         name = name[:-1]
     return name
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
-    """Remove what `written_whole` left in `folder` when its process was killed; nobody may be writing there."""
+    """Remove what `written_whole` left in `folder` when its process was killed; no process may be writing there."""
     for path in Path(folder).glob(f".*{_UNFINISHED}*"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Return when the content of a file is on the disk, or at once where it cannot be asked for.
-
-    Raises:
-        OSError: it is not, and will not be.
-    """
+    """Wait until the content of a file is on disk, where the file system supports it; raises OSError if it fails."""
     with open(path, "r+b") as file:
         try:
             os.fsync(file.fileno())
@@ -153,11 +133,7 @@ def sync(path: str | os.PathLike[str]) -> None:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Return when the names in a folder are on the disk, or at once where it cannot be asked for, as on Windows.
-
-    Raises:
-        OSError: they are not, and will not be.
-    """
+    """Wait until the names in a folder are on disk, where the system supports it; raises OSError if it fails."""
     if os.name == "nt":
         return
     try:
@@ -172,11 +148,11 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write JSON that people can read, lists and objects of plain values on a line each, whole or not at all.
+    """Write JSON with lists and objects of plain values on one line each, whole or not at all.
 
     Raises:
-        ValueError: there is NaN or infinity in it, which JSON has not.
-        OSError: it cannot be written.
+        ValueError: the content holds NaN or infinity.
+        OSError: the file cannot be written.
     """
     text = json.dumps(content, indent=1, allow_nan=False)
     # JSON's strings hold no line breaks, so these are all between values.
@@ -186,26 +162,28 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    r"""Write a text in UTF-8, whole or not at all; what is no UTF-8 in the name of a file becomes `\udcXX`.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    r"""Write a text in UTF-8, whole or not at all; bytes of file names that are not UTF-8 become `\udcXX`."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_torch(value: Any, path: str | os.PathLike[str]) -> None:
-    """`torch.save`, but for an error of the disk, which is an OSError here.
-
-    Given a path, torch says no more than that a write failed; of a file object's error it makes one about positions.
-    """
+    """`torch.save`, but errors of the disk are OSErrors; torch raises RuntimeErrors that do not say the cause."""
     with open(path, "wb") as file:
         try:
             torch.save(value, file)
         except RuntimeError as error:
             cause = error.__cause__ or error.__context__
             raise (cause if isinstance(cause, OSError) else error) from None
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Raise OSErrors again with the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _made(folder: Path) -> Path:
@@ -218,27 +196,23 @@ def _made(folder: Path) -> Path:
 
 
 def _new_file(path: Path) -> Path:
-    """An empty file beside `path`, of a new name."""
+    """Make an empty file beside `path` with a new name."""
     while True:
         name = _beside(path, _UNFINISHED)
-        try:
-            # Not mkstemp, whose files are private: so the system itself applies the umask, or what the folder says.
+        with _errors_name(path), suppress(FileExistsError):
+            # Not mkstemp, whose files are private: here the umask applies, or the folder's defaults.
             os.close(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        return name
+            return name
 
 
 def _beside(path: Path, mark: str) -> Path:
-    """A name beside `path` with as much of its own as fits, whole characters of it, and its suffix."""
-    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _SUFFIX else ""  # longer, it names no format
+    """A new name beside `path`, with as much of its name as fits, and its suffix."""
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _SUFFIX else ""  # longer ones name no format
     return path.with_name(f".{shortened(path.stem, _STEM)}{mark}{secrets.token_hex(4)}{suffix}")
 
 
 def _rename(file: Path, path: Path) -> None:
-    """Give a file the name `path`, whatever has it; the two are in one folder."""
+    """Rename a file to `path`, in the same folder, and replace what was there."""
     try:
         os.replace(file, path)
     except OSError as error:

@@ -22,11 +22,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def to_json(value: Any, digits: int | None = None) -> Any:
-    """Convert nested dataclasses, dictionaries and sequences to JSON's types.
+    """Convert nested dataclasses, dictionaries and sequences to JSON's types, floats rounded to `digits` decimals.
 
-    Args:
-        value: what to convert. Infinity and NaN, which JSON does not have, become the texts "inf", "-inf" and "nan".
-        digits: decimals that floats are rounded to; None: not rounded.
+    Infinity and NaN, which JSON does not have, become the texts "inf", "-inf" and "nan".
     """
     if hasattr(value, "__dataclass_fields__"):
         return to_json(vars(value), digits)

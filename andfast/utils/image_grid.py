@@ -14,16 +14,12 @@ _HEADER = 22
 def draw_grid(
     columns: Sequence[tuple[str, Sequence[np.ndarray]]], size: int, notes: Mapping[str, Sequence[str]] | None = None
 ) -> np.ndarray:
-    """Draw images in labelled columns.
+    """Draw images in labelled columns; returns uint8 (H, W, 3).
 
     Args:
         columns: (label, images) from left to right; all have equally many images, uint8 (h, w, 3), which are enlarged
-            to `size` x `size` by repeating pixels.
-        size: height and width of a cell in pixels.
+            to `size` x `size` pixels by repeating pixels.
         notes: by label, a text for the lower left corner of each image of that column.
-
-    Returns:
-        uint8 (H, W, 3).
     """
     rows = len(columns[0][1])
     step = size + _GAP

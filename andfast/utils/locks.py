@@ -18,7 +18,7 @@ _HELD = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 # Errors of file systems without locks: some network file systems, and some in user space.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY}
 
-# The byte that is locked: on Windows others cannot read it, so it is beyond the text of the file.
+# The locked byte: on Windows other processes cannot read it, so it is beyond the text of the file.
 _BYTE = 2**30
 
 
@@ -34,16 +34,16 @@ def _on_stderr(message: str) -> None:
 def locked(
     folder: str | os.PathLike[str], wait: bool = False, log: Callable[[str], object] = _on_stderr
 ) -> Iterator[None]:
-    """Hold a folder's lock, which the operating system releases when the process ends, however it does.
+    """Hold the lock of an existing folder, which the operating system releases when the process ends.
 
     The lock is on a file in the folder, which names its holder meanwhile and remains, empty: if it were removed, two
-    processes could hold locks of the same name. Forked processes do not hold it. It excludes other processes, not other
-    threads.
+    processes could hold locks of the same name. Forked processes do not inherit it. It excludes other processes, not
+    other threads.
 
     Args:
-        folder: must exist.
-        wait: for another process that holds it, instead of raising an error.
-        log: called with a line that says what is waited for, or that the file system has no locks, which is no error.
+        folder: the folder.
+        wait: wait for a process that holds it, instead of raising an error.
+        log: called with a line if it waits, or if the file system has no locks, which is not an error.
 
     Raises:
         LockedError: another process holds it.
@@ -90,7 +90,7 @@ def _lock(file: IO[str]) -> None:
 
 
 def _is_free(file: IO[str]) -> bool:
-    """Try to take the lock; returns whether that succeeded."""
+    """Try to take the lock; return whether that succeeded."""
     try:
         _lock(file)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Memory: how much operations take, how much is free, errors when it runs out, and how the host's is reused."""
+"""Memory: measure what operations take and what is free, recognise errors, and reuse the host's."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the memory of the tensors that operations make, while they live. Views of a tensor share its memory.
+    """Counts the bytes of the tensors that operations make, while they live: `live` now, and `peak`.
 
-    Attributes:
-        live: bytes now.
-        peak: the largest value of `live` so far.
+    Views of a tensor share its memory.
     """
 
     def __init__(self) -> None:
@@ -29,19 +27,15 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+        storages = (tensor.untyped_storage() for tensor in tree_iter(result) if isinstance(tensor, Tensor))
+        for storage in storages:
+            if storage not in self._counted:
+                size = storage.nbytes()
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                self._counted.add(storage)
+                weakref.finalize(storage, self._forget, size)
         return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._counted:
-            return
-        size = storage.nbytes()
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        self._counted.add(storage)
-        weakref.finalize(storage, self._forget, size)
 
     def _forget(self, size: int) -> None:
         self.live -= size
@@ -86,15 +80,12 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Have this process reuse the large blocks that it frees, instead of returning them to the system.
+    """Have this process reuse the large blocks that it frees; return whether glibc accepts the setting.
 
     A step on the CPU allocates and frees the same large tensors again and again. By default glibc takes every block
-    over 32 MiB from the system and returns it at once, so that each of its pages is mapped and zeroed anew. Afterwards
-    the process holds its peak memory until it ends. This is for programs, not for libraries: it holds for the whole
-    process.
-
-    Returns:
-        Whether it was done: only glibc needs it, other allocators (jemalloc, tcmalloc) keep memory anyway.
+    over 32 MiB from the system and returns it at once, so that each of its pages is mapped and zeroed anew. Other
+    allocators (jemalloc, tcmalloc) keep memory anyway. The process then holds its peak memory until it ends, so only
+    programs should call this, not libraries.
     """
     if not sys.platform.startswith("linux"):
         return False

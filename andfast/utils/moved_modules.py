@@ -53,6 +53,6 @@ class _MovedModules(MetaPathFinder):
 
 
 def install() -> None:
-    """Let the old names be imported. Before other finders: a package's own path would load a module twice."""
+    """Make the old names importable. First of all finders: a package's own path would load a module twice."""
     if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
         sys.meta_path.insert(0, _MovedModules())

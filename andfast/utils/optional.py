@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from importlib import metadata
 
 NOT_INSTALLED = "it is not installed"
 
 
+def version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed or damaged."""
+    try:
+        return metadata.version(package)
+    except Exception:  # PackageNotFoundError, or any error of a damaged installation
+        return None
+
+
 def problem_of(package: str) -> str | None:
-    """Import a package; returns None, or why it cannot be imported: `NOT_INSTALLED` or the error."""
+    """Import a package; return None, or why it cannot be imported: `NOT_INSTALLED` or the error."""
     try:
         if importlib.util.find_spec(package) is None:
             return NOT_INSTALLED

@@ -16,13 +16,9 @@ _LOCAL = 0
 
 
 class SharedGenerator(torch.Generator):
-    """A generator in the same state in all processes, which knows the rank of this one.
+    """A generator in the same state in all `size` processes, of which this one has the index `rank`.
 
-    Attributes:
-        rank: index of this process, 0 <= rank < size.
-        size: number of processes.
-        local: a generator of this process alone, for choices that the host makes for a whole batch and that cannot be
-            drawn for all processes.
+    `local` differs between processes, for choices of the host that cannot be drawn for all processes.
     """
 
     rank: int
@@ -33,12 +29,9 @@ class SharedGenerator(torch.Generator):
 def step_generator(
     seed: int, step: int, device: torch.device, *stream: int, rank: int = 0, size: int = 1
 ) -> torch.Generator:
-    """The generator of one training step. It depends on the seed and the step alone, so that a run can resume.
+    """The generator of a training step, from 0, as a function of the run's seed and the step, so that runs can resume.
 
     Args:
-        seed: of the run.
-        step: from 0.
-        device: of the generator.
         stream: numbers of a further generator of the same step; the step's main one has none.
         rank, size: of several processes; with size above 1 the result is a `SharedGenerator`.
     """
@@ -57,13 +50,9 @@ def _seed(seed: int, step: int, *stream: int) -> int:
 
 
 def draw_rows(draw: Callable[[int], Tensor], count: int, generator: torch.Generator | None, dim: int = 0) -> Tensor:
-    """`draw(count)`; from a `SharedGenerator` this process's `count` rows of what is drawn for all processes.
+    """Return `draw(count)`; from a `SharedGenerator`, this process's `count` rows of what is drawn for all processes.
 
-    Args:
-        draw: makes a tensor of so many rows from `generator`.
-        count: rows of this process.
-        generator: what `draw` draws from.
-        dim: dimension of the rows.
+    `draw` makes a tensor of as many rows along `dim` as it is given, from `generator`.
     """
     if not isinstance(generator, SharedGenerator):
         return draw(count)
@@ -74,10 +63,7 @@ def draw_rows(draw: Callable[[int], Tensor], count: int, generator: torch.Genera
 def batch_positions(images: int, mixed: int, rank: int, size: int) -> list[int]:
     """The positions of a process's images in the whole batch, which ends with all images that are mixed in.
 
-    Args:
-        images: of the process.
-        mixed: how many of them, the last ones, are mixed in (`attack.mix`).
-        rank, size: as for `SharedGenerator`.
+    The process has `images` images, of which the last `mixed` are mixed in (`attack.mix`).
     """
     attacked = images - mixed
     first_mixed = size * attacked + rank * mixed

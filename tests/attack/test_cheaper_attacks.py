@@ -1,10 +1,10 @@
 """The cheaper attacks, and the exact one without waste: what they find, against loops written out, and their cost."""
 
 import math
-import re
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from adversaries import (
     IMAGES,
     Upsampler,
     check_consistent,
+    check_equal,
     make,
     photographs,
     psnr_in_numpy,
@@ -23,8 +24,8 @@ from adversaries import (
 )
 from torch import Tensor, nn
 
-from andfast.attack import PGD, YOPO, AttackResult, FreeAT, SubsetPGD, pgd
-from andfast.attack.budget import draw_budget, within_budget
+from andfast.attack import PGD, YOPO, FreeAT, SubsetPGD, pgd
+from andfast.attack.budget import SearchInputs, draw_budget, within_budget
 from andfast.attack.pgd import loss_and_grad_lr
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective, l1_objective
@@ -59,22 +60,14 @@ def counted(module: nn.Module) -> Iterator[Passes]:
     handle.remove()
 
 
-def same(one: AttackResult, other: AttackResult) -> None:
-    for name, value in vars(one).items():
-        if value is None:
-            assert getattr(other, name) is None, name
-        else:
-            assert torch.equal(value, getattr(other, name)), name
-
-
 @contextmanager
 def first_tries() -> Iterator[list[Tensor]]:
     """What the steps inside try first, in their order: a matter of time, which loops written out cannot know."""
     tries: list[Tensor] = []
 
-    def spy(*arguments, graph: bool) -> tuple[Tensor, Tensor]:
-        tries.append(arguments[5])
-        return within_budget(*arguments, graph=graph)
+    def spy(inputs: SearchInputs, delta: Tensor, first: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+        tries.append(first)
+        return within_budget(inputs, delta, first, graph)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pgd, "within_budget", spy)
@@ -94,6 +87,7 @@ def ascend_by_hand(
     first = list(first)
     count, clean = network.num_networks, network.clean(hr)
     budget_db = draw_budget(attack.psnr_range, count, 0.0, hr.device, random)
+    inputs = SearchInputs(network, hr, hr, clean, budget_db, None)
     inv_scale = 1 / network.layout.scale_vector(attack.scale_factors)
     delta = torch.zeros_like(network.theta_id)
     deltas, losses = [], []
@@ -108,7 +102,7 @@ def ascend_by_hand(
             leaf = delta.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(network(hr, leaf), leaf, grad_lr)
             delta = projected_step(delta, gradient, inv_scale, attack.step_length, attack.epsilon)
-            delta, _ = within_budget(network, hr, clean, delta, budget_db, first.pop(0))
+            delta, _ = within_budget(inputs, delta, first.pop(0))
     with torch.no_grad():
         return [*deltas, delta], [*losses, objective(network(hr, delta), hr).reshape(count, -1).mean(dim=1)]
 
@@ -132,7 +126,7 @@ def check_ascent(attack: PGD, network: DegradationNetwork, inner: int) -> tuple[
 @pytest.mark.parametrize("num_networks", [1, 2, IMAGES])
 @pytest.mark.parametrize("attack", [PGD(steps=3, step_size=0.3), YOPO(steps=2, inner_steps=3, step_size=0.2)])
 def test_a_step_takes_its_gradient_from_the_pass_that_the_budget_accepted(attack, num_networks, psnr_range):
-    attack = type(attack)(**{**vars(attack), "psnr_range": psnr_range})
+    attack = replace(attack, psnr_range=psnr_range)
     inner = getattr(attack, "inner_steps", 1)
     passes, plain = check_ascent(attack, make(num_networks), inner)
     steps = attack.steps * inner
@@ -170,10 +164,11 @@ def test_what_the_last_step_learned_of_the_budget_saves_tries():
 def test_any_first_try_ends_at_the_budget(multiple):
     hr, network = photographs(), make(2)
     clean, budget_db = network.clean(hr), torch.tensor([24.0, 40.0])
+    inputs = SearchInputs(network, hr, hr, clean, budget_db, None)
     delta = 0.05 * torch.randn(network.delta.shape, generator=seeded())
     first = torch.full((2,), multiple)
     for size in (1.0, 1e-3, 1e-9):  # far outside, near, and not even there as a whole
-        found, lr = within_budget(network, hr, clean, size * delta, budget_db, first)
+        found, lr = within_budget(inputs, size * delta, first)
         psnr = torch.tensor(psnr_in_numpy(lr, clean, 2))
         whole = torch.tensor(psnr_in_numpy(network(hr, size * delta), clean, 2))
         assert (psnr >= budget_db).all()
@@ -203,7 +198,7 @@ def test_no_two_graphs_of_f_live_at_a_time():
 @pytest.mark.parametrize(("attack", "steps"), [(PGD(steps=3), 3), (YOPO(steps=2, inner_steps=2), 2)])
 def test_passes_through_g(attack, steps, return_iterate):
     generator = Upsampler(2).requires_grad_(False)
-    attack = type(attack)(**{**vars(attack), "return_iterate": return_iterate})
+    attack = replace(attack, return_iterate=return_iterate)
     with counted(generator) as passes:
         attack(make(2), photographs(), l1_objective(generator), seeded())
     assert (passes.forward, passes.backward) == (steps + (return_iterate == "worst"), steps)
@@ -227,7 +222,7 @@ def test_yopo_with_one_inner_step_is_pgd(psnr_range, return_iterate):
     network, hr, objective = make(2), photographs(), l1_objective(Upsampler(2))
     settings = {"steps": 3, "psnr_range": psnr_range, "return_iterate": return_iterate}
     exact = PGD(**settings)(network, hr, objective, seeded())
-    same(YOPO(inner_steps=1, **settings)(network, hr, objective, seeded()), exact)
+    check_equal(YOPO(inner_steps=1, **settings)(network, hr, objective, seeded()), exact)
 
 
 def test_more_inner_steps_find_more():
@@ -292,6 +287,7 @@ def test_free_trains_g_as_the_loop_written_out_does(replays, psnr_range):
         network = make(2, step)
         inv_scale = 1 / network.layout.scale_vector(attack.scale_factors)
         budget_db = draw_budget(psnr_range, 2, 0.0, hr.device, seeded(step))
+        inputs = SearchInputs(network, hr, hr, network.clean(hr), budget_db, None)
         delta = torch.zeros_like(network.theta_id)
         for turn in range(replays):
             leaf = delta.clone().requires_grad_()
@@ -302,7 +298,7 @@ def test_free_trains_g_as_the_loop_written_out_does(replays, psnr_range):
             optimizer.step()
             if turn < replays - 1:
                 delta = projected_step(delta, leaf.grad, inv_scale, 0.3, attack.epsilon)
-                delta, _ = within_budget(network, hr, network.clean(hr), delta, budget_db, first.pop(0))
+                delta, _ = within_budget(inputs, delta, first.pop(0))
 
     assert not first
     assert losses == pytest.approx(expected, rel=1e-4)
@@ -356,7 +352,7 @@ def test_a_subset_of_everything_is_pgd(psnr_range):
     network, hr, objective = make(1), photographs(), l1_objective(Upsampler(2))
     settings = {"steps": 2, "psnr_range": psnr_range}
     exact = PGD(**settings)(network, hr, objective, seeded())
-    same(SubsetPGD(share=1.0, **settings)(network, hr, objective, seeded()), exact)
+    check_equal(SubsetPGD(share=1.0, **settings)(network, hr, objective, seeded()), exact)
 
 
 @pytest.mark.parametrize(("share", "images"), [(0.5, 2), (0.74, 3), (0.01, 1)])
@@ -402,7 +398,7 @@ def test_a_step_can_be_given_relative_to_epsilon():
     relative = PGD(steps=2, epsilon=0.25, step_ratio=0.5, step_size=7.0)
     assert relative.step_length == 0.125
     exact = PGD(steps=2, epsilon=0.25, step_size=0.125)(network, hr, objective, seeded())
-    same(relative(network, hr, objective, seeded()), exact)
+    check_equal(relative(network, hr, objective, seeded()), exact)
 
 
 class Half(torch.autograd.Function):
@@ -472,28 +468,7 @@ def test_the_scale_vector_is_built_once():
 
 @pytest.mark.parametrize("attack", [YOPO(steps=1), FreeAT(replays=2), SubsetPGD(steps=1)])
 def test_half_types(attack):
-    hr, network = photographs(), make(1, dtype=torch.float16)
+    hr, network = photographs(), make(1, dtype=torch.float16, channels=16)
     result = attack(network, hr, l1_objective(Upsampler(2)), seeded())
     assert (result.lr_psnr >= result.budget_db - 0.01).all()
     assert (result.loss_after > 1.05 * result.loss_before).all()
-
-
-@pytest.mark.parametrize(
-    ("method", "arguments", "message"),
-    [
-        (PGD, {"return_iterate": "best"}, "return_iterate is 'best'; it must be 'worst' or 'last'"),
-        (PGD, {"step_ratio": 0.0}, "step_ratio is 0.0; it must be positive"),
-        (PGD, {"step_ratio": math.nan}, "step_ratio is nan"),
-        (PGD, {"step_ratio": 0.5, "epsilon": math.inf}, "step_ratio is 0.5 of an infinite epsilon"),
-        (YOPO, {"inner_steps": 0}, "inner_steps is 0; it must be at least 1"),
-        (YOPO, {"steps": 0}, "steps is 0"),
-        (FreeAT, {"replays": 0}, "replays is 0; it must be at least 1"),
-        (FreeAT, {"epsilon": -1.0}, "epsilon is -1.0"),
-        (SubsetPGD, {"share": 0.0}, "share is 0.0; it must be in (0, 1]"),
-        (SubsetPGD, {"share": 1.5}, "share is 1.5"),
-        (SubsetPGD, {"psnr_range": (30.0, 20.0)}, "psnr_range is (30.0, 20.0)"),
-    ],
-)
-def test_wrong_settings_are_named(method, arguments, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        method(**arguments)

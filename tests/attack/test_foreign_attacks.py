@@ -21,7 +21,7 @@ from andfast.ops.theta_layout import ScaleFactors
 @pytest.mark.parametrize(("attack", "chain"), [(BSRGAN(), bsrgan), (RealESRGAN(), real_esrgan)])
 def test_a_chain_as_an_attack_is_the_chain(attack, chain):
     hr = photographs()
-    result = attack(make(2), hr, lambda lr, hr: pytest.fail("nobody asks G"), seeded(5))
+    result = attack(make(2), hr, lambda lr, hr: pytest.fail("there is no pass through G"), seeded(5))
     assert torch.equal(result.lr, chain(hr, 2, seeded(5)))
     difference = (result.lr - bicubic_downsample(hr, 2)).double()
     np.testing.assert_allclose(result.distance, difference.flatten(1).norm(dim=1), rtol=1e-5)
@@ -30,7 +30,7 @@ def test_a_chain_as_an_attack_is_the_chain(attack, chain):
 
 
 @pytest.mark.parametrize("attack", [BSRGAN(), RealESRGAN(), Bicubic()])
-def test_their_ramp_is_none(attack):
+def test_the_margin_does_not_change_them(attack):
     hr = photographs()
     one, other = (attack(make(), hr, lambda lr, hr: None, seeded(5), margin_db) for margin_db in (0.0, 20.0))
     assert torch.equal(one.lr, other.lr)

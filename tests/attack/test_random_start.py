@@ -1,7 +1,5 @@
 """The adversary that begins at a random deviation within its budget."""
 
-import re
-
 import pytest
 import torch
 from adversaries import IMAGES, Upsampler, check_consistent, l1_in_numpy, make, photographs, psnr_in_numpy, seeded
@@ -92,19 +90,3 @@ def test_a_part_of_the_batch_may_search_from_a_random_start():
     result = SubsetPGD(steps=2, share=0.5, random_start=0.5)(network, hr, OBJECTIVE, seeded())
     assert (psnr_in_numpy(result.lr, result.clean, 1) >= result.budget_db.numpy() - 0.01).all()
     torch.testing.assert_close(network(hr, result.delta), result.lr, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"random_start": 1.0}, "random_start is 1.0; it must be in [0, 1)"),
-        ({"random_start": -0.1}, "random_start is -0.1"),
-        (
-            {"random_start": 0.5, "psnr_range": None},
-            "random_start is 0.5, a share of the LR-PSNR budget; give psnr_range",
-        ),
-    ],
-)
-def test_wrong_shares_are_named(arguments, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        PGD(**arguments)

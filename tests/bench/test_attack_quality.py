@@ -56,6 +56,14 @@ def benchmarked(folder: Path, output: Path, variants: list[str], **changed: obje
     return {variant["name"]: variant for variant in record["variants"]}
 
 
+@pytest.fixture
+def no_chart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the chart, which takes longer than small attacks."""
+    monkeypatch.setattr(attack_quality, "chart", lambda measurements, subtitle: None)
+    monkeypatch.setattr(attack_quality, "save_figure", lambda figure, path: None)
+
+
+@pytest.mark.usefixtures("no_chart")
 def test_limiting_cases_find_all_and_passes_are_what_the_formulas_say(folder, tmp_path):
     names = ["yopo-5-1", "subset-5-1", "subset-5-0.5", "free-6", "yopo-2-3", "pgd-2+last", "random", "pgd-5:bfloat16"]
     found = benchmarked(folder, tmp_path, names, num_networks=1, attack__psnr_range="null")
@@ -86,6 +94,7 @@ def test_limiting_cases_find_all_and_passes_are_what_the_formulas_say(folder, tm
         assert variant["share_of_pgd-20"]["spread"] == pytest.approx(np.std(each, ddof=1))
 
 
+@pytest.mark.usefixtures("no_chart")
 def test_what_is_measured_is_the_attack_s_loss(folder, tmp_path):
     """The same batches, networks and budgets by hand."""
     found = benchmarked(folder, tmp_path, ["pgd-2@0.5"], num_networks="batch")
@@ -103,6 +112,7 @@ def test_what_is_measured_is_the_attack_s_loss(folder, tmp_path):
         assert found[name]["lr_psnr"] > 20
 
 
+@pytest.mark.usefixtures("no_chart")
 def test_equal_seeds_find_the_same_and_others_do_not(folder, tmp_path):
     first, again = (benchmarked(folder, tmp_path, ["random"], batches=1) for _ in range(2))
     other = benchmarked(folder, tmp_path, ["random"], batches=1, seed=4)

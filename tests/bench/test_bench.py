@@ -13,28 +13,21 @@ from PIL import Image
 from andfast import PGD, Compact, RRDBNet, ScaleFactors, l1_objective
 from andfast.degradation.network import DegradationNetwork
 from andfast.ops.degradation_forward import degradation_forward_reference
+from bench import paper, profile, report, steps
+from bench.eager import EagerNetwork
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def report(bench, capsys):
-    """Runs `python -m bench.report` and gives back what it prints."""
+def printed_report(capsys):
+    """Runs `python -m bench.report` and returns what it prints."""
 
     def run(*arguments: object) -> str:
-        bench["report"].main(list(map(str, arguments)))
+        report.main(list(map(str, arguments)))
         return capsys.readouterr().out
 
     return run
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """The modules of the package, which is not installed."""
-    monkeypatch.syspath_prepend(ROOT)
-    from bench import paper, profile, report, steps
-
-    return {"paper": paper, "profile": profile, "report": report, "steps": steps}
 
 
 def benchmark(group: str, variant: str, median: float, **extra: object) -> dict:
@@ -62,8 +55,8 @@ def result_file(tmp_path):
     return path
 
 
-def test_report(report, result_file, tmp_path):
-    printed = report(result_file, "--output", tmp_path / "report")
+def test_report(printed_report, result_file, tmp_path):
+    printed = printed_report(result_file, "--output", tmp_path / "report")
     for line in (
         "## first",
         "On A Processor; speed and memory as multiples of those of eager float32.",
@@ -81,9 +74,9 @@ def test_report(report, result_file, tmp_path):
         assert image.width == 1400
 
 
-def test_bars_are_as_long_as_the_medians(bench, result_file):
+def test_bars_are_as_long_as_the_medians(result_file):
     """In the colours of their kinds, each with its time and its speed, and inside the axes."""
-    figure = bench["report"].draw(bench["report"].read(result_file))
+    figure = report.draw(report.read(result_file))
     first, second = figure.axes
     assert [bar.get_width() for bar in first.patches] == [0.2, 0.1, 0.0025]
     assert len({bar.get_facecolor() for bar in first.patches}) == 3
@@ -98,10 +91,10 @@ def test_bars_are_as_long_as_the_medians(bench, result_file):
         assert all(text.get_window_extent().x1 < figure.bbox.x1 for text in axes.texts)
 
 
-def test_without_matplotlib_the_table_is_written_and_the_chart_an_error(bench, result_file, tmp_path, monkeypatch):
+def test_without_matplotlib_the_table_is_written_and_the_chart_an_error(result_file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit) as end:
-        bench["report"].main([str(result_file), "--output", str(tmp_path / "report")])
+        report.main([str(result_file), "--output", str(tmp_path / "report")])
     assert end.value.code.startswith("error: report.png is not drawn: charts need matplotlib")
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["report.md"]
 
@@ -113,7 +106,7 @@ def step(variant: str, median: float, **extra: object) -> dict:
     return benchmark("step net 8x16", variant, median, **details | extra)
 
 
-def test_report_of_steps(report, tmp_path):
+def test_report_of_steps(printed_report, tmp_path):
     benchmarks = [
         step("own plain", 0.1, peak_memory=3 * 2**20),
         step("(a) plain", 0.2),
@@ -123,7 +116,7 @@ def test_report_of_steps(report, tmp_path):
     ]
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"machine_info": {"cpu": {"brand_raw": "A Processor"}}, "benchmarks": benchmarks}))
-    assert report(path).splitlines()[-5:] == [
+    assert printed_report(path).splitlines()[-5:] == [
         "| own plain | float32 | 100.0 | 80 | 1.00 | 2.00 | 3 |  |  |",
         "| (a) plain | float32 | 200.0 | 40 | 2.00 | 1.00 |  |  |  |",
         "| (a) exact | float32 | 2000.0 | 4 | 20.00 | 1.00 |  |  | 12.3 |",
@@ -132,7 +125,7 @@ def test_report_of_steps(report, tmp_path):
     ]
     # Alone a step has nothing to be measured by.
     path.write_text(json.dumps({"machine_info": {}, "benchmarks": benchmarks[3:4]}))
-    assert report(path).splitlines()[-1] == "| own exact | bfloat16 | 500.0 | 16 |  |  |  | 55 |  |"
+    assert printed_report(path).splitlines()[-1] == "| own exact | bfloat16 | 500.0 | 16 |  |  |  | 55 |  |"
 
 
 @pytest.mark.parametrize(
@@ -146,43 +139,39 @@ def test_report_of_steps(report, tmp_path):
         ('{"machine_info": {}, "benchmarks": []}', "holds no benchmark"),
     ],
 )
-def test_what_is_no_result_is_named(bench, capsys, tmp_path, content, message):
+def test_what_is_no_result_is_named(capsys, tmp_path, content, message):
     path = tmp_path / "file.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(SystemExit) as end:
-        bench["report"].main([str(path)])
+        report.main([str(path)])
     assert capsys.readouterr().out == ""
     assert end.value.code.startswith(f"error: {path}")
     assert message in end.value.code
 
 
-@pytest.mark.parametrize("name", ["projected_step_cpu.json"])
-def test_recorded_results_can_be_reported(report, name):
-    assert "| 1.00x |" in report(ROOT / "bench" / "results" / name)
+def test_recorded_results_can_be_reported(printed_report):
+    assert "| 1.00x |" in printed_report(ROOT / "bench" / "results" / "projected_step_cpu.json")
 
 
-def test_tables_in_the_docs_are_the_recorded_results(bench):
+def test_tables_in_the_docs_are_the_recorded_results():
     lines = (ROOT / "docs" / "performance.md").read_text().splitlines()
     marked = [index for index, line in enumerate(lines) if line.startswith("<!-- bench/results/")]
     assert marked
     for index in marked:
         path, _, name = lines[index].removeprefix("<!-- ").removesuffix(" -->").partition(": ")
         if name:
-            (group,) = (group for group in bench["report"].read(ROOT / path) if group.name == name)
-            table = bench["report"].table(group)
+            (group,) = (group for group in report.read(ROOT / path) if group.name == name)
+            table = report.table(group)
         else:
-            table = bench["profile"].table(json.loads((ROOT / path).read_text()))
+            table = profile.table(json.loads((ROOT / path).read_text()))
         rows = [line for line in table.splitlines() if line.startswith("|")]
         assert lines[index + 1 : index + 2 + len(rows)] == [*rows, ""]
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("networks", "images"), [(1, 3), (2, 4), (3, 3)])
-def test_eager_network_is_the_reference(monkeypatch, networks, images, memory_format):
-    monkeypatch.syspath_prepend(ROOT)
-    from bench.eager import EagerNetwork
-
+def test_eager_network_is_the_reference(networks, images, memory_format):
     generator = torch.Generator().manual_seed(networks)
     network = DegradationNetwork(scale=2, num_networks=networks, channels=5, blocks=2)
     network.reset_identity((8, 12), generator)
@@ -201,17 +190,14 @@ def test_eager_network_is_the_reference(monkeypatch, networks, images, memory_fo
     torch.testing.assert_close(eager.as_delta(grads), expected_grad, rtol=1e-9, atol=1e-10)
 
 
-def test_eager_network_has_no_gaussian_noise(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    from bench.eager import EagerNetwork
-
+def test_eager_network_has_no_gaussian_noise():
     network = DegradationNetwork(noise="gaussian", channels=4, blocks=1)
     network.reset_identity((4, 4))
     with pytest.raises(ValueError, match="noise is 'gaussian'"):
         EagerNetwork(network.layout, network.theta, torch.float32)
 
 
-def paper_case(paper, kind, networks, size=(24, 32)):
+def paper_case(kind, networks, size=(24, 32)):
     """A generator, a bank and images, and the first two as the baseline has them."""
     torch.manual_seed(networks)
     generator = (RRDBNet(features=8, blocks=1) if kind == "rrdbnet" else Compact(features=8, convs=2)).eval()
@@ -223,14 +209,14 @@ def paper_case(paper, kind, networks, size=(24, 32)):
 
 
 @pytest.mark.parametrize("kind", ["rrdbnet", "compact"])
-def test_generators_of_the_baseline_are_andfasts(bench, kind):
-    generator, written, _, hr = paper_case(bench["paper"], kind, 1)
+def test_generators_of_the_baseline_are_andfasts(kind):
+    generator, written, _, hr = paper_case(kind, 1)
     torch.testing.assert_close(written(hr), generator(hr), rtol=1e-5, atol=1e-6)
 
 
-def test_networks_of_the_baseline_begin_at_the_identity(bench):
+def test_networks_of_the_baseline_begin_at_the_identity():
     torch.manual_seed(0)
-    network, hr = bench["paper"].Degradation((24, 32)), torch.rand(2, 3, 24, 32)
+    network, hr = paper.Degradation((24, 32)), torch.rand(2, 3, 24, 32)
     clean = DegradationNetwork().clean(hr)
     torch.testing.assert_close(network.pool(hr), clean, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
@@ -244,9 +230,8 @@ def test_networks_of_the_baseline_begin_at_the_identity(bench):
 # be chance), one that binds late, and none.
 @pytest.mark.parametrize(("budget_db", "count"), [(40.0, 1), (22.0, 5), (1.0, 5)])
 @pytest.mark.parametrize(("kind", "networks"), [("compact", 1), ("compact", 3), ("rrdbnet", 2)])
-def test_baseline_finds_what_andfast_finds(bench, kind, networks, budget_db, count):
-    paper, steps = bench["paper"], bench["steps"]
-    generator, written, bank, hr = paper_case(paper, kind, networks)
+def test_baseline_finds_what_andfast_finds(kind, networks, budget_db, count):
+    generator, written, bank, hr = paper_case(kind, networks)
     generator.requires_grad_(False)
     expected = PGD(steps=count, psnr_range=(budget_db, budget_db))(bank, hr, l1_objective(generator))
 
@@ -262,8 +247,8 @@ def test_baseline_finds_what_andfast_finds(bench, kind, networks, budget_db, cou
     assert (moved > 0).all()
 
 
-def test_baseline_has_andfasts_scale_factors(bench):
-    paper, factors = bench["paper"], ScaleFactors()
+def test_baseline_has_andfasts_scale_factors():
+    factors = ScaleFactors()
     assert [factors.conv_dc, *[factors.conv_shift] * 2, *[factors.conv] * 6] == paper.MOMENT_FACTORS
     assert (factors.noise, factors.slope) == (paper.NOISE_FACTOR, paper.SLOPE_FACTOR)
 
@@ -271,8 +256,7 @@ def test_baseline_has_andfasts_scale_factors(bench):
 @pytest.mark.parametrize("who", ["andfast", "paper"])
 @pytest.mark.parametrize("networks", [1, "batch"])
 @pytest.mark.parametrize("method", ["PLAIN", "EXACT_5"])
-def test_a_first_step_is_the_references(bench, who, networks, method):
-    steps = bench["steps"]
+def test_a_first_step_is_the_references(who, networks, method):
     case = steps.Case("compact", 2, 16, features=8, depth=1, channels=8, blocks=2)
     exact = steps.reference(case, getattr(steps, method), networks).found
     found = steps.make_program(case, steps.Variant(who, getattr(steps, method), networks)).first()
@@ -323,25 +307,14 @@ def test_steps_are_benched_reported_and_recorded(tmp_path):
     [
         ("pgd", "1", set()),
         ("pgd", "batch", set()),
-        (
-            "none",
-            "1",
-            {
-                "draw identity networks",
-                "F forward",
-                "F backward",
-                "G forward, frozen",
-                "G input gradient",
-                "steps, projection, budget",
-            },
-        ),
+        ("none", "1", set(profile.PHASES[1:7])),  # those of the attack
     ],
 )
-def test_profile_adds_up(bench, capsys, tmp_path, method, networks, missing):
+def test_profile_adds_up(capsys, tmp_path, method, networks, missing):
     path = tmp_path / "profile.json"
     options = ["--generator=compact", "--features=8", "--depth=1", "--patch=32", f"--networks={networks}"]
     options += [f"--method={method}", "--steps=2", "--rounds=1", "--workers=0", "--output", str(path)]
-    bench["profile"].main(options)
+    profile.main(options)
     assert "| a step without the profiler |" in capsys.readouterr().out
     content = json.loads(path.read_text())
     phases = content["phases"]
@@ -353,12 +326,12 @@ def test_profile_adds_up(bench, capsys, tmp_path, method, networks, missing):
     assert content["config"]["attack"]["method"] == method
 
 
-def test_profile_refuses_what_does_not_go_together(bench, capsys):
+def test_profile_refuses_what_does_not_go_together(capsys):
     with pytest.raises(SystemExit) as refused:
-        bench["profile"].main(["--patch=33"])
+        profile.main(["--patch=33"])
     assert refused.value.code == "error: train.patch_size is 33; it must be a multiple of scale, 4"
     with pytest.raises(SystemExit):
-        bench["profile"].main(["--networks=some"])
+        profile.main(["--networks=some"])
     assert "argument --networks: wanted a number or 'batch', not 'some'" in capsys.readouterr().err
 
 

@@ -1,8 +1,5 @@
 """Scatter plots of benchmarks: points are at their values, labels do not cover each other."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -11,8 +8,6 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 
 from andfast.utils.charts import COLOURS, INK
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from bench.scatter import Point, scatter
 
 

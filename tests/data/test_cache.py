@@ -1,11 +1,12 @@
 """The cache of decoded images: reads as the files do, whatever happens to it or to whoever makes it."""
 
 import errno
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -229,44 +230,50 @@ def test_a_cache_of_an_earlier_format_is_replaced(photographs, folder):
     assert_whole(folder, photographs)
 
 
-# Makes a cache and is killed in the midst of it.
-KILLED = """
-import os, signal, sys
-from contextlib import contextmanager
-from pathlib import Path
-from andfast.data import cache
-from andfast.data.patches import scan_images
+def begin(output, function, *arguments):
+    """Start a process that calls `function` and writes its messages to `output`."""
 
-moment, folder, photographs, workers = sys.argv[1:]
-run = os.getpid()
-die = lambda: os.kill(run, signal.SIGKILL)
+    def call():
+        sys.stderr = output.open("w", buffering=1)
+        function(*arguments)
 
-write, store = cache.written_whole, cache._store
-@contextmanager
-def half_written(path):
-    with write(path) as temporary:
-        yield temporary
-        if len(list(path.parent.glob("[0-9a-f]*.u8"))) == 3:
-            os.truncate(temporary, 1000)
-            die()
-def stored(*arguments, **more):
-    store(*arguments, **more)
-    if len(list(Path(folder).glob("[0-9a-f]*.u8"))) >= 3: die()
-if moment == "half-written": cache.written_whole = half_written
-if moment == "stored": cache._store = stored
-cache.cache_images(folder, scan_images([Path(photographs)], 24).sources, int(workers))
-"""
+    process = multiprocessing.get_context("fork").Process(target=call)
+    process.start()
+    return process
 
 
-def run(program, *arguments):
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def die_with_three(moment, folder, images, workers):
+    """Make a cache, and be killed when three images are stored."""
+    run, write, store = os.getpid(), cache.written_whole, cache._store
+
+    def three_are_stored():
+        return len(list(folder.glob("[0-9a-f]*.u8"))) >= 3
+
+    @contextmanager
+    def half_written(path):
+        with write(path) as temporary:
+            yield temporary
+            if three_are_stored():
+                os.truncate(temporary, 1000)
+                os.kill(run, signal.SIGKILL)
+
+    def stored(*arguments, **options):
+        store(*arguments, **options)
+        if three_are_stored():
+            os.kill(run, signal.SIGKILL)
+
+    if moment == "half-written":
+        cache.written_whole = half_written
+    else:
+        cache._store = stored
+    cache_images(folder, images, workers)
 
 
 @pytest.mark.parametrize(("moment", "workers"), [("half-written", 0), ("stored", 0), ("stored", 2)])
-def test_killed_at_any_moment_it_continues(photographs, folder, moment, workers, decoded):
-    with run(KILLED, moment, folder, photographs[0].path.parent, workers) as process:
-        assert process.wait(timeout=60) == -signal.SIGKILL, process.stderr.read()
+def test_killed_at_any_moment_it_continues(photographs, folder, moment, workers, decoded, tmp_path):
+    process = begin(tmp_path / "output", die_with_three, moment, folder, photographs, workers)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "output").read_text()
     there = len(list(folder.glob("[0-9a-f]*.u8")))
     cache_images(folder, photographs, 0)
     assert len(decoded) <= 5
@@ -276,26 +283,22 @@ def test_killed_at_any_moment_it_continues(photographs, folder, moment, workers,
     assert_equal(items(cache_images(folder, photographs, 2)), items(photographs))
 
 
-MADE = """
-import sys
-from pathlib import Path
-from andfast.data.cache import cache_images
-from andfast.data.patches import scan_images
-cache_images(sys.argv[1], scan_images([Path(sys.argv[2])], 24).sources, 1)
-"""
-
-
-def test_two_that_make_one_cache_take_turns(photographs, folder):
+def test_two_that_make_one_cache_take_turns(photographs, folder, tmp_path):
     folder.mkdir()
+    outputs = [tmp_path / "first", tmp_path / "second"]
     with locked(folder):
-        processes = [run(MADE, folder, photographs[0].path.parent) for _ in range(2)]
-        first_lines = [process.stderr.readline() for process in processes]
-        assert all("works in this folder; waiting for its end" in line for line in first_lines)
+        processes = [begin(output, cache_images, folder, photographs, 1) for output in outputs]
+        until = time.monotonic() + 60
+        while not all(output.exists() and "waiting for its end" in output.read_text() for output in outputs):
+            assert time.monotonic() < until
+            time.sleep(0.02)
         assert [path.name for path in folder.iterdir()] == ["lock"]
-    messages = [process.communicate(timeout=60)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], messages
+    for process in processes:
+        process.join(60)
+    messages = [output.read_text() for output in outputs]
+    assert [process.exitcode for process in processes] == [0, 0], messages
     # The one that came second had only the image left that does not decode.
-    assert sorted("7/7" in message or "8/8" in message for message in messages) == [False, True], messages
+    assert sorted("8/8" in message for message in messages) == [False, True], messages
     assert_whole(folder, photographs)
 
 

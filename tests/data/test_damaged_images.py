@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from image_files import SRGB, chunk, png, tiff
+from image_files import SRGB, bmp, chunk, png, tiff
 from PIL import Image
 from upscaling_models import noise
 
@@ -56,15 +56,9 @@ def originals():
     chunks = [chunk(b"tRNS", b"\0\1"), chunk(b"cICP", bytes(4)), chunk(b"iCCP", b"a\0\0" + zlib.compress(SRGB))]
     files.append(("png", png(noise(13, 17, 1) // 64, 2, before=chunks)))
     files += [("ppm", b"P3 17 13 9\n" + b"1 2 3 " * 221), ("ppm", b"P6 17 13 999\n" + bytes(1326))]
-    files.append(("bmp", run_lengths()))
+    run_lengths = bytes([0, 2, 2, 0, 1, 7, 0, 0, 0, 3, 1, 2, 3, 0, 2, 4, 0, 0, 0, 0, 5, 1, 0, 1])
+    files.append(("bmp", bmp((4, 5), 8, run_lengths, packing=1, palette=bytes(range(256)) * 4)))
     return files
-
-
-def run_lengths():
-    """A BMP file packed so."""
-    rows = bytes([0, 2, 2, 0, 1, 7, 0, 0, 0, 3, 1, 2, 3, 0, 2, 4, 0, 0, 0, 0, 5, 1, 0, 1])
-    head = struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54 + 1024, 40, 5, 4, 1, 8, 1, 0, 0, 0, 0, 0)
-    return b"BM" + head + bytes(range(256)) * 4 + rows
 
 
 def mutated(data, random):
@@ -125,7 +119,7 @@ def test_what_a_header_says_is_not_made_room_for(tmp_path):
     whole = png(noise(13, 17, 3))
     place = whole.index(b"IDAT") - 4
     files = [whole[:place] + struct.pack(">I", 2**31 - 1) + whole[place + 4 : -99], b"P5 13000 13000 255\n" + bytes(99)]
-    files.append(b"BM" + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54, 40, 13000, 13000, 1, 24, 0, 0, 0, 0, 0, 0))
+    files.append(bmp((13000, 13000), 24, b""))
     for data in files:
         path.write_bytes(data)
         tracemalloc.start()

@@ -43,22 +43,18 @@ def test_another_scale_is_refused(folder):
         find_pairs(folder, 2)
 
 
-def test_a_pair_of_wrong_size_is_named(folder):
-    save(folder / "HR" / "b.png", 16, 16)
-    with pytest.raises(ValueError, match=r"in: b \(HR 16 x 16, LR 3 x 4\)$"):
-        find_pairs(folder, 4)
-
-
-def test_images_without_a_partner_are_named(folder):
-    save(folder / "HR" / "alone.png", 4, 4)
-    save(folder / "LR" / "lonely.png", 1, 1)
-    with pytest.raises(ValueError, match=r"without a partner: HR/alone, LR/lonely$"):
-        find_pairs(folder, 4)
-
-
-def test_two_files_of_one_name_are_refused(folder):
-    save(folder / "LR" / "b.png", 3, 4)
-    with pytest.raises(ValueError, match=r"b\.jpg and b\.png have the same name"):
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"HR/b.png": (16, 16)}, r"in: b \(HR 16 x 16, LR 3 x 4\)$"),
+        ({"HR/alone.png": (4, 4), "LR/lonely.png": (1, 1)}, "without a partner: HR/alone, LR/lonely$"),
+        ({"LR/b.png": (3, 4)}, r"b\.jpg and b\.png have the same name"),
+    ],
+)
+def test_what_is_no_pair_is_named(folder, sizes, message):
+    for name, size in sizes.items():
+        save(folder / name, *size)
+    with pytest.raises(ValueError, match=message):
         find_pairs(folder, 4)
 
 

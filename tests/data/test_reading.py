@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from image_files import SRGB, chunk, png, profile, tiff
+from image_files import SRGB, bmp, chunk, png, profile, tiff
 from PIL import Image
 from upscaling_models import noise
 
@@ -325,13 +325,6 @@ def test_ppm_that_is_damaged(refuses, data, cause):
 # BMP
 
 
-def bmp(size, bits, rows, *, packing=0, palette=b"", masks=b"", header=40, top_down=False):
-    height, width = size
-    info = struct.pack("<IiiHHIIiiII", header, width, -height if top_down else height, 1, bits, packing, 0, 0, 0, 0, 0)
-    info = (info + masks).ljust(header, b"\0") if header > 40 else info + masks
-    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(info) + len(palette)) + info + palette + rows
-
-
 def lines(values):
     """Rows of bytes (H, N), each a multiple of four, the last first."""
     return np.pad(values, ((0, 0), (0, -values.shape[1] % 4)))[::-1].tobytes()
@@ -495,15 +488,15 @@ def test_jpeg_whose_metadata_is_damaged(check):
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-@pytest.mark.parametrize("turn", [3, 6])
-def test_where_png_tells_its_orientation(check, turn, place):
-    values = noise(HEIGHT, WIDTH, 3)
+@pytest.mark.parametrize(("turn", "bits"), [(3, 8), (6, 8), (6, 16)])
+def test_where_png_tells_its_orientation(check, turn, bits, place):
+    values = whole(levels(3, bits), bits)
     expected = np.ascontiguousarray(np.rot90(values, -1 if turn == 6 else 2))
     exif = b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHIHH", 0x0112, 3, 1, turn, 0) + bytes(4)
     xmp = b"XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation='%d'/>" % turn
     text = b"Raw profile type exif\0\nexif\n %d\n%s\n" % (len(exif) + 6, (b"Exif\0\0" + exif).hex().encode())
     for told in (chunk(b"eXIf", exif), chunk(b"iTXt", xmp), chunk(b"tEXt", text)):
-        check(png(values, **{place: [told]}), expected)
+        check(png(values, bits, **{place: [told]}), expected)
 
 
 @pytest.mark.parametrize(

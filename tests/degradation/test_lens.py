@@ -7,7 +7,8 @@ import torch
 from adversaries import Upsampler, make, photographs, seeded, squared_error
 
 from andfast.attack import PGD, YOPO, Attack, FreeAT, Lens, RandomDeviation, StyleShift, SubsetPGD
-from andfast.training.options import dump_yaml, parse_config
+from andfast.training.options import parse_config
+from andfast.utils.yaml_files import dump_yaml
 
 OBJECTIVE = squared_error(Upsampler(2))
 ATTACKS = [

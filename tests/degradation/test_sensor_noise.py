@@ -3,14 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from adversaries import seeded
 
 from andfast.degradation.noise import add_gaussian, add_poisson, correlated, grey_or_colour
 
 SIZE = 256
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def covariance(noise: torch.Tensor) -> np.ndarray:

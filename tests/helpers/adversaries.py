@@ -86,6 +86,15 @@ def scaled_norms(delta: Tensor, scale: np.ndarray) -> np.ndarray:
     return np.linalg.norm(delta.double().numpy()[:, free] * scale[free], axis=1)
 
 
+def check_equal(one: AttackResult, other: AttackResult) -> None:
+    """Bit for bit."""
+    for name, value in vars(one).items():
+        if value is None:
+            assert getattr(other, name) is None, name
+        else:
+            assert torch.equal(value, getattr(other, name)), name
+
+
 def check_consistent(result: AttackResult, network: DegradationNetwork, hr: Tensor, generator: nn.Module) -> None:
     """The fields of a result agree with its images and deviation."""
     count = network.num_networks

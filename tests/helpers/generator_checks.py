@@ -1,4 +1,4 @@
-"""How the generators' operations are judged: at most twice the error of plain PyTorch, both against float64."""
+"""How fused operations are judged: at most twice the error of plain PyTorch, both against float64."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,6 +14,36 @@ def draw(*shape: int) -> Tensor:
 def poison(*shape: int, dtype: torch.dtype = torch.float32) -> None:
     """Leave NaN in the memory that the next tensors of this shape are likely to get."""
     _ = [torch.full(shape, math.nan, dtype=dtype) for _ in range(3)]
+
+
+def nchw(image: Tensor) -> Tensor:
+    return image.permute(0, 3, 1, 2)
+
+
+def nhwc(image: Tensor) -> Tensor:
+    return image.permute(0, 2, 3, 1)
+
+
+def unpack_bits(sign_mask: Tensor, channels: int) -> Tensor:
+    """(..., bytes) -> (..., channels) bool; the bits past the channels must be 0."""
+    bits = (sign_mask[..., None] >> torch.arange(8, device=sign_mask.device)) & 1
+    bits = bits.flatten(-2).bool()
+    assert not bits[..., channels:].any()
+    return bits[..., :channels]
+
+
+def check_threads(function: Callable[[], Sequence[Tensor]]) -> None:
+    """The results have the same bits in every run, with any number of threads."""
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for number in (1, 2, 3, 1):
+            torch.set_num_threads(number)
+            results.append(function())
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
 def distance(found: Tensor, exact: Tensor) -> float:

@@ -42,6 +42,14 @@ def png(values, bits=8, kind=None, before=(), after=(), interlaced=False):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def bmp(size, bits, rows, *, packing=0, palette=b"", masks=b"", header=40, top_down=False):
+    """A BMP file of packed rows."""
+    height, width = size
+    info = struct.pack("<IiiHHIIiiII", header, width, -height if top_down else height, 1, bits, packing, 0, 0, 0, 0, 0)
+    info = (info + masks).ljust(header, b"\0") if header > 40 else info + masks
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(info) + len(palette)) + info + palette + rows
+
+
 def _packbits(data):
     """Nothing but runs of different bytes."""
     parts = [data[place : place + 128] for place in range(0, len(data), 128)]

@@ -163,6 +163,8 @@ def _live(
     torch.set_num_threads(1)
     # Takes a third of the time of so small a run, and has tests of its own (test_memory_check.py).
     run.estimate_memory = lambda trainer: 0
+    # Generating code takes long, and has tests of its own (test_compilation.py).
+    torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="eager")
     # Data workers are forked, as on Linux by default up to Python 3.13, so that the plan holds for them, too.
     multiprocessing.set_start_method("fork", force=True)
     if plan is not None:
@@ -238,8 +240,8 @@ def limit_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (count, resource.RLIM_INFINITY))
 
 
-def lose_listener(step: int, number: int) -> None:
-    """Print to a pipe whose reader ends when the step begins, by the same signal as the process."""
+def lose_listener(step: int) -> None:
+    """Print to a pipe whose reader ends when the step begins, by the same Ctrl-C as the process."""
     reader, writer = os.pipe()
     for stream in (1, 2):
         os.dup2(writer, stream)
@@ -247,7 +249,7 @@ def lose_listener(step: int, number: int) -> None:
     def leave(calls: int) -> None:
         if calls == step:
             os.close(reader)
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGINT)
 
     _before("andfast.training.trainer.Trainer.train_step", leave)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from commands import as_options
 from PIL import Image
 from safetensors import safe_open
 
@@ -14,6 +15,22 @@ from andfast.data.photographs import held_out_photographs, training_photographs
 from andfast.training.checkpoints import STATE_FILE
 
 TIMES = ("seconds", "data_wait")
+SMALL_RUN = {
+    "train.iterations": 6,
+    "train.warmup": 2,
+    "train.ramp": 2,
+    "train.batch_size": 2,
+    "train.patch_size": 32,
+    "train.validate_every": 3,
+    "train.save_every": 2,
+    "generator.features": 8,
+    "generator.depth": 1,
+    "degradation.channels": 8,
+    "degradation.blocks": 2,
+    "attack.steps": 2,
+    "data.workers": 0,
+    "data.held_out": 3,
+}
 
 
 @functools.cache
@@ -29,10 +46,18 @@ def photograph_crops() -> Path:
     return Path(folder.name)
 
 
+def options(run_dir: Path, **changed: Any) -> list[str]:
+    """The command line of a small run."""
+    return as_options(SMALL_RUN | {"run_dir": run_dir, "data.hr": photograph_crops()}, **changed)
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def lines(run_dir: Path) -> list[dict[str, Any]]:
     """The records, without what is different each time."""
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records(run_dir)]
 
 
 def content(run_dir: Path) -> dict[str, Any]:

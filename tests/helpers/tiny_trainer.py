@@ -6,6 +6,7 @@ import torch
 from commands import as_options
 from torch import Tensor
 
+from andfast.attack import AttackResult
 from andfast.training.options import parse_config
 from andfast.training.trainer import Trainer
 
@@ -28,6 +29,18 @@ TINY = {
 def make(**changed: Any) -> Trainer:
     """A trainer with changed settings; two underscores stand for the dots in their names."""
     return Trainer(parse_config(as_options(TINY, **changed)))
+
+
+def watch_attack(trainer: Trainer) -> list[AttackResult]:
+    """A list to which each attack of the trainer adds its result."""
+    attack, results = trainer.attack, []
+
+    def watched(*arguments: Any) -> AttackResult:
+        results.append(attack(*arguments))
+        return results[-1]
+
+    trainer.attack = watched
+    return results
 
 
 def patches(count: int = 4, size: int = 32, seed: int = 0) -> Tensor:

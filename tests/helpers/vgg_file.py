@@ -1,5 +1,6 @@
 """A file of weights such as torchvision's of VGG19, with random ones, and what they make of images, written anew."""
 
+import functools
 from pathlib import Path
 
 import torch
@@ -14,9 +15,10 @@ POOLINGS = (4, 9, 18, 27, 36)
 WANTED = {"conv1_2": 2, "conv2_2": 7, "conv3_4": 16, "conv4_4": 25, "conv5_4": 34}
 
 
-def random_vgg(seed: int = 0) -> dict[str, Tensor]:
+@functools.cache
+def random_vgg() -> dict[str, Tensor]:
     """Weights that keep the signal's size, with one of the classifier's beside them."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     state = {"classifier.6.bias": torch.zeros(1000)}
     for place, inputs, outputs in zip(PLACES, CHANNELS, CHANNELS[1:], strict=False):
         weight = torch.randn(outputs, inputs, 3, 3, generator=random) * (2 / (9 * inputs)) ** 0.5
@@ -25,9 +27,9 @@ def random_vgg(seed: int = 0) -> dict[str, Tensor]:
     return state
 
 
-def write_vgg(path: Path, seed: int = 0) -> dict[str, Tensor]:
+def write_vgg(path: Path) -> dict[str, Tensor]:
     """Write such a file; returns its weights."""
-    state = random_vgg(seed)
+    state = random_vgg()
     torch.save(state, path)
     return state
 

@@ -85,7 +85,7 @@ def test_hr_features_are_computed_once_a_step():
     restored, hr = pair()
     expected = loss(restored, hr)
     assert features.images == 4
-    loss.targets.remember(hr)
+    loss.hr_cache.remember(hr)
     for _ in range(3):
         assert torch.equal(loss(restored, hr), expected)
     assert torch.equal(loss(restored[1:], hr[1:]), expected[1:])

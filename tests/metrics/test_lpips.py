@@ -31,7 +31,7 @@ def images(height, width, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("net", "height", "width"), [("alex", 64, 75), ("alex", 31, 31), ("vgg", 33, 47), ("vgg", 16, 16)]
+    ("net", "height", "width"), [("alex", 64, 75), ("alex", 31, 31), ("vgg", 33, 19), ("vgg", 16, 16)]
 )
 def test_it_is_the_papers_distance(files, net, height, width):
     a, b = images(height, width)
@@ -60,15 +60,15 @@ def test_it_finds_the_files_where_others_keep_them(files, no_cache, monkeypatch)
     (package / "weights" / "v0.1").mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('nobody imports it')")
     checkpoints.mkdir(parents=True)
-    trunk, linear = files["vgg"]
-    (checkpoints / "vgg16-397923af.pth").write_bytes(trunk.read_bytes())
-    (package / "weights" / "v0.1" / "vgg.pth").write_bytes(linear.read_bytes())
+    trunk, linear = files["alex"]
+    (checkpoints / "alexnet-owt-7be5be79.pth").write_bytes(trunk.read_bytes())
+    (package / "weights" / "v0.1" / "alex.pth").write_bytes(linear.read_bytes())
     monkeypatch.undo()
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(no_cache / "hub"))
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.setattr("andfast.metrics.lpips._LINEAR", {"lpips": "weights/v0.1"})
     a, b = images(32, 32)
-    assert load_lpips("vgg")(a / 255, b / 255).equal(load_lpips("vgg", *files["vgg"])(a / 255, b / 255))
+    assert load_lpips("alex")(a / 255, b / 255).equal(load_lpips("alex", *files["alex"])(a / 255, b / 255))
 
 
 @pytest.mark.usefixtures("no_cache")

@@ -10,8 +10,7 @@ import torch
 from andfast.data.tensors import to_tensor
 from andfast.degradation.camera import gaussian_blur
 from andfast.metrics import PristineModel, load_pristine, niqe
-from andfast.metrics.matlab import halve
-from andfast.metrics.pristine import PristineError, gaussian_window, save_pristine
+from andfast.metrics.niqe import PristineError, gaussian_window, halve, save_pristine
 
 
 @pytest.fixture(scope="module")

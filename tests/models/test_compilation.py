@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_trainer import make, patches
+from tiny_trainer import make, patches, watch_attack
+from torch import Tensor
 
 from andfast import train
 from andfast.models.compilation import wants_compile
+from andfast.ops import use_backend
+from andfast.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -18,20 +21,38 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _fresh(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A compiler without compiled code, before and after."""
+    """A compiler without compiled code, before and after, that neither starts processes nor tries instructions."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
     torch._dynamo.reset()
-    yield
+    with torch._inductor.config.patch({"compile_threads": 1, "cpp.vec_isa_ok": True}):
+        yield
     torch._dynamo.reset()
+
+
+def gradient(trainer: Trainer) -> Tensor:
+    return torch.cat([weight.grad.flatten() for weight in trainer.generator.parameters()])
+
+
+def distance(found: Tensor, exact: Tensor) -> float:
+    return float((found - exact).norm() / exact.norm())
 
 
 @pytest.mark.parametrize("generator", ["compact", "rrdbnet"])
 def test_three_compiled_steps_are_three_plain_ones(generator: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = {"generator__name": generator, "generator__features": 4, "train__batch_size": 2, "attack__steps": 1}
-    plain, compiled = (make(**options, generator__depth=1, compile=setting) for setting in ("off", "on"))
+    """The first is that of the operations' plain references, too."""
+    options = {"generator__name": generator, "generator__features": 16, "generator__depth": 1, "attack__steps": 5}
+    options |= {"degradation__channels": 16, "train__batch_size": 2}
+    plain, compiled, reference = (make(**options, compile=setting) for setting in ("off", "on", "off"))
+    attacks = [watch_attack(trainer) for trainer in (compiled, reference)]
     assert list(compiled.generator.state_dict()) == list(plain.generator.state_dict())
     for seed in range(3):
         right, found = (trainer.train_step(patches(2, seed=seed)).read() for trainer in (plain, compiled))
+        if seed == 0:
+            with use_backend("reference"):
+                exact = reference.train_step(patches(2)).read()
+            assert found.loss == pytest.approx(exact.loss, rel=1e-4)
+            assert distance(attacks[0][0].delta, attacks[1][0].delta) < 1e-4
+            assert distance(gradient(compiled), gradient(reference)) < 1e-4
         assert found.loss == pytest.approx(right.loss, rel=1e-5)
         assert found.loss_before_attack == pytest.approx(right.loss_before_attack, rel=1e-5)
         assert found.loss_after_attack == pytest.approx(right.loss_after_attack, rel=1e-4)

@@ -45,10 +45,12 @@ OTHER = {"layers.0.weight": torch.ones(3, 3), "layers.0.bias": torch.ones(3)}
 VGG = {"features.0.weight": torch.ones(64, 3, 3, 3), "features.0.bias": torch.ones(64)}
 
 WRAPPINGS = {
+    "none": lambda s: s,
     "BasicSR": lambda s: {"params_ema": s, "params": worse(s)},
     "BasicSR, the other order": lambda s: {"params": worse(s), "params_ema": s},
     "BasicSR without averages": lambda s: {"params": s},
     "BasicSR under DDP": lambda s: {"params": behind("module.", s)},
+    "BasicSR, compiled": lambda s: {"params": behind("module._orig_mod.", s)},
     "BSRGAN's _E": lambda s: {"params-ema": s},
     "APISR": lambda s: {"model_state_dict": behind("_orig_mod.", s), "iteration": 5},
     "mmagic": lambda s: {
@@ -90,6 +92,7 @@ WRAPPINGS = {
     "an only prefix": lambda s: behind("my.upscaler.", s),
     "with numbers beside": lambda s: {**s, "epoch": 3, "psnr": 31.5, "name": "mine"},
     "nested": lambda s: {"state_dict": {"params": {"model": behind("module.", s)}}, "epoch": 3},
+    "float16": lambda s: {key: value.half() for key, value in s.items()},
     "bfloat16": lambda s: {"params": {key: value.bfloat16() for key, value in s.items()}},
 } | {  # what it says of nothing else
     key: lambda s, key=key: {key: s, "epoch": 3, "optimizer": {"param_groups": [{"lr": 1.0}]}}
@@ -102,7 +105,8 @@ WRAPPINGS = {
 def test_the_same_network_in_the_wrappings_of_many(tmp_path, title, build):
     torch.manual_seed(0)
     model = build()
-    state = {key: value.bfloat16().float() for key, value in model.state_dict().items()}
+    # Exact in bfloat16 and in float16.
+    state = {key: ((1024 * value).round() / 1024).bfloat16().float() for key, value in model.state_dict().items()}
     torch.save(WRAPPINGS[title](state), tmp_path / "m.pth")
     loaded = load_model(tmp_path / "m.pth")
     assert type(loaded) is type(model)

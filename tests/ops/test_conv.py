@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from generator_checks import check_kernel
+from generator_checks import check_kernel, check_threads, draw, nchw, nhwc, poison
 from torch import Tensor
 
 from andfast.ops import dispatch
@@ -25,23 +25,6 @@ SHAPES = [
     (1, 2, (40, 75), 16, 24),
 ]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-def draw(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def nchw(image: Tensor) -> Tensor:
-    return image.permute(0, 3, 1, 2)
-
-
-def nhwc(image: Tensor) -> Tensor:
-    return image.permute(0, 2, 3, 1)
-
-
-def poison(*shape: int) -> None:
-    """Leave NaN in the memory that the next tensors of this shape are likely to get."""
-    _ = [torch.full(shape, math.nan) for _ in range(3)]
 
 
 def convolve(x: Tensor, weights: Tensor, padding: int) -> Tensor:
@@ -109,16 +92,7 @@ def test_gradient_of_the_weights(shape):
 
 def test_results_do_not_depend_on_threads():
     x, dz, weights = draw(4, 20, 83, 16), draw(4, 18, 81, 8), draw(2, 8, 16, 9)
-    threads = torch.get_num_threads()
-    found = []
-    try:
-        for number in (1, 2, 3):
-            torch.set_num_threads(number)
-            found.append((ops.conv(x, weights, 0, False), ops.conv_weight_grad(x, dz, 2)))
-    finally:
-        torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+    check_threads(lambda: (ops.conv(x, weights, 0, False), ops.conv_weight_grad(x, dz, 2)))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

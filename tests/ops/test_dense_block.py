@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from generator_checks import check_against_float64, check_kernel, distance, draw, kept_bytes, passes
+from generator_checks import check_against_float64, check_kernel, check_threads, distance, draw, kept_bytes, passes
 from torch import Tensor
 
 from andfast.ops import dispatch, use_backend
@@ -135,16 +135,7 @@ def test_many_images_are_each_computed_as_alone():
 
 def test_results_do_not_depend_on_threads():
     values, x, dy = parameters(16, 8), draw(3, 16, 20, 31), draw(3, 16, 20, 31)
-    threads = torch.get_num_threads()
-    found = []
-    try:
-        for number in (1, 2, 3):
-            torch.set_num_threads(number)
-            found.append(passes(fused, [x, *values], dy, torch.float32)[:7])  # the biases' are torch's own sums
-    finally:
-        torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+    check_threads(lambda: passes(fused, [x, *values], dy, torch.float32)[:7])  # the biases' are torch's own sums
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

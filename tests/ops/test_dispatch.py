@@ -1,18 +1,20 @@
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy.random.bit_generator
 import pytest
 import torch
 
-import andfast.ops
 from andfast.ops import _extension, dispatch, projected_step, use_backend
 
 ARGUMENTS = (torch.ones(1, 3), torch.ones(1, 3), torch.ones(3), 0.5, 1.0)
 
 needs_cpu = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
+needs_checkout = pytest.mark.skipif(_extension.CHECKOUT is None, reason="needs a checkout")
 
 
 def test_status_names_every_backend():
@@ -100,48 +102,67 @@ def test_triton_s_interpreter_is_asked_for_as_triton_reads_it(monkeypatch, value
     assert dispatch.interpreting() == expected
 
 
-# What follows runs a copy of the package in a Python of its own, and breaks the copy's extension.
+def test_environment_variable_with_an_unknown_name(monkeypatch):
+    monkeypatch.setenv("ANDFAST_BACKEND", "fpga")
+    with pytest.raises(ValueError, match="ANDFAST_BACKEND must be one of triton, cuda, cpu, reference; got 'fpga'"):
+        runpy.run_path(dispatch.__file__)
+
+
+# Broken extensions
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A checkout in miniature: the package with its extension, csrc/ and setup.py."""
+    shutil.copytree(_extension.PACKAGE, tmp_path / "andfast", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(_extension.CHECKOUT / "csrc", tmp_path / "csrc")
+    shutil.copy(_extension.CHECKOUT / "setup.py", tmp_path)
+    return tmp_path
+
+
+def run(script: str, *path: Path, **environment: str) -> list[str]:
+    """The lines that a Python program prints which finds modules in the folders of `path`."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), **environment}
+    done = subprocess.run([sys.executable, "-c", script], cwd=path[0], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
 
 SCRIPT = """
 import warnings
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import andfast, andfast.ops, torch
-    from andfast.ops import ExtensionWarning, projected_step
-    step = projected_step(torch.zeros(1, 3), torch.ones(1, 3), torch.ones(3), 0.3, 1.0)
+    from andfast.ops import ExtensionWarning, projected_step, use_backend
+    arguments = torch.zeros(1, 3), torch.ones(1, 3), torch.ones(3), 0.3, 1.0
+    step = projected_step(*arguments)
     assert abs(step.norm().item() - 0.3) < 1e-6
     assert issubclass(ExtensionWarning, RuntimeWarning)
 for warning in caught:
     if warning.category is ExtensionWarning:
         print(warning.message)
+try:
+    with use_backend("cpu"):
+        projected_step(*arguments)
+except RuntimeError as error:
+    print(error)
 """
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """A checkout in miniature: the package with its extension, csrc/ and setup.py."""
-    package = Path(andfast.ops.__file__).parents[1]
-    shutil.copytree(package, tmp_path / "andfast", ignore=shutil.ignore_patterns("__pycache__"))
-    if _extension.CHECKOUT is not None:
-        shutil.copytree(_extension.CHECKOUT / "csrc", tmp_path / "csrc")
-        shutil.copy(_extension.CHECKOUT / "setup.py", tmp_path)
-    return tmp_path
+@needs_cpu
+def test_good_extension_says_nothing():
+    assert run(SCRIPT, _extension.PACKAGE.parent, ANDFAST_BACKEND="cpu") == []
 
 
-def run(folder: Path, script: str = SCRIPT, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
-def warnings_of(folder: Path, **environment: str) -> list[str]:
-    result = run(folder, **environment)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
+@needs_cpu
+@needs_checkout
+def test_stale_extension_warns_once_and_is_not_used(copy):
+    with (copy / "csrc" / "math.h").open("a") as file:
+        file.write("// edited\n")
+    warning, error = run(SCRIPT, copy)
+    assert "is stale: it was built from other sources" in warning
+    assert f"run `pip install -e .` in {copy}" in warning
+    assert error.startswith("backend 'cpu' is forced, but cannot be used")
 
 
 def break_extension(folder: Path, how: str) -> None:
@@ -153,19 +174,19 @@ def break_extension(folder: Path, how: str) -> None:
     elif how == "garbled":
         library.write_bytes(b"?" * 1000)
     elif how == "foreign":  # a library, but one without our functions
-        shutil.copy(Path(torch.__file__).parent / "lib" / "libc10.so", library)
-    elif how == "stale":
-        with (folder / "csrc" / "math.h").open("a") as file:
-            file.write("// edited\n")
+        shutil.copy(numpy.random.bit_generator.__file__, library)
+
+
+def warning_of(folder: Path) -> str:
+    """What the copy's extension module says where it is imported."""
+    with pytest.warns(RuntimeWarning) as caught:
+        runpy.run_path(folder / "andfast" / "ops" / "_extension.py")
+    (warning,) = caught
+    return str(warning.message)
 
 
 @needs_cpu
-def test_good_extension_says_nothing(copy):
-    assert warnings_of(copy, ANDFAST_BACKEND="cpu") == []
-
-
-@needs_cpu
-@pytest.mark.skipif(_extension.CHECKOUT is None, reason="needs a checkout")
+@needs_checkout
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -173,36 +194,23 @@ def test_good_extension_says_nothing(copy):
         ("truncated", "is truncated"),
         ("garbled", "invalid ELF header"),
         ("foreign", "andfast_source_hash"),
-        ("stale", "is stale: it was built from other sources"),
     ],
 )
-def test_broken_extension_warns_once_with_the_remedy(copy, how, message):
+def test_broken_extension_warns_with_the_remedy(copy, how, message):
     break_extension(copy, how)
-    (warning,) = warnings_of(copy)
-    assert message in warning
+    assert message in (warning := warning_of(copy))
     assert f"run `pip install -e .` in {copy}" in warning
-    forced = run(copy, ANDFAST_BACKEND="cpu")
-    assert "RuntimeError: backend 'cpu' is forced, but cannot be used" in forced.stderr
 
 
 @needs_cpu
-def test_installed_package_is_fixed_by_reinstalling(copy):
+@needs_checkout
+def test_the_remedy_of_an_installed_package_and_without_a_compiler(copy, monkeypatch):
     break_extension(copy, "missing")
-    (copy / "setup.py").unlink(missing_ok=True)
-    (warning,) = warnings_of(copy)
-    assert "run `pip install --force-reinstall --no-deps andfast`" in warning
-
-
-@needs_cpu
-def test_missing_compiler_is_named(copy):
-    break_extension(copy, "missing")
-    (warning,) = warnings_of(copy, CXX="/nonexistent/c++")
-    assert "install a C++ compiler (/nonexistent/c++ was not found), then run `pip" in warning
-
-
-def test_environment_variable_with_an_unknown_name(copy):
-    result = run(copy, "import andfast.ops", ANDFAST_BACKEND="fpga")
-    assert "ANDFAST_BACKEND must be one of triton, cuda, cpu, reference; got 'fpga'" in result.stderr
+    monkeypatch.setenv("CXX", "/nonexistent/c++")
+    assert "install a C++ compiler (/nonexistent/c++ was not found), then run `pip" in warning_of(copy)
+    monkeypatch.delenv("CXX")
+    (copy / "setup.py").unlink()
+    assert "run `pip install --force-reinstall --no-deps andfast`" in warning_of(copy)
 
 
 def test_a_broken_triton_costs_a_warning(tmp_path):
@@ -219,8 +227,6 @@ def test_a_broken_triton_costs_a_warning(tmp_path):
         "print([str(warning.message) for warning in caught if 'triton' in str(warning.message)])\n"
         "print(andfast.ops.dispatch.unavailable['triton'])\n"
     )
-    package = Path(andfast.ops.__file__).parents[2]
-    result = run(tmp_path, script, PYTHONPATH=f"{tmp_path}{os.pathsep}{package}")
-    assert result.returncode == 0, result.stderr
     problem = f"it cannot be imported ({error}: made for another CUDA)"
-    assert result.stdout.splitlines() == [str([f"andfast and torch do without triton: {problem}"]), problem]
+    printed = run(script, tmp_path, _extension.PACKAGE.parent)
+    assert printed == [str([f"andfast and torch do without triton: {problem}"]), problem]

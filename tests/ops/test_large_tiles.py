@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import generator_checks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,20 +147,13 @@ def some_results():
 
 
 def test_results_do_not_depend_on_threads():
-    expected = some_results()
-    for threads in (2, 3):
-        torch.set_num_threads(threads)
-        try:
-            found = some_results()
-        finally:
-            torch.set_num_threads(1)
-        assert all(map(torch.equal, found, expected))
+    generator_checks.check_threads(some_results)
 
 
 def test_results_do_not_depend_on_what_memory_held(tmp_path):
     """glibc fills memory with huge numbers; what was not written must not be read."""
-    folder = Path(__file__).parent
-    program = f"import sys, torch; sys.path.insert(0, {str(folder)!r}); import test_large_tiles as tests;"
+    folders = [str(Path(module.__file__).parent) for module in (sys.modules[__name__], generator_checks)]
+    program = f"import sys, torch; sys.path[:0] = {folders!r}; import test_large_tiles as tests;"
     program += f"torch.set_num_threads(1); torch.save(tests.some_results(), {str(tmp_path / 'results')!r})"
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"MALLOC_PERTURB_": "128"})
     found = torch.load(tmp_path / "results")

@@ -3,15 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from generator_checks import check_threads
+from projected_step_tests import COLUMNS, ProjectedStepTests, check, make
 
 from andfast.ops import dispatch, projected_step, projected_step_reference, scaled_norm, use_backend
-
-# Everything is computed in float64 and rounded once: two correct implementations differ by one rounding.
-TOLERANCE = {torch.float32: {"rtol": 2.4e-7, "atol": 1e-37}, torch.float64: {"rtol": 1e-12, "atol": 0}}
-
-# One, a few, around the vector widths, around one and several chunks of the C++ kernel.
-COLUMNS = (1, 3, 17, 1000, 8191, 8193, 40_001)
 
 needs_cpu = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 
@@ -22,50 +17,10 @@ def backend(request):
         yield request.param
 
 
-def make(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """delta, grad and inv_scale of the sizes that the attack sees; a third of the scale factors infinite."""
-    generator = torch.Generator().manual_seed(seed)
-    delta = torch.randn(rows, columns, generator=generator) * 0.01
-    grad = torch.randn(rows, columns, generator=generator) * 1e-6
-    inv_scale = torch.tensor([1.0, 0.1, 0.02])[torch.randint(3, (columns,), generator=generator)]
-    inv_scale[1::3] = 0
-    return delta, grad, inv_scale
-
-
-def formula(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float) -> np.ndarray:
-    """The definition, row by row over the free coordinates, in float64 NumPy."""
-    free = inv_scale.numpy() > 0
-    scale = 1 / inv_scale.numpy().astype(np.float64)[free]
-    result = np.zeros(delta.shape)
-    for row, d, g in zip(result, delta.numpy().astype(np.float64), grad.numpy().astype(np.float64), strict=True):
-        x, slope = d[free] * scale, g[free] / scale  # in scaled coordinates the ball is round
-        if np.isfinite(g).all() and np.linalg.norm(slope) > 0:
-            x = x + step_size * slope / np.linalg.norm(slope)
-        if np.linalg.norm(x) > epsilon:
-            x = x * epsilon / np.linalg.norm(x)
-        row[free] = x / scale
-    return result
-
-
-def check(actual: Tensor, delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: float, epsilon: float):
-    expected = torch.from_numpy(formula(delta, grad, inv_scale, step_size, epsilon)).to(delta.dtype)
-    torch.testing.assert_close(actual, expected, **TOLERANCE[delta.dtype])
-
-
-def poison(shape: tuple[int, ...]) -> None:
-    """Leave NaN in the memory that the next tensor of this shape is likely to get."""
-    _ = [torch.full(shape, math.nan) for _ in range(4)]
-
-
-@pytest.mark.parametrize("columns", COLUMNS)
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize(("step_size", "epsilon"), [(0.3, 0.5), (0.3, 1e3), (0, 0.5), (0.3, math.inf)])
-def test_formula(backend, rows, columns, step_size, epsilon):
-    inputs = make(rows, columns)
-    copies = [tensor.clone() for tensor in inputs]
-    poison((rows, columns))
-    check(projected_step(*inputs, step_size, epsilon), *inputs, step_size, epsilon)
-    assert all(torch.equal(tensor, copy) for tensor, copy in zip(inputs, copies, strict=True))
+class TestProjectedStep(ProjectedStepTests):
+    @pytest.fixture
+    def step(self, backend):
+        return projected_step, "cpu"
 
 
 @pytest.mark.parametrize("epsilon", [1e-3, 0.3, 20])
@@ -80,48 +35,6 @@ def test_a_free_step_has_the_step_size(backend):
     delta, grad, inv_scale = make(4, 2000)
     moved = projected_step(torch.zeros_like(delta), grad, inv_scale, 0.7, 1.0)
     torch.testing.assert_close(scaled_norm(moved, inv_scale), torch.full((4,), 0.7))
-
-
-def test_infinite_scale_factors_bar_all_movement(backend):
-    delta, grad, inv_scale = make(2, 300)
-    assert (projected_step(delta, grad, inv_scale, 1.0, 1.0)[:, inv_scale == 0] == 0).all()
-    assert (projected_step(delta, grad, torch.zeros(300), 1.0, 1.0) == 0).all()
-
-
-@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("epsilon", [0.05, 1e3])
-def test_a_row_without_a_usable_gradient_is_only_projected(backend, bad, epsilon):
-    delta, grad, inv_scale = make(3, 9000)
-    expected = projected_step(delta, grad, inv_scale, 0.3, epsilon)
-    if bad == 0:
-        grad[1] = 0
-    else:
-        grad[1, 8500] = bad
-    actual = projected_step(delta, grad, inv_scale, 0.3, epsilon)
-    check(actual[1:2], delta[1:2], torch.zeros(1, 9000), inv_scale, 0, epsilon)
-    assert torch.equal(actual[::2], expected[::2])
-
-
-@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e30])
-def test_gradients_of_any_size(backend, size):
-    delta, grad, inv_scale = make(2, 500)
-    grad = grad * 1e6 * size
-    check(projected_step(delta, grad, inv_scale, 0.3, 0.5), delta, grad, inv_scale, 0.3, 0.5)
-
-
-def test_step_that_undoes_the_deviation(backend):
-    delta, _, inv_scale = make(1, 1000)
-    grad = -delta / inv_scale.square().clamp(min=1e-9)
-    length = scaled_norm(delta, inv_scale).item()
-    moved = projected_step(delta, grad, inv_scale, length, 1e-3)
-    assert scaled_norm(moved, inv_scale).item() < 1e-6 * length
-
-
-@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
-def test_empty(backend, shape):
-    result = projected_step(torch.ones(shape), torch.ones(shape), torch.ones(shape[1]), 0.1, 1.0)
-    assert result.shape == shape
-    assert scaled_norm(torch.ones(shape), torch.ones(shape[1])).shape == shape[:1]
 
 
 def test_layouts(backend):
@@ -151,6 +64,7 @@ def test_float64_takes_the_reference():
 
 
 def test_scaled_norm():
+    assert scaled_norm(torch.ones(3, 0), torch.ones(0)).shape == (3,)
     delta, _, inv_scale = make(3, 1001)
     free = inv_scale > 0
     expected = np.linalg.norm(delta[:, free].double().numpy() / inv_scale[free].double().numpy(), axis=1)
@@ -166,15 +80,9 @@ def test_bits_depend_on_neither_run_nor_threads_nor_alignment(columns):
     for tensor in inputs:
         memory = torch.empty(tensor.numel() + 1)
         shifted.append(memory[1:].view(tensor.shape).copy_(tensor))
-    threads = torch.get_num_threads()
     with use_backend("cpu"):
         expected = projected_step(*inputs, 0.3, 0.5)
-        try:
-            for number in (1, 2, 3, 4):
-                torch.set_num_threads(number)
-                assert torch.equal(projected_step(*inputs, 0.3, 0.5), expected)
-        finally:
-            torch.set_num_threads(threads)
+        check_threads(lambda: [projected_step(*inputs, 0.3, 0.5)])
         assert torch.equal(projected_step(*shifted, 0.3, 0.5), expected)
 
 

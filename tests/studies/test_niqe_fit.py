@@ -15,12 +15,17 @@ from studies import niqe
 def photographs():
     """Crops of two photographs, with sharp parts and others."""
     whole = [skimage.data.astronaut(), skimage.data.coffee()]
-    at = [(top, left) for top in range(0, 201, 50) for left in range(0, 201, 50)]
+    at = [(top, left) for top in range(0, 201, 60) for left in range(0, 151, 60)]
     return [np.ascontiguousarray(image[top : top + 200, left : left + 200]) for image in whole for top, left in at]
 
 
-def test_fit_is_that_of_numpy(photographs):
-    model, blocks = niqe.fit_pristine([to_tensor(image) for image in photographs])
+@pytest.fixture(scope="module")
+def fitted(photographs):
+    return niqe.fit_pristine([to_tensor(image) for image in photographs])
+
+
+def test_fit_is_that_of_numpy(photographs, fitted):
+    model, blocks = fitted
     mean, covariance, count = plain_niqe.fit(photographs)
     assert blocks == count
     assert blocks < 4 * len(photographs)  # the sharper ones were chosen
@@ -28,14 +33,14 @@ def test_fit_is_that_of_numpy(photographs):
     np.testing.assert_allclose(model.covariance.numpy(), covariance, atol=1e-9)
 
 
-def test_command_writes_a_model_that_names_its_sources(tmp_path, photographs, capsys):
+def test_command_writes_a_model_that_names_its_sources(tmp_path, photographs, fitted, capsys):
     (tmp_path / "images").mkdir()
     for number, image in enumerate(photographs):
         Image.fromarray(image).save(tmp_path / "images" / f"gb82_{number:02}.png")
     arguments = ["--images", str(tmp_path / "images"), "--output", str(tmp_path / "own.npz")]
     assert niqe.main(arguments) == 0
     model = load_pristine(tmp_path / "own.npz")
-    expected, blocks = niqe.fit_pristine([to_tensor(image) for image in photographs])
+    expected, blocks = fitted
     assert model.mean.equal(expected.mean)
     assert (model.about["images"], model.about["blocks"]) == (len(photographs), blocks)
     assert [source["licence"] for source in model.about["sources"]] == ["CC0 1.0"]

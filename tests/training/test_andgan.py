@@ -1,7 +1,6 @@
 """ANDGAN: training steps against plain PyTorch, the terms that the attack raises, and whole runs."""
 
 import copy
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from commands import as_options
+from runs import lines
 from study_images import write_photographs
-from tiny_trainer import make, patches
+from tiny_trainer import make, patches, watch_attack
 from torch import Tensor, nn
 from vgg_file import WANTED, vgg_features, write_vgg
 
@@ -78,21 +78,14 @@ def test_steps_are_those_of_plain_pytorch(
     generator, discriminator = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.discriminator.module)
     start = [copy.deepcopy(each.state_dict()) for each in (generator, discriminator)]
     plain_g, plain_d = (torch.optim.Adam(each.parameters(), betas=(0.9, 0.99)) for each in (generator, discriminator))
-    found = []
-    attack = trainer.attack
-
-    def watched(*arguments: Any) -> Any:
-        found.append(attack(*arguments))
-        return found[-1]
-
-    trainer.attack = watched
+    attacks = watch_attack(trainer)
     factors = dict(zip(WANTED, (0.1, 0.1, 1, 1, 1), strict=True))
     for step in range(3):
         hr = patches(seed=step).float() / 255
         result = trainer.train_step(patches(seed=step)).read()
         # The trainer's rate: a linear start, times the cosine's share.
         rate = 1e-3 * (step + 1) / 100 * (0.01 + 0.99 * (1 + math.cos(math.pi * step / 6)) / 2)
-        restored = generator(found[-1].lr)
+        restored = generator(attacks[-1].lr)
         discriminator.eval()
         gan = generator_term(kind, discriminator(restored), discriminator(hr)).mean()
         l1 = (restored - hr).abs().mean()
@@ -369,38 +362,29 @@ def andnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model trained with L1 alone, and its training images."""
     folder = tmp_path_factory.mktemp("andnet")
     images = write_photographs(folder / "hr", 6)
-    before = {"run_dir": folder / "run", "data.hr": images, "loss.gan": 0, "train.warmup": 300, "train.iterations": 320}
+    before = {"run_dir": folder / "run", "data.hr": images, "loss.gan": 0, "train.warmup": 140, "train.iterations": 150}
     before |= {"generator.features": 8, "generator.depth": 2, "train.learning_rate": 2e-3, "train.validate_every": 0}
     assert train.main(as_options(SMALL | before)) == 0
     return folder / "run", images
 
 
-def lines(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.mark.parametrize("perceptual", [False, True])
 def test_a_run_from_an_andnet(
-    perceptual: bool,
     andnet: tuple[Path, Path],
     vgg: tuple[Path, dict[str, Tensor]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """200 iterations: D learns and G still restores images; a resumed run equals an uninterrupted one."""
+    """200 iterations: D learns and G still restores images."""
     more = {"data.hr": andnet[1], "generator.init": andnet[0] / "model.safetensors", "train.iterations": 200}
-    more |= {"train.validate_every": 100, "train.save_every": 100}
-    if perceptual:
-        more |= {"loss.perceptual": 1, "loss.vgg": vgg[0], "loss.perceptual_layers": {"conv1_2": 0.1, "conv2_2": 1}}
-    assert train.main(as_options(SMALL | more | {"run_dir": tmp_path / "run"})) == 0
+    more |= {"train.validate_every": 200, "loss.perceptual": 1, "loss.vgg": vgg[0], "run_dir": tmp_path}
+    assert train.main(as_options(SMALL | more | {"loss.perceptual_layers": {"conv1_2": 0.1, "conv2_2": 1}})) == 0
     said = capsys.readouterr().out
-    words = "0.1 GAN (vanilla)" + ("" if perceptual else ", without a perceptual term (loss.perceptual is 0)")
-    assert words in said
+    assert "0.1 GAN (vanilla)" in said
+    assert "without a perceptual term" not in said
     assert "VGGStyleDiscriminator with" in said
-    steps = [line for line in lines(tmp_path / "run") if "loss" in line]
+    steps = [line for line in lines(tmp_path) if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 201))
-    metrics = {"loss_l1", "loss_gan", "loss_d", "logit_real", "logit_restored"}
-    metrics |= {"loss_perceptual"} if perceptual else set()
+    metrics = {"loss_l1", "loss_gan", "loss_perceptual", "loss_d", "logit_real", "logit_restored"}
     assert all(metrics <= line.keys() and all(math.isfinite(line[name]) for name in metrics) for line in steps)
     assert not any(line["skipped"] for line in steps)
     # Chance is 2 log 2, and equal logits.
@@ -408,16 +392,20 @@ def test_a_run_from_an_andnet(
     assert sum(line["loss_d"] for line in late) / len(late) < 2 * math.log(2)
     assert sum(line["logit_real"] - line["logit_restored"] for line in late) > 0
     before = lines(andnet[0])[-1]["validation"]["bicubic"]["psnr_y"]
-    after = lines(tmp_path / "run")[-1]["validation"]["bicubic"]["psnr_y"]
+    after = lines(tmp_path)[-1]["validation"]["bicubic"]["psnr_y"]
     assert before - 1 < after
-    assert isinstance(load_discriminator(tmp_path / "run" / "discriminator.pth"), nn.Module)
-    assert load_model(tmp_path / "run" / "model.safetensors").scale == 4
-    # The same in two goes.
-    more |= {"run_dir": tmp_path / "two"}
-    assert train.main(as_options(SMALL | more | {"train.schedule": "constant", "train.iterations": 7})) == 0
-    assert train.main(as_options(SMALL | more | {"train.schedule": "constant", "train.iterations": 20})) == 0
-    more |= {"run_dir": tmp_path / "one"}
-    assert train.main(as_options(SMALL | more | {"train.schedule": "constant", "train.iterations": 20})) == 0
+    assert isinstance(load_discriminator(tmp_path / "discriminator.pth"), nn.Module)
+    assert load_model(tmp_path / "model.safetensors").scale == 4
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    andnet: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"data.hr": andnet[1], "generator.init": andnet[0] / "model.safetensors", "train.schedule": "constant"}
+    for name, iterations in (("two", 4), ("two", 9), ("one", 9)):
+        run = {"run_dir": tmp_path / name, "train.iterations": iterations, "train.validate_every": 0}
+        assert train.main(as_options(SMALL | more | run)) == 0
+    assert "0.1 GAN (vanilla), without a perceptual term (loss.perceptual is 0)" in capsys.readouterr().out
     one, two = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("one", "two"))
     for name in ("generator", "ema"):
         assert same(one[name], two[name])

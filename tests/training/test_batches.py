@@ -1,6 +1,5 @@
 """Batches: HR patches that are blurred, and a share of images from other degradations or camera pairs."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from commands import as_options
 from PIL import Image
+from runs import lines, photograph_crops
 from tiny_trainer import TINY, make, patches
 from torch import Tensor
 
@@ -155,11 +155,11 @@ def test_a_mixture_in_micro_batches_is_the_same(images: int, monkeypatch: pytest
 
 
 def run(folder: Path, **changed: Any) -> list[dict[str, Any]]:
+    settings = TINY | {"run_dir": folder, "data.hr": photograph_crops(), "data.held_out": 1, "data.workers": 0}
     # A cosine would know when the run ends.
-    settings = TINY | {"run_dir": folder, "data.workers": 0, "train.iterations": 4, "train.schedule": "constant"}
+    settings |= {"train.iterations": 4, "train.schedule": "constant"}
     assert train.main(as_options(settings, **changed)) == 0
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in ("seconds", "data_wait")} for record in records]
+    return lines(folder)
 
 
 @pytest.mark.parametrize(

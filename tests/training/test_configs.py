@@ -1,6 +1,5 @@
 """Short training runs with every configuration in configs/."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import as_options
+from runs import records
 from study_images import write_pairs, write_photographs
 from vgg_file import write_vgg
 
@@ -57,7 +57,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 def sizes(settings: Config, given: Mapping[str, Path], tmp_path: Path) -> dict[str, Any]:
     """Options that make a run small and name the files it needs; all others stay as configured."""
     more: dict[str, Any] = {"data.hr": given["hr"], "run_dir": tmp_path / "run"}
-    # Within 20 iterations the adversary is there, and where there is a ramp its end as well.
+    # Within 12 iterations the adversary is there, and where there is a ramp its end as well.
     more |= {"train.warmup": min(settings.train.warmup, 5), "train.ramp": min(settings.train.ramp, 5)}
     if settings.generator.init is None:
         more |= {"generator.features": 4, "generator.depth": 1}
@@ -78,11 +78,10 @@ def test_it_trains(files: list[Path], given: Mapping[str, Path], tmp_path: Path)
     configs = [option for path in files for option in ("--config", str(path))]
     # A folder for the method `pairs` is the user's to give.
     settings = parse_config([*configs, f"--attack.mix.pairs={given['pairs']}"])
-    iterations = 50 if len(files) == 1 else 20
+    iterations = 12
     small = SMALL | sizes(settings, given, tmp_path) | {"train.iterations": iterations}
     assert train.main([*configs, *as_options(small)]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
+    steps = [line for line in records(tmp_path / "run") if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, iterations + 1))
     assert not any(line["skipped"] for line in steps)
     gan, perceptual = settings.loss.gan > 0, settings.loss.perceptual > 0

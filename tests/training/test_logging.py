@@ -4,35 +4,20 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from commands import as_options
-from runs import photograph_crops
+import runs
+from runs import records as lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from andfast import train
 from andfast.training.logging import WANDB_FILE, RunLog, import_wandb
 from andfast.training.records import RunRecordError, read_records
 from andfast.training.trainer import Trainer
-
-TINY = {
-    "train.iterations": 5,
-    "train.warmup": 2,
-    "train.ramp": 0,
-    "train.batch_size": 2,
-    "train.patch_size": 32,
-    "train.validate_every": 3,
-    "train.save_every": 2,
-    "generator.features": 8,
-    "generator.depth": 1,
-    "degradation.channels": 8,
-    "degradation.blocks": 1,
-    "attack.steps": 1,
-    "data.workers": 0,
-}
 
 FAKE = '''
 """Remembers what it was given."""
@@ -84,12 +69,7 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return import_wandb("project")
 
 
-def options(run_dir: Path, **changed: Any) -> list[str]:
-    return as_options(TINY | {"run_dir": run_dir, "data.hr": photograph_crops(), "data.held_out": 3}, **changed)
-
-
-def lines(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+options = partial(runs.options, train__iterations=5, train__ramp=0)
 
 
 def events(run_dir: Path) -> dict[str, list[tuple[int, float]]]:

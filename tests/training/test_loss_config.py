@@ -14,7 +14,7 @@ from andfast.models import DISCRIMINATORS, ModelError, build_discriminator, load
 from andfast.models.frozen import FrozenModule
 from andfast.training.config import _plain
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
-from andfast.training.options import dump_yaml
+from andfast.utils.yaml_files import dump_yaml
 
 
 @dataclass

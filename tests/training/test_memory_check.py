@@ -1,7 +1,6 @@
 """What a run needs is said before it begins, and running out of it loses nothing."""
 
 import gc
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import as_options
-from runs import photograph_crops
+from runs import options, records
 from tiny_trainer import make, patches
 from vgg_file import write_vgg
 
@@ -187,25 +185,6 @@ def raise_cuda_s_error() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words.")
 
 
-def options(run_dir: Path, **changed: Any) -> list[str]:
-    settings = {
-        "run_dir": run_dir,
-        "data.hr": photograph_crops(),
-        "train.iterations": 6,
-        "train.warmup": 1,
-        "train.batch_size": 2,
-        "train.patch_size": 32,
-        "train.save_every": 2,
-        "generator.features": 8,
-        "generator.depth": 1,
-        "degradation.channels": 8,
-        "degradation.blocks": 2,
-        "attack.steps": 1,
-        "data.workers": 0,
-    }
-    return as_options(settings, **changed)
-
-
 @pytest.mark.parametrize("fail", [ask_for_too_much, raise_memory_error, raise_cuda_s_error])
 def test_running_out_of_memory_loses_nothing_and_says_what_to_change(
     fail: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -234,8 +213,7 @@ def test_running_out_of_memory_loses_nothing_and_says_what_to_change(
     monkeypatch.undo()
     # As told.
     assert train.main([*arguments, "--train.micro_batch", "1"]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in records(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
 def test_memory_that_runs_out_within_an_update_leaves_the_last_state(

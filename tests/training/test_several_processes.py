@@ -116,21 +116,6 @@ def test_two_processes_do_what_one_does(
     torch.testing.assert_close(kept[0], kept[1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("plan", [None, (killable_runs.disturbed, 5, 6)])
-def test_batch_norms_of_the_discriminator_are_the_same_in_all(
-    plan: tuple[Any, ...] | None, live: Callable[..., list[int]], tmp_path: Path
-) -> None:
-    """Also after an update that was bad in one process, whose images would have changed them."""
-    keep = [(killable_runs.keep_all, tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    plans = {0: keep[0], 1: keep[1] if plan is None else (killable_runs.all_of, keep[1], plan)}
-    assert live(tmp_path / "run", plans, loss__gan=0.1, discriminator__features=2) == [0, 0]
-    kept = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    torch.testing.assert_close(kept[0], kept[1], rtol=0, atol=0)
-    statistics = {key: value for key, value in kept[0]["discriminator"]["module"].items() if "running" in key}
-    assert statistics
-    assert all(value.isfinite().all() for value in statistics.values())
-
-
 def test_what_is_drawn_on_the_host_differs_between_processes(live: Callable[..., list[int]], tmp_path: Path) -> None:
     """Both processes get the same images, which bsrgan degrades."""
     (tmp_path / "seen").mkdir()
@@ -145,14 +130,18 @@ def test_what_is_drawn_on_the_host_differs_between_processes(live: Callable[...,
 def test_an_update_that_is_bad_in_one_process_is_left_out_in_all(
     live: Callable[..., list[int]], tmp_path: Path
 ) -> None:
+    """Its images have changed no batch norm of the discriminator either."""
     run_dir = tmp_path / "run"
     keep = [(killable_runs.keep_all, tmp_path / f"{rank}.pt") for rank in (0, 1)]
     plans = {0: keep[0], 1: (killable_runs.all_of, keep[1], (killable_runs.disturbed, 5, 6))}
-    assert live(run_dir, plans) == [0, 0]
+    assert live(run_dir, plans, loss__gan=0.1, discriminator__features=2) == [0, 0]
     assert [line["skipped"] for line in lines(run_dir) if "loss" in line] == [0] * 5 + [1, 2] + [0] * 5
     states = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
     assert all(step["step"] == 10 for step in states[1]["optimizer"]["state"].values())
+    statistics = {key: value for key, value in states[0]["discriminator"]["module"].items() if "running" in key}
+    assert statistics
+    assert all(value.isfinite().all() for value in statistics.values())
     assert said(tmp_path, 0).count("the update was left out") == 1
     assert "left out" not in said(tmp_path, 1)
 
@@ -320,17 +309,23 @@ def test_interpreters_go_down_in_order(
 
 
 def test_one_process_alone_touches_the_run_folder(
-    uninterrupted: Path, live: Callable[..., list[int]], tmp_path: Path
+    uninterrupted: Path, images: Path, live: Callable[..., list[int]], tmp_path: Path
 ) -> None:
-    """Also when it is resumed, so that the other need not have access to it."""
-    run_dir = tmp_path / "run"
+    """Also when it is resumed, so that the other need not have access to it; or without the other."""
+    run_dir, alone = tmp_path / "run", tmp_path / "alone"
     stop = (killable_runs.signal_at, "andfast.training.trainer.Trainer.train_step", 6, signal.SIGTERM)
     plans = {0: stop, 1: (killable_runs.untouchable, run_dir)}
     assert live(run_dir, plans) == [128 + signal.SIGTERM] * 2
+    shutil.copytree(run_dir, alone)
     assert live(run_dir, {1: plans[1]}) == [0, 0]
     assert content(run_dir) == content(uninterrupted)
     # The check itself works.
     assert live(run_dir, {0: (killable_runs.untouchable, run_dir)})[0] == 99
+    # Another number of processes adds up in another order.
+    assert end(begin(arguments(alone, images, **FOUR), tmp_path / "output")) == 0
+    one, two = (load_model(folder / "model.pth").state_dict() for folder in (alone, uninterrupted))
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+    assert [line["step"] for line in lines(alone)] == [line["step"] for line in lines(uninterrupted)]
 
 
 def test_three_processes_add_up_in_the_same_order_after_a_start(images: Path, tmp_path: Path) -> None:
@@ -342,18 +337,6 @@ def test_three_processes_add_up_in_the_same_order_after_a_start(images: Path, tm
         processes = begin_several(command, tmp_path / "output", 3, plans)
         assert [end(process) for process in processes] == [status] * 3
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
-
-
-def test_a_run_goes_on_with_another_number_of_processes(
-    uninterrupted: Path, images: Path, live: Callable[..., list[int]], tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    stop = (killable_runs.signal_at, "andfast.training.trainer.Trainer.train_step", 6, signal.SIGTERM)
-    assert live(run_dir, {0: stop}) == [128 + signal.SIGTERM] * 2
-    assert end(begin(arguments(run_dir, images, **FOUR), tmp_path / "output")) == 0
-    one, two = (load_model(folder / "model.pth").state_dict() for folder in (run_dir, uninterrupted))
-    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
-    assert [line["step"] for line in lines(run_dir)] == [line["step"] for line in lines(uninterrupted)]
 
 
 @pytest.mark.parametrize(
@@ -395,12 +378,15 @@ def test_what_is_validated_on_must_be_the_same(images: Path, pairs: Path, tmp_pa
     assert "process 1 finds other images than process 0" in said(tmp_path, 0)
 
 
-def test_one_may_have_a_cache_and_the_other_none(
+def test_a_cache_is_made_once_and_by_those_that_have_one(
     uninterrupted: Path, live: Callable[..., list[int]], tmp_path: Path
 ) -> None:
-    assert live(tmp_path / "run", {1: (killable_runs.add_option, f"--data.cache={tmp_path / 'cache'}")}) == [0, 0]
+    one, both = tmp_path / "one", tmp_path / "both"
+    assert live(both, data__cache=tmp_path / "new") == [0, 0]
+    assert said(tmp_path, 1) == ""
+    assert live(one, {1: (killable_runs.add_option, f"--data.cache={tmp_path / 'cache'}")}) == [0, 0]
     assert list((tmp_path / "cache").glob("*.u8"))
-    assert content(tmp_path / "run") == content(uninterrupted)
+    assert content(one) == content(both) == content(uninterrupted)
 
 
 def test_an_unreadable_image_is_reported_by_the_process_that_found_it(
@@ -413,13 +399,6 @@ def test_an_unreadable_image_is_reported_by_the_process_that_found_it(
     reports = [said(tmp_path, rank).count(f"skipped image 1: {mixed / '5.png'}") for rank in (0, 1)]
     assert reports == [1, 1]
     assert f"process 1: skipped image 1: {mixed / '5.png'}" in said(tmp_path, 1)
-
-
-def test_a_cache_is_made_once(images: Path, live: Callable[..., list[int]], tmp_path: Path) -> None:
-    assert live(tmp_path / "run", data__cache=tmp_path / "cache", train__iterations=4) == [0, 0]
-    assert live(tmp_path / "plain", train__iterations=4) == [0, 0]
-    assert lines(tmp_path / "run") == lines(tmp_path / "plain")
-    assert said(tmp_path, 1) == ""
 
 
 @pytest.fixture(scope="module")

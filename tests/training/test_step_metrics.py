@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_trainer import make, patches
+from tiny_trainer import make, patches, watch_attack
 
 from andfast.attack import AttackResult, FreeAT
 from andfast.attack.budget import BUDGET_SLACK_DB
@@ -20,14 +20,8 @@ FREE = {f"attack__scale_factors__{name}": value for name, value in FACTORS.items
 
 def step(trainer: Trainer) -> tuple[StepResult, AttackResult]:
     """The metrics of a step, and its attack's result."""
-    attack, seen = trainer.attack, []
-
-    def watched(*arguments: Any) -> AttackResult:
-        seen.append(attack(*arguments))
-        return seen[-1]
-
-    trainer.attack = watched
-    return trainer.train_step(patches()).read(), seen[0]
+    results = watch_attack(trainer)
+    return trainer.train_step(patches()).read(), results[0]
 
 
 def distances(trainer: Trainer, delta: torch.Tensor) -> np.ndarray:

@@ -192,6 +192,19 @@ def test_a_write_that_fails_ends_the_run_and_harms_nothing(
     assert ours == theirs
 
 
+def train_with_mounts(script: str, options: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a training command by a shell script, as "$@", that may mount file systems for it and exits with 99 else."""
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "andfast.train", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    try:
+        ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, env=environment)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if ended.returncode in (1, 99) and ("unshare" in ended.stderr or "mount" in ended.stderr):
+        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
+    return ended
+
+
 def test_a_full_disk_ends_the_run_in_plain_words(
     images: Path, uninterrupted: Path, live: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -199,23 +212,9 @@ def test_a_full_disk_ends_the_run_in_plain_words(
     mounted = tmp_path / "mounted"
     mounted.mkdir()
     (tmp_path / "kept").mkdir()
-    command = [sys.executable, "-m", "andfast.train", *arguments(mounted / "run", images)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    try:
-        keep = f"status=$?; cp -a {mounted}/. {tmp_path}/kept; exit $status"
-        script = f'mount -t tmpfs -o size=128k tmpfs {mounted} || exit 99; "$@"; {keep}'
-        ended = subprocess.run(
-            ["unshare", "-rm", "sh", "-c", script, "sh", *command],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            env=environment,
-        )
-    except FileNotFoundError:
-        pytest.skip("there is no unshare")
-    if ended.returncode in (1, 99) and ("unshare" in ended.stderr or "mount" in ended.stderr):
-        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
+    keep = f"status=$?; cp -a {mounted}/. {tmp_path}/kept; exit $status"
+    script = f'mount -t tmpfs -o size=128k tmpfs {mounted} || exit 99; "$@"; {keep}'
+    ended = train_with_mounts(script, arguments(mounted / "run", images))
     assert ended.returncode == 3, ended.stderr
     assert "the disk is full ([Errno 28] No space left on device: " in ended.stderr
     assert "make room" in ended.stderr
@@ -265,13 +264,12 @@ def test_a_signal_need_not_wait_for_a_validation(uninterrupted: Path, live: Call
     assert content(run_dir) == content(uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_nobody_listens_to_any_more_is_saved(
-    number: signal.Signals, uninterrupted: Path, live: Callable[..., int], tmp_path: Path
+    uninterrupted: Path, live: Callable[..., int], tmp_path: Path
 ) -> None:
     """As when Ctrl-C also ends the `tee` behind the run."""
     run_dir = tmp_path / "run"
-    assert live(run_dir, (killable_runs.lose_listener, 4, number)) == 128 + number
+    assert live(run_dir, (killable_runs.lose_listener, 4)) == 128 + signal.SIGINT
     assert torch.load(run_dir / STATE_FILE, weights_only=True)["step"] == 5
     assert live(run_dir) == 0
     assert content(run_dir) == content(uninterrupted)
@@ -353,21 +351,9 @@ def test_no_shared_memory_and_no_short_folder_for_temporary_files_is_needed(imag
     """With a read-only /dev/shm, and TMPDIR longer than the name of a socket may be."""
     long = tmp_path / ("job_" + "0123456789" * 10)
     long.mkdir()
-    command = arguments(tmp_path / "run", images, data__workers=2, data__cache=tmp_path / "cache")
+    options = arguments(tmp_path / "run", images, data__workers=2, data__cache=tmp_path / "cache")
     script = 'mount -t tmpfs -o ro none /dev/shm || exit 99; exec "$@"'
-    try:
-        ended = subprocess.run(
-            ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "andfast.train", *command],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(long)},
-        )
-    except FileNotFoundError:
-        pytest.skip("there is no unshare")
-    if ended.returncode in (1, 99) and ("unshare" in ended.stderr or "mount" in ended.stderr):
-        pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
+    ended = train_with_mounts(script, options, TMPDIR=str(long))
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "run" / STATE_FILE).exists()
 

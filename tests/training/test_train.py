@@ -1,7 +1,6 @@
 """The training command, in small: every file it leaves, resuming, and what goes wrong."""
 
 import copy
-import json
 import os
 import shutil
 import signal
@@ -13,10 +12,9 @@ import killable_runs
 import numpy as np
 import pytest
 import torch
-from commands import as_options
 from killable_runs import begin, end, wait_for
 from PIL import Image
-from runs import photograph_crops
+from runs import lines, options, records
 
 from andfast import train
 from andfast.data import cache
@@ -29,39 +27,10 @@ from andfast.training.images import Skipped, find_images
 from andfast.training.options import parse_config
 from andfast.training.trainer import Trainer
 
-TINY = {
-    "train.iterations": 6,
-    "train.warmup": 2,
-    "train.ramp": 2,
-    "train.batch_size": 2,
-    "train.patch_size": 32,
-    "train.validate_every": 3,
-    "train.save_every": 2,
-    "generator.features": 8,
-    "generator.depth": 1,
-    "degradation.channels": 8,
-    "degradation.blocks": 2,
-    "attack.steps": 2,
-    "data.workers": 0,
-}
-
-
-def options(run_dir: Path, **changed: Any) -> list[str]:
-    return as_options(TINY | {"run_dir": run_dir, "data.hr": photograph_crops(), "data.held_out": 3}, **changed)
-
-
-def records(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
 
 def steps(run_dir: Path) -> list[dict[str, Any]]:
     """The records of the steps, without what is different each time."""
-    timing = ("seconds", "data_wait")
-    return [
-        {key: value for key, value in record.items() if key not in timing}
-        for record in records(run_dir)
-        if "validation" not in record
-    ]
+    return [line for line in lines(run_dir) if "validation" not in line]
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -95,16 +64,16 @@ def test_a_run_leaves_its_files(finished: Path) -> None:
 
 
 def test_every_step_has_its_record(finished: Path) -> None:
-    lines = [record for record in records(finished) if "validation" not in record]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    found = [record for record in records(finished) if "validation" not in record]
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6]
     keys = {"step", "loss", "loss_before_attack", "loss_after_attack", "skipped", "seconds", "data_wait"}
     adversary = {"gain", "lr_psnr", "budgets_bound", "distance_conv", "distance_noise", "distance_slope"}
-    assert all(line.keys() == keys | adversary for line in lines)
+    assert all(line.keys() == keys | adversary for line in found)
     # Clean LR images while it warms up: no attack, no distance.
-    assert all(line["loss_after_attack"] == line["loss"] for line in lines[:2])
-    assert all(line[name] is None for line in lines[:2] for name in adversary)
-    assert all(line[name] is not None for line in lines[2:] for name in adversary)
-    attacked = lines[2:]
+    assert all(line["loss_after_attack"] == line["loss"] for line in found[:2])
+    assert all(line[name] is None for line in found[:2] for name in adversary)
+    assert all(line[name] is not None for line in found[2:] for name in adversary)
+    attacked = found[2:]
     assert all(line["loss_after_attack"] > line["loss_before_attack"] for line in attacked)
     # What the generator is trained on is what the adversary found, but for batch-wise rounding.
     assert all(line["loss"] == pytest.approx(line["loss_after_attack"], rel=0.02) for line in attacked)
@@ -112,16 +81,20 @@ def test_every_step_has_its_record(finished: Path) -> None:
 
 
 def test_validation_stands_beside_the_steps(finished: Path) -> None:
-    lines = [record for record in records(finished) if "validation" in record]
-    assert [line["step"] for line in lines] == [3, 6]
-    for line in lines:
+    validations = [record for record in records(finished) if "validation" in record]
+    assert [line["step"] for line in validations] == [3, 6]
+    for line in validations:
         assert line["validation"].keys() == {"bicubic", "camera"}
         assert all(10 < found["psnr_y"] < 60 for found in line["validation"].values())
 
 
-def test_the_configuration_reruns_the_run(finished: Path, tmp_path: Path) -> None:
-    assert train.main(["--config", str(finished / "config.yaml"), "--run_dir", str(tmp_path / "again")]) == 0
-    assert steps(tmp_path / "again") == steps(finished)
+def test_the_configuration_reruns_the_run_with_any_number_of_workers_and_log_interval(
+    finished: Path, tmp_path: Path
+) -> None:
+    changed = ["--run_dir", str(tmp_path), "--data.workers=2", "--train.log_every=5"]
+    assert train.main(["--config", str(finished / "config.yaml"), *changed]) == 0
+    assert steps(tmp_path) == steps(finished)
+    assert same_weights(tmp_path / "model.pth", finished / "model.pth")
 
 
 def test_both_model_files_hold_the_moving_average(finished: Path) -> None:
@@ -142,48 +115,6 @@ def test_the_sample_sheet_shows_what_was_asked_for(finished: Path) -> None:
     assert abs(hr - clean).mean() < 40
     for one, other in ((clean, bicubic), (clean, attacked), (before, now), (restored, now)):
         assert abs(one - other).mean() > 0.05
-
-
-def test_equal_seeds_give_equal_runs_for_any_number_of_workers(finished: Path, tmp_path: Path) -> None:
-    assert train.main(options(tmp_path / "a", data__workers=2)) == 0
-    assert train.main(options(tmp_path / "b", seed=1)) == 0
-    assert steps(tmp_path / "a") == steps(finished)
-    assert same_weights(tmp_path / "a" / "model.pth", finished / "model.pth")
-    assert steps(tmp_path / "b") != steps(finished)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
-    number: signal.Signals, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = Trainer.train_step
-
-    def interrupted(self: Trainer, *batch: Any) -> Any:
-        if self.step == 4:
-            os.kill(os.getpid(), number)
-        return step(self, *batch)
-
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
-    assert train.main(options(tmp_path)) == 128 + number
-    assert [record["step"] for record in steps(tmp_path)] == [1, 2, 3, 4, 5]
-    monkeypatch.undo()
-    assert train.main(options(tmp_path)) == 0
-    assert steps(tmp_path) == steps(finished)
-    assert same_weights(tmp_path / "model.pth", finished / "model.pth")
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-def test_a_killed_run_goes_on_from_its_last_state(finished: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    plan = (killable_runs.signal_at, "andfast.training.trainer.Trainer.train_step", 5, signal.SIGKILL)
-    assert end(begin(options(run_dir), tmp_path / "output", *plan)) == -signal.SIGKILL
-    # A line that was being written when it died, too.
-    with (run_dir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "lo')
-    assert torch.load(run_dir / "state.pt", weights_only=True)["step"] == 4
-    assert train.main(options(run_dir)) == 0
-    assert steps(run_dir) == steps(finished)
-    assert same_weights(run_dir / "model.pth", finished / "model.pth")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -212,28 +143,25 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, capsys: pytest.CaptureF
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_resume_never_starts_over(finished: Path, tmp_path: Path) -> None:
-    assert train.main(options(tmp_path, seed=1)) == 0
-    assert train.main(options(tmp_path, resume="never")) == 0
-    assert steps(tmp_path) == steps(finished)
-
-
-def test_a_run_can_go_on_from_a_state_elsewhere_and_be_made_longer(finished: Path, tmp_path: Path) -> None:
-    assert train.main(options(tmp_path, resume=finished / "state.pt", train__iterations=7)) == 0
-    assert [record["step"] for record in steps(tmp_path)] == [7]
-
-
-def test_another_run_s_state_is_not_mixed_into_a_run(
+def test_another_run_is_neither_mixed_in_nor_in_the_way(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main(options(tmp_path, seed=1)) == 0
+    assert steps(tmp_path) != steps(finished)
     assert train.main(options(tmp_path, resume=finished / "state.pt", train__iterations=7)) == 2
     assert "holds another run" in capsys.readouterr().err
-
-
-def test_how_a_run_began_is_not_for_the_next_time(tmp_path: Path) -> None:
     assert train.main(options(tmp_path, resume="never")) == 0
+    assert steps(tmp_path) == steps(finished)
+    # How a run began is not for the next time.
     assert parse_config(["--config", str(tmp_path / "config.yaml")]).resume == "auto"
+
+
+def test_a_run_can_go_on_from_a_state_elsewhere_longer_and_with_a_smaller_learning_rate(
+    finished: Path, tmp_path: Path
+) -> None:
+    changed = {"train__learning_rate": 1e-4, "train__precision": "float32", "train__iterations": 8}
+    assert train.main(options(tmp_path, resume=finished / "state.pt", **changed)) == 0
+    assert [record["step"] for record in steps(tmp_path)] == [7, 8]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -285,16 +213,6 @@ def test_a_missing_state_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert train.main(options(tmp_path / "run", resume=tmp_path / "no.pt")) == 2
     assert str(tmp_path / "no.pt") in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("method", ["random", "noise", "none"])
-def test_the_ablations_train(method: str, tmp_path: Path) -> None:
-    assert train.main(options(tmp_path, attack__method=method)) == 0
-    found = steps(tmp_path)
-    if method == "none":
-        assert all(record["lr_psnr"] is None for record in found)
-    else:
-        assert all(record["lr_psnr"] > 20 for record in found[2:])
 
 
 @pytest.mark.parametrize(
@@ -483,12 +401,6 @@ def test_a_diverging_run_stops_and_keeps_its_last_state(tmp_path: Path, capsys: 
     assert good == list(range(1, state["step"] + 1))
 
 
-def test_a_run_that_is_read_seldom_is_the_same(finished: Path, tmp_path: Path) -> None:
-    assert train.main(options(tmp_path, train__log_every=5)) == 0
-    assert steps(tmp_path) == steps(finished)
-    assert same_weights(tmp_path / "model.pth", finished / "model.pth")
-
-
 def test_a_run_that_diverges_is_ended_however_late_it_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -530,12 +442,6 @@ def test_a_passing_disturbance_does_not_end_a_run(tmp_path: Path, capsys: pytest
     assert [record["loss"] is None for record in found] == [bool(record["skipped"]) for record in found]
     assert capsys.readouterr().err.count("warning: in step 3 the loss is nan") == 1
     assert torch.load(tmp_path / "state.pt")["step"] == len(found)
-
-
-def test_a_diverged_run_can_go_on_with_a_smaller_learning_rate(finished: Path, tmp_path: Path) -> None:
-    changed = {"train__learning_rate": 1e-4, "train__precision": "float32", "train__iterations": 8}
-    assert train.main(options(tmp_path, resume=finished / "state.pt", **changed)) == 0
-    assert [record["step"] for record in steps(tmp_path)] == [7, 8]
 
 
 def learning_rates(arguments: Sequence[str]) -> list[float]:

@@ -26,10 +26,11 @@ def test_it_runs_the_command(tmp_path):
     assert "0 of 1 images upscaled" in done.stdout
 
 
-def test_it_passes_options_and_the_status(tmp_path):
-    done = script("export", "--half", "--wrong")
-    assert done.returncode == 2
-    assert "usage: python -m andfast.export" in done.stderr
+def test_it_passes_options_and_the_status(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_command(["export", "--half", "--wrong"])
+    assert end.value.code == 2
+    assert "usage: python -m andfast.export" in capsys.readouterr().err
 
 
 def test_it_imports_the_chosen_command_alone():

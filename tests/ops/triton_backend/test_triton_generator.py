@@ -12,7 +12,7 @@ from andfast.ops.dense_block import dense_block_reference
 kernels = TritonBackend()
 
 # Images, size, features, growth; images, size, in, out.
-DENSE = with_types("shape", [(1, (5, 7), 8, 4), (1, (9, 3), 16, 16), (2, (1, 1), 3, 9), (1, (2, 3), 66, 32)])
+DENSE = with_types("shape", [(1, (5, 7), 8, 4), (1, (9, 3), 16, 16), (2, (1, 1), 3, 9), (1, (1, 3), 66, 9)])
 CONVS = with_types("shape", [(2, (5, 7), 3, 5), (1, (9, 18), 16, 64), (3, (1, 1), 70, 3), (1, (2, 9), 9, 70)])
 
 

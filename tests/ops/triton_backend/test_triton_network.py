@@ -4,6 +4,7 @@ import network_banks
 import pytest
 import torch
 from networks import check, make
+from triton_reference import with_types
 
 from andfast.ops import blur_pool, dispatch, noise, projected_step, use_backend
 from andfast.ops.backends.triton.common import INTERPRET
@@ -22,30 +23,32 @@ def forced(monkeypatch: pytest.MonkeyPatch):
             monkeypatch.setitem(dispatch.operations[operation], "triton", anywhere)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("networks", "images", "noise_kind"), [(1, 2, "map"), (2, 2, "gaussian"), (2, 4, "map")])
-def test_values_and_gradients(device, dtype, networks, images, noise_kind):
+# N, images, size, scale, noise.
+@with_types("case", [(1, 2, (4, 6), 2, "map"), (2, 2, (4, 6), 2, "gaussian"), (2, 4, (4, 8), 4, "map")])
+def test_values_and_gradients(device, case, dtype):
     if dtype == torch.bfloat16 and INTERPRET.value:
         pytest.skip("images as small as the interpreter allows: one sign that rounding turns is most of the error")
-    network, *tensors = make(networks, images, (8, 12), 4, dtype, noise=noise_kind, blocks=2, channels=16)
+    *sizes, noise = case
+    network, *tensors = make(*sizes, dtype, noise=noise, blocks=2, channels=16)
     check("triton", network.to(device), *(tensor.to(device) for tensor in tensors))
 
 
 def test_opcheck(device):
-    network, hr, delta, _ = make(2, 2, (4, 6), 2, channels=8, blocks=1, noise="gaussian")
+    network, hr, delta, _ = make(2, 2, (2, 4), 2, channels=4, blocks=1, noise="gaussian")
     arguments = (hr, network.theta_id, delta.requires_grad_(), network.noise_seed)
     arguments = [tensor.to(device) for tensor in arguments]
     operator = torch.ops.andfast.degradation_forward.default
-    torch.library.opcheck(operator, (*arguments, 2, 8, 1, True, torch.float32, "triton", True))
+    torch.library.opcheck(operator, (*arguments, 2, 4, 1, True, torch.float32, "triton", True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ("networks", "images", "size", "widths", "kind"),
-    [(1, 2, (5, 7), (3, 16), "map"), (3, 3, (1, 9), (16, 5), "gaussian"), (2, 4, (9, 3), (16, 16), "map")],
-)
-def test_single_blocks(device, dtype, networks, images, size, widths, kind):
-    network_banks.check("triton", network_banks.Bank(networks, images, size, widths, dtype, kind, device))
+# N, images, size, widths, noise.
+BANKS = [(1, 2, (5, 7), (3, 16), "map"), (3, 3, (1, 9), (16, 5), "gaussian"), (2, 4, (9, 3), (16, 16), "map")]
+
+
+@with_types("bank", BANKS)
+def test_single_blocks(device, bank, dtype):
+    *sizes, kind = bank
+    network_banks.check("triton", network_banks.Bank(*sizes, dtype, kind, device))
 
 
 def test_opcheck_of_a_single_block(device):
@@ -58,7 +61,7 @@ def test_opcheck_of_a_single_block(device):
 def test_small_operators(device):
     """Registered operators, chosen by name, that compile without a graph break."""
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(2, 3, 8, 8, generator=generator).to(device).requires_grad_()
+    image = torch.rand(2, 3, 4, 8, generator=generator).to(device).requires_grad_()
     rows = [torch.randn(2, 9, generator=generator).to(device) for _ in range(2)]
     seed, ones = torch.tensor(5, device=device), torch.ones(9, device=device)
     calls = (

@@ -6,12 +6,11 @@ specialisations and types are those of the operations; tensors are on the meta d
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import re
-import subprocess
 import sys
-import tempfile
 
 import torch
 import triton
@@ -61,24 +60,18 @@ def _source(kernel: JITFunction, arguments: dict[str, object]) -> ASTSource:
 
 
 def _compile(kernel: JITFunction, arguments: dict[str, object]) -> dict[str, object]:
-    """Compile for Hopper and count the instructions of the machine code that show how well it went."""
+    """Compile for Hopper and count what shows how well it went."""
     options = {name: arguments[name] for name in _OPTIONS if name in arguments}
-    compiled = triton.compile(_source(kernel, arguments), target=GPUTarget("cuda", 90, 32), options=options)
-    program = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [program, "-sass", "-res-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", text, re.MULTILINE)
+    with contextlib.redirect_stdout(io.StringIO()) as log:
+        compiled = triton.compile(_source(kernel, arguments), target=GPUTarget("cuda", 90, 32), options=options)
+    resources = r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+    ((stack, stores, loads),) = re.findall(resources, log.getvalue())
     return {
         "kernel": kernel.__name__,
-        "registers": int(re.search(r"REG:(\d+)", text)[1]),
-        "stack": int(re.search(r"STACK:(\d+)", text)[1]),
-        "local": names.count("LDL") + names.count("STL"),
-        "hgmma": names.count("HGMMA"),
-        "asynchronous_copies": names.count("LDGSTS"),
-        "instructions": len(names),
+        "stack": int(stack),
+        "spilled": int(stores) + int(loads),
+        "matrix_products": compiled.asm["ptx"].count("wgmma.mma_async"),
+        "asynchronous_copies": len(re.findall(r"cp\.async\.c[ag]\.", compiled.asm["ptx"])),
         "shared": compiled.metadata.shared,
     }
 
@@ -130,6 +123,7 @@ def _launch(
 def main() -> None:
     """Each argument: type, height, width, in, out, kind of noise, scale, operations; with spaces between."""
     JITFunction.run = _record
+    triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
     compiled = []
     for argument in sys.argv[1:]:
         name, *numbers, kind, scale, operations = argument.split(maxsplit=7)

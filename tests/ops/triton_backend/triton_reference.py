@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import generator_checks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,11 +36,11 @@ def with_types(name: str, values: list) -> pytest.MarkDecorator:
 
 
 def nchw(tensor: Tensor) -> Tensor:
-    return tensor.permute(0, 3, 1, 2).contiguous()
+    return generator_checks.nchw(tensor).contiguous()
 
 
 def nhwc(tensor: Tensor) -> Tensor:
-    return tensor.permute(0, 2, 3, 1).contiguous()
+    return generator_checks.nhwc(tensor).contiguous()
 
 
 @dataclass
@@ -134,15 +135,12 @@ def make(
 
 
 def unpack(sign_mask: Tensor, channels: int) -> Tensor:
-    """(B, H, W, bytes) uint8 -> (B, C, H, W) bool; the bits past C must be 0."""
-    bits = (sign_mask[..., None] >> torch.arange(8, device=sign_mask.device)) & 1
-    bits = bits.flatten(-2)
-    assert (bits[..., channels:] == 0).all()
-    return bits[..., :channels].permute(0, 3, 1, 2).bool()
+    """(B, H, W, bytes) uint8 -> (B, C, H, W) bool."""
+    return generator_checks.nchw(generator_checks.unpack_bits(sign_mask, channels))
 
 
 def pack(negative: Tensor) -> Tensor:
-    """The way back."""
+    """The inverse of `unpack`."""
     bits = F.pad(negative.permute(0, 2, 3, 1).int(), (0, -negative.shape[1] % 8)).unflatten(-1, (-1, 8))
     return (bits << torch.arange(8, device=bits.device)).sum(-1).to(torch.uint8)
 

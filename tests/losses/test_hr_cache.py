@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from andfast.losses.common import Targets
+from andfast.losses.common import HRCache
 
 
 class Doubled:
@@ -24,7 +24,7 @@ def doubled():
 
 @pytest.fixture
 def targets(doubled):
-    return Targets(doubled)
+    return HRCache(doubled)
 
 
 def check(targets, hr):
