@@ -94,8 +94,8 @@ def _compare(reloaded: Callable[[Tensor], Tensor], model: nn.Module, dtype: torc
 def _parse(arguments: Sequence[str] | None) -> Namespace:
     parser = make_parser(
         "andfast.export",
-        description="Write a trained model for other programs: .safetensors and .pth for chaiNNer, ComfyUI and "
-        "spandrel, .pth for Real-ESRGAN, .onnx for onnxruntime and what is built on it. Each file is loaded "
+        description="Write a trained model for other programs: .safetensors or .pth for ComfyUI and spandrel, .pth for "
+        "chaiNNer and Real-ESRGAN, .onnx for onnxruntime and what is built on it. Each file is loaded "
         "again and compared with the model before it takes its place; what was there before is replaced.",
         epilog="Exit status: 0 if all files were written, 1 if some could not be, 2 if nothing was begun.",
     )

@@ -1,7 +1,7 @@
 """The paper's adversary: projected gradient ascent on theta (Sec 3.3 and 4.3), and its variants.
 
 From top to bottom: the settings of a step, the search (`PGD`), one step of it (`Ascent`), the backward pass through G
-(`loss_and_grad_lr`), random starts, and the variants, each of which changes one line of the search.
+(`loss_and_grad_lr`), random starts, and the variants, which override parts of the search.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ class PGD(GradientAttack):
     """Projected gradient ascent on theta, from the identity (Sec 3.3 and 4.3; Madry et al. 2018).
 
     This is the exact attack, to which the cheaper ones are compared. Fewer steps need longer ones: a `step_ratio` of
-    0.5 for 3 steps, 0.75 for 2, 1 for a single one reaches the ball's surface as 5 steps of 0.2 do.
+    0.5 for 3 steps, 0.75 for 2, 1 for a single one reaches the ball's surface as 5 steps with 0.2 do.
 
-    Cost, K steps: K + 1 passes forward through F, one more for every try that a budget refuses, and K backward; K + 1
-    forward through G (K with `return_iterate` "last") and K to its input.
+    Cost, K steps: K + 1 passes forward through F, one more for every attempt that exceeds the budget, and K backward;
+    K + 1 forward through G (K with `return_iterate` "last") and K to its input.
 
     Args:
         steps: gradient steps, K.
@@ -85,7 +85,7 @@ class PGD(GradientAttack):
             loss, which the training step computes anyway.
         random_start: the share, in [0, 1), of the squared error allowed by the LR-PSNR budget that a random deviation
             uses before the search begins, as in Madry et al.; the search uses the rest. The ball is centred at the
-            start, `delta` and `distance` count from the identity, and `loss_before` is the start's.
+            start, `delta` and `distance` are relative to the identity, and `loss_before` is the start's.
     """
 
     steps: int = 5
@@ -173,8 +173,8 @@ class Ascent:
         """Backward through F, a step along the gradient, the projection onto the ball, and the LR-PSNR budget.
 
         Args:
-            grad_lr: (B, 3, h, w), the loss's gradient on `lr`, of each network's images times any positive number: a
-                step is normalised.
+            grad_lr: (B, 3, h, w), the loss's gradient on `lr`; may be scaled by any positive factor per network, since
+                a step is normalised.
             last: no other step follows.
         """
         inputs, attack = self._inputs, self._attack
@@ -187,7 +187,7 @@ class Ascent:
 
     @torch.no_grad()
     def _first_try(self, delta: Tensor) -> Tensor:
-        """The multiples of `delta`, (N,), that would use up the budget if the ratio of error to norm stayed.
+        """The factors of `delta`, (N,), that would just use up the budget if the image error grew with the norm.
 
         From step to step a deviation changes its direction more than its norm, so this is a good first guess.
         """
@@ -224,7 +224,7 @@ def loss_and_grad_lr(lr: Tensor, hr: Tensor, objective: Objective, num_networks:
 
 
 class OffsetNetwork:
-    """A bank whose deviations count from `origin`, (N, P); has the part of `DegradationNetwork` that a search needs."""
+    """A bank whose deviations are relative to `origin`, (N, P): the part of `DegradationNetwork` that a search needs."""
 
     def __init__(self, network: DegradationNetwork, origin: Tensor) -> None:
         self._network, self._origin = network, origin
@@ -256,12 +256,13 @@ def random_deviation(inputs: SearchInputs, inv_scale: Tensor, radius: float) -> 
 class YOPO(PGD):
     """PGD that takes several steps for one gradient of G: YOPO-m-n (Zhang et al. 2019, "You Only Propagate Once").
 
-    By the chain rule the gradient in theta is F's gradient of <p, F_theta(HR)> with the costate p = dL/dLR, which
-    alone needs G. So p is computed `steps` times (m), and each time held for `inner_steps` steps (n) in theta. The loss
-    is known where p is computed, and the worst of these iterates is returned. With n = 1 this is exactly `PGD`.
+    By the chain rule the gradient in theta is F's gradient of <p, F_theta(HR)> with the costate p = dL/dLR (the
+    gradient at the LR images), which alone needs G. So p is computed `steps` times (m), and each time held for
+    `inner_steps` steps (n) in theta. The loss is known where p is computed, and the worst of these iterates is
+    returned. With n = 1 this is exactly `PGD`.
 
-    Cost: m n + 1 passes forward through F, one more for every try that a budget refuses, m n backward; m + 1 forward
-    through G (m with `return_iterate` "last") and m to its input. It pays where G costs more than F: RRDBNet, not
+    Cost: m n + 1 passes forward through F, one more for every attempt that exceeds the budget, m n backward; m + 1
+    forward through G (m with `return_iterate` "last") and m to its input. It pays where G costs more than F: RRDBNet, not
     Compact.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: the one place where that is decided.
+"""Which implementation of an operation runs: the one place where the backend is chosen.
 
 Every operation has a reference in plain PyTorch, which takes any device and type, and faster implementations for some.
 `resolve` collects the `IMPLEMENTATIONS` that the operation has, that can be used on this machine and that take the
@@ -90,7 +90,7 @@ elif _problem is not None:
     unavailable["triton"] = _problem
     # torch imports triton for its optimizers and operators, also on CPUs, and does without it on an ImportError.
     sys.modules["triton"] = None
-    warnings.warn(f"andfast and torch do without triton: {_problem}", RuntimeWarning, stacklevel=2)
+    warnings.warn(f"triton will not be used by andfast and torch: {_problem}", RuntimeWarning, stacklevel=2)
 elif not _interpreting and not torch.cuda.is_available():
     unavailable["triton"] = (
         "there is no CUDA device (TRITON_INTERPRET=1 interprets the kernels on the CPU, to test them)"
@@ -218,8 +218,8 @@ _large_tiles = ContextVar("large_tiles", default=False)
 def allow_large_tiles() -> Iterator[None]:
     """Allow convolutions in large tiles in the `with` block, in this thread: on the CPU, in float32, for inference.
 
-    They are faster. Results differ by a few millionths from those of training's convolutions: nothing to an image, but
-    an update would not be the same.
+    They are faster. Results differ by a few millionths from those of training's convolutions: invisible in an image,
+    but an update would not be the same.
     """
     token = _large_tiles.set(True)
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -61,6 +61,12 @@ def moment_basis() -> Tensor:
     one = one / one.norm(dim=1, keepdim=True)
     order = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2)]
     return torch.stack([torch.outer(one[y], one[x]).flatten() for y, x in order])
+
+
+@lru_cache
+def moment_basis_on(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`moment_basis`, copied to a device once: a copy in every step would wait for the device."""
+    return moment_basis().to(device, dtype)
 
 
 @dataclass(frozen=True)
@@ -164,15 +170,15 @@ class ThetaLayout:
 
     def to_taps(self, delta: Tensor) -> Tensor:
         """Convert the convolution columns of `delta` (N, P) from moments to taps."""
-        return self._rotate(delta, moment_basis())
+        return self._rotate(delta, moment_basis_on(delta.device, delta.dtype))
 
     def to_moments(self, deviation: Tensor) -> Tensor:
         """Convert the convolution columns of theta - theta_id (N, P) from taps to moments: the inverse of `to_taps`."""
-        return self._rotate(deviation, moment_basis().T)
+        return self._rotate(deviation, moment_basis_on(deviation.device, deviation.dtype).T)
 
     def _rotate(self, matrix: Tensor, basis: Tensor) -> Tensor:
         stop = self.conv[-1].stop
-        conv = matrix[:, :stop].unflatten(1, (-1, 9)) @ basis.to(matrix)
+        conv = matrix[:, :stop].unflatten(1, (-1, 9)) @ basis
         return torch.cat([conv.flatten(1), matrix[:, stop:]], dim=1)
 
     def scale_vector(self, factors: ScaleFactors, device: torch.device | str = "cpu") -> Tensor:

@@ -66,16 +66,16 @@ class Trainer:
             self.device, memory_format=torch.channels_last
         )
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
-        # The average at the end of the warm-up, for the sample sheets.
+        # The average at the end of the warm-up, to compare with in the sample images.
         self.warmup_ema = copy.deepcopy(self.ema)
         self._weights, self._averages = list(self.generator.parameters()), list(self.ema.parameters())
         self.guard = Guard(self.device, self.world)
         self.optimizer = guarded_adam(self._weights, config.train.learning_rate, self.guard)
-        # False within a step from its first update on: a state saved there could not be resumed.
+        # False from a step's first update to its end, when a saved state could not be resumed.
         self.can_save = True
         self.attack = config.attack.build()
         self.bank = self.make_bank(config.networks)
-        # G as its own update and as the adversary call it.
+        # G for its update (under autocast), and frozen for the attack.
         self.autocast = AutocastModule(self.generator, self.precision)
         self.frozen = FrozenModule(self.generator, self.attack_precision)
         self.discriminator = None
@@ -86,7 +86,7 @@ class Trainer:
         self.loss = config.loss.build(self.features, self.discriminator and self.discriminator.frozen)
         micro_batch = config.train.micro_batch
         self.attack_objective = micro_batched(generator_objective(self.frozen, self.loss), micro_batch)
-        # For images of any size: a discriminator takes images of one size alone.
+        # Without the discriminator, which takes images of only one size.
         self.sheet_objective = micro_batched(l1_objective(self.frozen), micro_batch)
         if config.train.checkpoint_blocks:
             self.generator.body.checkpoint_blocks = True
@@ -212,10 +212,10 @@ class Trainer:
 
     def _backward(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Add up the gradients of the mean loss over micro-batches; returns `losses, terms, restored` of `Update`."""
-        images = self.config.train.micro_batch or len(lr)
+        part_size = self.config.train.micro_batch or len(lr)
         results: dict[str, list[Tensor]] = {}
         left = len(lr)
-        for part, target in zip(lr.split(images), hr.split(images), strict=True):
+        for part, target in zip(lr.split(part_size), hr.split(part_size), strict=True):
             left -= len(part)
             with self._update_timer(), no_sync_until_last(self.autocast.module, last=left == 0):
                 restored = self.autocast(part).float()
@@ -252,7 +252,7 @@ class Trainer:
 
     @torch.no_grad()
     def _update_ema(self) -> None:
-        # Young averages must not be dominated by the initial weights.
+        # Early in training, the initial weights must not dominate the average.
         decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
         # Not _foreach_lerp_: with a weight on the device it takes the tensors one by one.
         change = torch._foreach_sub(self._weights, self._averages)
@@ -282,9 +282,9 @@ class Trainer:
         )
 
     def bad_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """HR and LR images of the first update in a row that was skipped, at `step` (from 0)."""
+        """HR and LR images of the first of the latest consecutive skipped updates, which ended at `step` (from 0)."""
         guards = [self.guard] if self.discriminator is None else [self.guard, self.discriminator.guard]
-        # Runs of skipped updates of G and of D may overlap: take the one whose first step is closest.
+        # Series of skipped updates of G and of D may overlap: take the one that began closest to `step`.
         return min(guards, key=lambda guard: abs(guard.first_step.item() - step)).batch
 
     def state(self) -> dict[str, Any]:
@@ -293,7 +293,7 @@ class Trainer:
             "step": self.step,
             "generator": self.generator.state_dict(),
             "ema": self.ema.state_dict(),
-            "before": self.warmup_ema.state_dict(),
+            "before": self.warmup_ema.state_dict(),  # the key that states have had from the first
             "optimizer": self.optimizer.state_dict(),
         }
         return state if self.discriminator is None else state | {"discriminator": self.discriminator.state()}
