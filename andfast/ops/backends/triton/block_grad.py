@@ -130,7 +130,7 @@ def block_grad(dy: Tensor, y: Tensor, sign_mask: Tensor, epilogue: Epilogue) -> 
     check_activation("dy", dy)
     check_activation("y", y)
     batch, height, width, channels = dy.shape
-    launch = config("block_grad", dy.dtype, channels, channels)
+    launch = config("block_grad", dy, channels, channels)
     block = block_of(channels)
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
     blocks = triton.cdiv(channels, block)
@@ -157,7 +157,6 @@ def block_grad(dy: Tensor, y: Tensor, sign_mask: Tensor, epilogue: Epilogue) -> 
             TILE_H=launch.tile[0],
             TILE_W=launch.tile[1],
             GAUSSIAN=seed is not None,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
+            **launch.options,
         )
     return dz, *sum_partials(dslope, dnoise, len(noise))

@@ -1,14 +1,17 @@
-"""How the kernels are launched: one table, chosen by hand.
+"""How the kernels are launched: one table for each class of GPUs, chosen by hand.
 
-Not measured yet on a device: the numbers follow from the sizes of Hopper's register files and shared memory alone.
+Not measured yet on a device: the numbers follow from the sizes of register files and shared memory, and from what the
+compiler makes of them (`python -m bench.triton_resources`): nothing spills, everything fits.
 (Triton's autotuner would need a driver, and would choose anew in every process.)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,18 @@ class Config:
     warps: int
     stages: int
 
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What Triton's launcher takes besides the kernel's arguments."""
+        return {"num_warps": self.warps, "num_stages": self.stages, **_FUSION}
+
+
+# Products and sums become one instruction: Triton's default until 3.8, no longer from 3.9 on. Without it, float32
+# convolutions take twice as long, and results would depend on Triton's version.
+_FUSION = {"enable_fp_fusion": True}
+
+#: The options of kernels that need no `Config`.
+FOUR_WARPS = {"num_warps": 4, **_FUSION}
 
 # (kernel, type class, channel class) -> launch. "half": float16 and bfloat16. "wide": more than 32 channels on both
 # sides of the convolution.
@@ -33,28 +48,63 @@ class Config:
 # one computes while another is in its epilogue. Weight gradients: 3 sums of 64 x 64, 96 registers a thread; a stage
 # holds 64 pixels of dz and three times of x, 32 KiB.
 # float32 stages are twice as large and their products take the plain cores, so shallow pipelines do.
-_TABLE = {
-    ("conv", "half", "wide"): Config((8, 16), 4, 3),
-    ("conv", "half", "narrow"): Config((8, 16), 4, 3),
-    ("conv", "float32", "wide"): Config((8, 8), 4, 2),
-    ("conv", "float32", "narrow"): Config((8, 8), 4, 2),
-    ("input_grad", "half", "wide"): Config((8, 16), 4, 3),
-    ("input_grad", "half", "narrow"): Config((8, 16), 4, 3),
-    ("input_grad", "float32", "wide"): Config((8, 8), 4, 2),
-    ("input_grad", "float32", "narrow"): Config((8, 8), 4, 2),
+# Four warps would not have the registers for the wide convolutions of a dense block, its last, with five loops, nor for
+# float32's input gradients, with two loops and a block's backward pass.
+_HOPPER = {
+    **{
+        (kernel, *key): launch
+        for kernel in ("conv", "input_grad", "conv_act", "dense")
+        for key, launch in {
+            ("half", "wide"): Config((8, 16), 4, 3),
+            ("half", "narrow"): Config((8, 16), 4, 3),
+            ("float32", "wide"): Config((8, 8), 4, 2),
+            ("float32", "narrow"): Config((8, 8), 4, 2),
+        }.items()
+    },
+    ("input_grad", "float32", "wide"): Config((8, 8), 8, 2),
+    ("dense", "half", "wide"): Config((8, 16), 8, 3),
+    ("dense", "float32", "wide"): Config((8, 8), 8, 2),
     **{
         ("block_grad", kind, width): Config((8, 8), 4, 1)
         for kind in ("half", "float32")
         for width in ("wide", "narrow")
     },
     ("weight_grad", "half", "wide"): Config((4, 16), 4, 3),
-    ("weight_grad", "half", "narrow"): Config((8, 16), 4, 3),
+    ("weight_grad", "half", "narrow"): Config((4, 16), 4, 3),
     ("weight_grad", "float32", "wide"): Config((2, 16), 8, 2),
     ("weight_grad", "float32", "narrow"): Config((4, 16), 4, 2),
 }
 
+# Before Hopper (and on the small Blackwell) operands of products pass through registers, too. Weight gradients: half
+# as many pixels a step, and one stage more. Dense blocks: twice the warps, as backward they have up to five loops.
+_AMPERE = _HOPPER | {
+    ("dense", "half", "narrow"): Config((8, 16), 8, 3),
+    ("weight_grad", "half", "wide"): Config((2, 16), 4, 4),
+}
 
-def config(kernel: str, dtype: torch.dtype, in_channels: int, out_channels: int) -> Config:
-    """The launch of a kernel ("conv", "input_grad", "block_grad", "weight_grad") for a type and widths."""
-    kind = "float32" if dtype == torch.float32 else "half"
-    return _TABLE[kernel, kind, "wide" if min(in_channels, out_channels) > 32 else "narrow"]
+#: The first compute capability for which Triton multiplies by tensor cores. For the one before, Turing's, it compiles
+#: float16's and bfloat16's products to plain multiplications in float32, and they spill thousands of bytes a thread.
+MIN_CAPABILITY = (8, 0)
+
+
+def config(kernel: str, like: Tensor, in_channels: int, out_channels: int) -> Config:
+    """The launch of a kernel for a tensor's type and device, and the widths of the convolution.
+
+    Args:
+        kernel: "conv", "input_grad", "block_grad", "weight_grad", "conv_act" or "dense".
+    """
+    kind = "float32" if like.dtype == torch.float32 else "half"
+    return table(like.device)[kernel, kind, "wide" if min(in_channels, out_channels) > 32 else "narrow"]
+
+
+def table(device: torch.device) -> dict[tuple[str, str, str], Config]:
+    """The launches on a device; its shared memory tells the class: 227 KiB a program, or from 99 to 163 KiB."""
+    return _HOPPER if shared_memory(device) >= 200 * 1024 else _AMPERE
+
+
+@lru_cache
+def shared_memory(device: torch.device) -> int:
+    """The shared memory that a program may take, in bytes; outside CUDA, in Triton's interpreter, Hopper's."""
+    if device.type != "cuda":
+        return 227 * 1024
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

@@ -138,7 +138,7 @@ def _convolve(
     if mode is not PLAIN:
         sign_mask = x.new_empty(batch, height, width, (c_out + 7) // 8, dtype=torch.uint8)
     slope_minus_one, noise, seed, layer = epilogue or (None, None, None, 0)
-    launch = config("conv", x.dtype, c_in, c_out)
+    launch = config("conv", x, c_in, c_out)
     block_in, block_out = block_of(c_in), block_of(c_out)
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
     with on_device(x):
@@ -161,8 +161,7 @@ def _convolve(
             TILE_H=launch.tile[0],
             TILE_W=launch.tile[1],
             EPILOGUE=mode.value,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
+            **launch.options,
         )
     return out, sign_mask
 

@@ -136,7 +136,7 @@ def _launch(
     networks, _, _, c_dx = weights.shape
     out = dz.new_empty(batch, height, width, c_dx)
     check_activation("the result", out)
-    launch = config("input_grad", dz.dtype, c_dz, c_dx)
+    launch = config("input_grad", dz, c_dz, c_dx)
     block_dz, block_dx = block_of(c_dz), block_of(c_dx)
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
     blocks = triton.cdiv(c_dx, block_dx)
@@ -167,8 +167,7 @@ def _launch(
             TILE_H=launch.tile[0],
             TILE_W=launch.tile[1],
             EPILOGUE=mode.value,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
+            **launch.options,
         )
     return out, dslope, dnoise
 

@@ -44,12 +44,17 @@ def weight_grad_kernel(
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
 ):
-    """Grid: (N shares, 3 rows of taps, blocks of output channels times blocks of input channels)."""
-    network = tl.program_id(0) // shares
-    first = tl.program_id(0) % shares * share
+    """Grid: (3 N shares, blocks of output channels times blocks of input channels).
+
+    The three rows of taps of a share are neighbours, so that they read its pixels at about the same time, from cache.
+    """
+    tap_row = tl.program_id(0) % 3
+    network_share = tl.program_id(0) // 3
+    network = network_share // shares
+    first = network_share % shares * share
     BLOCKS_IN: tl.constexpr = (C_IN + BLOCK_IN - 1) // BLOCK_IN
-    out = tl.program_id(2) // BLOCKS_IN * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    in_ = tl.program_id(2) % BLOCKS_IN * BLOCK_IN + tl.arange(0, BLOCK_IN)
+    out = tl.program_id(1) // BLOCKS_IN * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    in_ = tl.program_id(1) % BLOCKS_IN * BLOCK_IN + tl.arange(0, BLOCK_IN)
     patches = ((height + TILE_H - 1) // TILE_H) * ((width + TILE_W - 1) // TILE_W)  # an image
 
     left = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)
@@ -63,7 +68,7 @@ def weight_grad_kernel(
         mask = inside[:, None] & (out < C_OUT)[None, :]
         dz = tl.load(dz_ptr + offset * C_OUT + pixel[:, None] * C_OUT + out[None, :], mask=mask, other=0.0)
         dz = tl.trans(dz)
-        row = tl.minimum(tl.maximum(rows + (tl.program_id(1) - 1), 0), height - 1) * width
+        row = tl.minimum(tl.maximum(rows + (tap_row - 1), 0), height - 1) * width
         x_image = x_ptr + offset * C_IN + in_[None, :]
         whole: tl.constexpr = C_IN % BLOCK_IN == 0
         known = (in_ < C_IN)[None, :]
@@ -74,7 +79,7 @@ def weight_grad_kernel(
         col = tl.minimum(cols + 1, width - 1)
         right = multiply(dz, load_block(x_image + (row + col)[:, None] * C_IN, known, whole), right)
 
-    partial_ptr += (tl.program_id(0).to(tl.int64) * 9 + tl.program_id(1) * 3) * (C_OUT * C_IN)
+    partial_ptr += (network_share.to(tl.int64) * 9 + tap_row * 3) * (C_OUT * C_IN)
     pointers = partial_ptr + out[:, None] * C_IN + in_[None, :]
     mask = (out < C_OUT)[:, None] & (in_ < C_IN)[None, :]
     tl.store(pointers, left, mask=mask)
@@ -98,7 +103,7 @@ def weight_grad(x: Tensor, dz: Tensor, num_networks: int) -> Tensor:
     batch, height, width, c_in = x.shape
     c_out = dz.shape[3]
     images = images_per_network(batch, num_networks)
-    launch = config("weight_grad", x.dtype, c_in, c_out)
+    launch = config("weight_grad", x, c_in, c_out)
     block_in, block_out = block_of(c_in), block_of(c_out)
     blocks = triton.cdiv(c_out, block_out) * triton.cdiv(c_in, block_in)
     total = images * triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
@@ -106,7 +111,7 @@ def weight_grad(x: Tensor, dz: Tensor, num_networks: int) -> Tensor:
     shares = triton.cdiv(total, share)
     partial = x.new_empty(num_networks, shares, 9, c_out, c_in, dtype=torch.float32)
     with on_device(x):
-        weight_grad_kernel[num_networks * shares, 3, blocks](
+        weight_grad_kernel[3 * num_networks * shares, blocks](
             x,
             dz,
             partial,
@@ -121,7 +126,6 @@ def weight_grad(x: Tensor, dz: Tensor, num_networks: int) -> Tensor:
             BLOCK_OUT=block_out,
             TILE_H=launch.tile[0],
             TILE_W=launch.tile[1],
-            num_warps=launch.warps,
-            num_stages=launch.stages,
+            **launch.options,
         )
     return partial.sum(1).permute(0, 2, 3, 1).contiguous()

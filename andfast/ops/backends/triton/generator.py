@@ -24,7 +24,7 @@ from andfast.ops.backends.triton.common import (
     rounded,
     store_sign_mask,
 )
-from andfast.ops.backends.triton.configs import config
+from andfast.ops.backends.triton.configs import FOUR_WARPS, config
 
 #: What a convolution does with its sums: add the bias; LeakyReLU after it; LeakyReLU backward; add x.
 BIAS, ACTIVATE, BACK, RESIDUAL = (tl.constexpr(i) for i in range(4))
@@ -293,7 +293,7 @@ def _run_conv(
     result = x.new_empty(batch, height, width, c_out)
     check_activation("the result", result)
     sign_mask = x.new_empty(batch if save_for_backward else 0, height, width, (c_out + 7) // 8, dtype=torch.uint8)
-    launch = config("conv", x.dtype, c_in, c_out)
+    launch = config("conv_act", x, c_in, c_out)
     block_out = block_of(c_out)
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
     if batch:
@@ -316,8 +316,7 @@ def _run_conv(
                 BACKWARD=backward,
                 EPILOGUE=epilogue.value,
                 SAVE=save_for_backward,
-                num_warps=launch.warps,
-                num_stages=launch.stages,
+                **launch.options,
             )
     return result, sign_mask
 
@@ -334,10 +333,10 @@ def _run_dense(
     weights = [_channels_last(weight) for weight in weights]
     slope = weights[0].new_full((growth,), SLOPE, dtype=torch.float32)
     no_bias = weights[0].new_zeros(features)
-    launch = config("conv", entry.dtype, features, growth)
-    patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
     for part in range(5 if batch else 0):
         out = growth if part < 4 else features
+        launch = config("dense", entry, features, out)
+        patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
         whole = part * growth > 0 and part * growth % 64 == 0
         with on_device(entry):
             dense_kernel[patches, triton.cdiv(out, block_of(out)), batch](
@@ -361,9 +360,7 @@ def _run_dense(
                 TILE_W=launch.tile[1],
                 BACKWARD=biases is None,
                 SAVE=save_for_backward,
-                # The last one has twice the sums; four warps would not have the registers for its five loops.
-                num_warps=launch.warps if part < 4 else 2 * launch.warps,
-                num_stages=launch.stages,
+                **launch.options,
             )
     return last, intermediates
 
@@ -388,7 +385,7 @@ def leaky_relu_backward(dy: Tensor, sign_mask: Tensor, slope: Tensor) -> Tensor:
     if pixels:
         with on_device(dy):
             leaky_grad_kernel[triton.cdiv(pixels, _PIXELS), triton.cdiv(channels, block)](
-                dy, sign_mask, slope, dz, pixels, C=channels, BLOCK=block, ROWS=_PIXELS, num_warps=4
+                dy, sign_mask, slope, dz, pixels, C=channels, BLOCK=block, ROWS=_PIXELS, **FOUR_WARPS
             )
     return dz
 

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from andfast.ops.backends.triton.common import on_device
+from andfast.ops.backends.triton.configs import FOUR_WARPS
 
 _QUADS = 256  # a program; four pixels each
 
@@ -114,5 +115,5 @@ def gaussian_field(seed: Tensor, layer: int, images: int, size: tuple[int, int])
     if field.numel():
         grid = (triton.cdiv(pixels, 4 * _QUADS), count)
         with on_device(seed):
-            field_kernel[grid](seed, field, layer, images, pixels, QUADS=_QUADS)
+            field_kernel[grid](seed, field, layer, images, pixels, QUADS=_QUADS, **FOUR_WARPS)
     return field

@@ -20,6 +20,7 @@ from andfast.ops.backends.triton.common import (
     on_device,
     rounded,
 )
+from andfast.ops.backends.triton.configs import FOUR_WARPS
 from andfast.ops.backends.triton.conv import conv_sign_mask
 from andfast.ops.backends.triton.noise import gaussian
 
@@ -48,6 +49,16 @@ def reflect(index, size):
     """Reflect an index that is outside [0, size) by one; the border pixel itself is not repeated."""
     index = tl.where(index < 0, -index, index)
     return tl.where(index >= size, 2 * size - 2 - index, index)
+
+
+@triton.jit
+def image_and_block(pixels, PIXELS: tl.constexpr):
+    """The image of a program, and its block of the image's pixels.
+
+    Both are in the grid's first axis, as the others end at 65535, and each channel may be an image: see `blur_pool`.
+    """
+    blocks = (pixels + PIXELS - 1) // PIXELS
+    return tl.program_id(0) // blocks, tl.program_id(0) % blocks
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -100,12 +111,12 @@ def pool_kernel(
     BLOCK: tl.constexpr,
     EPILOGUE: tl.constexpr,
 ):
-    """Grid: (blocks of pooled pixels, blocks of channels, B). Pointers that EPILOGUE does not need may be anything."""
-    number = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    """Grid: (B blocks of pooled pixels, blocks of channels). Pointers that EPILOGUE does not need may be anything."""
+    image, block = image_and_block(height * width, PIXELS)
+    number = block * PIXELS + tl.arange(0, PIXELS)
     inside = number < height * width
     window = tl.where(inside, number, 0)
     first_row, first_col = window // width * SCALE - 1, window % width * SCALE - 1
-    image = tl.program_id(2)
     network = image // images
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = inside[:, None] & (channel < C)[None, :]
@@ -166,12 +177,12 @@ def pool_grad_kernel(
     BLOCK_EPILOGUE: tl.constexpr,
 ):
     """Every pixel gathers from the two outputs, in each direction, that read it; then through a block's LeakyReLU if
-    BLOCK_EPILOGUE. Grid: (blocks of pixels, blocks of channels, B)."""
+    BLOCK_EPILOGUE. Grid: (B blocks of pixels, blocks of channels)."""
     full_height, full_width = height * SCALE, width * SCALE
-    number = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    image, block = image_and_block(full_height * full_width, PIXELS)
+    number = block * PIXELS + tl.arange(0, PIXELS)
     inside = number < full_height * full_width
     row, col = number // full_width, number % full_width
-    image = tl.program_id(2)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = inside[:, None] & (channel < C)[None, :]
     grad_ptr += image.to(tl.int64) * height * width * C
@@ -215,7 +226,7 @@ def _pool_noise(epilogue: Epilogue, images: int, height: int, width: int, scale:
             SCALE=scale,
             PIXELS=_NOISE_PIXELS,
             GAUSSIAN=seed is not None,
-            num_warps=4,
+            **FOUR_WARPS,
         )
     return pooled
 
@@ -238,7 +249,7 @@ def _pool(x: Tensor, scale: int, epilogue: Epilogue | None = None) -> tuple[Tens
         strength = None if epilogue.seed is None else epilogue.noise
     block = block_of(channels)
     with on_device(x):
-        pool_kernel[triton.cdiv(height * width, _PIXELS), triton.cdiv(channels, block), batch](
+        pool_kernel[batch * triton.cdiv(height * width, _PIXELS), triton.cdiv(channels, block)](
             x,
             pooled,
             negative,
@@ -253,7 +264,7 @@ def _pool(x: Tensor, scale: int, epilogue: Epilogue | None = None) -> tuple[Tens
             PIXELS=_PIXELS,
             BLOCK=block,
             EPILOGUE=mode.value,
-            num_warps=4,
+            **FOUR_WARPS,
         )
     return pooled, negative
 
@@ -265,7 +276,7 @@ def _pool_grad(grad: Tensor, scale: int, sign_mask: Tensor | None, slope_minus_o
     out = grad.new_empty(batch, height * scale, width * scale, channels)
     check_activation("the result", out)
     block = block_of(channels)
-    grid = (triton.cdiv(height * width * scale * scale, _PIXELS), triton.cdiv(channels, block), batch)
+    grid = (batch * triton.cdiv(height * width * scale * scale, _PIXELS), triton.cdiv(channels, block))
     with on_device(grad):
         pool_grad_kernel[grid](
             grad,
@@ -280,7 +291,7 @@ def _pool_grad(grad: Tensor, scale: int, sign_mask: Tensor | None, slope_minus_o
             PIXELS=_PIXELS,
             BLOCK=block,
             BLOCK_EPILOGUE=slope_minus_one is not None,
-            num_warps=4,
+            **FOUR_WARPS,
         )
     return out
 

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from andfast.ops.backends.triton.common import on_device
+from andfast.ops.backends.triton.configs import FOUR_WARPS
 
 # Columns a program; and partial sums that a program of the second launch adds at a time.
 _CHUNK = 2048
@@ -106,9 +107,9 @@ def projected_step(delta: Tensor, grad: Tensor, inv_scale: Tensor, step_size: fl
     grid = (triton.cdiv(columns, _CHUNK), rows)
     partial = torch.empty(3, rows, grid[0], dtype=torch.float64, device=delta.device)
     with on_device(delta):
-        sums_kernel[grid](delta, grad, inv_scale, partial, columns, CHUNK=_CHUNK, num_warps=4)
+        sums_kernel[grid](delta, grad, inv_scale, partial, columns, CHUNK=_CHUNK, **FOUR_WARPS)
         step_kernel[grid](
             delta, grad, inv_scale, partial, out, columns, step_size, epsilon,
-            CHUNK=_CHUNK, PARTIALS=_PARTIALS, num_warps=4,
+            CHUNK=_CHUNK, PARTIALS=_PARTIALS, **FOUR_WARPS,
         )  # fmt: skip
     return out
