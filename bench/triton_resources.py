@@ -3,7 +3,7 @@
     python -m bench.triton_resources [--arch 80 90]
 
 Compiles the kernels ahead of time, as the degradation network at the paper's size, RRDBNet and Compact launch them
-forward and backward, in each type and for each architecture from `configs.MIN_CAPABILITY` on. Prints a table, and exits
+forward and backward, in each type and for each architecture from Ampere on. Prints a table, and exits
 with 1 if a launch takes more shared memory than its architecture has, or spills registers.
 """
 

@@ -224,7 +224,7 @@ def loss_and_grad_lr(lr: Tensor, hr: Tensor, objective: Objective, num_networks:
 
 
 class OffsetNetwork:
-    """A bank whose deviations are relative to `origin`, (N, P): the part of `DegradationNetwork` that a search needs."""
+    """The part of `DegradationNetwork` that a search needs, with deviations relative to `origin`, (N, P)."""
 
     def __init__(self, network: DegradationNetwork, origin: Tensor) -> None:
         self._network, self._origin = network, origin
@@ -262,8 +262,8 @@ class YOPO(PGD):
     returned. With n = 1 this is exactly `PGD`.
 
     Cost: m n + 1 passes forward through F, one more for every attempt that exceeds the budget, m n backward; m + 1
-    forward through G (m with `return_iterate` "last") and m to its input. It pays where G costs more than F: RRDBNet, not
-    Compact.
+    forward through G (m with `return_iterate` "last") and m to its input. It pays where G costs more than F: RRDBNet,
+    not Compact.
 
     Args:
         steps: passes through G, m.

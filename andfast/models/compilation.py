@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,8 +20,27 @@ class CompileError(RuntimeError):
 
 
 def wants_compile(setting: str, device: torch.device) -> bool:
-    """Whether to compile with the setting "auto", "on" or "off"; "auto" compiles on CUDA only: CPUs gain nothing."""
-    return setting == "on" or (setting == "auto" and device.type == "cuda")
+    """Whether to compile with the setting "on", "off" or "auto".
+
+    "auto" compiles on CUDA, where a compiler works; CPUs gain nothing. Where it does not, a warning says why.
+    """
+    if setting != "auto" or device.type != "cuda":
+        return setting == "on"
+    problem = compiler_problem(device)
+    if problem is not None:
+        warnings.warn(f"the generator is not compiled, since torch.compile fails here: {problem}", stacklevel=2)
+    return problem is None
+
+
+def compiler_problem(device: torch.device) -> str | None:
+    """Why torch.compile does not work for a device (no Triton, no C compiler, an old GPU), seen on a small function."""
+    x = torch.ones(64, device=device)
+    try:
+        with torch.no_grad():
+            torch.compile(lambda x: torch.relu(x) * 2 + 1, dynamic=False)(x)
+    except Exception as error:  # of many types, from torch, Triton, and what they start
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None
 
 
 def compile_regions(generator: nn.Module) -> None:

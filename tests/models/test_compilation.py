@@ -9,6 +9,7 @@ from tiny_trainer import make, patches, watch_attack
 from torch import Tensor
 
 from andfast import train
+from andfast.models import compilation
 from andfast.models.compilation import wants_compile
 from andfast.ops import use_backend
 from andfast.training.trainer import Trainer
@@ -80,8 +81,24 @@ def test_a_missing_compiler_is_named_with_the_remedy(
     assert "--compile off" in message
 
 
-def test_auto_compiles_where_it_pays() -> None:
+def test_auto_compiles_where_it_pays_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
     assert [wants_compile("auto", device) for device in (cpu, cuda)] == [False, True]
     assert wants_compile("on", cpu)
     assert not wants_compile("off", cuda)
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: "ImportError: no Triton")
+    with pytest.warns(UserWarning, match="the generator is not compiled, .*: ImportError: no Triton"):
+        assert not wants_compile("auto", cuda)
+    assert wants_compile("on", cuda)  # which then fails, with the remedy
+
+
+def test_a_compiler_that_fails_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "empty"))
+    torch.compiler.reset()
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        problem = compilation.compiler_problem(torch.device("cpu"))
+    assert problem is not None
+    assert problem.startswith("InductorError: InvalidCxxCompiler")
+    torch.compiler.reset()
+    assert compilation.compiler_problem(torch.device("cpu")) is None

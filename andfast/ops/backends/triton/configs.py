@@ -1,7 +1,7 @@
 """How the kernels are launched: one table for each class of GPUs, chosen by hand.
 
 Not measured yet on a device: the numbers follow from the sizes of register files and shared memory, and from what the
-compiler makes of them (`python -m bench.triton_resources`): nothing spills, everything fits.
+compiler makes of them: `python -m bench.triton_resources` shows which launches fit, and which spill.
 (Triton's autotuner would need a driver, and would choose anew in every process.)
 """
 
@@ -82,9 +82,7 @@ _AMPERE = _HOPPER | {
     ("weight_grad", "half", "wide"): Config((2, 16), 4, 4),
 }
 
-#: The first compute capability for which Triton multiplies by tensor cores. For the one before, Turing's, it compiles
-#: float16's and bfloat16's products to plain multiplications in float32, and they spill thousands of bytes a thread.
-MIN_CAPABILITY = (8, 0)
+# Turing (7.5) has no table: Triton does not use its tensor cores, so that `andfast.ops.selection` chooses others there.
 
 
 def config(kernel: str, like: Tensor, in_channels: int, out_channels: int) -> Config:
