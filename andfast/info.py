@@ -15,6 +15,7 @@ import torch
 from andfast.evaluation.environment import collect, devices
 from andfast.ops import dispatch, selection
 from andfast.ops.examples import standard_sizes
+from andfast.ops.selection import describe_times
 from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
 from andfast.utils.optional import NOT_INSTALLED, problem_of, version
@@ -56,15 +57,9 @@ def _as_text(info: dict[str, Any]) -> str:
         lines += [f"    {backend:<18}{reason or 'ready'}" for backend, reason in status.items()]
     for device, found in info["kernels"].items():
         lines.append(f"kernels on {device}, verified and timed, the chosen one first")
-        for key, entry in found["kernels"].items():
-            times = sorted(entry["ms"].items(), key=lambda item: item[0] != entry["chosen"])
-            lines.append(f"  {key}: " + ", ".join(f"{name} {_milliseconds(ms)}" for name, ms in times))
+        lines += [f"  {key}: {describe_times(entry['ms'])}" for key, entry in found["kernels"].items()]
         lines += [f"  not used: {name}: {problem}" for name, problem in found["problems"].items()]
     return "\n".join(lines)
-
-
-def _milliseconds(value: float | None) -> str:
-    return "not timed" if value is None else f"{value:.3g} ms"
 
 
 def _verify() -> None:

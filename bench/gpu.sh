@@ -4,8 +4,8 @@
 #     bench/gpu.sh [--dry-run]
 #
 # Correctness comes first: what fails its tests is not timed. Everything lands in $OUT (bench/results by default):
-# a log a stage, gpu.json, report.md, report.png and summary.txt, which says what passed. --dry-run takes the same steps
-# on the CPU with the smallest sizes and leaves out what needs a GPU.
+# a log a stage, kernels.json (each kernel's problem or time), gpu.json, report.md, report.png and summary.txt, which says
+# what passed. --dry-run takes the same steps on the CPU with the smallest sizes and leaves out what needs a GPU.
 #
 # PYTHON names the interpreter (python3); BUDGET the seconds in all (570; a dry run has four times as long). Wheels in
 # .whl/ are made importable.
@@ -31,7 +31,7 @@ summary=$out/summary.txt
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 : >"$summary"
-rm -f "$out"/{build,tests,sanitizer,bench}.log "$out"/gpu.json "$out"/report.{md,png}
+rm -f "$out"/{build,kernels,tests,sanitizer,bench}.log "$out"/{kernels,gpu}.json "$out"/report.{md,png}
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 say() { printf '%-28s %s\n' "$1" "$2" | tee -a "$summary"; }
@@ -93,7 +93,10 @@ status=1
 if ((status)); then
   say "build" "see build.log; the references are tested and timed alone"
 fi
-stage "andfast.info" 60 build.log "$python" -m andfast.info
+# Which kernel is right, and how fast, by what every user's machine does before it uses one.
+export ANDFAST_CACHE=$scratch/cache
+stage "andfast.info --verify" 150 kernels.log "$python" -m andfast.info --verify --json
+[[ $status != 0 ]] || sed -n '/^{/,$p' "$out/kernels.log" >"$out/kernels.json"
 
 # The Triton kernels in a process of their own: after an illegal access a process's GPU is lost to all other tests.
 failed="" # lines that name a failed test

@@ -122,8 +122,9 @@ def _decide(
         usable = [name for name in candidates if problems.get(name) is None]
         if not set(usable) <= set(table.milliseconds.get(size_class, ())):
             table.announce()
-            table.milliseconds[size_class] = _time(usable, request, problems)
+            times = table.milliseconds[size_class] = _time(usable, request, problems)
             table.write()
+            print(f"  {size_class}: {describe_times(times)}", file=sys.stderr)
     for name in candidates:
         if problems.get(name) is not None:
             _warn(f"the {name} kernels of {operation} ({request['dtype']})", table.device, problems[name])
@@ -150,6 +151,13 @@ def _fastest(milliseconds: dict[str, float | None]) -> str:
         if mine is not None and best is not None and mine * _MARGIN < best:
             chosen = name
     return chosen
+
+
+def describe_times(milliseconds: dict[str, float | None]) -> str:
+    """The implementations with their times, the chosen one first."""
+    chosen = _fastest(milliseconds)
+    order = sorted(milliseconds.items(), key=lambda item: item[0] != chosen)
+    return ", ".join(f"{name} {'not timed' if time is None else f'{time:.3g} ms'}" for name, time in order)
 
 
 def _most_pixels(device: torch.device) -> int:

@@ -147,6 +147,7 @@ def milliseconds(
     def seconds(name: str) -> float:
         backward = torch.set_grad_enabled(bool(example.trained))
         with dispatch.use_implementation(operation, name), backward, dispatch.allow_large_tiles():
+            send(running=name)
             wait()
             begin = clock()
             y = example.call()
@@ -156,7 +157,6 @@ def milliseconds(
             return clock() - begin
 
     for name in names:
-        send(running=name)
         seconds(name)  # compiles, and fills caches
     best = dict.fromkeys(names, float("inf"))
     end, rounds = time.perf_counter() + _SECONDS * len(names), 0
