@@ -25,18 +25,12 @@ def pooling_taps(scale: int) -> tuple[float, ...]:
     return tuple((padded[i] + 2 * padded[i + 1] + padded[i + 2]) / 4 for i in range(scale + 2))
 
 
-@lru_cache
-def _kernel(scale: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Copied to a device once: a copy in every step would wait for the device."""
-    taps = torch.tensor(pooling_taps(scale), dtype=dtype, device=device)
-    return torch.outer(taps, taps)
-
-
 def blur_pool_reference(image: Tensor, scale: int) -> Tensor:
     """`blur_pool` in plain PyTorch: any device and type, arguments not checked."""
     wide = image if image.dtype in (torch.float32, torch.float64) else image.float()
+    taps = torch.tensor(pooling_taps(scale), dtype=wide.dtype, device=wide.device)
     channels = image.shape[1]
-    kernel = _kernel(scale, wide.device, wide.dtype).expand(channels, 1, -1, -1)
+    kernel = torch.outer(taps, taps).expand(channels, 1, -1, -1)
     pooled = F.conv2d(F.pad(wide, (1, 1, 1, 1), mode="reflect"), kernel, stride=scale, groups=channels)
     return pooled.to(image.dtype)
 

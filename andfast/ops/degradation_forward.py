@@ -17,7 +17,7 @@ from andfast.ops.backends.base import Backend, Epilogue
 from andfast.ops.blur_pool import blur_pool_reference, pooling_taps
 from andfast.ops.degradation_block import check_tensor, concatenate, one_network_block, split_conv
 from andfast.ops.noise import gaussian_field
-from andfast.ops.theta_layout import ThetaLayout, moment_basis_on
+from andfast.ops.theta_layout import ThetaLayout, moment_basis
 
 
 def degradation_forward_reference(
@@ -128,9 +128,7 @@ class _Bank:
 
     def weights(self, layer: int, backward: bool = False) -> tuple[Tensor, ...]:
         segment = self.layout.conv[layer]
-        taps = self.kernels.rotate_taps(
-            self.delta[:, segment.start : segment.stop], moment_basis_on(self.delta.device, torch.float32)
-        )
+        taps = self.kernels.rotate_taps(self.delta[:, segment.start : segment.stop], _basis(self.delta.device))
         centre = segment.view(self.theta_id)[..., 4]
         return self.kernels.pack_weights(centre, taps.unflatten(1, segment.shape), self.dtype, backward)
 
@@ -140,6 +138,11 @@ class _Bank:
         noise = self.layout.noise[layer].view(self.delta)
         noise = noise[:, 0] if self.seed is None else noise[..., 0, 0]
         return Epilogue(slope_minus_one, noise.contiguous(), self.seed, layer)
+
+
+@lru_cache
+def _basis(device: torch.device) -> Tensor:
+    return moment_basis(device).float()
 
 
 @lru_cache
@@ -185,7 +188,7 @@ def _run_backward(
     kernels, layout, count = bank.kernels, bank.layout, len(grad)
     blocks = layout.blocks
     outputs, masks, negative = saved[: 2 * blocks], saved[2 * blocks : -1], saved[-1]
-    to_moments = moment_basis_on(grad.device, torch.float32).T.contiguous()
+    to_moments = _basis(grad.device).T.contiguous()
     dz = [grad_lr]  # a list, from which it is popped: the kernels then free it as soon as it is no longer needed
     del grad_lr
     for layer in range(2 * blocks, -1, -1):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -51,22 +51,17 @@ class ScaleFactors:
             raise ValueError("all scale factors are infinite; at least one group must be free")
 
 
-def moment_basis() -> Tensor:
+def moment_basis(device: torch.device | str = "cpu") -> Tensor:
     """The orthonormal basis of the nine taps in which a kernel's deviation is kept: (9, 9) float64, a row a vector.
 
     Products of the one-dimensional moments (1,1,1), (-1,0,1), (1,-2,1). Row 0 is the mean (DC), rows 1 and 2 the
     shifts in x and y, rows 3 to 8 the rest. Columns are the taps in row-major order.
     """
-    one = torch.tensor([[1.0, 1.0, 1.0], [-1.0, 0.0, 1.0], [1.0, -2.0, 1.0]], dtype=torch.float64)
+    x = torch.arange(-1.0, 2.0, dtype=torch.float64, device=device)  # made there: copying it would wait for the device
+    one = torch.stack([torch.ones_like(x), x, 3 * x * x - 2])
     one = one / one.norm(dim=1, keepdim=True)
     order = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2)]
     return torch.stack([torch.outer(one[y], one[x]).flatten() for y, x in order])
-
-
-@lru_cache
-def moment_basis_on(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`moment_basis`, copied to a device once: a copy in every step would wait for the device."""
-    return moment_basis().to(device, dtype)
 
 
 @dataclass(frozen=True)
@@ -170,15 +165,15 @@ class ThetaLayout:
 
     def to_taps(self, delta: Tensor) -> Tensor:
         """Convert the convolution columns of `delta` (N, P) from moments to taps."""
-        return self._rotate(delta, moment_basis_on(delta.device, delta.dtype))
+        return self._rotate(delta, moment_basis(delta.device))
 
     def to_moments(self, deviation: Tensor) -> Tensor:
         """Convert the convolution columns of theta - theta_id (N, P) from taps to moments: the inverse of `to_taps`."""
-        return self._rotate(deviation, moment_basis_on(deviation.device, deviation.dtype).T)
+        return self._rotate(deviation, moment_basis(deviation.device).T)
 
     def _rotate(self, matrix: Tensor, basis: Tensor) -> Tensor:
         stop = self.conv[-1].stop
-        conv = matrix[:, :stop].unflatten(1, (-1, 9)) @ basis
+        conv = matrix[:, :stop].unflatten(1, (-1, 9)) @ basis.to(matrix)
         return torch.cat([conv.flatten(1), matrix[:, stop:]], dim=1)
 
     def scale_vector(self, factors: ScaleFactors, device: torch.device | str = "cpu") -> Tensor:
