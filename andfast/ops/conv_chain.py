@@ -45,6 +45,7 @@ def conv_chain(x: Tensor, convs: Sequence[ChainConv]) -> Tensor:
     Raises:
         TypeError, ValueError: an argument is of the wrong type, shape or device; the message names it.
     """
+    check_image(x)
     tensors = (x, *(tensor for conv in convs for tensor in conv if isinstance(tensor, Tensor)))
     saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if saves or not by_rows(x, len(convs[0].bias)):
@@ -55,7 +56,6 @@ def conv_chain(x: Tensor, convs: Sequence[ChainConv]) -> Tensor:
             return conv_act(_repeated(x, repeat), weight, bias, slope)
         with torch.autocast(x.device.type, enabled=False):
             return conv_act(_repeated(x, repeat).float(), weight.float(), bias.float(), slope)
-    check_image(x)
     channels = x.shape[1]
     for conv in convs:
         check_conv(x, conv.weight, conv.bias, channels, -1)
@@ -85,7 +85,9 @@ def by_rows(x: Tensor, width: int) -> bool:
         return False
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
         return False
-    return dispatch.resolve("conv_act", x.device, x.dtype, (x.shape[1], width, *work(x))) == "winograd"
+    # Also where another implementation is faster for one of its convolutions: rows take far less memory.
+    sizes = (x.shape[1], width, *work(x))
+    return dispatch.resolve("conv_act", x.device, x.dtype, sizes, fastest=False) == "winograd"
 
 
 def _slopes(conv: ChainConv) -> Tensor | None:

@@ -147,13 +147,16 @@ def register_convolutional(operation: str, reference: Callable[..., Any]) -> Non
         register(operation, name, None, device, dtypes)
 
 
-def resolve(operation: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> str:
+def resolve(
+    operation: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...], fastest: bool = True
+) -> str:
     """The name of the implementation that runs `operation` on tensors of this device, type and size.
 
     Args:
         operation: of `operations`.
         device, dtype: of the computation.
         sizes: what the kernels depend on (channels, networks), then (B, H, W); see `andfast.ops.examples`.
+        fastest: take the fastest of the candidates that are right, rather than the first.
 
     Raises:
         RuntimeError: the forced backend does not implement the operation, or cannot be used here.
@@ -164,7 +167,7 @@ def resolve(operation: str, device: torch.device, dtype: torch.dtype, sizes: tup
     found = candidates(operation, device, dtype)
     if _forced is not None or len(found) == 1 or min(sizes[-3:]) < 1:
         return found[0]
-    return selection.choose(operation, found, device, dtype, sizes)
+    return selection.choose(operation, found, device, dtype, sizes, fastest)
 
 
 def candidates(operation: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:

@@ -58,9 +58,14 @@ def measures() -> bool:
 
 
 def choose(
-    operation: str, candidates: tuple[str, ...], device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]
+    operation: str,
+    candidates: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[int, ...],
+    fastest: bool = True,
 ) -> str:
-    """The fastest of the candidates that are right.
+    """The fastest of the candidates that are right, or the first of them.
 
     Args:
         operation: of `dispatch.operations`.
@@ -72,11 +77,11 @@ def choose(
         return candidates[0]
     *structure, batch, height, width = sizes
     pixels = min(batch * height * width, _most_pixels(device))
-    key = operation, candidates, device, dtype, *structure, pixels.bit_length()
+    key = operation, candidates, device, dtype, *structure, pixels.bit_length(), fastest
     if key not in _chosen:
         with _lock:
             if key not in _chosen:
-                _chosen[key] = _decide(operation, candidates, device, dtype, sizes)
+                _chosen[key] = _decide(operation, candidates, device, dtype, sizes, fastest)
     return _chosen[key]
 
 
@@ -98,7 +103,12 @@ def chosen_here() -> dict[str, list[str]]:
 
 
 def _decide(
-    operation: str, candidates: tuple[str, ...], device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]
+    operation: str,
+    candidates: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[int, ...],
+    fastest: bool,
 ) -> str:
     """Look the choice up in the file, or make it and write it there."""
     sizes = _at_most(sizes, _most_pixels(device))
@@ -118,9 +128,10 @@ def _decide(
             if name not in problems:
                 table.announce()
                 problems[name] = _worker.ask(request | {"verify": name})["problem"]
+                table.write()
         size_class = f"{kind} at 2^{(batch * height * width).bit_length() - 1} pixels"
         usable = [name for name in candidates if problems.get(name) is None]
-        if not set(usable) <= set(table.milliseconds.get(size_class, ())):
+        if fastest and not set(usable) <= set(table.milliseconds.get(size_class, ())):
             table.announce()
             times = table.milliseconds[size_class] = _time(usable, request, problems)
             table.write()
@@ -128,7 +139,7 @@ def _decide(
     for name in candidates:
         if problems.get(name) is not None:
             _warn(f"the {name} kernels of {operation} ({request['dtype']})", table.device, problems[name])
-    return _fastest(table.milliseconds[size_class])
+    return _fastest(table.milliseconds[size_class]) if fastest else usable[0]
 
 
 def _time(names: list[str], request: dict[str, Any], problems: dict[str, str | None]) -> dict[str, float | None]:

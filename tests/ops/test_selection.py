@@ -204,6 +204,18 @@ def test_what_fails_is_replaced_with_one_warning(worker, monkeypatch, body, prob
 
 
 @needs_cpu
+def test_the_first_that_is_right_where_memory_counts(worker):
+    worker('answer["ms"] = {"winograd": 2.0, "reference": 1.0}')
+    assert resolve() == "reference"
+    assert dispatch.resolve("conv_act", CPU, torch.float32, SIZES, fastest=False) == "winograd"
+    selection.table(CPU).clear()
+    selection._worker.stop()
+    worker('answer["problem"] = "it is wrong"')
+    with pytest.warns(KernelWarning, match="it is wrong"):
+        assert dispatch.resolve("conv_act", CPU, torch.float32, SIZES, fastest=False) == "reference"
+
+
+@needs_cpu
 def test_what_fails_at_the_real_size_alone_is_replaced(worker):
     worker("""
 if "winograd" in request.get("time", []):
