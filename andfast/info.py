@@ -56,7 +56,8 @@ def _as_text(info: dict[str, Any]) -> str:
         lines.append(f"  {operation}")
         lines += [f"    {backend:<18}{reason or 'ready'}" for backend, reason in status.items()]
     for device, found in info["kernels"].items():
-        lines.append(f"kernels on {device}, verified and timed, the chosen one first")
+        known = "verified and timed, the chosen first" if found["kernels"] else "none verified yet (--verify does)"
+        lines.append(f"kernels on {device}, {found['device']}: {known}")
         lines += [f"  {key}: {describe_times(entry['ms'])}" for key, entry in found["kernels"].items()]
         lines += [f"  not used: {name}: {problem}" for name, problem in found["problems"].items()]
     return "\n".join(lines)

@@ -71,6 +71,27 @@ if compgen -G ".whl/*.whl" >/dev/null; then
   PYTHONPATH=$PYTHONPATH:$scratch/site
 fi
 
+# Before any time is spent: what is imported below.
+missing=$("$python" - <<'PYTHON'
+import re, tomllib
+from importlib import metadata
+
+def installed(name):
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
+
+needed = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] + ["pytest", "pytest-benchmark"]
+names = [re.match(r"[\w.-]+", requirement)[0] for requirement in needed]
+print(*(name for name in names if not installed(name)))
+PYTHON
+) || true # without tomllib (Python 3.10) nothing is known
+if [[ -n $missing ]]; then
+  say "packages" "missing: $missing; put their wheels in .whl/"
+  finish 1
+fi
+
 if ((dry_run)); then
   export ANDFAST_BENCH_SMALL=1 CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   say "GPU" "left out: dry run on the CPU"

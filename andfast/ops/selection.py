@@ -352,6 +352,8 @@ class _Worker:
                 if not line:
                     return answer | {"problem": self._end(hangs=line is None)}
                 answer |= json.loads(line)
+            if answer.get("lost"):  # a new process has the device again
+                self.stop()
             return answer
         except OSError as error:
             self._process = None

@@ -1,7 +1,8 @@
 """The process that verifies and times implementations for `andfast.ops.selection`.
 
 It reads requests from standard input, a line of JSON each, and answers with lines of JSON; the last has a "problem",
-which is null if there is none. Before an implementation is timed, a line says which: if it crashes, it is known.
+which is null if there is none, and "lost" if this process can no longer use the device. Before an implementation is
+timed, a line says which: if it crashes, it is known.
 """
 
 from __future__ import annotations
@@ -49,7 +50,17 @@ def answer(request: dict[str, Any], send: Callable[..., None]) -> None:
         send(problem=None)  # right, as far as could be seen, and nothing is known of its speed
     except Exception as error:
         lines = str(error).strip().splitlines()
-        send(problem=f"{type(error).__name__}: {lines[0] if lines else ''}"[:500])
+        problem = f"{type(error).__name__}: {lines[0] if lines else ''}"[:500]
+        send(problem=problem, lost=device.type == "cuda" and _is_lost())
+
+
+def _is_lost() -> bool:
+    """Whether the device cannot be used any more by this process, as after an illegal access."""
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
 
 
 @dispatch.use_backend("reference")  # for what an example calls beside

@@ -143,10 +143,11 @@ def test_an_exception_is_a_problem(monkeypatch):
     request = {"operation": "conv_act", "device": "cpu", "dtype": "float32", "sizes": SIZES, "threads": 1}
     answers: list[dict] = []
     selection_worker.answer(request | {"verify": "winograd"}, lambda **content: answers.append(content))
-    assert answers == [{"problem": "RuntimeError: out of resource: shared memory"}]
+    assert answers == [{"problem": "RuntimeError: out of resource: shared memory", "lost": False}]
     answers.clear()
     selection_worker.answer(request | {"time": ["winograd", "reference"]}, lambda **content: answers.append(content))
-    assert answers == [{"running": "winograd"}, {"problem": "RuntimeError: out of resource: shared memory"}]
+    assert answers[0] == {"running": "winograd"}
+    assert answers[1]["problem"] == "RuntimeError: out of resource: shared memory"
 
 
 @needs_cpu
@@ -224,6 +225,21 @@ if "winograd" in request.get("time", []):
 """)
     with pytest.warns(KernelWarning, match="status -6"):
         assert resolve() == "reference"
+
+
+@needs_cpu
+def test_a_device_that_is_lost_is_lost_to_one_process_alone(worker, tmp_path):
+    worker(f"""
+if request.get("verify"):
+    answer |= {{"problem": "AcceleratorError: illegal memory access", "lost": True}}
+open({str(tmp_path / "processes")!r}, "a").write(f"{{os.getpid()}}\\n")
+""")
+    with pytest.warns(KernelWarning, match="illegal memory access"):
+        assert resolve() == "reference"
+    with pytest.warns(KernelWarning):
+        dispatch.resolve("blur_pool", CPU, torch.float32, (3, 2, 1, 8, 8))
+    processes = (tmp_path / "processes").read_text().split()
+    assert len(processes) == len(set(processes)) >= 2
 
 
 @needs_cpu
