@@ -15,7 +15,6 @@ import torch
 from andfast.evaluation.environment import collect, devices
 from andfast.ops import dispatch, selection
 from andfast.ops.examples import standard_sizes
-from andfast.ops.selection import describe_times
 from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
 from andfast.utils.optional import NOT_INSTALLED, problem_of, version
@@ -58,7 +57,7 @@ def _as_text(info: dict[str, Any]) -> str:
     for device, found in info["kernels"].items():
         known = "verified and timed, the chosen first" if found["kernels"] else "none verified yet (--verify does)"
         lines.append(f"kernels on {device}, {found['device']}: {known}")
-        lines += [f"  {key}: {describe_times(entry['ms'])}" for key, entry in found["kernels"].items()]
+        lines += [f"  {key}: {times}" for key, times in found["kernels"].items()]
         lines += [f"  not used: {name}: {problem}" for name, problem in found["problems"].items()]
     return "\n".join(lines)
 
@@ -67,7 +66,7 @@ def _verify() -> None:
     """Verify and time the kernels of all devices anew."""
     for name in devices():
         device = torch.device(name)
-        selection.table(device).clear()
+        selection.measure_anew(device)
         for operation, dtype, sizes in standard_sizes(device):
             dispatch.resolve(operation, device, dtype, sizes)
 

@@ -8,7 +8,7 @@ import torch
 
 from andfast import info
 from andfast.evaluation import environment
-from andfast.ops import dispatch, selection
+from andfast.ops import dispatch, kernel_table
 from andfast.pretrained import pretrained_names
 
 
@@ -26,7 +26,7 @@ def test_json(capsys):
     assert len(shown["devices"]) == 1 + torch.cuda.device_count()
     assert shown["pretrained"] == pretrained_names()
     assert shown["operations"] == dispatch.status()
-    assert shown["kernels"]["cpu"] == selection.table(torch.device("cpu")).summary()
+    assert shown["kernels"]["cpu"] == kernel_table.table(torch.device("cpu")).summary()
     assert set(shown["optional"]) == {"tensorboard", "wandb"}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from andfast.ops import _extension, dispatch, selection
+from andfast.ops import _extension, dispatch, kernel_table
 from andfast.pretrained import pretrained_names
 from andfast.utils.optional import version
 
@@ -19,7 +19,7 @@ def collect() -> dict[str, Any]:
     """Versions, devices, pretrained models and backends, as JSON types.
 
     "operations" is operation -> backend -> why it cannot run here, null if it can; "kernels" is device -> which were
-    chosen, with their times, see `selection.Table.summary`.
+    chosen, with their times, see `kernel_table.Table.summary`.
     """
     packages = ("andfast", "torch", "numpy", "pillow", "triton")
     return {
@@ -31,7 +31,7 @@ def collect() -> dict[str, Any]:
         "devices": {"cpu": _cpu(), **_cuda()},
         "pretrained": pretrained_names(),
         "operations": dispatch.status(),
-        "kernels": {name: selection.table(torch.device(name)).summary() for name in devices()},
+        "kernels": {name: kernel_table.table(torch.device(name)).summary() for name in devices()},
     }
 
 
@@ -45,7 +45,7 @@ def machine() -> dict[str, Any]:
     """The processor's name, the system, and the versions and devices of `collect`."""
     info = collect()
     return {
-        "processor": selection.processor(),
+        "processor": kernel_table.processor(),
         "system": platform.platform(),
         "versions": info["versions"],
         "devices": info["devices"],

@@ -103,11 +103,13 @@ def work(x: Tensor, *parameters: Tensor) -> tuple[int, int, int, int]:
     """What else than channels the speed of a generator's operation depends on.
 
     Returns:
-        0 if there is only a forward pass, 1 with a backward pass to `x`, 2 with one to the parameters; then (B, H, W).
+        The passes: 0 if there is only a forward pass, 1 with a backward pass to `x`, 2 with one to the parameters, 3
+        for only a forward pass in large tiles; then (B, H, W).
     """
-    passes = 0
     if torch.is_grad_enabled():
         passes = 2 if any(tensor.requires_grad for tensor in parameters) else int(x.requires_grad)
+    else:
+        passes = 0 if torch.compiler.is_compiling() or not dispatch.large_tiles_allowed() else 3
     return passes, x.shape[0], x.shape[2], x.shape[3]
 
 

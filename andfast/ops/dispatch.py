@@ -165,7 +165,12 @@ def resolve(
     if operation in _used:
         return _used[operation]
     found = candidates(operation, device, dtype)
-    if _forced is not None or len(found) == 1 or min(sizes[-3:]) < 1:
+    if _forced is not None or len(found) == 1:
+        return found[0]
+    if torch.compiler.is_compiling() or not all(isinstance(size, int) for size in sizes):
+        # Sizes may be symbols here. Those of images are left open; channels become numbers, which int() does not do.
+        sizes = *[len(range(size)) for size in sizes[:-3]], *selection.TYPICAL
+    elif min(sizes[-3:]) < 1:
         return found[0]
     return selection.choose(operation, found, device, dtype, sizes, fastest)
 

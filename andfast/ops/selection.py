@@ -4,52 +4,57 @@ When an operation meets a device, a type and a size for the first time, every ca
 run by another process (`andfast.ops.selection_worker`), where a kernel that crashes does no harm. A candidate that does
 not compile, does not run, or differs from the float64 reference in its results or gradients is set aside with a
 warning. The others are timed, and the fastest is chosen. This takes seconds and is kept in a file for this device, its
-driver, and these versions and sources, which all processes on the machine share.
+driver, and these versions and sources, which all processes on the machine share (`andfast.ops.kernel_table`).
 
-ANDFAST_MEASURE=0 switches this off: the first candidate in `dispatch.IMPLEMENTATIONS`' order then runs, unverified.
+Where nothing can be measured, because no process can be started, for example, a warning says so. Plain PyTorch then
+runs on GPUs, and on CPUs the first candidate.
+
+ANDFAST_MEASURE=0 switches all this off: the first candidate in `dispatch.IMPLEMENTATIONS`' order runs, unverified.
 ANDFAST_CACHE names another folder than ~/.cache/andfast.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import cache, lru_cache
-from pathlib import Path
+from contextlib import suppress
+from functools import cache
+from itertools import count
 from typing import Any
 
 import torch
 
-from andfast.ops import _extension
-from andfast.utils.files import make_folder, write_json
-from andfast.utils.locks import locked
-from andfast.utils.optional import version
+from andfast.ops import _extension, kernel_table
+from andfast.ops.kernel_table import KernelWarning, Time, describe_times, fastest
 
-#: Images of more pixels, B x H x W, are timed at so many: implementations no longer change places.
+#: Images of more pixels, B x H x W, are timed at so many: implementations hardly change places.
 MOST_PIXELS = {"cpu": 2**13, "cuda": 2**20}
 
-#: A later candidate must be so many times as fast as an earlier one to be preferred: noise must not decide, and earlier
-#: ones take less memory.
-_MARGIN = 1.1
+#: The (B, H, W) that the choice is made for where sizes are symbols, as in torch.compile: one choice for all sizes.
+TYPICAL = (8, 128, 128)
+
+#: What is verified is the same for all numbers of networks from here on, and whatever passes are made.
+_MOST_NETWORKS, _ALL_PASSES = 3, 2
 
 #: Seconds after which a candidate counts as hanging. Compilers of kernels take up to a minute.
-_TIMEOUT = 300.0
+TIMEOUT = 300.0
 
-#: The worker's command.
-WORKER = [sys.executable, "-m", "andfast.ops.selection_worker"]
+#: Seconds without a request after which the worker ends: it holds memory of the device.
+_IDLE = 20.0
 
+#: What the worker's process runs: it imports from where this process does.
+WORKER = (
+    "import sys; sys.path[:] = sys.argv[1].split(sys.argv[2]); from andfast.ops.selection_worker import main; main()"
+)
 
-class KernelWarning(RuntimeWarning):
-    """A kernel is not used, because it does not run or computes something wrong on this device."""
+# Signals that come from outside: that a process was stopped by one says nothing about a kernel.
+_STOPPED = {-signal.SIGINT, -signal.SIGTERM, -9, -getattr(signal, "SIGHUP", 1)}
 
 
 def measures() -> bool:
@@ -63,7 +68,7 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
     sizes: tuple[int, ...],
-    fastest: bool = True,
+    want_fastest: bool = True,
 ) -> str:
     """The fastest of the candidates that are right, or the first of them.
 
@@ -72,16 +77,21 @@ def choose(
         candidates: implementations that take such tensors, from the first choice to the last; the last is "reference".
         device, dtype: of the computation.
         sizes: what the operation's kernels depend on (channels, networks), then (B, H, W).
+        want_fastest: else the first, which takes the least memory.
     """
     if not measures():
         return candidates[0]
+    sizes = _at_most(sizes, device)
     *structure, batch, height, width = sizes
-    pixels = min(batch * height * width, _most_pixels(device))
-    key = operation, candidates, device, dtype, *structure, pixels.bit_length(), fastest
+    key = operation, candidates, device, dtype, *structure, _size_class(batch * height * width), want_fastest
     if key not in _chosen:
         with _lock:
             if key not in _chosen:
-                _chosen[key] = _decide(operation, candidates, device, dtype, sizes, fastest)
+                try:
+                    _chosen[key] = _decide(operation, candidates, device, dtype, sizes, want_fastest)
+                except Exception as error:  # of the file, of the system: no reason to end what calls an operation
+                    _warn(f"{operation} could not be measured on {device.type}: {type(error).__name__}: {error}")
+                    _chosen[key] = _unmeasured(candidates, device)
     return _chosen[key]
 
 
@@ -102,81 +112,113 @@ def chosen_here() -> dict[str, list[str]]:
     return found
 
 
+def measure_anew(device: torch.device) -> None:
+    """Forget what was found about a device."""
+    kernel_table.table(device).clear()
+    _chosen.clear()
+
+
+def _unmeasured(candidates: tuple[str, ...], device: torch.device) -> str:
+    """What runs where nothing could be measured: on CPUs our kernels have been tested, on GPUs not on each."""
+    return candidates[0] if device.type == "cpu" else "reference"
+
+
 def _decide(
     operation: str,
     candidates: tuple[str, ...],
     device: torch.device,
     dtype: torch.dtype,
     sizes: tuple[int, ...],
-    fastest: bool,
+    want_fastest: bool,
 ) -> str:
     """Look the choice up in the file, or make it and write it there."""
-    sizes = _at_most(sizes, _most_pixels(device))
     *structure, batch, height, width = sizes
+    verified = _verified_structure(operation, structure)
     request = {
         "operation": operation,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "sizes": sizes,
         "threads": torch.get_num_threads(),
+        "tf32": kernel_table.tf32(),
     }
-    kind = " ".join([operation, request["dtype"], "x".join(map(str, structure))]).rstrip()
-    table = _table(device, torch.get_num_threads() if device.type == "cpu" else 0)
+    kind = _words(operation, request["dtype"], verified)
+    timed = f"{_words(operation, request['dtype'], structure)} at 2^{_size_class(batch * height * width)} pixels"
+    table = kernel_table.table(device)
     with table.opened():
-        problems = table.problems.setdefault(kind, {})
+        problems, unknown = dict.fromkeys(candidates), {}
         for name in candidates[:-1]:
-            if name not in problems:
+            known = table.problems.setdefault(kind, {})
+            if name not in known:
                 table.announce()
-                problems[name] = _worker.ask(request | {"verify": name})["problem"]
+                answer = _worker.ask(request | {"verify": name, "structure": verified})
+                if "unknown" in answer:
+                    unknown[name] = answer["unknown"]
+                    continue
+                known[name] = answer["problem"]
                 table.write()
-        size_class = f"{kind} at 2^{(batch * height * width).bit_length() - 1} pixels"
-        usable = [name for name in candidates if problems.get(name) is None]
-        if fastest and not set(usable) <= set(table.milliseconds.get(size_class, ())):
+            problems[name] = known[name] or table.problems.get(timed, {}).get(name)
+        usable = [name for name in candidates if problems[name] is None]
+        if device.type != "cpu":
+            usable = [name for name in usable if name not in unknown]
+        if want_fastest and len(usable) > 1 and not unknown and not set(usable) <= set(table.times.get(timed, ())):
             table.announce()
-            times = table.milliseconds[size_class] = _time(usable, request, problems)
+            times = _time(usable, request | {"sizes": sizes}, problems)
+            failed = {name: problems[name] for name in usable if problems[name] is not None}
+            if failed:
+                table.problems[timed] = failed
+            if times:
+                table.times[timed] = times
+                print(f"  {timed}: {describe_times(times)}", file=sys.stderr)
             table.write()
-            print(f"  {size_class}: {describe_times(times)}", file=sys.stderr)
-    for name in candidates:
-        if problems.get(name) is not None:
-            _warn(f"the {name} kernels of {operation} ({request['dtype']})", table.device, problems[name])
-    return _fastest(table.milliseconds[size_class]) if fastest else usable[0]
+            usable = [name for name in usable if problems[name] is None]
+    kernels = f"kernels of {operation} ({request['dtype']})"
+    for name, problem in problems.items():
+        if problem is not None:
+            _warn(
+                f"the {name} {kernels} are not used on {table.device}: {problem}. What is used instead is right, but "
+                "may be slower. Please report this with what `python -m andfast.info --verify` prints"
+            )
+    for name, reason in unknown.items():
+        _warn(f"the {name} {kernels} could not be verified: {reason}. The next run tries again")
+    measured = {name: table.times[timed][name] for name in usable if name in table.times.get(timed, ())}
+    return fastest(measured) if want_fastest and len(measured) > 1 else usable[0]
 
 
-def _time(names: list[str], request: dict[str, Any], problems: dict[str, str | None]) -> dict[str, float | None]:
-    """name -> milliseconds, None where memory was too short to measure; adds to `problems` what fails at this size."""
+def _verified_structure(operation: str, structure: list[int]) -> list[int]:
+    """What a verification depends on, of what the time depends on."""
+    if operation in ("conv_act", "dense_block"):
+        return [*structure[:-1], _ALL_PASSES]
+    if operation in ("degradation_block", "degradation_forward"):
+        return [min(structure[0], _MOST_NETWORKS), *structure[1:]]
+    return structure
+
+
+def _time(names: list[str], request: dict[str, Any], problems: dict[str, str | None]) -> dict[str, Time]:
+    """name -> time; empty where it could not be measured. Adds to `problems` what fails at this size."""
     while len(names) > 1:
         answer = _worker.ask(request | {"time": names})
-        failed = answer.get("running", names[-1])
-        if answer["problem"] is None or failed == "reference":
-            return dict.fromkeys(names) | answer.get("ms", {})
+        if "times" in answer:
+            return {name: Time(*times) for name, times in answer["times"].items()}
+        failed = answer.get("running", "reference")
+        if "unknown" in answer or failed == "reference":
+            break
         problems[failed] = answer["problem"]
         names = [name for name in names if name != failed]
-    return dict.fromkeys(names)
+    return {}
 
 
-def _fastest(milliseconds: dict[str, float | None]) -> str:
-    """The first, if no later one is clearly faster."""
-    chosen, *others = milliseconds
-    for name in others:
-        mine, best = milliseconds[name], milliseconds[chosen]
-        if mine is not None and best is not None and mine * _MARGIN < best:
-            chosen = name
-    return chosen
+def _words(operation: str, dtype: str, structure: list[int]) -> str:
+    return " ".join([operation, dtype, "x".join(map(str, structure))]).rstrip()
 
 
-def describe_times(milliseconds: dict[str, float | None]) -> str:
-    """The implementations with their times, the chosen one first."""
-    chosen = _fastest(milliseconds)
-    order = sorted(milliseconds.items(), key=lambda item: item[0] != chosen)
-    return ", ".join(f"{name} {'not timed' if time is None else f'{time:.3g} ms'}" for name, time in order)
+def _size_class(pixels: int) -> int:
+    """Sizes of similar numbers of pixels, from a power of two to the next, share a choice."""
+    return pixels.bit_length() - 1
 
 
-def _most_pixels(device: torch.device) -> int:
-    return MOST_PIXELS.get(device.type, MOST_PIXELS["cpu"])
-
-
-def _at_most(sizes: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """Sizes with at most so many pixels: the largest dimension is halved until they are few enough."""
+def _at_most(sizes: tuple[int, ...], device: torch.device) -> tuple[int, ...]:
+    """Sizes with at most `MOST_PIXELS`: the largest dimension is halved until they are few enough."""
+    most = MOST_PIXELS.get(device.type, MOST_PIXELS["cpu"])
     *structure, batch, height, width = sizes
     shape = [batch, height, width]
     while shape[0] * shape[1] * shape[2] > most:
@@ -186,224 +228,142 @@ def _at_most(sizes: tuple[int, ...], most: int) -> tuple[int, ...]:
 
 
 @cache  # warns once
-def _warn(kernels: str, device: str, problem: str) -> None:
-    warnings.warn(
-        f"{kernels} are not used on {device}: {problem}. What is used instead is right, but may be slower. Please "
-        "report this with what `python -m andfast.info --verify` prints",
-        KernelWarning,
-        stacklevel=2,
-    )
-
-
-class Table:
-    """The file with what was found about one device in one environment.
-
-    Attributes:
-        device: its name.
-        problems: "operation type structure" -> implementation -> what is wrong with it, None if nothing is.
-        milliseconds: the same "at 2^k pixels" -> implementation -> the time of a forward and backward pass, from the
-            first choice to the last; of those that are right.
-    """
-
-    def __init__(self, device: str, environment: dict[str, str]) -> None:
-        self.device, self._environment = device, environment
-        digest = hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = cache_folder() / "kernels" / digest / "kernels.json"
-        self.problems: dict[str, dict[str, str | None]] = {}
-        self.milliseconds: dict[str, dict[str, float | None]] = {}
-        self._read()
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Lock the file, and read what other processes have written."""
-        try:
-            make_folder(self.path.parent)
-        except OSError as error:
-            _warn_unwritable(self.path.parent, str(error.strerror))
-            yield
-            return
-        with locked(self.path.parent, wait=True, log=lambda _: None):
-            self._read()
-            yield
-
-    def _read(self) -> None:
-        with suppress(OSError, ValueError, KeyError):  # there is none yet, or it is damaged
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            self.problems |= content["problems"]
-            self.milliseconds |= content["milliseconds"]
-
-    def write(self) -> None:
-        """Write the file, if that is possible."""
-        content = {
-            "environment": self._environment,
-            "problems": self.problems,
-            "milliseconds": self.milliseconds,
-        }
-        with suppress(OSError):
-            write_json(self.path, content)
-
-    def clear(self) -> None:
-        """Forget everything, so that it is measured anew."""
-        with self.opened():
-            self.problems.clear()
-            self.milliseconds.clear()
-            self.write()
-        _chosen.clear()
-
-    @cache  # noqa: B019  tables live as long as the process
-    def announce(self) -> None:
-        """Say once what takes seconds."""
-        print(f"verifying and timing kernels on {self.device} (once; kept in {self.path.parent})", file=sys.stderr)
-
-    def summary(self) -> dict[str, Any]:
-        """As JSON types: the device, "kernels": their sizes -> the chosen one and all times, and "problems"."""
-        kernels = {key: {"chosen": _fastest(found), "ms": found} for key, found in sorted(self.milliseconds.items())}
-        problems = {
-            f"{kind} {name}": problem
-            for kind, found in sorted(self.problems.items())
-            for name, problem in found.items()
-            if problem is not None
-        }
-        return {"device": self.device, "kernels": kernels, "problems": problems}
-
-
-@cache
-def _warn_unwritable(folder: Path, reason: str) -> None:
-    warnings.warn(
-        f"{folder} cannot be written ({reason}), so every process verifies and times kernels anew; set ANDFAST_CACHE "
-        "to a folder that can",
-        KernelWarning,
-        stacklevel=2,
-    )
-
-
-def cache_folder() -> Path:
-    """The folder of what is measured once a machine."""
-    if os.environ.get("ANDFAST_CACHE"):
-        return Path(os.environ["ANDFAST_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "andfast"
-
-
-def table(device: torch.device) -> Table:
-    """What was found about a device."""
-    return _table(device, torch.get_num_threads() if device.type == "cpu" else 0)
-
-
-@lru_cache
-def _table(device: torch.device, threads: int) -> Table:
-    environment = {
-        "torch": torch.__version__,
-        "triton": version("triton") or "none",
-        "sources": _sources(),
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        name, driver = properties.name, Path("/proc/driver/nvidia/version")
-        environment |= {
-            "device": name,
-            "capability": f"{properties.major}.{properties.minor}",
-            "driver": driver.read_text(encoding="utf-8").partition("\n")[0] if driver.exists() else "unknown",
-            "cuda": str(torch.version.cuda or torch.version.hip),
-            "cudnn": str(torch.backends.cudnn.version()),
-            "tf32": str(torch.backends.cudnn.allow_tf32),
-        }
-    else:
-        name = processor()
-        capability = torch.backends.cpu.get_cpu_capability()
-        environment |= {"device": name, "capability": capability, "threads": str(threads)}
-    return Table(name, environment)
-
-
-@cache
-def processor() -> str:
-    """The processor's name."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-@cache
-def _sources() -> str:
-    """A hash of the operations' sources and of the extension."""
-    digest = hashlib.sha256(_extension.built_from.encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def _warn(message: str) -> None:
+    warnings.warn(message, KernelWarning, stacklevel=2)
 
 
 class _Worker:
-    """The process that runs candidates: started for the first, and again after it has died; ends with this one."""
+    """The process that runs candidates: started for the first, and again after it has ended."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._numbers = count()
+        self._idle: threading.Timer | None = None
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The worker's answer, see `andfast.ops.selection_worker`; or what became of it instead, as a "problem"."""
-        answer: dict[str, Any] = {}
+        """The worker's answer, see `andfast.ops.selection_worker`; "unknown" is why there is none."""
+        request = request | {"number": next(self._numbers)}
         try:
-            process = self._running()
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            while "problem" not in answer:
-                line = self._read_line(process)
-                if not line:
-                    return answer | {"problem": self._end(hangs=line is None)}
-                answer |= json.loads(line)
-            if answer.get("lost"):  # a new process has the device again
-                self.stop()
-            return answer
+            answer = self._ask(request)
         except OSError as error:
-            self._process = None
-            return answer | {"problem": f"no process could be started to run it: {error}"}
+            self.stop()
+            return {"unknown": f"no process could be started to run it ({error})"}
+        except BaseException:  # Ctrl-C: this answer must not be taken for the next one's
+            self.stop()
+            raise
+        if answer.get("lost"):  # a new process has the device again
+            self.stop()
+        self._stop_when_idle()
+        return answer
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        if getattr(sys, "frozen", False) or not sys.executable:
+            return {"unknown": "this program has no Python interpreter to start"}
+        if self._process is not None and self._process.poll() is not None:
+            self.stop()
+        process = self._running()
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        answer: dict[str, Any] = {}
+        while not {"problem", "times", "unknown"} & answer.keys():
+            line = self._read_line(process)
+            if not line:
+                return answer | self._end(hangs=line is None, candidate="running" in answer)
+            with suppress(ValueError, TypeError, KeyError):  # what anything else prints there
+                content = json.loads(line)
+                if content["number"] == request["number"]:
+                    answer |= content
+        if answer["sources"] != kernel_table.sources():
+            return {"unknown": "the process that verifies it imports another andfast"}
+        return answer
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
-            environment = {
-                **os.environ,
-                # All that this process imports from, but not the folder of its script, whose files may have the names
-                # of modules.
-                "PYTHONPATH": os.pathsep.join([*sys.path[1:], str(_extension.PACKAGE.parent)]),
-                "PYTHONSAFEPATH": "1",
-            }
+            first, *others = [entry for entry in sys.path if isinstance(entry, str)] or [""]
+            # Last the folder of this process's script, whose files may have the names of modules.
+            paths = [*([] if _extension.CHECKOUT is None else [str(_extension.CHECKOUT)]), *others, first]
             self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  lives as long as the process
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._stderr}
-            self._process = subprocess.Popen(WORKER, text=True, env=environment, **pipes)
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", WORKER, os.pathsep.join(paths), os.pathsep],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                text=True,
+                env={**os.environ, "ANDFAST_MEASURE": "0", "ANDFAST_BACKEND": ""},
+                start_new_session=True,  # Ctrl-C is for this process
+            )
         return self._process
 
     @staticmethod
     def _read_line(process: subprocess.Popen[str]) -> str | None:
-        """A line of its output; empty if it has ended, None after `_TIMEOUT`."""
+        """A line of its output; empty if it has ended, None after `TIMEOUT`."""
         lines: list[str] = []
         assert process.stdout is not None
         reader = threading.Thread(target=lambda: lines.append(process.stdout.readline()), daemon=True)
         reader.start()
-        reader.join(_TIMEOUT)
+        reader.join(TIMEOUT)
         return lines[0] if lines else None
 
-    def _end(self, hangs: bool) -> str:
-        """End the process, if it has not ended itself, and say what became of it."""
-        process, self._process = self._process, None
+    def _end(self, hangs: bool, candidate: bool) -> dict[str, str]:
+        """End the process, if it has not ended itself, and say what became of it: a problem of the candidate or not."""
+        process, file = self._process, self._stderr
         assert process is not None
         if not hangs:
             with suppress(subprocess.TimeoutExpired):  # one that has crashed keeps its own status
                 process.wait(5)
-        process.kill()
-        with suppress(BrokenPipeError), process:  # closes its pipes
-            pass
-        with self._stderr as file:
-            file.seek(0)
-            last = [line.strip() for line in file if line.strip()][-1:]
+        file.seek(0)
+        last = [line.strip() for line in file if line.strip()][-1:]
+        status = process.poll()
+        self.stop()
+        words = f"its process ended with status {status}"
         if hangs:
-            return f"it did not finish within {_TIMEOUT:.0f} s"
-        return ": ".join([f"its process ended with status {process.returncode}", *last])[:500]
+            words, last = f"it did not finish within {TIMEOUT:.0f} s", []
+        kind = "problem" if candidate and status not in _STOPPED else "unknown"
+        return {kind: ": ".join([words, *last])[:500]}
 
     def stop(self) -> None:
         """End the process, if there is one."""
         if self._process is not None:
-            self._end(hangs=True)
+            process, self._process = self._process, None
+            process.kill()
+            with suppress(BrokenPipeError), process:  # closes its pipes
+                pass
+            self._stderr.close()
+
+    def _stop_when_idle(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = threading.Timer(_IDLE, self._stop_if_idle)
+        self._idle.daemon = True
+        self._idle.start()
+
+    def _stop_if_idle(self) -> None:
+        if _lock.acquire(blocking=False):  # else it is used
+            try:
+                self.stop()
+            finally:
+                _lock.release()
+
+    def forget(self) -> None:
+        """In a forked process: the worker is the parent's."""
+        if self._process is not None:
+            for pipe in (self._process.stdin, self._process.stdout):
+                assert pipe is not None
+                os.close(pipe.fileno())  # not pipe.close(): a thread that reads it may have locked it before the fork
+            _abandoned.append(self._process)
+        self._process = self._idle = None
 
 
 _worker = _Worker()
+_abandoned: list[subprocess.Popen[str]] = []  # kept, so that nobody closes their pipes again
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # a thread that holds it does not exist here
+    _worker.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

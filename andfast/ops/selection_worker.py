@@ -1,15 +1,23 @@
 """The process that verifies and times implementations for `andfast.ops.selection`.
 
-It reads requests from standard input, a line of JSON each, and answers with lines of JSON; the last has a "problem",
-which is null if there is none, and "lost" if this process can no longer use the device. Before an implementation is
-timed, a line says which: if it crashes, it is known.
+It reads requests from standard input, a line of JSON each, and answers with lines of JSON that repeat the request's
+"number". The last has one of
+
+* "problem": what is wrong with the implementation, null if nothing is;
+* "times": implementation -> milliseconds, as `kernel_table.Time`;
+* "unknown": why neither could be found out.
+
+Before an implementation runs, a line names it as "running": if it crashes, it is known. "lost" says that this process
+can no longer use the device.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,40 +26,49 @@ import torch
 from torch import Tensor
 from torch.utils import deterministic
 
-from andfast.ops import dispatch
+from andfast.ops import dispatch, kernel_table
 from andfast.ops.examples import EXAMPLES, Draw, Example
+from andfast.ops.selection import TIMEOUT
+from andfast.utils.memory import is_out_of_memory
 
 #: (B, H, W) for the verification: several tiles of every kernel, and odd.
-_TINY = (2, 19, 37)
-#: So many networks are verified at most.
-_NETWORKS = 3
-#: Structures that begin with the number of networks.
-_BANKS = ("degradation_block", "degradation_forward")
-#: A result may be so many times as far from the exact one as plain PyTorch's in the same type, plus its precision.
+_SMALL = (2, 19, 37)
+#: A result may be so many times as far from the exact one as plain PyTorch's in the same type, plus its precision. The
+#: large tiles of inference round more.
 _FACTOR, _LARGE_TILES_FACTOR = 4, 64
 #: Timing takes about so many seconds an implementation, in at least and at most so many rounds.
 _SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 0.3, 3, 30
 
+Send = Callable[..., None]
 
-def answer(request: dict[str, Any], send: Callable[..., None]) -> None:
-    """Verify the implementation request["verify"], or time those of request["time"]: "ms" is name -> milliseconds."""
+
+def answer(request: dict[str, Any], send: Send) -> None:
+    """Verify the implementation request["verify"], or time those of request["time"]."""
     device, dtype = torch.device(request["device"]), getattr(torch, request["dtype"])
-    operation, sizes = request["operation"], request["sizes"]
-    torch.set_num_threads(request["threads"])
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    running = False
+
+    def run(name: str) -> None:
+        nonlocal running
+        running = True
+        send(running=name)
+
     try:
+        torch.set_num_threads(request["threads"])
+        if request["tf32"] is not None:
+            torch.backends.cudnn.allow_tf32 = request["tf32"]
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         if "verify" in request:
-            send(problem=verify(operation, request["verify"], device, dtype, sizes))
+            send(problem=verify(request["operation"], request["verify"], device, dtype, request["structure"], run))
         else:
-            send(problem=None, ms=milliseconds(operation, request["time"], device, dtype, sizes, send))
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        send(problem=None)  # right, as far as could be seen, and nothing is known of its speed
+            send(times=measure(request["operation"], request["time"], device, dtype, request["sizes"], run))
     except Exception as error:
         lines = str(error).strip().splitlines()
-        problem = f"{type(error).__name__}: {lines[0] if lines else ''}"[:500]
-        send(problem=problem, lost=device.type == "cuda" and _is_lost())
+        words = f"{type(error).__name__}: {lines[0] if lines else ''}"[:500]
+        kind = "problem" if running and not is_out_of_memory(error) else "unknown"
+        send(**{kind: words, "lost": device.type == "cuda" and _is_lost()})
+    if device.type == "cuda" and not _is_lost():
+        torch.cuda.empty_cache()  # the memory is the other process's to use
 
 
 def _is_lost() -> bool:
@@ -64,38 +81,48 @@ def _is_lost() -> bool:
 
 
 @dispatch.use_backend("reference")  # for what an example calls beside
-def verify(operation: str, name: str, device: torch.device, dtype: torch.dtype, sizes: list[int]) -> str | None:
+def verify(
+    operation: str,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    structure: list[int],
+    run: Callable[[str], None],
+) -> str | None:
     """What is wrong with an implementation's results or gradients, on a small input; None if nothing is.
 
     Memory that a kernel does not write holds NaN. The exact results are the reference's in float64.
     """
-    structure = list(sizes[:-3])
-    if operation in _BANKS:
-        structure[0] = min(structure[0], _NETWORKS)
     example = EXAMPLES[operation]
     exact, plain = (
-        _results(example(Draw(device, compute, dtype), *structure, *_TINY)) for compute in (torch.float64, dtype)
+        _results(example(Draw(device, compute, dtype), *structure, *_SMALL)) for compute in (torch.float64, dtype)
     )
+    run(name)
     deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with dispatch.use_implementation(operation, name):
-            made = example(Draw(device, dtype, dtype), *structure, *_TINY)
+            made = example(Draw(device, dtype, dtype), *structure, *_SMALL)
             results, again = _results(made), _results(made)
             with torch.no_grad(), dispatch.allow_large_tiles():
                 inference = made.call()
     finally:
         torch.use_deterministic_algorithms(False)
-    what = ["result", *(f"gradient {k}" for k in range(1, len(results)))]
     eps = torch.finfo(dtype if dtype.is_floating_point else torch.float32).eps
-    problem = _compare(what, results, exact, plain, _FACTOR, eps)
-    if problem is None:
-        what = ["result without gradients"]
-        problem = _compare(what, [inference], exact[:1], plain[:1], _LARGE_TILES_FACTOR, eps)
-    repeatable = name != "cudnn"  # whose weight gradients are summed in any order
-    if problem is None and repeatable and not all(map(torch.equal, results, again)):
+    checks = [("result", results[0], exact[0], plain[0], _FACTOR)]
+    checks += [
+        (f"gradient {k}", *tensors, _FACTOR) for k, tensors in enumerate(zip(results, exact, plain, strict=True)) if k
+    ]
+    factor = _LARGE_TILES_FACTOR if name == "winograd" else _FACTOR
+    checks.append(("result without gradients", inference, exact[0], plain[0], factor))
+    for what, result, right, usual, factor in checks:
+        problem = _compare(what, result, right.double(), usual, factor, eps)
+        if problem is not None:
+            return problem
+    # cuDNN sums weight gradients in any order.
+    if name != "cudnn" and not all(map(torch.equal, results, again)):
         return "it gives other bits when it is repeated"
-    return problem
+    return None
 
 
 def _results(example: Example) -> list[Tensor]:
@@ -112,82 +139,88 @@ def _results(example: Example) -> list[Tensor]:
     return [y.detach(), *torch.autograd.grad(y, tensors, dy)]
 
 
-def _compare(
-    what: list[str],
-    results: list[Tensor],
-    exact: list[Tensor],
-    plain: list[Tensor],
-    factor: float,
-    eps: float,
-) -> str | None:
-    """The first result that is too far from the exact one, in words."""
-    for name, result, right, usual in zip(what, results, exact, plain, strict=True):
-        if result.shape != right.shape or result.dtype != usual.dtype:
-            return f"its {name} is {result.dtype} {tuple(result.shape)}, not {usual.dtype} {tuple(right.shape)}"
-        norm = right.double().norm().clamp(min=1e-30)
-        error, allowed = (((tensor.double() - right).norm() / norm).item() for tensor in (result, usual))
+def _compare(what: str, result: Tensor, right: Tensor, usual: Tensor, factor: float, eps: float) -> str | None:
+    """How a result is too far from the exact one, in words; None if it is near enough."""
+    if result.shape != right.shape or result.dtype != usual.dtype:
+        return f"its {what} is {result.dtype} {tuple(result.shape)}, not {usual.dtype} {tuple(right.shape)}"
+    if result.isnan().any():
+        return f"its {what} holds NaN or memory that was never written"
+    differences = [(tensor.double() - right).abs() for tensor in (result, usual)]
+    scales = [(torch.linalg.vector_norm, "norm")]
+    if not what.startswith("gradient"):  # a sign that rounding turns changes a gradient by much, in few places
+        scales.append((torch.amax, "largest value"))
+    for scale, words in scales:
+        unit = scale(right.abs()).clamp(min=1e-30)
+        error, allowed = ((scale(difference) / unit).item() for difference in differences)
         allowed = factor * (allowed + eps)
-        if result.isnan().any():
-            return f"its {name} holds NaN or memory that was never written"
         if not error <= allowed:
-            return (
-                f"its {name} differs from the exact one by {error:.1e} of its norm (at most {allowed:.1e} is allowed)"
-            )
+            return f"its {what} differs from the exact one by {error:.1e} of its {words} (allowed: {allowed:.1e})"
     return None
 
 
 @dispatch.use_backend("reference")
-def milliseconds(
+def measure(
     operation: str,
     names: list[str],
     device: torch.device,
     dtype: torch.dtype,
     sizes: list[int],
-    send: Callable[..., None],
-) -> dict[str, float]:
-    """The shortest time of a forward and backward pass of each implementation, measured in turn.
-
-    On CPUs this is the time of all threads together: unlike the time on the clock, other processes do not add to it.
-    """
+    run: Callable[[str], None],
+) -> dict[str, list[float]]:
+    """The shortest times of a forward and backward pass of each implementation, measured in turn."""
     example = EXAMPLES[operation](Draw(device, dtype, dtype), *sizes)
     for tensor in example.trained:
         tensor.requires_grad_()
     on_gpu = device.type == "cuda"
-    wait, clock = (torch.cuda.synchronize, time.perf_counter) if on_gpu else (lambda: None, time.process_time)
 
-    def seconds(name: str) -> float:
+    def seconds(name: str) -> tuple[float, float]:
         backward = torch.set_grad_enabled(bool(example.trained))
-        with dispatch.use_implementation(operation, name), backward, dispatch.allow_large_tiles():
-            send(running=name)
-            wait()
-            begin = clock()
+        with dispatch.use_implementation(operation, name), backward:
+            run(name)
+            if on_gpu:
+                torch.cuda.synchronize()
+            clock, threads = time.perf_counter(), time.process_time()
             y = example.call()
             if example.trained:
                 torch.autograd.grad(y, example.trained, y.detach())
-            wait()
-            return clock() - begin
+            if on_gpu:
+                torch.cuda.synchronize()
+            clock, threads = time.perf_counter() - clock, time.process_time() - threads
+            return clock, clock if on_gpu else threads
 
     for name in names:
         seconds(name)  # compiles, and fills caches
-    best = dict.fromkeys(names, float("inf"))
+    best = dict.fromkeys(names, (float("inf"), float("inf")))
     end, rounds = time.perf_counter() + _SECONDS * len(names), 0
     while rounds < _LEAST_ROUNDS or (rounds < _MOST_ROUNDS and time.perf_counter() < end):
         for name in names:
-            best[name] = min(best[name], seconds(name))
+            best[name] = tuple(map(min, best[name], seconds(name)))  # type: ignore[assignment]
         rounds += 1
-    return {name: round(1e3 * value, 4) for name, value in best.items()}
+    return {name: [round(1e3 * value, 4) for value in times] for name, times in best.items()}
 
 
 def main() -> None:
-    """Answer requests until standard input ends."""
+    """Answer requests until standard input ends, or the process that asks."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not stand between the answers
-
-    def send(**content: object) -> None:
-        print(json.dumps(content), file=answers, flush=True)
-
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     for line in sys.stdin:
-        answer(json.loads(line), send)
+        request = json.loads(line)
+
+        def send(number: int = request["number"], **content: object) -> None:
+            content |= {"number": number, "sources": kernel_table.sources()}
+            print(json.dumps(content), file=answers, flush=True)
+
+        faulthandler.dump_traceback_later(2 * TIMEOUT, exit=True)
+        answer(request, send)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _end_with_parent() -> None:
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

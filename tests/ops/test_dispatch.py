@@ -229,4 +229,4 @@ def test_a_broken_triton_costs_a_warning(tmp_path):
     )
     problem = f"it cannot be imported ({error}: made for another CUDA)"
     printed = run(script, tmp_path, _extension.PACKAGE.parent)
-    assert printed == [str([f"andfast and torch do without triton: {problem}"]), problem]
+    assert printed == [str([f"triton will not be used by andfast and torch: {problem}"]), problem]

@@ -1,23 +1,30 @@
 """Implementations are verified and timed before they are used; those that fail are replaced, with a warning."""
 
 import json
+import os
 import re
 import sys
+import tempfile
 import textwrap
+import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from runs import photograph_crops
 from tiny_trainer import TINY, as_options
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from andfast import train
-from andfast.ops import dispatch, selection, selection_worker, use_backend
+from andfast.ops import dispatch, kernel_table, selection, selection_worker, use_backend
+from andfast.ops.backends.library import OneDnnBackend
 from andfast.ops.backends.winograd import WinogradBackend
+from andfast.ops.blur_pool import blur_pool
 from andfast.ops.conv_act import conv_act, conv_act_reference
 from andfast.ops.examples import EXAMPLES, standard_sizes
-from andfast.ops.selection import KernelWarning
+from andfast.ops.kernel_table import KernelWarning, Time, fastest
 
 needs_cpu = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 CPU = torch.device("cpu")
@@ -28,7 +35,12 @@ WORKER = """
 import json, os, sys, time
 for line in sys.stdin:
     request = json.loads(line)
-    answer = {{"problem": None, "ms": {{name: 1.0 + i for i, name in enumerate(request.get("time", []))}}}}
+    answer = {{"number": request["number"], "sources": {sources!r}}}
+    if "time" in request:
+        answer["times"] = {{name: [1.0 + i, 1.0 + i] for i, name in enumerate(request["time"])}}
+    else:
+        answer["problem"] = None
+        print(json.dumps({{"number": request["number"], "running": request["verify"]}}), flush=True)
 {body}
     print(json.dumps(answer), flush=True)
 """
@@ -49,18 +61,18 @@ def measured(monkeypatch, tmp_path):
 def forget():
     """As a new process."""
     selection._chosen.clear()
-    for cached in (selection._table, selection._warn, selection._warn_unwritable):
+    for cached in (kernel_table._table, selection._warn, kernel_table._warn_unwritable):
         cached.cache_clear()
 
 
 @pytest.fixture
-def worker(monkeypatch, tmp_path):
+def worker(monkeypatch):
     """A function that replaces the worker by one that runs some Python at each request, and imports nothing."""
 
     def replace(body: str = "") -> None:
-        script = tmp_path / "worker.py"
-        script.write_text(WORKER.format(body=textwrap.indent(body, "    ")))
-        monkeypatch.setattr(selection, "WORKER", [sys.executable, str(script)])
+        code = WORKER.format(sources=kernel_table.sources(), body=textwrap.indent(body, "    "))
+        monkeypatch.setattr(selection, "WORKER", code)
+        selection._worker.stop()
 
     return replace
 
@@ -86,6 +98,10 @@ SMALL = {
 }
 
 
+def verify(operation: str, name: str, dtype: torch.dtype, *structure: int) -> str | None:
+    return selection_worker.verify(operation, name, CPU, dtype, list(structure), lambda name: None)
+
+
 @needs_cpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("operation", EXAMPLES)
@@ -93,13 +109,12 @@ def test_all_implementations_here_are_right(operation, dtype):
     if operation == "gaussian_field":
         dtype = torch.int64
     for name in dispatch.candidates(operation, CPU, dtype)[:-1]:
-        assert selection_worker.verify(operation, name, CPU, dtype, [*SMALL[operation], 1, 8, 8]) is None
+        assert verify(operation, name, dtype, *SMALL[operation]) is None
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def faulty(kind):
-    """`WinogradBackend.conv_act` with a fault."""
-    right = WinogradBackend.conv_act
+def faulty(kind, right=WinogradBackend.conv_act):
+    """A backend's `conv_act` with a fault."""
 
     def run(self, x, weight, bias, slope, save):
         y, mask = right(self, x, weight, bias, slope, save)
@@ -111,6 +126,8 @@ def faulty(kind):
             rest = torch.empty_like(y)
             rest[:, :-1] = y[:, :-1]
             y = rest
+        if kind == "corner in inference" and not save:
+            y[0, 0, 0] = 0
         if kind == "mask":
             mask = mask ^ 1
         if kind == "random":
@@ -132,32 +149,58 @@ def faulty(kind):
 )
 def test_wrong_results_are_found(monkeypatch, kind, problem):
     monkeypatch.setattr(WinogradBackend, "conv_act", faulty(kind))
-    found = selection_worker.verify("conv_act", "winograd", CPU, torch.float32, list(SIZES))
+    found = verify("conv_act", "winograd", torch.float32, 5, 6, 2)
     assert found is not None
     assert re.match(problem, found)
 
 
 @needs_cpu
-def test_an_exception_is_a_problem(monkeypatch):
-    monkeypatch.setattr(WinogradBackend, "conv_act", faulty("raises"))
-    request = {"operation": "conv_act", "device": "cpu", "dtype": "float32", "sizes": SIZES, "threads": 1}
+def test_a_single_wrong_pixel_in_bfloat16_is_found(monkeypatch):
+    monkeypatch.setattr(OneDnnBackend, "conv_act", faulty("corner in inference", OneDnnBackend.conv_act))
+    found = verify("conv_act", "onednn", torch.bfloat16, 64, 64, 2)
+    assert found is not None
+    assert re.match("its result without gradients differs .* of its largest value", found)
+
+
+@needs_cpu
+def test_an_exception_of_the_candidate_is_a_problem_and_others_are_not(monkeypatch):
+    request = {"operation": "conv_act", "device": "cpu", "dtype": "float32", "threads": 1, "tf32": None}
     answers: list[dict] = []
-    selection_worker.answer(request | {"verify": "winograd"}, lambda **content: answers.append(content))
-    assert answers == [{"problem": "RuntimeError: out of resource: shared memory", "lost": False}]
-    answers.clear()
-    selection_worker.answer(request | {"time": ["winograd", "reference"]}, lambda **content: answers.append(content))
-    assert answers[0] == {"running": "winograd"}
-    assert answers[1]["problem"] == "RuntimeError: out of resource: shared memory"
+
+    def ask(**asked) -> list[dict]:
+        answers.clear()
+        selection_worker.answer(request | asked, lambda **content: answers.append(content))
+        return answers
+
+    monkeypatch.setattr(WinogradBackend, "conv_act", faulty("raises"))
+    words = "RuntimeError: out of resource: shared memory"
+    failed = [{"running": "winograd"}, {"problem": words, "lost": False}]
+    assert ask(verify="winograd", structure=[5, 6, 2]) == failed
+    assert ask(time=["winograd", "reference"], sizes=SIZES) == failed
+    monkeypatch.setattr(selection_worker, "_results", lambda example: example.no_such_attribute)
+    assert list(ask(verify="winograd", structure=[5, 6, 2])[0]) == ["unknown", "lost"]
+
+
+@needs_cpu
+def test_running_out_of_memory_says_nothing_of_a_kernel(monkeypatch):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(WinogradBackend, "conv_act", fail)
+    answers: list[dict] = []
+    request = {"operation": "conv_act", "device": "cpu", "dtype": "float32", "threads": 1, "tf32": None}
+    selection_worker.answer(request | {"verify": "winograd", "structure": [5, 6, 2]}, lambda **c: answers.append(c))
+    assert answers[-1] == {"unknown": "OutOfMemoryError: CUDA out of memory", "lost": False}
 
 
 @needs_cpu
 def test_the_worker_verifies_and_times_and_the_file_keeps_it(monkeypatch, capfd):
     chosen = resolve()
-    found = selection.table(CPU)
-    (times,) = found.milliseconds.values()
+    found = kernel_table.table(CPU)
+    (times,) = found.times.values()
     assert list(times) == ["winograd", "reference"]
-    assert all(value > 0 for value in times.values())
-    assert chosen == selection._fastest(times)
+    assert all(value > 0 for time in times.values() for value in time)
+    assert chosen == fastest(times)
     assert found.problems == {"conv_act float32 5x6x2": {"winograd": None}}
     assert "verifying and timing kernels" in capfd.readouterr().err
 
@@ -168,14 +211,12 @@ def test_the_worker_verifies_and_times_and_the_file_keeps_it(monkeypatch, capfd)
     assert capfd.readouterr().err == ""
 
 
-@needs_cpu
-def test_the_fastest_runs(worker):
-    for milliseconds, expected in ((3.0, "reference"), (1.05, "winograd"), (0.5, "winograd"), (None, "winograd")):
-        forget()
-        selection.table(CPU).clear()
-        worker(f'answer["ms"] = {{"winograd": {milliseconds}, "reference": 1.0}}')
-        selection._worker.stop()
-        assert resolve() == expected
+@pytest.mark.parametrize(
+    ("clock", "threads", "expected"),
+    [(3.0, 3.0, "b"), (1.05, 1.05, "a"), (0.5, 0.5, "a"), (3.0, 0.5, "a"), (0.5, 3.0, "a")],
+)
+def test_a_later_one_must_be_clearly_faster_by_both_clocks(clock, threads, expected):
+    assert fastest({"a": Time(clock, threads), "b": Time(1.0, 1.0)}) == expected
 
 
 @needs_cpu
@@ -192,7 +233,7 @@ def test_the_fastest_runs(worker):
     ],
 )
 def test_what_fails_is_replaced_with_one_warning(worker, monkeypatch, body, problem):
-    monkeypatch.setattr(selection, "_TIMEOUT", 1.0)
+    monkeypatch.setattr(selection, "TIMEOUT", 1.0)
     worker(f'if request.get("verify") == "winograd": {body}')
     with pytest.warns(KernelWarning, match="the winograd kernels of conv_act .*andfast.info --verify") as found:
         assert resolve() == "reference"
@@ -206,11 +247,10 @@ def test_what_fails_is_replaced_with_one_warning(worker, monkeypatch, body, prob
 
 @needs_cpu
 def test_the_first_that_is_right_where_memory_counts(worker):
-    worker('answer["ms"] = {"winograd": 2.0, "reference": 1.0}')
+    worker('if "time" in request: answer["times"] = {"winograd": [2.0, 2.0], "reference": [1.0, 1.0]}')
     assert resolve() == "reference"
     assert dispatch.resolve("conv_act", CPU, torch.float32, SIZES, fastest=False) == "winograd"
-    selection.table(CPU).clear()
-    selection._worker.stop()
+    selection.measure_anew(CPU)
     worker('answer["problem"] = "it is wrong"')
     with pytest.warns(KernelWarning, match="it is wrong"):
         assert dispatch.resolve("conv_act", CPU, torch.float32, SIZES, fastest=False) == "reference"
@@ -220,11 +260,13 @@ def test_the_first_that_is_right_where_memory_counts(worker):
 def test_what_fails_at_the_real_size_alone_is_replaced(worker):
     worker("""
 if "winograd" in request.get("time", []):
-    print(json.dumps({"running": "winograd"}), flush=True)
+    print(json.dumps({"number": request["number"], "running": "winograd"}), flush=True)
     os.abort()
 """)
     with pytest.warns(KernelWarning, match="status -6"):
         assert resolve() == "reference"
+    worker()  # at another size it still runs
+    assert dispatch.resolve("conv_act", CPU, torch.float32, (5, 6, 2, 1, 8, 8)) == "winograd"
 
 
 @needs_cpu
@@ -243,10 +285,113 @@ open({str(tmp_path / "processes")!r}, "a").write(f"{{os.getpid()}}\\n")
 
 
 @needs_cpu
-def test_a_worker_that_cannot_be_started(monkeypatch):
-    monkeypatch.setattr(selection, "WORKER", ["/no/such/python"])
-    with pytest.warns(KernelWarning, match="no process could be started to run it"):
-        assert resolve() == "reference"
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("os.kill(os.getpid(), 2)", "ended with status -2|KeyboardInterrupt"),
+        ("os.kill(os.getpid(), 9)", "its process ended with status -9"),
+        ('answer["sources"] = "others"', "the process that verifies it imports another andfast"),
+        ('del answer["problem"]; answer["unknown"] = "no memory"', "no memory"),
+    ],
+)
+def test_what_says_nothing_of_a_kernel_is_tried_again(worker, body, reason):
+    worker(f'if "verify" in request:\n    import signal; signal.signal(2, signal.SIG_DFL); {body}')
+    with pytest.warns(KernelWarning, match=f"could not be verified: .*({reason}).*tries again"):
+        assert resolve() == "winograd"  # on the CPU
+    forget()
+    worker()
+    assert resolve() == "winograd"
+    assert kernel_table.table(CPU).problems == {"conv_act float32 5x6x2": {"winograd": None}}
+
+
+def test_what_could_not_be_measured_does_not_run_on_a_gpu():
+    assert selection._unmeasured(("triton", "cudnn", "reference"), torch.device("cuda")) == "reference"
+    assert selection._unmeasured(("winograd", "reference"), CPU) == "winograd"
+
+
+@needs_cpu
+@pytest.mark.parametrize("executable", ["/no/such/python", None])
+def test_a_worker_that_cannot_be_started(monkeypatch, executable):
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.warns(KernelWarning, match="could not be verified: (no process could be started|this program has no)"):
+        assert resolve() == "winograd"
+
+
+@needs_cpu
+def test_an_idle_worker_that_died_is_started_again(worker):
+    worker()
+    resolve()
+    selection._worker._process.kill()
+    selection._worker._process.wait()
+    assert dispatch.resolve("blur_pool", CPU, torch.float32, (3, 2, 1, 8, 8)) == "cpu"
+    assert kernel_table.table(CPU).problems["blur_pool float32 3x2"] == {"cpu": None}
+
+
+@needs_cpu
+def test_an_interrupted_answer_is_not_taken_for_the_next_one(worker, monkeypatch):
+    worker('if "verify" in request: answer["problem"] = request["operation"]')
+    read = selection._Worker._read_line
+
+    def interrupt(process):
+        monkeypatch.setattr(selection._Worker, "_read_line", staticmethod(read))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selection._Worker, "_read_line", staticmethod(interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        resolve()
+    with pytest.warns(KernelWarning, match="of blur_pool .*: blur_pool"):
+        dispatch.resolve("blur_pool", CPU, torch.float32, (3, 2, 1, 8, 8))
+
+
+@needs_cpu
+def test_what_others_print_is_no_answer(worker):
+    worker('print("hello"); print("[]"); print("{}"); print(json.dumps({"number": -1, "problem": "of another"}))')
+    assert resolve() == "winograd"
+
+
+@needs_cpu
+def test_an_idle_worker_ends(worker, monkeypatch):
+    monkeypatch.setattr(selection, "_IDLE", 0.1)
+    worker()
+    resolve()
+    for _ in range(100):
+        if selection._worker._process is None:
+            return
+        time.sleep(0.1)
+    pytest.fail("it did not end")
+
+
+@needs_cpu
+def test_a_forked_process_has_a_worker_of_its_own(worker):
+    worker()
+    resolve()
+    with selection._lock:  # as if a thread were measuring
+        child = os.fork()
+        if child == 0:
+            found = dispatch.resolve("blur_pool", CPU, torch.float32, (3, 2, 1, 8, 8))
+            os._exit(0 if found == "cpu" and selection._worker._process is not None else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert dispatch.resolve("gaussian_field", CPU, torch.int64, (1, 8, 8)) == "cpu"
+
+
+def test_a_user_without_a_home(monkeypatch):
+    monkeypatch.delenv("ANDFAST_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(
+        Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory."))
+    )
+    assert kernel_table.cache_folder() == Path(tempfile.gettempdir()) / f"andfast-{os.getuid()}"
+
+
+@needs_cpu
+def test_choices_do_not_depend_on_which_size_came_first(worker):
+    worker('if "time" in request: answer["times"]["winograd"] = [2.0 * request["sizes"][-1]] * 2')
+    sizes = (5, 6, 2, 2, 64, 64), (5, 6, 2, 2, 50, 100), (5, 6, 2, 1, 90, 90), (5, 6, 2, 9, 3, 200)
+    found = []
+    for order in (sizes, sizes[::-1]):
+        forget()
+        found.append({each: dispatch.resolve("conv_act", CPU, torch.float32, each) for each in order})
+    assert found[0] == found[1]
 
 
 @needs_cpu
@@ -259,23 +404,35 @@ def test_a_folder_that_cannot_be_written(worker, monkeypatch, tmp_path):
 
 
 @needs_cpu
-def test_a_damaged_file_is_measured_anew(worker):
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"problems": {}, "times": {',
+        "[]",
+        "null",
+        '{"problems": [], "times": {}}',
+        '{"problems": {"conv_act float32 5x6x2": 3}, "times": {}}',
+        '{"problems": {}, "times": {"conv_act float32 5x6x2 at 2^9 pixels": {"winograd": null, "reference": [1]}}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_file_is_measured_anew(worker, content):
     worker()
-    resolve()
-    path = selection.table(CPU).path
-    path.write_text(path.read_text()[:-20])
+    path = kernel_table.table(CPU).path
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
     forget()
     assert resolve() == "winograd"
-    json.loads(path.read_text())
+    assert json.loads(path.read_text())["problems"] == {"conv_act float32 5x6x2": {"winograd": None}}
 
 
 @needs_cpu
 def test_what_another_process_has_found_meanwhile_counts(worker):
     worker()
-    mine = selection.table(CPU)
-    other = selection.Table(mine.device, mine._environment)
+    mine = kernel_table.table(CPU)
+    other = kernel_table.Table(mine.device, mine.environment)
     other.problems["conv_act float32 5x6x2"] = {"winograd": "it is wrong"}
-    other.milliseconds["conv_act float32 5x6x2 at 2^9 pixels"] = {"reference": None}
+    other.times["conv_act float32 5x6x2 at 2^9 pixels"] = {name: Time(1, 1) for name in ("triton", "reference")}
     with other.opened():
         other.write()
     with pytest.warns(KernelWarning, match="it is wrong"):
@@ -295,8 +452,8 @@ def test_nothing_is_measured_that_is_forced_or_has_no_choice(monkeypatch):
 
 def test_large_sizes_are_timed_smaller():
     most = selection.MOST_PIXELS["cpu"]
-    assert selection._at_most((64, 32, 1, 2, 64, 64), most) == (64, 32, 1, 2, 64, 64)
-    *structure, batch, height, width = selection._at_most((64, 32, 1, 1, 4000, 6001), most)
+    assert selection._at_most((64, 32, 1, 2, 64, 64), CPU) == (64, 32, 1, 2, 64, 64)
+    *structure, batch, height, width = selection._at_most((64, 32, 1, 1, 4000, 6001), CPU)
     assert structure == [64, 32, 1]
     assert most / 4 < batch * height * width <= most
 
@@ -309,6 +466,23 @@ def test_a_choice_is_made_while_torch_compile_traces(worker):
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), F.leaky_relu(F.conv2d(x, weight, bias, padding=1), 0.2))
     assert selection.chosen_here() == {"conv_act": ["winograd"]}
+
+
+@needs_cpu
+def test_sizes_may_be_symbols(worker):
+    worker()
+    weight, bias = torch.randn(6, 5, 3, 3), torch.randn(6)
+
+    def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return conv_act(blur_pool(x, 2), weight, bias, 0.2)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="eager")
+    with torch.no_grad():
+        traced = make_fx(run, tracing_mode="symbolic")(torch.randn(2, 5, 16, 18), weight, bias)
+        for shape in ((2, 5, 16, 18), (3, 5, 20, 18), (1, 5, 24, 34)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(compiled(x, weight, bias), run(x, weight, bias))
+            torch.testing.assert_close(traced(x, weight, bias), run(x, weight, bias))
 
 
 @needs_cpu
