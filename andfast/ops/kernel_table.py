@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from andfast.ops import _extension
 from andfast.utils.files import make_folder, write_json
@@ -121,7 +122,8 @@ class Table:
     @cache  # noqa: B019  tables live as long as the process
     def announce(self) -> None:
         """Say once what takes seconds."""
-        print(f"verifying and timing kernels on {self.device} (once; kept in {self.path.parent})", file=sys.stderr)
+        where = f"(once; kept in {self.path.parent})"
+        tqdm.write(f"verifying and timing kernels on {self.device} {where}", file=sys.stderr)
 
     def summary(self) -> dict[str, Any]:
         """As JSON types: the device, "kernels" (size -> times in words, the chosen one first), and "problems"."""

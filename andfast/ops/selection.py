@@ -29,6 +29,7 @@ from itertools import count
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from andfast.ops import _extension, kernel_table
 from andfast.ops.kernel_table import KernelWarning, Time, describe_times, fastest
@@ -168,7 +169,7 @@ def _decide(
                 table.problems[timed] = failed
             if times:
                 table.times[timed] = times
-                print(f"  {timed}: {describe_times(times)}", file=sys.stderr)
+                tqdm.write(f"  {timed}: {describe_times(times)}", file=sys.stderr)
             table.write()
             usable = [name for name in usable if problems[name] is None]
     kernels = f"kernels of {operation} ({request['dtype']})"
