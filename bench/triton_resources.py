@@ -65,6 +65,12 @@ class Launch:
     options: tuple[tuple[str, object], ...]
 
     @property
+    def source(self) -> ASTSource:
+        """What Triton compiles."""
+        attributes = {index: [["tt.divisibility", 16]] for index in self.aligned}
+        return ASTSource(self.kernel, dict(self.signature), dict(self.constants), attributes)
+
+    @property
     def dtype(self) -> str:
         """The type of the first pointer."""
         return next(kind for _, kind in self.signature if kind.startswith("*"))[1:]
@@ -88,7 +94,7 @@ class Usage:
     counts: dict[str, int]
 
 
-def _as_launched(kernel: JITFunction, arguments: dict[str, object]) -> Launch:
+def as_launched(kernel: JITFunction, arguments: dict[str, object]) -> Launch:
     """The specialisation that Triton's launcher would compile for these arguments."""
     signature, constants, aligned = [], [], []
     for parameter in kernel.params:
@@ -120,7 +126,7 @@ def recorded(arch: int) -> Iterator[dict[Launch, None]]:
 
     def note(kernel: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> None:
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-        launches[_as_launched(kernel, arguments)] = None
+        launches[as_launched(kernel, arguments)] = None
 
     anywhere = {
         operation: found | {"triton": dispatch.Implementation(found["triton"].function)}
@@ -186,9 +192,7 @@ def launches_of(
 
 def compile_launch(launch: Launch, arch: int) -> Usage:
     """Compile for an architecture, and read what the machine code takes."""
-    attributes = {index: [["tt.divisibility", 16]] for index in launch.aligned}
-    source = ASTSource(launch.kernel, dict(launch.signature), dict(launch.constants), attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
+    compiled = triton.compile(launch.source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
     program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

@@ -30,7 +30,9 @@ WITHOUT_MATRIX_PRODUCTS = {
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[str, list[dict]]:
     """Statistics of the kernels of each entry of `LAUNCHES`."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    paths = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])  # bench/ is there
+    cache = str(tmp_path_factory.mktemp("triton"))
+    environment = {**os.environ, "PYTHONPATH": paths, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}
     command = [sys.executable, str(Path(__file__).with_name("triton_ahead.py")), *LAUNCHES]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -16,58 +16,30 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from andfast.ops.backends.base import Epilogue
 from andfast.ops.backends.triton.backend import TritonBackend
 from andfast.ops.backends.triton.pool import blur_pool, blur_pool_grad
 from andfast.ops.backends.triton.projected_step import projected_step
+from bench.triton_resources import Launch, as_launched
 
-_NAMES = {
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-    torch.int64: "i64",
-    torch.uint8: "u8",
-}
-_OPTIONS = ("num_warps", "num_stages")
-_recorded: dict[str, tuple[JITFunction, dict[str, object]]] = {}  # by the kernel's name
+_recorded: dict[str, Launch] = {}  # by the kernel's name
 
 
 def _record(kernel: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> None:
     """Note the launch, in place of `JITFunction.run`; of several launches of a kernel (dense blocks), the last."""
-    _recorded[kernel.__name__] = (kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs)
+    _recorded[kernel.__name__] = as_launched(kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs)
 
 
-def _source(kernel: JITFunction, arguments: dict[str, object]) -> ASTSource:
-    """The source that Triton's launcher would compile for these arguments."""
-    signature, constants, attributes = {}, {}, {}
-    for parameter in kernel.params:
-        value, index = arguments[parameter.name], (parameter.num,)
-        if isinstance(value, Tensor):
-            signature[parameter.name] = "*" + _NAMES[value.dtype]
-            attributes[index] = [["tt.divisibility", 16]]
-        elif parameter.is_constexpr or value is None or (value == 1 and not parameter.do_not_specialize):
-            signature[parameter.name] = "constexpr"
-            constants[index] = value
-        else:
-            signature[parameter.name] = "i32" if isinstance(value, int) else parameter.annotation_type or "fp32"
-            if isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[index] = [["tt.divisibility", 16]]
-    return ASTSource(kernel, signature, constants, attributes)
-
-
-def _compile(kernel: JITFunction, arguments: dict[str, object]) -> dict[str, object]:
+def _compile(launch: Launch) -> dict[str, object]:
     """Compile for Hopper and count what shows how well it went."""
-    options = {name: arguments[name] for name in _OPTIONS if name in arguments}
     with contextlib.redirect_stdout(io.StringIO()) as log:
-        compiled = triton.compile(_source(kernel, arguments), target=GPUTarget("cuda", 90, 32), options=options)
+        compiled = triton.compile(launch.source, target=GPUTarget("cuda", 90, 32), options=dict(launch.options))
     resources = r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
     ((stack, stores, loads),) = re.findall(resources, log.getvalue())
     return {
-        "kernel": kernel.__name__,
+        "kernel": launch.kernel.__name__,
         "stack": int(stack),
         "spilled": int(stores) + int(loads),
         "matrix_products": compiled.asm["ptx"].count("wgmma.mma_async"),
@@ -132,7 +104,7 @@ def main() -> None:
         for operation in operations.split():
             _recorded.clear()
             _launch(operation, getattr(torch, name), (height, width), (into, out), kind, int(scale))
-            results += [_compile(*launch) for launch in _recorded.values()]
+            results += [_compile(launch) for launch in _recorded.values()]
         compiled.append(results)
     print(json.dumps(compiled))
 
