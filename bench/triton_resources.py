@@ -4,12 +4,15 @@
 
 Compiles the kernels ahead of time, as the degradation network at the paper's size, RRDBNet and Compact launch them
 forward and backward, in each type and for each architecture from Ampere on. Prints a table, and exits
-with 1 if a launch takes more shared memory than its architecture has, or spills registers.
+with 1 if a launch takes more shared memory than its architecture has, or spills registers. For convolutions the table
+also has how much a program computes with what it loads: FLOP a byte in the loop of its products, and the KiB that it
+loads once, outside of loops.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import subprocess
@@ -92,6 +95,49 @@ class Usage:
     spilled: int
     shared: int
     counts: dict[str, int]
+    traffic: Traffic
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a program loads from memory, as the compiler's last form for whole programs (TTGIR) has it.
+
+    Loads go to the L2 cache; where they find something in L1 (not the asynchronous copies, which pass it by), this
+    counts too much.
+
+    Attributes:
+        flop, read: an iteration of the first loop that multiplies matrices: FLOP, and bytes loaded.
+        once: bytes loaded outside of all loops.
+    """
+
+    flop: int
+    read: int
+    once: int
+
+
+_PRODUCT = re.compile(r"= tt\.dot |ttng\.warp_group_dot |ttng\.tc_gen5_mma ")
+_LOAD = re.compile(r"= (?:tt\.load|ttg\.async_copy_global_to_local) .*?: tensor<((?:\d+x)+)!tt\.ptr<[a-z]+(\d+)>")
+
+
+def traffic_of(ttgir: str) -> Traffic:
+    """Count the products and loads of a kernel."""
+    loops: list[list[int]] = [[0, 0]]  # FLOP and bytes: outside of all loops, then of each outermost loop
+    depth, opened = 0, None
+    for line in ttgir.splitlines():
+        if opened is None and "scf.for " in line:
+            opened = depth
+            loops.append([0, 0])
+        counts = loops[0] if opened is None else loops[-1]
+        if _PRODUCT.search(line):
+            (rows, inner), (_, columns) = (map(int, shape) for shape in re.findall(r"<(\d+)x(\d+)x[bf]+\d", line)[:2])
+            counts[0] += 2 * rows * inner * columns
+        elif load := _LOAD.search(line):
+            counts[1] += math.prod(map(int, load[1].split("x")[:-1])) * int(load[2]) // 8
+        depth += line.count("{") - line.count("}")
+        if opened is not None and depth <= opened and "scf.for " not in line:
+            opened = None
+    flop, read = next((counts for counts in loops[1:] if counts[0]), (0, 0))
+    return Traffic(flop, read, loops[0][1])
 
 
 def as_launched(kernel: JITFunction, arguments: dict[str, object]) -> Launch:
@@ -203,7 +249,7 @@ def compile_launch(launch: Launch, arch: int) -> Usage:
     counts = {name: names.count(name) for name in sorted(set(names))}
     registers, stack = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
     # Spills lie in the stack frame; none of the kernels has anything else there.
-    return Usage(registers, stack, compiled.metadata.shared, counts)
+    return Usage(registers, stack, compiled.metadata.shared, counts, traffic_of(compiled.asm["ttgir"]))
 
 
 def usage_of(jobs: list[tuple[Launch, int]]) -> Iterator[Usage]:
@@ -234,12 +280,18 @@ def main(arguments: list[str] | None = None) -> int:
         for launch in launches_of(arch, [TYPES[name] for name in options.type], options.workload)
         if re.search(options.match, launch.described)
     ]
-    print("architecture, shared memory in KiB and its limit, registers and spilled bytes a thread, launch", flush=True)
+    print(
+        "architecture, shared memory in KiB and its limit, registers and spilled bytes a thread, FLOP a byte loaded in "
+        "the first loop of products and KiB loaded outside of loops, launch",
+        flush=True,
+    )
     bad = 0
     for (launch, arch), usage in zip(jobs, usage_of(jobs), strict=True):
         found = ["exceeds shared memory"] * (usage.shared > SHARED_KIB[arch] * 1024) + ["spills"] * (usage.spilled > 0)
         bad += bool(found)
         numbers = f"{usage.shared / 1024:6.1f} {SHARED_KIB[arch]:4} {usage.registers:4} {usage.spilled:5}"
+        flop, read, once = usage.traffic.flop, usage.traffic.read, usage.traffic.once
+        numbers += f" {flop / read:6.1f} {once / 1024:6.1f}" if flop else 14 * " "
         print(f"sm_{arch:<4}{numbers}  {launch.described}{''.join(f'  <- {fault}' for fault in found)}", flush=True)
     print(f"{bad} of {len(jobs)} launches exceed shared memory or spill")
     return int(bad > 0)

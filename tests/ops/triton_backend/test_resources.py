@@ -13,13 +13,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from andfast.ops.backends.triton import configs
+from andfast.ops.backends.triton import configs, conv
 from andfast.ops.backends.triton import pool as triton_pool
 from andfast.ops.blur_pool import blur_pool_reference, in_channels_last
 from bench import triton_resources
 
 ROOT = Path(__file__).parents[3]
 ARCHITECTURES = ("80", "89", "90", "120")
+NO_TRAFFIC = triton_resources.Traffic(0, 0, 0)
 LARGEST = (
     r"weight_grad_kernel bf16 C_IN=64 C_OUT=64",
     r"weight_grad_kernel bf16 C_IN=64 C_OUT=3",
@@ -27,14 +28,35 @@ LARGEST = (
 )
 
 
-def test_the_largest_kernels_fit_and_do_not_spill():
-    command = [sys.executable, "-m", "bench.triton_resources", "--arch", *ARCHITECTURES, "--type", "bfloat16"]
-    command += ["--workload", "F", "RRDBNet", "--match", "|".join(LARGEST)]
+def table(*options: str) -> str:
+    """What the script prints in bfloat16, where it finds nothing wrong."""
+    command = [sys.executable, "-m", "bench.triton_resources", "--type", "bfloat16", *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_largest_kernels_fit_and_do_not_spill():
+    lines = table("--arch", *ARCHITECTURES, "--workload", "F", "RRDBNet", "--match", "|".join(LARGEST))
     for arch in ARCHITECTURES:
         for kernel in LARGEST:
-            assert re.search(rf"^sm_{arch} .*{kernel}", done.stdout, re.MULTILINE), (arch, kernel, done.stdout)
+            assert re.search(rf"^sm_{arch} .*{kernel}", lines, re.MULTILINE), (arch, kernel, lines)
+
+
+def test_rolling_down_rows_at_least_doubles_the_flop_a_byte():
+    """A convolution of 64 -> 64 channels at the paper's size, 48 images of 256 x 256."""
+    kernel = r"conv_\w*kernel bf16 C_IN=64 C_OUT=64 .*EPILOGUE=2"
+    lines = table("--arch", "80", "90", "100", "--workload", "F", "--match", kernel)
+    found = re.findall(r"^sm_(\d+) +(?:[\d.]+ +){4}([\d.]+) +([\d.]+)  (conv\w+)", lines, re.MULTILINE)
+    (old, by_patches, _, patches), *new = found
+    assert (old, patches) == ("80", "conv_kernel")
+    assert float(by_patches) == pytest.approx(43, rel=0.02)
+    row = 10 * 2 * 64**3  # FLOP of 64 pixels
+    band = conv.band_of(256, 48 * 256 // 64)
+    assert [(arch, rows) for arch, _, _, rows in new] == [(arch, "conv_rows_kernel") for arch in ("90", "100")]
+    for _, in_loop, once, _ in new:
+        loaded = (band + 2) * row / float(in_loop) + 1024 * float(once)
+        assert band * row / loaded >= 2 * float(by_patches), lines
 
 
 @pytest.mark.parametrize(
@@ -47,7 +69,7 @@ def test_the_largest_kernels_fit_and_do_not_spill():
     ],
 )
 def test_the_script_fails_where_a_launch_does(arch, shared, spilled, fault, monkeypatch, capsys):
-    launch, usage = SimpleNamespace(described="a_kernel"), triton_resources.Usage(64, spilled, shared, {})
+    launch, usage = SimpleNamespace(described="a_kernel"), triton_resources.Usage(64, spilled, shared, {}, NO_TRAFFIC)
     monkeypatch.setattr(triton_resources, "launches_of", lambda *_: [launch])
     monkeypatch.setattr(triton_resources, "usage_of", lambda jobs: [usage] * len(jobs))
     assert triton_resources.main(["--arch", str(arch)]) == (fault is not None)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from triton_reference import TYPES, Case, check, make, nchw, nhwc, noise_field, pack, unpack, with_types
 
+from andfast.ops.backends.triton import conv
 from andfast.ops.backends.triton.backend import TritonBackend
 from andfast.ops.backends.triton.common import INTERPRET
 
@@ -60,6 +61,30 @@ def test_block(block, dtype, device):
     check(nchw(y), exact, reference(dtype)[1])
     sure = z.abs() > 1e-5
     assert torch.equal(unpack(sign_mask, shape[3][1])[sure], (z < 0)[sure])
+
+
+@pytest.mark.parametrize("band", [1, 3, 7])
+@pytest.mark.parametrize(
+    ("widths", "kind", "dtype"), [((64, 64), "map", torch.bfloat16), ((40, 70), "gaussian", torch.float16)], ids=str
+)
+def test_bands_of_rows(widths, kind, dtype, band, device, monkeypatch):
+    """Several strips, the last in part, and bands of any height: right, and the same bits."""
+    block = ((2, 1, (7, 67), widths), kind)
+    case = make(*block[0], dtype, device, kind)
+    expected = kernels.block(case.x, weights(case), case.epilogue_out)
+    asked = []
+    monkeypatch.setattr(conv, "band_of", lambda height, strips: asked.append(strips) or band)
+    for actual, other in zip(kernels.block(case.x, weights(case), case.epilogue_out), expected, strict=True):
+        assert torch.equal(actual, other)
+    if asked or INTERPRET.value:  # not before Hopper
+        assert asked == [2 * 2 * -(-widths[1] // 64)]
+    test_block(block, dtype, device)
+
+
+def test_a_band_takes_what_multiprocessors_there_are():
+    assert conv.band_of(256, 48 * 4) == 64  # 768 programs, three times all that run at once
+    assert conv.band_of(256, 4) == 4
+    assert conv.band_of(1, 4) == conv.band_of(0, 4) == 1
 
 
 @shapes

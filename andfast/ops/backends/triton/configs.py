@@ -50,7 +50,7 @@ FOUR_WARPS = {"num_warps": 4, **_FUSION}
 # float32 stages are twice as large and their products take the plain cores, so shallow pipelines do.
 # Four warps would not have the registers for the wide convolutions of a dense block, its last, with five loops, nor for
 # float32's input gradients, with two loops and a block's backward pass.
-_HOPPER = {
+_EVERYWHERE = {
     **{
         (kernel, *key): launch
         for kernel in ("conv", "input_grad", "conv_act", "dense")
@@ -75,9 +75,13 @@ _HOPPER = {
     ("weight_grad", "float32", "narrow"): Config((4, 16), 4, 2),
 }
 
+# Hopper and the large Blackwell, whose tensor cores are fastest for their caches, and take operands from shared memory:
+# 80 KiB of weights and 24 of x, two programs to a multiprocessor. No pipeline: copies of x would let only one fit.
+_HOPPER = _EVERYWHERE | {("conv_rows", "half", "wide"): Config((1, 64), 4, 1)}
+
 # Before Hopper (and on the small Blackwell) operands of products pass through registers, too. Weight gradients: half
 # as many pixels a step, and one stage more. Dense blocks: twice the warps, as backward they have up to five loops.
-_AMPERE = _HOPPER | {
+_AMPERE = _EVERYWHERE | {
     ("dense", "half", "narrow"): Config((8, 16), 8, 3),
     ("weight_grad", "half", "wide"): Config((2, 16), 4, 4),
 }
@@ -93,6 +97,13 @@ def config(kernel: str, like: Tensor, in_channels: int, out_channels: int) -> Co
     """
     kind = "float32" if like.dtype == torch.float32 else "half"
     return table(like.device)[kernel, kind, "wide" if min(in_channels, out_channels) > 32 else "narrow"]
+
+
+def rows_config(like: Tensor, in_channels: int, out_channels: int) -> Config | None:
+    """The launch of `conv_rows_kernel`, or None where a convolution goes by patches."""
+    if like.dtype == torch.float32 or not 32 < in_channels <= 64 or out_channels <= 32:
+        return None
+    return table(like.device).get(("conv_rows", "half", "wide"))
 
 
 def table(device: torch.device) -> dict[tuple[str, str, str], Config]:

@@ -1,13 +1,18 @@
 """The 3x3 convolutions of N networks as implicit matrix products, with a block's LeakyReLU and noise as epilogue.
 
-A program computes a patch of pixels of one image (rows of the product) for up to 64 output channels (its columns).
-The product's depth is ten taps of all input channels: the deviation's nine, and the identity's centre once more at
-the middle, added into the same float32 sums, because half types cannot hold the sum of the two weights. Patches are
-two-dimensional, 8 x 16 rather than 128 in a row: the nine taps of a patch then lie in 1.4 times its pixels instead of
-3 times, and so mostly in cache.
+A program computes pixels of one image (rows of the product) for up to 64 output channels (its columns). The product's
+depth is ten taps of all input channels: the deviation's nine, and the identity's centre once more at the middle, added
+into the same float32 sums, because half types cannot hold the sum of the two weights.
+
+There are two forms. `conv_kernel` computes a patch of 8 x 16 pixels and fetches the input and the weights anew for each
+tap: 43 FLOP for each byte from the L2 cache, of which an H100's tensor cores want about 150. `conv_rows_kernel` rolls
+down a strip of the image and keeps all weights in shared memory: each row of the input is fetched three times, once
+for each horizontal shift, and goes into the sums of three rows of the result. `configs` has where it runs.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 import triton
@@ -26,11 +31,14 @@ from andfast.ops.backends.triton.common import (
     rounded,
     store_sign_mask,
 )
-from andfast.ops.backends.triton.configs import config
+from andfast.ops.backends.triton.configs import config, rows_config
 from andfast.ops.backends.triton.noise import gaussian
 
 #: What a convolution does with its sums z: write z; write z and its sign mask; write a block's y and the sign mask.
 PLAIN, SIGN_MASK, BLOCK_MAP, BLOCK_GAUSSIAN = (tl.constexpr(i) for i in range(4))
+
+# Programs of `conv_rows_kernel` that run at once: two, by their shared memory, on each multiprocessor of an H100.
+_AT_ONCE = 264
 
 
 def pack_weights(centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> Tensor:
@@ -51,6 +59,41 @@ def pack_weights(centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward
     else:
         taps = torch.cat([deviation, centre.unsqueeze(-1)], dim=-1).permute(0, 3, 2, 1)
     return torch.empty(taps.shape, dtype=dtype, device=taps.device).copy_(taps)
+
+
+@triton.jit
+def _finish(
+    z, out_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, layer, images, height, width, pixel, inside,
+    C_OUT: tl.constexpr, PIXELS: tl.constexpr, BLOCK_OUT: tl.constexpr, EPILOGUE: tl.constexpr,
+):  # fmt: skip
+    """Do what `EPILOGUE` says with the sums z (PIXELS, BLOCK_OUT) and write the result, where `inside` (PIXELS,).
+
+    For kernels with a grid of (.., blocks of output channels, B).
+    """
+    image = tl.program_id(2)
+    network = image // images
+    first_out = tl.program_id(1) * BLOCK_OUT
+    out = first_out + tl.arange(0, BLOCK_OUT)
+    before = image.to(tl.int64) * height * width
+    if EPILOGUE != PLAIN:
+        negative = z < 0
+        sign_mask_ptr += before * ((C_OUT + 7) // 8)
+        store_sign_mask(sign_mask_ptr, negative, pixel, first_out, inside, PIXELS, BLOCK_OUT, C_OUT)
+    if EPILOGUE == BLOCK_MAP or EPILOGUE == BLOCK_GAUSSIAN:
+        z += tl.load(slope_minus_one_ptr + network) * tl.where(negative, z, 0.0)
+        if EPILOGUE == BLOCK_MAP:
+            noise_ptr += network.to(tl.int64) * height * width
+            z += tl.load(noise_ptr + pixel, mask=inside, other=0.0)[:, None]
+        else:
+            field = gaussian(tl.load(seed_ptr + network), layer, image % images, pixel)
+            strength = tl.load(noise_ptr + network * C_OUT + out, mask=out < C_OUT, other=0.0)
+            z += field[:, None] * strength[None, :]
+    out_ptr += before * C_OUT
+    tl.store(
+        out_ptr + (pixel[:, None] * C_OUT + out[None, :]),
+        rounded(z, out_ptr.dtype.element_ty),
+        mask=inside[:, None] & (out < C_OUT)[None, :],
+    )
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -102,33 +145,108 @@ def conv_kernel(
         )
         z = multiply(x, weight, z)
 
-    inside = (rows < height) & (cols < width)
-    pixel = rows * width + cols
-    if EPILOGUE != PLAIN:
-        negative = z < 0
-        sign_mask_ptr += image.to(tl.int64) * height * width * ((C_OUT + 7) // 8)
-        store_sign_mask(sign_mask_ptr, negative, pixel, first_out, inside, TILE_H * TILE_W, BLOCK_OUT, C_OUT)
-    if EPILOGUE == BLOCK_MAP or EPILOGUE == BLOCK_GAUSSIAN:
-        z += tl.load(slope_minus_one_ptr + network) * tl.where(negative, z, 0.0)
-        if EPILOGUE == BLOCK_MAP:
-            noise_ptr += network.to(tl.int64) * height * width
-            z += tl.load(noise_ptr + pixel, mask=inside, other=0.0)[:, None]
-        else:
-            field = gaussian(tl.load(seed_ptr + network), layer, image % images, pixel)
-            strength = tl.load(noise_ptr + network * C_OUT + out, mask=out < C_OUT, other=0.0)
-            z += field[:, None] * strength[None, :]
-    out_ptr += image.to(tl.int64) * height * width * C_OUT
-    tl.store(
-        out_ptr + pixel[:, None] * C_OUT + out[None, :],
-        rounded(z, out_ptr.dtype.element_ty),
-        mask=inside[:, None] & (out < C_OUT)[None, :],
+    _finish(
+        z, out_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, layer, images, height, width,
+        rows * width + cols, (rows < height) & (cols < width), C_OUT, TILE_H * TILE_W, BLOCK_OUT, EPILOGUE,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["layer", "band"])
+def conv_rows_kernel(
+    x_ptr,  # as for `conv_kernel`, with C_IN <= BLOCK_IN
+    weight_ptr,
+    out_ptr,
+    sign_mask_ptr,
+    slope_minus_one_ptr,
+    noise_ptr,
+    seed_ptr,
+    layer,
+    images,
+    height,
+    width,
+    band,  # how many rows a program writes
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    STRIP: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+):
+    """Grid: (bands of rows times strips of STRIP columns, blocks of output channels, B)."""
+    strips = (width + STRIP - 1) // STRIP
+    first = tl.program_id(0) // strips * band
+    end = tl.minimum(first + band, height)
+    cols = tl.program_id(0) % strips * STRIP + tl.arange(0, STRIP)
+    image = tl.program_id(2)
+    out = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    x_ptr += image.to(tl.int64) * height * width * C_IN
+    weight_ptr += (image // images).to(tl.int64) * (10 * C_IN * C_OUT)
+
+    # The pixels to the left and to the right lie side by side in one operand, twice as deep: fewer, larger products.
+    WHOLE_IN: tl.constexpr = C_IN % BLOCK_IN == 0
+    WHOLE: tl.constexpr = WHOLE_IN and C_OUT % BLOCK_OUT == 0
+    TAP: tl.constexpr = C_IN * C_OUT
+    depth = tl.arange(0, BLOCK_IN)
+    known = depth < C_IN
+    side = tl.arange(0, 2 * BLOCK_IN) // BLOCK_IN
+    side_depth = tl.arange(0, 2 * BLOCK_IN) % BLOCK_IN
+    side_known = side_depth < C_IN
+
+    # As operands that do not change, the weights stay in shared memory during the loop.
+    weight = weight_ptr + depth[:, None] * C_OUT + out[None, :]
+    mask = known[:, None] & (out < C_OUT)[None, :]
+    middle_0 = load_block(weight + TAP, mask, WHOLE)
+    middle_1 = load_block(weight + 4 * TAP, mask, WHOLE)
+    middle_2 = load_block(weight + 7 * TAP, mask, WHOLE)
+    centre = load_block(weight + 9 * TAP, mask, WHOLE)
+    weight = weight_ptr + (side * (2 * TAP) + side_depth * C_OUT)[:, None] + out[None, :]
+    mask = side_known[:, None] & (out < C_OUT)[None, :]
+    sides_0 = load_block(weight, mask, WHOLE)
+    sides_1 = load_block(weight + 3 * TAP, mask, WHOLE)
+    sides_2 = load_block(weight + 6 * TAP, mask, WHOLE)
+
+    # Clamped coordinates are the replicated border, and keep pixels past the image's end from being read.
+    at_middle = tl.minimum(cols, width - 1)[:, None] * C_IN + depth[None, :]
+    at_sides = (
+        tl.minimum(tl.maximum(cols[:, None] + (2 * side - 1)[None, :], 0), width - 1) * C_IN + side_depth[None, :]
     )
+    row_step = width * C_IN
+    next_middle = load_block(x_ptr + (tl.maximum(first - 1, 0) * row_step + at_middle), known[None, :], WHOLE_IN)
+    zero = tl.zeros((STRIP, BLOCK_OUT), tl.float32)
+    above, here = zero, zero  # the unfinished sums of the rows before this one, and of this one
+    for row in tl.range(first - 1, end + 1):
+        x_middle = next_middle
+        at = tl.minimum(tl.maximum(row, 0), height - 1) * row_step
+        x_sides = load_block(x_ptr + (at + at_sides), side_known[None, :], WHOLE_IN)
+        # Sums go on from zero and are added to those of earlier rows afterwards: if they went on in the registers of
+        # those, which rotate, ptxas would let each product wait for the one before.
+        z = multiply(x_sides, sides_2, multiply(x_middle, middle_2, zero)) + above
+        _finish(
+            z, out_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, layer, images, height, width,
+            (row - 1) * width + cols, cols < tl.where(row > first, width, 0), C_OUT, STRIP, BLOCK_OUT, EPILOGUE,
+        )  # fmt: skip
+        # In flight during the products that follow; the sides then lie in the L1 cache.
+        at = tl.minimum(row + 1, height - 1) * row_step
+        next_middle = load_block(x_ptr + (at + at_middle), known[None, :], WHOLE_IN)
+        z = multiply(x_middle, centre, multiply(x_middle, middle_1, zero))
+        above = multiply(x_sides, sides_1, z) + here
+        here = multiply(x_sides, sides_0, multiply(x_middle, middle_0, zero))
+
+
+@lru_cache
+def band_of(height: int, strips: int) -> int:
+    """How many rows a program of `conv_rows_kernel` writes, of `strips` strips in all images; results are the same.
+
+    It takes three rows' time more, for the rows above and below and for the weights.
+    """
+    bands = range(1, max(height, 1) + 1)
+    return min(bands, key=lambda band: triton.cdiv(strips * triton.cdiv(height, band), _AT_ONCE) * (band + 3))
 
 
 def _convolve(
     x: Tensor, weights: Tensor, mode: tl.constexpr, epilogue: Epilogue | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Launch `conv_kernel`: z or y, and the sign mask where the epilogue writes them."""
+    """Launch either kernel: z or y, and the sign mask where the epilogue writes them."""
     check_activation("x", x)
     batch, height, width, c_in = x.shape
     networks, _, _, c_out = weights.shape
@@ -138,11 +256,20 @@ def _convolve(
     if mode is not PLAIN:
         sign_mask = x.new_empty(batch, height, width, (c_out + 7) // 8, dtype=torch.uint8)
     slope_minus_one, noise, seed, layer = epilogue or (None, None, None, 0)
-    launch = config("conv", x, c_in, c_out)
     block_in, block_out = block_of(c_in), block_of(c_out)
-    patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
+    blocks = triton.cdiv(c_out, block_out)
+    rows = rows_config(x, c_in, c_out)
+    if rows is not None:
+        strips = triton.cdiv(width, rows.tile[1])
+        band = band_of(height, batch * blocks * strips)
+        kernel, launch, programs = conv_rows_kernel, rows, strips * triton.cdiv(height, band)
+        sizes = {"band": band, "STRIP": rows.tile[1]}
+    else:
+        launch = config("conv", x, c_in, c_out)
+        kernel, programs = conv_kernel, triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
+        sizes = {"TILE_H": launch.tile[0], "TILE_W": launch.tile[1]}
     with on_device(x):
-        conv_kernel[patches, triton.cdiv(c_out, block_out), batch](
+        kernel[programs, blocks, batch](
             x,
             weights,
             out,
@@ -158,9 +285,8 @@ def _convolve(
             C_OUT=c_out,
             BLOCK_IN=block_in,
             BLOCK_OUT=block_out,
-            TILE_H=launch.tile[0],
-            TILE_W=launch.tile[1],
             EPILOGUE=mode.value,
+            **sizes,
             **launch.options,
         )
     return out, sign_mask
