@@ -39,6 +39,7 @@ _FUSION = {"enable_fp_fusion": True}
 
 #: The options of kernels that need no `Config`.
 FOUR_WARPS = {"num_warps": 4, **_FUSION}
+EIGHT_WARPS = {"num_warps": 8, **_FUSION}
 
 # (kernel, type class, channel class) -> launch. "half": float16 and bfloat16. "wide": more than 32 channels on both
 # sides of the convolution.
@@ -49,7 +50,7 @@ FOUR_WARPS = {"num_warps": 4, **_FUSION}
 # holds 64 pixels of dz and three times of x, 32 KiB.
 # float32 stages are twice as large and their products take the plain cores, so shallow pipelines do.
 # Four warps would not have the registers for the wide convolutions of a dense block, its last, with five loops, nor for
-# float32's input gradients, with two loops and a block's backward pass.
+# float32's wide convolutions, whose products the compiler unrolls.
 _EVERYWHERE = {
     **{
         (kernel, *key): launch
@@ -57,13 +58,12 @@ _EVERYWHERE = {
         for key, launch in {
             ("half", "wide"): Config((8, 16), 4, 3),
             ("half", "narrow"): Config((8, 16), 4, 3),
-            ("float32", "wide"): Config((8, 8), 4, 2),
+            ("float32", "wide"): Config((8, 8), 8, 2),
             ("float32", "narrow"): Config((8, 8), 4, 2),
         }.items()
     },
-    ("input_grad", "float32", "wide"): Config((8, 8), 8, 2),
     ("dense", "half", "wide"): Config((8, 16), 8, 3),
-    ("dense", "float32", "wide"): Config((8, 8), 8, 2),
+    ("dense", "float32", "narrow"): Config((8, 8), 8, 2),
     **{
         ("block_grad", kind, width): Config((8, 8), 4, 1)
         for kind in ("half", "float32")
@@ -83,6 +83,7 @@ _HOPPER = _EVERYWHERE | {("conv_rows", "half", "wide"): Config((1, 64), 4, 1)}
 # as many pixels a step, and one stage more. Dense blocks: twice the warps, as backward they have up to five loops.
 _AMPERE = _EVERYWHERE | {
     ("dense", "half", "narrow"): Config((8, 16), 8, 3),
+    ("dense", "float32", "wide"): Config((8, 8), 8, 1),
     ("weight_grad", "half", "wide"): Config((2, 16), 4, 4),
 }
 

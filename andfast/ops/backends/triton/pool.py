@@ -20,7 +20,7 @@ from andfast.ops.backends.triton.common import (
     on_device,
     rounded,
 )
-from andfast.ops.backends.triton.configs import FOUR_WARPS
+from andfast.ops.backends.triton.configs import EIGHT_WARPS, FOUR_WARPS
 from andfast.ops.backends.triton.conv import conv_sign_mask
 from andfast.ops.backends.triton.noise import gaussian
 
@@ -291,7 +291,7 @@ def _pool_grad(grad: Tensor, scale: int, sign_mask: Tensor | None, slope_minus_o
             PIXELS=_PIXELS,
             BLOCK=block,
             BLOCK_EPILOGUE=slope_minus_one is not None,
-            **FOUR_WARPS,
+            **EIGHT_WARPS,
         )
     return out
 
