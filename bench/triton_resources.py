@@ -1,6 +1,6 @@
 """What every Triton kernel of a training step takes of a GPU's shared memory and registers; no GPU is needed.
 
-    python -m bench.triton_resources [--arch 80 90]
+    python -m bench.triton_resources [--arch 80 90] [--output FILE]
 
 Compiles the kernels ahead of time, as the degradation network at the paper's size, RRDBNet and Compact launch them
 forward and backward, in each type and for each architecture from Ampere on. Prints a table, and exits
@@ -12,6 +12,7 @@ loads once, outside of loops.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
@@ -41,6 +42,8 @@ from andfast.models.rrdbnet import RRDBNet
 from andfast.ops import blur_pool, dispatch, projected_step
 from andfast.ops.backends.triton import configs
 from andfast.ops.theta_layout import ThetaLayout
+from andfast.utils.files import write_text
+from bench.record import origin
 
 #: Architecture -> the shared memory of a program, at most, in KiB (CUDA programming guide, "Compute Capabilities").
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -273,6 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--type", nargs="+", choices=TYPES, default=list(TYPES), help=", ".join(TYPES))
     parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help=", ".join(WORKLOADS))
     parser.add_argument("--match", default="", help="only launches whose line in the table this expression matches")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table here, as JSON, too")
     options = parser.parse_args(arguments)
     jobs = [
         (launch, arch)
@@ -280,19 +284,25 @@ def main(arguments: list[str] | None = None) -> int:
         for launch in launches_of(arch, [TYPES[name] for name in options.type], options.workload)
         if re.search(options.match, launch.described)
     ]
-    print(
+    columns = (
         "architecture, shared memory in KiB and its limit, registers and spilled bytes a thread, FLOP a byte loaded in "
-        "the first loop of products and KiB loaded outside of loops, launch",
-        flush=True,
+        "the first loop of products and KiB loaded outside of loops, launch"
     )
-    bad = 0
+    print(columns, flush=True)
+    lines, bad = [], 0
     for (launch, arch), usage in zip(jobs, usage_of(jobs), strict=True):
         found = ["exceeds shared memory"] * (usage.shared > SHARED_KIB[arch] * 1024) + ["spills"] * (usage.spilled > 0)
         bad += bool(found)
         numbers = f"{usage.shared / 1024:6.1f} {SHARED_KIB[arch]:4} {usage.registers:4} {usage.spilled:5}"
         flop, read, once = usage.traffic.flop, usage.traffic.read, usage.traffic.once
         numbers += f" {flop / read:6.1f} {once / 1024:6.1f}" if flop else 14 * " "
-        print(f"sm_{arch:<4}{numbers}  {launch.described}{''.join(f'  <- {fault}' for fault in found)}", flush=True)
+        lines.append(f"sm_{arch:<4}{numbers}  {launch.described}{''.join(f'  <- {fault}' for fault in found)}")
+        print(lines[-1], flush=True)
+    if options.output:
+        made_by = origin("bench.triton_resources", sys.argv[1:] if arguments is None else arguments)
+        measured = "nothing: compiled ahead of time, for GPUs that were not there"
+        result = {**made_by, "measured": measured, "columns": columns, "launches": lines}
+        write_text(options.output, json.dumps(result, indent=1) + "\n")
     print(f"{bad} of {len(jobs)} launches exceed shared memory or spill")
     return int(bad > 0)
 

@@ -3,6 +3,7 @@
 `python -m bench.triton_resources` compiles all launches; here are those that take most.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -68,12 +69,17 @@ def test_rolling_down_rows_at_least_doubles_the_flop_a_byte():
         (120, 0, 8, "spills"),
     ],
 )
-def test_the_script_fails_where_a_launch_does(arch, shared, spilled, fault, monkeypatch, capsys):
+def test_the_script_fails_where_a_launch_does(arch, shared, spilled, fault, monkeypatch, capsys, tmp_path):
     launch, usage = SimpleNamespace(described="a_kernel"), triton_resources.Usage(64, spilled, shared, {}, NO_TRAFFIC)
     monkeypatch.setattr(triton_resources, "launches_of", lambda *_: [launch])
     monkeypatch.setattr(triton_resources, "usage_of", lambda jobs: [usage] * len(jobs))
-    assert triton_resources.main(["--arch", str(arch)]) == (fault is not None)
-    assert fault is None or f"a_kernel  <- {fault}" in capsys.readouterr().out
+    assert triton_resources.main(["--arch", str(arch), "--output", str(tmp_path / "table.json")]) == (fault is not None)
+    result = json.loads((tmp_path / "table.json").read_text())
+    (line,) = result["launches"]
+    assert line in capsys.readouterr().out
+    assert line.endswith("a_kernel" if fault is None else f"a_kernel  <- {fault}")
+    assert result["command"] == f"python -m bench.triton_resources --arch {arch} --output table.json"
+    assert "triton" in result["machine"]["versions"]
 
 
 @pytest.mark.parametrize("arch", triton_resources.SHARED_KIB)

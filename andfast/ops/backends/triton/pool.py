@@ -24,8 +24,8 @@ from andfast.ops.backends.triton.configs import EIGHT_WARPS, FOUR_WARPS
 from andfast.ops.backends.triton.conv import conv_sign_mask
 from andfast.ops.backends.triton.noise import gaussian
 
-# Pixels a program, of 4 warps. With channels: 16 bytes a load, two pixels a thread at 64 channels of a half type.
-# Not measured yet on a device.
+# Pixels a program, of 4 warps; backward of 8, as with 4 some compilers spill. With channels: 16 bytes a load, two
+# pixels (backward one) a thread at 64 channels of a half type. Not measured yet on a device.
 _PIXELS = 32
 _NOISE_PIXELS = 128
 
