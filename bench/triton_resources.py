@@ -57,7 +57,7 @@ _NAMES = {
     torch.int64: "i64",
     torch.uint8: "u8",
 }
-_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 
 
 @dataclass(frozen=True)

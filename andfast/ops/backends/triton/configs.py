@@ -21,16 +21,20 @@ class Config:
     Attributes:
         tile: rows and columns of the patch of pixels that a program (or a step of its loop) handles; powers of 2.
         warps, stages: Triton's num_warps and num_stages (the depth of the pipeline of asynchronous copies).
+        registers: the most that a thread may take, on NVIDIA's GPUs. By default ptxas chooses, and may spill a few so
+            that one more program fits; this keeps it from that.
     """
 
     tile: tuple[int, int]
     warps: int
     stages: int
+    registers: int | None = None
 
     @property
     def options(self) -> dict[str, int | bool]:
         """What Triton's launcher takes besides the kernel's arguments."""
-        return {"num_warps": self.warps, "num_stages": self.stages, **_FUSION}
+        options = {"num_warps": self.warps, "num_stages": self.stages, **_FUSION}
+        return options if self.registers is None or torch.version.hip else {**options, "maxnreg": self.registers}
 
 
 # Products and sums become one instruction: Triton's default until 3.8, no longer from 3.9 on. Without it, float32
@@ -82,8 +86,11 @@ _HOPPER = _EVERYWHERE | {("conv_rows", "half", "wide"): Config((1, 64), 4, 1)}
 # Before Hopper (and on the small Blackwell) operands of products pass through registers, too. Weight gradients: half
 # as many pixels a step, and one stage more. Dense blocks: twice the warps, as backward they have up to five loops.
 _AMPERE = _EVERYWHERE | {
+    ("input_grad", "half", "wide"): Config((8, 16), 4, 3, registers=255),
+    ("input_grad", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
+    ("input_grad", "float32", "narrow"): Config((8, 8), 8, 2),
     ("dense", "half", "narrow"): Config((8, 16), 8, 3),
-    ("dense", "float32", "wide"): Config((8, 8), 8, 1),
+    ("dense", "float32", "wide"): Config((8, 8), 8, 1, registers=255),
     ("weight_grad", "half", "wide"): Config((2, 16), 4, 4),
 }
 
