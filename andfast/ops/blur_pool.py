@@ -28,11 +28,16 @@ def pooling_taps(scale: int) -> tuple[float, ...]:
 def blur_pool_reference(image: Tensor, scale: int) -> Tensor:
     """`blur_pool` in plain PyTorch: any device and type, arguments not checked."""
     wide = image if image.dtype in (torch.float32, torch.float64) else image.float()
-    taps = torch.tensor(pooling_taps(scale), dtype=wide.dtype, device=wide.device)
     channels = image.shape[1]
-    kernel = torch.outer(taps, taps).expand(channels, 1, -1, -1)
+    kernel = pooling_kernel(scale, channels, wide)
     pooled = F.conv2d(F.pad(wide, (1, 1, 1, 1), mode="reflect"), kernel, stride=scale, groups=channels)
     return pooled.to(image.dtype)
+
+
+def pooling_kernel(scale: int, channels: int, like: Tensor) -> Tensor:
+    """The pooling as the weight of a depthwise convolution, (channels, 1, scale + 2, scale + 2), of a tensor's type."""
+    taps = torch.tensor(pooling_taps(scale), dtype=like.dtype, device=like.device)
+    return torch.outer(taps, taps).expand(channels, 1, -1, -1)
 
 
 def blur_pool(image: Tensor, scale: int) -> Tensor:

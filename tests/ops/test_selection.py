@@ -61,7 +61,7 @@ def measured(monkeypatch, tmp_path):
 def forget():
     """As a new process."""
     selection._chosen.clear()
-    for cached in (kernel_table._table, selection._warn, kernel_table._warn_unwritable):
+    for cached in (dispatch._decided, kernel_table._table, selection._warn, kernel_table._warn_unwritable):
         cached.cache_clear()
 
 
@@ -108,7 +108,8 @@ def verify(operation: str, name: str, dtype: torch.dtype, *structure: int) -> st
 def test_all_implementations_here_are_right(operation, dtype):
     if operation == "gaussian_field":
         dtype = torch.int64
-    for name in dispatch.candidates(operation, CPU, dtype)[:-1]:
+    library = {"library"} & dispatch.operations[operation].keys()
+    for name in (*dispatch.candidates(operation, CPU, dtype)[:-1], *library):
         assert verify(operation, name, dtype, *SMALL[operation]) is None
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -250,7 +251,7 @@ def test_the_first_that_is_right_where_memory_counts(worker):
     worker('if "time" in request: answer["times"] = {"winograd": [2.0, 2.0], "reference": [1.0, 1.0]}')
     assert resolve() == "reference"
     assert dispatch.resolve("conv_act", CPU, torch.float32, SIZES, fastest=False) == "winograd"
-    selection.measure_anew(CPU)
+    dispatch.measure_anew(CPU)
     worker('answer["problem"] = "it is wrong"')
     with pytest.warns(KernelWarning, match="it is wrong"):
         assert dispatch.resolve("conv_act", CPU, torch.float32, SIZES, fastest=False) == "reference"
