@@ -137,10 +137,11 @@ def _decide(
     verified = _verified_structure(operation, structure)
     request = {
         "operation": operation,
-        "device": str(device),
+        "device": device.type,
+        "uuid": kernel_table.uuid(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "tf32": kernel_table.tf32(),
+        "settings": kernel_table.settings(device),
     }
     kind = _words(operation, request["dtype"], verified)
     timed = f"{_words(operation, request['dtype'], structure)} at 2^{_size_class(batch * height * width)} pixels"

@@ -9,6 +9,7 @@ import textwrap
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -165,7 +166,7 @@ def test_a_single_wrong_pixel_in_bfloat16_is_found(monkeypatch):
 
 @needs_cpu
 def test_an_exception_of_the_candidate_is_a_problem_and_others_are_not(monkeypatch):
-    request = {"operation": "conv_act", "device": "cpu", "dtype": "float32", "threads": 1, "tf32": None}
+    request = {"operation": "conv_act", "device": "cpu", "dtype": "float32", "threads": 1, "settings": {}}
     answers: list[dict] = []
 
     def ask(**asked) -> list[dict]:
@@ -182,6 +183,37 @@ def test_an_exception_of_the_candidate_is_a_problem_and_others_are_not(monkeypat
     assert list(ask(verify="winograd", structure=[5, 6, 2])[0]) == ["unknown", "lost"]
 
 
+def test_a_request_says_which_gpu_and_with_what_settings(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"GPU-{device.index}"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(selection_worker, "_is_lost", lambda: False)
+    used = []
+    monkeypatch.setattr(selection_worker, "verify", lambda operation, name, device, *others: used.append(device))
+    gpu = torch.device("cuda", 1)
+    wanted = kernel_table.settings(gpu)
+    assert wanted["cudnn.benchmark"] is False
+    assert wanted["cudnn.conv.fp32_precision"] in ("tf32", "none", "ieee")
+    request = {"operation": "conv_act", "device": "cuda", "dtype": "float32", "threads": 1, "verify": "library"}
+    request |= {"structure": [], "settings": wanted | {"cudnn.benchmark": True}, "uuid": kernel_table.uuid(gpu)}
+    answers: list[dict] = []
+    with torch.backends.cudnn.flags(enabled=True):  # undone
+        selection_worker.answer(request, lambda **content: answers.append(content))
+        assert torch.backends.cudnn.benchmark
+        selection_worker.answer(request | {"uuid": "GPU-7"}, lambda **content: answers.append(content))
+    assert used == [gpu]
+    assert answers[0] == {"problem": None}
+    assert "does not see this device" in answers[1]["unknown"]
+
+
+def test_what_was_found_with_other_settings_does_not_count(monkeypatch):
+    usual = kernel_table.table(CPU)
+    assert kernel_table.table(CPU) is usual
+    monkeypatch.setattr(kernel_table, "settings", lambda device: {"mkldnn.conv.fp32_precision": "bf16"})
+    assert kernel_table.table(CPU).path != usual.path
+
+
 @needs_cpu
 def test_running_out_of_memory_says_nothing_of_a_kernel(monkeypatch):
     def fail(*arguments):
@@ -189,7 +221,7 @@ def test_running_out_of_memory_says_nothing_of_a_kernel(monkeypatch):
 
     monkeypatch.setattr(WinogradBackend, "conv_act", fail)
     answers: list[dict] = []
-    request = {"operation": "conv_act", "device": "cpu", "dtype": "float32", "threads": 1, "tf32": None}
+    request = {"operation": "conv_act", "device": "cpu", "dtype": "float32", "threads": 1, "settings": {}}
     selection_worker.answer(request | {"verify": "winograd", "structure": [5, 6, 2]}, lambda **c: answers.append(c))
     assert answers[-1] == {"unknown": "OutOfMemoryError: CUDA out of memory", "lost": False}
 
