@@ -50,6 +50,36 @@ def test_generators(dtype, size):
         check_against_float64(block(dense_block), block(dense_block_reference), values, draw(2, 9, *size), dtype)
 
 
+@pytest.fixture
+def rounded_products():
+    """Convolutions in float32 round what they multiply to bfloat16, on CPUs that have instructions for it."""
+    before = torch.backends.mkldnn.conv.fp32_precision
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    yield
+    torch.backends.mkldnn.conv.fp32_precision = before
+
+
+@pytest.mark.usefixtures("rounded_products")
+def test_small_deviations_survive_rounded_products():
+    kernels = dispatch.load("library")
+    centre, deviation = torch.full((1, 64, 64), 0.125), draw(1, 64, 64, 9) * 1e-4
+    deviation -= deviation.mean(3, keepdim=True)  # a constant image stays as it is
+    x, edge = torch.ones(1, 64, 32, 32), torch.ones(1, 64, 32, 32)
+    edge[:, :, 16:] = -1
+
+    def effect(image: Tensor) -> Tensor:
+        results = []
+        for taps in (deviation, torch.zeros_like(deviation)):
+            weights = kernels.pack_weights(centre, taps, torch.float32, backward=False)
+            results.append(kernels.conv(kernels.to_nhwc(image, torch.float32), weights).double())
+        return results[0] - results[1]
+
+    padded = torch.nn.functional.pad(edge.double(), (1, 1, 1, 1), mode="replicate")
+    exact = torch.nn.functional.conv2d(padded, deviation[0].double().unflatten(2, (3, 3))).permute(0, 2, 3, 1)
+    assert effect(x).abs().max() < 0.02 * exact.abs().max()
+    assert (effect(edge) - exact).abs().max() < 0.02 * exact.abs().max()
+
+
 def test_it_replaces_the_extension_on_cpus(monkeypatch):
     monkeypatch.setitem(dispatch.unavailable, "cpu", "it is not built")
     for operation in dispatch.operations:

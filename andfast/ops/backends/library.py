@@ -45,6 +45,12 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _nhwc(F.conv2d(_nchw(x), weight, bias, padding=1))
 
 
+def _rounds_products(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether convolutions round their arguments to fewer digits than float32 has: TF32 by default on GPUs."""
+    settings = torch.backends.cudnn if device.type == "cuda" else torch.backends.mkldnn
+    return dtype != torch.float32 or settings.conv.fp32_precision in ("tf32", "bf16")
+
+
 def _weight_grad(x: Tensor, dz: Tensor, weight: Tensor, padding: int) -> Tensor:
     """The gradient of a 3x3 convolution's weight, of which the shape alone counts."""
     return torch.ops.aten.convolution_backward(
@@ -68,9 +74,9 @@ class LibraryBackend(Backend):
         return _nhwc(F.pad(image, (1, 1, 1, 1), mode="replicate"))
 
     def pack_weights(self, centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> tuple[Tensor, ...]:
-        if not backward and dtype != torch.float32:  # half types cannot hold the sum (see split_conv)
+        if not backward and _rounds_products(centre.device, dtype):  # which cannot hold the sum (see split_conv)
             return deviation[0].unflatten(-1, (3, 3)).to(dtype), centre[0].to(dtype)[:, :, None, None]
-        # In float32 they can; and backward, rounding a weight changes the gradient no more than rounding the gradient.
+        # Float32 can; and backward, rounding a weight changes the gradient no more than rounding the gradient.
         summed = merge_taps(centre, deviation)[0].unflatten(-1, (3, 3))
         if backward:  # as the weights of the transposed convolution
             summed = summed.flip(2, 3).transpose(0, 1).contiguous()
