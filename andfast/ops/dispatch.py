@@ -141,6 +141,8 @@ def register(
     if name == "triton" and _interpreting:
         implementation = Implementation(function, None, dtypes, automatic=False)
     operations.setdefault(operation, {})[name] = implementation
+    if name == "reference":  # also what the backend "library" has, where there are no convolutions
+        operations[operation]["library"] = Implementation(function, automatic=False)
 
 
 def register_convolutional(operation: str, reference: Callable[..., Any]) -> None:

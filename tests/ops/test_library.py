@@ -5,13 +5,17 @@ import networks
 import pytest
 import torch
 from generator_checks import check_against_float64, draw
+from runs import photograph_crops
+from tiny_trainer import TINY, as_options
 from torch import Tensor
 
+from andfast import train
 from andfast.ops import dispatch, use_backend
 from andfast.ops.conv_act import conv_act, conv_act_reference
 from andfast.ops.dense_block import dense_block, dense_block_reference
 
 CPU = torch.device("cpu")
+CONVOLUTIONAL = {"conv_act", "dense_block", "degradation_block", "degradation_forward"}
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -83,7 +87,8 @@ def test_small_deviations_survive_rounded_products():
 def test_it_replaces_the_extension_on_cpus(monkeypatch):
     monkeypatch.setitem(dispatch.unavailable, "cpu", "it is not built")
     for operation in dispatch.operations:
-        convolutional = "library" in dispatch.operations[operation]
+        convolutional = dispatch.operations[operation]["library"].automatic
+        assert convolutional == (operation in CONVOLUTIONAL)
         expected = ("library", "reference") if convolutional else ("reference",)
         assert dispatch.candidates(operation, CPU, torch.float32) == expected
     assert dispatch.candidates("conv_act", CPU, torch.float64) == ("reference",)
@@ -94,6 +99,13 @@ def test_it_replaces_the_extension_on_cpus(monkeypatch):
     x, weight, bias = draw(2, 3, 5, 4), draw(6, 3, 3, 3), draw(6)
     torch.testing.assert_close(conv_act(x, weight, bias, 0.2), conv_act_reference(x, weight, bias, 0.2))
     assert called
+
+
+def test_a_run_can_be_forced_onto_it(tmp_path, capsys):
+    settings = TINY | {"train.iterations": 2, "run_dir": tmp_path / "run", "data.hr": photograph_crops()}
+    with use_backend("library"):
+        assert train.main(as_options(settings)) == 0
+    assert "kernels: degradation library, generator library" in capsys.readouterr().out
 
 
 def test_gpus_try_it_after_our_kernels(monkeypatch):

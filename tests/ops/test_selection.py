@@ -109,7 +109,7 @@ def verify(operation: str, name: str, dtype: torch.dtype, *structure: int) -> st
 def test_all_implementations_here_are_right(operation, dtype):
     if operation == "gaussian_field":
         dtype = torch.int64
-    library = {"library"} & dispatch.operations[operation].keys()
+    library = ["library"] * dispatch.operations[operation]["library"].automatic
     for name in (*dispatch.candidates(operation, CPU, dtype)[:-1], *library):
         assert verify(operation, name, dtype, *SMALL[operation]) is None
     assert not torch.are_deterministic_algorithms_enabled()
@@ -405,6 +405,30 @@ def test_a_forked_process_has_a_worker_of_its_own(worker):
             os._exit(0 if found == "cpu" and selection._worker._process is not None else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert dispatch.resolve("gaussian_field", CPU, torch.int64, (1, 8, 8)) == "cpu"
+
+
+@needs_cpu
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, torch.bfloat16), (0.95, torch.float32), (2, torch.float32)])
+def test_the_faster_type_by_one_thread(worker, monkeypatch, seconds, expected):
+    worker(f"""
+assert request["threads"] == 1
+answer["times"] = {{name: [{seconds} if request["dtype"] == "bfloat16" else 1] * 2 for name in request["time"]}}
+""")
+    names = {torch.float32: "winograd", torch.bfloat16: "onednn"}
+    assert selection.faster_type("conv_act", names, SIZES) == expected
+    forget()
+    monkeypatch.setattr(selection._worker, "ask", None)  # must not be asked again
+    assert selection.faster_type("conv_act", names, SIZES) == expected
+    assert list(kernel_table.table(CPU).times) == ["conv_act 5x6x2 in one thread at 2^9 pixels"]
+
+
+@needs_cpu
+def test_types_that_cannot_be_timed(worker):
+    worker('if request["dtype"] == "bfloat16": os.abort()')
+    names = {torch.float32: "winograd", torch.bfloat16: "onednn"}
+    with pytest.warns(KernelWarning, match="conv_act could not be timed in bfloat16: .*status -6.* tries again"):
+        assert selection.faster_type("conv_act", names, SIZES) is None
+    assert kernel_table.table(CPU).times == {}
 
 
 def test_a_user_without_a_home(monkeypatch):
