@@ -8,12 +8,13 @@ rounding; this also rounds z and gradients on the way, as plain PyTorch does, an
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops.blur_pool import blur_pool_reference, pooling_kernel
+from andfast.ops.blur_pool import pool_by, pooling_kernel
 from andfast.ops.noise import gaussian_field_reference
 
 _LEAST_SLOPE = 1 / 1024
@@ -95,17 +96,18 @@ def block_epilogue_pool(
     """
     z = a if b is None else a + b
     y, negative = _activate(z, slope_minus_one, noise, seed, layer, border=0)
-    pooled = blur_pool_reference(_nchw(y), scale)
+    kernel = _pooling_kernel(scale, z.shape[3], z.device)
+    pooled, pooled_negative = (pool_by(_nchw(image), kernel, scale) for image in (y, negative))
     if border:
         pooled = F.pad(pooled, (1, 1, 1, 1), mode="replicate")
-    return _nhwc(pooled), _nhwc(blur_pool_reference(_nchw(negative), scale)), pack_sign_mask(z < 0)
+    return _nhwc(pooled), _nhwc(pooled_negative), pack_sign_mask(z < 0)
 
 
 def block_epilogue_pool_grad(dpooled: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, scale: int) -> Tensor:
     """The backward pass of `block_epilogue_pool` down to dz, from the gradient of the pooled y without border."""
     channels = dpooled.shape[3]
-    pooled = _nchw(dpooled).float()
-    reflected = F.conv_transpose2d(pooled, pooling_kernel(scale, channels, pooled), stride=scale, groups=channels)
+    kernel = _pooling_kernel(scale, channels, dpooled.device)
+    reflected = F.conv_transpose2d(_nchw(dpooled).float(), kernel, stride=scale, groups=channels)
     dy = fold_border(_nhwc(reflected), to=1).to(dpooled.dtype)
     dnegative = dy * unpack_sign_mask(sign_mask, channels)
     return torch.addcmul(dy, _by_image(slope_minus_one, dy).to(dy.dtype), dnegative)
@@ -190,6 +192,12 @@ def _by_network(images: Tensor, networks: int) -> Tensor:
 def _by_image(slope_minus_one: Tensor, image: Tensor) -> Tensor:
     """(N,) -> (B, 1, 1, 1)."""
     return slope_minus_one.repeat_interleave(len(image) // len(slope_minus_one))[:, None, None, None]
+
+
+@lru_cache
+def _pooling_kernel(scale: int, channels: int, device: torch.device) -> Tensor:
+    """Kept on the device: the host would wait for a copy."""
+    return pooling_kernel(scale, channels, torch.float32, device)
 
 
 def _nchw(image: Tensor) -> Tensor:
