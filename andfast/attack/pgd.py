@@ -117,16 +117,17 @@ class PGD(GradientAttack):
         origin = self._origin(inputs)
         if origin is None:
             return self._ascend(inputs, objective)
-        result = self._ascend(replace(inputs, network=OffsetNetwork(inputs.network, origin)), objective)
-        result.variable = origin + result.variable
+        delta, lr = origin
+        result = self._ascend(replace(inputs, network=OffsetNetwork(inputs.network, delta), start=lr), objective)
+        result.variable = delta + result.variable
         return result
 
-    def _origin(self, inputs: SearchInputs) -> Tensor | None:
-        """The deviations (N, P) that the search starts at; None: zero."""
+    def _origin(self, inputs: SearchInputs) -> tuple[Tensor, Tensor | None] | None:
+        """The deviations (N, P) that the search starts at, and their LR images, if known; None: zero."""
         if not self.random_start:
             return None
         share = replace(inputs, budget_db=inputs.budget_db - 10 * math.log10(self.random_start))
-        return random_deviation(share, self.inv_scale(inputs.network), _START_RADIUS)[0]
+        return random_deviation(share, self.inv_scale(inputs.network), _START_RADIUS)
 
     def _ascend(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
         """The search of Sec 3.3: maximise the objective over the deviations, from zero."""
@@ -339,8 +340,8 @@ class StyleShift(PGD):
     psnr_range: ClassVar[None] = None
     random_start: ClassVar[float] = 0.0
 
-    def _origin(self, inputs: SearchInputs) -> Tensor:
-        return xavier_deviation(inputs.network, inputs.rng)
+    def _origin(self, inputs: SearchInputs) -> tuple[Tensor, None]:
+        return xavier_deviation(inputs.network, inputs.rng), None
 
 
 def xavier_deviation(network: DegradationNetwork, rng: torch.Generator | None = None) -> Tensor:
