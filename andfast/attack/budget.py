@@ -27,9 +27,11 @@ class SearchInputs:
         input: (B, 3, H, W), the network's input: `hr`, or `hr` through a lens.
         clean: (B, 3, h, w), the clean LR images.
         budget_db: (N,), the least PSNR in dB of an LR image against the clean one.
+        drawn: (N, P), the random deviations that the search needs; None: it needs none.
         start: (B, 3, h, w), the LR images at zero deviation, but for rounding; None: `clean`.
-        tries: the passes through F that find a deviation within the budget, whatever they find: nothing then waits for
-            the device. None: until it is found, but no more than `SHRINK_TRIES`.
+        tries: the passes through F, at most, that find a deviation within the budget; the last one's graph then serves
+            the next gradient, whether or not it is within. None: `SHRINK_TRIES`, and one more for what they found.
+        ask: stop as soon as all deviations are found, which waits for the device; else all `tries` are made.
     """
 
     network: DegradationNetwork
@@ -38,8 +40,10 @@ class SearchInputs:
     clean: Tensor
     budget_db: Tensor
     rng: torch.Generator | None
+    drawn: Tensor | None = None
     start: Tensor | None = None
     tries: int | None = None
+    ask: bool = True
 
     @property
     def start_lr(self) -> Tensor:
@@ -95,7 +99,7 @@ def within_budget(
         zero where rounding alone exceeds the budget, or `delta` is more than ten orders of magnitude too large.
     """
 
-    def degrade(multiple: Tensor) -> tuple[Tensor, Tensor]:
+    def degrade(multiple: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
         tried = (delta * multiple[:, None]).requires_grad_(graph)
         with torch.set_grad_enabled(graph):
             return tried, inputs.network(inputs.input, tried)
@@ -103,18 +107,20 @@ def within_budget(
     multiples = _Multiples(inputs, first)
     if inputs.tries is None:
         for _ in range(SHRINK_TRIES):
-            tried, lr = degrade(multiples.next)
+            tried, lr = degrade(multiples.next, graph)
             _, done = multiples.judge(lr)
             if done.all():
                 return tried, lr
             del tried, lr  # with their graph, before the next one
-        return degrade(multiples.inside)
-    # The device decides alone: every try is made, and only the last one keeps its graph.
+        return degrade(multiples.inside, graph)
     best = inputs.start_lr
     for _ in range(inputs.tries - 1):
-        lr = inputs.network(inputs.input, delta * multiples.next[:, None])
-        fits, _ = multiples.judge(lr)
-        best = torch.where(_per_image(fits, lr), lr, best)
+        tried, lr = degrade(multiples.next, graph and inputs.ask)
+        fits, done = multiples.judge(lr)
+        if inputs.ask and done.all():
+            return tried, lr
+        best = torch.where(_per_image(fits, lr), lr, best).detach()
+        del tried, lr
     found = torch.empty_like(delta).requires_grad_(graph)
     with torch.set_grad_enabled(graph):
         lr = inputs.network(inputs.input, _Substitute.apply(found, delta * multiples.next[:, None]))
