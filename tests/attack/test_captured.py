@@ -219,6 +219,24 @@ def test_any_number_of_tries_stays_within_the_budget(tries: int, size: float) ->
             torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.parametrize("tries", [None, 3])
+def test_a_start_outside_the_budget_stays_where_it_is(tries: int | None) -> None:
+    hr, network = photographs(), make(2)
+    clean = network.clean(hr)
+    start = (clean + 0.1).clamp(0, 1)
+    inputs = SearchInputs(network, hr, hr, clean, torch.tensor([30.0, 30.0]), None, start=start, tries=tries)
+
+    def constant(hr: Tensor, delta: Tensor) -> Tensor:
+        assert delta.isfinite().all()
+        return start
+
+    for delta in (torch.zeros_like(network.delta), torch.full_like(network.delta, 0.01)):
+        found, lr = within_budget(replace(inputs, network=constant), delta)
+        assert found.isfinite().all()
+        assert found.abs().max() <= 1e-4
+        assert torch.equal(lr, start)
+
+
 def test_a_subset_of_the_batch_is_captured_too() -> None:
     attack, (search, reports) = SubsetPGD(steps=2, share=0.5), captured()
     for step in range(6):
