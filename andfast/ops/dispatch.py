@@ -159,7 +159,8 @@ def problem_on(device: torch.device, backend: str) -> str | None:
     return unavailable.get(backend)
 
 
-problem_on._dynamo_marked_constant = True  # type: ignore[attr-defined]  as `selection.choose`
+# As `selection.choose`.
+problem_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache
