@@ -128,7 +128,7 @@ class DegradationConfig:
         channels: width of the hidden layers.
         blocks: blocks before the pooling, and again after it.
         noise: what a noise injection adds: a map, or Gaussian noise of a strength.
-        precision: the type F computes in; auto: float16 on CUDA, bfloat16 on CPUs with AMX, else float32.
+        precision: the type F computes in; auto: float16 on CUDA, bfloat16 on CPUs where it is faster, else float32.
     """
 
     num_networks: PositiveInt | Literal["batch"] = 2
@@ -279,7 +279,7 @@ class TrainConfig:
         checkpoint_blocks: store only the inputs of rrdbnet's residual blocks for the update's backward pass and
             compute the rest again. Takes less memory and more time.
         precision: the type G computes in, with weights in float32; auto: bfloat16 on GPUs that have it and on CPUs
-            with AMX, else float32.
+            that are faster with it, else float32.
         validate_every: updates between validations with sample sheets; 0: only at the end.
         save_every: updates between saves of the resumable state; 0: only at the end.
         max_bad_steps: an update whose loss or gradient is not finite is skipped; so many in a row end the run.
@@ -316,6 +316,8 @@ class Config:
         seed: of every random choice; equal seeds give equal runs.
         device: auto: CUDA if there is a device, else cpu.
         compile: compile the generator; auto: on CUDA.
+        cuda_graphs: run the attack of pgd and its variants as a CUDA graph; auto: on CUDA, where that changes no bit,
+            is faster, and has the memory.
         resume: auto (from the state in run_dir, if there is one), never (start anew), or a state file.
         data: the images.
         generator: the restoration network.
@@ -332,6 +334,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # YAML reads a bare on or off as a boolean.
     compile: Literal["auto", "on", "off"] | bool = "auto"
+    cuda_graphs: Literal["auto", "off"] | bool = "auto"
     resume: str = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -345,6 +348,8 @@ class Config:
         """Raise a ValueError that names the keys of values that do not go together."""
         if isinstance(self.compile, bool):
             self.compile = "on" if self.compile else "off"
+        if isinstance(self.cuda_graphs, bool):
+            self.cuda_graphs = "auto" if self.cuda_graphs else "off"
         train, networks = self.train, self.degradation.num_networks
         if self.generator.name == "rrdbnet" and self.scale == 3:
             raise ValueError("generator.name rrdbnet has scales 1, 2 and 4, not 3; compact has it")
