@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -26,9 +25,6 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
-
-if __name__ == "__main__":
-    os.environ["TRITON_INTERPRET"] = "0"  # read where a kernel is defined
 
 import torch
 import triton
