@@ -25,6 +25,8 @@ WITHOUT_MATRIX_PRODUCTS = {
     "block_grad_kernel",
     "leaky_grad_kernel",
 }
+# Reads the next row into registers during the products: copies to shared memory would leave room for one program only.
+WITHOUT_ASYNCHRONOUS_COPIES = {"conv_rows_kernel"}
 
 
 @pytest.fixture(scope="module")
@@ -47,4 +49,4 @@ def test_machine_code(compiled, launches):
         assert kernel["shared"] <= 227 * 1024, kernel
         if not launches.startswith("float32") and kernel["kernel"] not in WITHOUT_MATRIX_PRODUCTS:
             assert kernel["matrix_products"] > 0, kernel
-            assert kernel["asynchronous_copies"] > 0, kernel
+            assert (kernel["asynchronous_copies"] > 0) == (kernel["kernel"] not in WITHOUT_ASYNCHRONOUS_COPIES), kernel
