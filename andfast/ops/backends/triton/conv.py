@@ -5,9 +5,10 @@ depth is ten taps of all input channels: the deviation's nine, and the identity'
 into the same float32 sums, because half types cannot hold the sum of the two weights.
 
 There are two forms. `conv_kernel` computes a patch of 8 x 16 pixels and fetches the input and the weights anew for each
-tap: 43 FLOP for each byte from the L2 cache, of which an H100's tensor cores want about 150. `conv_rows_kernel` rolls
-down a strip of the image and keeps all weights in shared memory: each row of the input is fetched three times, once
-for each horizontal shift, and goes into the sums of three rows of the result. `configs` has where it runs.
+tap: 43 FLOP for each byte from the L2 cache. An H100 needs about 150 (790 TFLOP/s by the 5.5 TB/s that others report).
+`conv_rows_kernel` rolls down a strip of the image and keeps all weights in shared memory: each row of the input is
+fetched three times, once for each horizontal shift, and goes into the sums of three rows of the result: 211, by the
+compiled code. No device has measured either yet. `configs` has where it runs.
 """
 
 from __future__ import annotations
