@@ -27,11 +27,14 @@ For the CPU alone:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.ops.backends.base import GAIN, SLOPE, Backend, Epilogue, merge_taps
+from andfast.ops.backends.bank import LayerBank
+from andfast.ops.backends.base import GAIN, SLOPE, Backend, Bank, Epilogue, merge_taps
 
 _ops = torch.ops.andfast
 
@@ -74,6 +77,9 @@ class LibraryBackend(Backend):
 
     loops_over_bank = True
     border = 1
+
+    def bank(self, *arguments: Any) -> Bank:
+        return LayerBank(self, *arguments)
 
     def to_nhwc(self, image: Tensor, dtype: torch.dtype) -> Tensor:
         image = image.to(dtype, memory_format=torch.channels_last)
