@@ -62,6 +62,7 @@ def conv_kernel(
     slope_minus_one_ptr,  # (N,) float32
     noise_ptr,  # (N, H, W) or (N, C_OUT) float32
     seed_ptr,  # (N,) int64
+    noise_row,  # from one network's noise to the next one's
     layer,
     images,  # a network
     height,
@@ -111,11 +112,11 @@ def conv_kernel(
     if EPILOGUE == BLOCK_MAP or EPILOGUE == BLOCK_GAUSSIAN:
         z += tl.load(slope_minus_one_ptr + network) * tl.where(negative, z, 0.0)
         if EPILOGUE == BLOCK_MAP:
-            noise_ptr += network.to(tl.int64) * height * width
+            noise_ptr += network.to(tl.int64) * noise_row
             z += tl.load(noise_ptr + pixel, mask=inside, other=0.0)[:, None]
         else:
             field = gaussian(tl.load(seed_ptr + network), layer, image % images, pixel)
-            strength = tl.load(noise_ptr + network * C_OUT + out, mask=out < C_OUT, other=0.0)
+            strength = tl.load(noise_ptr + network.to(tl.int64) * noise_row + out, mask=out < C_OUT, other=0.0)
             z += field[:, None] * strength[None, :]
     out_ptr += image.to(tl.int64) * height * width * C_OUT
     tl.store(
@@ -150,6 +151,7 @@ def _convolve(
             slope_minus_one,
             noise,
             seed,
+            0 if noise is None else noise.stride(0),
             layer,
             images_per_network(batch, networks),
             height,
