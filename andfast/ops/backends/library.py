@@ -205,17 +205,21 @@ class LibraryBackend(Backend):
     def dense_block_weight_grad(
         self, x: Tensor, intermediates: Tensor, dy: Tensor, dintermediates: Tensor, weights: list[Tensor]
     ) -> list[Tensor]:
+        # One product of all that is read with all gradients, of which the weights' are parts. Over a quarter of it is
+        # not needed; but five products would each read, and concatenate anew, what the one before read, and a GPU's
+        # tiles of 64 outputs or more would be half empty at the usual growth of 32.
         growth = weights[0].shape[0]
-        dzs = [*reversed(dintermediates.split(growth, 3)), dy * GAIN]
-        read = [torch.cat([x, intermediates[..., : part * growth]], 3) for part in range(5)]
-        return [
-            self.conv_act_weight_grad(images, dz.contiguous(), weight)
-            for images, dz, weight in zip(read, dzs, weights, strict=True)
-        ]
+        read = torch.cat([x, intermediates], 3)
+        dz = torch.cat([*reversed(dintermediates.split(growth, 3)), dy * GAIN], 3)
+        grad = _weight_grad(read, dz, dz.new_empty(dz.shape[3], read.shape[3], 3, 3), 1)
+        rows = grad.split([len(weight) for weight in weights])
+        return [torch.empty_like(w).copy_(part[:, : w.shape[1]]) for w, part in zip(weights, rows, strict=True)]
 
 
 class OneDnnBackend(LibraryBackend):
     """Convolutions by oneDNN, our C++ kernels between them: on the CPU, in bfloat16.
+
+    A dense block's weight gradients one by one: on a CPU products, not launches, take the time.
 
     `WinogradBackend` replaces the convolutions in float32.
     """
@@ -231,3 +235,14 @@ class OneDnnBackend(LibraryBackend):
 
     def flip_transpose(self, weights: list[Tensor], first: int, count: int, gain: float) -> Tensor:
         return _ops.flip_transpose(weights, first, count, gain).permute(0, 3, 1, 2)
+
+    def dense_block_weight_grad(
+        self, x: Tensor, intermediates: Tensor, dy: Tensor, dintermediates: Tensor, weights: list[Tensor]
+    ) -> list[Tensor]:
+        growth = weights[0].shape[0]
+        dzs = [*reversed(dintermediates.split(growth, 3)), dy * GAIN]
+        read = [torch.cat([x, intermediates[..., : part * growth]], 3) for part in range(5)]
+        return [
+            self.conv_act_weight_grad(images, dz.contiguous(), weight)
+            for images, dz, weight in zip(read, dzs, weights, strict=True)
+        ]
