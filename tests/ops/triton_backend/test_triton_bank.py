@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from triton_reference import TYPES, check
 
-from andfast.ops.backends.triton import gradient
+from andfast.ops.backends.triton import conv_weight_grad, gradient
 from andfast.ops.backends.triton.gradient import Partials
 from andfast.ops.backends.triton.prepare import prepare
 from andfast.ops.theta_layout import ThetaLayout, moment_basis
@@ -13,7 +13,7 @@ from andfast.ops.theta_layout import ThetaLayout, moment_basis
 # Image size, scale, channels, blocks, noise; N, images a network: odd channels, fewer than the image's, several squares
 # of channels and several blocks of values.
 BANKS = [
-    ((6, 4), 2, 5, 2, "map", 3, 2),
+    ((18, 20), 2, 5, 2, "map", 3, 2),
     ((16, 32), 4, 20, 1, "gaussian", 1, 1),
     ((3, 9), 3, 2, 1, "map", 2, 1),
     ((4, 4), 2, 16, 1, "gaussian", 2, 3),
@@ -55,11 +55,13 @@ def test_prepare(bank, dtype, backward, device):
 
 
 @pytest.mark.parametrize("bank", BANKS)
-@pytest.mark.parametrize("sizes", [(64, 1024, 4, 512), (4, 8, 2, 4)], ids=["as is", "many programs"])
+@pytest.mark.parametrize("sizes", [None, (4, 8, 2, 4)], ids=["as is", "many programs"])
 def test_add_partials(bank, sizes, device, monkeypatch):
     """Of every part of the gradient, from sums that are given."""
-    for name, size in zip(("_KERNELS", "_WIDE", "_LONG", "_TERMS"), sizes, strict=True):
-        monkeypatch.setattr(gradient, name, size)
+    if sizes is not None:
+        monkeypatch.setattr(conv_weight_grad, "_PATCHES", 1)
+        for name, size in zip(("_KERNELS", "_WIDE", "_LONG", "_TERMS"), sizes, strict=True):
+            monkeypatch.setattr(gradient, name, size)
     gradient._plan.cache_clear()
     *layout_sizes, networks, images = bank
     layout = ThetaLayout(*layout_sizes)
@@ -83,3 +85,15 @@ def test_add_partials(bank, sizes, device, monkeypatch):
     gradient._plan.cache_clear()
     check(found, exact, single)
     assert torch.equal(found, again)
+
+
+def test_any_strides_of_theta(device):
+    """A bank's rows may lie across each other, and its seeds may be one."""
+    layout = ThetaLayout((2, 2), 2, 2, 1, "gaussian")
+    theta_id, delta = (rows(2, layout.size, seed, device) for seed in range(2))
+    hr, seed = torch.rand(2, 3, 2, 2, device=device), torch.tensor([5], device=device).expand(2)
+    across = theta_id.T.contiguous().T, delta.T.contiguous().T, seed
+    apart = theta_id.contiguous(), delta.contiguous(), seed.contiguous()
+    settings = (2, 2, 1, True, torch.float32, "triton", False)
+    found, expected = (torch.ops.andfast.degradation_forward(hr, *given, *settings)[0] for given in (across, apart))
+    assert torch.equal(found, expected)

@@ -24,9 +24,9 @@ from andfast.ops.backends.triton.common import (
 )
 from andfast.ops.backends.triton.configs import config
 
-# About four for each multiprocessor of the largest GPUs. More would fill the tail better, but a share of the sums of a
-# 64 -> 64 convolution is as large as nine patches of its input and result.
-_PROGRAMS = 512
+# About four programs for each multiprocessor of the largest GPUs, and no share of fewer patches than four: for a
+# 64 -> 64 convolution in a half type the sums of a share are as large as nine patches of its input and result.
+_PROGRAMS, _PATCHES = 512, 4
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def partials_shape(
     tile = config("weight_grad", like, c_in, c_out).tile
     blocks = triton.cdiv(c_out, block_of(c_out)) * triton.cdiv(c_in, block_of(c_in))
     total = images * triton.cdiv(size[0], tile[0]) * triton.cdiv(size[1], tile[1])
-    share = triton.cdiv(total, min(total, max(1, _PROGRAMS // (3 * blocks * networks))))
+    share = max(_PATCHES, triton.cdiv(total, max(1, _PROGRAMS // (3 * blocks * networks))))
     return networks, triton.cdiv(total, share), 9, c_out, c_in
 
 

@@ -27,7 +27,7 @@ from andfast.ops.theta_layout import Segment, ThetaLayout
 #: What a program adds up: taps of some kernels; many columns of few terms; few columns of many terms.
 TAPS, WIDE, LONG = (tl.constexpr(i) for i in range(3))
 # Kernels, or columns, a program; and terms at once. Not measured yet on a device.
-_KERNELS, _WIDE, _LONG, _TERMS = 64, 1024, 4, 512
+_KERNELS, _WIDE, _LONG, _TERMS = 32, 512, 4, 256
 _JOB = tl.constexpr(6)  # numbers a job
 
 
