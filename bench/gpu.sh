@@ -3,13 +3,16 @@
 #
 #     bench/gpu.sh [--dry-run]
 #
-# Correctness comes first: what fails its tests is not timed. Everything lands in $OUT (bench/results by default):
-# a log a stage, kernels.json (each kernel's problem or time), gpu.json, report.md, report.png and summary.txt, which says
-# what passed. --dry-run takes the same steps on the CPU with the smallest sizes and leaves out what needs a GPU.
+# What teaches most comes first: which kernels are right and how fast, then whole training steps from small to large,
+# then tests, single operations and compute-sanitizer. Every benchmark checks its results before it takes a time.
+# Each stage writes to $OUT (bench/results by default) before the next one begins: a log, kernels.json (each kernel's
+# problem or time), gpu.json, report.md and report.png; at last failures.md, every kind of failure with a traceback, and
+# summary.txt. --dry-run takes the same steps on the CPU with the smallest sizes and leaves out what needs a GPU.
 #
 # PYTHON names the interpreter (python3); BUDGET the seconds in all (570; a dry run has four times as long). Wheels in
 # .whl/ are made importable.
 set -euo pipefail
+shopt -s nullglob
 cd "$(dirname "$0")/.."
 
 usage="usage: bench/gpu.sh [--dry-run]"
@@ -31,7 +34,7 @@ summary=$out/summary.txt
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 : >"$summary"
-rm -f "$out"/{build,kernels,tests,sanitizer,bench}.log "$out"/{kernels,gpu}.json "$out"/report.{md,png}
+rm -f "$out"/{build,kernels,tests,sanitizer,bench}.log "$out"/{kernels,gpu}.json "$out"/report.{md,png} "$out/failures.md"
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 say() { printf '%-28s %s\n' "$1" "$2" | tee -a "$summary"; }
@@ -112,103 +115,28 @@ status=1
   "$python" -m pip install --no-build-isolation --no-deps -e .
 ((status == 0)) || stage "build: build_ext --inplace" 170 build.log "$python" setup.py build_ext --inplace
 if ((status)); then
-  say "build" "see build.log; the references are tested and timed alone"
+  say "build" "see build.log; what needs no extension is tested and timed"
 fi
 # Which kernel is right, and how fast, by what every user's machine does before it uses one.
 export ANDFAST_CACHE=$scratch/cache
 stage "andfast.info --verify" 150 kernels.log "$python" -m andfast.info --verify --json
-[[ $status != 0 ]] || sed -n '/^{/,$p' "$out/kernels.log" >"$out/kernels.json"
+if ((status == 0)); then
+  sed -n '/^{/,$p' "$out/kernels.log" >"$out/kernels.json"
+  "$python" -m bench.failures --kernels "$out/kernels.json" | tee -a "$summary"
+fi
 
-# The Triton kernels in a process of their own: after an illegal access a process's GPU is lost to all other tests.
-failed="" # lines that name a failed test
-gate=0    # why nothing at all may be timed
-tests() {
-  local log=$out/tests.log before
-  touch "$log"
-  before=$(wc -l <"$log")
-  stage "$1" "$2" tests.log "$python" -m pytest -q -p no:cacheprovider "${@:3}"
-  failed+=$(tail -n "+$((before + 1))" "$log" | grep -E '^(FAILED|ERROR) ' || true)$'\n'
-  ((status == 0 || status == 1)) || gate="$1"
+# pytests NAME SECONDS LOG OPTION...: each in a process of its own; after an illegal access its GPU is lost.
+pytests() {
+  stage "$1" "$2" "$3" "$python" -m pytest -q -p no:cacheprovider --junitxml="$scratch/${1//[ \/]/_}.xml" "${@:4}"
 }
-parallel=() # most of their time goes into compiling
-if ((!dry_run)) && "$python" -c "import xdist" 2>/dev/null; then parallel=(-n 8 --dist loadfile); fi
-# Left out is what reads the compiled code and needs no GPU, but a minute of nvcc.
-tests "tests/ops" 130 tests/ops --ignore=tests/ops/triton_backend --ignore=tests/ops/test_cuda_sources.py \
-  "${parallel[@]}"
-[[ ! -d tests/ops/triton_backend ]] ||
-  tests "tests/ops/triton_backend" 150 tests/ops/triton_backend "${parallel[@]/loadfile/load}"
-# Of what is built from the operations, the files that have something for a GPU.
-mapfile -t on_gpu < <(grep -lE '\bcuda\b' tests/models/test_*.py tests/attack/test_*.py || true)
-if ((${#on_gpu[@]})); then
-  tests "tests of models and attacks" 60 "${on_gpu[@]}" "${parallel[@]}"
-else
-  say "tests of models and attacks" "left out: none has a case for a GPU"
-fi
 
-# sanitize TOOL TESTS OPTION...: errors that it finds forbid all timing; that it does not run here, or not in time, does
-# not.
-sanitize() {
-  local log=$out/sanitizer.log
-  stage "compute-sanitizer $1" 45 sanitizer.log compute-sanitizer --tool "$1" "${@:3}" --error-exitcode 99 \
-    --target-processes all "$python" -m pytest -q -p no:cacheprovider -x tests/ops/test_cuda_operators.py -k "$2"
-  if ((status == 99)) || { ((status)) && grep -qE 'ERROR SUMMARY: [1-9]|RACECHECK SUMMARY: [1-9]' "$log"; }; then
-    gate="compute-sanitizer $1"
-  fi
-}
-if ((dry_run)); then
-  say "compute-sanitizer" "left out: it needs a GPU"
-elif ! command -v compute-sanitizer >/dev/null; then
-  say "compute-sanitizer" "left out: it was not found"
-elif [[ ! -f tests/ops/test_cuda_operators.py ]]; then
-  say "compute-sanitizer" "left out: there is no tests/ops/test_cuda_operators.py"
-else
-  # Without torch's own cache, every allocation's bounds are known to the tool.
-  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-  few="not cpu and (shape2 and dtype0 or projected_step or gaussian_field)"
-  sanitize memcheck "$few" --report-api-errors no
-  sanitize racecheck "$few"
-  unset PYTORCH_NO_CUDA_MEMORY_CACHING
-fi
-
-# A failed test speaks against the operation that it names; one that names none of the small ones, against the network.
-# The network is made of the pooling and the noise, too, and the step of all there is.
-declare -A bad=()
-while IFS= read -r line; do
-  [[ -z $line ]] || bad[step]=1
-  case $line in
-    "" | *tests/models/* | *tests/attack/*) ;;
-    *dense_block* | *conv_act* | *triton_generator*) bad[dense_block]=1 ;;
-    *projected_step*) bad[projected_step]=1 ;;
-    *blur_pool*) bad[blur_pool]=1 bad[degradation_forward]=1 ;;
-    *test_noise* | *triton_noise* | *gaussian_field*) bad[noise]=1 bad[degradation_forward]=1 bad[degradation_block]=1 ;;
-    *) bad[degradation_forward]=1 bad[degradation_block]=1 ;;
-  esac
-done <<<"$failed"
-if [[ -n ${failed//$'\n'/} ]]; then
-  printf '%s\n' "$failed" | sed '/^$/d; s/^/  /' | cut -c-160 | tee -a "$summary"
-fi
-
+# bench NAME SECONDS OPTION...: time it, and write all that was timed so far.
 results=()
-for operation in step degradation_forward dense_block degradation_block projected_step blur_pool noise degradations; do
-  if [[ $gate != 0 ]]; then
-    say "bench $operation" "left out: $gate did not end well"
-  elif [[ -n ${bad[$operation]-} ]]; then
-    say "bench $operation" "left out: its tests failed"
-  else
-    left=$(((budget - SECONDS) / slack))
-    case $operation in
-      step) seconds=$((left > 300 ? left - 220 : 120)) ;; # the rest, less the others' time
-      degradation_forward) seconds=80 ;;
-      degradation_block | dense_block) seconds=40 ;;
-      *) seconds=20 ;;
-    esac
-    stage "bench $operation" "$seconds" bench.log \
-      "$python" -m pytest -q -p no:cacheprovider "bench/test_$operation.py" --benchmark-json="$scratch/$operation.json"
-    [[ ! -s $scratch/$operation.json ]] || results+=("$scratch/$operation.json")
-  fi
-done
-
-if ((${#results[@]})); then
+bench() {
+  local file=$scratch/${1//[ \/]/_}.json
+  pytests "bench $1" "$2" bench.log --benchmark-json="$file" "${@:3}"
+  [[ -s $file ]] || return 0
+  results+=("$file")
   # One file: the first one's machine, all one's benchmarks.
   "$python" - "$out/gpu.json" "${results[@]}" <<'PYTHON'
 import json, sys
@@ -218,11 +146,56 @@ contents[0]["command"] = "bench/gpu.sh"
 contents[0]["benchmarks"] = [benchmark for content in contents for benchmark in content["benchmarks"]]
 json.dump(contents[0], open(sys.argv[1], "w"), indent=1)
 PYTHON
+}
+
+if ((dry_run)); then cases=(compact rrdbnet); else cases=(compact\ 8x128 rrdbnet\ 8x128 compact\ 48x256 rrdbnet\ 48x256); fi
+for case in "${cases[@]}"; do
+  bench "step $case" $((dry_run ? 120 : 75)) bench/test_step.py -k "${case/ / and }"
+done
+
+parallel=() # most of their time goes into compiling
+if ((!dry_run)) && "$python" -c "import xdist" 2>/dev/null; then parallel=(-n 8 --dist loadfile); fi
+# Left out is what reads the compiled code and needs no GPU, but a minute of nvcc.
+pytests "tests of operations" 120 tests.log tests/ops --ignore=tests/ops/triton_backend \
+  --ignore=tests/ops/test_cuda_sources.py "${parallel[@]}"
+pytests "tests of Triton" 120 tests.log tests/ops/triton_backend "${parallel[@]/loadfile/load}"
+# Of what is built from the operations, the files that have something for a GPU, and whole steps.
+mapfile -t on_gpu < <(grep -lE '\bcuda\b' tests/models/test_*.py tests/attack/test_*.py || true)
+pytests "tests of steps" 80 tests.log tests/training/test_{trainer,exact_step}.py "${on_gpu[@]}" "${parallel[@]}"
+
+for operation in degradation_forward dense_block degradation_block projected_step blur_pool noise degradations; do
+  bench "$operation" 40 "bench/test_$operation.py"
+done
+
+# sanitize TOOL: of the CUDA kernels, the fewest cases that have all of them.
+sanitize() {
+  local found
+  stage "compute-sanitizer $1" 45 sanitizer.log compute-sanitizer --tool "$1" "${@:2}" --error-exitcode 99 \
+    --target-processes all "$python" -m pytest -q -p no:cacheprovider -x tests/ops/test_cuda_operators.py \
+    -k "not cpu and (shape2 and dtype0 or projected_step or gaussian_field)"
+  found=$(grep -hE '(ERROR|RACECHECK) SUMMARY: [1-9]' "$out/sanitizer.log" | tail -n 1 || true)
+  [[ -z $found ]] || say "compute-sanitizer $1" "failed with $found"
+}
+if ((dry_run)); then
+  say "compute-sanitizer" "left out: it needs a GPU"
+elif ! command -v compute-sanitizer >/dev/null; then
+  say "compute-sanitizer" "left out: it was not found"
+else
+  # Without torch's own cache, every allocation's bounds are known to the tool.
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  sanitize memcheck --report-api-errors no
+  sanitize racecheck
+  unset PYTORCH_NO_CUDA_MEMORY_CACHING
+fi
+
+if ((${#results[@]})); then
   "$python" -m bench.report "$out/gpu.json" --output "$out" >>"$out/bench.log" 2>&1 ||
     say "report" "incomplete (its chart needs matplotlib): see bench.log"
   [[ ! -f $out/report.md ]] || grep -E '^(##|\|)' "$out/report.md" | grep -v -e '|--' -e '| variant' || true
 fi
-if [[ $gate != 0 || -n ${failed//$'\n'/} ]] || grep -qE ' (failed with status|not done|not run)' "$summary"; then
+"$python" -m bench.failures "$scratch"/*.xml --output "$out/failures.md" | tee -a "$summary" ||
+  say "failures" "not listed: failed with the error above"
+if grep -qE ' (failed with|not done|not run)' "$summary"; then
   finish 1
 fi
 finish 0

@@ -187,11 +187,13 @@ class Program:
         generator: G.
         first: the first step.
         step: any later one.
+        graph: what was decided of the attack's CUDA graph, once it is known.
     """
 
     generator: nn.Module
     first: Callable[[], FirstStep]
     step: Callable[[], object]
+    graph: Callable[[], str | None] = lambda: None
 
 
 def found_with(loss: float, generator: nn.Module, optimizer: torch.optim.Optimizer) -> FirstStep:
@@ -228,7 +230,7 @@ def own_program(case: Case, variant: Variant) -> Program:
         with backend():
             trainer.train_step(given)
 
-    return Program(trainer.generator, first, step)
+    return Program(trainer.generator, first, step, lambda: trainer.captured and trainer.captured.decision)
 
 
 def written_generator(case: Case) -> nn.Module:
@@ -375,7 +377,10 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
         "flops": updates * case.flops(variant.method.passes),
         "peak_memory": peak,
     }
-    benchmark.pedantic(program.step, setup=before_round, rounds=rounds, warmup_rounds=int(on_gpu))
+    # On a GPU an attack becomes a graph within its first four steps, of which two are done.
+    benchmark.pedantic(program.step, setup=before_round, rounds=rounds, warmup_rounds=3 * int(on_gpu))
+    if program.graph() is not None:
+        benchmark.extra_info["graph"] = program.graph()
     if on_gpu and benchmark.stats is not None:  # None under --benchmark-disable
         rate = matmul_rate(fast_type(case) if half else torch.float32, tf32)
         limit = benchmark.extra_info["flops"] / rate

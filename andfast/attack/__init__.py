@@ -16,7 +16,8 @@ Every method is an `Attack`, called with a degradation network, HR images and th
 ===================  ==========================================================================================
 
 `pgd` has the paper's search and its variants, `free` minibatch replay, `baselines` the rest; `base` has the calling
-convention, `budget` the limit in PSNR. Attacks with networks may put a `Lens` between HR images and networks.
+convention, `budget` the limit in PSNR, `captured` runs a search as a CUDA graph. Attacks with networks may put a `Lens`
+between HR images and networks.
 
 Each docstring gives the attack's cost; `python -m bench.attack_quality` measures how close the cheaper ones come to
 the exact one.

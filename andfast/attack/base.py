@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,18 @@ class SearchResult:
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the result."""
+        return [*self.losses, *([] if self.loss is None else [self.loss]), self.lr, self.variable]
+
+    def clone(self) -> SearchResult:
+        """A copy in memory of its own."""
+        result = SearchResult()
+        result.losses = [loss.clone() for loss in self.losses]
+        result.keep_last(self.lr.clone(), self.variable.clone())
+        result.loss = None if self.loss is None else self.loss.clone()
+        return result
+
     def keep_worst(self, loss: Tensor, lr: Tensor, variable: Tensor) -> None:
         """Add an iterate; it is returned for those networks whose loss is larger than before."""
         self.losses.append(loss)
@@ -92,6 +105,13 @@ class SearchResult:
         self.loss, self.lr, self.variable = loss, lr, variable
 
 
+Search = Callable[[SearchInputs, Objective], SearchResult]
+"""(inputs, objective) -> the variables with the largest objective that were found."""
+
+Runner = Callable[[Search, SearchInputs, Objective], SearchResult]
+"""(search, inputs, objective) -> the result of `search(inputs, objective)`."""
+
+
 class Attack(ABC):
     """A way to degrade HR images within a budget.
 
@@ -108,6 +128,7 @@ class Attack(ABC):
         objective: Objective,
         rng: torch.Generator | None = None,
         margin_db: float = 0.0,
+        runner: Runner | None = None,
     ) -> AttackResult:
         """Degrade `hr`.
 
@@ -117,12 +138,14 @@ class Attack(ABC):
             objective: the loss to maximise, one value an image.
             rng: for random choices, on hr's device; None for torch's own.
             margin_db: added to the budget, which makes the attack milder (the ramp of training).
+            runner: runs the search, such as a `CapturedSearch`; None: it is simply called.
 
         Raises:
             RuntimeError, TypeError, ValueError: the network has no parameters, or the images do not fit it.
         """
         inputs = self._prepare(network, hr, rng, margin_db)
-        result = self._search(inputs, objective)
+        search = self._search if runner is None else partial(runner, self._search)
+        result = search(inputs, objective)
         delta, theta, distance, by_group = self._deviation(network, result.variable)
         count = len(inputs.budget_db)
         return AttackResult(
@@ -146,7 +169,11 @@ class Attack(ABC):
         network_input = self.preprocess(hr, count, rng)
         clean = self.clean(network, network_input)
         budget_db = draw_budget(self.psnr_range, count, margin_db, hr.device, rng)
-        return SearchInputs(network, hr, network_input, clean, budget_db, rng)
+        return SearchInputs(network, hr, network_input, clean, budget_db, rng, self._draw(network, rng))
+
+    def _draw(self, network: DegradationNetwork, rng: torch.Generator | None) -> Tensor | None:
+        """The random deviations that the search needs, (N, P); None: it needs none."""
+        return None
 
     def preprocess(self, hr: Tensor, count: int, rng: torch.Generator | None) -> Tensor:
         """The input of `count` networks, (B, 3, H, W), for HR images `hr` of this shape in [0, 1].

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from andfast.attack.base import ImageAttack, NetworkAttack, SearchResult, bicubic_downsample, by_network
 from andfast.attack.budget import SearchInputs, check_range
-from andfast.attack.pgd import PGD, random_deviation
+from andfast.attack.pgd import PGD, random_direction, shrink_random
 from andfast.degradation.bsrgan import bsrgan
 from andfast.degradation.lens import Lens
+from andfast.degradation.network import DegradationNetwork
 from andfast.degradation.real_esrgan import real_esrgan
 from andfast.losses import Objective
 from andfast.ops import projected_step
@@ -44,9 +45,12 @@ class RandomDeviation(NetworkAttack):
             raise ValueError(f"epsilon is {self.epsilon}; it must be positive and finite")
         check_range(self.psnr_range)
 
+    def _draw(self, network: DegradationNetwork, rng: torch.Generator | None) -> Tensor:
+        return self.epsilon * random_direction(network, self.inv_scale(network), rng)
+
     def _search(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
         network, hr = inputs.network, inputs.hr
-        delta, lr = random_deviation(inputs, self.inv_scale(network), self.epsilon)
+        delta, lr = shrink_random(inputs, inputs.drawn, self.epsilon)
         result = SearchResult()
         with torch.no_grad():
             result.losses.append(by_network(objective(network(inputs.input), hr), network.num_networks))

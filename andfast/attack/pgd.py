@@ -18,7 +18,7 @@ from andfast.attack.budget import BUDGET_SLACK_DB, SearchInputs, check_range, ne
 from andfast.degradation.lens import Lens
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective
-from andfast.ops import projected_step
+from andfast.ops import projected_step, scaled_norm
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.utils.rng import draw_rows
 
@@ -117,16 +117,22 @@ class PGD(GradientAttack):
         origin = self._origin(inputs)
         if origin is None:
             return self._ascend(inputs, objective)
-        result = self._ascend(replace(inputs, network=OffsetNetwork(inputs.network, origin)), objective)
-        result.variable = origin + result.variable
+        delta, lr = origin
+        result = self._ascend(replace(inputs, network=OffsetNetwork(inputs.network, delta), start=lr), objective)
+        result.variable = delta + result.variable
         return result
 
-    def _origin(self, inputs: SearchInputs) -> Tensor | None:
-        """The deviations (N, P) that the search starts at; None: zero."""
+    def _draw(self, network: DegradationNetwork, rng: torch.Generator | None) -> Tensor | None:
         if not self.random_start:
             return None
+        return _START_RADIUS * random_direction(network, self.inv_scale(network), rng)
+
+    def _origin(self, inputs: SearchInputs) -> tuple[Tensor, Tensor | None] | None:
+        """The deviations (N, P) that the search starts at, and their LR images, if known; None: zero."""
+        if inputs.drawn is None:
+            return None
         share = replace(inputs, budget_db=inputs.budget_db - 10 * math.log10(self.random_start))
-        return random_deviation(share, self.inv_scale(inputs.network), _START_RADIUS)[0]
+        return shrink_random(share, inputs.drawn, _START_RADIUS)
 
     def _ascend(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
         """The search of Sec 3.3: maximise the objective over the deviations, from zero."""
@@ -195,7 +201,8 @@ class Ascent:
         norm, next_norm = (torch.linalg.vector_norm(rows, dim=1) for rows in (self.delta, delta))
         multiple = norm / next_norm * 10 ** ((psnr - self._inputs.budget_db - BUDGET_SLACK_DB / 2) / 20)
         # 0 or NaN at the identity, which has no ratio.
-        return torch.where(multiple.isfinite() & (multiple > 0), multiple, 1).clamp(max=1)
+        known = multiple.isfinite() & (multiple > 0)
+        return torch.where(known, multiple, _probe(scaled_norm(delta, self._inv_scale))).clamp(max=1)
 
     def _in_range(self, grad_lr: Tensor) -> Tensor:
         """`grad_lr` with each network's 1-norm set to a fixed value: half types would under- or overflow in F."""
@@ -242,14 +249,14 @@ def random_direction(network: DegradationNetwork, inv_scale: Tensor, rng: torch.
     return inv_scale * direction / direction.norm(dim=1, keepdim=True)
 
 
-def random_deviation(inputs: SearchInputs, inv_scale: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Draw deviations (N, P) in random directions, and their LR images.
+def shrink_random(inputs: SearchInputs, delta: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """`within_budget` for random deviations (N, P) of scaled norm `radius`."""
+    return within_budget(inputs, delta, _probe(torch.full_like(inputs.budget_db, radius)))
 
-    Their scaled norm is `radius`, or less where the budget is smaller.
-    """
-    wanted = radius * random_direction(inputs.network, inv_scale, inputs.rng)
-    first = torch.full_like(inputs.budget_db, _PROBE / radius if radius > _SATURATED else 1.0)
-    return within_budget(inputs, wanted, first)
+
+def _probe(norm: Tensor) -> Tensor:
+    """The multiples of deviations of a scaled norm that show how far the image moves: 1, if it is not saturated."""
+    return torch.where(norm > _SATURATED, _PROBE / norm, 1)
 
 
 @dataclass
@@ -339,8 +346,11 @@ class StyleShift(PGD):
     psnr_range: ClassVar[None] = None
     random_start: ClassVar[float] = 0.0
 
-    def _origin(self, inputs: SearchInputs) -> Tensor:
-        return xavier_deviation(inputs.network, inputs.rng)
+    def _draw(self, network: DegradationNetwork, rng: torch.Generator | None) -> Tensor:
+        return xavier_deviation(network, rng)
+
+    def _origin(self, inputs: SearchInputs) -> tuple[Tensor, Tensor | None] | None:
+        return None if inputs.drawn is None else (inputs.drawn, None)
 
 
 def xavier_deviation(network: DegradationNetwork, rng: torch.Generator | None = None) -> Tensor:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from andfast.attack import AttackResult, FreeAT, Simulated
+from andfast.attack import PGD, AttackResult, FreeAT, Simulated
 from andfast.attack.budget import network_psnr
+from andfast.attack.captured import CapturedSearch
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import generator_objective, l1_objective
 from andfast.models.compilation import CompileTimer, compile_regions, wants_compile
@@ -74,6 +77,9 @@ class Trainer:
         # False from a step's first update to its end, when a saved state could not be resumed.
         self.can_save = True
         self.attack = config.attack.build()
+        self.captured = None
+        if config.cuda_graphs == "auto" and self.device.type == "cuda" and isinstance(self.attack, PGD):
+            self.captured = CapturedSearch(self.attack.psnr_range is not None, self.caching_hr, self._print)
         self.bank = self.make_bank(config.networks)
         # G for its update (under autocast), and frozen for the attack.
         self.autocast = AutocastModule(self.generator, self.precision)
@@ -169,7 +175,7 @@ class Trainer:
             return self.attack.clean(self.bank, hr), None
         rng, margin_db = self._reset_bank(hr)
         with self._attack_timer():
-            result = self.attack(self.bank, hr, self.attack_objective, rng, margin_db)
+            result = self.attack(self.bank, hr, self.attack_objective, rng, margin_db, self.captured)
         return result.lr, result
 
     def _reset_bank(self, hr: Tensor) -> tuple[torch.Generator, float]:
@@ -264,6 +270,10 @@ class Trainer:
         """The device and the types of G, of G in the attack, and of F."""
         types = self.precision, self.attack_precision, self.bank.dtype
         return " ".join([self.device.type, *map(dtype_name, types)])
+
+    def _print(self, line: str) -> None:
+        if self.world.main:
+            tqdm.write(line, file=sys.stderr)
 
     def drop_gradients(self) -> None:
         """Free the gradients of an update that failed."""

@@ -4,14 +4,16 @@ import copy
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
+from host_graph import HostGraph
 from tiny_trainer import make, patches
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from andfast.attack.captured import TRIES, CapturedSearch, CudaGraph
 from andfast.losses import l1_objective
 from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.training.step_metrics import DivergedError, PendingStep, StepLogger, StepResult
@@ -51,6 +53,28 @@ def test_a_step_waits_for_the_device_only_to_check_budgets(generator: str, optio
     with waits:
         assert torch.ones(()).item() == 1
     assert waits.calls[-1] == ("_local_scalar_dense", False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"train__precision": "bfloat16", "train__micro_batch": 2}, {"loss__gan": 0.1}, {"attack__random_start": 0.5}],
+)
+def test_an_attack_in_a_graph_trains_alike_and_waits_for_nothing(options: dict[str, Any]) -> None:
+    on_gpu = torch.cuda.is_available()
+    plain, graphed = (make(cuda_graphs="off", **options) for _ in range(2))
+    assert plain.captured is None
+    plain.captured = lambda search, inputs, objective: search(replace(inputs, tries=TRIES), objective)
+    reports: list[str] = []
+    graphed.captured = CapturedSearch(True, graphed.caching_hr, reports.append, CudaGraph if on_gpu else HostGraph)
+    graphed.captured._seconds = lambda function, device: float("recorded" not in function.__code__.co_freevars)
+    for seed in range(6):
+        results = [trainer.train_step(patches(seed=seed)).read() for trainer in (plain, graphed)]
+        assert results[0] == results[1] if not on_gpu else results[0].loss == pytest.approx(results[1].loss, rel=0.01)
+    assert reports == ["the attack runs as a CUDA graph, in 0.00 of the time"]
+    assert on_gpu or all(map(torch.equal, plain.generator.parameters(), graphed.generator.parameters()))
+    with DeviceWaits() as waits:
+        graphed.train_step(patches())
+    assert not waits.calls
 
 
 @pytest.mark.parametrize("generator", ["compact", "rrdbnet"])
