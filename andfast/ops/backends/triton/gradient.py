@@ -8,7 +8,7 @@ bits, and the taps are rotated to moments.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from math import prod
 
 import torch
@@ -141,7 +141,7 @@ def _jobs(part: Segment, offset: int, terms: int, stride: int) -> list[tuple[int
     ]
 
 
-@lru_cache(maxsize=64)
+@cache  # without end: a CUDA graph may hold the memory of `jobs`
 def _plan(
     layout: ThetaLayout, networks: int, images: int, dtype: torch.dtype, device: torch.device, shared: int
 ) -> _Plan:
