@@ -6,6 +6,7 @@ from torch import Tensor
 from triton_reference import TYPES, check
 
 from andfast.ops.backends.triton import conv_weight_grad, gradient
+from andfast.ops.backends.triton.backend import TritonBackend
 from andfast.ops.backends.triton.gradient import Partials
 from andfast.ops.backends.triton.prepare import prepare
 from andfast.ops.theta_layout import ThetaLayout, moment_basis
@@ -55,7 +56,7 @@ def test_prepare(bank, dtype, backward, device):
 
 
 @pytest.mark.parametrize("bank", BANKS)
-@pytest.mark.parametrize("sizes", [None, (4, 8, 2, 4)], ids=["as is", "many programs"])
+@pytest.mark.parametrize("sizes", [None, (8, 64, 4, 16)], ids=["as is", "many programs"])
 def test_add_partials(bank, sizes, device, monkeypatch):
     """Of every part of the gradient, from sums that are given."""
     if sizes is not None:
@@ -93,7 +94,14 @@ def test_any_strides_of_theta(device):
     theta_id, delta = (rows(2, layout.size, seed, device) for seed in range(2))
     hr, seed = torch.rand(2, 3, 2, 2, device=device), torch.tensor([5], device=device).expand(2)
     across = theta_id.T.contiguous().T, delta.T.contiguous().T, seed
-    apart = theta_id.contiguous(), delta.contiguous(), seed.contiguous()
-    settings = (2, 2, 1, True, torch.float32, "triton", False)
-    found, expected = (torch.ops.andfast.degradation_forward(hr, *given, *settings)[0] for given in (across, apart))
-    assert torch.equal(found, expected)
+    found, expected = (
+        TritonBackend().bank(layout, hr, *given, torch.float32, None) for given in (across, (theta_id, delta, seed))
+    )
+    for layer in range(2):
+        assert torch.equal(found.weights(layer)[0], expected.weights(layer)[0])
+        assert torch.equal(found.epilogue(layer).slope_minus_one, expected.epilogue(layer).slope_minus_one)
+        noise = layout.noise[layer].view(delta).flatten(1)
+        for bank in (found, expected):
+            assert torch.equal(bank.epilogue(layer).noise, noise)
+            assert bank.epilogue(layer).noise.stride(1) == 1  # which is what the kernels take
+            assert bank.epilogue(layer).seed.is_contiguous()
