@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from andfast.ops import dispatch
-from andfast.ops.backends.base import Backend, Epilogue
-from andfast.ops.blur_pool import blur_pool_reference, pooling_taps
+from andfast.ops.backends.base import Bank
+from andfast.ops.blur_pool import blur_pool_reference
 from andfast.ops.degradation_block import check_tensor, concatenate, one_network_block, split_conv
 from andfast.ops.noise import gaussian_field
-from andfast.ops.theta_layout import ThetaLayout, moment_basis
+from andfast.ops.theta_layout import ThetaLayout
 
 
 def degradation_forward_reference(
@@ -111,58 +111,13 @@ def _layout(size: tuple[int, ...], scale: int, channels: int, blocks: int, gauss
     return ThetaLayout(size[1:], scale, channels, blocks, "gaussian" if gaussian else "map", size[0])
 
 
-class _Bank:
-    """The parameters of some rows of theta in a backend's layout."""
-
-    def __init__(
-        self,
-        kernels: Backend,
-        layout: ThetaLayout,
-        theta_id: Tensor,
-        delta: Tensor,
-        noise_seed: Tensor,
-        dtype: torch.dtype,
-    ) -> None:
-        self.kernels, self.layout, self.theta_id, self.delta, self.dtype = kernels, layout, theta_id, delta, dtype
-        self.seed = noise_seed if layout.noise_kind == "gaussian" else None
-
-    def weights(self, layer: int, backward: bool = False) -> tuple[Tensor, ...]:
-        segment = self.layout.conv[layer]
-        taps = self.kernels.rotate_taps(self.delta[:, segment.start : segment.stop], _basis(self.delta.device))
-        centre = segment.view(self.theta_id)[..., 4]
-        return self.kernels.pack_weights(centre, taps.unflatten(1, segment.shape), self.dtype, backward)
-
-    def epilogue(self, layer: int) -> Epilogue:
-        column = self.layout.slope[layer].start
-        slope_minus_one = self.theta_id[:, column] - 1 + self.delta[:, column]
-        noise = self.layout.noise[layer].view(self.delta)
-        noise = noise[:, 0] if self.seed is None else noise[..., 0, 0]
-        return Epilogue(slope_minus_one, noise.contiguous(), self.seed, layer)
-
-
-@lru_cache
-def _basis(device: torch.device) -> Tensor:
-    return moment_basis(device).float()
-
-
-@lru_cache
-def _pooling_matrix(size: int, scale: int, device: torch.device) -> Tensor:
-    """The pooling of a line of `size` pixels as a matrix (size / scale, size), reflection included."""
-    matrix = torch.zeros(size // scale, size, dtype=torch.float64)
-    for row in range(size // scale):
-        for i, tap in enumerate(pooling_taps(scale)):
-            column = abs(scale * row + i - 1)
-            matrix[row, min(column, 2 * size - 2 - column)] += tap
-    return matrix.float().to(device)
-
-
-def _run_forward(bank: _Bank, hr: Tensor, save_for_backward: bool) -> tuple[Tensor, list[Tensor]]:
-    """LR (B, h, w, 3), and what the backward pass needs besides `hr`: blocks' outputs, sign masks, pooled negatives.
+def _run_forward(bank: Bank, save_for_backward: bool) -> tuple[Tensor, list[Tensor]]:
+    """LR (B, h, w, 3), and what the backward pass needs besides HR: blocks' outputs, sign masks, pooled negatives.
 
     Without `save_for_backward` the list is empty, and every activation lives only until the next one.
     """
     kernels, layout = bank.kernels, bank.layout
-    x = kernels.to_nhwc(hr, bank.dtype)
+    x = bank.image()
     outputs, masks, negatives = [], [], []
     for layer in range(2 * layout.blocks):
         parameters = bank.weights(layer), bank.epilogue(layer)
@@ -176,71 +131,45 @@ def _run_forward(bank: _Bank, hr: Tensor, save_for_backward: bool) -> tuple[Tens
     return kernels.conv(x, bank.weights(2 * layout.blocks)), [*outputs, *masks, *negatives]
 
 
-def _run_backward(
-    bank: _Bank, grad_lr: Tensor, hr: Tensor, saved: list[Tensor], grad: Tensor, needs_hr: bool
-) -> Tensor | None:
-    """Fill the rows `grad` (N, P); return the gradient of the HR images, (B, H, W, 3), if it is needed.
+def _run_backward(bank: Bank, grad_lr: Tensor, saved: list[Tensor], needs_hr: bool) -> Tensor | None:
+    """Fill the bank's rows of the gradient; return that of the HR images, (B, H, W, 3), if it is needed.
 
     Args:
         grad_lr: (B, h, w, 3) in the compute type.
-        hr, saved: the input of `_run_forward`, and the tensors it saved.
+        saved: the tensors that `_run_forward` saved.
     """
-    kernels, layout, count = bank.kernels, bank.layout, len(grad)
-    blocks = layout.blocks
+    blocks = bank.layout.blocks
     outputs, masks, negative = saved[: 2 * blocks], saved[2 * blocks : -1], saved[-1]
-    to_moments = _basis(grad.device).T.contiguous()
-    dz = [grad_lr]  # a list, from which it is popped: the kernels then free it as soon as it is no longer needed
+    dz = [grad_lr]
     del grad_lr
-    for layer in range(2 * blocks, -1, -1):
+    for layer in range(2 * blocks, 0, -1):
         block = layer - 1  # the one that made this convolution's input
-        x = outputs[block] if layer else kernels.to_nhwc(hr, bank.dtype)
-        taps = kernels.conv_weight_grad(x, dz[0], count)
-        columns = slice(layout.conv[layer].start, layout.conv[layer].stop)
-        grad[:, columns] = kernels.rotate_taps(taps.flatten(1), to_moments)
-        del taps
-        if layer == 0:
-            break
-        weights, epilogue = bank.weights(layer, backward=True), bank.epilogue(block)
+        bank.conv_weight_grad(layer, outputs[block], dz[0])
         if layer == blocks:
-            dpooled = kernels.conv_input_grad(dz.pop(), weights)
-            dslope = (dpooled.float() * negative).unflatten(0, (count, -1)).sum(dim=(1, 2, 3, 4))
-            dnoise = _pooled_noise_grad(kernels, dpooled, epilogue, layout)
-            dz.append(kernels.block_pool_grad(dpooled, masks[block], epilogue.slope_minus_one, layout.scale))
+            dz.append(bank.block_pool_grad(layer, dz, negative, masks[block]))
         else:
-            below, dslope, dnoise = kernels.block_input_grad(dz.pop(), weights, x, masks[block], epilogue)
-            dz.append(below)
-            del below
-        grad[:, layout.slope[block].start] = dslope
-        grad[:, layout.noise[block].start : layout.noise[block].stop] = dnoise.flatten(1)
-    return kernels.conv_input_grad(dz.pop(), bank.weights(0, backward=True)) if needs_hr else None
-
-
-def _pooled_noise_grad(kernels: Backend, dpooled: Tensor, epilogue: Epilogue, layout: ThetaLayout) -> Tensor:
-    """The gradient of the noise before the pooling: pooling is linear, and noise far smaller than activations."""
-    rows, columns = (_pooling_matrix(size, layout.scale, dpooled.device) for size in layout.image_size)
-    by_network = dpooled.unflatten(0, (len(epilogue.noise), -1))
-    if epilogue.seed is None:
-        summed = by_network.sum(dim=(1, 4), dtype=torch.float32)
-        return rows.T @ summed @ columns
-    fields = kernels.gaussian_field(epilogue.seed, epilogue.layer, by_network.shape[1], layout.image_size)
-    fields = fields.unflatten(0, by_network.shape[:2])
-    return torch.einsum("nbhw,nbhwc->nc", rows @ fields @ columns.T, by_network.float())
+            dz.append(bank.block_input_grad(layer, dz, outputs[block], masks[block]))
+    bank.conv_weight_grad(0, bank.image(), dz[0])
+    bank.finish()
+    return bank.kernels.conv_input_grad(dz.pop(), bank.weights(0)) if needs_hr else None
 
 
 def _banks(
-    hr_size: torch.Size,
+    hr: Tensor,
     theta_id: Tensor,
     delta: Tensor,
     noise_seed: Tensor,
     sizes: tuple[int, int, int, bool],
     dtype: torch.dtype,
     implementation: str,
-) -> list[_Bank]:
-    """The rows of theta in the pieces that the kernels compute at once."""
-    kernels, layout = dispatch.load(implementation), _layout(tuple(hr_size[1:]), *sizes)
+    grad: Tensor | None = None,
+) -> list[Bank]:
+    """The rows of theta, with their images and the rows of their gradient, in pieces that kernels compute at once."""
+    kernels, layout = dispatch.load(implementation), _layout(tuple(hr.shape[1:]), *sizes)
     pieces = len(theta_id) if kernels.loops_over_bank else 1
-    rows = zip(theta_id.detach().chunk(pieces), delta.detach().chunk(pieces), noise_seed.chunk(pieces), strict=True)
-    return [_Bank(kernels, layout, *row, dtype) for row in rows]
+    rows = zip(*(tensor.detach().chunk(pieces) for tensor in (hr, theta_id, delta, noise_seed)), strict=True)
+    grads = [None] * pieces if grad is None else grad.chunk(pieces)
+    return [kernels.bank(layout, *row, dtype, part) for row, part in zip(rows, grads, strict=True)]
 
 
 @torch.library.custom_op("andfast::degradation_forward", mutates_args=())
@@ -258,9 +187,8 @@ def _forward(
     save_for_backward: bool,
 ) -> list[Tensor]:
     """The LR images, and with `save_for_backward` what the backward pass needs."""
-    banks = _banks(hr.shape, theta_id, delta, noise_seed, (scale, channels, blocks, gaussian), dtype, implementation)
-    pieces = zip(banks, hr.chunk(len(banks)), strict=True)
-    done = [_run_forward(bank, images, save_for_backward) for bank, images in pieces]
+    banks = _banks(hr, theta_id, delta, noise_seed, (scale, channels, blocks, gaussian), dtype, implementation)
+    done = [_run_forward(bank, save_for_backward) for bank in banks]
     lr = concatenate([lr for lr, _ in done])
     return [lr.permute(0, 3, 1, 2), *(tensor for _, saved in done for tensor in saved)]
 
@@ -318,15 +246,15 @@ def _backward(
     needs_hr: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of delta (N, P) and of the HR images in the compute type (empty if not needed)."""
-    banks = _banks(hr.shape, theta_id, delta, noise_seed, (scale, channels, blocks, gaussian), dtype, implementation)
-    pieces, each = len(banks), len(saved) // len(banks)
+    grad = torch.empty_like(delta, memory_format=torch.contiguous_format)
+    sizes = (scale, channels, blocks, gaussian)
+    banks = _banks(hr, theta_id, delta, noise_seed, sizes, dtype, implementation, grad)
+    each = len(saved) // len(banks)
     # Layouts of any kind arrive here alone: the gradient of a sum, for one, has strides of 0.
     grad_lr = grad_lr.permute(0, 2, 3, 1).to(dtype).contiguous()
-    grad = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    parts = zip(banks, grad_lr.chunk(pieces), hr.chunk(pieces), grad.chunk(pieces), strict=True)
     hr_grads = [
-        _run_backward(bank, part, images, saved[i * each : (i + 1) * each], rows, needs_hr)
-        for i, (bank, part, images, rows) in enumerate(parts)
+        _run_backward(bank, part, saved[i * each : (i + 1) * each], needs_hr)
+        for i, (bank, part) in enumerate(zip(banks, grad_lr.chunk(len(banks)), strict=True))
     ]
     hr_grad = concatenate(hr_grads).permute(0, 3, 1, 2) if needs_hr else grad.new_empty(0, dtype=dtype)
     return grad, hr_grad

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from andfast.ops import dispatch, use_backend
 from andfast.ops.backends.epilogues import pack_sign_mask, unpack_sign_mask
+from andfast.ops.backends.library import LibraryBackend
 from andfast.ops.dense_block import dense_block, dense_block_reference
 
 pytestmark = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
@@ -94,6 +95,22 @@ def test_weight_gradients_lie_as_the_weights_do():
     values[:5] = [w.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for w in values[:5]]
     fused(draw(1, 16, 4, 5), *values).sum().backward()
     assert all(value.grad.stride() == value.stride() for value in values)
+
+
+@shapes
+def test_weight_gradients_in_one_product(shape):
+    images, size, features, growth = shape
+    x, dy, values = draw(images, features, *size), draw(images, features, *size), parameters(features, growth)
+    values[::2] = [v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for v in values[::2]]
+    kernels, exact = LibraryBackend(), passes(plain, [x, *values], dy, torch.float64)
+    own = passes(plain, [x, *values], dy, torch.float32)
+    x, dy = (tensor.permute(0, 2, 3, 1).contiguous() for tensor in (x, dy))
+    _, intermediates, sign_mask = kernels.dense_block(x, values[:5], values[5:], True)
+    _, dintermediates = kernels.dense_block_input_grad(dy, values[:5], sign_mask)
+    found = kernels.dense_block_weight_grad(x, intermediates, dy, dintermediates, values[:5])
+    for grad, weight, wanted, plainly in zip(found, values[:5], exact[2:7], own[2:7], strict=True):
+        assert grad.stride() == weight.stride()
+        assert distance(grad, wanted) <= 2 * distance(plainly, wanted) + 1e-6
 
 
 def test_no_images():

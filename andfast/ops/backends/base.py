@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from andfast.ops.theta_layout import ThetaLayout
+
 #: ESRGAN's dense block (Wang et al., 2018): the slope of its LeakyReLUs, and the factor of what it adds to its input.
 SLOPE, GAIN = 0.2, 0.2
 
@@ -26,8 +28,9 @@ class Epilogue(NamedTuple):
 
     Attributes:
         slope_minus_one: (N,) float32, each LeakyReLU's negative slope minus one.
-        noise: float32, contiguous. Without a seed (N, H, W): a map, the same in all channels and in all images of a
-            network. With a seed (N, C): a strength for each channel, times the field of `gaussian_field`.
+        noise: float32, contiguous (for Triton each network's alone). Without a seed (N, H, W): a map, the same in all
+            channels and in all images of a network. With a seed (N, C): a strength for each channel, times the field
+            of `gaussian_field`.
         seed: (N,) int64, or None.
         layer: the number of the noise injection: the field depends on it.
     """
@@ -36,6 +39,47 @@ class Epilogue(NamedTuple):
     noise: Tensor
     seed: Tensor | None = None
     layer: int = 0
+
+
+class Bank(ABC):
+    """The parameters of N networks F for one forward or backward pass, and backward the rows of their gradient.
+
+    In the methods `dz` is a list of one, out of which it is taken: kernels then free it when they no longer need it.
+
+    Attributes:
+        kernels, layout: the backend and the columns of theta that it is for.
+    """
+
+    kernels: Backend
+    layout: ThetaLayout
+
+    @abstractmethod
+    def image(self) -> Tensor:
+        """The images as the first convolution reads them: `Backend.to_nhwc`."""
+
+    @abstractmethod
+    def weights(self, layer: int) -> tuple[Tensor, ...]:
+        """A convolution's weights for this pass: `Backend.pack_weights`."""
+
+    @abstractmethod
+    def epilogue(self, layer: int) -> Epilogue:
+        """What follows a block's convolution."""
+
+    @abstractmethod
+    def conv_weight_grad(self, layer: int, x: Tensor, dz: Tensor) -> None:
+        """The gradient of a convolution's weights from its input and its result's gradient, here not in a list."""
+
+    @abstractmethod
+    def block_input_grad(self, layer: int, dz: list[Tensor], y: Tensor, sign_mask: Tensor) -> Tensor:
+        """dz of block `layer` - 1, which made y, from that of the convolution `layer`, which read it."""
+
+    @abstractmethod
+    def block_pool_grad(self, layer: int, dz: list[Tensor], negative: Tensor, sign_mask: Tensor) -> Tensor:
+        """`block_input_grad` where that block is the one before the pooling; `negative`: its pooled min(z, 0)."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Complete the gradient, after all of its parts."""
 
 
 class Backend(ABC):
@@ -57,6 +101,27 @@ class Backend(ABC):
     border: int
 
     # Degradation networks
+
+    @abstractmethod
+    def bank(
+        self,
+        layout: ThetaLayout,
+        hr: Tensor,
+        theta_id: Tensor,
+        delta: Tensor,
+        noise_seed: Tensor,
+        dtype: torch.dtype,
+        grad: Tensor | None,
+    ) -> Bank:
+        """N networks for one pass.
+
+        Args:
+            layout: the columns of theta.
+            hr: (B, C, H, W), the images.
+            theta_id, delta, noise_seed: (N, P) and (N,), as `degradation_forward` takes them.
+            dtype: the compute type.
+            grad: contiguous (N, P) float32, to be filled by a backward pass; None for a forward pass.
+        """
 
     @abstractmethod
     def to_nhwc(self, image: Tensor, dtype: torch.dtype) -> Tensor:

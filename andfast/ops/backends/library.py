@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from andfast.ops.backends import epilogues
-from andfast.ops.backends.base import GAIN, SLOPE, Backend, Epilogue, merge_taps
+from andfast.ops.backends.bank import LayerBank
+from andfast.ops.backends.base import GAIN, SLOPE, Backend, Bank, Epilogue, merge_taps
 from andfast.ops.backends.epilogues import fold_border, pack_sign_mask, unpack_sign_mask
 
 _ops = torch.ops.andfast
@@ -68,6 +69,9 @@ class LibraryBackend(Backend):
     loops_over_bank = True
     border = 1
     epilogues: Any = epilogues
+
+    def bank(self, *arguments: Any) -> Bank:
+        return LayerBank(self, *arguments)
 
     def to_nhwc(self, image: Tensor, dtype: torch.dtype) -> Tensor:
         image = image.to(dtype, memory_format=torch.channels_last)
@@ -187,13 +191,15 @@ class LibraryBackend(Backend):
     def dense_block_weight_grad(
         self, x: Tensor, intermediates: Tensor, dy: Tensor, dintermediates: Tensor, weights: list[Tensor]
     ) -> list[Tensor]:
+        # One product of all that is read with all gradients, of which the weights' are parts. Over a quarter of it is
+        # not needed; but five products would each read, and concatenate anew, what the one before read, and a GPU's
+        # tiles of 64 outputs or more would be half empty at the usual growth of 32.
         growth = weights[0].shape[0]
-        dzs = [*reversed(dintermediates.split(growth, 3)), dy * GAIN]
-        read = [torch.cat([x, intermediates[..., : part * growth]], 3) for part in range(5)]
-        return [
-            self.conv_act_weight_grad(images, dz.contiguous(), weight)
-            for images, dz, weight in zip(read, dzs, weights, strict=True)
-        ]
+        read = torch.cat([x, intermediates], 3)
+        dz = torch.cat([*reversed(dintermediates.split(growth, 3)), dy * GAIN], 3)
+        grad = _weight_grad(read, dz, dz.new_empty(dz.shape[3], read.shape[3], 3, 3), 1)
+        rows = grad.split([len(weight) for weight in weights])
+        return [torch.empty_like(w).copy_(part[:, : w.shape[1]]) for w, part in zip(weights, rows, strict=True)]
 
 
 class CudnnBackend(LibraryBackend):
@@ -204,6 +210,8 @@ class CudnnBackend(LibraryBackend):
 
 class OneDnnBackend(LibraryBackend):
     """Convolutions by oneDNN, our C++ kernels between them: on the CPU, in bfloat16.
+
+    A dense block's weight gradients one by one: on a CPU products, not launches, take the time.
 
     `WinogradBackend` replaces the convolutions in float32.
     """
@@ -221,3 +229,14 @@ class OneDnnBackend(LibraryBackend):
 
     def flip_transpose(self, weights: list[Tensor], first: int, count: int, gain: float) -> Tensor:
         return _ops.flip_transpose(weights, first, count, gain).permute(0, 3, 1, 2)
+
+    def dense_block_weight_grad(
+        self, x: Tensor, intermediates: Tensor, dy: Tensor, dintermediates: Tensor, weights: list[Tensor]
+    ) -> list[Tensor]:
+        growth = weights[0].shape[0]
+        dzs = [*reversed(dintermediates.split(growth, 3)), dy * GAIN]
+        read = [torch.cat([x, intermediates[..., : part * growth]], 3) for part in range(5)]
+        return [
+            self.conv_act_weight_grad(images, dz.contiguous(), weight)
+            for images, dz, weight in zip(read, dzs, weights, strict=True)
+        ]

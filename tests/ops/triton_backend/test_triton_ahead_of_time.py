@@ -11,7 +11,7 @@ import pytest
 # Type, H, W, in, out, noise, scale, operations: each kernel in a half type at the network's own widths, with the noise
 # that takes most registers; the same kernels for other operations, in small; and sizes of one, which become constants.
 LAUNCHES = [
-    "float16 256 256 64 64 gaussian 4 block block_input_grad block_grad gaussian_field",
+    "float16 256 256 64 64 gaussian 4 block block_input_grad block_grad gaussian_field prepare add_partials",
     "bfloat16 64 64 64 64 map 4 weight_grad blur_pool block_pool_grad dense_block_input_grad",
     "bfloat16 64 64 64 64 map 4 conv_act leaky_relu_backward",
     "bfloat16 64 64 16 16 map 4 block_pool dense_block",
@@ -24,6 +24,8 @@ WITHOUT_MATRIX_PRODUCTS = {
     "field_kernel",
     "block_grad_kernel",
     "leaky_grad_kernel",
+    "prepare_kernel",
+    "add_partials_kernel",
 }
 # Reads the next row into registers during the products: copies to shared memory would leave room for one program only.
 WITHOUT_ASYNCHRONOUS_COPIES = {"conv_rows_kernel"}

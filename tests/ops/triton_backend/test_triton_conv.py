@@ -6,7 +6,10 @@ from triton_reference import TYPES, Case, check, make, nchw, nhwc, noise_field, 
 
 from andfast.ops.backends.triton import conv
 from andfast.ops.backends.triton.backend import TritonBackend
+from andfast.ops.backends.triton.block_grad import new_partials
 from andfast.ops.backends.triton.common import INTERPRET
+from andfast.ops.backends.triton.configs import config
+from andfast.ops.backends.triton.conv_input_grad import pooled_input_grad
 
 kernels = TritonBackend()
 
@@ -148,6 +151,33 @@ def check_back_through_block(case: Case) -> None:
 def test_input_grad_block(block, dtype, device):
     shape, kind = block
     check_back_through_block(make(*shape, dtype, device, kind))
+
+
+@blocks
+def test_input_grad_of_a_pooled_block(block, dtype, device):
+    shape, kind = block
+    case = make(*shape, dtype, device)
+    negative = case.x.clamp(max=0)
+    field = torch.randn(case.x.shape[:3], generator=torch.Generator().manual_seed(1)).to(device)
+    packed, tile = weights(case, True)[0], config("input_grad", case.x, shape[3][1], shape[3][0]).tile
+    dslope, dnoise = new_partials(case.x, tile, gaussian_noise=True)
+
+    def gradient(precision):
+        x = nchw(case.x).to(precision).requires_grad_()
+        case.convolve_merged(x, precision).backward(nchw(case.dz).to(precision))
+        of_field = (x.grad * field[:, None].to(precision)).sum(dim=(2, 3))
+        return x.grad, (x.grad * nchw(negative).to(precision)).sum(dim=(1, 2, 3)), of_field
+
+    fields = field if kind == "gaussian" else None
+    dpooled = pooled_input_grad(case.dz, packed, negative, fields, dslope, dnoise)
+    exact, own = gradient(torch.float64), gradient(dtype)
+    check(nchw(dpooled), exact[0], own[0])
+    scale = exact[0].abs().max()
+    torch.testing.assert_close(dslope.sum(dim=(1, 2)).double() / scale, exact[1] / scale, atol=1e-4, rtol=1e-5)
+    if kind == "gaussian":
+        torch.testing.assert_close(dnoise.sum(1).double() / scale, exact[2] / scale, atol=1e-4, rtol=1e-5)
+    else:
+        assert dnoise.isnan().all()  # the noise map's gradient is the pooling's
 
 
 @pytest.mark.parametrize("slope_minus_one", [-1.0, -1.0005, -0.9995, -1 - 1 / 1024])

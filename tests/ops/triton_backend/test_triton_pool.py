@@ -94,12 +94,15 @@ def test_pool_grad(shape, dtype, device):
     def gradient(precision):
         x = torch.zeros(3, channels, *full, dtype=precision, device=device, requires_grad=True)
         pooled(x, scale).backward(nchw(grad).to(precision))
-        return x.grad * torch.where(negative, 1 + slope_minus_one.to(precision)[:, None, None, None], 1)
+        return x.grad, x.grad * torch.where(negative, 1 + slope_minus_one.to(precision)[:, None, None, None], 1)
 
+    (dy, exact), own = gradient(torch.float64), gradient(dtype)[1]
     arguments = (grad, pack(negative), slope_minus_one, scale)
     actual = kernels.block_pool_grad(*arguments)
-    check(nchw(actual), gradient(torch.float64), gradient(dtype))
-    assert torch.equal(actual, kernels.block_pool_grad(*arguments))
+    check(nchw(actual), exact, own)
+    dnoise = torch.empty(3, -(-channels // 64), *full, device=device)
+    assert torch.equal(actual, triton_pool.block_pool_grad(*arguments, dnoise))
+    check(dnoise.sum(1), dy.sum(1), gradient(torch.float32)[0].sum(1))
 
 
 def test_a_size_that_is_no_multiple_of_the_scale_is_refused(device):

@@ -20,8 +20,11 @@ from triton.runtime.jit import JITFunction
 
 from andfast.ops.backends.base import Epilogue
 from andfast.ops.backends.triton.backend import TritonBackend
+from andfast.ops.backends.triton.gradient import Partials
 from andfast.ops.backends.triton.pool import blur_pool, blur_pool_grad
+from andfast.ops.backends.triton.prepare import prepare
 from andfast.ops.backends.triton.projected_step import projected_step
+from andfast.ops.theta_layout import ThetaLayout
 from bench.triton_resources import Launch, as_launched
 
 _recorded: dict[str, Launch] = {}  # by the kernel's name
@@ -67,6 +70,8 @@ def _launch(
     weights = new(networks, out, into), new(networks, out, into, 9)
     forward, backward = kernels.pack_weights(*weights, dtype, False), kernels.pack_weights(*weights, dtype, True)
     slope_minus_one, sign_mask = new(networks), new(batch, height, width, -(-into // 8), dtype=torch.uint8)
+    layout = ThetaLayout(size, scale, into, 5, "map" if kind == "map" else "gaussian")
+    theta = new(networks, layout.size)
     pooled = new(batch, height // scale, width // scale, into, dtype=dtype)
     growth = out // 2
     dense = [new(growth if k < 4 else into, into + k * growth, 3, 3, dtype=dtype) for k in range(5)]
@@ -88,6 +93,8 @@ def _launch(
         "blur_pool": lambda: blur_pool(x, scale),
         "blur_pool_grad": lambda: blur_pool_grad(pooled, scale),
         "gaussian_field": lambda: kernels.gaussian_field(new(networks, dtype=torch.int64), 1, 3, size),
+        "prepare": lambda: prepare(layout, new(batch, 3, height, width), theta, theta, dtype, True),
+        "add_partials": lambda: Partials(layout, networks, batch // networks, dtype, theta.device).add(theta),
         "projected_step": lambda: projected_step(new(4, 40_000), new(4, 40_000), new(40_000), 0.3, 0.5),
     }[operation]()
 

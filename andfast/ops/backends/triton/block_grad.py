@@ -24,8 +24,8 @@ from andfast.ops.backends.triton.noise import gaussian
 
 @triton.jit
 def through_epilogue(
-    dy, y_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, dslope_ptr, dnoise_ptr, layer, images,
-    height, width, pixel, inside, channel,
+    dy, y_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, dslope_ptr, dnoise_ptr, noise_row, layer,
+    images, height, width, pixel, inside, channel,
     C: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr, GAUSSIAN: tl.constexpr,
 ):  # fmt: skip
     """The gradient of z from that of a block's y; partial sums of those of its slope and noise are stored.
@@ -37,6 +37,7 @@ def through_epilogue(
         y_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, layer: of the whole batch, as in `Backend`.
         dslope_ptr: (B, blocks of channels, patches) float32.
         dnoise_ptr: (B, blocks of channels, H, W) or, if GAUSSIAN, (B, patches, C) float32.
+        noise_row: from one network's noise to the next one's.
         images: a network.
         pixel: (PIXELS,) their numbers in the image; those not `inside` are not touched.
         channel: (BLOCK,) their numbers; those from C on are not touched.
@@ -45,13 +46,14 @@ def through_epilogue(
     network = image // images
     patches, blocks = tl.num_programs(0), tl.num_programs(1)
     mask = inside[:, None] & (channel < C)[None, :]
+    noise_ptr += network.to(tl.int64) * noise_row
     if GAUSSIAN:
         field = gaussian(tl.load(seed_ptr + network), layer, image % images, pixel)[:, None]
-        added = field * tl.load(noise_ptr + network * C + channel, mask=channel < C, other=0.0)[None, :]
+        added = field * tl.load(noise_ptr + channel, mask=channel < C, other=0.0)[None, :]
         dnoise_ptr += (image.to(tl.int64) * patches + tl.program_id(0)) * C
         tl.store(dnoise_ptr + channel, tl.sum(dy * field, axis=0), mask=channel < C)
     else:
-        added = tl.load(noise_ptr + network.to(tl.int64) * height * width + pixel, mask=inside, other=0.0)[:, None]
+        added = tl.load(noise_ptr + pixel, mask=inside, other=0.0)[:, None]
         dnoise_ptr += (image.to(tl.int64) * blocks + tl.program_id(1)) * height * width
         tl.store(dnoise_ptr + pixel, tl.sum(dy, axis=1), mask=inside)
     offset = image.to(tl.int64) * height * width
@@ -65,6 +67,31 @@ def through_epilogue(
     return tl.where(negative, dy * (1.0 + slope_minus_one), dy)
 
 
+@triton.jit
+def through_pooled_epilogue(
+    dpooled, negative_ptr, field_ptr, dslope_ptr, dnoise_ptr, height, width, pixel, inside, channel,
+    C: tl.constexpr, GAUSSIAN: tl.constexpr,
+):  # fmt: skip
+    """What `through_epilogue` stores, of a block with the pooling after it: here are the pooled pixels.
+
+    Args:
+        dpooled: as dy there, the gradient of the pooled y.
+        negative_ptr: (B, H, W, C): the pooled min(z, 0).
+        field_ptr: (B, H, W) float32: the pooled Gaussian field. Noise maps, and then dnoise_ptr, are the pooling's.
+    """
+    image = tl.program_id(2)
+    patches, blocks = tl.num_programs(0), tl.num_programs(1)
+    offset = image.to(tl.int64) * height * width
+    if GAUSSIAN:
+        field = tl.load(field_ptr + offset + pixel, mask=inside, other=0.0)[:, None]
+        dnoise_ptr += (image.to(tl.int64) * patches + tl.program_id(0)) * C
+        tl.store(dnoise_ptr + channel, tl.sum(dpooled * field, axis=0), mask=channel < C)
+    mask = inside[:, None] & (channel < C)[None, :]
+    negative = tl.load(negative_ptr + offset * C + pixel[:, None] * C + channel[None, :], mask=mask, other=0.0)
+    dslope_ptr += (image.to(tl.int64) * blocks + tl.program_id(1)) * patches + tl.program_id(0)
+    tl.store(dslope_ptr, tl.sum(tl.sum(dpooled * negative.to(tl.float32), axis=1), axis=0))
+
+
 @triton.jit(do_not_specialize=["layer"])
 def block_grad_kernel(
     dy_ptr,  # (B, H, W, C)
@@ -76,6 +103,7 @@ def block_grad_kernel(
     seed_ptr,  # (N,) int64
     dslope_ptr,  # partial sums; see `through_epilogue`
     dnoise_ptr,
+    noise_row,  # from one network's noise to the next one's
     layer,
     images,  # a network
     height,
@@ -95,20 +123,29 @@ def block_grad_kernel(
     place = tl.program_id(2).to(tl.int64) * height * width * C + pixel[:, None] * C + channel[None, :]
     dy = tl.load(dy_ptr + place, mask=mask, other=0.0).to(tl.float32)
     dz = through_epilogue(
-        dy, y_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, dslope_ptr, dnoise_ptr, layer, images,
-        height, width, pixel, inside, channel, C, TILE_H * TILE_W, BLOCK, GAUSSIAN,
+        dy, y_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, dslope_ptr, dnoise_ptr, noise_row, layer,
+        images, height, width, pixel, inside, channel, C, TILE_H * TILE_W, BLOCK, GAUSSIAN,
     )  # fmt: skip
     tl.store(dz_ptr + place, rounded(dz, dz_ptr.dtype.element_ty), mask=mask)
 
 
-def new_partials(dz: Tensor, blocks: int, patches: int, gaussian_noise: bool) -> tuple[Tensor, Tensor]:
-    """Memory for the partial sums of dslope and dnoise that `through_epilogue` stores; `dz` is (B, H, W, C)."""
-    batch, height, width, channels = dz.shape
-    shape = (patches, channels) if gaussian_noise else (blocks, height, width)
-    return (
-        dz.new_empty(batch, blocks, patches, dtype=torch.float32),
-        dz.new_empty(batch, *shape, dtype=torch.float32),
-    )
+def partial_shapes(
+    shape: tuple[int, ...], tile: tuple[int, int], gaussian_noise: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of the partial sums of dslope and dnoise that `through_epilogue` stores.
+
+    `shape`: (B, H, W, C) of dz; `tile`: the kernel's.
+    """
+    batch, height, width, channels = shape
+    patches = triton.cdiv(height, tile[0]) * triton.cdiv(width, tile[1])
+    blocks = triton.cdiv(channels, block_of(channels))
+    return (batch, blocks, patches), (batch, patches, channels) if gaussian_noise else (batch, blocks, height, width)
+
+
+def new_partials(dz: Tensor, tile: tuple[int, int], gaussian_noise: bool) -> tuple[Tensor, ...]:
+    """Memory for them."""
+    shapes = partial_shapes(tuple(dz.shape), tile, gaussian_noise)
+    return tuple(dz.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 
 def sum_partials(dslope: Tensor, dnoise: Tensor, networks: int) -> tuple[Tensor, Tensor]:
@@ -136,7 +173,7 @@ def block_grad(dy: Tensor, y: Tensor, sign_mask: Tensor, epilogue: Epilogue) -> 
     blocks = triton.cdiv(channels, block)
     slope_minus_one, noise, seed, layer = epilogue
     dz = dy.new_empty(dy.shape)
-    dslope, dnoise = new_partials(dy, blocks, patches, seed is not None)
+    dslope, dnoise = new_partials(dy, launch.tile, seed is not None)
     with on_device(dy):
         block_grad_kernel[patches, blocks, batch](
             dy,
@@ -148,6 +185,7 @@ def block_grad(dy: Tensor, y: Tensor, sign_mask: Tensor, epilogue: Epilogue) -> 
             seed,
             dslope,
             dnoise,
+            noise.stride(0),
             layer,
             images_per_network(batch, len(slope_minus_one)),
             height,

@@ -64,8 +64,8 @@ def pack_weights(centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward
 
 @triton.jit
 def _finish(
-    z, out_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, layer, images, height, width, pixel, inside,
-    C_OUT: tl.constexpr, PIXELS: tl.constexpr, BLOCK_OUT: tl.constexpr, EPILOGUE: tl.constexpr,
+    z, out_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, noise_row, layer, images, height, width, pixel,
+    inside, C_OUT: tl.constexpr, PIXELS: tl.constexpr, BLOCK_OUT: tl.constexpr, EPILOGUE: tl.constexpr,
 ):  # fmt: skip
     """Do what `EPILOGUE` says with the sums z (PIXELS, BLOCK_OUT) and write the result, where `inside` (PIXELS,).
 
@@ -83,11 +83,11 @@ def _finish(
     if EPILOGUE == BLOCK_MAP or EPILOGUE == BLOCK_GAUSSIAN:
         z += tl.load(slope_minus_one_ptr + network) * tl.where(negative, z, 0.0)
         if EPILOGUE == BLOCK_MAP:
-            noise_ptr += network.to(tl.int64) * height * width
+            noise_ptr += network.to(tl.int64) * noise_row
             z += tl.load(noise_ptr + pixel, mask=inside, other=0.0)[:, None]
         else:
             field = gaussian(tl.load(seed_ptr + network), layer, image % images, pixel)
-            strength = tl.load(noise_ptr + network * C_OUT + out, mask=out < C_OUT, other=0.0)
+            strength = tl.load(noise_ptr + network.to(tl.int64) * noise_row + out, mask=out < C_OUT, other=0.0)
             z += field[:, None] * strength[None, :]
     out_ptr += before * C_OUT
     tl.store(
@@ -106,6 +106,7 @@ def conv_kernel(
     slope_minus_one_ptr,  # (N,) float32
     noise_ptr,  # (N, H, W) or (N, C_OUT) float32
     seed_ptr,  # (N,) int64
+    noise_row,  # from one network's noise to the next one's
     layer,
     images,  # a network
     height,
@@ -147,7 +148,7 @@ def conv_kernel(
         z = multiply(x, weight, z)
 
     _finish(
-        z, out_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, layer, images, height, width,
+        z, out_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, noise_row, layer, images, height, width,
         rows * width + cols, (rows < height) & (cols < width), C_OUT, TILE_H * TILE_W, BLOCK_OUT, EPILOGUE,
     )  # fmt: skip
 
@@ -161,6 +162,7 @@ def conv_rows_kernel(
     slope_minus_one_ptr,
     noise_ptr,
     seed_ptr,
+    noise_row,
     layer,
     images,
     height,
@@ -223,7 +225,7 @@ def conv_rows_kernel(
         # those, which rotate, ptxas would let each product wait for the one before.
         z = multiply(x_sides, sides_2, multiply(x_middle, middle_2, zero)) + above
         _finish(
-            z, out_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, layer, images, height, width,
+            z, out_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, noise_row, layer, images, height, width,
             (row - 1) * width + cols, cols < tl.where(row > first, width, 0), C_OUT, STRIP, BLOCK_OUT, EPILOGUE,
         )  # fmt: skip
         # In flight during the products that follow; the sides then lie in the L1 cache.
@@ -278,6 +280,7 @@ def _convolve(
             slope_minus_one,
             noise,
             seed,
+            0 if noise is None else noise.stride(0),
             layer,
             images_per_network(batch, networks),
             height,

@@ -13,7 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from andfast.ops.backends.base import Epilogue
-from andfast.ops.backends.triton.block_grad import new_partials, sum_partials, through_epilogue
+from andfast.ops.backends.triton.block_grad import (
+    new_partials,
+    sum_partials,
+    through_epilogue,
+    through_pooled_epilogue,
+)
 from andfast.ops.backends.triton.common import (
     block_of,
     check_activation,
@@ -26,8 +31,9 @@ from andfast.ops.backends.triton.common import (
 )
 from andfast.ops.backends.triton.configs import config
 
-#: What is done with the gradient of the input: write it; or run the backward pass of the block that made the input.
-PLAIN, BLOCK_MAP, BLOCK_GAUSSIAN = (tl.constexpr(i) for i in range(3))
+#: What is done with the gradient of the input: write it; or run the backward pass of the block that made the input; or,
+#: if that block's result was pooled, write it, and sum what of that block's backward pass can be summed here.
+PLAIN, BLOCK_MAP, BLOCK_GAUSSIAN, POOLED_MAP, POOLED_GAUSSIAN = (tl.constexpr(i) for i in range(5))
 
 
 @triton.jit
@@ -53,13 +59,14 @@ def input_grad_kernel(
     dz_ptr,  # (B, H, W, C_DZ)
     weight_ptr,  # (N, 9, C_DZ, C_DX), like dz
     out_ptr,  # (B, H, W, C_DX), like dz: the gradient of the input, or of the z of the block that made it
-    y_ptr,  # (B, H, W, C_DX), like dz: the input
+    y_ptr,  # (B, H, W, C_DX), like dz: the input; POOLED: the pooled negative part
     sign_mask_ptr,  # (B, H, W, ceil(C_DX / 8)) uint8
     slope_minus_one_ptr,  # (N,) float32
-    noise_ptr,  # (N, H, W) or (N, C_DX) float32
+    noise_ptr,  # (N, H, W) or (N, C_DX) float32; POOLED_GAUSSIAN: (B, H, W), the pooled field
     seed_ptr,  # (N,) int64
     dslope_ptr,  # partial sums; see `through_epilogue`
     dnoise_ptr,
+    noise_row,  # from one network's noise to the next one's
     layer,
     images,  # a network
     height,
@@ -112,11 +119,16 @@ def input_grad_kernel(
     inside = (rows < height) & (cols < width)
     mask = inside[:, None] & (out < C_DX)[None, :]
     pixel = rows * width + cols
-    if EPILOGUE != PLAIN:
+    if EPILOGUE == BLOCK_MAP or EPILOGUE == BLOCK_GAUSSIAN:
         acc = through_epilogue(
             tl.where(mask, acc, 0.0), y_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr,
-            dslope_ptr, dnoise_ptr, layer, images, height, width, pixel, inside, out,
+            dslope_ptr, dnoise_ptr, noise_row, layer, images, height, width, pixel, inside, out,
             C_DX, TILE_H * TILE_W, BLOCK_DX, EPILOGUE == BLOCK_GAUSSIAN,
+        )  # fmt: skip
+    elif EPILOGUE != PLAIN:
+        through_pooled_epilogue(
+            tl.where(mask, acc, 0.0), y_ptr, noise_ptr, dslope_ptr, dnoise_ptr, height, width, pixel, inside, out,
+            C_DX, EPILOGUE == POOLED_GAUSSIAN,
         )  # fmt: skip
     out_ptr += image.to(tl.int64) * height * width * C_DX
     tl.store(out_ptr + pixel[:, None] * C_DX + out[None, :], rounded(acc, out_ptr.dtype.element_ty), mask=mask)
@@ -128,9 +140,11 @@ def _launch(
     mode: tl.constexpr,
     y: Tensor | None = None,
     sign_mask: Tensor | None = None,
-    epilogue: Epilogue | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Launch `input_grad_kernel`: its result, and the partial sums of dslope and dnoise where there are any."""
+    epilogue: Epilogue | tuple[None, Tensor | None, None, int] = (None, None, None, 0),
+    dslope: Tensor | None = None,
+    dnoise: Tensor | None = None,
+) -> Tensor:
+    """Launch `input_grad_kernel`, which fills `dslope` and `dnoise` with partial sums."""
     check_activation("dz", dz)
     batch, height, width, c_dz = dz.shape
     networks, _, _, c_dx = weights.shape
@@ -139,13 +153,9 @@ def _launch(
     launch = config("input_grad", dz, c_dz, c_dx)
     block_dz, block_dx = block_of(c_dz), block_of(c_dx)
     patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
-    blocks = triton.cdiv(c_dx, block_dx)
-    dslope = dnoise = None
-    slope_minus_one, noise, seed, layer = epilogue or (None, None, None, 0)
-    if mode is not PLAIN:
-        dslope, dnoise = new_partials(out, blocks, patches, mode is BLOCK_GAUSSIAN)
+    slope_minus_one, noise, seed, layer = epilogue
     with on_device(dz):
-        input_grad_kernel[patches, blocks, batch](
+        input_grad_kernel[patches, triton.cdiv(c_dx, block_dx), batch](
             dz,
             weights,
             out,
@@ -156,6 +166,7 @@ def _launch(
             seed,
             dslope,
             dnoise,
+            0 if noise is None else noise.stride(0),
             layer,
             images_per_network(batch, networks),
             height,
@@ -169,7 +180,7 @@ def _launch(
             EPILOGUE=mode.value,
             **launch.options,
         )
-    return out, dslope, dnoise
+    return out
 
 
 def input_grad(dz: Tensor, weights: Tensor) -> Tensor:
@@ -182,16 +193,30 @@ def input_grad(dz: Tensor, weights: Tensor) -> Tensor:
     Returns:
         (B, H, W, in) like `dz`.
     """
-    return _launch(dz, weights, PLAIN)[0]
+    return _launch(dz, weights, PLAIN)
+
+
+def pooled_input_grad(
+    dz: Tensor, weights: Tensor, negative: Tensor, field: Tensor | None, dslope: Tensor, dnoise: Tensor
+) -> Tensor:
+    """`input_grad`, and partial sums of the backward pass of the block before the pooling that made that input.
+
+    Args:
+        dz, weights: as for `input_grad`.
+        negative: (B, H, W, in) like `dz`: the pooled min(z, 0) of that block.
+        field: (B, H, W) float32: the pooled Gaussian field of its noise; None for a noise map.
+        dslope, dnoise: where the sums go, of `partial_shapes(..., gaussian_noise=True)`; dnoise for a field alone.
+    """
+    mode = POOLED_MAP if field is None else POOLED_GAUSSIAN
+    return _launch(dz, weights, mode, negative, None, (None, field, None, 0), dslope, dnoise)
 
 
 def block_input_grad(
     dz: Tensor, weights: Tensor, y: Tensor, sign_mask: Tensor, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`input_grad`, then the backward pass of the block that made that input.
+    """`input_grad`, then the backward pass of the block that made that input: `Backend.block_input_grad`.
 
-    The gradient of y stays in float32 from the products to all three results. Sums are kept for each patch, then
-    added in a fixed order.
+    The gradient of y stays in float32 from the products to all three results.
 
     Args:
         dz, weights: as for `input_grad`.
@@ -202,7 +227,16 @@ def block_input_grad(
         The gradients of that block's z, (B, H, W, in) like `dz`; of its slope, (N,) float32; and of its noise, float32,
         of the shape of `epilogue.noise`.
     """
+    tile = config("input_grad", dz, dz.shape[3], weights.shape[3]).tile
+    partials = new_partials(y, tile, epilogue.seed is not None)
+    out = partial_block_input_grad(dz, weights, y, sign_mask, epilogue, *partials)
+    return out, *sum_partials(*partials, len(epilogue.noise))
+
+
+def partial_block_input_grad(
+    dz: Tensor, weights: Tensor, y: Tensor, sign_mask: Tensor, epilogue: Epilogue, dslope: Tensor, dnoise: Tensor
+) -> Tensor:
+    """`block_input_grad` with the sums of each patch, of the shapes `partial_shapes`, in given memory."""
     check_activation("y", y)
     mode = BLOCK_MAP if epilogue.seed is None else BLOCK_GAUSSIAN
-    out, dslope, dnoise = _launch(dz, weights, mode, y, sign_mask, epilogue)
-    return out, *sum_partials(dslope, dnoise, len(epilogue.noise))
+    return _launch(dz, weights, mode, y, sign_mask, epilogue, dslope, dnoise)

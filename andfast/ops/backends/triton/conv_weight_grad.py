@@ -2,7 +2,8 @@
 
 A program computes three taps of one row, for up to 64 x 64 channels, over a share of a network's patches: the pixels
 are the depth of the product, and dz, once loaded, serves three taps. The shares' sums are written and then added in a
-fixed order: nothing depends on which program ends first. How many shares there are depends on the shapes alone.
+fixed order (for F by `andfast.ops.backends.triton.gradient`, of all layers at once): nothing depends on which program
+ends first. How many shares there are depends on the shapes alone.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from andfast.ops.backends.triton.common import (
 )
 from andfast.ops.backends.triton.configs import config
 
-# Enough programs for a few waves on every GPU of today; more would only make the second sum longer.
-_PROGRAMS = 1024
+# About four programs for each multiprocessor of the largest GPUs, and no share of fewer patches than four: for a
+# 64 -> 64 convolution in a half type the sums of a share are as large as nine patches of its input and result.
+_PROGRAMS, _PATCHES = 512, 4
 
 
 @triton.jit
@@ -87,6 +89,23 @@ def weight_grad_kernel(
     tl.store(pointers + 2 * C_OUT * C_IN, right, mask=mask)
 
 
+def partials_shape(
+    like: Tensor, networks: int, images: int, size: tuple[int, int], c_in: int, c_out: int
+) -> tuple[int, ...]:
+    """The shape of the sums of all shares, (N, shares, 9, out, in).
+
+    Args:
+        like: of the type and on the device of x.
+        networks, images: N, and B / N.
+        size: (H, W).
+    """
+    tile = config("weight_grad", like, c_in, c_out).tile
+    blocks = triton.cdiv(c_out, block_of(c_out)) * triton.cdiv(c_in, block_of(c_in))
+    total = images * triton.cdiv(size[0], tile[0]) * triton.cdiv(size[1], tile[1])
+    share = max(_PATCHES, triton.cdiv(total, max(1, _PROGRAMS // (3 * blocks * networks))))
+    return networks, triton.cdiv(total, share), 9, c_out, c_in
+
+
 def weight_grad(x: Tensor, dz: Tensor, num_networks: int) -> Tensor:
     """The gradient of the deviation's taps of N networks.
 
@@ -99,26 +118,32 @@ def weight_grad(x: Tensor, dz: Tensor, num_networks: int) -> Tensor:
         (N, out, in, 9) float32. The same arguments always give the same bits.
     """
     check_activation("x", x)
+    images = images_per_network(len(x), num_networks)
+    shape = partials_shape(x, num_networks, images, (x.shape[1], x.shape[2]), x.shape[3], dz.shape[3])
+    partials = x.new_empty(shape, dtype=torch.float32)
+    partial_weight_grad(x, dz, partials)
+    return partials.sum(1).permute(0, 2, 3, 1).contiguous()
+
+
+def partial_weight_grad(x: Tensor, dz: Tensor, partials: Tensor) -> None:
+    """`weight_grad`, but the sums of all shares, of the shape `partials_shape`, into given memory."""
+    check_activation("x", x)
     check_activation("dz", dz)
     batch, height, width, c_in = x.shape
-    c_out = dz.shape[3]
-    images = images_per_network(batch, num_networks)
+    networks, shares, _, c_out, _ = partials.shape
     launch = config("weight_grad", x, c_in, c_out)
     block_in, block_out = block_of(c_in), block_of(c_out)
-    blocks = triton.cdiv(c_out, block_out) * triton.cdiv(c_in, block_in)
-    total = images * triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
-    share = triton.cdiv(total, min(total, max(1, _PROGRAMS // (3 * blocks * num_networks))))
-    shares = triton.cdiv(total, share)
-    partial = x.new_empty(num_networks, shares, 9, c_out, c_in, dtype=torch.float32)
+    images = images_per_network(batch, networks)
+    patches = triton.cdiv(height, launch.tile[0]) * triton.cdiv(width, launch.tile[1])
     with on_device(x):
-        weight_grad_kernel[3 * num_networks * shares, blocks](
+        weight_grad_kernel[3 * networks * shares, triton.cdiv(c_out, block_out) * triton.cdiv(c_in, block_in)](
             x,
             dz,
-            partial,
+            partials,
             images,
             height,
             width,
-            share,
+            triton.cdiv(images * patches, shares),
             shares,
             C_IN=c_in,
             C_OUT=c_out,
@@ -128,4 +153,3 @@ def weight_grad(x: Tensor, dz: Tensor, num_networks: int) -> Tensor:
             TILE_W=launch.tile[1],
             **launch.options,
         )
-    return partial.sum(1).permute(0, 2, 3, 1).contiguous()

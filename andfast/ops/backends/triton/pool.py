@@ -66,6 +66,7 @@ def pool_noise_kernel(
     noise_ptr,  # (N, height SCALE, width SCALE) float32: the maps; or, GAUSSIAN, None
     seed_ptr,  # (N,) int64, or None
     pooled_ptr,  # (N, height, width) float32: the maps pooled; or (B, height, width): every image's field
+    noise_row,  # from one map to the next one
     layer,
     images,  # a network
     height,
@@ -83,7 +84,7 @@ def pool_noise_kernel(
     if GAUSSIAN:
         seed = tl.load(seed_ptr + image // images)
     else:
-        noise_ptr += image.to(tl.int64) * (height * SCALE) * (width * SCALE)
+        noise_ptr += image.to(tl.int64) * noise_row
     pooled = tl.zeros((PIXELS,), tl.float32)
     for i in tl.range(0, SCALE + 2):
         row = reflect(first_row + i, height * SCALE) * (width * SCALE)
@@ -102,6 +103,7 @@ def pool_kernel(
     slope_minus_one_ptr,  # (N,) float32
     noise_ptr,  # (N or B, height, width) float32: the pooled noise
     strength_ptr,  # (N, C) float32: what it is multiplied with, a channel
+    strength_row,  # from one network's to the next one's
     images,  # a network
     height,
     width,
@@ -145,7 +147,7 @@ def pool_kernel(
     if EPILOGUE == BLOCK_GAUSSIAN:
         noise_ptr += image.to(tl.int64) * height * width
         noise = tl.load(noise_ptr + number, mask=inside, other=0.0)
-        strength = tl.load(strength_ptr + network * C + channel, mask=channel < C, other=0.0)
+        strength = tl.load(strength_ptr + network.to(tl.int64) * strength_row + channel, mask=channel < C, other=0.0)
         pooled += noise[:, None] * strength[None, :]
     tl.store(pooled_ptr + pointers, rounded(pooled, pooled_ptr.dtype.element_ty), mask=mask)
 
@@ -167,6 +169,7 @@ def pool_grad_kernel(
     out_ptr,  # (B, height SCALE, width SCALE, C), like grad
     sign_mask_ptr,  # (B, height SCALE, width SCALE, ceil(C / 8)) uint8
     slope_minus_one_ptr,  # (N,) float32
+    dnoise_ptr,  # (B, blocks of channels, height SCALE, width SCALE) float32
     images,  # a network
     height,
     width,
@@ -174,10 +177,13 @@ def pool_grad_kernel(
     SCALE: tl.constexpr,
     PIXELS: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCK_EPILOGUE: tl.constexpr,
+    EPILOGUE: tl.constexpr,
 ):
-    """Every pixel gathers from the two outputs, in each direction, that read it; then through a block's LeakyReLU if
-    BLOCK_EPILOGUE. Grid: (B blocks of pixels, blocks of channels)."""
+    """Every pixel gathers from the two outputs, in each direction, that read it.
+
+    With an EPILOGUE its gradient then goes through a block's LeakyReLU, for BLOCK_MAP after a sum over the channels.
+    Grid: (B blocks of pixels, blocks of channels). Pointers that EPILOGUE does not need may be anything.
+    """
     full_height, full_width = height * SCALE, width * SCALE
     image, block = image_and_block(full_height * full_width, PIXELS)
     number = block * PIXELS + tl.arange(0, PIXELS)
@@ -201,7 +207,10 @@ def pool_grad_kernel(
             total += weight[:, None] * grad.to(tl.float32)
 
     offset = image.to(tl.int64) * full_height * full_width
-    if BLOCK_EPILOGUE:
+    if EPILOGUE == BLOCK_MAP:
+        dnoise_ptr += (image.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * full_height * full_width
+        tl.store(dnoise_ptr + number, tl.sum(total, axis=1), mask=inside)
+    if EPILOGUE != PLAIN:
         sign_mask_ptr += offset * ((C + 7) // 8)
         negative = load_sign_mask(sign_mask_ptr, number, tl.program_id(1) * BLOCK, inside, PIXELS, BLOCK, C)
         total = tl.where(negative, total * (1.0 + tl.load(slope_minus_one_ptr + image // images)), total)
@@ -209,8 +218,8 @@ def pool_grad_kernel(
     tl.store(pointers, rounded(total, out_ptr.dtype.element_ty), mask=mask)
 
 
-def _pool_noise(epilogue: Epilogue, images: int, height: int, width: int, scale: int) -> Tensor:
-    """Launch `pool_noise_kernel`: (N, height, width) float32 of maps, else (N images, height, width)."""
+def pool_noise(epilogue: Epilogue, images: int, height: int, width: int, scale: int) -> Tensor:
+    """The pooled noise maps, (N, height, width) float32; with a seed the pooled fields, (N images, height, width)."""
     _, noise, seed, layer = epilogue
     count = len(noise) if seed is None else len(noise) * images
     pooled = noise.new_empty(count, height, width)
@@ -219,6 +228,7 @@ def _pool_noise(epilogue: Epilogue, images: int, height: int, width: int, scale:
             noise if seed is None else None,
             seed,
             pooled,
+            noise.stride(0),
             layer,
             images,
             height,
@@ -245,7 +255,7 @@ def _pool(x: Tensor, scale: int, epilogue: Epilogue | None = None) -> tuple[Tens
         slope_minus_one = epilogue.slope_minus_one
         images = images_per_network(batch, len(slope_minus_one))
         negative = x.new_empty(pooled.shape)
-        pooled_noise = _pool_noise(epilogue, images, height, width, scale)
+        pooled_noise = pool_noise(epilogue, images, height, width, scale)
         strength = None if epilogue.seed is None else epilogue.noise
     block = block_of(channels)
     with on_device(x):
@@ -256,6 +266,7 @@ def _pool(x: Tensor, scale: int, epilogue: Epilogue | None = None) -> tuple[Tens
             slope_minus_one,
             pooled_noise,
             strength,
+            0 if strength is None else strength.stride(0),
             images,
             height,
             width,
@@ -269,8 +280,15 @@ def _pool(x: Tensor, scale: int, epilogue: Epilogue | None = None) -> tuple[Tens
     return pooled, negative
 
 
-def _pool_grad(grad: Tensor, scale: int, sign_mask: Tensor | None, slope_minus_one: Tensor | None) -> Tensor:
-    """Launch `pool_grad_kernel`."""
+def _pool_grad(
+    grad: Tensor,
+    scale: int,
+    mode: tl.constexpr = PLAIN,
+    sign_mask: Tensor | None = None,
+    slope_minus_one: Tensor | None = None,
+    dnoise: Tensor | None = None,
+) -> Tensor:
+    """Launch `pool_grad_kernel`, which for BLOCK_MAP fills `dnoise`."""
     check_activation("the pooled gradient", grad)
     batch, height, width, channels = grad.shape
     out = grad.new_empty(batch, height * scale, width * scale, channels)
@@ -283,6 +301,7 @@ def _pool_grad(grad: Tensor, scale: int, sign_mask: Tensor | None, slope_minus_o
             out,
             sign_mask,
             slope_minus_one,
+            dnoise,
             images_per_network(batch, slope_minus_one.shape[0]) if slope_minus_one is not None else batch,
             height,
             width,
@@ -290,7 +309,7 @@ def _pool_grad(grad: Tensor, scale: int, sign_mask: Tensor | None, slope_minus_o
             SCALE=scale,
             PIXELS=_PIXELS,
             BLOCK=block,
-            BLOCK_EPILOGUE=slope_minus_one is not None,
+            EPILOGUE=mode.value,
             **EIGHT_WARPS,
         )
     return out
@@ -303,7 +322,7 @@ def blur_pool(x: Tensor, scale: int) -> Tensor:
 
 def blur_pool_grad(grad: Tensor, scale: int) -> Tensor:
     """The gradient of `blur_pool`'s input, (B, h scale, w scale, C), from that of its result, (B, h, w, C)."""
-    return _pool_grad(grad, scale, None, None)
+    return _pool_grad(grad, scale)
 
 
 def block_pool(x: Tensor, weights: Tensor, epilogue: Epilogue, scale: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -316,6 +335,12 @@ def block_pool(x: Tensor, weights: Tensor, epilogue: Epilogue, scale: int) -> tu
     return pooled, negative, sign_mask
 
 
-def block_pool_grad(dpooled: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, scale: int) -> Tensor:
-    """`Backend.block_pool_grad`."""
-    return _pool_grad(dpooled, scale, sign_mask, slope_minus_one)
+def block_pool_grad(
+    dpooled: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, scale: int, dnoise: Tensor | None = None
+) -> Tensor:
+    """`Backend.block_pool_grad`; into `dnoise`, if given, goes the gradient of a noise map.
+
+    Of each image, and summed over each block of channels (see `block_of`): (B, blocks, H, W) float32.
+    """
+    mode = BLOCK_GAUSSIAN if dnoise is None else BLOCK_MAP
+    return _pool_grad(dpooled, scale, mode, sign_mask, slope_minus_one, dnoise)
