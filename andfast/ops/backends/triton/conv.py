@@ -225,8 +225,8 @@ def conv_rows_kernel(
         # those, which rotate, ptxas would let each product wait for the one before.
         z = multiply(x_sides, sides_2, multiply(x_middle, middle_2, zero)) + above
         _finish(
-            z, out_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, noise_row, layer, images, height, width,
-            (row - 1) * width + cols, cols < tl.where(row > first, width, 0), C_OUT, STRIP, BLOCK_OUT, EPILOGUE,
+            z, out_ptr, sign_mask_ptr, slope_minus_one_ptr, noise_ptr, seed_ptr, noise_row, layer, images, height,
+            width, (row - 1) * width + cols, cols < tl.where(row > first, width, 0), C_OUT, STRIP, BLOCK_OUT, EPILOGUE,
         )  # fmt: skip
         # In flight during the products that follow; the sides then lie in the L1 cache.
         at = tl.minimum(row + 1, height - 1) * row_step
