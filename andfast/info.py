@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from andfast.evaluation.environment import collect, devices
-from andfast.ops import dispatch, selection
+from andfast.ops import dispatch
 from andfast.ops.examples import standard_sizes
 from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
@@ -66,7 +66,7 @@ def _verify() -> None:
     """Verify and time the kernels of all devices anew."""
     for name in devices():
         device = torch.device(name)
-        selection.measure_anew(device)
+        dispatch.measure_anew(device)
         for operation, dtype, sizes in standard_sizes(device):
             dispatch.resolve(operation, device, dtype, sizes)
 

@@ -49,7 +49,11 @@ def backend_variants(operation: str, *dtypes: torch.dtype) -> list[Variant]:
         Variant(backend, dtype)
         for backend in dict.fromkeys(("reference", *dispatch.BACKENDS))
         for dtype in dtypes
-        if any(one.takes(DEVICE, dtype) for name, one in implementations if dispatch.IMPLEMENTATIONS[name] == backend)
+        if any(
+            one.automatic and one.takes(DEVICE, dtype)
+            for name, one in implementations
+            if dispatch.IMPLEMENTATIONS[name] == backend
+        )
     ]
 
 
@@ -68,8 +72,8 @@ def network_variants(operation: str) -> list[Variant]:
 
 def skip_unavailable(variant: Variant) -> None:
     """Skip the test of a backend that cannot be used here, with the reason."""
-    if variant.name in dispatch.unavailable:
-        pytest.skip(dispatch.unavailable[variant.name])
+    if problem := dispatch.problem_on(DEVICE, variant.name):
+        pytest.skip(problem)
 
 
 def check(what: str, result: Tensor, exact: Tensor, variant: Variant) -> None:

@@ -18,6 +18,14 @@ if importlib.util.find_spec("triton") is not None:
         import triton  # noqa: F401
 
 
+@pytest.fixture(autouse=True)
+def _nothing_decided() -> None:
+    """Other tests patch what candidates there are."""
+    from andfast.ops import dispatch  # after triton, see above
+
+    dispatch._decided.cache_clear()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     """For tensors as small as these, threads that wait for each other cost more than they bring.

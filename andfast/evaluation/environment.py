@@ -32,8 +32,19 @@ def collect() -> dict[str, Any]:
         "devices": {"cpu": _cpu(), **_cuda()},
         "pretrained": pretrained_names(),
         "operations": dispatch.status(),
-        "kernels": {name: kernel_table.table(torch.device(name)).summary() for name in devices()},
+        "kernels": {name: _kernels(torch.device(name)) for name in devices()},
     }
+
+
+def _kernels(device: torch.device) -> dict[str, Any]:
+    summary = kernel_table.table(device).summary()
+    return summary | {"problems": unused_backends(device) | summary["problems"]}
+
+
+def unused_backends(device: torch.device) -> dict[str, str]:
+    """The backends that another device of this machine may use, but not this one, each with the reason."""
+    usable = (name for name in dispatch.BACKENDS if name not in dispatch.unavailable)
+    return {name: problem for name in usable if (problem := dispatch.problem_on(device, name)) is not None}
 
 
 def devices() -> list[str]:

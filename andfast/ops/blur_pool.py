@@ -27,12 +27,20 @@ def pooling_taps(scale: int) -> tuple[float, ...]:
 
 def blur_pool_reference(image: Tensor, scale: int) -> Tensor:
     """`blur_pool` in plain PyTorch: any device and type, arguments not checked."""
-    wide = image if image.dtype in (torch.float32, torch.float64) else image.float()
-    taps = torch.tensor(pooling_taps(scale), dtype=wide.dtype, device=wide.device)
-    channels = image.shape[1]
-    kernel = torch.outer(taps, taps).expand(channels, 1, -1, -1)
-    pooled = F.conv2d(F.pad(wide, (1, 1, 1, 1), mode="reflect"), kernel, stride=scale, groups=channels)
-    return pooled.to(image.dtype)
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    return pool_by(image, pooling_kernel(scale, image.shape[1], dtype, image.device), scale)
+
+
+def pooling_kernel(scale: int, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The pooling as the weight of a depthwise convolution, (channels, 1, scale + 2, scale + 2)."""
+    taps = torch.tensor(pooling_taps(scale), dtype=dtype, device=device)
+    return torch.outer(taps, taps).expand(channels, 1, -1, -1)
+
+
+def pool_by(image: Tensor, kernel: Tensor, scale: int) -> Tensor:
+    """`blur_pool` with a `pooling_kernel`, in whose type it is computed."""
+    padded = F.pad(image.to(kernel.dtype), (1, 1, 1, 1), mode="reflect")
+    return F.conv2d(padded, kernel, stride=scale, groups=image.shape[1]).to(image.dtype)
 
 
 def blur_pool(image: Tensor, scale: int) -> Tensor:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from andfast.ops.backends.base import Backend
 
 #: All backends, the names that can be forced, from the first choice to the last.
-BACKENDS = ("triton", "cuda", "cpu", "reference")
+BACKENDS = ("triton", "cuda", "cpu", "library", "reference")
 
 #: All implementations, each with the backend that it belongs to, from the first choice to the last.
 IMPLEMENTATIONS = {
@@ -43,6 +43,7 @@ IMPLEMENTATIONS = {
     "winograd": "cpu",  # our own convolutions (csrc/cpu/) for float32
     "onednn": "cpu",  # oneDNN's convolutions with our C++ kernels between them, for bfloat16
     "cpu": "cpu",  # our C++ kernels (csrc/cpu/)
+    "library": "library",  # cuDNN's or oneDNN's convolutions with plain PyTorch between them: needs no kernels of ours
     "reference": "reference",
 }
 
@@ -51,7 +52,7 @@ class Convolutions(NamedTuple):
     """A class with the kernels of the convolutional operations, imported on first use, and the tensors it takes."""
 
     backend_class: str
-    device: str
+    devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
 
 
@@ -60,10 +61,11 @@ CPU_TYPES = (torch.float32, torch.bfloat16)
 
 #: The implementations of all convolutional operations.
 CONVOLUTIONS = {
-    "triton": Convolutions("andfast.ops.backends.triton.backend:TritonBackend", "cuda", GPU_TYPES),
-    "cudnn": Convolutions("andfast.ops.backends.library:LibraryBackend", "cuda", GPU_TYPES),
-    "winograd": Convolutions("andfast.ops.backends.winograd:WinogradBackend", "cpu", (torch.float32,)),
-    "onednn": Convolutions("andfast.ops.backends.library:OneDnnBackend", "cpu", (torch.bfloat16,)),
+    "triton": Convolutions("andfast.ops.backends.triton.backend:TritonBackend", ("cuda",), GPU_TYPES),
+    "cudnn": Convolutions("andfast.ops.backends.library:CudnnBackend", ("cuda",), GPU_TYPES),
+    "winograd": Convolutions("andfast.ops.backends.winograd:WinogradBackend", ("cpu",), (torch.float32,)),
+    "onednn": Convolutions("andfast.ops.backends.library:OneDnnBackend", ("cpu",), (torch.bfloat16,)),
+    "library": Convolutions("andfast.ops.backends.library:LibraryBackend", ("cuda", "cpu"), GPU_TYPES),
 }
 _LARGE_TILES = "andfast.ops.backends.winograd:LargeTilesBackend"
 
@@ -73,7 +75,7 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
-#: The backends that cannot be used here, each with the reason.
+#: The backends that cannot be used on this machine, each with the reason; `problem_on` also knows devices.
 unavailable: dict[str, str] = {}
 if _extension.problem is not None:
     unavailable["cpu"] = unavailable["cuda"] = _extension.problem
@@ -107,13 +109,14 @@ class Implementation:
     """
 
     function: Callable[..., Any] | None = None
-    device: str | None = None
+    devices: tuple[str, ...] | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
     automatic: bool = True
 
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether it takes tensors of this device and type."""
-        return self.device in (None, device.type) and (self.dtypes is None or dtype in self.dtypes)
+        fits = self.devices is None or device.type in self.devices
+        return fits and (self.dtypes is None or dtype in self.dtypes)
 
 
 #: operation -> implementation's name -> implementation; filled by the files of the operations.
@@ -124,7 +127,7 @@ def register(
     operation: str,
     name: str,
     function: Callable[..., Any] | None,
-    device: str | None = None,
+    device: str | tuple[str, ...] | None = None,
     dtypes: tuple[torch.dtype, ...] | None = None,
 ) -> None:
     """Make `function` the implementation `name` of `operation`, for tensors on `device` and of `dtypes` (None: any).
@@ -134,17 +137,41 @@ def register(
     """
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"an implementation must be one of {', '.join(IMPLEMENTATIONS)}; got {name!r}")
-    implementation = Implementation(function, device, dtypes)
+    implementation = Implementation(function, (device,) if isinstance(device, str) else device, dtypes)
     if name == "triton" and _interpreting:
         implementation = Implementation(function, None, dtypes, automatic=False)
     operations.setdefault(operation, {})[name] = implementation
+    if name == "reference":  # also what the backend "library" has, where there are no convolutions
+        operations[operation]["library"] = Implementation(function, automatic=False)
 
 
 def register_convolutional(operation: str, reference: Callable[..., Any]) -> None:
     """Register an operation that the classes of `CONVOLUTIONS` have the kernels of."""
     register(operation, "reference", reference)
-    for name, (_, device, dtypes) in CONVOLUTIONS.items():
-        register(operation, name, None, device, dtypes)
+    for name, (_, devices, dtypes) in CONVOLUTIONS.items():
+        register(operation, name, None, devices, dtypes)
+
+
+def problem_on(device: torch.device, backend: str) -> str | None:
+    """Why a backend cannot be used on a device; None if it can, as far as is known without running it."""
+    if backend == "triton" and backend not in unavailable and device.type == "cuda":
+        return _problem_of_triton(device)
+    return unavailable.get(backend)
+
+
+# As `selection.choose`.
+problem_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@lru_cache
+def _problem_of_triton(device: torch.device) -> str | None:
+    """Older GPUs of NVIDIA have no tensor cores that Triton's releases use; a machine may hold old and new ones."""
+    if torch.version.hip is not None or not torch.cuda.is_available():  # tensors without a device, to trace
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    if major >= 8:
+        return None
+    return f"Triton needs compute capability 8.0, and {torch.cuda.get_device_name(device)} has {major}.{minor}"
 
 
 def resolve(
@@ -164,15 +191,32 @@ def resolve(
     """
     if operation in _used:
         return _used[operation]
-    found = candidates(operation, device, dtype)
-    if _forced is not None or len(found) == 1:
-        return found[0]
     if torch.compiler.is_compiling() or not all(isinstance(size, int) for size in sizes):
         # Sizes may be symbols here. Those of images are left open; channels become numbers, which int() does not do.
         sizes = *[len(range(size)) for size in sizes[:-3]], *selection.TYPICAL
-    elif min(sizes[-3:]) < 1:
+        return _decide(operation, device, dtype, sizes, fastest, _forced)
+    return _decided(operation, device, dtype, sizes, fastest, _forced, selection.measures())
+
+
+def _decide(
+    operation: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...], fastest: bool, forced: str | None
+) -> str:
+    found = _candidates(operation, device, dtype, forced)
+    if forced is not None or len(found) == 1 or min(sizes[-3:]) < 1:
         return found[0]
     return selection.choose(operation, found, device, dtype, sizes, fastest)
+
+
+@lru_cache(2**14)
+def _decided(*arguments: Any) -> str:
+    """`_decide`, whose arguments these are but for the last one: whether candidates are measured."""
+    return _decide(*arguments[:-1])
+
+
+def measure_anew(device: torch.device) -> None:
+    """Forget what was found about a device."""
+    selection.measure_anew(device)
+    _decided.cache_clear()
 
 
 def candidates(operation: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
@@ -181,16 +225,23 @@ def candidates(operation: str, device: torch.device, dtype: torch.dtype) -> tupl
     Raises:
         RuntimeError, ValueError: as `resolve`; there is at least one.
     """
+    return _candidates(operation, device, dtype, _forced)
+
+
+def _candidates(operation: str, device: torch.device, dtype: torch.dtype, forced: str | None) -> tuple[str, ...]:
     implementations = operations[operation]
     found = []
     for name, backend in IMPLEMENTATIONS.items():
         implementation = implementations.get(name)
-        if implementation is None or backend in unavailable or not implementation.takes(device, dtype):
+        if implementation is None or problem_on(device, backend) or not implementation.takes(device, dtype):
             continue
-        if implementation.automatic if _forced is None else backend == _forced:
+        if implementation.automatic if forced is None else backend == forced:
             found.append(name)
+    if forced is None and device.type == "cpu" and "cpu" not in unavailable:
+        # Our C++ kernels are faster between the same convolutions.
+        found = [name for name in found if name != "library"]
     if not found:
-        raise _refusal(operation, device, dtype)
+        raise _refusal(operation, device, dtype, forced)
     return tuple(found)
 
 
@@ -298,21 +349,21 @@ def in_use(operation: str, device: torch.device, dtype: torch.dtype) -> str:
     return " and ".join(first if _forced is not None else selection.chosen_here().get(operation, first))
 
 
-def _refusal(operation: str, device: torch.device, dtype: torch.dtype) -> Exception:
+def _refusal(operation: str, device: torch.device, dtype: torch.dtype, forced: str | None) -> Exception:
     """Why `resolve` found no implementation."""
-    if _forced is None:
+    if forced is None:
         return RuntimeError(f"{operation} has no backend for {dtype} tensors on {device.type!r}")
     implementations = operations[operation]
-    found = [entry for name, entry in implementations.items() if IMPLEMENTATIONS[name] == _forced]
+    found = [entry for name, entry in implementations.items() if IMPLEMENTATIONS[name] == forced]
     if not found:
         choices = ", ".join(dict.fromkeys(IMPLEMENTATIONS[name] for name in implementations))
-        return RuntimeError(f"backend {_forced!r} is forced, but {operation} has only: {choices}")
-    if _forced in unavailable:
-        return RuntimeError(f"backend {_forced!r} is forced, but cannot be used: {unavailable[_forced]}")
+        return RuntimeError(f"backend {forced!r} is forced, but {operation} has only: {choices}")
+    if problem := problem_on(device, forced):
+        return RuntimeError(f"backend {forced!r} is forced, but cannot be used: {problem}")
     types = " or ".join(str(dtype) for entry in found for dtype in entry.dtypes or ("any",))
     return ValueError(
-        f"backend {_forced!r} is forced, but its {operation} takes {types} tensors on "
-        f"{found[0].device or 'any device'}, not {dtype} on {device.type}"
+        f"backend {forced!r} is forced, but its {operation} takes {types} tensors on "
+        f"{' or '.join(found[0].devices or ('any device',))}, not {dtype} on {device.type}"
     )
 
 

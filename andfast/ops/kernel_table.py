@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,13 @@ from andfast.utils.optional import version
 #: A later implementation must be so many times as fast as an earlier one to be preferred: noise must not decide, and
 #: earlier ones take less memory.
 MARGIN = 1.1
+
+
+#: PyTorch's settings, attributes of `torch.backends`, that decide which algorithms its libraries take on a device.
+_SETTINGS = {
+    "cpu": ("mkldnn.conv.fp32_precision", "mkldnn.matmul.fp32_precision"),
+    "cuda": ("cudnn.conv.fp32_precision", "cuda.matmul.fp32_precision", "cudnn.benchmark", "cudnn.deterministic"),
+}
 
 
 class KernelWarning(RuntimeWarning):
@@ -161,16 +169,18 @@ def cache_folder() -> Path:
 
 def table(device: torch.device) -> Table:
     """What was found about a device."""
-    return _table(device, torch.get_num_threads() if device.type == "cpu" else 0, str(tf32()))
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    return _table(device, threads, tuple(settings(device).items()))
 
 
 @lru_cache
-def _table(device: torch.device, threads: int, uses_tf32: str) -> Table:
+def _table(device: torch.device, threads: int, set_to: tuple[tuple[str, Any], ...]) -> Table:
     environment = {
         "torch": torch.__version__,
         "triton": version("triton") or "none",
         "interpreted": os.environ.get("TRITON_INTERPRET", ""),
         "sources": sources(),
+        **{name: str(value) for name, value in set_to},
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -181,7 +191,6 @@ def _table(device: torch.device, threads: int, uses_tf32: str) -> Table:
             "driver": driver.read_text(encoding="utf-8").partition("\n")[0] if driver.exists() else "unknown",
             "cuda": str(torch.version.cuda or torch.version.hip),
             "cudnn": str(torch.backends.cudnn.version()),
-            "tf32": uses_tf32,
         }
     else:
         name = processor()
@@ -190,12 +199,25 @@ def _table(device: torch.device, threads: int, uses_tf32: str) -> Table:
     return Table(name, environment)
 
 
-def tf32() -> bool | None:
-    """Whether cuDNN may use TF32; None where PyTorch's newer settings say it, which must not be mixed with this one."""
-    try:
-        return torch.backends.cudnn.allow_tf32
-    except RuntimeError:
-        return None
+def settings(device: torch.device) -> dict[str, Any]:
+    """The values of `_SETTINGS` in this process, by their names.
+
+    TF32 by PyTorch's newer settings, which also say what the older ones were set to.
+    """
+    return {name: attrgetter(name)(torch.backends) for name in _SETTINGS.get(device.type, ())}
+
+
+def apply_settings(wanted: dict[str, Any]) -> None:
+    """Make another process's `settings` those of this one."""
+    for name, value in wanted.items():
+        owner, _, attribute = name.rpartition(".")
+        if getattr(attrgetter(owner)(torch.backends), attribute) != value:
+            setattr(attrgetter(owner)(torch.backends), attribute, value)
+
+
+def uuid(device: torch.device) -> str:
+    """What tells a GPU from all others, under the same name in all processes; empty for CPUs."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
 
 
 @cache

@@ -137,10 +137,11 @@ def _decide(
     verified = _verified_structure(operation, structure)
     request = {
         "operation": operation,
-        "device": str(device),
+        "device": device.type,
+        "uuid": kernel_table.uuid(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "tf32": kernel_table.tf32(),
+        "settings": kernel_table.settings(device),
     }
     kind = _words(operation, request["dtype"], verified)
     timed = f"{_words(operation, request['dtype'], structure)} at 2^{_size_class(batch * height * width)} pixels"
@@ -183,6 +184,42 @@ def _decide(
         _warn(f"the {name} {kernels} could not be verified: {reason}. The next run tries again")
     measured = {name: table.times[timed][name] for name in usable if name in table.times.get(timed, ())}
     return fastest(measured) if want_fastest and len(measured) > 1 else usable[0]
+
+
+def faster_type(operation: str, names: dict[torch.dtype, str], sizes: tuple[int, ...]) -> torch.dtype | None:
+    """The type that an operation is faster in on a CPU; None where that could not be measured.
+
+    In one thread: with several, other processes on the machine make them wait for each other, and so decide.
+
+    Args:
+        operation: of `dispatch.operations`.
+        names: type -> the implementation that would run; the first unless a later one is clearly faster.
+        sizes: as `choose`.
+    """
+    device = torch.device("cpu")
+    *structure, batch, height, width = sizes
+    words = " ".join([operation, "x".join(map(str, structure))])
+    kind = f"{words} in one thread at 2^{_size_class(batch * height * width)} pixels"
+    request = {"operation": operation, "device": "cpu", "uuid": "", "threads": 1, "sizes": sizes}
+    request["settings"] = kernel_table.settings(device)
+    keys = {f"{str(dtype).removeprefix('torch.')} ({name})": dtype for dtype, name in names.items()}
+    table = kernel_table.table(device)
+    with _lock, table.opened():
+        if table.times.get(kind, {}).keys() != keys.keys():
+            table.announce()
+            times = {}
+            for key, dtype in keys.items():
+                asked = {"dtype": str(dtype).removeprefix("torch."), "time": [names[dtype]]}
+                answer = _worker.ask(request | asked)
+                if "times" not in answer:
+                    reason = answer.get("unknown", answer.get("problem"))
+                    _warn(f"{operation} could not be timed in {asked['dtype']}: {reason}. The next run tries again")
+                    return None
+                times[key] = Time(*answer["times"][names[dtype]])
+            table.times[kind] = times
+            tqdm.write(f"  {kind}: {describe_times(times)}", file=sys.stderr)
+            table.write()
+        return keys[fastest({key: table.times[kind][key] for key in keys})]
 
 
 def _verified_structure(operation: str, structure: list[int]) -> list[int]:

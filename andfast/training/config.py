@@ -128,7 +128,7 @@ class DegradationConfig:
         channels: width of the hidden layers.
         blocks: blocks before the pooling, and again after it.
         noise: what a noise injection adds: a map, or Gaussian noise of a strength.
-        precision: the type F computes in; auto: float16 on CUDA, bfloat16 on CPUs with AMX, else float32.
+        precision: the type F computes in; auto: float16 on CUDA, bfloat16 on CPUs where it is faster, else float32.
     """
 
     num_networks: PositiveInt | Literal["batch"] = 2
@@ -279,7 +279,7 @@ class TrainConfig:
         checkpoint_blocks: store only the inputs of rrdbnet's residual blocks for the update's backward pass and
             compute the rest again. Takes less memory and more time.
         precision: the type G computes in, with weights in float32; auto: bfloat16 on GPUs that have it and on CPUs
-            with AMX, else float32.
+            that are faster with it, else float32.
         validate_every: updates between validations with sample sheets; 0: only at the end.
         save_every: updates between saves of the resumable state; 0: only at the end.
         max_bad_steps: an update whose loss or gradient is not finite is skipped; so many in a row end the run.

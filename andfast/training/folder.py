@@ -146,7 +146,8 @@ class RunFolder:
         if trainer.discriminator is not None:
             save_discriminator(trainer.discriminator.module, self.path / DISCRIMINATOR_FILE)
         sync(self.path / METRICS_FILE)  # a state is never ahead of its records
-        save_state(self.path / STATE_FILE, trainer.state() | {"config": self._config.to_dict(), "images": images})
+        settings = {"config": self._config.to_dict(), "images": images, "computes": trainer.computes}
+        save_state(self.path / STATE_FILE, trainer.state() | settings)
 
     def save_samples(self, step: int, sheet: np.ndarray) -> None:
         """Write a sample sheet, uint8 (H, W, 3)."""

@@ -29,6 +29,7 @@ from andfast.training.folder import BAD_BATCH, RunFolder
 from andfast.training.images import Skipped, find_images
 from andfast.training.logging import RunLog, WandbError, import_wandb
 from andfast.training.memory_check import describe_memory, estimate_memory, remedies
+from andfast.training.precision import Purpose, automatic_types, with_types
 from andfast.training.records import METRICS_FILE, RunRecordError, lacks_validation, summarise
 from andfast.training.samples import sample_sheet
 from andfast.training.signals import StopSignal
@@ -58,7 +59,7 @@ class Run:
     def __init__(self, config: Config, world: World | None = None) -> None:
         self.config, self.world = config, world or World()
         self.folder = RunFolder(config, _warn)
-        state = None
+        state, types = None, {}
         # Whether the run was stopped between the step of its state and the validation of that step.
         self._validation_pending = False
         with self.world.raise_together():
@@ -69,9 +70,14 @@ class Run:
             self.images = find_images(config, self.skipped)
         self.world.local_rank_first(config.loss.fetch)
         with self.world.raise_together():
-            self.trainer = self._make_trainer()
             if self.world.main:
-                state = self._load_state()
+                state = self.folder.load_state(self.images.digest())
+                types = automatic_types(self.world.device(config.device), state)
+        types = self.world.broadcast(types)
+        with self.world.raise_together():
+            self.trainer = self._make_trainer(types)
+            if self.world.main:
+                self._claim_folder(state)
             self.best = BestModel(self.folder.path, _warn)
             held_out = [image for _, image in self.images.held_out]
             self.validate = Validator(held_out, self.images.pairs, config.scale, self.world)
@@ -90,8 +96,8 @@ class Run:
         self.trainer.connect()
         self.skipped.verbose = True
 
-    def _make_trainer(self) -> Trainer:
-        trainer = Trainer(self.config.split(self.world.size), self.world)
+    def _make_trainer(self, types: dict[Purpose, str]) -> Trainer:
+        trainer = Trainer(with_types(self.config.split(self.world.size), types), self.world)
         if trainer.device.type == "cpu":
             keep_freed_memory()
         self._pairs = make_pair_patches(trainer.config, self.images.trained_pairs, self.world)
@@ -102,15 +108,14 @@ class Run:
             raise ValueError(error) from error
         return trainer
 
-    def _load_state(self) -> dict[str, Any] | None:
-        """The state to resume; locks the directory before a cache of images is made, which takes long."""
-        state, train = self.folder.load_state(self.images.digest()), self.config.train
+    def _claim_folder(self, state: dict[str, Any] | None) -> None:
+        """Lock the directory of what is resumed before a cache of images is made, which takes long."""
+        train = self.config.train
         step = 0 if state is None else state["step"]
         if state is not None and _due(step, train.validate_every, train.iterations):
             self._validation_pending = lacks_validation(self.folder.path / METRICS_FILE, step)
         if self.folder.path.is_dir() and not self._is_done_at(step):
             self.folder.lock()
-        return state
 
     def _check_processes_agree(self) -> None:
         """Raise a ValueError, in all processes, if one differs from the main one in settings, images, or types."""

@@ -1,6 +1,7 @@
 """The operators around a convolution against plain PyTorch in float64.
 
-The CUDA operators on a GPU, their sources on the host, and the CPU's operators.
+The CUDA operators on a GPU, their sources on the host, the CPU's operators, and their plain versions, in float32:
+`test_library.py` judges how these round in half types.
 """
 
 import cuda_on_host
@@ -11,6 +12,7 @@ from generator_checks import check_kernel, check_threads, nchw, nhwc, unpack_bit
 from torch import Tensor
 
 from andfast.ops import dispatch, use_backend
+from andfast.ops.backends import epilogues
 from andfast.ops.blur_pool import blur_pool
 from andfast.ops.identity_init import identity_centres
 from andfast.ops.noise import gaussian_field
@@ -49,6 +51,7 @@ has_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no 
         pytest.param("cuda", marks=has_gpu),
         pytest.param("host_cpu", marks=has_compiler),
         pytest.param("cpu", marks=has_extension),
+        "plain",
     ],
 )
 def build(request, tmp_path_factory):
@@ -62,14 +65,25 @@ def device(build):
     return "cuda" if build == "cuda" else "cpu"
 
 
+class Plain:
+    """The plain versions; the test of an operator without one is skipped."""
+
+    def __getattr__(self, name: str):
+        if not hasattr(epilogues, name):
+            pytest.skip(f"{name} has a reference of its own")
+        return getattr(epilogues, name)
+
+
 @pytest.fixture
 def ops(build, request):
     if build == "cuda" and not torch._C._dispatch_has_kernel_for_dispatch_key("andfast::block_epilogue", "CUDA"):
         pytest.fail("there is a GPU, but the extension was built without CUDA")
     if build == "cpu" and request.node.callspec.params.get("dtype") == torch.float16:
         pytest.skip("the CPU has no operators for float16")
+    if build == "plain" and request.node.callspec.params.get("dtype", torch.float32) != torch.float32:
+        pytest.skip("rounded after each operation")
     torch.use_deterministic_algorithms(True)  # which fills new tensors with NaN
-    yield torch.ops.andfast_on_host if build == "host_cpu" else torch.ops.andfast
+    yield {"host_cpu": torch.ops.andfast_on_host, "plain": Plain()}.get(build, torch.ops.andfast)
     torch.use_deterministic_algorithms(False)
 
 
@@ -330,6 +344,8 @@ def test_no_images(ops, device, gaussian):
 
 
 def test_wrong_arguments_are_refused(ops, device, build):
+    if build == "plain":
+        pytest.skip("called with what has been checked")
     case = Case((2, 4, 4, 6, 8), torch.float32, False, device)
     a, b, *rest = case.arguments
     slope_minus_one, noise, seed, layer = rest

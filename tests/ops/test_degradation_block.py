@@ -130,11 +130,15 @@ def test_half_types_keep_small_deviations(dtype):
 needs_cpu = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 
 
-@pytest.fixture
-def backend() -> str:
-    if "cpu" in dispatch.unavailable:
-        pytest.skip(dispatch.unavailable["cpu"])
-    return "cpu"
+@pytest.fixture(params=["cpu", "library"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param in dispatch.unavailable:
+        pytest.skip(dispatch.unavailable[request.param])
+    return request.param
+
+
+def implementation(backend: str) -> str:
+    return "winograd" if backend == "cpu" else backend
 
 
 @pytest.mark.parametrize("kind", ["map", "gaussian"])
@@ -207,7 +211,7 @@ def test_gradient_of_a_plain_sum(backend):
 
 def test_only_what_is_asked_for_is_computed(backend, monkeypatch):
     bank = Bank(1, 2, (4, 5), (3, 8), torch.float32, "map")
-    kernels = type(dispatch.load("winograd"))
+    kernels = type(dispatch.load(implementation(backend)))
     called = []
     for name in ("conv_weight_grad", "conv_input_grad"):
         plain = getattr(kernels, name)

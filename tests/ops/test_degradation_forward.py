@@ -9,11 +9,15 @@ from andfast.ops.degradation_forward import degradation_forward_reference
 needs_cpu = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 
 
-@pytest.fixture
-def backend() -> str:
-    if "cpu" in dispatch.unavailable:
-        pytest.skip(dispatch.unavailable["cpu"])
-    return "cpu"
+@pytest.fixture(params=["cpu", "library"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param in dispatch.unavailable:
+        pytest.skip(dispatch.unavailable[request.param])
+    return request.param
+
+
+def implementation(backend: str) -> str:
+    return "winograd" if backend == "cpu" else backend
 
 
 HALF = torch.bfloat16
@@ -82,7 +86,7 @@ def test_gradient_of_a_plain_sum(backend):
 
 def test_nothing_is_computed_that_nobody_asked_for(backend, monkeypatch):
     network, hr, delta, _ = make()
-    kernels = type(dispatch.load("winograd"))
+    kernels = type(dispatch.load(implementation(backend)))
     calls = []
     plain = kernels.conv_input_grad
     monkeypatch.setattr(kernels, "conv_input_grad", lambda *args: calls.append(1) or plain(*args))
@@ -101,7 +105,7 @@ def test_nothing_is_computed_that_nobody_asked_for(backend, monkeypatch):
 @pytest.mark.parametrize("networks", [1, 2])
 def test_without_gradients_nothing_is_kept(backend, networks):
     network, hr, delta, _ = make(networks)
-    sizes = (4, 64, 5, False, torch.float32, "winograd")
+    sizes = (4, 64, 5, False, torch.float32, implementation(backend))
     operator = torch.ops.andfast.degradation_forward
     kept = operator(hr, network.theta_id, delta, network.noise_seed, *sizes, True)
     (lr,) = operator(hr, network.theta_id, delta, network.noise_seed, *sizes, False)

@@ -6,7 +6,7 @@ from generator_checks import check_against_float64, check_kernel, check_threads,
 from torch import Tensor
 
 from andfast.ops import dispatch, use_backend
-from andfast.ops.backends.library import pack_sign_mask, unpack_sign_mask
+from andfast.ops.backends.epilogues import pack_sign_mask, unpack_sign_mask
 from andfast.ops.dense_block import dense_block, dense_block_reference
 
 pytestmark = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
@@ -174,8 +174,10 @@ def test_what_is_no_number_reaches_its_image_alone():
 def test_signs(channels):
     values = draw(2, 3, channels)
     values[0, 0, 0] = 0
-    packed = pack_sign_mask(values)
+    packed = pack_sign_mask(values <= 0)
     assert packed.shape == (2, 3, (channels + 7) // 8)
+    bits = torch.cat([values <= 0, torch.zeros(2, 3, -channels % 8, dtype=torch.bool)], 2).unflatten(2, (-1, 8))
+    assert torch.equal(packed, (bits.int() * 2 ** torch.arange(8)).sum(3).to(torch.uint8))
     assert torch.equal(unpack_sign_mask(packed, channels), ~(values > 0))
 
 

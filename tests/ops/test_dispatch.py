@@ -9,6 +9,7 @@ import numpy.random.bit_generator
 import pytest
 import torch
 
+from andfast.evaluation.environment import unused_backends
 from andfast.ops import _extension, dispatch, projected_step, use_backend
 
 ARGUMENTS = (torch.ones(1, 3), torch.ones(1, 3), torch.ones(3), 0.5, 1.0)
@@ -23,7 +24,10 @@ def test_status_names_every_backend():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="one of triton, cuda, cpu, reference; got 'fpga'"), use_backend("fpga"):
+    with (
+        pytest.raises(ValueError, match="one of triton, cuda, cpu, library, reference; got 'fpga'"),
+        use_backend("fpga"),
+    ):
         pass
     with pytest.raises(ValueError, match="one of"):
         dispatch.register("projected_step", "fpga", projected_step)
@@ -84,6 +88,66 @@ def test_the_candidates_take_the_tensors_and_end_in_the_reference():
         assert dispatch.candidates("conv_act", cpu, torch.float32) == ("reference",)
 
 
+def test_triton_is_left_out_on_gpus_that_its_releases_do_not_support(monkeypatch):
+    asked = []
+
+    def capability(device):
+        asked.append(device)
+        return (7, 5) if device.index == 0 else (8, 6)
+
+    operation = {
+        "triton": dispatch.Implementation(devices=("cuda",)),
+        "library": dispatch.Implementation(devices=("cuda",)),
+        "reference": dispatch.Implementation(),
+    }
+    monkeypatch.setitem(dispatch.operations, "conv_act", operation)
+    monkeypatch.setattr(dispatch, "unavailable", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    dispatch._problem_of_triton.cache_clear()
+    old, new = torch.device("cuda", 0), torch.device("cuda", 1)
+    for _ in range(2):
+        assert dispatch.candidates("conv_act", old, torch.float16) == ("library", "reference")
+        assert dispatch.candidates("conv_act", new, torch.float16) == ("triton", "library", "reference")
+    assert asked == [old, new]
+    reason = "Triton needs compute capability 8.0, and Tesla T4 has 7.5"
+    with use_backend("triton"):
+        assert dispatch.candidates("conv_act", new, torch.float16) == ("triton",)
+        with pytest.raises(RuntimeError, match=f"'triton' is forced, but cannot be used: {reason}"):
+            dispatch.candidates("conv_act", old, torch.float16)
+    assert unused_backends(old) == {"triton": reason}
+    assert unused_backends(new) == {}
+    monkeypatch.setitem(dispatch.unavailable, "triton", "triton is not installed")
+    assert dispatch.problem_on(old, "triton") == dispatch.problem_on(new, "triton") == "triton is not installed"
+    dispatch._problem_of_triton.cache_clear()
+
+
+@needs_cpu
+def test_what_was_decided_is_kept(monkeypatch):
+    collected = []
+    collect = dispatch._candidates
+    monkeypatch.setitem(dispatch.unavailable, "triton", "it is not installed")
+    monkeypatch.setattr(dispatch, "_candidates", lambda *given: collected.append(given[-1]) or collect(*given))
+
+    def resolve(height: int = 8) -> str:
+        return dispatch.resolve("conv_act", torch.device("cpu"), torch.float32, (3, 5, 0, 1, height, 8))
+
+    for _ in range(3):
+        assert resolve() == "winograd"
+        with use_backend("reference"):
+            assert resolve() == "reference"
+        with use_backend("triton"), pytest.raises(RuntimeError, match="it is not installed"):
+            projected_step(*ARGUMENTS)
+        with dispatch.use_implementation("conv_act", "library"):
+            assert resolve() == "library"
+    assert collected == [None, "reference", "triton", "triton", "triton"]  # errors are not kept
+    resolve(9)
+    dispatch.measure_anew(torch.device("cpu"))
+    resolve(9)
+    assert collected[5:] == [None, None]
+
+
 @needs_cpu
 def test_large_tiles_replace_winograd_in_inference_alone():
     plain = dispatch.load("winograd")
@@ -104,7 +168,9 @@ def test_triton_s_interpreter_is_asked_for_as_triton_reads_it(monkeypatch, value
 
 def test_environment_variable_with_an_unknown_name(monkeypatch):
     monkeypatch.setenv("ANDFAST_BACKEND", "fpga")
-    with pytest.raises(ValueError, match="ANDFAST_BACKEND must be one of triton, cuda, cpu, reference; got 'fpga'"):
+    with pytest.raises(
+        ValueError, match="ANDFAST_BACKEND must be one of triton, cuda, cpu, library, reference; got 'fpga'"
+    ):
         runpy.run_path(dispatch.__file__)
 
 

@@ -9,6 +9,7 @@ import textwrap
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def measured(monkeypatch, tmp_path):
 def forget():
     """As a new process."""
     selection._chosen.clear()
-    for cached in (kernel_table._table, selection._warn, kernel_table._warn_unwritable):
+    for cached in (dispatch._decided, kernel_table._table, selection._warn, kernel_table._warn_unwritable):
         cached.cache_clear()
 
 
@@ -108,7 +109,8 @@ def verify(operation: str, name: str, dtype: torch.dtype, *structure: int) -> st
 def test_all_implementations_here_are_right(operation, dtype):
     if operation == "gaussian_field":
         dtype = torch.int64
-    for name in dispatch.candidates(operation, CPU, dtype)[:-1]:
+    library = ["library"] * dispatch.operations[operation]["library"].automatic
+    for name in (*dispatch.candidates(operation, CPU, dtype)[:-1], *library):
         assert verify(operation, name, dtype, *SMALL[operation]) is None
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -164,7 +166,7 @@ def test_a_single_wrong_pixel_in_bfloat16_is_found(monkeypatch):
 
 @needs_cpu
 def test_an_exception_of_the_candidate_is_a_problem_and_others_are_not(monkeypatch):
-    request = {"operation": "conv_act", "device": "cpu", "dtype": "float32", "threads": 1, "tf32": None}
+    request = {"operation": "conv_act", "device": "cpu", "dtype": "float32", "threads": 1, "settings": {}}
     answers: list[dict] = []
 
     def ask(**asked) -> list[dict]:
@@ -181,6 +183,37 @@ def test_an_exception_of_the_candidate_is_a_problem_and_others_are_not(monkeypat
     assert list(ask(verify="winograd", structure=[5, 6, 2])[0]) == ["unknown", "lost"]
 
 
+def test_a_request_says_which_gpu_and_with_what_settings(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"GPU-{device.index}"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(selection_worker, "_is_lost", lambda: False)
+    used = []
+    monkeypatch.setattr(selection_worker, "verify", lambda operation, name, device, *others: used.append(device))
+    gpu = torch.device("cuda", 1)
+    wanted = kernel_table.settings(gpu)
+    assert wanted["cudnn.benchmark"] is False
+    assert wanted["cudnn.conv.fp32_precision"] in ("tf32", "none", "ieee")
+    request = {"operation": "conv_act", "device": "cuda", "dtype": "float32", "threads": 1, "verify": "library"}
+    request |= {"structure": [], "settings": wanted | {"cudnn.benchmark": True}, "uuid": kernel_table.uuid(gpu)}
+    answers: list[dict] = []
+    with torch.backends.cudnn.flags(enabled=True):  # undone
+        selection_worker.answer(request, lambda **content: answers.append(content))
+        assert torch.backends.cudnn.benchmark
+        selection_worker.answer(request | {"uuid": "GPU-7"}, lambda **content: answers.append(content))
+    assert used == [gpu]
+    assert answers[0] == {"problem": None}
+    assert "does not see this device" in answers[1]["unknown"]
+
+
+def test_what_was_found_with_other_settings_does_not_count(monkeypatch):
+    usual = kernel_table.table(CPU)
+    assert kernel_table.table(CPU) is usual
+    monkeypatch.setattr(kernel_table, "settings", lambda device: {"mkldnn.conv.fp32_precision": "bf16"})
+    assert kernel_table.table(CPU).path != usual.path
+
+
 @needs_cpu
 def test_running_out_of_memory_says_nothing_of_a_kernel(monkeypatch):
     def fail(*arguments):
@@ -188,7 +221,7 @@ def test_running_out_of_memory_says_nothing_of_a_kernel(monkeypatch):
 
     monkeypatch.setattr(WinogradBackend, "conv_act", fail)
     answers: list[dict] = []
-    request = {"operation": "conv_act", "device": "cpu", "dtype": "float32", "threads": 1, "tf32": None}
+    request = {"operation": "conv_act", "device": "cpu", "dtype": "float32", "threads": 1, "settings": {}}
     selection_worker.answer(request | {"verify": "winograd", "structure": [5, 6, 2]}, lambda **c: answers.append(c))
     assert answers[-1] == {"unknown": "OutOfMemoryError: CUDA out of memory", "lost": False}
 
@@ -250,7 +283,7 @@ def test_the_first_that_is_right_where_memory_counts(worker):
     worker('if "time" in request: answer["times"] = {"winograd": [2.0, 2.0], "reference": [1.0, 1.0]}')
     assert resolve() == "reference"
     assert dispatch.resolve("conv_act", CPU, torch.float32, SIZES, fastest=False) == "winograd"
-    selection.measure_anew(CPU)
+    dispatch.measure_anew(CPU)
     worker('answer["problem"] = "it is wrong"')
     with pytest.warns(KernelWarning, match="it is wrong"):
         assert dispatch.resolve("conv_act", CPU, torch.float32, SIZES, fastest=False) == "reference"
@@ -372,6 +405,30 @@ def test_a_forked_process_has_a_worker_of_its_own(worker):
             os._exit(0 if found == "cpu" and selection._worker._process is not None else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert dispatch.resolve("gaussian_field", CPU, torch.int64, (1, 8, 8)) == "cpu"
+
+
+@needs_cpu
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, torch.bfloat16), (0.95, torch.float32), (2, torch.float32)])
+def test_the_faster_type_by_one_thread(worker, monkeypatch, seconds, expected):
+    worker(f"""
+assert request["threads"] == 1
+answer["times"] = {{name: [{seconds} if request["dtype"] == "bfloat16" else 1] * 2 for name in request["time"]}}
+""")
+    names = {torch.float32: "winograd", torch.bfloat16: "onednn"}
+    assert selection.faster_type("conv_act", names, SIZES) == expected
+    forget()
+    monkeypatch.setattr(selection._worker, "ask", None)  # must not be asked again
+    assert selection.faster_type("conv_act", names, SIZES) == expected
+    assert list(kernel_table.table(CPU).times) == ["conv_act 5x6x2 in one thread at 2^9 pixels"]
+
+
+@needs_cpu
+def test_types_that_cannot_be_timed(worker):
+    worker('if request["dtype"] == "bfloat16": os.abort()')
+    names = {torch.float32: "winograd", torch.bfloat16: "onednn"}
+    with pytest.warns(KernelWarning, match="conv_act could not be timed in bfloat16: .*status -6.* tries again"):
+        assert selection.faster_type("conv_act", names, SIZES) is None
+    assert kernel_table.table(CPU).times == {}
 
 
 def test_a_user_without_a_home(monkeypatch):

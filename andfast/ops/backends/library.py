@@ -1,21 +1,12 @@
-"""Convolutions by the vendor's library (cuDNN, oneDNN), everything between them fused.
+"""Convolutions by the vendor's library (cuDNN, oneDNN), what stands between them fused or in plain PyTorch.
 
 F: one network at a time, since a loop over the bank is faster than grouped convolutions. Activations carry the
 replicated border of one pixel that the next convolution reads, so that nothing is ever padded. Generators: the library
 reads no part of a wider image, so the parts are concatenated anew for each convolution.
 
-What stands between the convolutions are compiled kernels, `torch.ops.andfast.*`, on contiguous images (B, H, W, C).
-They are called from inside our own operators alone, so torch.compile never meets them. For CPU and CUDA:
-
-* `block_epilogue(a, b?, slope_minus_one, noise, seed?, layer, border) -> (y, sign_mask)`: z = a + b, then
-  y = z + slope_minus_one min(z, 0) + noise, with a replicated border of `border` (0 or 1) pixels.
-* `block_epilogue_grad(dy, y, sign_mask, slope_minus_one, noise, seed?, layer, border) -> (dz, dslope, dnoise)`:
-  from the gradient of the bordered y. min(z, 0) is not stored but recovered, (y - noise) / slope (Rota Bulo et al.,
-  "In-place activated BatchNorm", 2018); for slopes nearer to zero than 1/1024 the division is by 1/1024, and dslope
-  comes out too small, down to 0 for a slope of 0.
-* `block_epilogue_pool(a, b?, slope_minus_one, noise, seed?, layer, scale, border) -> (pooled, negative, sign_mask)`: y
-  pooled, with border, and min(z, 0) pooled, without; y itself is never stored.
-* `block_epilogue_pool_grad(dpooled, sign_mask, slope_minus_one, scale) -> dz`.
+What stands between the convolutions are the functions of `epilogues`: in plain PyTorch, or compiled kernels with the
+same arguments, `torch.ops.andfast.*`, for CPU and CUDA, which are called from inside our own operators alone, so that
+torch.compile never meets them.
 
 For the CPU alone:
 
@@ -27,11 +18,15 @@ For the CPU alone:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from andfast.ops.backends import epilogues
 from andfast.ops.backends.base import GAIN, SLOPE, Backend, Epilogue, merge_taps
+from andfast.ops.backends.epilogues import fold_border, pack_sign_mask, unpack_sign_mask
 
 _ops = torch.ops.andfast
 
@@ -50,6 +45,12 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _nhwc(F.conv2d(_nchw(x), weight, bias, padding=1))
 
 
+def _rounds_products(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether convolutions round their arguments to fewer digits than float32 has: TF32 by default on GPUs."""
+    settings = torch.backends.cudnn if device.type == "cuda" else torch.backends.mkldnn
+    return dtype != torch.float32 or settings.conv.fp32_precision in ("tf32", "bf16")
+
+
 def _weight_grad(x: Tensor, dz: Tensor, weight: Tensor, padding: int) -> Tensor:
     """The gradient of a 3x3 convolution's weight, of which the shape alone counts."""
     return torch.ops.aten.convolution_backward(
@@ -57,32 +58,25 @@ def _weight_grad(x: Tensor, dz: Tensor, weight: Tensor, padding: int) -> Tensor:
     )[1]
 
 
-def pack_sign_mask(values: Tensor) -> Tensor:
-    """A bit for each of `values` (..., C) that is not positive: (..., ceil(C / 8)) uint8."""
-    negative = F.pad((values <= 0).to(torch.uint8), (0, -values.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (negative << torch.arange(8, dtype=torch.uint8, device=values.device)).sum(-1, dtype=torch.uint8)
-
-
-def unpack_sign_mask(sign_mask: Tensor, channels: int) -> Tensor:
-    """Where the value was not positive, (..., channels) bool."""
-    bits = sign_mask.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=sign_mask.device)
-    return (bits & 1).flatten(-2)[..., :channels].bool()
-
-
 class LibraryBackend(Backend):
-    """Convolutions by cuDNN, our CUDA kernels between those of F, plain PyTorch between those of the generators."""
+    """Convolutions by cuDNN or oneDNN, plain PyTorch between them: runs wherever PyTorch does.
+
+    Attributes:
+        epilogues: what stands between the convolutions of F.
+    """
 
     loops_over_bank = True
     border = 1
+    epilogues: Any = epilogues
 
     def to_nhwc(self, image: Tensor, dtype: torch.dtype) -> Tensor:
         image = image.to(dtype, memory_format=torch.channels_last)
         return _nhwc(F.pad(image, (1, 1, 1, 1), mode="replicate"))
 
     def pack_weights(self, centre: Tensor, deviation: Tensor, dtype: torch.dtype, backward: bool) -> tuple[Tensor, ...]:
-        if not backward and dtype != torch.float32:  # half types cannot hold the sum (see split_conv)
+        if not backward and _rounds_products(centre.device, dtype):  # which cannot hold the sum (see split_conv)
             return deviation[0].unflatten(-1, (3, 3)).to(dtype), centre[0].to(dtype)[:, :, None, None]
-        # In float32 they can; and backward, rounding a weight changes the gradient no more than rounding the gradient.
+        # Float32 can; and backward, rounding a weight changes the gradient no more than rounding the gradient.
         summed = merge_taps(centre, deviation)[0].unflatten(-1, (3, 3))
         if backward:  # as the weights of the transposed convolution
             summed = summed.flip(2, 3).transpose(0, 1).contiguous()
@@ -104,14 +98,7 @@ class LibraryBackend(Backend):
         return _nhwc(F.conv2d(_nchw(dz), weights[0], padding=2))
 
     def conv_input_grad(self, dz: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-        bordered = self._bordered_input_grad(dz, weights)
-        rows = bordered[:, 1:-1].clone()
-        rows[:, 0] += bordered[:, 0]
-        rows[:, -1] += bordered[:, -1]
-        grad = rows[:, :, 1:-1].clone(memory_format=torch.contiguous_format)
-        grad[:, :, 0] += rows[:, :, 0]
-        grad[:, :, -1] += rows[:, :, -1]
-        return grad
+        return fold_border(self._bordered_input_grad(dz, weights))
 
     def conv_weight_grad(self, x: Tensor, dz: Tensor, num_networks: int) -> Tensor:
         shape = (dz.shape[3], x.shape[3], 3, 3)
@@ -120,35 +107,36 @@ class LibraryBackend(Backend):
     def block(
         self, x: Tensor, weights: tuple[Tensor, ...], epilogue: Epilogue, bordered: bool = True
     ) -> tuple[Tensor, Tensor]:
-        return _ops.block_epilogue(*self._summands(x, weights), *epilogue, int(bordered))
+        return self.epilogues.block_epilogue(*self._summands(x, weights), *epilogue, int(bordered))
 
     def block_grad(self, dy: Tensor, y: Tensor, sign_mask: Tensor, epilogue: Epilogue) -> tuple[Tensor, Tensor, Tensor]:
-        return _ops.block_epilogue_grad(dy, y, sign_mask, *epilogue, 0)
+        return self.epilogues.block_epilogue_grad(dy, y, sign_mask, *epilogue, 0)
 
     def block_input_grad(
         self, dz: Tensor, weights: tuple[Tensor, ...], y: Tensor, sign_mask: Tensor, epilogue: Epilogue
     ) -> tuple[Tensor, Tensor, Tensor]:
         dy = self._bordered_input_grad(dz, weights)
         del dz  # frees the largest tensor here before more is allocated
-        return _ops.block_epilogue_grad(dy, y, sign_mask, *epilogue, self.border)
+        return self.epilogues.block_epilogue_grad(dy, y, sign_mask, *epilogue, self.border)
 
     def block_pool(
         self, x: Tensor, weights: tuple[Tensor, ...], epilogue: Epilogue, scale: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _ops.block_epilogue_pool(*self._summands(x, weights), *epilogue, scale, self.border)
+        return self.epilogues.block_epilogue_pool(*self._summands(x, weights), *epilogue, scale, self.border)
 
     def block_pool_grad(self, dpooled: Tensor, sign_mask: Tensor, slope_minus_one: Tensor, scale: int) -> Tensor:
-        return _ops.block_epilogue_pool_grad(dpooled, sign_mask, slope_minus_one, scale)
+        return self.epilogues.block_epilogue_pool_grad(dpooled, sign_mask, slope_minus_one, scale)
 
     def gaussian_field(self, seed: Tensor, layer: int, images: int, size: tuple[int, int]) -> Tensor:
-        return _ops.gaussian_field(seed, layer, images, *size)
+        return self.epilogues.gaussian_field(seed, layer, images, *size)
 
     def leaky_relu(self, z: Tensor, slope: Tensor, save_for_backward: bool) -> tuple[Tensor, Tensor]:
         """LeakyReLU(z), and its sign mask, which is empty without `save_for_backward`."""
-        return torch.where(z > 0, z, (z * slope).to(z.dtype)), pack_sign_mask(z if save_for_backward else z[:0])
+        y = F.prelu(_nchw(z), slope.to(z.dtype)).permute(0, 2, 3, 1)
+        return y, pack_sign_mask((z if save_for_backward else z[:0]) <= 0)
 
     def leaky_relu_backward(self, dy: Tensor, sign_mask: Tensor, slope: Tensor) -> Tensor:
-        return torch.where(unpack_sign_mask(sign_mask, dy.shape[3]), (dy * slope).to(dy.dtype), dy)
+        return torch.where(unpack_sign_mask(sign_mask, dy.shape[3]), dy * slope.to(dy.dtype), dy)
 
     def flip_transpose(self, weights: list[Tensor], first: int, count: int, gain: float) -> Tensor:
         """The parts of several weights that read `count` inputs from `first` on, as one weight for their gradient.
@@ -163,7 +151,7 @@ class LibraryBackend(Backend):
         self, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, save_for_backward: bool
     ) -> tuple[Tensor, Tensor]:
         z = _conv(x, weight, bias)
-        return (z, pack_sign_mask(z[:0])) if slope is None else self.leaky_relu(z, slope, save_for_backward)
+        return (z, pack_sign_mask(z[:0] <= 0)) if slope is None else self.leaky_relu(z, slope, save_for_backward)
 
     def conv_act_input_grad(self, dz: Tensor, weight: Tensor) -> Tensor:
         return _conv(dz, self.flip_transpose([weight], 0, weight.shape[1], 1.0))
@@ -208,11 +196,19 @@ class LibraryBackend(Backend):
         ]
 
 
+class CudnnBackend(LibraryBackend):
+    """Convolutions by cuDNN, our CUDA kernels between those of F, plain PyTorch between those of the generators."""
+
+    epilogues = _ops
+
+
 class OneDnnBackend(LibraryBackend):
     """Convolutions by oneDNN, our C++ kernels between them: on the CPU, in bfloat16.
 
     `WinogradBackend` replaces the convolutions in float32.
     """
+
+    epilogues = _ops
 
     def rotate_taps(self, matrix: Tensor, basis: Tensor) -> Tensor:
         return _ops.rotate_taps(matrix, basis)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from triton_reference import TYPES, check, nchw, nhwc, with_types
 
-from andfast.ops.backends.library import unpack_sign_mask
+from andfast.ops.backends.epilogues import unpack_sign_mask
 from andfast.ops.backends.triton.backend import TritonBackend
 from andfast.ops.conv_act import conv_act_reference
 from andfast.ops.dense_block import dense_block_reference
