@@ -9,26 +9,27 @@ namespace andfast::cpu {
 
 namespace {
 
-// z of x, and finish(pixel, network, tiling, place in its images, bytes) for each of its pixels; `bytes` is scratch,
+// z of x, and finish(pixel, network, place in its images, bytes) for each of its pixels; `bytes` is scratch,
 // eight for each byte of a pixel's sign mask, zero past the channels.
-template <typename Finish>
-void convolve(const float* x, const Weights& weights, ConvShape shape, int64_t padding, bool backward, float* z,
+template <int kOut, typename Finish>
+void convolve_in(const float* x, const Weights& weights, ConvShape shape, int64_t padding, bool backward, float* z,
               int64_t border, ParallelFor parallel_for, Finish finish) {
   const int64_t from = backward ? shape.outputs : shape.inputs, to = backward ? shape.inputs : shape.outputs;
   const WeightSteps& steps = weights.steps;
   const int64_t from_step = backward ? steps.output_step : steps.input_step;
   const int64_t to_step = backward ? steps.input_step : steps.output_step;
   const int64_t padded = round_up(to, kLane);
+  constexpr int64_t kElements = Sizes<kOut>::kElements, kTiles = Sizes<kOut>::kTiles;
   const int64_t network = kElements * from * padded;  // the size of its transformed weights
-  const Tiling tiling = {shape.images / shape.networks, shape.height + 2 * padding - 2, shape.width + 2 * padding - 2};
+  const Tiling<kOut> tiling = {shape.images / shape.networks, shape.height + 2 * padding - 2, shape.width + 2 * padding - 2};
   const int64_t written = tiling.images * (tiling.height + 2 * border) * (tiling.width + 2 * border) * to;
 
   const std::unique_ptr<float[]> u(new float[shape.networks * network]());  // zeros where padded
   parallel_for(shape.networks * from, 16, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(25 * to);
+    std::vector<float> scratch(9 * to);
     for (int64_t i = begin; i < end; ++i) {
       const Taps taps = {weights.taps + i / from * steps.network_step + i % from * from_step, to_step, steps.tap_step};
-      weight_transform(backward ? taps.flipped() : taps, to, 1, u.get() + i / from * network + i % from * padded,
+      weight_transform<kOut>(backward ? taps.flipped() : taps, to, u.get() + i / from * network + i % from * padded,
                        from * padded, scratch.data());
     }
   });
@@ -41,13 +42,13 @@ void convolve(const float* x, const Weights& weights, ConvShape shape, int64_t p
       const int64_t n = i / tiling.groups();
       const Channels pixels = {x + n * tiling.images * shape.height * shape.width * from, from, from};
       const Results results = {z + n * written, to, to, border};
-      const auto read_tile = [&](Tiling::Place place, float* tile, int64_t step) {
+      const auto read_tile = [&](Place place, float* tile, int64_t step) {
         const Plane plane = pixels.plane(place.image, shape.height, shape.width, zeros.data());
-        input_transform(plane, place.h - padding, place.w - padding, tile, step);
+        input_transform<kOut>(plane, place.h - padding, place.w - padding, tile, step);
       };
-      const auto write_results = [&](Tiling::Place first, const float* products, int64_t step) {
+      const auto write_results = [&](Place first, const float* products, int64_t step) {
         write_tile(tiling, first, products, step, results, unwanted.data(),
-                   [&](float* pixel, Tiling::Place place) { finish(pixel, n, tiling, place, bytes.data()); });
+                   [&](float* pixel, Place place) { finish(pixel, n, place, bytes.data()); });
       };
       multiply_group(tiling, i % tiling.groups(), u.get() + n * network, from, padded, v.data(), from, m.data(),
                      read_tile, write_results);
@@ -55,11 +56,19 @@ void convolve(const float* x, const Weights& weights, ConvShape shape, int64_t p
   });
 }
 
+template <typename Finish>
+void convolve(const float* x, const Weights& weights, ConvShape shape, int64_t padding, bool backward, float* z,
+              int64_t border, ParallelFor parallel_for, Finish finish) {
+  with_tiles(shape.height + 2 * padding - 2, shape.width + 2 * padding - 2, [&](auto out) {
+    convolve_in<decltype(out)::value>(x, weights, shape, padding, backward, z, border, parallel_for, finish);
+  });
+}
+
 // Copies a pixel of an image with a border of one to where the border repeats it.
-void replicate_pixel(float* pixel, const Tiling& tiling, Tiling::Place place, int64_t channels) {
-  for (int64_t i = place.h == 0 ? -1 : 0; i <= (place.h == tiling.height - 1 ? 1 : 0); ++i) {
-    for (int64_t j = place.w == 0 ? -1 : 0; j <= (place.w == tiling.width - 1 ? 1 : 0); ++j) {
-      float* copy = pixel + (i * (tiling.width + 2) + j) * channels;
+void replicate_pixel(float* pixel, int64_t height, int64_t width, Place place, int64_t channels) {
+  for (int64_t i = place.h == 0 ? -1 : 0; i <= (place.h == height - 1 ? 1 : 0); ++i) {
+    for (int64_t j = place.w == 0 ? -1 : 0; j <= (place.w == width - 1 ? 1 : 0); ++j) {
+      float* copy = pixel + (i * (width + 2) + j) * channels;
       if (copy != pixel) std::copy(pixel, pixel + channels, copy);
     }
   }
@@ -70,10 +79,12 @@ void replicate_pixel(float* pixel, const Tiling& tiling, Tiling::Place place, in
 void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int64_t padding, bool backward,
           ConvEpilogue epilogue, ParallelFor parallel_for) {
   const int64_t to = backward ? shape.inputs : shape.outputs;
+  const int64_t height = shape.height + 2 * padding - 2, width = shape.width + 2 * padding - 2;
   convolve(x, weights, shape, padding, backward, z, 0, parallel_for,
-           [&](float* pixel, int64_t network, const Tiling& tiling, Tiling::Place place, uint8_t* bytes) {
+           [&](float* pixel, int64_t network, Place place, uint8_t* bytes) {
              if (!epilogue.slope) return;
-             const int64_t index = network * tiling.images * tiling.height * tiling.width + tiling.index(place);
+             const int64_t image = network * (shape.images / shape.networks) + place.image;
+             const int64_t index = (image * height + place.h) * width + place.w;
              uint8_t* sign_mask = epilogue.sign_mask ? epilogue.sign_mask + index * sign_bytes(to) : nullptr;
              activate(pixel, epilogue.bias, epilogue.slope, sign_mask, bytes, to);
            });
@@ -81,15 +92,15 @@ void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int
 
 void conv_block(const float* x, const Weights& weights, const float* slope_minus_one, const float* noise, float* y,
                 uint8_t* sign_mask, ConvShape shape, int64_t border, ParallelFor parallel_for) {
-  const int64_t channels = shape.outputs;
+  const int64_t channels = shape.outputs, height = shape.height - 2, width = shape.width - 2;
   convolve(x, weights, shape, 0, false, y, border, parallel_for,
-           [&](float* pixel, int64_t network, const Tiling& tiling, Tiling::Place place, uint8_t* bytes) {
-             const int64_t pixels = tiling.height * tiling.width;
-             const int64_t index = network * tiling.images * pixels + tiling.index(place);
-             block_epilogue_pixel(pixel, slope_minus_one[network],
-                                  noise[network * pixels + place.h * tiling.width + place.w],
-                                  sign_mask + index * sign_bytes(channels), bytes, channels);
-             if (border) replicate_pixel(pixel, tiling, place, channels);
+           [&](float* pixel, int64_t network, Place place, uint8_t* bytes) {
+             const int64_t image = network * (shape.images / shape.networks) + place.image;
+             const int64_t in_image = place.h * width + place.w;
+             block_epilogue_pixel(pixel, slope_minus_one[network], noise[network * height * width + in_image],
+                                  sign_mask + (image * height * width + in_image) * sign_bytes(channels), bytes,
+                                  channels);
+             if (border) replicate_pixel(pixel, height, width, place, channels);
            });
 }
 

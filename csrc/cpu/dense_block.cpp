@@ -23,18 +23,18 @@ int64_t read_by(DenseShape shape, int64_t conv) { return shape.features + conv *
 int64_t written_by(DenseShape shape, int64_t conv) { return conv < kIntermediates ? shape.growth : shape.features; }
 
 // Convolution k of the chain reads all channels of `entry` and the first k parts of `intermediates`; it writes part k
-// of `intermediates`, the last one `last`. pack(k, channel, u, step, scratch) transforms its weights from a channel
-// that is read; finish(k, pixel, index, bytes) applies the epilogue to a pixel; `bytes` is scratch, eight for each byte
+// of `intermediates`, the last one `last`. taps(k, channel) are its weights from a channel that is read; finish(k, pixel, index, bytes) applies the epilogue to a pixel; `bytes` is scratch, eight for each byte
 // of a pixel's sign mask, zero past the channels.
-template <typename Pack, typename Finish>
-void chain(const float* entry, float* intermediates, float* last, DenseShape shape, ParallelFor parallel_for, Pack pack,
-           Finish finish) {
+template <int kOut, typename TapsOf, typename Finish>
+void chain_in(const float* entry, float* intermediates, float* last, DenseShape shape, ParallelFor parallel_for,
+              TapsOf taps, Finish finish) {
+  constexpr int64_t kElements = Sizes<kOut>::kElements, kTiles = Sizes<kOut>::kTiles;
   const int64_t all = read_by(shape, kIntermediates), intermediate_step = kIntermediates * shape.growth;
   const int64_t pixels = shape.height * shape.width, group_size = kElements * element_step(kTiles, all);
-  const int64_t image_bytes = Tiling{1, shape.height, shape.width}.groups() * group_size * int64_t{sizeof(float)};
+  const int64_t image_bytes = Tiling<kOut>{1, shape.height, shape.width}.groups() * group_size * int64_t{sizeof(float)};
   const bool keeps = image_bytes <= kKeptBytes;
   const int64_t at_once = keeps ? std::max<int64_t>(1, std::min(shape.images, kKeptBytes / image_bytes)) : shape.images;
-  const int64_t kept_groups = keeps ? Tiling{at_once, shape.height, shape.width}.groups() : 0;
+  const int64_t kept_groups = keeps ? Tiling<kOut>{at_once, shape.height, shape.width}.groups() : 0;
   const std::unique_ptr<float[]> kept(new float[kept_groups * group_size]);
 
   std::vector<std::unique_ptr<float[]>> weights;
@@ -42,12 +42,14 @@ void chain(const float* entry, float* intermediates, float* last, DenseShape sha
     const int64_t from = read_by(shape, k), to = written_by(shape, k), padded = round_up(to, kLane);
     weights.emplace_back(new float[kElements * from * padded]());  // zeros where padded
     parallel_for(from, 16, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(25 * to);
-      for (int64_t c = begin; c < end; ++c) pack(k, c, weights[k].get() + c * padded, from * padded, scratch.data());
+      std::vector<float> scratch(9 * to);
+      for (int64_t c = begin; c < end; ++c) {
+        weight_transform<kOut>(taps(k, c), to, weights[k].get() + c * padded, from * padded, scratch.data());
+      }
     });
   }
   for (int64_t image = 0; image < shape.images; image += at_once) {
-    const Tiling tiling = {std::min(at_once, shape.images - image), shape.height, shape.width};
+    const Tiling<kOut> tiling = {std::min(at_once, shape.images - image), shape.height, shape.width};
     const int64_t pixel = image * pixels;
     const Channels first = {entry + pixel * shape.features, shape.features, shape.features};
     float* parts = intermediates + pixel * intermediate_step;
@@ -61,16 +63,16 @@ void chain(const float* entry, float* intermediates, float* last, DenseShape sha
         std::vector<float> v(keeps ? 0 : group_size), m(kElements * element_step(kTiles, padded));
         std::vector<float> zeros(std::max(shape.features, intermediate_step)), unwanted(to);
         std::vector<uint8_t> bytes(8 * sign_bytes(to));
-        const auto read_tile = [&](Tiling::Place place, float* tile, int64_t v_step) {
+        const auto read_tile = [&](Place place, float* tile, int64_t v_step) {
           const auto add = [&](const Channels& channels, float* at) {
-            input_transform(channels.plane(place.image, shape.height, shape.width, zeros.data()), place.h - 1,
+            input_transform<kOut>(channels.plane(place.image, shape.height, shape.width, zeros.data()), place.h - 1,
                             place.w - 1, at, v_step);
           };
           if (k == 0 || !keeps) add(first, tile);
           if (k > 0) add(second, tile + shape.features + known);
         };
-        const auto write_results = [&](Tiling::Place place, const float* products, int64_t m_step) {
-          write_tile(tiling, place, products, m_step, results, unwanted.data(), [&](float* result, Tiling::Place at) {
+        const auto write_results = [&](Place place, const float* products, int64_t m_step) {
+          write_tile(tiling, place, products, m_step, results, unwanted.data(), [&](float* result, Place at) {
             finish(k, result, pixel + tiling.index(at), bytes.data());
           });
         };
@@ -83,6 +85,14 @@ void chain(const float* entry, float* intermediates, float* last, DenseShape sha
   }
 }
 
+template <typename TapsOf, typename Finish>
+void chain(const float* entry, float* intermediates, float* last, DenseShape shape, ParallelFor parallel_for,
+           TapsOf taps, Finish finish) {
+  with_tiles(shape.height, shape.width, [&](auto out) {
+    chain_in<decltype(out)::value>(entry, intermediates, last, shape, parallel_for, taps, finish);
+  });
+}
+
 }  // namespace
 
 void dense_block(const float* x, const std::vector<Weights>& weights, const std::vector<const float*>& biases,
@@ -90,10 +100,9 @@ void dense_block(const float* x, const std::vector<Weights>& weights, const std:
                  ParallelFor parallel_for) {
   const int64_t bytes_each = sign_bytes(shape.growth);
   const std::vector<float> slopes(shape.growth, factors.slope);
-  const auto pack = [&](int64_t k, int64_t c, float* u, int64_t step, float* scratch) {
+  const auto taps = [&](int64_t k, int64_t c) {
     const Weights& weight = weights[k];
-    weight_transform({weight.taps + c * weight.steps.input_step, weight.steps.output_step, weight.steps.tap_step},
-                     written_by(shape, k), 1, u, step, scratch);
+    return Taps{weight.taps + c * weight.steps.input_step, weight.steps.output_step, weight.steps.tap_step};
   };
   const auto finish = [&](int64_t k, float* pixel, int64_t index, uint8_t* bytes) {
     if (k == kIntermediates)
@@ -101,7 +110,7 @@ void dense_block(const float* x, const std::vector<Weights>& weights, const std:
     activate(pixel, biases[k], slopes.data(),
              sign_mask ? sign_mask + (index * kIntermediates + k) * bytes_each : nullptr, bytes, shape.growth);
   };
-  chain(x, intermediates, y, shape, parallel_for, pack, finish);
+  chain(x, intermediates, y, shape, parallel_for, taps, finish);
 }
 
 void dense_block_input_grad(const float* dy, const std::vector<Weights>& weights, const uint8_t* sign_mask,
@@ -111,15 +120,15 @@ void dense_block_input_grad(const float* dy, const std::vector<Weights>& weights
   const std::vector<float> slopes(shape.growth, factors.slope), no_bias(shape.features);
   // Convolution k of the chain computes the gradient of the result of convolution `kIntermediates - 1 - k` of the
   // block.
-  const auto pack = [&](int64_t k, int64_t c, float* u, int64_t step, float* scratch) {
+  const auto taps = [&](int64_t k, int64_t c) {
     const int64_t intermediate = c - shape.features;  // index among the channels that are read, after those of dy
     const Weights& weight =
         weights[intermediate < 0 ? kIntermediates : kIntermediates - 1 - intermediate / shape.growth];
     const int64_t output = intermediate < 0 ? c : intermediate % shape.growth;
     const int64_t input = k < kIntermediates ? shape.features + (kIntermediates - 1 - k) * shape.growth : 0;
-    const Taps taps = {weight.taps + output * weight.steps.output_step + input * weight.steps.input_step,
-                       weight.steps.input_step, weight.steps.tap_step};
-    weight_transform(taps.flipped(), written_by(shape, k), intermediate < 0 ? factors.gain : 1, u, step, scratch);
+    return Taps{weight.taps + output * weight.steps.output_step + input * weight.steps.input_step,
+                weight.steps.input_step, weight.steps.tap_step, intermediate < 0 ? factors.gain : 1}
+        .flipped();
   };
   const auto finish = [&](int64_t k, float* pixel, int64_t index, uint8_t* bytes) {
     if (k == kIntermediates) {
@@ -129,7 +138,7 @@ void dense_block_input_grad(const float* dy, const std::vector<Weights>& weights
                               sign_mask + (index * kIntermediates + kIntermediates - 1 - k) * bytes_each, bytes,
                               shape.growth);
   };
-  chain(dy, dintermediates, dx, shape, parallel_for, pack, finish);
+  chain(dy, dintermediates, dx, shape, parallel_for, taps, finish);
 }
 
 void dense_block_weight_grad(const float* x, const float* intermediates, const float* dy, const float* dintermediates,

@@ -1,6 +1,6 @@
-// The generators' convolutions for inference, in float32 and with large tiles (large_tiles.h). Training uses F(2 x 2, 3
-// x 3) (winograd.h), which needs more products but has rounding errors ten times smaller. andfast/ops/conv_chain.py
-// says what the operators compute.
+// The generators' convolutions for inference, in float32 and with large tiles (large_tiles.h). Training uses smaller
+// ones (winograd.h), which need more products but round several times less. andfast/ops/conv_chain.py says what the
+// operators compute.
 //
 // A chain of convolutions proceeds over the image in groups of rows of tiles. Each convolution soon reads what the one
 // before has written, and only a few rows between them are kept.

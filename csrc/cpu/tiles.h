@@ -5,18 +5,34 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "gemm.h"
-#include "winograd.h"
+#include "kernels.h"
 
 namespace andfast::cpu {
 
-// Tiles between two accesses of the transformed weights: a multiple of gemm's register tiles, and so few that they fit
-// with the weights and the products into a second-level cache of half a megabyte.
-constexpr int64_t kTiles = 24;
+// The sizes of F(kOut x kOut, 3 x 3): pixels of a tile along a side, elements, and at most how many tiles are multiplied
+// between two accesses of the transformed weights, which come from the second-level cache or beyond: a multiple of
+// gemm's register tiles.
+template <int kOut>
+struct Sizes {
+  static constexpr int kSide = kOut + 2;
+  static constexpr int64_t kElements = kSide * kSide, kTiles = kOut == 2 ? 24 : 48;
+};
 
-// The distance between elements of transformed tiles. Not a power of two: all sixteen would then compete for the same
+// Calls task(std::integral_constant<int, kOut>()) with the tile that takes fewer products for results of this size.
+template <typename Task>
+void with_tiles(int64_t height, int64_t width, Task task) {
+  const auto products = [&](int64_t out) {
+    return (height + out - 1) / out * ((width + out - 1) / out) * (out + 2) * (out + 2);
+  };
+  if (products(4) < products(2)) return task(std::integral_constant<int, 4>());
+  task(std::integral_constant<int, 2>());
+}
+
+// The distance between elements of transformed tiles. Not a power of two: all elements would then compete for the same
 // few lines of the first-level cache.
 constexpr int64_t element_step(int64_t tiles, int64_t channels) { return tiles * channels + kLane; }
 
@@ -41,22 +57,31 @@ struct Channels {
   }
 };
 
-// The tiles of the results of some images, numbered image by image and row by row; kTiles neighbours are a group.
+// A pixel of some images.
+struct Place {
+  int64_t image, h, w;
+};
+
+// The tiles of the results of some images, numbered image by image and row by row. Neighbours are multiplied in groups;
+// of a few groups there are a power of two, which divides well among threads.
+template <int kOut>
 struct Tiling {
   int64_t images, height, width;  // of the results
 
-  struct Place {
-    int64_t image, h, w;
-  };
-
-  int64_t down() const { return (height + 1) / 2; }
-  int64_t across() const { return (width + 1) / 2; }
+  int64_t down() const { return (height + kOut - 1) / kOut; }
+  int64_t across() const { return (width + kOut - 1) / kOut; }
   int64_t count() const { return images * down() * across(); }
-  int64_t groups() const { return (count() + kTiles - 1) / kTiles; }
+  int64_t group_size() const {
+    int64_t wanted = (count() + Sizes<kOut>::kTiles - 1) / Sizes<kOut>::kTiles, groups = 1;
+    while (groups < wanted) groups *= 2;
+    if (wanted < 16) wanted = groups;
+    return std::max(kRows, round_up((count() + wanted - 1) / std::max<int64_t>(1, wanted), kRows));
+  }
+  int64_t groups() const { return (count() + group_size() - 1) / group_size(); }
   // Of a tile's first result.
   Place at(int64_t tile) const {
     const int64_t row = tile / across();
-    return {row / down(), row % down() * 2, tile % across() * 2};
+    return {row / down(), row % down() * kOut, tile % across() * kOut};
   }
   // Of a result among all results.
   int64_t index(Place place) const { return (place.image * height + place.h) * width + place.w; }
@@ -67,36 +92,43 @@ struct Results {
   float* images;
   int64_t step, channels, border;
 
-  float* at(const Tiling& tiling, Tiling::Place place) const {
-    const int64_t row = place.image * (tiling.height + 2 * border) + place.h + border;
-    return images + (row * (tiling.width + 2 * border) + place.w + border) * step;
+  float* at(int64_t height, int64_t width, Place place) const {  // of the images without border
+    const int64_t row = place.image * (height + 2 * border) + place.h + border;
+    return images + (row * (width + 2 * border) + place.w + border) * step;
   }
 };
 
-// The taps from or to one channel: tap t of channel c at first[c * channel_step + t * tap_step].
+// The taps from or to one channel: tap t of channel c at first[c * channel_step + t * tap_step], times `factor`.
 struct Taps {
   const float* first;
   int64_t channel_step, tap_step;
+  float factor = 1;
 
-  Taps flipped() const { return {first + 8 * tap_step, channel_step, -tap_step}; }  // for the gradient of the input
+  Taps flipped() const { return {first + 8 * tap_step, channel_step, -tap_step, factor}; }  // for an input's gradient
 };
 
-// Writes B^T d B of the 4 x 4 pixels from (top, left) on: element e of channel c to v[e * step + c].
+// Writes B^T d B of the pixels of a tile from (top, left) on: element e of channel c to v[e * step + c].
+template <int kOut>
 void input_transform(const Plane& image, int64_t top, int64_t left, float* v, int64_t step);
 
-// Writes A g A^T of the 2 x 2 gradients from (top, left) on, as `input_transform` does.
+// Writes A g A^T of the kOut x kOut gradients from (top, left) on, as `input_transform` does.
+template <int kOut>
 void gradient_transform(const Plane& image, int64_t top, int64_t left, float* v, int64_t step);
 
-// Writes the 2 x 2 results of a tile, element e of channel c at m[e * step + c], to (to[i][j])[c] each.
-void output_transform(const float* m, int64_t step, float* const to[2][2], int64_t channels);
+// Writes the results of a tile, element e of channel c at m[e * step + c], to (to[kOut * i + j])[c] each.
+template <int kOut>
+void output_transform(const float* m, int64_t step, float* const* to, int64_t channels);
 
-// Transforms the taps from one channel that is read to `count` channels that are written, times `factor`: element e of
-// channel c to u[e * step + c]. `scratch` holds 25 numbers a channel.
-void weight_transform(const Taps& taps, int64_t count, float factor, float* u, int64_t step, float* scratch);
+// Transforms the taps from one channel that is read to `count` channels that are written: element e of channel c to
+// u[e * step + c]. `scratch` holds 9 numbers a channel.
+template <int kOut>
+void weight_transform(const Taps& taps, int64_t count, float* u, int64_t step, float* scratch);
 
 // The weights' gradients from element e of channel c at m[e * step + c], times `factor`, to where `Taps` would be.
+// `scratch` holds 9 numbers a channel.
+template <int kOut>
 void weight_gradient_transform(const float* m, int64_t step, float factor, float* grad, int64_t channel_step,
-                               int64_t tap_step, int64_t channels);
+                               int64_t tap_step, int64_t channels, float* scratch);
 
 // Epilogues of one pixel, (channels); `slope` has one number per channel, `bytes` is scratch, 8 for each byte of the
 // sign mask. z = LeakyReLU(z + bias); a bit per channel marks the negative ones, unless `sign_mask` is null.
@@ -110,18 +142,19 @@ void leaky_relu_backward_pixel(float* dz, const float* slope, const uint8_t* sig
 // z = residual + gain (z + bias).
 void add_to_residual(float* z, const float* bias, float gain, const float* residual, int64_t channels);
 
-// The products of a group of tiles, at most kTiles of them, with `weights`: element e is (depth, padded) at e * depth *
-// padded. read_tile(place, v, step) transforms the input of a tile: element e of channel c to v[e * step + c]; what it
-// does not write must be in `v` already, from an earlier call for these tiles with the same number of channels.
-// write_results(place, m, step) takes the results, element e of channel c at m[e * step + c].
-template <typename ReadTile, typename WriteResults>
-void multiply_group(const Tiling& tiling, int64_t group, const float* weights, int64_t depth, int64_t padded, float* v,
-                    int64_t channels, float* m, ReadTile read_tile, WriteResults write_results) {
+// The products of a group of tiles with `weights`: element e is (depth, padded) at e * depth * padded. read_tile(place,
+// v, step) transforms the input of a tile: element e of channel c to v[e * step + c]; what it does not write must be in
+// `v` already, from an earlier call for these tiles with the same number of channels. write_results(place, m, step) takes
+// the results, element e of channel c at m[e * step + c].
+template <int kOut, typename ReadTile, typename WriteResults>
+void multiply_group(const Tiling<kOut>& tiling, int64_t group, const float* weights, int64_t depth, int64_t padded,
+                    float* v, int64_t channels, float* m, ReadTile read_tile, WriteResults write_results) {
   static const Gemm product = fastest_gemm();
-  const int64_t begin = group * kTiles, count = std::min(kTiles, tiling.count() - begin);
+  constexpr int64_t kTiles = Sizes<kOut>::kTiles;
+  const int64_t begin = group * tiling.group_size(), count = std::min(tiling.group_size(), tiling.count() - begin);
   const int64_t v_step = element_step(kTiles, channels), m_step = element_step(kTiles, padded);
   for (int64_t t = 0; t < count; ++t) read_tile(tiling.at(begin + t), v + t * channels, v_step);
-  for (int64_t e = 0; e < kElements; ++e) {
+  for (int64_t e = 0; e < Sizes<kOut>::kElements; ++e) {
     product(v + e * v_step, channels, 1, weights + e * depth * padded, padded, m + e * m_step, padded,
             round_up(count, kRows), padded, depth, false);
   }
@@ -130,21 +163,18 @@ void multiply_group(const Tiling& tiling, int64_t group, const float* weights, i
 
 // The results of a tile, from `m`, to their pixels; then finish(pixel, its place) for each of those that exist.
 // `unwanted` holds a pixel.
-template <typename Finish>
-void write_tile(const Tiling& tiling, Tiling::Place first, const float* m, int64_t m_step, const Results& results,
+template <int kOut, typename Finish>
+void write_tile(const Tiling<kOut>& tiling, Place first, const float* m, int64_t m_step, const Results& results,
                 float* unwanted, Finish finish) {
-  float* to[2][2];
-  for (int i = 0; i < 2; ++i) {
-    for (int j = 0; j < 2; ++j) {
-      const Tiling::Place place = {first.image, first.h + i, first.w + j};
-      to[i][j] = place.h < tiling.height && place.w < tiling.width ? results.at(tiling, place) : unwanted;
-    }
+  float* to[kOut * kOut];
+  const auto place = [&](int k) { return Place{first.image, first.h + k / kOut, first.w + k % kOut}; };
+  for (int k = 0; k < kOut * kOut; ++k) {
+    const bool exists = place(k).h < tiling.height && place(k).w < tiling.width;
+    to[k] = exists ? results.at(tiling.height, tiling.width, place(k)) : unwanted;
   }
-  output_transform(m, m_step, to, results.channels);
-  for (int i = 0; i < 2; ++i) {
-    for (int j = 0; j < 2; ++j) {
-      if (to[i][j] != unwanted) finish(to[i][j], Tiling::Place{first.image, first.h + i, first.w + j});
-    }
+  output_transform<kOut>(m, m_step, to, results.channels);
+  for (int k = 0; k < kOut * kOut; ++k) {
+    if (to[k] != unwanted) finish(to[k], place(k));
   }
 }
 

@@ -64,8 +64,9 @@ def check(backend: str, network: DegradationNetwork, hr: Tensor, delta: Tensor, 
     plain = parts(network, run("reference", network, hr, delta, lr_grad, dtype))
     fused = parts(network, run(backend, network, hr, delta, lr_grad, dtype))
     assert fused.keys() == exact.keys()
-    # In float32 centre and deviation are summed before the convolution, as one would write it without half types.
-    floor = 2e-6 if dtype == torch.float32 else 2e-3
+    # In float32 centre and deviation are summed before the convolution, as one would write it without half types, and
+    # eleven convolutions round a little more in tiles of 4 x 4 results.
+    floor = 4e-6 if dtype == torch.float32 else 2e-3
     worst = {
         name: (distance(fused[name], exact[name]), distance(plain[name], exact[name]))
         for name in exact

@@ -25,7 +25,7 @@ OPTIONS = {
     "attack.steps": 2,
     "data.workers": 0,
     "data.held_out": 1,
-    "seed": 1,  # one with which no choice hangs on rounding in the first ten steps
+    "seed": 4,  # one with which no choice hangs on rounding in the first ten steps
 }
 
 

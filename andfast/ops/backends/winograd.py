@@ -1,8 +1,9 @@
 """Our own convolutions on the CPU in float32, all networks of a bank at once (csrc/cpu/).
 
-By Winograd's algorithm, which takes 16 products where the sum has 36, and rounds a little more for it. The compiled
-kernels, `torch.ops.andfast.*` on contiguous float32 images (B, H, W, C), are called from inside our own operators, so
-torch.compile never meets them. Of F, with `weights` (N, out, in, 9), taps in row-major order:
+By Winograd's algorithm in tiles of 4 x 4 results (of 2 x 2, where an image's size wastes less of them), which take 36
+products where the sums have 144, and round a little more for it. The compiled kernels, `torch.ops.andfast.*` on
+contiguous float32 images (B, H, W, C), are called from inside our own operators, so torch.compile never meets them.
+Of F, with `weights` (N, out, in, 9), taps in row-major order:
 
 * `conv(x, weights, padding, backward) -> z`: (B, H, W, in) -> (B, H + 2 padding - 2, W + 2 padding - 2, out), zeros
   around. `backward`: from `out` channels to `in`, with flipped taps, as in the gradient of the input.
@@ -57,7 +58,7 @@ class WinogradBackend(OneDnnBackend):
     def block(
         self, x: Tensor, weights: tuple[Tensor, ...], epilogue: Epilogue, bordered: bool = True
     ) -> tuple[Tensor, Tensor]:
-        if epilogue.seed is not None:  # drawn for four pixels in a row, a tile is 2 x 2: not fused
+        if epilogue.seed is not None:  # drawn for four pixels in a row, not for tiles: not fused
             return super().block(x, weights, epilogue, bordered)
         return _ops.conv_block(x, *weights, epilogue.slope_minus_one, epilogue.noise, int(bordered))
 
