@@ -35,7 +35,8 @@ void convolve_in(const float* x, const Weights& weights, ConvShape shape, int64_
   });
 
   parallel_for(shape.networks * tiling.groups(), 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> v(kElements * element_step(kTiles, from)), m(kElements * element_step(kTiles, padded));
+    const std::unique_ptr<float[]> v(new float[kElements * element_step(kTiles, from)]),
+        m(new float[kElements * element_step(kTiles, padded)]);
     std::vector<float> zeros(from), unwanted(to);
     std::vector<uint8_t> bytes(8 * sign_bytes(to));
     for (int64_t i = begin; i < end; ++i) {
@@ -50,7 +51,7 @@ void convolve_in(const float* x, const Weights& weights, ConvShape shape, int64_
         write_tile(tiling, first, products, step, results, unwanted.data(),
                    [&](float* pixel, Place place) { finish(pixel, n, place, bytes.data()); });
       };
-      multiply_group(tiling, i % tiling.groups(), u.get() + n * network, from, padded, v.data(), from, m.data(),
+      multiply_group(tiling, i % tiling.groups(), u.get() + n * network, from, padded, v.get(), from, m.get(),
                      read_tile, write_results);
     }
   });

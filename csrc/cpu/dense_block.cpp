@@ -60,7 +60,8 @@ void chain_in(const float* entry, float* intermediates, float* last, DenseShape 
       const Channels second = {parts + known, intermediate_step, k * shape.growth - known};
       const Results results = {k < kIntermediates ? parts + k * shape.growth : last + pixel * to, step, to, 0};
       parallel_for(tiling.groups(), 1, [&](int64_t begin, int64_t end) {
-        std::vector<float> v(keeps ? 0 : group_size), m(kElements * element_step(kTiles, padded));
+        const std::unique_ptr<float[]> v(new float[keeps ? 0 : group_size]),
+            m(new float[kElements * element_step(kTiles, padded)]);
         std::vector<float> zeros(std::max(shape.features, intermediate_step)), unwanted(to);
         std::vector<uint8_t> bytes(8 * sign_bytes(to));
         const auto read_tile = [&](Place place, float* tile, int64_t v_step) {
@@ -78,7 +79,7 @@ void chain_in(const float* entry, float* intermediates, float* last, DenseShape 
         };
         for (int64_t group = begin; group < end; ++group) {
           multiply_group(tiling, group, weights[k].get(), from, padded,
-                         keeps ? kept.get() + group * group_size : v.data(), all, m.data(), read_tile, write_results);
+                         keeps ? kept.get() + group * group_size : v.get(), all, m.get(), read_tile, write_results);
         }
       });
     }

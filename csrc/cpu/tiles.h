@@ -155,6 +155,7 @@ void multiply_group(const Tiling<kOut>& tiling, int64_t group, const float* weig
   const int64_t v_step = element_step(kTiles, channels), m_step = element_step(kTiles, padded);
   for (int64_t t = 0; t < count; ++t) read_tile(tiling.at(begin + t), v + t * channels, v_step);
   for (int64_t e = 0; e < Sizes<kOut>::kElements; ++e) {
+    std::fill(v + e * v_step + count * channels, v + e * v_step + round_up(count, kRows) * channels, 0.0f);
     product(v + e * v_step, channels, 1, weights + e * depth * padded, padded, m + e * m_step, padded,
             round_up(count, kRows), padded, depth, false);
   }
