@@ -119,11 +119,13 @@ def test_first_step_is_the_formula(num_networks, noise, factors):
     scale = scale_in_numpy(network, factors)
     (_, expected), losses = ascend(network, hr, objective, attack, scale)
     assert (losses[1] > losses[0]).all()
+    # The gradients of brightness and shifts are sums that nearly cancel.
+    allowed = 1e-4 if math.isinf(factors.conv_dc) else 1e-3
     for row in range(num_networks):
         size = np.linalg.norm(expected[row])
-        assert np.linalg.norm(result.delta[row].double().numpy() - expected[row]) < 1e-4 * size
+        assert np.linalg.norm(result.delta[row].double().numpy() - expected[row]) < allowed * size
     np.testing.assert_allclose(scaled_norms(result.delta, scale), 0.01, rtol=1e-5)
-    np.testing.assert_allclose(result.losses.numpy(), losses, rtol=3e-4)
+    np.testing.assert_allclose(result.losses.numpy(), losses, rtol=3 * allowed)
     assert (result.budget_db == -math.inf).all()
 
 

@@ -195,13 +195,13 @@ def test_a_run_that_a_killed_process_left_behind_is_waited_for(tmp_path, monkeyp
     run = Run("row", 0, "updates", {})
     folder = tmp_path / "work" / run.name / "run"
     folder.mkdir(parents=True)
-    hold = "file = open('lock', 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); time.sleep(2)"
+    hold = "file = open('lock', 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); time.sleep(4)"
     other = subprocess.Popen([sys.executable, "-c", f"import fcntl, time; {hold}"], cwd=folder, stdout=subprocess.PIPE)
     other.stdout.readline()
     monkeypatch.setattr("sys.executable", "false")
     with pytest.raises(RunError, match="ended with status 1"):
         Runner(tmp_path / "work")(run)
-    assert other.poll() == 0
+    assert other.wait(timeout=2) == 0  # it had let go of the file
 
 
 def test_the_oracle_gets_the_tuning_pairs(data):
