@@ -81,7 +81,12 @@ _EVERYWHERE = {
 
 # Hopper and the large Blackwell, whose tensor cores are fastest for their caches, and take operands from shared memory:
 # 80 KiB of weights and 24 of x, two programs to a multiprocessor. No pipeline: copies of x would let only one fit.
-_HOPPER = _EVERYWHERE | {("conv_rows", "half", "wide"): Config((1, 64), 4, 1)}
+_HOPPER = _EVERYWHERE | {
+    ("conv_rows", "half", "wide"): Config((1, 64), 4, 1),
+    ("input_grad", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
+    ("conv_act", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
+    ("conv_act", "float32", "narrow"): Config((8, 8), 4, 2, registers=255),
+}
 
 # Before Hopper (and on the small Blackwell) operands of products pass through registers, too. Weight gradients: half
 # as many pixels a step, and one stage more. Dense blocks: twice the warps, as backward they have up to five loops.
