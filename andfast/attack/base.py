@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.attack.budget import SearchInputs, draw_budget, network_psnr
+from andfast.attack.budget import SearchInputs, by_image, draw_budget, network_psnr
 from andfast.degradation.lens import Lens
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective
@@ -93,9 +93,8 @@ class SearchResult:
             self.loss, self.lr, self.variable = loss, lr, variable
             return
         worse = loss > self.loss
-        per_image = worse.repeat_interleave(len(lr) // len(loss))[:, None, None, None]
         self.loss = torch.where(worse, loss, self.loss)
-        self.lr = torch.where(per_image, lr, self.lr)
+        self.lr = torch.where(by_image(worse, lr), lr, self.lr)
         self.variable = torch.where(worse[:, None], variable, self.variable)
 
     def keep_last(self, lr: Tensor, variable: Tensor, loss: Tensor | None = None) -> None:

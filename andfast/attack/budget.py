@@ -119,20 +119,20 @@ def within_budget(
         fits, done = multiples.judge(lr)
         if inputs.ask and done.all():
             return tried, lr
-        best = torch.where(_per_image(fits, lr), lr, best).detach()
+        best = torch.where(by_image(fits, lr), lr, best).detach()
         del tried, lr
     found = torch.empty_like(delta).requires_grad_(graph)
     with torch.set_grad_enabled(graph):
         lr = inputs.network(inputs.input, _Substitute.apply(found, delta * multiples.next[:, None]))
         fits, _ = multiples.judge(lr)
         # Where even the last try does not fit, the next gradient is that at a multiple a little too large.
-        lr = _Substitute.apply(lr, torch.where(_per_image(fits, lr), lr, best).detach())
+        lr = _Substitute.apply(lr, torch.where(by_image(fits, lr), lr, best).detach())
     found.copy_(delta * multiples.inside[:, None])
     return found, lr
 
 
-def _per_image(by_network: Tensor, images: Tensor) -> Tensor:
-    """(N,) -> (B, 1, 1, 1)."""
+def by_image(by_network: Tensor, images: Tensor) -> Tensor:
+    """(N,) -> (B, 1, 1, 1), to choose among `images` (B, 3, h, w)."""
     return by_network.repeat_interleave(len(images) // len(by_network))[:, None, None, None]
 
 

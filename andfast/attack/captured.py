@@ -212,8 +212,9 @@ class _Recorded:
 def _inputs(inputs: SearchInputs) -> list[Tensor]:
     """All tensors that a search reads, but for weights."""
     network = inputs.network
+    behind_lens = [] if inputs.input is inputs.hr else [inputs.input]
     drawn = [] if inputs.drawn is None else [inputs.drawn]
-    return [network.theta_id, network.noise_seed, inputs.hr, inputs.input, inputs.clean, inputs.budget_db, *drawn]
+    return [network.theta_id, network.noise_seed, inputs.hr, *behind_lens, inputs.clean, inputs.budget_db, *drawn]
 
 
 def _equal(one: SearchResult, other: SearchResult) -> bool:

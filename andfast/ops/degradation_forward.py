@@ -169,7 +169,7 @@ def _banks(
     pieces = len(theta_id) if kernels.loops_over_bank else 1
     rows = zip(*(tensor.detach().chunk(pieces) for tensor in (hr, theta_id, delta, noise_seed)), strict=True)
     grads = [None] * pieces if grad is None else grad.chunk(pieces)
-    return [kernels.bank(layout, *row, dtype, part) for row, part in zip(rows, grads, strict=True)]
+    return [kernels.bank_type(kernels, layout, *row, dtype, part) for row, part in zip(rows, grads, strict=True)]
 
 
 @torch.library.custom_op("andfast::degradation_forward", mutates_args=())

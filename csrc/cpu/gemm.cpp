@@ -1,14 +1,9 @@
 #include "gemm.h"
 
-#include "kernels.h"
+#include "vectors.h"
 
 namespace andfast::cpu {
 namespace {
-
-// A register of SSE, AVX or AVX-512.
-typedef float Float4 __attribute__((vector_size(16)));
-typedef float Float8 __attribute__((vector_size(32)));
-typedef float Float16 __attribute__((vector_size(64)));
 
 // kTile rows and a lane of columns of c. The kTile * kVectors sums stay in registers.
 template <typename Vector, int kTile>

@@ -7,23 +7,10 @@
 #include <sys/mman.h>
 #endif
 
+#include "vectors.h"
+
 namespace andfast::cpu {
 namespace {
-
-typedef float Float4 __attribute__((vector_size(16)));
-typedef float Float8 __attribute__((vector_size(32)));
-typedef float Float16 __attribute__((vector_size(64)));
-
-template <typename Vector>
-ANDFAST_BODY Vector load_vector(const float* from) {
-  typedef Vector Unaligned __attribute__((aligned(4), may_alias));
-  return *reinterpret_cast<const Unaligned*>(from);
-}
-template <typename Vector>
-ANDFAST_BODY void store_vector(float* to, const Vector& value) {
-  typedef Vector Unaligned __attribute__((aligned(4), may_alias));
-  *reinterpret_cast<Unaligned*>(to) = value;
-}
 
 // B^T d.
 template <typename Vector>

@@ -19,6 +19,20 @@ def default_and_reference(request: pytest.FixtureRequest):
         yield
 
 
+@pytest.fixture(params=["cpu", "library"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """The backends of F that run on the CPU."""
+    if request.param in dispatch.unavailable:
+        pytest.skip(dispatch.unavailable[request.param])
+    return request.param
+
+
+@pytest.fixture
+def implementation(backend: str) -> str:
+    """Which implementation in float32 is the backend's."""
+    return "winograd" if backend == "cpu" else backend
+
+
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch):
     """Whatever Python code allocates holds NaN until it is written."""

@@ -130,17 +130,6 @@ def test_half_types_keep_small_deviations(dtype):
 needs_cpu = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 
 
-@pytest.fixture(params=["cpu", "library"])
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param in dispatch.unavailable:
-        pytest.skip(dispatch.unavailable[request.param])
-    return request.param
-
-
-def implementation(backend: str) -> str:
-    return "winograd" if backend == "cpu" else backend
-
-
 @pytest.mark.parametrize("kind", ["map", "gaussian"])
 def test_reference_runs_each_network_on_its_images(kind):
     bank = Bank(3, 6, (4, 5), (3, 4), torch.float64, kind)
@@ -209,9 +198,9 @@ def test_gradient_of_a_plain_sum(backend):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_only_what_is_asked_for_is_computed(backend, monkeypatch):
+def test_only_what_is_asked_for_is_computed(backend, implementation, monkeypatch):
     bank = Bank(1, 2, (4, 5), (3, 8), torch.float32, "map")
-    kernels = type(dispatch.load(implementation(backend)))
+    kernels = type(dispatch.load(implementation))
     called = []
     for name in ("conv_weight_grad", "conv_input_grad"):
         plain = getattr(kernels, name)

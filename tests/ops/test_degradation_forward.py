@@ -9,17 +9,6 @@ from andfast.ops.degradation_forward import degradation_forward_reference
 needs_cpu = pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
 
 
-@pytest.fixture(params=["cpu", "library"])
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param in dispatch.unavailable:
-        pytest.skip(dispatch.unavailable[request.param])
-    return request.param
-
-
-def implementation(backend: str) -> str:
-    return "winograd" if backend == "cpu" else backend
-
-
 HALF = torch.bfloat16
 
 
@@ -84,9 +73,9 @@ def test_gradient_of_a_plain_sum(backend):
     torch.testing.assert_close(found, torch.autograd.grad(reference, delta)[0], atol=1e-3, rtol=1e-3)
 
 
-def test_nothing_is_computed_that_nobody_asked_for(backend, monkeypatch):
+def test_nothing_is_computed_that_nobody_asked_for(backend, implementation, monkeypatch):
     network, hr, delta, _ = make()
-    kernels = type(dispatch.load(implementation(backend)))
+    kernels = type(dispatch.load(implementation))
     calls = []
     plain = kernels.conv_input_grad
     monkeypatch.setattr(kernels, "conv_input_grad", lambda *args: calls.append(1) or plain(*args))
@@ -103,9 +92,9 @@ def test_nothing_is_computed_that_nobody_asked_for(backend, monkeypatch):
 
 
 @pytest.mark.parametrize("networks", [1, 2])
-def test_without_gradients_nothing_is_kept(backend, networks):
+def test_without_gradients_nothing_is_kept(backend, implementation, networks):
     network, hr, delta, _ = make(networks)
-    sizes = (4, 64, 5, False, torch.float32, implementation(backend))
+    sizes = (4, 64, 5, False, torch.float32, implementation)
     operator = torch.ops.andfast.degradation_forward
     kept = operator(hr, network.theta_id, delta, network.noise_seed, *sizes, True)
     (lr,) = operator(hr, network.theta_id, delta, network.noise_seed, *sizes, False)

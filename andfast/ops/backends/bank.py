@@ -7,9 +7,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from andfast.ops.backends.base import Backend, Bank, Epilogue
+from andfast.ops.backends.base import Bank, Epilogue
 from andfast.ops.blur_pool import pooling_taps
-from andfast.ops.theta_layout import ThetaLayout, moment_basis
+from andfast.ops.theta_layout import moment_basis
 
 
 @lru_cache
@@ -30,25 +30,7 @@ def _pooling_matrix(size: int, scale: int, device: torch.device) -> Tensor:
 
 
 class LayerBank(Bank):
-    """Each layer is converted when it is asked for, and its gradient written when it is known.
-
-    `kernels` is the backend; for the other arguments see `Backend.bank`.
-    """
-
-    def __init__(
-        self,
-        kernels: Backend,
-        layout: ThetaLayout,
-        hr: Tensor,
-        theta_id: Tensor,
-        delta: Tensor,
-        noise_seed: Tensor,
-        dtype: torch.dtype,
-        grad: Tensor | None,
-    ) -> None:
-        self.kernels, self.layout, self.hr, self.dtype, self.grad = kernels, layout, hr, dtype, grad
-        self.theta_id, self.delta = theta_id, delta
-        self.seed = noise_seed if layout.noise_kind == "gaussian" else None
+    """Each layer is converted when it is asked for, and its gradient written when it is known."""
 
     def image(self) -> Tensor:
         return self.kernels.to_nhwc(self.hr, self.dtype)
@@ -62,9 +44,7 @@ class LayerBank(Bank):
     def epilogue(self, layer: int) -> Epilogue:
         column = self.layout.slope[layer].start
         slope_minus_one = self.theta_id[:, column] - 1 + self.delta[:, column]
-        noise = self.layout.noise[layer].view(self.delta)
-        noise = noise[:, 0] if self.seed is None else noise[..., 0, 0]
-        return Epilogue(slope_minus_one, noise.contiguous(), self.seed, layer)
+        return Epilogue(slope_minus_one, self.noise(layer).contiguous(), self.seed, layer)
 
     def conv_weight_grad(self, layer: int, x: Tensor, dz: Tensor) -> None:
         taps = self.kernels.conv_weight_grad(x, dz, len(self.grad))

@@ -46,12 +46,37 @@ class Bank(ABC):
 
     In the methods `dz` is a list of one, out of which it is taken: kernels then free it when they no longer need it.
 
+    Args:
+        kernels: the backend.
+        layout: the columns of theta.
+        hr: (B, C, H, W), the images.
+        theta_id, delta, noise_seed: (N, P) and (N,), as `degradation_forward` takes them.
+        dtype: the compute type.
+        grad: contiguous (N, P) float32, to be filled by a backward pass; None for a forward pass.
+
     Attributes:
-        kernels, layout: the backend and the columns of theta that it is for.
+        seed: `noise_seed`, None for noise maps.
     """
 
-    kernels: Backend
-    layout: ThetaLayout
+    def __init__(
+        self,
+        kernels: Backend,
+        layout: ThetaLayout,
+        hr: Tensor,
+        theta_id: Tensor,
+        delta: Tensor,
+        noise_seed: Tensor,
+        dtype: torch.dtype,
+        grad: Tensor | None,
+    ) -> None:
+        self.kernels, self.layout, self.hr, self.dtype, self.grad = kernels, layout, hr, dtype, grad
+        self.theta_id, self.delta = theta_id, delta
+        self.seed = noise_seed if layout.noise_kind == "gaussian" else None
+
+    def noise(self, layer: int) -> Tensor:
+        """The noise of `Epilogue` for a block, each network's contiguous."""
+        noise = self.layout.noise[layer].view(self.delta)
+        return noise[:, 0] if self.seed is None else noise[..., 0, 0]
 
     @abstractmethod
     def image(self) -> Tensor:
@@ -95,33 +120,14 @@ class Backend(ABC):
     Attributes:
         loops_over_bank: whether a call computes one network (N = 1), so that the caller loops over the bank.
         border: the width in pixels of the replicated border that F's activations carry.
+        bank_type: converts the parameters of F.
     """
 
     loops_over_bank: bool
     border: int
+    bank_type: type[Bank]
 
     # Degradation networks
-
-    @abstractmethod
-    def bank(
-        self,
-        layout: ThetaLayout,
-        hr: Tensor,
-        theta_id: Tensor,
-        delta: Tensor,
-        noise_seed: Tensor,
-        dtype: torch.dtype,
-        grad: Tensor | None,
-    ) -> Bank:
-        """N networks for one pass.
-
-        Args:
-            layout: the columns of theta.
-            hr: (B, C, H, W), the images.
-            theta_id, delta, noise_seed: (N, P) and (N,), as `degradation_forward` takes them.
-            dtype: the compute type.
-            grad: contiguous (N, P) float32, to be filled by a backward pass; None for a forward pass.
-        """
 
     @abstractmethod
     def to_nhwc(self, image: Tensor, dtype: torch.dtype) -> Tensor:

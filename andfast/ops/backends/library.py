@@ -26,7 +26,7 @@ from torch import Tensor
 
 from andfast.ops.backends import epilogues
 from andfast.ops.backends.bank import LayerBank
-from andfast.ops.backends.base import GAIN, SLOPE, Backend, Bank, Epilogue, merge_taps
+from andfast.ops.backends.base import GAIN, SLOPE, Backend, Epilogue, merge_taps
 from andfast.ops.backends.epilogues import fold_border, pack_sign_mask, unpack_sign_mask
 
 _ops = torch.ops.andfast
@@ -68,10 +68,8 @@ class LibraryBackend(Backend):
 
     loops_over_bank = True
     border = 1
+    bank_type = LayerBank
     epilogues: Any = epilogues
-
-    def bank(self, *arguments: Any) -> Bank:
-        return LayerBank(self, *arguments)
 
     def to_nhwc(self, image: Tensor, dtype: torch.dtype) -> Tensor:
         image = image.to(dtype, memory_format=torch.channels_last)

@@ -7,6 +7,7 @@ from triton_reference import TYPES, check
 
 from andfast.ops.backends.triton import conv_weight_grad, gradient
 from andfast.ops.backends.triton.backend import TritonBackend
+from andfast.ops.backends.triton.bank import PackedBank
 from andfast.ops.backends.triton.gradient import Partials
 from andfast.ops.backends.triton.prepare import prepare
 from andfast.ops.theta_layout import ThetaLayout, moment_basis
@@ -95,7 +96,8 @@ def test_any_strides_of_theta(device):
     hr, seed = torch.rand(2, 3, 2, 2, device=device), torch.tensor([5], device=device).expand(2)
     across = theta_id.T.contiguous().T, delta.T.contiguous().T, seed
     found, expected = (
-        TritonBackend().bank(layout, hr, *given, torch.float32, None) for given in (across, (theta_id, delta, seed))
+        PackedBank(TritonBackend(), layout, hr, *given, torch.float32, None)
+        for given in (across, (theta_id, delta, seed))
     )
     for layer in range(2):
         assert torch.equal(found.weights(layer)[0], expected.weights(layer)[0])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from andfast.ops.backends.base import Bank, Epilogue
+from andfast.ops.backends.base import Epilogue
 from andfast.ops.backends.library import LibraryBackend
 from andfast.ops.backends.triton import (
     block_grad,
@@ -30,9 +28,7 @@ class TritonBackend(LibraryBackend):
 
     loops_over_bank = False
     border = 0
-
-    def bank(self, *arguments: Any) -> Bank:
-        return PackedBank(self, *arguments)
+    bank_type = PackedBank
 
     def to_nhwc(self, image: Tensor, dtype: torch.dtype) -> Tensor:
         return image.to(dtype).permute(0, 2, 3, 1).contiguous()
