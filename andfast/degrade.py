@@ -32,6 +32,7 @@ from andfast.inference.models import find_model
 from andfast.inference.output_paths import plan_outputs
 from andfast.losses import l1_objective, no_objective
 from andfast.models.frozen import FrozenModule
+from andfast.ops.precision import choose_precision
 from andfast.pretrained import DEFAULT, model_file, pretrained_names
 from andfast.training.checkpoints import different, flat, renamed
 from andfast.training.config import Config, MixConfig, TrainConfig
@@ -41,7 +42,7 @@ from andfast.training.options import Parser
 from andfast.training.samples import CROP, ROWS
 from andfast.utils.command_line import UsageError, failure_line, one_line
 from andfast.utils.console import console
-from andfast.utils.devices import choose_device, choose_precision
+from andfast.utils.devices import choose_device
 from andfast.utils.files import check_name, make_folder, remove_unfinished, write_text
 from andfast.utils.locks import locked
 from andfast.utils.memory import is_out_of_memory, keep_freed_memory

@@ -24,10 +24,11 @@ from andfast.evaluation.models import Computing, Method, bicubic_method, load_me
 from andfast.evaluation.records import Records
 from andfast.evaluation.report import as_json, difference_sheet, text, write_csv
 from andfast.metrics import MEASURES, make_measure
+from andfast.ops.precision import choose_precision
 from andfast.pretrained import DEFAULT
 from andfast.utils.command_line import UsageError, as_path, make_parser, one_line
 from andfast.utils.console import console
-from andfast.utils.devices import TYPES, choose_device, choose_precision
+from andfast.utils.devices import TYPES, choose_device
 from andfast.utils.files import check_name, make_folder, write_json
 from andfast.utils.locks import locked
 from andfast.utils.memory import keep_freed_memory

@@ -23,12 +23,13 @@ from andfast.attack import PGD
 from andfast.data.images import DataError
 from andfast.data.patches import PatchBatches
 from andfast.models import load_model
+from andfast.ops.precision import choose_precision
 from andfast.training.config import AttackConfig, DegradationConfig
 from andfast.training.images import Skipped, training_sources
 from andfast.training.options import Parser, join_lists
 from andfast.utils.charts import require_matplotlib, save_figure
 from andfast.utils.console import console
-from andfast.utils.devices import choose_device, choose_precision
+from andfast.utils.devices import choose_device
 from andfast.utils.files import make_folder, write_text
 from andfast.utils.formatting import dtype_name, markdown_table, to_json
 from andfast.utils.memory import keep_freed_memory

@@ -18,6 +18,7 @@ from andfast.data.patches import ImageArray, PatchBatches
 from andfast.data.photographs import training_photographs
 from andfast.degradation.network import DegradationNetwork
 from andfast.ops import use_backend
+from andfast.ops.precision import choose_precision
 from andfast.training.config import AttackConfig, Config, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.step_metrics import PendingStep
 from andfast.training.trainer import Trainer
@@ -207,9 +208,11 @@ def found_by(trainer: Trainer, result: PendingStep) -> FirstStep:
     return found_with(result.read().loss, trainer.generator, trainer.optimizer)
 
 
-def fast_type(case: Case) -> torch.dtype:
-    """The type that a case is fast in: the device's own, but for cases that a half type leads elsewhere."""
-    return torch.float32 if case.narrow else FAST_TYPE
+def type_of(case: Case, variant: Variant) -> torch.dtype:
+    """The type that a variant computes in; float32 for cases that a half type leads elsewhere."""
+    if case.narrow or variant.who in ("paper", "reference"):
+        return torch.float32
+    return choose_precision("auto", DEVICE, "training") if variant.who == "andfast" else FAST_TYPE
 
 
 def own_program(case: Case, variant: Variant) -> Program:
@@ -259,7 +262,7 @@ def written_program(case: Case, variant: Variant, weights: dict[str, Tensor], ba
     attack = dict(variant.method.attack)
     options = {name: attack[name] for name in ("steps", "step_size") if name in attack} or {"steps": 0}
     if variant.who == "paper compiled":
-        options |= {"compiled": True, "dtype": fast_type(case), "channels_last": True}
+        options |= {"compiled": True, "dtype": type_of(case, variant), "channels_last": True}
     step = paper.Step(generator, written_networks(bank), BUDGET_DB, ema_decay=0.999, **options)
     given = patches(case)
 
@@ -349,8 +352,9 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
     on_gpu = DEVICE.type == "cuda"
     # PyTorch's default for float32 on a GPU; only the reference is exact.
     tf32 = on_gpu and variant.who == "paper"
-    half = fast_type(case).itemsize < 4 and variant.who in ("andfast", "paper compiled")
-    rounded = half or tf32 or (on_gpu and variant.who == "andfast")  # F is in float16 there for any type of G
+    dtype = type_of(case, variant)
+    # On a GPU, F is in float16 for any type of G.
+    rounded = dtype.itemsize < 4 or tf32 or (on_gpu and variant.who == "andfast")
     seen: list[FirstStep] = []
     forget_compiled(case)
     if on_gpu or variant.who == "paper compiled":
@@ -369,7 +373,7 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
         "variant": str(variant),
         "device": torch.cuda.get_device_name(DEVICE) if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
-        "dtype": "tf32" if tf32 else dtype_name(fast_type(case) if half else torch.float32),
+        "dtype": "tf32" if tf32 else dtype_name(dtype),
         "images": case.batch * updates,
         "updates": updates,
         "plain": str(Variant("andfast", PLAIN)),
@@ -382,7 +386,7 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
     if program.graph() is not None:
         benchmark.extra_info["graph"] = program.graph()
     if on_gpu and benchmark.stats is not None:  # None under --benchmark-disable
-        rate = matmul_rate(fast_type(case) if half else torch.float32, tf32)
+        rate = matmul_rate(dtype, tf32)
         limit = benchmark.extra_info["flops"] / rate
         benchmark.extra_info |= {
             "percent_of_limit": 100 * limit / benchmark.stats.stats.median,

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from andfast.inference.upscaler import Upscaler
 from andfast.models import Compact, RRDBNet
-from andfast.utils.devices import TYPES, choose_precision
+from andfast.ops.precision import choose_precision
+from andfast.utils.devices import TYPES
 from andfast.utils.formatting import dtype_name
 from bench.timing import DEVICE, SMALL, clock
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from andfast.ops import dispatch
-from andfast.utils.devices import choose_precision
+from andfast.utils.devices import usual_precision
 from andfast.utils.formatting import dtype_name
 from bench.timing import DEVICE
 
@@ -58,7 +58,7 @@ def backend_variants(operation: str, *dtypes: torch.dtype) -> list[Variant]:
 
 
 #: The half type if this device is fast with one, else float32: on CPUs without AMX bfloat16 takes minutes.
-FAST_TYPE = choose_precision("auto", DEVICE, "training")
+FAST_TYPE = usual_precision(DEVICE, "training")
 COMPILED = Variant("torch.compile", FAST_TYPE, channels_last=True)
 
 

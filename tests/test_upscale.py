@@ -27,9 +27,10 @@ from andfast.inference.tiles import NonFiniteError
 from andfast.inference.upscale_image import upscale_image
 from andfast.inference.upscaler import Upscaler
 from andfast.models import RRDBNet, save_model
+from andfast.ops.precision import choose_precision
 from andfast.pretrained import load_pretrained
 from andfast.utils.command_line import UsageError
-from andfast.utils.devices import AUTOMATIC, choose_precision
+from andfast.utils.devices import AUTOMATIC
 
 
 @pytest.fixture(scope="module")

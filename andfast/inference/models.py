@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from andfast.models import ModelError, load_model
 from andfast.models.weights import AmbiguousModelError, UnknownModelError, fit, read_weights
+from andfast.ops.precision import choose_precision
 from andfast.pretrained import find_file, load_pretrained, pretrained_names
-from andfast.utils.devices import Purpose, choose_precision
+from andfast.utils.devices import Purpose
 
 # The window size of transformers is 8 or 16 pixels; spandrel does not know it for all.
 _WINDOW = 16

@@ -23,7 +23,7 @@ from andfast.ops.identity_init import identity_centres, identity_last
 from andfast.ops.noise import gaussian_field
 from andfast.ops.projected_step import projected_step
 from andfast.ops.theta_layout import ThetaLayout
-from andfast.utils.devices import choose_precision
+from andfast.utils.devices import usual_precision
 
 
 class Draw:
@@ -145,8 +145,8 @@ def standard_sizes(device: torch.device) -> list[tuple[str, torch.dtype, tuple[i
     """Operations, types and sizes of usual training: F of the paper, RRDBNet and Compact on 8 images of 128 x 128."""
     types = {
         torch.float32,
-        choose_precision("auto", device, "training"),
-        choose_precision("auto", device, "degradation"),
+        usual_precision(device, "training"),
+        usual_precision(device, "degradation"),
     }
     widths = [3, *[64] * 10]
     found: list[tuple[str, torch.dtype, tuple[int, ...]]] = [

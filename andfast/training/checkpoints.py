@@ -1,7 +1,7 @@
 """The files of a run that hold weights: its resumable state, and the model that validated best.
 
 A state holds everything that is not a function of the configuration and the step: what `Trainer.state` returns, and
-`Trainer.computes`, since the types that `auto` stands for are measured (`andfast.training.precision`). Random numbers
+`Trainer.computes`, since the types that `auto` stands for are measured (`andfast.ops.precision`). Random numbers
 are such functions (`andfast.utils.rng`, `andfast.data.patches`), and so is the position in the data.
 """
 

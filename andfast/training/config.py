@@ -26,10 +26,10 @@ from andfast.attack import (
 )
 from andfast.degradation.network import DegradationNetwork
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
+from andfast.ops.precision import choose_precision
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
 from andfast.training.micro_batches import MicroBatchedNetwork, check_micro_batch
-from andfast.utils.devices import choose_precision
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 

@@ -19,6 +19,7 @@ from andfast.degradation.network import DegradationNetwork
 from andfast.losses import generator_objective, l1_objective
 from andfast.models.compilation import CompileTimer, compile_regions, wants_compile
 from andfast.models.frozen import AutocastModule, FrozenModule
+from andfast.ops.precision import choose_precision
 from andfast.training.batches import blur_hr, mixed_images, to_images
 from andfast.training.config import Config
 from andfast.training.discriminator import DiscriminatorStep
@@ -26,7 +27,6 @@ from andfast.training.distributed import World, no_sync_until_last
 from andfast.training.micro_batches import micro_batched
 from andfast.training.optimizer import Guard, begin_update, gradient_norm, guarded_adam, load_adam
 from andfast.training.step_metrics import PendingStep, all_reduce_metrics, attack_metrics, clean_metrics
-from andfast.utils.devices import choose_precision
 from andfast.utils.formatting import dtype_name
 from andfast.utils.rng import step_generator
 

@@ -1,4 +1,4 @@
-"""The device to compute on, and the floating-point type to compute in."""
+"""The device to compute on, and the floating-point types that are usual there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Purpose = Literal["upscaling", "deep upscaling", "training", "degradation"]
 #: The floating-point types, by their names in settings.
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-#: The types that "auto" chooses; float32 elsewhere, and where bfloat16 is slow.
+#: The types that "auto" stands for; float32 elsewhere. `andfast.ops.precision` measures those of training on a CPU.
 #: Upscaling on a CPU stays in float32: with AMX bfloat16 is faster for RRDBNet, hardly for Compact, and rounds visibly.
 #: Deep images, of more than 8 bits, need more precision than half types have: smooth gradients would show steps.
 #: Training uses bfloat16, because the small range of float16 would need a scaled loss. The degradation network, whose
@@ -33,10 +33,8 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_precision(name: str, device: torch.device, purpose: Purpose = "upscaling") -> torch.dtype:
-    """The type to compute in for "float32", "bfloat16", "float16" or "auto": see `AUTOMATIC`."""
-    if name != "auto":
-        return TYPES[name]
+def usual_precision(device: torch.device, purpose: Purpose) -> torch.dtype:
+    """The type of `AUTOMATIC`; float32 where that is bfloat16 and the device has no fast products of it."""
     dtype = AUTOMATIC[purpose].get(device.type, torch.float32)
     return dtype if dtype != torch.bfloat16 or _multiplies_bfloat16(device) else torch.float32
 

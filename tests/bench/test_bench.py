@@ -259,8 +259,9 @@ def test_baseline_has_andfasts_scale_factors():
 def test_a_first_step_is_the_references(who, networks, method):
     case = steps.Case("compact", 2, 16, features=8, depth=1, channels=8, blocks=2)
     exact = steps.reference(case, getattr(steps, method), networks).found
-    found = steps.make_program(case, steps.Variant(who, getattr(steps, method), networks)).first()
-    bounds = steps.EXACT if steps.fast_type(case) == torch.float32 else steps.ROUNDED
+    variant = steps.Variant(who, getattr(steps, method), networks)
+    found = steps.make_program(case, variant).first()
+    bounds = steps.EXACT if steps.type_of(case, variant) == torch.float32 else steps.ROUNDED
     steps.check(found, exact, bounds)
     assert found.updates == 1
     for wrong in (

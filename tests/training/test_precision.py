@@ -3,10 +3,13 @@
 import pytest
 import torch
 from runs import photograph_crops
-from tiny_trainer import TINY, as_options
+from tiny_trainer import TINY, as_options, make
+from torch import nn
 
 from andfast import train
+from andfast.inference.models import precision_for
 from andfast.ops import dispatch, selection, use_backend
+from andfast.ops.precision import choose_precision
 from andfast.training.config import Config, DegradationConfig
 from andfast.training.precision import automatic_types, with_types
 
@@ -38,6 +41,18 @@ def test_the_faster_type(timed, dtype):
     assert automatic_types(CPU, None) == {"training": dtype, "degradation": dtype}
     assert sorted(probes) == ["degradation_forward", "dense_block"]
     assert automatic_types(torch.device("cuda", 0), None) == {}
+
+
+def test_no_other_command_chooses_another_type(timed):
+    timed(torch.float32)
+    assert DegradationConfig().build(4, 1, CPU).dtype == torch.float32
+    trainer = make(train__precision="auto")
+    assert (trainer.precision, trainer.attack_precision) == (torch.float32, torch.float32)
+    timed(torch.bfloat16)
+    assert DegradationConfig().build(4, 1, CPU).dtype == torch.bfloat16
+    assert precision_for(nn.Conv2d(3, 3, 1), "auto", "training") == torch.bfloat16  # the demo's
+    for precision in (precision_for(nn.Conv2d(3, 3, 1), "auto"), choose_precision("float32", CPU, "training")):
+        assert precision == torch.float32
 
 
 def test_processors_that_emulate_bfloat16_are_not_timed(timed, monkeypatch):
