@@ -33,8 +33,8 @@ class DegradationNetwork(nn.Module):
         noise: what a noise injection adds, searched by the adversary. "map": a value a pixel, the same in all channels;
             such maps can make block artefacts and dust. "gaussian": a strength a channel, times a fixed Gaussian field
             (StyleGAN's noise injection).
-        dtype: the type to compute in: `andfast.ops.precision` chooses one in training; theta is always float32. The fewer
-            channels, the more of the image the rounding of half types costs.
+        dtype: the type to compute in: `andfast.ops.precision` chooses one in training; theta is always float32. The
+            fewer channels, the more of the image the rounding of half types costs.
         device: of parameters and images.
 
     Attributes:

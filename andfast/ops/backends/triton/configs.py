@@ -86,6 +86,7 @@ _HOPPER = _EVERYWHERE | {
     ("input_grad", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
     ("conv_act", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
     ("conv_act", "float32", "narrow"): Config((8, 8), 4, 2, registers=255),
+    ("dense", "half", "wide"): Config((8, 16), 8, 3, registers=255),
 }
 
 # Before Hopper (and on the small Blackwell) operands of products pass through registers, too. Weight gradients: half
