@@ -93,11 +93,14 @@ _HOPPER = _EVERYWHERE | {
 # as many pixels a step, and one stage more. Dense blocks: twice the warps, as backward they have up to five loops.
 _AMPERE = _EVERYWHERE | {
     ("input_grad", "half", "wide"): Config((8, 16), 4, 3, registers=255),
+    ("input_grad", "half", "narrow"): Config((8, 16), 4, 3, registers=255),
     ("input_grad", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
     ("input_grad", "float32", "narrow"): Config((8, 8), 8, 2),
+    ("conv_act", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
     ("dense", "half", "narrow"): Config((8, 16), 8, 3),
     ("dense", "float32", "wide"): Config((8, 8), 8, 1, registers=255),
     ("weight_grad", "half", "wide"): Config((2, 16), 4, 4),
+    ("weight_grad", "half", "narrow"): Config((4, 16), 4, 3, registers=255),
 }
 
 # The A100 has the shared memory for one stage more; with three, some compilers spill there.
