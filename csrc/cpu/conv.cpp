@@ -13,7 +13,7 @@ namespace {
 // eight for each byte of a pixel's sign mask, zero past the channels.
 template <int kOut, typename Finish>
 void convolve_in(const float* x, const Weights& weights, ConvShape shape, int64_t padding, bool backward, float* z,
-              int64_t border, ParallelFor parallel_for, Finish finish) {
+                 int64_t border, ParallelFor parallel_for, Finish finish) {
   const int64_t from = backward ? shape.outputs : shape.inputs, to = backward ? shape.inputs : shape.outputs;
   const WeightSteps& steps = weights.steps;
   const int64_t from_step = backward ? steps.output_step : steps.input_step;
@@ -21,22 +21,20 @@ void convolve_in(const float* x, const Weights& weights, ConvShape shape, int64_
   const int64_t padded = round_up(to, kLane);
   constexpr int64_t kElements = Sizes<kOut>::kElements, kTiles = Sizes<kOut>::kTiles;
   const int64_t network = kElements * from * padded;  // the size of its transformed weights
-  const Tiling<kOut> tiling = {shape.images / shape.networks, shape.height + 2 * padding - 2, shape.width + 2 * padding - 2};
+  const Tiling<kOut> tiling = {shape.images / shape.networks, shape.height + 2 * padding - 2,
+                               shape.width + 2 * padding - 2};
   const int64_t written = tiling.images * (tiling.height + 2 * border) * (tiling.width + 2 * border) * to;
 
-  const std::unique_ptr<float[]> u(new float[shape.networks * network]());  // zeros where padded
-  parallel_for(shape.networks * from, 16, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(9 * to);
-    for (int64_t i = begin; i < end; ++i) {
-      const Taps taps = {weights.taps + i / from * steps.network_step + i % from * from_step, to_step, steps.tap_step};
-      weight_transform<kOut>(backward ? taps.flipped() : taps, to, u.get() + i / from * network + i % from * padded,
-                       from * padded, scratch.data());
-    }
-  });
+  const Scratch u(shape.networks * network);
+  for (int64_t n = 0; n < shape.networks; ++n) {
+    transform_weights<kOut>(from, to, u.get() + n * network, parallel_for, [&](int64_t c) {
+      const Taps taps = {weights.taps + n * steps.network_step + c * from_step, to_step, steps.tap_step};
+      return backward ? taps.flipped() : taps;
+    });
+  }
 
   parallel_for(shape.networks * tiling.groups(), 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> v(new float[kElements * element_step(kTiles, from)]),
-        m(new float[kElements * element_step(kTiles, padded)]);
+    const Scratch v(kElements * element_step(kTiles, from)), m(kElements * element_step(kTiles, padded));
     std::vector<float> zeros(from), unwanted(to);
     std::vector<uint8_t> bytes(8 * sign_bytes(to));
     for (int64_t i = begin; i < end; ++i) {

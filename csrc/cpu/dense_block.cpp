@@ -23,8 +23,9 @@ int64_t read_by(DenseShape shape, int64_t conv) { return shape.features + conv *
 int64_t written_by(DenseShape shape, int64_t conv) { return conv < kIntermediates ? shape.growth : shape.features; }
 
 // Convolution k of the chain reads all channels of `entry` and the first k parts of `intermediates`; it writes part k
-// of `intermediates`, the last one `last`. taps(k, channel) are its weights from a channel that is read; finish(k, pixel, index, bytes) applies the epilogue to a pixel; `bytes` is scratch, eight for each byte
-// of a pixel's sign mask, zero past the channels.
+// of `intermediates`, the last one `last`. taps(k, channel) are its weights from a channel that is read; finish(k,
+// pixel, index, bytes) applies the epilogue to a pixel; `bytes` is scratch, eight for each byte of a pixel's sign mask,
+// zero past the channels.
 template <int kOut, typename TapsOf, typename Finish>
 void chain_in(const float* entry, float* intermediates, float* last, DenseShape shape, ParallelFor parallel_for,
               TapsOf taps, Finish finish) {
@@ -35,18 +36,16 @@ void chain_in(const float* entry, float* intermediates, float* last, DenseShape 
   const bool keeps = image_bytes <= kKeptBytes;
   const int64_t at_once = keeps ? std::max<int64_t>(1, std::min(shape.images, kKeptBytes / image_bytes)) : shape.images;
   const int64_t kept_groups = keeps ? Tiling<kOut>{at_once, shape.height, shape.width}.groups() : 0;
-  const std::unique_ptr<float[]> kept(new float[kept_groups * group_size]);
+  const Scratch kept(kept_groups * group_size);
 
-  std::vector<std::unique_ptr<float[]>> weights;
+  std::vector<int64_t> begins = {0};
   for (int64_t k = 0; k < kDenseConvs; ++k) {
-    const int64_t from = read_by(shape, k), to = written_by(shape, k), padded = round_up(to, kLane);
-    weights.emplace_back(new float[kElements * from * padded]());  // zeros where padded
-    parallel_for(from, 16, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(9 * to);
-      for (int64_t c = begin; c < end; ++c) {
-        weight_transform<kOut>(taps(k, c), to, weights[k].get() + c * padded, from * padded, scratch.data());
-      }
-    });
+    begins.push_back(begins[k] + kElements * read_by(shape, k) * round_up(written_by(shape, k), kLane));
+  }
+  const Scratch weights(begins.back());
+  for (int64_t k = 0; k < kDenseConvs; ++k) {
+    transform_weights<kOut>(read_by(shape, k), written_by(shape, k), weights.get() + begins[k], parallel_for,
+                            [&](int64_t c) { return taps(k, c); });
   }
   for (int64_t image = 0; image < shape.images; image += at_once) {
     const Tiling<kOut> tiling = {std::min(at_once, shape.images - image), shape.height, shape.width};
@@ -60,25 +59,23 @@ void chain_in(const float* entry, float* intermediates, float* last, DenseShape 
       const Channels second = {parts + known, intermediate_step, k * shape.growth - known};
       const Results results = {k < kIntermediates ? parts + k * shape.growth : last + pixel * to, step, to, 0};
       parallel_for(tiling.groups(), 1, [&](int64_t begin, int64_t end) {
-        const std::unique_ptr<float[]> v(new float[keeps ? 0 : group_size]),
-            m(new float[kElements * element_step(kTiles, padded)]);
+        const Scratch v(keeps ? 0 : group_size), m(kElements * element_step(kTiles, padded));
         std::vector<float> zeros(std::max(shape.features, intermediate_step)), unwanted(to);
         std::vector<uint8_t> bytes(8 * sign_bytes(to));
         const auto read_tile = [&](Place place, float* tile, int64_t v_step) {
           const auto add = [&](const Channels& channels, float* at) {
             input_transform<kOut>(channels.plane(place.image, shape.height, shape.width, zeros.data()), place.h - 1,
-                            place.w - 1, at, v_step);
+                                  place.w - 1, at, v_step);
           };
           if (k == 0 || !keeps) add(first, tile);
           if (k > 0) add(second, tile + shape.features + known);
         };
         const auto write_results = [&](Place place, const float* products, int64_t m_step) {
-          write_tile(tiling, place, products, m_step, results, unwanted.data(), [&](float* result, Place at) {
-            finish(k, result, pixel + tiling.index(at), bytes.data());
-          });
+          write_tile(tiling, place, products, m_step, results, unwanted.data(),
+                     [&](float* result, Place at) { finish(k, result, pixel + tiling.index(at), bytes.data()); });
         };
         for (int64_t group = begin; group < end; ++group) {
-          multiply_group(tiling, group, weights[k].get(), from, padded,
+          multiply_group(tiling, group, weights.get() + begins[k], from, padded,
                          keeps ? kept.get() + group * group_size : v.get(), all, m.get(), read_tile, write_results);
         }
       });

@@ -5,6 +5,7 @@
 // A chain of convolutions proceeds over the image in groups of rows of tiles. Each convolution soon reads what the one
 // before has written, and only a few rows between them are kept.
 #include <algorithm>
+#include <memory>
 
 #include "large_tiles.h"
 

@@ -100,8 +100,8 @@ struct ConvEpilogue {
   uint8_t* sign_mask = nullptr;
 };
 
-// The operators of andfast/ops/backends/winograd.py. z is (images, height + 2 padding - 2, width + 2 padding - 2, outputs); if
-// `backward`, x has `outputs` channels and z has `inputs`.
+// The operators of andfast/ops/backends/winograd.py. z is (images, height + 2 padding - 2, width + 2 padding - 2,
+// outputs); if `backward`, x has `outputs` channels and z has `inputs`.
 void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int64_t padding, bool backward,
           ConvEpilogue epilogue, ParallelFor parallel_for);
 // A block with a noise map: y = z + slope_minus_one min(z, 0) + noise of the convolution z without padding, and its

@@ -2,10 +2,6 @@
 #include "large_tiles.h"
 
 #include <algorithm>
-#include <new>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "vectors.h"
 
@@ -49,12 +45,6 @@ ANDFAST_BODY void transform_taps(const Vector w[3], Vector to[8]) {
   to[1] = even1 + odd1, to[2] = even1 - odd1;
   to[3] = even2 + odd2, to[4] = even2 - odd2;
   to[5] = even3 + odd3, to[6] = even3 - odd3;
-}
-
-// Prefetches into the second-level cache: the hardware prefetcher cannot follow this many streams.
-template <bool kWrite>
-void prefetch(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, kWrite, 2);
 }
 
 // Where the pixels of a tile are: pixel (i, j) at rows[i] + columns[j].
@@ -226,29 +216,6 @@ void prefetch_window(const Window& window, int64_t bytes) {
 
 }  // namespace
 
-Scratch::Scratch(int64_t count) {
-#if defined(__linux__)
-  constexpr int64_t page = 2 << 20;
-  const int64_t wanted = round_up(count * sizeof(float), page);
-  if (wanted > page) {
-    bytes_ = wanted + page;  // room to align to a page
-    mapped_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (mapped_ == MAP_FAILED) throw std::bad_alloc();
-    numbers_ = reinterpret_cast<float*>(round_up(reinterpret_cast<intptr_t>(mapped_), page));
-    madvise(numbers_, wanted, MADV_HUGEPAGE);  // only a hint: without it all works, but slower
-    return;
-  }
-#endif
-  small_.reset(new float[count]);
-  numbers_ = small_.get();
-}
-
-Scratch::~Scratch() {
-#if defined(__linux__)
-  if (mapped_) munmap(mapped_, bytes_);
-#endif
-}
-
 void input_transform_tiles(const LargeTiling& tiling, Chunk chunk, const Source& source, float* v, int64_t tile_step,
                            int64_t step) {
   const int64_t channels = source.pixels.channels, bytes = channels * sizeof(float);
@@ -322,24 +289,8 @@ LargeWeights::LargeWeights(const Weights& weights, int64_t inputs, int64_t outpu
 
 void multiply_tiles(int64_t tiles, const float* v, int64_t v_tile_step, int64_t v_step, const LargeWeights& weights,
                     float* m, int64_t m_step) {
-  static const Gemm product = fastest_gemm();
-  static const int64_t together = fastest_gemm_rows();
-  const int64_t inputs = weights.inputs, padded = weights.padded, rows = round_up(tiles, 2);
-  const int64_t products = (rows + together - 1) / together * (padded / kLane);
-  const int64_t ahead = (rows + products - 1) / products;  // rows of the next element to fetch beside each product
-  for (int64_t e = 0; e < kLargeElements; ++e, v += v_step, m += m_step) {
-    int64_t fetched = e + 1 < kLargeElements ? 0 : rows;
-    for (int64_t lane = 0; lane < padded; lane += kLane) {
-      const float* u = weights.values.get() + (e * padded + lane) * inputs;
-      for (int64_t t = 0; t < rows; t += together) {
-        for (const int64_t end = std::min(fetched + ahead, rows); fetched < end; ++fetched) {
-          prefetch<false>(v + v_step + fetched * v_tile_step, inputs * sizeof(float));
-        }
-        product(v + t * v_tile_step, v_tile_step, 1, u, kLane, m + t * padded + lane, padded,
-                std::min(together, rows - t), kLane, inputs, false);
-      }
-    }
-  }
+  multiply_elements(kLargeElements, round_up(tiles, 2), v, v_tile_step, v_step, weights.values.get(), weights.inputs,
+                    weights.padded, m, m_step);
 }
 
 }  // namespace andfast::cpu

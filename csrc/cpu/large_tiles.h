@@ -4,37 +4,16 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <utility>
 #include <vector>
 
 #include "gemm.h"
 #include "kernels.h"
+#include "scratch.h"
 
 namespace andfast::cpu {
 
 constexpr int64_t kOutputSide = 6, kInputSide = kOutputSide + 2;  // results and pixels of a tile, along a side
 constexpr int64_t kLargeElements = kInputSide * kInputSide;
-
-// Scratch memory. Large allocations use huge pages if the system has some: reading transformed tiles touches more small
-// pages than the TLB holds. The memory is returned to the system immediately.
-class Scratch {
- public:
-  explicit Scratch(int64_t count);
-  ~Scratch();
-  Scratch(Scratch&& other) noexcept
-      : small_(std::move(other.small_)),
-        mapped_(std::exchange(other.mapped_, nullptr)),
-        bytes_(other.bytes_),
-        numbers_(other.numbers_) {}
-  float* get() const { return numbers_; }
-
- private:
-  std::unique_ptr<float[]> small_;
-  void* mapped_ = nullptr;
-  int64_t bytes_ = 0;  // of the mapping
-  float* numbers_;
-};
 
 // The tiles of the results of some images, numbered image by image and row by row.
 struct LargeTiling {

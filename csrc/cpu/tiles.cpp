@@ -62,13 +62,13 @@ template <typename From, typename To>
 using Function = void (*)(From from, To to, int64_t channels);
 
 // For one instruction set: of vectors of channels, and those left over one by one.
-#define ANDFAST_TRANSFORM(name, target, Vector)                                                 \
-  template <typename Transform, typename From, typename To>                                     \
-  target void transform_##name(From from, To to, int64_t channels) {                            \
-    constexpr int64_t lanes = sizeof(Vector) / sizeof(float);                                   \
-    int64_t c = 0;                                                                              \
-    for (; c + lanes <= channels; c += lanes) transform_at<Transform, Vector>(from, to, c);     \
-    for (; c < channels; ++c) transform_at<Transform, float>(from, to, c);                      \
+#define ANDFAST_TRANSFORM(name, target, Vector)                                             \
+  template <typename Transform, typename From, typename To>                                 \
+  target void transform_##name(From from, To to, int64_t channels) {                        \
+    constexpr int64_t lanes = sizeof(Vector) / sizeof(float);                               \
+    int64_t c = 0;                                                                          \
+    for (; c + lanes <= channels; c += lanes) transform_at<Transform, Vector>(from, to, c); \
+    for (; c < channels; ++c) transform_at<Transform, float>(from, to, c);                  \
   }
 ANDFAST_TRANSFORM(baseline, , Float4)
 #if defined(__x86_64__)
@@ -114,11 +114,38 @@ void output_transform(const float* m, int64_t step, float* const* to, int64_t ch
 }
 
 template <int kOut>
-void weight_transform(const Taps& taps, int64_t count, float* u, int64_t step, float* scratch) {
-  for (int64_t c = 0; c < count; ++c) {  // so that channels are neighbours
-    for (int t = 0; t < 9; ++t) scratch[t * count + c] = taps.factor * taps.first[c * taps.channel_step + t * taps.tap_step];
+void weight_transform(const Taps* taps, int64_t from, int64_t to, float* u, int64_t step) {
+  alignas(64) float lanes[kTogether][9 * kLane] = {};  // so that written channels are neighbours
+  const bool whole = to == kLane, read_neighbours = [&] {
+    for (int64_t i = 1; i < from; ++i) {
+      if (taps[i].first != taps[0].first + i || taps[i].channel_step != taps[0].channel_step) return false;
+    }
+    return from == kTogether;
+  }();
+  for (int t = 0; t < 9; ++t) {
+    if (whole && read_neighbours) {
+      for (int64_t c = 0; c < kLane; c += 4) {
+        transpose4(taps[0].first + c * taps[0].channel_step + t * taps[0].tap_step, taps[0].channel_step,
+                   lanes[0] + t * kLane + c, 9 * kLane);
+      }
+      continue;
+    }
+    for (int64_t i = 0; i < from; ++i) {
+      const float* first = taps[i].first + t * taps[i].tap_step;
+      float* lane = lanes[i] + t * kLane;
+      if (whole && taps[i].channel_step == 1) {
+        std::copy_n(first, kLane, lane);
+      } else {
+        for (int64_t c = 0; c < to; ++c) lane[c] = first[c * taps[i].channel_step];
+      }
+    }
   }
-  transform<Weight<kOut>>(Elements<const float>{scratch, count}, Elements<float>{u, step}, count);
+  for (int64_t i = 0; i < from; ++i) {
+    if (taps[i].factor != 1) {
+      for (float& tap : lanes[i]) tap *= taps[i].factor;
+    }
+    transform<Weight<kOut>>(Elements<const float>{lanes[i], kLane}, Elements<float>{u + i * kLane, step}, kLane);
+  }
 }
 
 template <int kOut>
@@ -130,12 +157,12 @@ void weight_gradient_transform(const float* m, int64_t step, float factor, float
   }
 }
 
-#define ANDFAST_INSTANTIATE(kOut)                                                                                  \
-  template void input_transform<kOut>(const Plane&, int64_t, int64_t, float*, int64_t);                            \
-  template void gradient_transform<kOut>(const Plane&, int64_t, int64_t, float*, int64_t);                         \
-  template void output_transform<kOut>(const float*, int64_t, float* const*, int64_t);                             \
-  template void weight_transform<kOut>(const Taps&, int64_t, float*, int64_t, float*);                             \
-  template void weight_gradient_transform<kOut>(const float*, int64_t, float, float*, int64_t, int64_t, int64_t,   \
+#define ANDFAST_INSTANTIATE(kOut)                                                                                \
+  template void input_transform<kOut>(const Plane&, int64_t, int64_t, float*, int64_t);                          \
+  template void gradient_transform<kOut>(const Plane&, int64_t, int64_t, float*, int64_t);                       \
+  template void output_transform<kOut>(const float*, int64_t, float* const*, int64_t);                           \
+  template void weight_transform<kOut>(const Taps*, int64_t, int64_t, float*, int64_t);                          \
+  template void weight_gradient_transform<kOut>(const float*, int64_t, float, float*, int64_t, int64_t, int64_t, \
                                                 float*);
 ANDFAST_INSTANTIATE(2)
 ANDFAST_INSTANTIATE(4)

@@ -4,18 +4,18 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <type_traits>
 #include <vector>
 
 #include "gemm.h"
 #include "kernels.h"
+#include "scratch.h"
 
 namespace andfast::cpu {
 
-// The sizes of F(kOut x kOut, 3 x 3): pixels of a tile along a side, elements, and at most how many tiles are multiplied
-// between two accesses of the transformed weights, which come from the second-level cache or beyond: a multiple of
-// gemm's register tiles.
+// The sizes of F(kOut x kOut, 3 x 3): pixels of a tile along a side, elements, and at most how many tiles are
+// multiplied between two accesses of the transformed weights, which come from the second-level cache or beyond: a
+// multiple of gemm's register tiles.
 template <int kOut>
 struct Sizes {
   static constexpr int kSide = kOut + 2;
@@ -100,10 +100,11 @@ struct Results {
 
 // The taps from or to one channel: tap t of channel c at first[c * channel_step + t * tap_step], times `factor`.
 struct Taps {
-  const float* first;
-  int64_t channel_step, tap_step;
+  const float* first = nullptr;
+  int64_t channel_step = 0, tap_step = 0;
   float factor = 1;
 
+  Taps from(int64_t channel) const { return {first + channel * channel_step, channel_step, tap_step, factor}; }
   Taps flipped() const { return {first + 8 * tap_step, channel_step, -tap_step, factor}; }  // for an input's gradient
 };
 
@@ -119,10 +120,11 @@ void gradient_transform(const Plane& image, int64_t top, int64_t left, float* v,
 template <int kOut>
 void output_transform(const float* m, int64_t step, float* const* to, int64_t channels);
 
-// Transforms the taps from one channel that is read to `count` channels that are written: element e of channel c to
-// u[e * step + c]. `scratch` holds 9 numbers a channel.
+// Transforms the taps from `from` channels that are read, at most kTogether, to `to` channels that are written, at most
+// kLane: element e of channels i and c to u[e * step + i * kLane + c], and zeros to the rest of a lane.
+constexpr int64_t kTogether = 4;
 template <int kOut>
-void weight_transform(const Taps& taps, int64_t count, float* u, int64_t step, float* scratch);
+void weight_transform(const Taps* taps, int64_t from, int64_t to, float* u, int64_t step);
 
 // The weights' gradients from element e of channel c at m[e * step + c], times `factor`, to where `Taps` would be.
 // `scratch` holds 9 numbers a channel.
@@ -142,23 +144,38 @@ void leaky_relu_backward_pixel(float* dz, const float* slope, const uint8_t* sig
 // z = residual + gain (z + bias).
 void add_to_residual(float* z, const float* bias, float gain, const float* residual, int64_t channels);
 
-// The products of a group of tiles with `weights`: element e is (depth, padded) at e * depth * padded. read_tile(place,
+// The transformed weights of a convolution from `from` channels to `to`: for each element, lane and channel that is
+// read, kLane channels that are written. taps(channel) are its weights from a channel.
+template <int kOut, typename TapsOf>
+void transform_weights(int64_t from, int64_t to, float* u, ParallelFor parallel_for, TapsOf taps) {
+  const int64_t lanes = round_up(to, kLane) / kLane, parts = round_up(from, kTogether) / kTogether;
+  parallel_for(lanes * parts, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t written = i / parts * kLane, read = i % parts * kTogether, count = std::min(kTogether, from - read);
+      Taps of_part[kTogether];
+      for (int64_t c = 0; c < count; ++c) of_part[c] = taps(read + c).from(written);
+      weight_transform<kOut>(of_part, count, std::min(kLane, to - written), u + written * from + read * kLane,
+                             lanes * from * kLane);
+    }
+  });
+}
+
+// The products of a group of tiles with the transformed `weights` from `depth` channels to `padded`. read_tile(place,
 // v, step) transforms the input of a tile: element e of channel c to v[e * step + c]; what it does not write must be in
-// `v` already, from an earlier call for these tiles with the same number of channels. write_results(place, m, step) takes
-// the results, element e of channel c at m[e * step + c].
+// `v` already, from an earlier call for these tiles with the same number of channels. write_results(place, m, step)
+// takes the results, element e of channel c at m[e * step + c].
 template <int kOut, typename ReadTile, typename WriteResults>
 void multiply_group(const Tiling<kOut>& tiling, int64_t group, const float* weights, int64_t depth, int64_t padded,
                     float* v, int64_t channels, float* m, ReadTile read_tile, WriteResults write_results) {
-  static const Gemm product = fastest_gemm();
   constexpr int64_t kTiles = Sizes<kOut>::kTiles;
   const int64_t begin = group * tiling.group_size(), count = std::min(tiling.group_size(), tiling.count() - begin);
   const int64_t v_step = element_step(kTiles, channels), m_step = element_step(kTiles, padded);
   for (int64_t t = 0; t < count; ++t) read_tile(tiling.at(begin + t), v + t * channels, v_step);
-  for (int64_t e = 0; e < Sizes<kOut>::kElements; ++e) {
-    std::fill(v + e * v_step + count * channels, v + e * v_step + round_up(count, kRows) * channels, 0.0f);
-    product(v + e * v_step, channels, 1, weights + e * depth * padded, padded, m + e * m_step, padded,
-            round_up(count, kRows), padded, depth, false);
+  const int64_t rows = round_up(count, 2);
+  if (rows > count) {
+    for (int64_t e = 0; e < Sizes<kOut>::kElements; ++e) std::fill_n(v + e * v_step + count * channels, channels, 0.0f);
   }
+  multiply_elements(Sizes<kOut>::kElements, rows, v, channels, v_step, weights, depth, padded, m, m_step);
   for (int64_t t = 0; t < count; ++t) write_results(tiling.at(begin + t), m + t * padded, m_step);
 }
 

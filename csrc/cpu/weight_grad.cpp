@@ -24,7 +24,7 @@ void weight_grad_in(const std::vector<Channels>& x, const std::vector<GradOf>& c
                     ParallelFor parallel_for) {
   constexpr int64_t kElements = Sizes<kOut>::kElements;
   const Tiling<kOut> tiling = {frame.images / frame.networks, frame.height + 2 * frame.padding - 2,
-                         frame.width + 2 * frame.padding - 2};
+                               frame.width + 2 * frame.padding - 2};
   int64_t inputs = 0, widest = 0, outputs = 0, sum = 0;  // sum: the size of all sums
   for (const Channels& channels : x) inputs += channels.count, widest = std::max(widest, channels.count);
   inputs = round_up(inputs, kLane);
@@ -45,11 +45,13 @@ void weight_grad_in(const std::vector<Channels>& x, const std::vector<GradOf>& c
   const int64_t parts =
       std::clamp<int64_t>(std::min(tiles / kTilesOfAPart, kParts / frame.networks), 1, std::max<int64_t>(1, tiles));
   // Not initialised: a part's first products overwrite it.
-  const std::unique_ptr<float[]> sums(new float[frame.networks * parts * sum]);
+  const Scratch sums(frame.networks * parts * sum);
   parallel_for(frame.networks * parts, 1, [&](int64_t begin, int64_t end) {
     const int64_t at_once = tiles_at_once<kOut>(std::max(inputs, outputs));
     const int64_t v_step = element_step(at_once, inputs), g_step = element_step(at_once, outputs);
-    std::vector<float> v(kElements * v_step), g(kElements * g_step), zeros(widest);
+    const Scratch v(kElements * v_step), g(kElements * g_step);
+    std::fill(v.get(), v.get() + kElements * v_step, 0.0f), std::fill(g.get(), g.get() + kElements * g_step, 0.0f);
+    std::vector<float> zeros(widest);
     for (int64_t part = begin; part < end; ++part) {
       const int64_t network = part / parts, number = part % parts, first = network * tiling.images;
       const int64_t stop = tiles * (number + 1) / parts;
@@ -59,7 +61,7 @@ void weight_grad_in(const std::vector<Channels>& x, const std::vector<GradOf>& c
         const int64_t count = std::min(at_once, stop - tile);
         for (int64_t t = 0; t < count; ++t) {
           const Place place = tiling.at(tile + t);
-          float* to = v.data() + t * inputs;
+          float* to = v.get() + t * inputs;
           for (const Channels& channels : x) {
             const Plane plane = channels.plane(first + place.image, frame.height, frame.width, zeros.data());
             input_transform<kOut>(plane, place.h - frame.padding, place.w - frame.padding, to, v_step);
@@ -67,12 +69,12 @@ void weight_grad_in(const std::vector<Channels>& x, const std::vector<GradOf>& c
           }
           for (size_t k = 0; k < convs.size(); ++k) {
             const Plane plane = convs[k].dz.plane(first + place.image, tiling.height, tiling.width, zeros.data());
-            gradient_transform<kOut>(plane, place.h, place.w, g.data() + t * outputs + first_output[k], g_step);
+            gradient_transform<kOut>(plane, place.h, place.w, g.get() + t * outputs + first_output[k], g_step);
           }
         }
         for (int64_t e = 0; e < kElements; ++e) {
           for (size_t k = 0; k < convs.size(); ++k) {
-            product(g.data() + e * g_step + first_output[k], 1, outputs, v.data() + e * v_step, inputs,
+            product(g.get() + e * g_step + first_output[k], 1, outputs, v.get() + e * v_step, inputs, kLane,
                     sums.get() + part * sum + first_sum[k] + e * rows[k] * columns[k], columns[k], rows[k], columns[k],
                     count, begun);
           }

@@ -1,10 +1,10 @@
-// Winograd's F(kOut x kOut, 3 x 3): kOut^2 results of a 3x3 convolution from (kOut + 2)^2 products (Lavin and Gray, "Fast
-// algorithms for convolutional neural networks", 2016). A tile is these results and the pixels they are made of:
+// Winograd's F(kOut x kOut, 3 x 3): kOut^2 results of a 3x3 convolution from (kOut + 2)^2 products (Lavin and Gray,
+// "Fast algorithms for convolutional neural networks", 2016). A tile is these results and the pixels they are made of:
 //
 //     results = A^T [ (G weight G^T) * (B^T pixels B) ] A
 //
-// with * element by element; summed over input channels, each element is a matrix product. The gradient of the weight is
-// the transposed map, G^T [ (A gradient A^T) * (B^T pixels B) ] G.
+// with * element by element; summed over input channels, each element is a matrix product. The gradient of the weight
+// is the transposed map, G^T [ (A gradient A^T) * (B^T pixels B) ] G.
 //
 // Each transform is that of a line, applied to columns and then to rows. `Value` is a vector of channels, or a number.
 // All functions here are inlined into versions for several instruction sets.
@@ -45,9 +45,9 @@ struct Lines<2> {
   }
 };
 
-// The points are 0, a, -a, b, -b with a = 2/3 and b = 3/2: 36 products for 16 results instead of 144. Their errors are a
-// half (of results) and a third (of weight gradients) of those with the usual 1 and 2, and as a b = 1 they need no more
-// operations.
+// The points are 0, a, -a, b, -b with a = 2/3 and b = 3/2: 36 products for 16 results instead of 144. Their errors are
+// a half (of results) and a third (of weight gradients) of those with the usual 1 and 2, and as a b = 1 they need no
+// more operations.
 template <>
 struct Lines<4> {
   static constexpr float a = 2.0f / 3, b = 1.5f, a2 = 4.0f / 9, b2 = 2.25f, a3 = 8.0f / 27, b3 = 3.375f;
