@@ -38,15 +38,16 @@ void chain_in(const float* entry, float* intermediates, float* last, DenseShape 
   const int64_t kept_groups = keeps ? Tiling<kOut>{at_once, shape.height, shape.width}.groups() : 0;
   const Scratch kept(kept_groups * group_size);
 
-  std::vector<int64_t> begins = {0};
+  // The transformed weights of a convolution, from `begins` on. If no more images follow, all take the same memory: it
+  // stays in the cache.
+  std::vector<int64_t> begins;
+  int64_t size = 0, largest = 0;
   for (int64_t k = 0; k < kDenseConvs; ++k) {
-    begins.push_back(begins[k] + kElements * read_by(shape, k) * round_up(written_by(shape, k), kLane));
+    const int64_t numbers = kElements * read_by(shape, k) * round_up(written_by(shape, k), kLane);
+    begins.push_back(at_once < shape.images ? size : 0);
+    size += numbers, largest = std::max(largest, numbers);
   }
-  const Scratch weights(begins.back());
-  for (int64_t k = 0; k < kDenseConvs; ++k) {
-    transform_weights<kOut>(read_by(shape, k), written_by(shape, k), weights.get() + begins[k], parallel_for,
-                            [&](int64_t c) { return taps(k, c); });
-  }
+  const Scratch weights(at_once < shape.images ? size : largest);
   for (int64_t image = 0; image < shape.images; image += at_once) {
     const Tiling<kOut> tiling = {std::min(at_once, shape.images - image), shape.height, shape.width};
     const int64_t pixel = image * pixels;
@@ -56,6 +57,10 @@ void chain_in(const float* entry, float* intermediates, float* last, DenseShape 
       const int64_t from = read_by(shape, k), to = written_by(shape, k), padded = round_up(to, kLane);
       const int64_t step = k < kIntermediates ? intermediate_step : to,
                     known = keeps ? std::max<int64_t>(0, k - 1) * shape.growth : 0;
+      if (image == 0) {
+        transform_weights<kOut>(from, to, weights.get() + begins[k], parallel_for,
+                                [&](int64_t c) { return taps(k, c); });
+      }
       const Channels second = {parts + known, intermediate_step, k * shape.growth - known};
       const Results results = {k < kIntermediates ? parts + k * shape.growth : last + pixel * to, step, to, 0};
       parallel_for(tiling.groups(), 1, [&](int64_t begin, int64_t end) {
