@@ -158,7 +158,7 @@ if ((!dry_run)) && "$python" -c "import xdist" 2>/dev/null; then parallel=(-n 8 
 # Left out is what reads the compiled code and needs no GPU, but a minute of nvcc.
 pytests "tests of operations" 120 tests.log tests/ops --ignore=tests/ops/triton_backend \
   --ignore=tests/ops/test_cuda_sources.py "${parallel[@]}"
-pytests "tests of Triton" 120 tests.log tests/ops/triton_backend "${parallel[@]/loadfile/load}"
+pytests "tests of Triton" $((dry_run ? 240 : 120)) tests.log tests/ops/triton_backend "${parallel[@]/loadfile/load}"
 # Of what is built from the operations, the files that have something for a GPU, and whole steps.
 mapfile -t on_gpu < <(grep -lE '\bcuda\b' tests/models/test_*.py tests/attack/test_*.py || true)
 pytests "tests of steps" 80 tests.log tests/training/test_{trainer,exact_step}.py "${on_gpu[@]}" "${parallel[@]}"

@@ -53,7 +53,7 @@ Tensor conv(const Tensor& x, const Tensor& weights, int64_t padding, bool backwa
   check_padding(shape, padding);
   Tensor z = empty(x, result_sizes(shape, padding, backward ? inputs : outputs), ScalarType::Float);
   andfast::cpu::conv(read<float>(x), {read<float>(weights), bank_steps(shape)}, write<float>(z), shape, padding,
-                     backward, {}, parallel_for);
+                     backward, {}, torch::stable::get_num_threads(), parallel_for);
   return z;
 }
 
@@ -71,7 +71,8 @@ std::tuple<Tensor, Tensor> conv_block(const Tensor& x, const Tensor& weights, co
   Tensor y = empty(x, sizes_of(block, border), ScalarType::Float);
   Tensor sign_mask = empty(x, sign_mask_sizes(block), ScalarType::Byte);
   andfast::cpu::conv_block(read<float>(x), {read<float>(weights), bank_steps(shape)}, read<float>(slope_minus_one),
-                           read<float>(noise), write<float>(y), write<uint8_t>(sign_mask), shape, border, parallel_for);
+                           read<float>(noise), write<float>(y), write<uint8_t>(sign_mask), shape, border,
+                           torch::stable::get_num_threads(), parallel_for);
   return {y, sign_mask};
 }
 
@@ -99,7 +100,7 @@ std::tuple<Tensor, Tensor> conv_act(const Tensor& x, const Tensor& weight, const
       x, {save_for_backward ? shape.images : 0, shape.height, shape.width, (shape.outputs + 7) / 8}, ScalarType::Byte);
   andfast::cpu::conv(read<float>(x), {read<float>(weight), steps}, write<float>(y), shape, 1, false,
                      {read<float>(bias), read<float>(slope), save_for_backward ? write<uint8_t>(sign_mask) : nullptr},
-                     parallel_for);
+                     torch::stable::get_num_threads(), parallel_for);
   return {y, sign_mask};
 }
 
@@ -163,7 +164,8 @@ Tensor conv_act_input_grad(const Tensor& dz, const Tensor& weight) {
   check("dz", dz, dz, ScalarType::Float, {-1, -1, -1, shape.outputs});
   check_padding(shape, 1);
   Tensor dx = empty(dz, result_sizes(shape, 1, shape.inputs), ScalarType::Float);
-  andfast::cpu::conv(read<float>(dz), {read<float>(weight), steps}, write<float>(dx), shape, 1, true, {}, parallel_for);
+  andfast::cpu::conv(read<float>(dz), {read<float>(weight), steps}, write<float>(dx), shape, 1, true, {},
+                     torch::stable::get_num_threads(), parallel_for);
   return dx;
 }
 
@@ -234,7 +236,8 @@ std::tuple<Tensor, Tensor, Tensor> dense_block(const Tensor& x, const std::vecto
   Tensor sign_mask = empty(x, sizes, ScalarType::Byte);
   andfast::cpu::dense_block(read<float>(x), taps, dense_biases(biases, weights, x), shape, {float(slope), float(gain)},
                             write<float>(y), write<float>(intermediates),
-                            save_for_backward ? write<uint8_t>(sign_mask) : nullptr, parallel_for);
+                            save_for_backward ? write<uint8_t>(sign_mask) : nullptr, torch::stable::get_num_threads(),
+                            parallel_for);
   return {y, intermediates, sign_mask};
 }
 
@@ -245,7 +248,7 @@ std::tuple<Tensor, Tensor> dense_block_input_grad(const Tensor& dy, const std::v
   Tensor dx = torch::stable::empty_like(dy), dintermediates = empty(dy, intermediate_sizes(shape), ScalarType::Float);
   andfast::cpu::dense_block_input_grad(read<float>(dy), dense_weights(weights, dy, shape), read<uint8_t>(sign_mask),
                                        shape, {float(slope), float(gain)}, write<float>(dx),
-                                       write<float>(dintermediates), parallel_for);
+                                       write<float>(dintermediates), torch::stable::get_num_threads(), parallel_for);
   return {dx, dintermediates};
 }
 

@@ -13,16 +13,16 @@ namespace {
 // eight for each byte of a pixel's sign mask, zero past the channels.
 template <int kOut, typename Finish>
 void convolve_in(const float* x, const Weights& weights, ConvShape shape, int64_t padding, bool backward, float* z,
-                 int64_t border, ParallelFor parallel_for, Finish finish) {
+                 int64_t border, int64_t threads, ParallelFor parallel_for, Finish finish) {
   const int64_t from = backward ? shape.outputs : shape.inputs, to = backward ? shape.inputs : shape.outputs;
   const WeightSteps& steps = weights.steps;
   const int64_t from_step = backward ? steps.output_step : steps.input_step;
   const int64_t to_step = backward ? steps.input_step : steps.output_step;
   const int64_t padded = round_up(to, kLane);
-  constexpr int64_t kElements = Sizes<kOut>::kElements, kTiles = Sizes<kOut>::kTiles;
-  const int64_t network = kElements * from * padded;  // the size of its transformed weights
+  const int64_t network = Sizes<kOut>::kElements * from * padded;  // the size of its transformed weights
   const Tiling<kOut> tiling = {shape.images / shape.networks, shape.height + 2 * padding - 2,
-                               shape.width + 2 * padding - 2};
+                               shape.width + 2 * padding - 2,
+                               (threads + shape.networks - 1) / std::max<int64_t>(1, shape.networks)};
   const int64_t written = tiling.images * (tiling.height + 2 * border) * (tiling.width + 2 * border) * to;
 
   const Scratch u(shape.networks * network);
@@ -34,7 +34,7 @@ void convolve_in(const float* x, const Weights& weights, ConvShape shape, int64_
   }
 
   parallel_for(shape.networks * tiling.groups(), 1, [&](int64_t begin, int64_t end) {
-    const Scratch v(kElements * element_step(kTiles, from)), m(kElements * element_step(kTiles, padded));
+    const Scratch v(tiling.group_numbers(from)), m(tiling.group_numbers(padded));
     std::vector<float> zeros(from), unwanted(to);
     std::vector<uint8_t> bytes(8 * sign_bytes(to));
     for (int64_t i = begin; i < end; ++i) {
@@ -57,9 +57,9 @@ void convolve_in(const float* x, const Weights& weights, ConvShape shape, int64_
 
 template <typename Finish>
 void convolve(const float* x, const Weights& weights, ConvShape shape, int64_t padding, bool backward, float* z,
-              int64_t border, ParallelFor parallel_for, Finish finish) {
+              int64_t border, int64_t threads, ParallelFor parallel_for, Finish finish) {
   with_tiles(shape.height + 2 * padding - 2, shape.width + 2 * padding - 2, [&](auto out) {
-    convolve_in<decltype(out)::value>(x, weights, shape, padding, backward, z, border, parallel_for, finish);
+    convolve_in<decltype(out)::value>(x, weights, shape, padding, backward, z, border, threads, parallel_for, finish);
   });
 }
 
@@ -76,10 +76,10 @@ void replicate_pixel(float* pixel, int64_t height, int64_t width, Place place, i
 }  // namespace
 
 void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int64_t padding, bool backward,
-          ConvEpilogue epilogue, ParallelFor parallel_for) {
+          ConvEpilogue epilogue, int64_t threads, ParallelFor parallel_for) {
   const int64_t to = backward ? shape.inputs : shape.outputs;
   const int64_t height = shape.height + 2 * padding - 2, width = shape.width + 2 * padding - 2;
-  convolve(x, weights, shape, padding, backward, z, 0, parallel_for,
+  convolve(x, weights, shape, padding, backward, z, 0, threads, parallel_for,
            [&](float* pixel, int64_t network, Place place, uint8_t* bytes) {
              if (!epilogue.slope) return;
              const int64_t image = network * (shape.images / shape.networks) + place.image;
@@ -90,9 +90,9 @@ void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int
 }
 
 void conv_block(const float* x, const Weights& weights, const float* slope_minus_one, const float* noise, float* y,
-                uint8_t* sign_mask, ConvShape shape, int64_t border, ParallelFor parallel_for) {
+                uint8_t* sign_mask, ConvShape shape, int64_t border, int64_t threads, ParallelFor parallel_for) {
   const int64_t channels = shape.outputs, height = shape.height - 2, width = shape.width - 2;
-  convolve(x, weights, shape, 0, false, y, border, parallel_for,
+  convolve(x, weights, shape, 0, false, y, border, threads, parallel_for,
            [&](float* pixel, int64_t network, Place place, uint8_t* bytes) {
              const int64_t image = network * (shape.images / shape.networks) + place.image;
              const int64_t in_image = place.h * width + place.w;

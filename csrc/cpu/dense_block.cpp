@@ -27,29 +27,29 @@ int64_t written_by(DenseShape shape, int64_t conv) { return conv < kIntermediate
 // pixel, index, bytes) applies the epilogue to a pixel; `bytes` is scratch, eight for each byte of a pixel's sign mask,
 // zero past the channels.
 template <int kOut, typename TapsOf, typename Finish>
-void chain_in(const float* entry, float* intermediates, float* last, DenseShape shape, ParallelFor parallel_for,
-              TapsOf taps, Finish finish) {
-  constexpr int64_t kElements = Sizes<kOut>::kElements, kTiles = Sizes<kOut>::kTiles;
+void chain_in(const float* entry, float* intermediates, float* last, DenseShape shape, int64_t threads,
+              ParallelFor parallel_for, TapsOf taps, Finish finish) {
   const int64_t all = read_by(shape, kIntermediates), intermediate_step = kIntermediates * shape.growth;
-  const int64_t pixels = shape.height * shape.width, group_size = kElements * element_step(kTiles, all);
-  const int64_t image_bytes = Tiling<kOut>{1, shape.height, shape.width}.groups() * group_size * int64_t{sizeof(float)};
+  const int64_t pixels = shape.height * shape.width;
+  const auto tiles_of = [&](int64_t images) { return Tiling<kOut>{images, shape.height, shape.width, threads}; };
+  const int64_t image_bytes = std::max<int64_t>(1, tiles_of(1).numbers(all) * sizeof(float));
   const bool keeps = image_bytes <= kKeptBytes;
   const int64_t at_once = keeps ? std::max<int64_t>(1, std::min(shape.images, kKeptBytes / image_bytes)) : shape.images;
-  const int64_t kept_groups = keeps ? Tiling<kOut>{at_once, shape.height, shape.width}.groups() : 0;
-  const Scratch kept(kept_groups * group_size);
+  const Scratch kept(keeps ? std::max(tiles_of(at_once).numbers(all), tiles_of(shape.images % at_once).numbers(all))
+                           : 0);
 
   // The transformed weights of a convolution, from `begins` on. If no more images follow, all take the same memory: it
   // stays in the cache.
   std::vector<int64_t> begins;
   int64_t size = 0, largest = 0;
   for (int64_t k = 0; k < kDenseConvs; ++k) {
-    const int64_t numbers = kElements * read_by(shape, k) * round_up(written_by(shape, k), kLane);
+    const int64_t numbers = Sizes<kOut>::kElements * read_by(shape, k) * round_up(written_by(shape, k), kLane);
     begins.push_back(at_once < shape.images ? size : 0);
     size += numbers, largest = std::max(largest, numbers);
   }
   const Scratch weights(at_once < shape.images ? size : largest);
   for (int64_t image = 0; image < shape.images; image += at_once) {
-    const Tiling<kOut> tiling = {std::min(at_once, shape.images - image), shape.height, shape.width};
+    const Tiling<kOut> tiling = tiles_of(std::min(at_once, shape.images - image));
     const int64_t pixel = image * pixels;
     const Channels first = {entry + pixel * shape.features, shape.features, shape.features};
     float* parts = intermediates + pixel * intermediate_step;
@@ -64,7 +64,7 @@ void chain_in(const float* entry, float* intermediates, float* last, DenseShape 
       const Channels second = {parts + known, intermediate_step, k * shape.growth - known};
       const Results results = {k < kIntermediates ? parts + k * shape.growth : last + pixel * to, step, to, 0};
       parallel_for(tiling.groups(), 1, [&](int64_t begin, int64_t end) {
-        const Scratch v(keeps ? 0 : group_size), m(kElements * element_step(kTiles, padded));
+        const Scratch v(keeps ? 0 : tiling.group_numbers(all)), m(tiling.group_numbers(padded));
         std::vector<float> zeros(std::max(shape.features, intermediate_step)), unwanted(to);
         std::vector<uint8_t> bytes(8 * sign_bytes(to));
         const auto read_tile = [&](Place place, float* tile, int64_t v_step) {
@@ -81,7 +81,8 @@ void chain_in(const float* entry, float* intermediates, float* last, DenseShape 
         };
         for (int64_t group = begin; group < end; ++group) {
           multiply_group(tiling, group, weights.get() + begins[k], from, padded,
-                         keeps ? kept.get() + group * group_size : v.get(), all, m.get(), read_tile, write_results);
+                         keeps ? kept.get() + group * tiling.group_numbers(all) : v.get(), all, m.get(), read_tile,
+                         write_results);
         }
       });
     }
@@ -89,10 +90,10 @@ void chain_in(const float* entry, float* intermediates, float* last, DenseShape 
 }
 
 template <typename TapsOf, typename Finish>
-void chain(const float* entry, float* intermediates, float* last, DenseShape shape, ParallelFor parallel_for,
-           TapsOf taps, Finish finish) {
+void chain(const float* entry, float* intermediates, float* last, DenseShape shape, int64_t threads,
+           ParallelFor parallel_for, TapsOf taps, Finish finish) {
   with_tiles(shape.height, shape.width, [&](auto out) {
-    chain_in<decltype(out)::value>(entry, intermediates, last, shape, parallel_for, taps, finish);
+    chain_in<decltype(out)::value>(entry, intermediates, last, shape, threads, parallel_for, taps, finish);
   });
 }
 
@@ -100,7 +101,7 @@ void chain(const float* entry, float* intermediates, float* last, DenseShape sha
 
 void dense_block(const float* x, const std::vector<Weights>& weights, const std::vector<const float*>& biases,
                  DenseShape shape, DenseFactors factors, float* y, float* intermediates, uint8_t* sign_mask,
-                 ParallelFor parallel_for) {
+                 int64_t threads, ParallelFor parallel_for) {
   const int64_t bytes_each = sign_bytes(shape.growth);
   const std::vector<float> slopes(shape.growth, factors.slope);
   const auto taps = [&](int64_t k, int64_t c) {
@@ -113,11 +114,11 @@ void dense_block(const float* x, const std::vector<Weights>& weights, const std:
     activate(pixel, biases[k], slopes.data(),
              sign_mask ? sign_mask + (index * kIntermediates + k) * bytes_each : nullptr, bytes, shape.growth);
   };
-  chain(x, intermediates, y, shape, parallel_for, taps, finish);
+  chain(x, intermediates, y, shape, threads, parallel_for, taps, finish);
 }
 
 void dense_block_input_grad(const float* dy, const std::vector<Weights>& weights, const uint8_t* sign_mask,
-                            DenseShape shape, DenseFactors factors, float* dx, float* dintermediates,
+                            DenseShape shape, DenseFactors factors, float* dx, float* dintermediates, int64_t threads,
                             ParallelFor parallel_for) {
   const int64_t bytes_each = sign_bytes(shape.growth);
   const std::vector<float> slopes(shape.growth, factors.slope), no_bias(shape.features);
@@ -141,7 +142,7 @@ void dense_block_input_grad(const float* dy, const std::vector<Weights>& weights
                               sign_mask + (index * kIntermediates + kIntermediates - 1 - k) * bytes_each, bytes,
                               shape.growth);
   };
-  chain(dy, dintermediates, dx, shape, parallel_for, taps, finish);
+  chain(dy, dintermediates, dx, shape, threads, parallel_for, taps, finish);
 }
 
 void dense_block_weight_grad(const float* x, const float* intermediates, const float* dy, const float* dintermediates,

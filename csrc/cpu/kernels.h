@@ -26,7 +26,8 @@ namespace andfast::cpu {
 #endif
 
 // Calls task(begin, end) for parts that make up [0, count), each of at least `grain` if possible, possibly in parallel;
-// returns when all are done. Tasks throw only when memory runs out.
+// returns when all are done. Tasks throw only when memory runs out. Where a function takes `threads` beside it, that is
+// the number of threads to keep busy; results do not depend on it.
 using Task = std::function<void(int64_t begin, int64_t end)>;
 using ParallelFor = void (*)(int64_t count, int64_t grain, const Task& task);
 
@@ -103,12 +104,12 @@ struct ConvEpilogue {
 // The operators of andfast/ops/backends/winograd.py. z is (images, height + 2 padding - 2, width + 2 padding - 2,
 // outputs); if `backward`, x has `outputs` channels and z has `inputs`.
 void conv(const float* x, const Weights& weights, float* z, ConvShape shape, int64_t padding, bool backward,
-          ConvEpilogue epilogue, ParallelFor parallel_for);
+          ConvEpilogue epilogue, int64_t threads, ParallelFor parallel_for);
 // A block with a noise map: y = z + slope_minus_one min(z, 0) + noise of the convolution z without padding, and its
 // sign_mask. `slope_minus_one` is (networks), `noise` (networks, height - 2, width - 2); y has a replicated border of
 // `border` (0 or 1) pixels.
 void conv_block(const float* x, const Weights& weights, const float* slope_minus_one, const float* noise, float* y,
-                uint8_t* sign_mask, ConvShape shape, int64_t border, ParallelFor parallel_for);
+                uint8_t* sign_mask, ConvShape shape, int64_t border, int64_t threads, ParallelFor parallel_for);
 // dz is (images, height + 2 padding - 2, width + 2 padding - 2, outputs), grad has the strides `steps`.
 void conv_weight_grad(const float* x, const float* dz, float* grad, ConvShape shape, int64_t padding, WeightSteps steps,
                       ParallelFor parallel_for);
@@ -142,16 +143,15 @@ struct DenseFactors {
 };
 void dense_block(const float* x, const std::vector<Weights>& weights, const std::vector<const float*>& biases,
                  DenseShape shape, DenseFactors factors, float* y, float* intermediates, uint8_t* sign_mask,
-                 ParallelFor parallel_for);
+                 int64_t threads, ParallelFor parallel_for);
 void dense_block_input_grad(const float* dy, const std::vector<Weights>& weights, const uint8_t* sign_mask,
-                            DenseShape shape, DenseFactors factors, float* dx, float* dintermediates,
+                            DenseShape shape, DenseFactors factors, float* dx, float* dintermediates, int64_t threads,
                             ParallelFor parallel_for);
 void dense_block_weight_grad(const float* x, const float* intermediates, const float* dy, const float* dintermediates,
                              DenseShape shape, DenseFactors factors, const std::vector<float*>& grads,
                              const std::vector<WeightSteps>& steps, ParallelFor parallel_for);
 
-// The operators of andfast/ops/conv_chain.py, which save nothing for a backward pass. `threads` is the number of
-// threads to keep busy; results do not depend on it.
+// The operators of andfast/ops/conv_chain.py, which save nothing for a backward pass.
 struct ChainConv {
   Weights weights;
   const float *bias, *slope;  // one number per channel; slope may be null

@@ -62,22 +62,27 @@ struct Place {
   int64_t image, h, w;
 };
 
-// The tiles of the results of some images, numbered image by image and row by row. Neighbours are multiplied in groups;
-// of a few groups there are a power of two, which divides well among threads.
+// The tiles of the results of some images, numbered image by image and row by row. Neighbours are multiplied in groups,
+// as many or a few more for each of `threads`.
 template <int kOut>
 struct Tiling {
   int64_t images, height, width;  // of the results
+  int64_t threads;
 
   int64_t down() const { return (height + kOut - 1) / kOut; }
   int64_t across() const { return (width + kOut - 1) / kOut; }
   int64_t count() const { return images * down() * across(); }
   int64_t group_size() const {
-    int64_t wanted = (count() + Sizes<kOut>::kTiles - 1) / Sizes<kOut>::kTiles, groups = 1;
-    while (groups < wanted) groups *= 2;
-    if (wanted < 16) wanted = groups;
+    const int64_t least = (count() + Sizes<kOut>::kTiles - 1) / Sizes<kOut>::kTiles;
+    const int64_t wanted = least < 8 * threads ? round_up(least, threads) : least;
     return std::max(kRows, round_up((count() + wanted - 1) / std::max<int64_t>(1, wanted), kRows));
   }
   int64_t groups() const { return (count() + group_size() - 1) / group_size(); }
+  // The size of a group's transformed tiles, and of those of all groups.
+  int64_t group_numbers(int64_t channels) const {
+    return Sizes<kOut>::kElements * element_step(group_size(), channels);
+  }
+  int64_t numbers(int64_t channels) const { return groups() * group_numbers(channels); }
   // Of a tile's first result.
   Place at(int64_t tile) const {
     const int64_t row = tile / across();
@@ -167,9 +172,9 @@ void transform_weights(int64_t from, int64_t to, float* u, ParallelFor parallel_
 template <int kOut, typename ReadTile, typename WriteResults>
 void multiply_group(const Tiling<kOut>& tiling, int64_t group, const float* weights, int64_t depth, int64_t padded,
                     float* v, int64_t channels, float* m, ReadTile read_tile, WriteResults write_results) {
-  constexpr int64_t kTiles = Sizes<kOut>::kTiles;
   const int64_t begin = group * tiling.group_size(), count = std::min(tiling.group_size(), tiling.count() - begin);
-  const int64_t v_step = element_step(kTiles, channels), m_step = element_step(kTiles, padded);
+  const int64_t v_step = element_step(tiling.group_size(), channels),
+                m_step = element_step(tiling.group_size(), padded);
   for (int64_t t = 0; t < count; ++t) read_tile(tiling.at(begin + t), v + t * channels, v_step);
   const int64_t rows = round_up(count, 2);
   if (rows > count) {

@@ -24,7 +24,7 @@ void weight_grad_in(const std::vector<Channels>& x, const std::vector<GradOf>& c
                     ParallelFor parallel_for) {
   constexpr int64_t kElements = Sizes<kOut>::kElements;
   const Tiling<kOut> tiling = {frame.images / frame.networks, frame.height + 2 * frame.padding - 2,
-                               frame.width + 2 * frame.padding - 2};
+                               frame.width + 2 * frame.padding - 2, 1};
   int64_t inputs = 0, widest = 0, outputs = 0, sum = 0;  // sum: the size of all sums
   for (const Channels& channels : x) inputs += channels.count, widest = std::max(widest, channels.count);
   inputs = round_up(inputs, kLane);

@@ -37,7 +37,7 @@ def check_threads(function: Callable[[], Sequence[Tensor]]) -> None:
     threads = torch.get_num_threads()
     results = []
     try:
-        for number in (1, 2, 3, 1):
+        for number in (1, 2, 3, 16, 1):
             torch.set_num_threads(number)
             results.append(function())
     finally:
