@@ -12,10 +12,12 @@
 namespace {
 
 using namespace andfast;  // check, empty and the rest of bindings.h
+using andfast::cpu::bfloat16;
 using andfast::cpu::BlockShape;
 using andfast::cpu::ConvShape;
 using andfast::cpu::DenseShape;
 using andfast::cpu::Weights;
+using andfast::cpu::WeightsOf;
 using andfast::cpu::WeightSteps;
 
 // Strides of the weights of N networks, (N, out, in, 9).
@@ -180,9 +182,10 @@ Tensor conv_act_weight_grad(const Tensor& x, const Tensor& dz, const Tensor& wei
 }
 
 // The sizes of a dense block on `x`, its weights checked.
-DenseShape dense_shape(const char* name, const Tensor& x, const std::vector<Tensor>& weights) {
+DenseShape dense_shape(const char* name, const Tensor& x, const std::vector<Tensor>& weights,
+                       ScalarType type = ScalarType::Float) {
   STD_TORCH_CHECK(weights.size() == andfast::cpu::kDenseConvs, "weights must be ", andfast::cpu::kDenseConvs);
-  check(name, x, x, ScalarType::Float, {-1, -1, -1, -1});
+  check(name, x, x, type, {-1, -1, -1, -1});
   const DenseShape shape = {x.size(0), x.size(1), x.size(2), x.size(3), weights[0].size(0)};
   STD_TORCH_CHECK(shape.height > 0 && shape.width > 0 && shape.features > 0, name, " must hold pixels");
   STD_TORCH_CHECK(shape.growth > 0, "a dense block's convolutions must have outputs");
@@ -194,7 +197,7 @@ std::vector<WeightSteps> dense_steps(const std::vector<Tensor>& weights, const T
   for (int64_t k = 0; k < andfast::cpu::kDenseConvs; ++k) {
     const int64_t outputs = k + 1 < andfast::cpu::kDenseConvs ? shape.growth : shape.features;
     const int64_t inputs = shape.features + k * shape.growth;
-    steps.push_back(weight_steps("weights", weights[k], like, ScalarType::Float, outputs, inputs));
+    steps.push_back(weight_steps("weights", weights[k], like, like.scalar_type(), outputs, inputs));
   }
   return steps;
 }
@@ -213,13 +216,14 @@ Sizes intermediate_mask_sizes(const DenseShape& shape) {
   return {shape.images, shape.height, shape.width, andfast::cpu::kDenseConvs - 1, (shape.growth + 7) / 8};
 }
 
-std::vector<const float*> dense_biases(const std::vector<Tensor>& biases, const std::vector<Tensor>& weights,
-                                       const Tensor& like) {
+template <typename T>
+std::vector<const T*> dense_biases(const std::vector<Tensor>& biases, const std::vector<Tensor>& weights,
+                                   const Tensor& like) {
   STD_TORCH_CHECK(biases.size() == weights.size(), "biases must be as many as weights");
-  std::vector<const float*> offsets;
+  std::vector<const T*> offsets;
   for (size_t k = 0; k < biases.size(); ++k) {
-    check("biases", biases[k], like, ScalarType::Float, {weights[k].size(0)});
-    offsets.push_back(read<float>(biases[k]));
+    check("biases", biases[k], like, like.scalar_type(), {weights[k].size(0)});
+    offsets.push_back(read<T>(biases[k]));
   }
   return offsets;
 }
@@ -234,8 +238,8 @@ std::tuple<Tensor, Tensor, Tensor> dense_block(const Tensor& x, const std::vecto
   Sizes sizes = intermediate_mask_sizes(shape);
   if (!save_for_backward) sizes[0] = 0;
   Tensor sign_mask = empty(x, sizes, ScalarType::Byte);
-  andfast::cpu::dense_block(read<float>(x), taps, dense_biases(biases, weights, x), shape, {float(slope), float(gain)},
-                            write<float>(y), write<float>(intermediates),
+  andfast::cpu::dense_block(read<float>(x), taps, dense_biases<float>(biases, weights, x), shape,
+                            {float(slope), float(gain)}, write<float>(y), write<float>(intermediates),
                             save_for_backward ? write<uint8_t>(sign_mask) : nullptr, torch::stable::get_num_threads(),
                             parallel_for);
   return {y, intermediates, sign_mask};
@@ -249,6 +253,48 @@ std::tuple<Tensor, Tensor> dense_block_input_grad(const Tensor& dy, const std::v
   andfast::cpu::dense_block_input_grad(read<float>(dy), dense_weights(weights, dy, shape), read<uint8_t>(sign_mask),
                                        shape, {float(slope), float(gain)}, write<float>(dx),
                                        write<float>(dintermediates), torch::stable::get_num_threads(), parallel_for);
+  return {dx, dintermediates};
+}
+
+bool amx_available() { return andfast::cpu::amx_available(); }
+
+// The weights of a dense block in bfloat16, checked.
+std::vector<WeightsOf<bfloat16>> amx_weights(const std::vector<Tensor>& weights, const Tensor& like,
+                                             const DenseShape& shape, bool emulate) {
+  STD_TORCH_CHECK(emulate || amx_available(), "this processor has no tiles for bfloat16 (AMX)");
+  std::vector<WeightsOf<bfloat16>> found;
+  const std::vector<WeightSteps> steps = dense_steps(weights, like, shape);
+  for (size_t k = 0; k < weights.size(); ++k) {
+    found.push_back({read<bfloat16>(weights[k]), steps[k], weights[k].size(0)});
+  }
+  return found;
+}
+
+std::tuple<Tensor, Tensor, Tensor> amx_dense_block(const Tensor& x, const std::vector<Tensor>& weights,
+                                                   const std::vector<Tensor>& biases, double slope, double gain,
+                                                   bool save_for_backward, bool emulate) {
+  const DenseShape shape = dense_shape("x", x, weights, ScalarType::BFloat16);
+  const std::vector<WeightsOf<bfloat16>> taps = amx_weights(weights, x, shape, emulate);
+  Tensor y = torch::stable::empty_like(x), intermediates = empty(x, intermediate_sizes(shape), ScalarType::BFloat16);
+  Sizes sizes = intermediate_mask_sizes(shape);
+  if (!save_for_backward) sizes[0] = 0;
+  Tensor sign_mask = empty(x, sizes, ScalarType::Byte);
+  andfast::cpu::amx_dense_block(read<bfloat16>(x), taps, dense_biases<bfloat16>(biases, weights, x), shape,
+                                {float(slope), float(gain)}, write<bfloat16>(y), write<bfloat16>(intermediates),
+                                save_for_backward ? write<uint8_t>(sign_mask) : nullptr, emulate, parallel_for);
+  return {y, intermediates, sign_mask};
+}
+
+std::tuple<Tensor, Tensor> amx_dense_block_input_grad(const Tensor& dy, const std::vector<Tensor>& weights,
+                                                      const Tensor& sign_mask, double slope, double gain,
+                                                      bool emulate) {
+  const DenseShape shape = dense_shape("dy", dy, weights, ScalarType::BFloat16);
+  check("sign_mask", sign_mask, dy, ScalarType::Byte, intermediate_mask_sizes(shape));
+  Tensor dx = torch::stable::empty_like(dy);
+  Tensor dintermediates = empty(dy, intermediate_sizes(shape), ScalarType::BFloat16);
+  andfast::cpu::amx_dense_block_input_grad(read<bfloat16>(dy), amx_weights(weights, dy, shape, emulate),
+                                           read<uint8_t>(sign_mask), shape, {float(slope), float(gain)},
+                                           write<bfloat16>(dx), write<bfloat16>(dintermediates), emulate, parallel_for);
   return {dx, dintermediates};
 }
 
@@ -305,7 +351,7 @@ Tensor large_dense_block(const Tensor& x, const std::vector<Tensor>& weights, co
   const DenseShape shape = dense_shape("x", x, weights);
   const std::vector<Weights> taps = dense_weights(weights, x, shape);
   Tensor y = torch::stable::empty_like(x);
-  andfast::cpu::large_dense_block(read<float>(x), taps, dense_biases(biases, weights, x), shape,
+  andfast::cpu::large_dense_block(read<float>(x), taps, dense_biases<float>(biases, weights, x), shape,
                                   {float(slope), float(gain)}, write<float>(y), torch::stable::get_num_threads(),
                                   parallel_for);
   return y;
@@ -333,6 +379,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(andfast, m) {
       "dense_block_weight_grad(Tensor x, Tensor intermediates, Tensor dy, Tensor dintermediates, Tensor[] weights, "
       "float gain) "
       "-> Tensor[]");
+  m.def("amx_available() -> bool");
+  m.def(
+      "amx_dense_block(Tensor x, Tensor[] weights, Tensor[] biases, float slope, float gain, bool save_for_backward, "
+      "bool emulate) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "amx_dense_block_input_grad(Tensor dy, Tensor[] weights, Tensor sign_mask, float slope, float gain, "
+      "bool emulate) -> (Tensor, Tensor)");
   m.def("large_chain(Tensor x, Tensor[] weights, Tensor[] biases, Tensor?[] slopes, int[] repeats) -> Tensor");
   m.def("large_dense_block(Tensor x, Tensor[] weights, Tensor[] biases, float slope, float gain) -> Tensor");
 }
@@ -350,6 +403,10 @@ STABLE_TORCH_LIBRARY_IMPL(andfast, CPU, m) {
   m.impl("dense_block", TORCH_BOX(&dense_block));
   m.impl("dense_block_input_grad", TORCH_BOX(&dense_block_input_grad));
   m.impl("dense_block_weight_grad", TORCH_BOX(&dense_block_weight_grad));
+  m.impl("amx_dense_block", TORCH_BOX(&amx_dense_block));
+  m.impl("amx_dense_block_input_grad", TORCH_BOX(&amx_dense_block_input_grad));
   m.impl("large_chain", TORCH_BOX(&large_chain));
   m.impl("large_dense_block", TORCH_BOX(&large_dense_block));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(andfast, CompositeExplicitAutograd, m) { m.impl("amx_available", TORCH_BOX(&amx_available)); }

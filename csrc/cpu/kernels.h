@@ -151,6 +151,16 @@ void dense_block_weight_grad(const float* x, const float* intermediates, const f
                              DenseShape shape, DenseFactors factors, const std::vector<float*>& grads,
                              const std::vector<WeightSteps>& steps, ParallelFor parallel_for);
 
+// The same in bfloat16, by the processor's matrix tiles (AMX), which `amx_available` asks the system for; with
+// `emulate` by plain products with the same results, for tests on any processor.
+bool amx_available();
+void amx_dense_block(const bfloat16* x, const std::vector<WeightsOf<bfloat16>>& weights,
+                     const std::vector<const bfloat16*>& biases, DenseShape shape, DenseFactors factors, bfloat16* y,
+                     bfloat16* intermediates, uint8_t* sign_mask, bool emulate, ParallelFor parallel_for);
+void amx_dense_block_input_grad(const bfloat16* dy, const std::vector<WeightsOf<bfloat16>>& weights,
+                                const uint8_t* sign_mask, DenseShape shape, DenseFactors factors, bfloat16* dx,
+                                bfloat16* dintermediates, bool emulate, ParallelFor parallel_for);
+
 // The operators of andfast/ops/conv_chain.py, which save nothing for a backward pass.
 struct ChainConv {
   Weights weights;

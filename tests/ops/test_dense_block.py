@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from generator_checks import check_against_float64, check_kernel, check_threads, distance, draw, kept_bytes, passes
+import torch.nn.functional as F
+from generator_checks import (
+    check_against_float64,
+    check_kernel,
+    check_threads,
+    distance,
+    draw,
+    kept_bytes,
+    nhwc,
+    passes,
+    poison,
+    unpack_bits,
+)
 from torch import Tensor
 
 from andfast.ops import dispatch, use_backend
@@ -23,6 +35,10 @@ SHAPES = [
     (2, (9, 12), 64, 32),
 ]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+HAS_TILES = "cpu" not in dispatch.unavailable and ops.amx_available()
+needs_tiles = pytest.mark.skipif(not HAS_TILES, reason="the processor has no AMX")
+emulated_or_not = pytest.mark.parametrize("emulate", [True, pytest.param(False, marks=needs_tiles)])
 
 
 def parameters(features: int, growth: int) -> list[Tensor]:
@@ -211,6 +227,106 @@ def test_compiled_and_under_autocast():
     assert distance(found, plain(x.double(), *(value.double() for value in values))) < 0.02
 
 
+def by_tiles(x: Tensor, dy: Tensor, values: list[Tensor], emulate: bool) -> list[Tensor]:
+    """y, the intermediates, their sign mask, dx and dz of the first four convolutions, channels last; in bfloat16."""
+    x, dy = nhwc(x).contiguous(), nhwc(dy).contiguous()
+    y, intermediates, sign_mask = ops.amx_dense_block(x, values[:5], values[5:], 0.2, 0.2, True, emulate)
+    return [
+        y,
+        intermediates,
+        sign_mask,
+        *ops.amx_dense_block_input_grad(dy, values[:5], sign_mask, 0.2, 0.2, emulate),
+    ]
+
+
+def by_autograd(x: Tensor, dy: Tensor, values: list[Tensor]) -> list[Tensor]:
+    """The same in plain PyTorch, without the sign mask."""
+    parts, zs = [x.requires_grad_()], []
+    for weight, bias in zip(values[:4], values[5:9], strict=True):
+        zs.append(F.conv2d(torch.cat(parts, 1), weight, bias, padding=1))
+        parts.append(F.leaky_relu(zs[-1], 0.2))
+    y = x + 0.2 * F.conv2d(torch.cat(parts, 1), values[4], values[9], padding=1)
+    dx, *dzs = torch.autograd.grad(y, [x, *zs], dy)
+    return [nhwc(result) for result in (y.detach(), torch.cat(parts[1:], 1).detach(), dx, torch.cat(dzs[::-1], 1))]
+
+
+def half(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.bfloat16() for tensor in tensors]
+
+
+# Parts of more than a block of 32 channels, too.
+@pytest.mark.parametrize("shape", [*SHAPES, (1, (3, 3), 33, 40), (1, (1, 64), 1, 1)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@emulated_or_not
+def test_tiles(shape, layout, emulate):
+    images, size, features, growth = shape
+    x, dy, *values = half(draw(images, features, *size), draw(images, features, *size), *parameters(features, growth))
+    exact = by_autograd(x.double(), dy.double(), [value.double() for value in values])
+    plainly = by_autograd(x, dy, values)
+    values[:5] = [weight.contiguous(memory_format=layout) for weight in values[:5]]
+    poison(images, *size, 4 * growth, dtype=torch.bfloat16)
+    y, intermediates, sign_mask, dx, dzs = by_tiles(x.detach(), dy, values, emulate)
+    for found, own, wanted in zip((y, intermediates, dx, dzs), plainly, exact, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert found.shape == wanted.shape
+        assert distance(found, wanted) <= 2 * distance(own, wanted) + 4e-3
+    assert torch.equal(unpack_bits(sign_mask, growth), intermediates.unflatten(3, (4, growth)) <= 0)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, (3, 3), 33, 40)], ids=str)
+@needs_tiles
+def test_tiles_give_the_same_bits_as_plain_products(shape):
+    images, size, features, growth = shape
+    x, dy, *values = half(draw(images, features, *size), draw(images, features, *size), *parameters(features, growth))
+    for found, plainly in zip(by_tiles(x, dy, values, False), by_tiles(x, dy, values, True), strict=True):
+        assert torch.equal(found, plainly)
+
+
+@emulated_or_not
+def test_tiles_of_many_images_are_each_computed_as_alone(emulate):
+    """More than are processed together, and a last few that are fewer; one of them holds no numbers."""
+    x, dy, *values = half(draw(20, 5, 30, 40), draw(20, 5, 30, 40), *parameters(5, 3))
+    x[17], dy[17] = torch.nan, torch.inf
+    together = by_tiles(x, dy, values, emulate)
+    assert together[0][17].isnan().all()
+    for image in (0, 16, 18, 19):
+        alone = by_tiles(x[image : image + 1], dy[image : image + 1], values, emulate)
+        assert all(torch.equal(one[0], many[image]) for one, many in zip(alone, together, strict=True))
+
+
+@emulated_or_not
+def test_tiles_pass_on_what_is_no_number_to_its_neighbours_alone(emulate):
+    x, dy, *values = half(draw(1, 8, 30, 30), draw(1, 8, 30, 30), *parameters(8, 4))
+    for tensor in (x, dy):
+        tensor[0, 3, 15, 29] = torch.nan  # at the right border, beside which the next row begins
+    y, _, _, dx, _ = by_tiles(x, dy, values, emulate)
+    reached = torch.zeros(30, 30, dtype=torch.bool)
+    reached[10:21, 24:] = True
+    for found in (y, dx):
+        assert torch.equal(found[0].isnan(), reached[..., None].expand(30, 30, 8))
+
+
+@emulated_or_not
+def test_tiles_do_not_depend_on_threads(emulate):
+    x, dy, *values = half(draw(3, 16, 20, 31), draw(3, 16, 20, 31), *parameters(16, 8))
+    check_threads(lambda: by_tiles(x, dy, values, emulate))
+
+
+@emulated_or_not
+def test_tiles_of_no_images(emulate):
+    x, *values = half(torch.zeros(0, 8, 4, 4), *parameters(8, 4))
+    shapes = [(0, 4, 4, 8), (0, 4, 4, 16), (0, 4, 4, 4, 1), (0, 4, 4, 8), (0, 4, 4, 16)]
+    assert [result.shape for result in by_tiles(x, x, values, emulate)] == shapes
+
+
+@shapes
+def test_bfloat16_without_tiles(shape, monkeypatch):
+    images, size, features, growth = shape
+    monkeypatch.setattr(ops, "amx_available", lambda: False)
+    x, dy = draw(images, features, *size), draw(images, features, *size)
+    check_against_float64(fused, plain, [x, *parameters(features, growth)], dy, torch.bfloat16)
+
+
 def test_gradcheck_in_float64():
     x, values = draw(1, 2, 3, 3), parameters(2, 1)
     arguments = [tensor.double().requires_grad_() for tensor in (x, *values)]
@@ -228,6 +344,11 @@ def test_opcheck():
     check_kernel(ops.dense_block, (images, weights, biases, 0.2, 0.2, False))
     check_kernel(ops.dense_block_input_grad, (y, weights, sign_mask, 0.2, 0.2))
     check_kernel(ops.dense_block_weight_grad, (images, intermediates, y, dintermediates, weights, 0.2))
+    x16, *values16 = half(images, *values)
+    tiles = (values16[:5], values16[5:], 0.2, 0.2)
+    check_kernel(ops.amx_dense_block, (x16, *tiles, True, True))
+    check_kernel(ops.amx_dense_block, (x16, *tiles, False, True))
+    check_kernel(ops.amx_dense_block_input_grad, (x16, values16[:5], sign_mask, 0.2, 0.2, True))
     with_gradients = [value.requires_grad_() for value in values]
     arguments = (x.requires_grad_(), with_gradients[:5], with_gradients[5:], "winograd", True)
     torch.library.opcheck(torch.ops.andfast.dense_block_forward, arguments)
@@ -265,6 +386,7 @@ def test_operators_guard_their_memory():
     x, values = draw(1, 4, 4, 8), parameters(8, 4)
     weights, biases = values[:5], values[5:]
     _, intermediates, sign_mask = ops.dense_block(x, weights, biases, 0.2, 0.2, True)
+    (x16,) = half(x)
     for message, call in (
         ("weights must be 5", lambda: ops.dense_block(x, weights[:4], biases, 0.2, 0.2, True)),
         ("biases must be as many", lambda: ops.dense_block(x, weights, biases[:4], 0.2, 0.2, True)),
@@ -279,6 +401,13 @@ def test_operators_guard_their_memory():
         (
             "intermediates must have",
             lambda: ops.dense_block_weight_grad(x, intermediates[:, 1:].contiguous(), x, intermediates, weights, 0.2),
+        ),
+        ("x must be of type BFloat16", lambda: ops.amx_dense_block(x, weights, biases, 0.2, 0.2, True, True)),
+        ("weights must be of type", lambda: ops.amx_dense_block(x16, weights, biases, 0.2, 0.2, True, True)),
+        ("biases must be of type", lambda: ops.amx_dense_block(x16, half(*weights), biases, 0.2, 0.2, True, True)),
+        (
+            "sign_mask must have",
+            lambda: ops.amx_dense_block_input_grad(x16, half(*weights), sign_mask[:, 1:].contiguous(), 0.2, 0.2, True),
         ),
     ):
         with pytest.raises(RuntimeError, match=message):

@@ -14,6 +14,9 @@ For the CPU alone:
   `leaky_relu_backward(dy, sign_mask, slope) -> dz`.
 * `flip_transpose(weights, first, count, gain) -> flipped`: see `LibraryBackend.flip_transpose`.
 * `rotate_taps(matrix, basis)`: see `Backend.rotate_taps`.
+* `amx_dense_block(x, weights, biases, slope, gain, save_for_backward, emulate)` and `amx_dense_block_input_grad(dy,
+  weights, sign_mask, slope, gain, emulate)`: `Backend`'s in bfloat16 by the processor's matrix tiles, which
+  `amx_available()` tells; with `emulate` by plain products that give the same bits.
 """
 
 from __future__ import annotations
@@ -209,7 +212,8 @@ class CudnnBackend(LibraryBackend):
 class OneDnnBackend(LibraryBackend):
     """Convolutions by oneDNN, our C++ kernels between them: on the CPU, in bfloat16.
 
-    A dense block's weight gradients one by one: on a CPU products, not launches, take the time.
+    Where the processor has matrix tiles (AMX), a dense block is of our own convolutions, which concatenate nothing. Its
+    weight gradients are computed one by one: on a CPU products, not launches, take the time.
 
     `WinogradBackend` replaces the convolutions in float32.
     """
@@ -227,6 +231,18 @@ class OneDnnBackend(LibraryBackend):
 
     def flip_transpose(self, weights: list[Tensor], first: int, count: int, gain: float) -> Tensor:
         return _ops.flip_transpose(weights, first, count, gain).permute(0, 3, 1, 2)
+
+    def dense_block(
+        self, x: Tensor, weights: list[Tensor], biases: list[Tensor], save_for_backward: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if not _ops.amx_available():
+            return super().dense_block(x, weights, biases, save_for_backward)
+        return _ops.amx_dense_block(x, weights, biases, SLOPE, GAIN, save_for_backward, False)
+
+    def dense_block_input_grad(self, dy: Tensor, weights: list[Tensor], sign_mask: Tensor) -> tuple[Tensor, Tensor]:
+        if not _ops.amx_available():
+            return super().dense_block_input_grad(dy, weights, sign_mask)
+        return _ops.amx_dense_block_input_grad(dy, weights, sign_mask, SLOPE, GAIN, False)
 
     def dense_block_weight_grad(
         self, x: Tensor, intermediates: Tensor, dy: Tensor, dintermediates: Tensor, weights: list[Tensor]
