@@ -19,6 +19,7 @@ constexpr std::align_val_t kCacheLine{64};
 #if defined(__linux__)
 constexpr int64_t kPage = 2 << 20;
 
+// Whole pages, `bytes` in all.
 void* map_pages(int64_t bytes) {
   void* mapped = mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) throw std::bad_alloc();
@@ -31,8 +32,7 @@ void* map_pages(int64_t bytes) {
 }
 
 // Blocks that nobody uses, the oldest first. The system zeroes the pages of a new one, which takes about as long as the
-// convolution that fills it. So those of a step of training are kept, about 50 MiB; what upscaling takes beyond goes
-// back.
+// convolution that fills it: some are kept for the next call, as a step of training makes the same ones again and again.
 class FreeBlocks {
  public:
   void* take(int64_t bytes) {
