@@ -195,7 +195,7 @@ DenseShape dense_shape(const char* name, const Tensor& x, const std::vector<Tens
 std::vector<WeightSteps> dense_steps(const std::vector<Tensor>& weights, const Tensor& like, const DenseShape& shape) {
   std::vector<WeightSteps> steps;
   for (int64_t k = 0; k < andfast::cpu::kDenseConvs; ++k) {
-    const int64_t outputs = k + 1 < andfast::cpu::kDenseConvs ? shape.growth : shape.features;
+    const int64_t outputs = k < andfast::cpu::kIntermediates ? shape.growth : shape.features;
     const int64_t inputs = shape.features + k * shape.growth;
     steps.push_back(weight_steps("weights", weights[k], like, like.scalar_type(), outputs, inputs));
   }
@@ -210,10 +210,10 @@ std::vector<Weights> dense_weights(const std::vector<Tensor>& weights, const Ten
 }
 
 Sizes intermediate_sizes(const DenseShape& shape) {
-  return {shape.images, shape.height, shape.width, (andfast::cpu::kDenseConvs - 1) * shape.growth};
+  return {shape.images, shape.height, shape.width, andfast::cpu::kIntermediates * shape.growth};
 }
 Sizes intermediate_mask_sizes(const DenseShape& shape) {
-  return {shape.images, shape.height, shape.width, andfast::cpu::kDenseConvs - 1, (shape.growth + 7) / 8};
+  return {shape.images, shape.height, shape.width, andfast::cpu::kIntermediates, (shape.growth + 7) / 8};
 }
 
 template <typename T>

@@ -23,7 +23,6 @@
 namespace andfast::cpu {
 namespace {
 
-constexpr int64_t kIntermediates = kDenseConvs - 1;
 constexpr int64_t kBlock = 32;                    // pixels, outputs and channels that are multiplied together
 constexpr int64_t kTile = 16 * 32;                // bfloat16 in a tile
 constexpr int64_t kWeights = 9 * 2 * kTile;       // from a block of channels to a block of outputs

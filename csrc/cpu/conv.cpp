@@ -21,17 +21,14 @@ void convolve_in(const float* x, const Weights& weights, ConvShape shape, int64_
   const int64_t padded = round_up(to, kLane);
   const int64_t network = Sizes<kOut>::kElements * from * padded;  // the size of its transformed weights
   const Tiling<kOut> tiling = {shape.images / shape.networks, shape.height + 2 * padding - 2,
-                               shape.width + 2 * padding - 2,
-                               (threads + shape.networks - 1) / std::max<int64_t>(1, shape.networks)};
+                               shape.width + 2 * padding - 2, (threads + shape.networks - 1) / shape.networks};
   const int64_t written = tiling.images * (tiling.height + 2 * border) * (tiling.width + 2 * border) * to;
 
   const Scratch u(shape.networks * network);
-  for (int64_t n = 0; n < shape.networks; ++n) {
-    transform_weights<kOut>(from, to, u.get() + n * network, parallel_for, [&](int64_t c) {
-      const Taps taps = {weights.taps + n * steps.network_step + c * from_step, to_step, steps.tap_step};
-      return backward ? taps.flipped() : taps;
-    });
-  }
+  transform_weights<kOut>(shape.networks, from, to, u.get(), parallel_for, [&](int64_t n, int64_t c) {
+    const Taps taps = {weights.taps + n * steps.network_step + c * from_step, to_step, steps.tap_step};
+    return backward ? taps.flipped() : taps;
+  });
 
   parallel_for(shape.networks * tiling.groups(), 1, [&](int64_t begin, int64_t end) {
     const Scratch v(tiling.group_numbers(from)), m(tiling.group_numbers(padded));

@@ -17,8 +17,6 @@ namespace {
 // together. For a larger image nothing is kept: transforming again is cheaper than reading from main memory.
 constexpr int64_t kKeptBytes = int64_t{8} << 20;
 
-constexpr int64_t kIntermediates = kDenseConvs - 1;
-
 int64_t read_by(DenseShape shape, int64_t conv) { return shape.features + conv * shape.growth; }
 int64_t written_by(DenseShape shape, int64_t conv) { return conv < kIntermediates ? shape.growth : shape.features; }
 
@@ -58,8 +56,8 @@ void chain_in(const float* entry, float* intermediates, float* last, DenseShape 
       const int64_t step = k < kIntermediates ? intermediate_step : to,
                     known = keeps ? std::max<int64_t>(0, k - 1) * shape.growth : 0;
       if (image == 0) {
-        transform_weights<kOut>(from, to, weights.get() + begins[k], parallel_for,
-                                [&](int64_t c) { return taps(k, c); });
+        transform_weights<kOut>(1, from, to, weights.get() + begins[k], parallel_for,
+                                [&](int64_t, int64_t c) { return taps(k, c); });
       }
       const Channels second = {parts + known, intermediate_step, k * shape.growth - known};
       const Results results = {k < kIntermediates ? parts + k * shape.growth : last + pixel * to, step, to, 0};

@@ -19,8 +19,6 @@ constexpr int64_t kChunk = 12;
 // The least number of tiles per thread in a group of rows.
 constexpr int64_t kGroup = 72;
 
-constexpr int64_t kIntermediates = kDenseConvs - 1;
-
 int64_t rows_of_group(const LargeTiling& tiling, int64_t threads) {
   const int64_t rows = (kGroup * threads + tiling.across() - 1) / tiling.across();
   return std::min(rows, std::max<int64_t>(1, tiling.images * tiling.down()));

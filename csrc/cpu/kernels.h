@@ -134,7 +134,7 @@ void flip_transpose(const std::vector<WeightsOf<T>>& weights, int64_t first, int
 
 // The operators of andfast/ops/dense_block.py. The first convolutions each add `growth` channels to the `features`
 // ones.
-constexpr int64_t kDenseConvs = 5;
+constexpr int64_t kDenseConvs = 5, kIntermediates = kDenseConvs - 1;
 struct DenseShape {
   int64_t images, height, width, features, growth;
 };

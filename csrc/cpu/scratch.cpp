@@ -32,7 +32,8 @@ void* map_pages(int64_t bytes) {
 }
 
 // Blocks that nobody uses, the oldest first. The system zeroes the pages of a new one, which takes about as long as the
-// convolution that fills it: some are kept for the next call, as a step of training makes the same ones again and again.
+// convolution that fills it: some are kept for the next call, as a step of training makes the same ones again and
+// again.
 class FreeBlocks {
  public:
   void* take(int64_t bytes) {

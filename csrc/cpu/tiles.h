@@ -149,18 +149,21 @@ void leaky_relu_backward_pixel(float* dz, const float* slope, const uint8_t* sig
 // z = residual + gain (z + bias).
 void add_to_residual(float* z, const float* bias, float gain, const float* residual, int64_t channels);
 
-// The transformed weights of a convolution from `from` channels to `to`: for each element, lane and channel that is
-// read, kLane channels that are written. taps(channel) are its weights from a channel.
+// The transformed weights of each network's convolution from `from` channels to `to`: for each element, lane and
+// channel that is read, kLane channels that are written. taps(network, channel) are the weights from a channel.
 template <int kOut, typename TapsOf>
-void transform_weights(int64_t from, int64_t to, float* u, ParallelFor parallel_for, TapsOf taps) {
-  const int64_t lanes = round_up(to, kLane) / kLane, parts = round_up(from, kTogether) / kTogether;
-  parallel_for(lanes * parts, 4, [&](int64_t begin, int64_t end) {
+void transform_weights(int64_t networks, int64_t from, int64_t to, float* u, ParallelFor parallel_for, TapsOf taps) {
+  const int64_t padded = round_up(to, kLane), parts = round_up(from, kTogether) / kTogether;
+  const int64_t each = padded / kLane * parts;  // of a network
+  parallel_for(networks * each, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t written = i / parts * kLane, read = i % parts * kTogether, count = std::min(kTogether, from - read);
+      const int64_t network = i / each, written = i % each / parts * kLane, read = i % parts * kTogether;
+      const int64_t count = std::min(kTogether, from - read);
       Taps of_part[kTogether];
-      for (int64_t c = 0; c < count; ++c) of_part[c] = taps(read + c).from(written);
-      weight_transform<kOut>(of_part, count, std::min(kLane, to - written), u + written * from + read * kLane,
-                             lanes * from * kLane);
+      for (int64_t c = 0; c < count; ++c) of_part[c] = taps(network, read + c).from(written);
+      weight_transform<kOut>(of_part, count, std::min(kLane, to - written),
+                             u + network * Sizes<kOut>::kElements * from * padded + written * from + read * kLane,
+                             from * padded);
     }
   });
 }
