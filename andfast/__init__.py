@@ -6,6 +6,8 @@ Guo, NeurIPS 2023).
 
 from typing import NoReturn
 
+from andfast.utils import openmp  # noqa: F401  # isort: skip  # before anything imports torch
+
 from andfast.attack import (
     BSRGAN,
     PGD,

@@ -3,12 +3,23 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <cstdlib>
+#include <string>
+
 #include "bindings.h"
 #include "cpu/kernels.h"
+#include "cpu/team.h"
 
 namespace andfast {
 
-inline void parallel_for(int64_t count, int64_t grain, const andfast::cpu::Task& task) {
+// PyTorch's own loops spin while they wait, unless OpenMP is told that threads sleep (andfast/utils/openmp.py); ours
+// would then stand in their way, and they in ours.
+inline void parallel_for(int64_t count, int64_t grain, const cpu::Task& task) {
+  static const bool others_sleep = [] {
+    const char* policy = std::getenv("OMP_WAIT_POLICY");
+    return policy && std::string(policy) == "passive";
+  }();
+  if (others_sleep && cpu::run_in_team(count, grain, torch::stable::get_num_threads(), task)) return;
   torch::stable::parallel_for(0, count, grain, task);
 }
 

@@ -12,6 +12,7 @@ import torch
 
 from andfast.ops import _extension, dispatch, kernel_table
 from andfast.pretrained import pretrained_names
+from andfast.utils import openmp
 from andfast.utils.optional import version
 
 
@@ -81,6 +82,7 @@ def _cpu() -> dict[str, Any]:
     return {
         "architecture": platform.machine(),
         "threads": torch.get_num_threads(),
+        "idle threads": openmp.state,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "amx": has_amx(),
     }
