@@ -1,13 +1,17 @@
 """Profile a training step by phases: `python -m bench.profile [--generator NAME] [--batch B] ... [--output FILE]`.
 
 Prints a table of the phases, which have no gaps, so that they add up to the profiled steps; and the time of the same
-steps without the profiler. FILE gets the same as JSON, with the machine, the versions, the command and the date.
+steps without the profiler. On a CPU in float32, the exact attack's convolutions have a limit beside them: a quarter of
+their products, which is what Winograd's tiles of 4 x 4 results take, at the rate of a large matrix product, and their
+weights, inputs and results, read or written once, at the rate of a large copy; both measured in the same run. FILE gets
+the same as JSON, with the machine, the versions, the command and the date.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -18,7 +22,8 @@ from typing import Any, get_args, get_type_hints
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from andfast.attack import Attack
 from andfast.data.patches import ImageArray, PatchBatches, PatchLoader, make_loader
@@ -30,7 +35,10 @@ from andfast.utils.console import console
 from andfast.utils.files import write_text
 from andfast.utils.formatting import markdown_table
 from andfast.utils.memory import keep_freed_memory
+from bench.paper import Degradation
 from bench.record import origin
+from bench.steps import Case, written_generator
+from bench.timing import copy_rate, matmul_rate
 
 DATA, OTHER = "wait for data", "other"
 DRAW = "draw identity networks"
@@ -191,7 +199,7 @@ def profile(config: Config, rounds: int, default_malloc: bool = False) -> dict[s
             steps.append(sum(take(watch=False).values()))
     means = {phase: statistics.mean(seconds[phase] for seconds in phases[2:]) for phase in PHASES}
     total, step = sum(means.values()), statistics.mean(steps[2:])
-    return {
+    result = {
         "phases": means,
         "sum_seconds": total,
         "step_seconds": step,
@@ -199,6 +207,44 @@ def profile(config: Config, rounds: int, default_malloc: bool = False) -> dict[s
         "rounds": rounds,
         "generator": trainer.describe(),
     }
+    in_float32 = {trainer.precision, trainer.attack_precision, trainer.bank.dtype} == {torch.float32}
+    if trainer.device.type == "cpu" and in_float32 and config.attack.method == "pgd" and means[ATTACK]:
+        result["limits"] = limits(config)
+    return result
+
+
+def limits(config: Config) -> dict[str, float]:
+    """Seconds of the convolutions of an exact step in float32, by phase, at the least."""
+    generator, degradation, train = config.generator, config.degradation, config.train
+    high, low = train.patch_size, train.patch_size // config.scale
+    case = Case(generator.name, train.batch_size, high, generator.features, generator.depth)
+    pass_of_g = _least_seconds(written_generator(case), (train.batch_size, 3, low, low))
+    network = Degradation((high, high), config.scale, degradation.channels, degradation.blocks)
+    pass_of_f = _least_seconds(network, (train.batch_size, 3, high, high))
+    steps = config.attack.steps
+    return {
+        F_FORWARD: (steps + 1) * pass_of_f,
+        F_BACKWARD: 2 * steps * pass_of_f,
+        G_FORWARD: steps * pass_of_g,
+        G_BACKWARD: steps * pass_of_g,
+        UPDATE_FORWARD: pass_of_g,
+        UPDATE_BACKWARD: 2 * pass_of_g,
+    }
+
+
+def _least_seconds(network: nn.Module, size: tuple[int, ...]) -> float:
+    """Of the convolutions of a pass."""
+
+    def count_bytes(x: list[int], weight: list[int], *_: object, out_shape: list[int], **__: object) -> int:
+        return 4 * sum(map(math.prod, (x, weight, out_shape)))
+
+    image, counts = torch.empty(size, device="meta"), []
+    for formula in ({}, {torch.ops.aten.convolution: count_bytes}):
+        with FlopCounterMode(display=False, custom_mapping=formula) as counter, torch.no_grad():
+            network.to("meta")(image)
+        counts.append(counter.get_total_flops())
+    flops, moved = counts
+    return flops / 4 / matmul_rate(torch.float32) + moved / copy_rate()
 
 
 def _loader(config: Config, trainer: Trainer, steps: int) -> PatchLoader:
@@ -212,13 +258,19 @@ def table(result: dict[str, Any]) -> str:
     """The phases as a Markdown table."""
     total = result["sum_seconds"]
     step, difference = result["step_seconds"], result["difference_seconds"]
-    rows = [(name, f"{1000 * seconds:.2f}", f"{seconds / total:.1%}") for name, seconds in result["phases"].items()]
+    head = ["phase", "ms", "share"]
+    rows = [[name, f"{1000 * seconds:.2f}", f"{seconds / total:.1%}"] for name, seconds in result["phases"].items()]
     rows += [
-        ("**sum**", f"**{1000 * total:.2f}**", ""),
-        ("a step without the profiler", f"{1000 * step:.2f}", ""),
-        ("difference", f"{1000 * difference:.2f}", f"{difference / total:.1%}"),
+        ["**sum**", f"**{1000 * total:.2f}**", ""],
+        ["a step without the profiler", f"{1000 * step:.2f}", ""],
+        ["difference", f"{1000 * difference:.2f}", f"{difference / total:.1%}"],
     ]
-    return f"{result['generator']}\n\n{markdown_table(['phase', 'ms', 'share'], rows)}"
+    if least := result.get("limits"):
+        head.append("limit, ms")
+        least = {**least, "**sum**": sum(least.values())}
+        for row in rows:
+            row.append(f"{1000 * least[row[0]]:.2f}" if row[0] in least else "")
+    return f"{result['generator']}\n\n{markdown_table(head, rows)}"
 
 
 def _networks(text: str) -> int | str:

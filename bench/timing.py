@@ -97,7 +97,8 @@ def measure(
 @lru_cache
 def copy_rate() -> float:
     """Bytes a second, read and written, of a large copy in the device's memory."""
-    source = torch.empty(2**31, dtype=torch.uint8, device=DEVICE)
+    size = 2**20 if SMALL else 2**31 if DEVICE.type == "cuda" else 2**28
+    source = torch.empty(size, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.numel() / _median_seconds(lambda: target.copy_(source))
 
@@ -105,7 +106,7 @@ def copy_rate() -> float:
 @lru_cache
 def matmul_rate(dtype: torch.dtype, tf32: bool = False) -> float:
     """Floating-point operations a second of a large matrix product of random numbers."""
-    size = 8192
+    size = 256 if SMALL else 8192 if DEVICE.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32

@@ -91,14 +91,14 @@ class Chain {
 
   void convolve(const Link& link, int64_t begin_tile, int64_t end_tile) {
     const int64_t inputs = link.weights.inputs, padded = link.weights.padded;
-    const int64_t v_step = large_step(kChunk, inputs), m_step = large_step(kChunk, padded);
+    const int64_t v_step = element_step(kChunk, inputs), m_step = element_step(kChunk, padded);
     parallel_for_(chunks_of(end_tile - begin_tile), 1, [&](int64_t begin, int64_t end) {
       const Scratch v(kLargeElements * v_step), m(kLargeElements * m_step);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = begin_tile + i * kChunk;
         const Chunk chunk = {first, std::min(kChunk, end_tile - first)};
         input_transform_tiles(link.tiling, chunk, link.source, v.get(), inputs, v_step);
-        multiply_tiles(chunk.count, v.get(), inputs, v_step, link.weights, m.get(), m_step);
+        link.weights.multiply(chunk.count, v.get(), inputs, v_step, m.get(), m_step);
         output_transform_tiles(link.tiling, chunk, m.get(), padded, m_step, link.results,
                                {link.conv.bias, link.conv.slope, nullptr, 0});
       }
@@ -131,7 +131,7 @@ void large_dense_block(const float* x, const std::vector<Weights>& weights, cons
   const int64_t all = shape.features + kIntermediates * shape.growth, tile_rows = tiling.images * tiling.down();
   const int64_t group_rows = rows_of_group(tiling, threads), group_tiles = group_rows * tiling.across();
   const int64_t groups = (tile_rows + group_rows - 1) / group_rows, chunks = chunks_of(group_tiles);
-  const int64_t v_step = large_step(kChunk, all), chunk_size = kLargeElements * v_step;
+  const int64_t v_step = element_step(kChunk, all), chunk_size = kLargeElements * v_step;
   const Scratch v(kDenseConvs * chunks * chunk_size);
 
   const Rows<const float> entry = whole_images(x, shape.images, shape.height, shape.width, shape.features);
@@ -151,7 +151,7 @@ void large_dense_block(const float* x, const std::vector<Weights>& weights, cons
 
   const auto convolve = [&](int64_t k, int64_t group) {
     const int64_t first = group * group_tiles, count = std::min(group_tiles, tiling.count() - first);
-    const int64_t m_step = large_step(kChunk, u[k].padded);
+    const int64_t m_step = element_step(kChunk, u[k].padded);
     const LargeEpilogue epilogue = k < kIntermediates ? LargeEpilogue{biases[k], slopes.data(), nullptr, 0}
                                                       : LargeEpilogue{biases[k], nullptr, &entry, factors.gain};
     parallel_for(chunks_of(count), 1, [&](int64_t begin, int64_t end) {
@@ -161,7 +161,7 @@ void large_dense_block(const float* x, const std::vector<Weights>& weights, cons
         float* const tiles = v.get() + (group % kDenseConvs * chunks + i) * chunk_size;
         const int64_t known = k > 0 ? shape.features + (k - 1) * shape.growth : 0;
         input_transform_tiles(tiling, chunk, {k > 0 ? part(k - 1) : entry}, tiles + known, all, v_step);
-        multiply_tiles(chunk.count, tiles, all, v_step, u[k], m.get(), m_step);
+        u[k].multiply(chunk.count, tiles, all, v_step, m.get(), m_step);
         output_transform_tiles(tiling, chunk, m.get(), u[k].padded, m_step, k < kIntermediates ? part(k) : last,
                                epilogue);
       }

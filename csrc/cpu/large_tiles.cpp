@@ -1,51 +1,12 @@
-// See large_tiles.h. The points are 0, 1, -1, 2, -2, 1/2 and -1/2.
 #include "large_tiles.h"
 
 #include <algorithm>
 
 #include "vectors.h"
+#include "winograd.h"
 
 namespace andfast::cpu {
 namespace {
-
-// B^T d.
-template <typename Vector>
-ANDFAST_BODY void transform_line(const Vector d[8], Vector to[8]) {
-  to[0] = (d[0] - d[6]) + 5.25f * (d[4] - d[2]);
-  to[7] = (d[7] - d[1]) + 5.25f * (d[3] - d[5]);
-  const Vector even1 = d[2] + d[6] - 4.25f * d[4], odd1 = d[1] + d[5] - 4.25f * d[3];
-  to[1] = even1 + odd1, to[2] = even1 - odd1;
-  const Vector even2 = d[6] + 0.25f * d[2] - 1.25f * d[4], odd2 = 0.5f * d[1] - 2.5f * d[3] + 2.0f * d[5];
-  to[3] = even2 + odd2, to[4] = even2 - odd2;
-  const Vector even3 = d[6] + 4.0f * d[2] - 5.0f * d[4], odd3 = 2.0f * d[1] - 2.5f * d[3] + 0.5f * d[5];
-  to[5] = even3 + odd3, to[6] = even3 - odd3;
-}
-
-// A^T m.
-template <typename Vector>
-ANDFAST_BODY void finish_line(const Vector m[8], Vector to[6]) {
-  const Vector even1 = m[1] + m[2], odd1 = m[1] - m[2];
-  const Vector even2 = m[3] + m[4], odd2 = m[3] - m[4];
-  const Vector even3 = m[5] + m[6], odd3 = m[5] - m[6];
-  to[0] = m[0] + even1 + even2 + even3;
-  to[1] = odd1 + 2.0f * odd2 + 0.5f * odd3;
-  to[2] = even1 + 4.0f * even2 + 0.25f * even3;
-  to[3] = odd1 + 8.0f * odd2 + 0.125f * odd3;
-  to[4] = even1 + 16.0f * even2 + 0.0625f * even3;
-  to[5] = odd1 + 32.0f * odd2 + 0.03125f * odd3 + m[7];
-}
-
-// G w.
-template <typename Vector>
-ANDFAST_BODY void transform_taps(const Vector w[3], Vector to[8]) {
-  const Vector even1 = -2.0f / 9 * (w[0] + w[2]), odd1 = -2.0f / 9 * w[1];
-  const Vector even2 = 1.0f / 90 * w[0] + 4.0f / 90 * w[2], odd2 = 2.0f / 90 * w[1];
-  const Vector even3 = 32.0f / 45 * w[0] + 8.0f / 45 * w[2], odd3 = 16.0f / 45 * w[1];
-  to[0] = w[0], to[7] = w[2];
-  to[1] = even1 + odd1, to[2] = even1 - odd1;
-  to[3] = even2 + odd2, to[4] = even2 - odd2;
-  to[5] = even3 + odd3, to[6] = even3 - odd3;
-}
 
 // Where the pixels of a tile are: pixel (i, j) at rows[i] + columns[j].
 struct Window {
@@ -62,14 +23,14 @@ ANDFAST_BODY void input_vector(const Window& window, int64_t c, float* v, int64_
     Vector d[8];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) d[i] = load_vector<Vector>(window.rows[i] + window.columns[j] + c);
-    transform_line(d, columns[j]);
+    Lines<kOutputSide>::input(d, columns[j]);
   }
 #pragma GCC unroll 1
   for (int i = 0; i < 8; ++i) {
     Vector d[8], to[8];
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) d[j] = columns[j][i];
-    transform_line(d, to);
+    Lines<kOutputSide>::input(d, to);
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) store_vector(v + (8 * i + j) * step + c, to[j]);
   }
@@ -102,7 +63,7 @@ ANDFAST_BODY void output_vector(const float* m, int64_t step, int64_t c, const T
     Vector line[8];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) line[i] = load_vector<Vector>(m + (8 * i + j) * step + c);
-    finish_line(line, columns[j]);
+    Lines<kOutputSide>::output(line, columns[j]);
   }
   const Vector bias = load_vector<Vector>(epilogue.bias + c);
 #pragma GCC unroll 1
@@ -110,7 +71,7 @@ ANDFAST_BODY void output_vector(const float* m, int64_t step, int64_t c, const T
     Vector line[8], z[6];
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) line[j] = columns[j][i];
-    finish_line(line, z);
+    Lines<kOutputSide>::output(line, z);
     float* const row = to.first + i * to.row_step + c;
 #pragma GCC unroll 6
     for (int j = 0; j < 6; ++j) {
@@ -172,12 +133,12 @@ const Transforms& transforms() {
   return fastest;
 }
 
-bool inside(const LargeTiling& tiling, LargeTiling::Place place) {
+bool inside(const LargeTiling& tiling, Place place) {
   return place.h > 0 && place.w > 0 && place.h + kOutputSide < tiling.height && place.w + kOutputSide < tiling.width;
 }
 
 // The pixels of a tile that does not touch the image's edge.
-Window inner(LargeTiling::Place place, const Source& source) {
+Window inner(Place place, const Source& source) {
   Window window;
   for (int64_t i = 0; i < kInputSide; ++i) {
     window.rows[i] = source.row(place.image, place.h - 1 + i);
@@ -187,7 +148,7 @@ Window inner(LargeTiling::Place place, const Source& source) {
 }
 
 // The pixels around a tile at the image's edge, with zeros outside, in `copy`: (kInputSide, kInputSide, channels).
-Window bordered(const LargeTiling& tiling, LargeTiling::Place place, const Source& source, float* copy) {
+Window bordered(const LargeTiling& tiling, Place place, const Source& source, float* copy) {
   const int64_t channels = source.pixels.channels;
   Window window;
   for (int64_t i = 0; i < kInputSide; ++i) {
@@ -221,7 +182,7 @@ void input_transform_tiles(const LargeTiling& tiling, Chunk chunk, const Source&
   const int64_t channels = source.pixels.channels, bytes = channels * sizeof(float);
   std::vector<float> copy(kLargeElements * channels);
   for (int64_t t = 0; t < chunk.count; ++t) {
-    const LargeTiling::Place place = tiling.at(chunk.first + t), next = tiling.at(chunk.first + t + 1);
+    const Place place = tiling.at(chunk.first + t), next = tiling.at(chunk.first + t + 1);
     if (t + 1 < chunk.count) {
       if (inside(tiling, next)) prefetch_window(inner(next, source), bytes);
       for (int64_t e = 0; e < kLargeElements; ++e) prefetch<true>(v + (t + 1) * tile_step + e * step, bytes);
@@ -235,10 +196,10 @@ void output_transform_tiles(const LargeTiling& tiling, Chunk chunk, const float*
                             const Rows<float>& results, const LargeEpilogue& epilogue) {
   Target to = {nullptr, results.row_step, results.channels, nullptr, 0, 0, 0, 0};
   for (int64_t t = 0; t < chunk.count; ++t) {
-    const LargeTiling::Place place = tiling.at(chunk.first + t);
+    const Place place = tiling.at(chunk.first + t);
     to.first = results.at(place.image, place.h) + place.w * results.channels;
-    to.height = std::min(kOutputSide, tiling.height - place.h),
-    to.width = std::min(kOutputSide, tiling.width - place.w);
+    to.height = std::min<int64_t>(kOutputSide, tiling.height - place.h),
+    to.width = std::min<int64_t>(kOutputSide, tiling.width - place.w);
     for (int64_t i = 0; i < to.height; ++i) {
       prefetch<true>(to.first + i * to.row_step, to.width * to.step * sizeof(float));
     }
@@ -260,37 +221,10 @@ void output_transform_tiles(const LargeTiling& tiling, Chunk chunk, const float*
 
 LargeWeights::LargeWeights(const Weights& weights, int64_t inputs, int64_t outputs, ParallelFor parallel_for)
     : inputs(inputs), padded(round_up(outputs, kLane)), values(kLargeElements * inputs * padded) {
-  static_assert(sizeof(Float16) == kLane * sizeof(float));
-  const int64_t lanes = padded / kLane;
-  parallel_for(lanes * inputs, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t lane = i / inputs, c = i % inputs, count = std::min(kLane, outputs - lane * kLane);
-      const float* taps = weights.taps + lane * kLane * weights.steps.output_step + c * weights.steps.input_step;
-      Float16 columns[3][kInputSide], to[kInputSide];
-      for (int j = 0; j < 3; ++j) {
-        Float16 line[3] = {};
-        for (int k = 0; k < 3; ++k) {
-          for (int64_t o = 0; o < count; ++o) {
-            line[k][o] = taps[o * weights.steps.output_step + (3 * k + j) * weights.steps.tap_step];
-          }
-        }
-        transform_taps(line, columns[j]);
-      }
-      for (int64_t k = 0; k < kInputSide; ++k) {
-        const Float16 line[3] = {columns[0][k], columns[1][k], columns[2][k]};
-        transform_taps(line, to);
-        for (int64_t j = 0; j < kInputSide; ++j) {
-          store_vector(values.get() + (((kInputSide * k + j) * lanes + lane) * inputs + c) * kLane, to[j]);
-        }
-      }
-    }
+  transform_weights<kOutputSide>(1, inputs, outputs, values.get(), parallel_for, [&](int64_t, int64_t c) {
+    const WeightSteps& steps = weights.steps;
+    return Taps{weights.taps + c * steps.input_step, steps.output_step, steps.tap_step};
   });
-}
-
-void multiply_tiles(int64_t tiles, const float* v, int64_t v_tile_step, int64_t v_step, const LargeWeights& weights,
-                    float* m, int64_t m_step) {
-  multiply_elements(kLargeElements, round_up(tiles, 2), v, v_tile_step, v_step, weights.values.get(), weights.inputs,
-                    weights.padded, m, m_step);
 }
 
 }  // namespace andfast::cpu

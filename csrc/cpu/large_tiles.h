@@ -4,34 +4,15 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "gemm.h"
 #include "kernels.h"
-#include "scratch.h"
+#include "tiles.h"
 
 namespace andfast::cpu {
 
-constexpr int64_t kOutputSide = 6, kInputSide = kOutputSide + 2;  // results and pixels of a tile, along a side
-constexpr int64_t kLargeElements = kInputSide * kInputSide;
-
-// The tiles of the results of some images, numbered image by image and row by row.
-struct LargeTiling {
-  int64_t images, height, width;  // of the results
-
-  struct Place {
-    int64_t image, h, w;
-  };
-
-  int64_t down() const { return (height + kOutputSide - 1) / kOutputSide; }
-  int64_t across() const { return (width + kOutputSide - 1) / kOutputSide; }
-  int64_t count() const { return images * down() * across(); }
-  // Of a tile's first result.
-  Place at(int64_t tile) const {
-    const int64_t row = tile / across();
-    return {row / down(), row % down() * kOutputSide, tile % across() * kOutputSide};
-  }
-};
+constexpr int kOutputSide = 6, kInputSide = Sizes<kOutputSide>::kSide;  // results and pixels of a tile, along a side
+constexpr int64_t kLargeElements = Sizes<kOutputSide>::kElements;
+using LargeTiling = Tiling<kOutputSide>;
 
 // A ring buffer of `held` rows of pixels: rows h and h + held share their memory. Whole images are the case where
 // `held` is at least the number of all their rows.
@@ -64,10 +45,6 @@ struct Chunk {
   int64_t first, count;
 };
 
-// The distance between elements of a chunk's transformed tiles. Not a power of two: all elements would then compete for
-// the same few cache lines.
-constexpr int64_t large_step(int64_t tiles, int64_t channels) { return tiles * channels + kLane; }
-
 // Writes B^T d B of the pixels that each tile reads: element e of channel c of tile t to
 // v[e * step + t * tile_step + c]. Pixels outside of the image are zero.
 void input_transform_tiles(const LargeTiling& tiling, Chunk chunk, const Source& source, float* v, int64_t tile_step,
@@ -90,13 +67,15 @@ void output_transform_tiles(const LargeTiling& tiling, Chunk chunk, const float*
 struct LargeWeights {
   LargeWeights(const Weights& weights, int64_t inputs, int64_t outputs, ParallelFor parallel_for);
 
+  // The products of a chunk's tiles: of element e of all inputs at v[e * v_step + t * v_tile_step], to `padded` numbers
+  // at m[e * m_step + t * padded].
+  void multiply(int64_t tiles, const float* v, int64_t v_tile_step, int64_t v_step, float* m, int64_t m_step) const {
+    multiply_elements(kLargeElements, round_up(tiles, 2), v, v_tile_step, v_step, values.get(), inputs, padded, m,
+                      m_step);
+  }
+
   int64_t inputs, padded;  // padded: outputs, to whole lanes
   Scratch values;
 };
-
-// The products of a chunk: of element e of all inputs at v[e * v_step + t * v_tile_step], to `padded` numbers at
-// m[e * m_step + t * padded].
-void multiply_tiles(int64_t tiles, const float* v, int64_t v_tile_step, int64_t v_step, const LargeWeights& weights,
-                    float* m, int64_t m_step);
 
 }  // namespace andfast::cpu

@@ -91,6 +91,15 @@ void transform(From from, To to, int64_t channels) {
   fastest(from, to, channels);
 }
 
+// Prefetches the pixels that the next tile reads, `rows` x `columns` from (top, left) on, unless they are near already.
+// Inlined: GCC drops calls of functions that do nothing else.
+ANDFAST_BODY void prefetch_after(const Plane& image, int64_t top, int64_t left, int64_t rows, int64_t columns) {
+  if (!is_far(image.height * image.width * image.step)) return;
+  for (int64_t h = top; h < top + rows; ++h) {
+    for (int64_t w = left; w < left + columns; ++w) prefetch<false>(image.at(h, w), image.channels * sizeof(float));
+  }
+}
+
 }  // namespace
 
 template <int kOut>
@@ -98,6 +107,7 @@ void input_transform(const Plane& image, int64_t top, int64_t left, float* v, in
   constexpr int kSide = Sizes<kOut>::kSide;
   const float* from[kSide * kSide];
   for (int k = 0; k < kSide * kSide; ++k) from[k] = image.at(top + k / kSide, left + k % kSide);
+  prefetch_after(image, top, left + kSide, kSide, kOut);
   transform<Input<kOut>>(Pixels<const float>{from}, Elements<float>{v, step}, image.channels);
 }
 
@@ -105,6 +115,7 @@ template <int kOut>
 void gradient_transform(const Plane& image, int64_t top, int64_t left, float* v, int64_t step) {
   const float* from[kOut * kOut];
   for (int k = 0; k < kOut * kOut; ++k) from[k] = image.at(top + k / kOut, left + k % kOut);
+  prefetch_after(image, top, left + kOut, kOut, kOut);
   transform<Gradient<kOut>>(Pixels<const float>{from}, Elements<float>{v, step}, image.channels);
 }
 
@@ -166,6 +177,7 @@ void weight_gradient_transform(const float* m, int64_t step, float factor, float
                                                 float*);
 ANDFAST_INSTANTIATE(2)
 ANDFAST_INSTANTIATE(4)
+template void weight_transform<6>(const Taps*, int64_t, int64_t, float*, int64_t);
 
 ANDFAST_CLONES void activate(float* z, const float* bias, const float* slope, uint8_t* sign_mask, uint8_t* bytes,
                              int64_t channels) {

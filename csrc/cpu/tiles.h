@@ -10,6 +10,7 @@
 #include "gemm.h"
 #include "kernels.h"
 #include "scratch.h"
+#include "vectors.h"
 
 namespace andfast::cpu {
 
@@ -35,6 +36,9 @@ void with_tiles(int64_t height, int64_t width, Task task) {
 // The distance between elements of transformed tiles. Not a power of two: all elements would then compete for the same
 // few lines of the first-level cache.
 constexpr int64_t element_step(int64_t tiles, int64_t channels) { return tiles * channels + kLane; }
+
+// Whether an image of so many numbers is too large for the second-level cache.
+constexpr bool is_far(int64_t numbers) { return numbers * int64_t{sizeof(float)} >= int64_t{1} << 20; }
 
 // Some channels of an image's pixels, (height, width), `step` numbers from pixel to pixel; pixels outside are zero.
 struct Plane {
@@ -193,10 +197,15 @@ template <int kOut, typename Finish>
 void write_tile(const Tiling<kOut>& tiling, Place first, const float* m, int64_t m_step, const Results& results,
                 float* unwanted, Finish finish) {
   float* to[kOut * kOut];
+  const bool far = is_far(tiling.height * tiling.width * results.step);
   const auto place = [&](int k) { return Place{first.image, first.h + k / kOut, first.w + k % kOut}; };
   for (int k = 0; k < kOut * kOut; ++k) {
     const bool exists = place(k).h < tiling.height && place(k).w < tiling.width;
     to[k] = exists ? results.at(tiling.height, tiling.width, place(k)) : unwanted;
+    // Of the next tile.
+    if (far && exists && place(k).w + kOut < tiling.width) {
+      prefetch<true>(to[k] + kOut * results.step, results.channels * sizeof(float));
+    }
   }
   output_transform<kOut>(m, m_step, to, results.channels);
   for (int k = 0; k < kOut * kOut; ++k) {

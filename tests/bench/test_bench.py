@@ -311,7 +311,9 @@ def test_steps_are_benched_reported_and_recorded(tmp_path):
         ("none", "1", set(profile.PHASES[1:7])),  # those of the attack
     ],
 )
-def test_profile_adds_up(capsys, tmp_path, method, networks, missing):
+def test_profile_adds_up(capsys, tmp_path, monkeypatch, method, networks, missing):
+    monkeypatch.setattr(profile, "matmul_rate", lambda dtype: 4e9)
+    monkeypatch.setattr(profile, "copy_rate", lambda: 1e9)
     path = tmp_path / "profile.json"
     options = ["--generator=compact", "--features=8", "--depth=1", "--patch=32", f"--networks={networks}"]
     options += [f"--method={method}", "--steps=2", "--rounds=1", "--workers=0", "--output", str(path)]
@@ -325,6 +327,21 @@ def test_profile_adds_up(capsys, tmp_path, method, networks, missing):
     assert content["command"] == f"python -m bench.profile {' '.join(options[:-1])} FILE"
     assert content["machine"]["versions"]["torch"] == torch.__version__
     assert content["config"]["attack"]["method"] == method
+    assert content.keys() & {"limits"} == (set() if missing else {"limits"})
+    if not missing:
+        # F at 32 x 32 and, after the pooling by 6 x 6 taps, at 8 x 8: (into, out, taps, side, inputs a product).
+        convs = [(3, 64, 9, 32, 3), *4 * [(64, 64, 9, 32, 64)], *5 * [(64, 64, 9, 8, 64)], (64, 3, 9, 8, 64)]
+        products = sum(2 * out * taps * side**2 * summed for _, out, taps, side, summed in [*convs, (64, 64, 36, 8, 1)])
+        numbers = sum(
+            2 * (into * (side + 2) ** 2 + out * side**2) + into * out * taps for into, out, taps, side, _ in convs
+        )
+        numbers += 2 * 64 * (34**2 + 8**2) + 64 * 36
+        seconds = 2 * products / 4 / 4e9 + 4 * numbers / 1e9
+        assert content["limits"][profile.F_FORWARD] == pytest.approx(3 * seconds)
+        assert content["limits"][profile.F_BACKWARD] == pytest.approx(4 * seconds)
+        limits = content["limits"]
+        assert 2 * limits[profile.UPDATE_FORWARD] == limits[profile.UPDATE_BACKWARD] == limits[profile.G_BACKWARD]
+        assert f" {1000 * sum(limits.values()):.2f} |" in profile.table(content)
 
 
 def test_profile_refuses_what_does_not_go_together(capsys):

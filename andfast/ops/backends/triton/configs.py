@@ -87,24 +87,23 @@ _HOPPER = _EVERYWHERE | {
     ("conv_act", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
     ("conv_act", "float32", "narrow"): Config((8, 8), 4, 2, registers=255),
     ("dense", "half", "wide"): Config((8, 16), 8, 3, registers=255),
+    ("weight_grad", "float32", "narrow"): Config((4, 16), 8, 2),
 }
 
 # Before Hopper (and on the small Blackwell) operands of products pass through registers, too. Weight gradients: half
-# as many pixels a step, and one stage more. Dense blocks: twice the warps, as backward they have up to five loops.
+# as many pixels a step, and one stage more. Dense blocks: twice the warps, as backward they have up to five loops, and
+# one stage more, since with three some compilers spill.
 _AMPERE = _EVERYWHERE | {
     ("input_grad", "half", "wide"): Config((8, 16), 4, 3, registers=255),
     ("input_grad", "half", "narrow"): Config((8, 16), 4, 3, registers=255),
     ("input_grad", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
     ("input_grad", "float32", "narrow"): Config((8, 8), 8, 2),
     ("conv_act", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
-    ("dense", "half", "narrow"): Config((8, 16), 8, 3),
+    ("dense", "half", "narrow"): Config((8, 16), 8, 4),
     ("dense", "float32", "wide"): Config((8, 8), 8, 1, registers=255),
     ("weight_grad", "half", "wide"): Config((2, 16), 4, 4),
     ("weight_grad", "half", "narrow"): Config((4, 16), 4, 3, registers=255),
 }
-
-# The A100 has the shared memory for one stage more; with three, some compilers spill there.
-_A100 = _AMPERE | {("dense", "half", "narrow"): Config((8, 16), 8, 4)}
 
 # Turing (7.5) has no table: Triton does not use its tensor cores, so that `andfast.ops.selection` chooses others there.
 
@@ -127,9 +126,8 @@ def rows_config(like: Tensor, in_channels: int, out_channels: int) -> Config | N
 
 
 def table(device: torch.device) -> dict[tuple[str, str, str], Config]:
-    """The launches on a device; its shared memory tells the class: 227 KiB a program, 163 KiB, or 99 KiB."""
-    kib = shared_memory(device) // 1024
-    return _HOPPER if kib >= 200 else _A100 if kib >= 150 else _AMPERE
+    """The launches on a device; its shared memory tells the class: 227 KiB a program, or 163 and 99 KiB."""
+    return _HOPPER if shared_memory(device) >= 200 * 1024 else _AMPERE
 
 
 @lru_cache
