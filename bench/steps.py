@@ -23,6 +23,7 @@ from andfast.training.config import AttackConfig, Config, DegradationConfig, Gen
 from andfast.training.step_metrics import PendingStep
 from andfast.training.trainer import Trainer
 from andfast.utils.formatting import dtype_name
+from andfast.utils.memory import keep_freed_memory
 from bench import paper
 from bench.timing import DEVICE, before_round, matmul_rate, peak_memory
 from bench.variants import FAST_TYPE
@@ -347,9 +348,11 @@ def bench_step(benchmark: Any, case: Case, variant: Variant, rounds: int) -> Non
     Memory is that of a second step; but on a CPU, where steps take seconds, that of the first, unless it compiles:
     Adam's own state, which the first step makes, comes after the peak for all but the smallest sizes.
     """
+    on_gpu = DEVICE.type == "cuda"
+    if not on_gpu:
+        keep_freed_memory()  # as a run does: for all variants, which it helps alike
     exact = reference(case, variant.method, variant.networks).found
     program = make_program(case, variant)
-    on_gpu = DEVICE.type == "cuda"
     # PyTorch's default for float32 on a GPU; only the reference is exact.
     tf32 = on_gpu and variant.who == "paper"
     dtype = type_of(case, variant)

@@ -98,6 +98,11 @@ RUN: dict[str, Small] = {
     "andfast.plot": Small(),
     "andfast.upscale": Small(),
     "andfast.evaluate": Small(),
+    "andfast.robustness": Small(
+        few(attackers="noise", budgets=34, crops=1, size=32, steps=1, restarts=1),
+        {"MODEL": MODEL, "FILE": MODEL},
+        done=0,
+    ),
     "andfast.degrade": Small(lambda _: [*DEGRADE, "--crop=32"], {"MODEL": MODEL}),
     "andfast.export": Small(names={"MODEL": MODEL}),
     "bench.attack_quality": Small(judge_options, {"MODEL": MODEL, "FILE": MODEL}),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from andfast import degrade, evaluate, plot, train, upscale
+from andfast import degrade, evaluate, plot, robustness, train, upscale
 from andfast.pretrained import DEFAULT, FOLDER
 from andfast.utils.files import make_folder
 from bench import attack_quality
@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate, csv": lambda images, to: evaluate.main(
         ["--data", f"a={images}", "--metrics", "niqe", "--run_dir", f"{images}/../kept", "--csv", f"{to}/a.csv"]
     ),
+    "robustness": lambda images, to: robustness.main(["--data.hr", images, "--output", to]),
     "train": lambda images, to: train.main(
         [f"--run_dir={to}", f"--data.hr={images}", "--device=cpu", "--train.patch_size=32", "--generator.features=8"]
     ),

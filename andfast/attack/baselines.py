@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from andfast.attack.base import ImageAttack, NetworkAttack, SearchResult, bicubic_downsample, by_network
@@ -20,6 +21,7 @@ from andfast.degradation.real_esrgan import real_esrgan
 from andfast.losses import Objective
 from andfast.ops import projected_step
 from andfast.ops.theta_layout import ScaleFactors
+from andfast.utils.rng import draw_rows
 
 
 @dataclass
@@ -68,20 +70,30 @@ class AdversarialNoise(ImageAttack):
     Args:
         steps: gradient steps.
         psnr_range: as for `PGD`.
+        random_start: the share, in [0, 1), of the squared error allowed that Gaussian noise uses before the search.
     """
 
     steps: int = 5
     psnr_range: tuple[float, float] = (22.0, 36.0)
+    random_start: float = 0.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
+        if not 0 <= self.random_start < 1:
+            raise ValueError(f"random_start is {self.random_start}; it must be in [0, 1)")
         check_range(self.psnr_range)
 
     def _search(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
         clean, hr = inputs.clean, inputs.hr
         radius = (clean[0].numel() ** 0.5 * 10 ** (-inputs.budget_db / 20))[:, None]
         noise = torch.zeros_like(clean).flatten(1)
+        if self.random_start:
+            size = clean[0].numel()
+            drawn = draw_rows(
+                lambda rows: torch.randn(rows, size, device=hr.device, generator=inputs.rng), len(hr), inputs.rng
+            )
+            noise = self.random_start**0.5 * radius * F.normalize(drawn)
         inv_scale = torch.ones(noise.shape[1], device=hr.device)
         result = SearchResult()
         for _ in range(self.steps):

@@ -196,7 +196,7 @@ class AttackConfig:
         return_iterate: worst returns the worst of all iterates, last the last one, which saves a pass through G (pgd,
             yopo, subset, style).
         random_start: share, in [0, 1), of the squared error that psnr_range allows which a random deviation uses at the
-            start (pgd, yopo, subset).
+            start (pgd, yopo, subset), or Gaussian noise (noise).
         step_size: length of a step in the scaled norm (pgd, yopo, subset, free, style).
         step_ratio: length of a step relative to epsilon, instead of step_size.
         epsilon: radius of the ball in the scaled norm (pgd, yopo, subset, free, style, random).

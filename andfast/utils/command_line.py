@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a blind super-resolution model",
     "upscale": "upscale images with a trained model",
     "evaluate": "measure models on benchmarks",
+    "robustness": "measure the worst case of models by adversaries",
     "degrade": "make LR images from HR images, as pairs for other trainers",
     "export": "write a trained model for other programs",
     "plot": "draw what training runs recorded",
@@ -46,7 +47,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     out = sys.stderr if wrong else sys.stdout
     print("usage: andfast COMMAND ...\n\ncommands (andfast COMMAND --help shows the options of one):", file=out)
     for command, text in COMMANDS.items():
-        print(f"  {command:<10}{text}", file=out)
+        print(f"  {command:<12}{text}", file=out)
     if wrong:
         print(f"error: {name} is no command" if name else "error: give a command", file=out)
     return 2 if wrong else 0

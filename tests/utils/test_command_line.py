@@ -48,7 +48,7 @@ def test_it_imports_the_chosen_command_alone():
 def test_help_lists_the_commands(capsys, option):
     assert run_command([option]) == 0
     listed = capsys.readouterr().out
-    assert all(f"\n  {name:<10}{text}\n" in listed for name, text in COMMANDS.items())
+    assert all(f"\n  {name:<12}{text}\n" in listed for name, text in COMMANDS.items())
 
 
 @pytest.mark.parametrize(("arguments", "message"), [([], "give a command"), (["trian"], "trian is no command")])
