@@ -108,11 +108,12 @@ RUN: dict[str, Small] = {
     "bench.attack_quality": Small(judge_options, {"MODEL": MODEL, "FILE": MODEL}),
     "andfast.info": Small(done=None),
     "pdoc": Small(lambda _: ["--no-show-source"], done=None),
-    "bench.report": Small(names={"FILE": "bench/results/step_cpu_avx2.json"}, done=None),
+    "bench.report": Small(names={"FILE": "bench/results/step_cpu_avx512.json"}, done=None),
     "bench.profile": Small(
         few(generator="compact", features=4, depth=1, batch=2, patch=16, rounds=1, workers=0), done=None
     ),
     "bench.scaling": Small(done=None),
+    "bench.shared_cores": Small(few(depth=1, batch=1, patch=16, steps=1), done=None),
     "studies.report": Small(),
     "studies.evaluate": Small(few(data__held_out=1), {"MODEL": MODEL}),
     "studies.crops": Small(few(size=16), {"PHOTO": "photo.jpg", "FILE": MODEL}),
