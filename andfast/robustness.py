@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
 import torch
 from jsonargparse import Namespace
 from tqdm import tqdm
@@ -123,7 +124,7 @@ def _prepare(options: Namespace, held: ExitStack) -> tuple[Plan, Records]:
         raise UsageError(one_line(error)) from error
 
 
-def _images(folders: Sequence[str], scale: int) -> list:
+def _images(folders: Sequence[str], scale: int) -> list[tuple[str, np.ndarray]]:
     if not folders:
         return held_out_photographs()
     scenes = [scene for folder in folders for scene in find_originals(folder, scale).scenes]

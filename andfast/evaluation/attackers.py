@@ -31,6 +31,8 @@ FOUND, SHORT, RANDOM = "found", "short", "random"
 # Deviations of about this norm bring LR images to 27 dB; the error of small ones is proportional to it. Slopes have a
 # scale factor of 50.
 _RADIUS, _RADIUS_OF_SLOPES, _RADIUS_DB = 0.2, 2.0, 27.0
+# Random deviations begin outside of every budget, which then shrinks them.
+_RANDOM_RADIUS = 30.0
 _SHORT_STEPS, _RANDOM_DRAWS = 5, 8
 
 
@@ -133,7 +135,8 @@ class NetworkAttacker(Attacker):
             return attack(network, hr, objective, rng).lr
 
         def draw() -> Tensor:
-            return RandomDeviation(scale_factors=self._factors, psnr_range=budget)(network, hr, objective, rng).lr
+            attack = RandomDeviation(epsilon=_RANDOM_RADIUS, scale_factors=self._factors, psnr_range=budget)
+            return attack(network, hr, objective, rng).lr
 
         # Long steps reach far within the budget, short ones end nearer to a maximum.
         return {
