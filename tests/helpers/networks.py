@@ -58,7 +58,9 @@ def distance(result: Tensor, exact: Tensor) -> float:
 
 
 def check(backend: str, network: DegradationNetwork, hr: Tensor, delta: Tensor, lr_grad: Tensor):
-    """At most twice the error that plain PyTorch makes in the same type, both against float64."""
+    """At most twice the error that plain PyTorch makes in the same type, both against float64; for the library's
+    convolutions four times, as `andfast.ops.selection` demands: they round between a convolution and its tail, and how
+    they sum up depends on the processor."""
     dtype = network.dtype
     exact = parts(network, run("reference", network, hr, delta, lr_grad, torch.float64))
     plain = parts(network, run("reference", network, hr, delta, lr_grad, dtype))
@@ -72,5 +74,6 @@ def check(backend: str, network: DegradationNetwork, hr: Tensor, delta: Tensor, 
         for name in exact
         if exact[name].numel()
     }
-    failed = {name: pair for name, pair in worst.items() if not pair[0] <= 2 * pair[1] + floor}
+    factor = 4 if backend == "library" else 2
+    failed = {name: pair for name, pair in worst.items() if not pair[0] <= factor * pair[1] + floor}
     assert not failed, failed

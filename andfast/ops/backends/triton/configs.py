@@ -83,7 +83,9 @@ _EVERYWHERE = {
 # 80 KiB of weights and 24 of x, two programs to a multiprocessor. No pipeline: copies of x would let only one fit.
 _HOPPER = _EVERYWHERE | {
     ("conv_rows", "half", "wide"): Config((1, 64), 4, 1),
+    ("conv", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
     ("input_grad", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
+    ("input_grad", "float32", "narrow"): Config((8, 8), 4, 2, registers=255),
     ("conv_act", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
     ("conv_act", "float32", "narrow"): Config((8, 8), 4, 2, registers=255),
     ("dense", "half", "wide"): Config((8, 16), 8, 3, registers=255),
@@ -92,14 +94,15 @@ _HOPPER = _EVERYWHERE | {
 
 # Before Hopper (and on the small Blackwell) operands of products pass through registers, too. Weight gradients: half
 # as many pixels a step, and one stage more. Dense blocks: twice the warps, as backward they have up to five loops, and
-# one stage more, since with three some compilers spill.
+# two stages: with three or four, some compilers spill.
 _AMPERE = _EVERYWHERE | {
+    ("conv", "half", "wide"): Config((8, 16), 4, 3, registers=255),
     ("input_grad", "half", "wide"): Config((8, 16), 4, 3, registers=255),
     ("input_grad", "half", "narrow"): Config((8, 16), 4, 3, registers=255),
     ("input_grad", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
     ("input_grad", "float32", "narrow"): Config((8, 8), 8, 2),
     ("conv_act", "float32", "wide"): Config((8, 8), 8, 2, registers=255),
-    ("dense", "half", "narrow"): Config((8, 16), 8, 4),
+    ("dense", "half", "narrow"): Config((8, 16), 8, 2),
     ("dense", "float32", "wide"): Config((8, 8), 8, 1, registers=255),
     ("weight_grad", "half", "wide"): Config((2, 16), 4, 4),
     ("weight_grad", "half", "narrow"): Config((4, 16), 4, 3, registers=255),
