@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,13 @@ from andfast.data.images import DataError, write_png
 from andfast.data.listing import skipped_message
 from andfast.data.paired_folders import is_hr_folder
 from andfast.evaluation.degrading import Degradation, parse_degradation
-from andfast.evaluation.environment import commit, machine
+from andfast.evaluation.environment import made_by
 from andfast.evaluation.measuring import Outcome, Plan, measure_all
-from andfast.evaluation.models import Computing, Method, bicubic_method, load_methods
+from andfast.evaluation.models import Computing, Method, add_models, bicubic_method, load_methods
 from andfast.evaluation.records import Records
 from andfast.evaluation.report import as_json, difference_sheet, text, write_csv
 from andfast.metrics import MEASURES, make_measure
 from andfast.ops.precision import choose_precision
-from andfast.pretrained import DEFAULT
 from andfast.utils.command_line import UsageError, as_path, make_parser, one_line
 from andfast.utils.console import console
 from andfast.utils.devices import TYPES, choose_device
@@ -45,10 +42,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
         epilog="Exit status: 0 if everything was measured, 1 if something could not be, 2 if nothing was begun.",
     )
     add = parser.add_argument
-    add(
-        "--model", nargs="+", default=[DEFAULT], metavar="FILE",
-        help=f"models of one scale: files, pretrained ones' names, or TITLE=FILE (default: {DEFAULT})",
-    )  # fmt: skip
+    add_models(parser)
     add(
         "--data", nargs="+", required=True, metavar="NAME=DIR",
         help=f"data sets and what results name them; layouts are recognised ({known}; or only LR images)",
@@ -171,7 +165,8 @@ def _run(options: Namespace, arguments: Sequence[str] | None, held: ExitStack) -
         return 2
     if plan.computing.device.type == "cpu":
         keep_freed_memory()
-    made = _made(arguments)  # before the first image: the commit may change during the run
+    # Before the first image: the commit may change during the run.
+    made = made_by("andfast.evaluate", sys.argv[1:] if arguments is None else arguments)
     count = sum(len(data.scenes) for data in plan.data.values())
     try:
         with tqdm(total=count, unit="image", disable=None if count > 1 else True) as bar:
@@ -198,18 +193,6 @@ def _history(outcome: Outcome) -> str:
     for (data, model, what), number in outcome.again.items():
         lines.append(f"{what} changed, computed again: {number} of {model} on {data}")
     return "".join(f"{line}\n" for line in lines) + ("\n" if lines else "")
-
-
-def _made(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """Command, date, commit and machine of the results."""
-    return {
-        "command": shlex.join(
-            ["python", "-m", "andfast.evaluate", *(sys.argv[1:] if arguments is None else arguments)]
-        ),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": machine(),
-    }
 
 
 def _write(options: Namespace, plan: Plan, outcome: Outcome, pair: tuple[Method, Method], made: dict[str, Any]) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields
-from datetime import datetime, timezone
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +17,8 @@ from andfast.data.benchmarks import find_originals
 from andfast.data.images import read_image
 from andfast.data.photographs import held_out_photographs
 from andfast.evaluation.attackers import ATTACKERS, Effort
-from andfast.evaluation.environment import commit, machine
-from andfast.evaluation.models import Computing, load_methods
+from andfast.evaluation.environment import made_by
+from andfast.evaluation.models import Computing, add_models, load_methods
 from andfast.evaluation.records import Records
 from andfast.evaluation.robustness import (
     Plan,
@@ -34,7 +32,6 @@ from andfast.evaluation.robustness import (
     text,
 )
 from andfast.models.frozen import FrozenModule
-from andfast.pretrained import DEFAULT
 from andfast.utils.charts import require_matplotlib, save_figure
 from andfast.utils.command_line import UsageError, as_path, make_parser, one_line, whole
 from andfast.utils.console import console
@@ -55,10 +52,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
         epilog="Exit status: 0 done, 1 failed, 2 not begun.",
     )
     add = parser.add_argument
-    add(
-        "--model", nargs="+", default=[DEFAULT], metavar="FILE",
-        help=f"models of one scale: files, pretrained ones' names, or TITLE=FILE (default: {DEFAULT})",
-    )  # fmt: skip
+    add_models(parser)
     add(
         "--data.hr", nargs="+", default=[], metavar="DIR", dest="hr",
         help="folders of HR images; none: the three of scikit-image's photographs that no run trains on",
@@ -148,12 +142,7 @@ def _run(options: Namespace, arguments: Sequence[str] | None, plan: Plan, record
     if plan.device.type == "cpu":
         keep_freed_memory()
     given = sys.argv[1:] if arguments is None else arguments
-    made = {
-        "command": shlex.join(["python", "-m", "andfast.robustness", *given]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": machine(),
-    }
+    made = made_by("andfast.robustness", given)
     batches = -(-len(plan.crops) // plan.batch)
     try:
         with tqdm(total=len(plan.cases()) * batches, unit="batch", disable=None) as bar:
@@ -167,7 +156,6 @@ def _run(options: Namespace, arguments: Sequence[str] | None, plan: Plan, record
             "size": options.size,
             "attackers": plan.attackers,
             "budgets": plan.budgets,
-            **asdict(plan.effort),
         }
         names = [case_name(*case) for case in plan.cases()]
         rows = [

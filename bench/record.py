@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from andfast.evaluation.environment import commit, machine
+from andfast.evaluation.environment import commit, machine, made_by
 from andfast.training.records import METRICS_FILE, read_records
 from andfast.utils.console import console
 from andfast.utils.files import write_text
@@ -23,12 +22,7 @@ from andfast.utils.yaml_files import read_yaml
 
 def origin(module: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Date, commit, command and machine of a result; paths in the command by their last names."""
-    return {
-        "date": now(),
-        "commit": commit(),
-        "command": shlex.join(["python", "-m", module, *map(_last_name, arguments)]),
-        "machine": machine(),
-    }
+    return made_by(module, [_last_name(argument) for argument in arguments])
 
 
 def now() -> str:

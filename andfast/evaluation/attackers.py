@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from andfast.attack import PGD, AdversarialNoise, RandomDeviation
-from andfast.attack.base import bicubic_downsample
+from andfast.attack.base import SearchResult, bicubic_downsample
 from andfast.attack.budget import by_image
 from andfast.degradation.blur_kernels import cut, filter_images, gaussian, gaussian_blur, squared_distance
 from andfast.degradation.jpeg import jpeg
@@ -94,16 +94,10 @@ class Attacker(ABC):
 
 @torch.no_grad()
 def _worst(objective: Objective, hr: Tensor, candidates: list[Tensor]) -> Tensor:
-    best: tuple[Tensor, Tensor] | None = None
+    result = SearchResult()
     for lr in candidates:
-        loss = objective(lr, hr)
-        if best is None:
-            best = loss, lr
-        else:
-            worse = loss > best[0]
-            best = torch.where(worse, loss, best[0]), torch.where(by_image(worse, lr), lr, best[1])
-    assert best is not None
-    return best[1]
+        result.keep_worst(objective(lr, hr), lr, lr.flatten(1))
+    return result.lr
 
 
 class NetworkAttacker(Attacker):
@@ -207,20 +201,16 @@ class CameraAttacker(Attacker):
 
         @torch.no_grad()
         def evolve() -> Iterable[Tensor]:
-            worst = draw()
-            lr = photograph(worst)
-            loss = objective(lr, hr)
-            for number in range(1, effort.generations * effort.population):
+            result = SearchResult()
+            for number in range(effort.generations * effort.population):
                 tried = draw()
                 if number >= effort.population:  # the first generation is random
+                    worst = result.variable
                     moved = worst + 0.25 * torch.randn(worst.shape, generator=rng, device=hr.device)
                     tried = torch.where(uniform(*worst.shape) < 0.4, moved.clamp(0, 1), worst)
                 image = photograph(tried)
-                value = objective(image, hr)
-                worse = value > loss
-                loss, worst = torch.where(worse, value, loss), torch.where(worse[:, None], tried, worst)
-                lr = torch.where(by_image(worse, lr), image, lr)
-            yield lr
+                result.keep_worst(objective(image, hr), image, tried)
+            yield result.lr
 
         return {
             FOUND: evolve(),

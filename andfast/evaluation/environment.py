@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -100,4 +103,14 @@ def _cuda() -> dict[str, Any]:
             "capability": f"{device.major}.{device.minor}",
         }
         for index, device in enumerate(devices)
+    }
+
+
+def made_by(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The command, date, commit and machine of results."""
+    return {
+        "command": shlex.join(["python", "-m", module, *arguments]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(),
     }

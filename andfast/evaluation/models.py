@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from andfast.data.tensors import to_tensor
 from andfast.inference.models import find_model
 from andfast.inference.upscaler import Upscaler
 from andfast.models import ModelError
-from andfast.pretrained import model_file, pretrained_names
+from andfast.pretrained import DEFAULT, model_file, pretrained_names
 from andfast.training.validation import bicubic_upsample
 from andfast.utils.formatting import dtype_name
 
@@ -68,6 +69,14 @@ class Method:
 def bicubic_method() -> Method:
     """Pillow's bicubic interpolation."""
     return Method(BICUBIC, None, f"Pillow {PIL.__version__}", None)
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Add the option --model, for `load_methods`."""
+    parser.add_argument(
+        "--model", nargs="+", default=[DEFAULT], metavar="FILE",
+        help=f"models of one scale: files, pretrained ones' names, or TITLE=FILE (default: {DEFAULT})",
+    )  # fmt: skip
 
 
 def load_methods(given: Sequence[str], computing: Computing) -> list[Method]:

@@ -15,6 +15,7 @@ from PIL import Image
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from study_images import photograph
+from upscaling_models import save_two_models
 
 from andfast import evaluate
 from andfast.data.tensors import to_tensor
@@ -42,11 +43,7 @@ def original(seed: int, height: int, width: int) -> np.ndarray:
 def here(tmp_path, monkeypatch):
     """Two models, and pairs of unequal sizes; the working directory."""
     monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate(("one", "two")):
-        torch.manual_seed(seed)
-        model = build_generator("compact", 4, features=8, convs=1)
-        torch.nn.init.normal_(model.body[-1].weight, std=0.02)
-        save_model(model, tmp_path / f"{name}.safetensors")
+    save_two_models(tmp_path)
     for seed, (name, size) in enumerate(SIZES.items()):
         hr = original(seed, *size)
         save_image(tmp_path / "pairs" / "HR" / f"{name}.png", hr)

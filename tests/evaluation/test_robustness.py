@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from study_images import photograph
+from upscaling_models import save_two_models
 
 from andfast import robustness
 from andfast.data.images import DataError
 from andfast.evaluation import robustness as measuring
 from andfast.evaluation.attackers import FOUND, RANDOM, SHORT, Attacker
 from andfast.evaluation.models import BICUBIC
-from andfast.models import build_generator, save_model
 
 SMALL = ["--crops=3", "--size=32", "--steps=2", "--restarts=1", "--generations=1", "--population=2", "--batch_size=2"]
 
@@ -25,11 +25,7 @@ SMALL = ["--crops=3", "--size=32", "--steps=2", "--restarts=1", "--generations=1
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two models and two photographs; the working directory."""
     monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate(("one", "two")):
-        torch.manual_seed(seed)
-        model = build_generator("compact", 4, features=8, convs=1)
-        torch.nn.init.normal_(model.body[-1].weight, std=0.02)
-        save_model(model, tmp_path / f"{name}.safetensors")
+    save_two_models(tmp_path)
     (tmp_path / "photos").mkdir()
     for seed, name in enumerate("ab"):
         Image.fromarray(photograph(seed, 64)).save(tmp_path / "photos" / f"{name}.png")

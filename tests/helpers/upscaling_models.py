@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from andfast.models import Compact
+from andfast.models import Compact, build_generator, save_model
 
 
 def compact(scale: int = 2, convs: int = 3) -> Compact:
@@ -16,6 +16,15 @@ def compact(scale: int = 2, convs: int = 3) -> Compact:
     with torch.no_grad():
         model.body[-1].weight.mul_(30)
     return model
+
+
+def save_two_models(folder: Path) -> None:
+    """Write one.safetensors and two.safetensors, different models of scale 4."""
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        model = build_generator("compact", 4, features=8, convs=1)
+        torch.nn.init.normal_(model.body[-1].weight, std=0.02)
+        save_model(model, folder / f"{name}.safetensors")
 
 
 def nearest(scale: int = 2) -> Compact:
