@@ -3,8 +3,9 @@
 STUDY is a YAML file as studies/table2.yaml. For every seed, one run on clean LR images makes the weights that all rows
 start from. The rows are then timed for a few steps, one after the other, so keep the machine free of other work. Every
 row is trained for the same number of generator updates, and once more for as many updates as fit into the time of the
-study's subject. The models are tested on camera-captured pairs, clean LR images and unseen degradations. FILE is
-written after every run; `python -m studies.report FILE` makes tables of it.
+study's subject. The models are tested on camera-captured pairs, clean LR images and unseen degradations, and, if the
+study has `worst`, in the worst case that adversaries find on crops of held-out photographs. FILE is written after every
+run; `python -m studies.report FILE` makes tables of it.
 
 Every run is kept in the work folder: the same command resumes after an interruption, and computes only what is new or
 changed in the study.
@@ -24,12 +25,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from andfast.data.pairs import find_pairs
-from andfast.evaluation.models import bicubic_method
+from andfast.evaluation.attackers import ATTACKERS, Effort
+from andfast.evaluation.models import Method, bicubic_method
+from andfast.evaluation.robustness import Plan, case_name, make_crops
 from andfast.inference.tiles import NonFiniteError
 from andfast.models import ModelError
 from andfast.training.config import Config, TrainConfig
@@ -40,8 +44,8 @@ from andfast.utils.devices import choose_device
 from andfast.utils.files import write_json, write_text
 from andfast.utils.memory import keep_freed_memory
 from bench.record import now, origin
-from studies.evaluate import Scores, evaluate, load_models
-from studies.outcome import ALL_STRENGTHS, BICUBIC, START, TIME, UPDATES, Outcome, column_titles
+from studies.evaluate import Scores, evaluate, evaluate_worst, load_models
+from studies.outcome import ALL_STRENGTHS, BICUBIC, START, TIME, UPDATES, WORST, Outcome, column_titles
 from studies.runs import Finished, Run, RunError, Runner
 from studies.study import TUNING_PAIRS, Settings, StudyError, checked, filled, merged, read_study
 from studies.testsets import (
@@ -50,6 +54,7 @@ from studies.testsets import (
     TestSets,
     digest,
     groups,
+    held_out_photographs,
     link_pairs,
     reduced,
     split_pairs,
@@ -113,13 +118,14 @@ class Comparison:
         self.tuning_pairs = self._tuning_pairs() if options.pairs else None
         config = self._check()
         self.sets: TestSets = reduced(study_sets(options.pairs, config), self.study.images)
-        self.digest = digest(self.sets)
         self.scale = config.scale
+        self.plan = None if self.study.worst is None else self._plan(held_out_photographs(config))
+        self.digest = digest(self.sets) + self._digest_of_plan()
         self.seconds: dict[str, float] = {}
         self.results: list[dict[str, Any]] = []
         self.failed: dict[str, str] = {}
         self._made = {**made, "jobs": options.jobs}
-        self._scores_of_bicubic = evaluate(bicubic_method(), self.sets, config.scale)
+        self._scores_of_bicubic = self._evaluated(bicubic_method())
 
     def _chosen_rows(self) -> list[str]:
         study, chosen = self.study, self.options.rows
@@ -137,6 +143,30 @@ class Comparison:
         folder = self.runner.work / f"tuning_pairs-{hashlib.sha256(os.fsencode(names)).hexdigest()[:10]}"
         link_pairs(pairs, folder)
         return folder
+
+    def _plan(self, photographs: Sequence[tuple[str, np.ndarray]]) -> Plan:
+        """How the worst case is measured, on crops of the held-out photographs."""
+        worst = self.study.worst
+        if strangers := sorted(set(worst["attackers"]) - set(ATTACKERS)):
+            raise StudyError(f"worst.attackers: {', '.join(strangers)}; there are {', '.join(ATTACKERS)}")
+        count = worst["crops"] if self.study.images is None else min(worst["crops"], self.study.images)
+        return Plan(
+            scale=self.scale,
+            subjects=[],
+            crops=make_crops(photographs, count, worst["size"], seed=0),
+            attackers=worst["attackers"],
+            budgets=worst["budgets"],
+            effort=Effort(steps=worst["steps"], restarts=1),
+            batch=10,
+            seed=0,
+            device=self.device,
+        )
+
+    def _digest_of_plan(self) -> str:
+        if self.plan is None:
+            return ""
+        found = repr((self.plan.settings(), self.plan.cases(), [crop.name for crop in self.plan.crops]))
+        return "-" + hashlib.sha256(found.encode()).hexdigest()[:16]
 
     def _check(self) -> Config:
         """Check the settings of all rows, and find their updates a step; returns the start's configuration."""
@@ -265,8 +295,15 @@ class Comparison:
         kept = self.runner.work / "scores" / f"{model}-{self.digest}.json"
         if not kept.exists():
             (method,) = load_models([path], self.device)
-            write_text(kept, json.dumps(evaluate(method, self.sets, self.scale)))
+            write_text(kept, json.dumps(self._evaluated(method)))
         return json.loads(kept.read_text(encoding="utf-8"))
+
+    def _evaluated(self, method: Method) -> Scores:
+        scores = evaluate(method, self.sets, self.scale)
+        if self.plan is not None:
+            worst = evaluate_worst(method, self.plan, self.runner.work / "worst")
+            scores = {metric: scores[metric] | worst[metric] for metric in scores}
+        return scores
 
     # Results.
 
@@ -289,6 +326,7 @@ class Comparison:
         outcome = Outcome(self.content())
         # Not the reporting part: settings are chosen by what is printed here.
         titles = [*column_titles(outcome.columns, TUNING)[-1:], CLEAN, ALL_STRENGTHS]
+        titles += [WORST] if WORST in outcome.columns else []
         reached = ", ".join(
             f"{title} {outcome.values(run.row, budgets[0], 'psnr_y', title, [run.seed]).mean():.2f}" for title in titles
         )
@@ -314,11 +352,21 @@ class Comparison:
             "tests": {
                 name: {"images": [case.image for case in self.sets[name]], "groups": members}
                 for name, members in groups(self.sets).items()
-            },
+            }
+            | self._worst_tests(),
+            **({} if study.worst is None else {"worst": study.worst}),
             "failed": sorted(self.failed),
             "marks": {BICUBIC: self._scores_of_bicubic},
             "runs": sorted(self.results, key=lambda run: (run["budgets"], order[run["row"]], run["seed"])),
         }
+
+    def _worst_tests(self) -> dict[str, dict[str, list[str]]]:
+        """The tests of the worst case, as `content` lists the others."""
+        if self.plan is None:
+            return {}
+        names = [crop.name for crop in self.plan.crops]
+        cases = [case_name(*case) for case in self.plan.cases() if case[1] is not None]
+        return {case: {"images": names, "groups": ["photographs"] * len(names)} for case in cases}
 
     def _write(self) -> None:
         content = self.content()

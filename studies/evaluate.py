@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,15 +16,18 @@ from tqdm import tqdm
 
 from andfast.data.tensors import to_tensor
 from andfast.evaluation.models import Computing, Method, bicubic_method, load_methods
+from andfast.evaluation.records import Records
+from andfast.evaluation.robustness import Plan, Subject, bicubic_subject, measure_worst_cases
 from andfast.inference.tiles import NonFiniteError
 from andfast.metrics import FIDELITY
+from andfast.models.frozen import FrozenModule
 from andfast.training.options import parse_config
 from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.formatting import markdown_table
 from andfast.utils.memory import keep_freed_memory
-from studies.outcome import METRICS, column_values, columns
+from studies.outcome import METRICS, column_values, columns, is_adversary
 from studies.testsets import TestSets, groups, held_out_photographs, pair_sets, photograph_sets
 
 Scores = dict[str, dict[str, list[float]]]
@@ -42,6 +46,26 @@ def evaluate(method: Method, sets: TestSets, scale: int) -> Scores:
         restored = [(method.restore(case.lr, scale, device).cpu(), to_tensor(case.hr)) for case in cases]
         for metric, measure in FIDELITY.items():
             scores[metric][name] = [round(measure(*pair, scale).item(), 6) for pair in restored]
+    return scores
+
+
+def evaluate_worst(method: Method, plan: Plan, work: Path) -> Scores:
+    """PSNR-Y in dB and SSIM-Y of all crops in the worst case that each adversary of the plan finds within a budget.
+
+    Args:
+        method: the model, or bicubic interpolation.
+        plan: without subjects.
+        work: keeps what is found; another call goes on with it.
+    """
+    if method.upscaler is None:
+        subject = bicubic_subject(plan.scale)
+    else:
+        subject = Subject(method.title, method.digest, FrozenModule(method.upscaler.model, torch.float32))
+    scores: Scores = {metric: {} for metric in METRICS}
+    for record in measure_worst_cases(replace(plan, subjects=[subject]), Records(work / method.digest[:16])):
+        if is_adversary(record.data):
+            for metric in METRICS:
+                scores[metric].setdefault(record.data, []).append(record.scores[metric])
     return scores
 
 

@@ -18,6 +18,7 @@ from studies.testsets import CLEAN, REPORTING, STRENGTHS, TUNING
 UPDATES, TIME, START = "updates", "time", "start"
 BUDGETS = (UPDATES, TIME)
 ALL_STRENGTHS = "all strengths"
+WORST = "worst case"  # the mean over the tests that an adversary made
 METRICS = tuple(FIDELITY)
 
 Column = list[tuple[str, list[int]]]
@@ -29,7 +30,7 @@ class OutcomeError(ValueError):
 
 
 def columns(groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
-    """The columns of a study's tables by their titles: pairs by camera and all, each other set, all strengths.
+    """The columns of a study's tables by their titles: pairs by camera and all, each other set, all strengths, WORST.
 
     Args:
         groups: as `studies.testsets.groups`.
@@ -44,11 +45,21 @@ def columns(groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
     strengths = [name for name in STRENGTHS if name in groups]
     if strengths:
         found[ALL_STRENGTHS] = [(name, list(range(len(groups[name])))) for name in strengths]
+    adversaries = [name for name in groups if is_adversary(name)]
+    if adversaries:
+        found[WORST] = [(name, list(range(len(groups[name])))) for name in adversaries]
     return found
 
 
+def is_adversary(name: str) -> bool:
+    """Whether a test set is an adversary's at a budget, "F 40 dB", as `andfast.evaluation.robustness.case_name`."""
+    return name.endswith(" dB")
+
+
 def column_titles(found: Mapping[str, Column], part: str) -> list[str]:
-    """The titles of the columns of a part: REPORTING, TUNING, or CLEAN for all photographs."""
+    """The titles of the columns of a part: REPORTING, TUNING, CLEAN for all photographs, or WORST for adversaries."""
+    if part == WORST:
+        return [title for title, column in found.items() if is_adversary(column[0][0])]
     sets = (CLEAN, *STRENGTHS) if part == CLEAN else (part,)
     return [title for title, column in found.items() if column[0][0] in sets]
 

@@ -25,6 +25,7 @@ from studies.outcome import (
     START,
     TIME,
     UPDATES,
+    WORST,
     Outcome,
     OutcomeError,
     column_titles,
@@ -50,6 +51,7 @@ def report(outcome: Outcome, metrics: Sequence[str] = METRICS) -> str:
             for part, title in (
                 (REPORTING, "Real pairs, reporting part"),
                 (CLEAN, "Held-out photographs: clean LR images and unseen degradations"),
+                (WORST, "Crops of held-out photographs: the worst LR image that an adversary finds within a budget"),
                 (TUNING, "Real pairs, tuning part: settings were chosen by these, and the oracle trained on them"),
             ):
                 titles = column_titles(outcome.columns, part)
@@ -61,7 +63,22 @@ def report(outcome: Outcome, metrics: Sequence[str] = METRICS) -> str:
 
 def page(name: str, outcome: Outcome) -> str:
     """The tables of docs/results.md for the result file `name`, each under its marker."""
-    return "\n\n".join(f"<!-- studies/results/{name}: {title} -->\n{table(outcome)}" for title, table in PAGE.items())
+    tables = page_tables(outcome).items()
+    return "\n\n".join(f"<!-- studies/results/{name}: {title} -->\n{table}" for title, table in tables)
+
+
+def page_tables(outcome: Outcome) -> dict[str, str]:
+    """The tables of `page` by the names in their markers."""
+    tables: dict[str, Callable[[Outcome], str]] = {
+        "equal updates": lambda outcome: summary(outcome, UPDATES),
+        "worst case, equal updates": lambda outcome: worst_case(outcome, UPDATES),
+        "lead, equal updates": lambda outcome: lead(outcome, UPDATES),
+        "equal time": lambda outcome: summary(outcome, TIME),
+        "lead, equal time": lambda outcome: lead(outcome, TIME),
+        "cost": costs,
+    }
+    unknown = set() if WORST in outcome.columns else {"worst case, equal updates"}
+    return {title: table(outcome) for title, table in tables.items() if title not in unknown}
 
 
 def means(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> str:
@@ -99,13 +116,14 @@ def _gains(
 
 
 def summary(outcome: Outcome, budget: str) -> str:
-    """A line for each row: PSNR-Y on real pairs (reporting part) by camera, on clean LR images and under all strengths.
+    """A line for each row: PSNR-Y on real pairs (reporting part) by camera, on clean LR images, under all strengths,
+    and in the worst case.
 
-    Beside the means over all pairs and all strengths, the gain over the reference.
+    Beside the means over all pairs, all strengths and the worst cases, the gain over the reference.
     """
     reporting, over = column_titles(outcome.columns, REPORTING), f"over {outcome.reference}"
-    titles = [*reporting, *(title for title in (CLEAN, ALL_STRENGTHS) if title in outcome.columns)]
-    with_gain = {*reporting[-1:], ALL_STRENGTHS}
+    titles = [*reporting, *(title for title in (CLEAN, ALL_STRENGTHS, WORST) if title in outcome.columns)]
+    with_gain = {*reporting[-1:], ALL_STRENGTHS, WORST}
     heads = []
     for title in titles:
         heads.append("real pairs" if title in reporting[-1:] else title.removeprefix(REPORTING).strip())
@@ -122,13 +140,24 @@ def summary(outcome: Outcome, budget: str) -> str:
     return markdown_table(["", *heads, "worst strength"], lines)
 
 
+def worst_case(outcome: Outcome, budget: str) -> str:
+    """A line for each row: PSNR-Y in the worst case by adversary and budget, its mean, and the subject's lead."""
+    titles = column_titles(outcome.columns, WORST)
+    lines = []
+    for row in outcome.lines(budget):
+        means = [f"{outcome.mean(row, budget, 'psnr_y', title).mean:.2f}" for title in titles]
+        lead = outcome.difference(outcome.subject, row, budget, "psnr_y", WORST)
+        lines.append([_line_name(outcome, row), *means, "" if row == outcome.subject else _signed(lead, 2)])
+    return markdown_table(["", *titles, f"{outcome.subject} over it"], lines)
+
+
 def lead(outcome: Outcome, budget: str) -> str:
     """A line for each other row: the subject's lead over it, with half the 95% interval's width."""
     pairs_column = column_titles(outcome.columns, REPORTING)[-1]
     columns = {
         f"{name}, {unit}": (metric, title)
         for metric, unit in (("psnr_y", "PSNR"), ("ssim_y", "SSIM"))
-        for title, name in ((pairs_column, "real pairs"), (CLEAN, CLEAN), (ALL_STRENGTHS, ALL_STRENGTHS))
+        for title, name in ((pairs_column, "real pairs"), *((title, title) for title in (CLEAN, ALL_STRENGTHS, WORST)))
         if title in outcome.columns
     }
     pairs = {row: (outcome.subject, row) for row in outcome.lines(budget) if row not in (outcome.subject, START)}
@@ -157,23 +186,14 @@ def costs(outcome: Outcome) -> str:
     return markdown_table(titles, lines)
 
 
-PAGE: dict[str, Callable[[Outcome], str]] = {
-    "equal updates": lambda outcome: summary(outcome, UPDATES),
-    "lead, equal updates": lambda outcome: lead(outcome, UPDATES),
-    "equal time": lambda outcome: summary(outcome, TIME),
-    "lead, equal time": lambda outcome: lead(outcome, TIME),
-    "cost": costs,
-}
-"""The tables of docs/results.md by the names in its markers."""
-
-
 def draw(outcome: Outcome, budget: str) -> Figure:
     """Draw how much every row gains over the reference in PSNR-Y, with 95% intervals.
 
-    A line for each row; panels for the real pairs (reporting part) by camera, clean LR images, and all strengths of the
-    unseen degradations. A gain far from the others' is a number at the edge.
+    A line for each row; panels for the real pairs (reporting part) by camera, clean LR images, all strengths of the
+    unseen degradations, and the worst case. A gain far from the others' is a number at the edge.
     """
-    columns = [*column_titles(outcome.columns, REPORTING), *(t for t in (CLEAN, ALL_STRENGTHS) if t in outcome.columns)]
+    photographs = (CLEAN, ALL_STRENGTHS, WORST)
+    columns = [*column_titles(outcome.columns, REPORTING), *(t for t in photographs if t in outcome.columns)]
     rows = [row for row in outcome.lines(budget) if row not in (outcome.reference, START)]
     what = f"PSNR on Y over {outcome.reference}'s, dB, with 95% intervals paired by image; {_BUDGET_NAMES[budget]}"
     figure = new_figure(outcome.content["title"], what, 0.3 * len(rows) + 0.8)

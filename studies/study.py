@@ -15,6 +15,8 @@ from andfast.utils.yaml_files import YamlError, dump_yaml, read_yaml
 
 TUNING_PAIRS = "{tuning_pairs}"
 
+_WORST = {"attackers", "budgets", "crops", "size", "steps"}
+
 Settings = dict[str, Any]
 """Settings of `andfast.train`, nested as in its configuration files."""
 
@@ -44,6 +46,8 @@ class Study:
         start: additional settings of the run whose weights all rows of the same seed start from.
         rows: by name.
         images: images to test on, of every camera and test set; None: all.
+        worst: how the worst case is measured: `attackers` and `budgets` in dB (as for andfast.robustness), the number
+            of `crops`, their `size`, and the gradient `steps`; None: it is not.
     """
 
     title: str
@@ -54,6 +58,7 @@ class Study:
     start: Settings
     rows: dict[str, Row]
     images: int | None = None
+    worst: Settings | None = None
 
     @property
     def updates(self) -> int:
@@ -76,17 +81,21 @@ def read_study(path: Path, quick: bool = False) -> Study:
         content = read_yaml(path)
     except YamlError as error:
         raise StudyError(str(error)) from error
-    required = [field.name for field in fields(Study) if field.name != "images"]
-    if not isinstance(content, dict) or set(content) - {"quick"} != set(required):
+    required = [field.name for field in fields(Study) if field.name not in ("images", "worst")]
+    if not isinstance(content, dict) or set(content) - {"quick", "worst"} != set(required):
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise StudyError(f"{path}: a study has the keys {', '.join(required)} and may have quick; found {found}")
+        raise StudyError(
+            f"{path}: a study has the keys {', '.join(required)} and may have worst and quick; found {found}"
+        )
     rows = {}
     for name, row in content["rows"].items():
         if not isinstance(row, dict) or set(row) != set(Row.__dataclass_fields__):
             raise StudyError(f"{path}: rows.{name} must have the keys description and settings, and no others")
         rows[name] = Row(row["description"], nested(row["settings"] or {}))
     settings = {key: nested(content[key]) for key in ("settings", "start")}
-    study = Study(**{key: content[key] for key in required} | settings | {"rows": rows})
+    study = Study(**{key: content[key] for key in required} | settings | {"rows": rows}, worst=content.get("worst"))
+    if study.worst is not None and set(study.worst) != _WORST:
+        raise StudyError(f"{path}: worst has the keys {', '.join(sorted(_WORST))}; found {sorted(study.worst)}")
     for key in ("reference", "subject"):
         if getattr(study, key) not in rows:
             raise StudyError(f"{path}: {key} is {getattr(study, key)}; it must be a row, one of {', '.join(rows)}")
@@ -95,14 +104,17 @@ def read_study(path: Path, quick: bool = False) -> Study:
     if not quick:
         return study
     changes = content.get("quick")
-    if not isinstance(changes, dict) or set(changes) != {"seeds", "images", "settings", "start"}:
-        raise StudyError(f"{path}: for a quick trial, quick must have the keys seeds, images, settings and start")
+    if not isinstance(changes, dict) or set(changes) - {"worst"} != {"seeds", "images", "settings", "start"}:
+        raise StudyError(
+            f"{path}: for a quick trial, quick must have the keys seeds, images, settings and start, and may have worst"
+        )
     return replace(
         study,
         seeds=changes["seeds"],
         images=changes["images"],
         settings=merged(study.settings, nested(changes["settings"])),
         start=merged(study.start, nested(changes["start"])),
+        worst=None if study.worst is None else study.worst | changes.get("worst", {}),
     )
 
 

@@ -62,7 +62,7 @@ class RandomDeviation(NetworkAttack):
 
 @dataclass
 class AdversarialNoise(ImageAttack):
-    """Adversarial additive noise on the bicubic LR image (Table 2, "adversarial noise training").
+    """Adversarial additive noise on the bicubic LR image (Table 2, "adversarial noise training"), perhaps of a `lens`.
 
     Projected gradient ascent on the noise of each image, in the 2-norm ball that its LR-PSNR budget allows; the steps
     are twice the radius long in all.
@@ -71,11 +71,13 @@ class AdversarialNoise(ImageAttack):
         steps: gradient steps.
         psnr_range: as for `PGD`.
         random_start: the share, in [0, 1), of the squared error allowed that Gaussian noise uses before the search.
+        lens: that HR images pass before they are downsampled, drawn anew for each; None: no lens, as in the paper.
     """
 
     steps: int = 5
     psnr_range: tuple[float, float] = (22.0, 36.0)
     random_start: float = 0.0
+    lens: Lens | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -83,6 +85,10 @@ class AdversarialNoise(ImageAttack):
         if not 0 <= self.random_start < 1:
             raise ValueError(f"random_start is {self.random_start}; it must be in [0, 1)")
         check_range(self.psnr_range)
+
+    def preprocess(self, hr: Tensor, count: int, rng: torch.Generator | None) -> Tensor:
+        """`hr` through the lenses of `count` images, drawn from `rng`; `hr` itself without a lens."""
+        return hr if self.lens is None else self.lens(hr, count, rng)
 
     def _search(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
         clean, hr = inputs.clean, inputs.hr

@@ -15,6 +15,7 @@ from andfast.losses.objective import (
     l1_loss,
     l1_objective,
     no_objective,
+    relative_objective,
 )
 from andfast.losses.perceptual import PERCEPTUAL_WEIGHTS, PerceptualLoss
 
@@ -33,4 +34,5 @@ __all__ = [
     "l1_loss",
     "l1_objective",
     "no_objective",
+    "relative_objective",
 ]

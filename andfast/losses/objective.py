@@ -113,6 +113,30 @@ def generator_objective(generator: Callable[[Tensor], Tensor], loss: ImageLoss) 
     return objective
 
 
+def relative_objective(objective: Objective, baseline: Callable[[Tensor], Tensor] | None) -> Objective:
+    """`objective`, whose gradient is that of its difference from the L1 loss of a `baseline`'s images.
+
+    An adversary that climbs the loss alone spends its budget on what nothing can restore. The difference grows where
+    the generator does worse than the baseline on the same LR images, as in minimax regret. The values are those of
+    `objective`, so losses mean the same with a baseline and without.
+
+    Args:
+        objective: of the generator.
+        baseline: (B, 3, h, w) -> (B, 3, H, W), such as bicubic interpolation; None: `objective` alone.
+    """
+    if baseline is None:
+        return objective
+
+    def relative(lr: Tensor, hr: Tensor) -> Tensor:
+        loss = objective(lr, hr)
+        if not lr.requires_grad:
+            return loss
+        of_baseline = l1_loss(baseline(lr).float(), hr)
+        return loss - (of_baseline - of_baseline.detach())
+
+    return relative
+
+
 def l1_objective(generator: Callable[[Tensor], Tensor]) -> Objective:
     """ANDNet's objective: `l1_loss` of the images that `generator`, (B, 3, h, w) -> (B, 3, H, W), restores."""
     return generator_objective(generator, l1_loss)

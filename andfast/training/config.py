@@ -204,7 +204,12 @@ class AttackConfig:
         psnr_range: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
             the clean one is drawn (likewise, but for style, and noise).
         lens: between the HR images and the degradation networks, drawn for each network (pgd, yopo, subset, free,
-            style, random); null: no lens, as in the paper.
+            style, random), or each image (noise); null: no lens, as in the paper.
+        baseline: the adversary climbs the difference of G's loss and this restoration's L1 loss: bicubic
+            (interpolation), or a model file, such as a classical twin; null: G's loss alone, as in the paper (pgd,
+            yopo, subset, style, noise).
+        noise_every: every so many-th update after the warm-up is attacked by adversarial noise (the method noise, with
+            these settings) instead; 0: none.
         dtype: the type G computes in within the attack; auto: train.precision's.
         mix: images of each batch that another degradation makes.
     """
@@ -224,6 +229,8 @@ class AttackConfig:
     scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
     psnr_range: tuple[PositiveFloat, PositiveFloat] | None = PGD.psnr_range
     lens: Lens | None = None
+    baseline: str | None = None
+    noise_every: NonNegativeInt = 0
     dtype: Precision = "auto"
     mix: MixConfig = field(default_factory=MixConfig)
 
@@ -234,9 +241,17 @@ class AttackConfig:
 
     def build(self) -> Attack:
         """The attack with these settings; a ValueError names the keys of values that do not go together."""
-        if self.method == "noise" and self.psnr_range is None:
-            raise ValueError("attack.psnr_range is null; attack.method noise needs a range in dB")
-        kind = _ATTACKS[self.method]
+        return self._build(self.method)
+
+    def build_noise(self) -> Attack | None:
+        """The adversarial noise of every `noise_every`-th update; None without."""
+        return self._build("noise") if self.noise_every else None
+
+    def _build(self, method: str) -> Attack:
+        if method == "noise" and self.psnr_range is None:
+            key = "method noise" if self.method == "noise" else "noise_every"
+            raise ValueError(f"attack.psnr_range is null; attack.{key} needs a range in dB")
+        kind = _ATTACKS[method]
         try:
             return kind(**{setting.name: getattr(self, setting.name) for setting in fields(kind)})
         except ValueError as error:  # it begins with the setting's name
@@ -388,6 +403,7 @@ class Config:
                 "memory there is train.micro_batch)"
             )
         self.attack.build()
+        self.attack.build_noise()
         self.loss.check(self.discriminator, train.patch_size, train.micro_batch)
 
     def _check_mix(self) -> None:
@@ -395,6 +411,11 @@ class Config:
         if method in ("pairs", "free") and mix.share:
             why = "takes whole batches from pairs" if method == "pairs" else "replays whole batches"
             raise ValueError(f"attack.mix.share is {mix.share:g}; attack.method {method} {why}: it must be 0")
+        if method == "free" and self.attack.noise_every:
+            raise ValueError(
+                f"attack.noise_every is {self.attack.noise_every}; attack.method free replays each minibatch: it must "
+                "be 0"
+            )
         if self.mixed and self.mix_method == "pairs" and mix.pairs is None:
             key = "attack.method" if method == "pairs" else "attack.mix.method"
             raise ValueError(f"attack.mix.pairs is null; {key} pairs needs a folder with HR/ and LR/")

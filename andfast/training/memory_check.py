@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from andfast.attack import FreeAT, RandomDeviation, Simulated
 from andfast.attack.base import NetworkAttack
 from andfast.degradation.network import DegradationNetwork
-from andfast.losses import Objective, discriminator_loss, generator_objective, l1_objective
+from andfast.losses import Objective, discriminator_loss, generator_objective, l1_objective, relative_objective
 from andfast.models.frozen import AutocastModule
 from andfast.ops import dispatch
 from andfast.ops.degradation_forward import forward_implementation
@@ -36,6 +36,7 @@ def estimate_memory(trainer: Trainer) -> int:
     # G, its average, its copy for sample sheets, and Adam's two moments; D and its moments.
     weights = 5 * of_g + trainer.frozen.copied_bytes + 3 * of_d + _bytes(trainer.features)
     weights += 0 if discriminator is None else discriminator.frozen.copied_bytes
+    weights += _bytes(trainer.baseline.module) if isinstance(trainer.baseline, AutocastModule) else 0
 
     # The attack and the updates on as many images as are computed at once, and the attack of a sample sheet.
     images = train.micro_batch or train.batch_size
@@ -47,9 +48,11 @@ def estimate_memory(trainer: Trainer) -> int:
     bank, sheet_bank = (trainer.make_bank(count) if has_network else None for count in (networks, in_sheet))
     # A replay of `FreeAT` is an update as well.
     generator = trainer.autocast if isinstance(trainer.attack, FreeAT) else trainer.frozen
-    objective, sheet_objective = generator_objective(generator, trainer.loss), l1_objective(trainer.frozen)
+    objective = relative_objective(generator_objective(generator, trainer.loss), trainer.baseline)
+    sheet_objective = l1_objective(trainer.frozen)
     if isinstance(trainer.attack, (RandomDeviation, Simulated)):
-        objective = sheet_objective = None
+        sheet_objective = None
+        objective = None if trainer.noise_attack is None else objective
     caching = trainer.caching_hr
     with torch.compiler.set_stance("force_eager"):
         attack = _peak_bytes((at_once, 3, size, size), scale, device, bank, objective, caching=caching)

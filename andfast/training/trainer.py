@@ -5,20 +5,25 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from andfast.attack import PGD, AttackResult, FreeAT, Simulated
+from andfast.attack import PGD, Attack, AttackResult, FreeAT, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.attack.captured import CapturedSearch
 from andfast.degradation.network import DegradationNetwork
-from andfast.losses import generator_objective, l1_objective
+from andfast.losses import generator_objective, l1_objective, relative_objective
 from andfast.models.compilation import CompileTimer, compile_regions, wants_compile
 from andfast.models.frozen import AutocastModule, FrozenModule
+from andfast.models.generators import load_model
+from andfast.models.weights import ModelError
 from andfast.ops.precision import choose_precision
 from andfast.training.batches import blur_hr, mixed_images, to_images
 from andfast.training.config import Config
@@ -30,6 +35,7 @@ from andfast.training.step_metrics import PendingStep, all_reduce_metrics, attac
 from andfast.utils.formatting import dtype_name
 from andfast.utils.rng import step_generator
 
+BICUBIC = "bicubic"  # as `attack.baseline`
 # At the start of the ramp the LR-PSNR budget is this much higher than the configured one.
 RAMP_DB = 20.0
 
@@ -76,7 +82,7 @@ class Trainer:
         self.optimizer = guarded_adam(self._weights, config.train.learning_rate, self.guard)
         # False from a step's first update to its end, when a saved state could not be resumed.
         self.can_save = True
-        self.attack = config.attack.build()
+        self.attack, self.noise_attack = config.attack.build(), config.attack.build_noise()
         self.captured = None
         if config.cuda_graphs == "auto" and self.device.type == "cuda" and isinstance(self.attack, PGD):
             self.captured = CapturedSearch(self.attack.psnr_range is not None, self.caching_hr, self._print)
@@ -91,7 +97,9 @@ class Trainer:
         # One loss for both: the adversary raises what the update lowers (Eq. 1).
         self.loss = config.loss.build(self.features, self.discriminator and self.discriminator.frozen)
         micro_batch = config.train.micro_batch
-        self.attack_objective = micro_batched(generator_objective(self.frozen, self.loss), micro_batch)
+        self.baseline = self._load_baseline()
+        objective = relative_objective(generator_objective(self.frozen, self.loss), self.baseline)
+        self.attack_objective = micro_batched(objective, micro_batch)
         # Without the discriminator, which takes images of only one size.
         self.sheet_objective = micro_batched(l1_objective(self.frozen), micro_batch)
         if config.train.checkpoint_blocks:
@@ -102,7 +110,9 @@ class Trainer:
             compile_regions(self.frozen.module)
         self._update_timer = CompileTimer("the generator for its update", compiled, self.world.main)
         self._attack_timer = CompileTimer(
-            "the generator for the attack", compiled and not isinstance(self.attack, Simulated), self.world.main
+            "the generator for the attack",
+            compiled and not (isinstance(self.attack, Simulated) and self.noise_attack is None),
+            self.world.main,
         )
 
     def connect(self) -> None:
@@ -110,6 +120,18 @@ class Trainer:
         self.world.connect(self.autocast, torch.zeros(1, 3, 16, 16, device=self.device))
         if self.discriminator is not None:
             self.discriminator.connect()
+
+    def _load_baseline(self) -> Callable[[Tensor], Tensor] | None:
+        """The restoration that the adversary's objective is relative to."""
+        name_or_file, scale = self.config.attack.baseline, self.config.scale
+        if name_or_file is None:
+            return None
+        if name_or_file == BICUBIC:
+            return partial(F.interpolate, scale_factor=scale, mode="bicubic", antialias=True)
+        model = load_model(name_or_file, self.device)
+        if model.scale != scale:
+            raise ModelError(f"attack.baseline {name_or_file}: a model x{model.scale}; scale is {scale}")
+        return FrozenModule(model, self.attack_precision)
 
     def make_bank(self, num_networks: int) -> DegradationNetwork:
         """A bank of degradation networks as configured, without parameters yet."""
@@ -126,7 +148,7 @@ class Trainer:
         """
         hr = blur_hr(to_images(patches, self.device), self.config, self.step, self.world)
         # Sub-steps 1 to 3: make LR images, attack them, update G on the result.
-        if self._is_attacking and isinstance(self.attack, FreeAT):
+        if self._is_attacking and isinstance(self._attack_in_turn, FreeAT):
             update, metrics = self._free_step(hr)
         else:
             update, metrics = self._adversarial_step(hr, pairs)
@@ -148,6 +170,14 @@ class Trainer:
     @property
     def _is_attacking(self) -> bool:
         return self.step >= self.config.train.warmup
+
+    @property
+    def _attack_in_turn(self) -> Attack:
+        """The attack of this step: every so many-th is the adversarial noise."""
+        every = self.config.attack.noise_every
+        if self.noise_attack is None or (self.step - self.config.train.warmup + 1) % every:
+            return self.attack
+        return self.noise_attack
 
     def _adversarial_step(self, hr: Tensor, pairs: tuple[Tensor, Tensor] | None) -> tuple[Update, dict[str, Tensor]]:
         """Sub-steps 1 to 3: make LR images, attack them, update G; returns the update and the attack's metrics."""
@@ -174,8 +204,10 @@ class Trainer:
         if not self._is_attacking:
             return self.attack.clean(self.bank, hr), None
         rng, margin_db = self._reset_bank(hr)
+        attack = self._attack_in_turn
+        captured = self.captured if attack is self.attack else None
         with self._attack_timer():
-            result = self.attack(self.bank, hr, self.attack_objective, rng, margin_db, self.captured)
+            result = attack(self.bank, hr, self.attack_objective, rng, margin_db, captured)
         return result.lr, result
 
     def _reset_bank(self, hr: Tensor) -> tuple[torch.Generator, float]:

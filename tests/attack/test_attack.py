@@ -41,6 +41,7 @@ from andfast.attack import (
     StyleShift,
     SubsetPGD,
 )
+from andfast.degradation.lens import Lens
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective, l1_objective
 from andfast.ops import dispatch, use_backend
@@ -455,6 +456,16 @@ def test_noise_s_first_step_is_the_formula():
     result = AdversarialNoise(steps=4, psnr_range=(budget, budget))(network, hr, objective)
     expected = objective(clean + radius / 2 * direction, hr.double()).detach()
     torch.testing.assert_close(result.losses[1].double(), expected, rtol=1e-4, atol=0)
+
+
+def test_noise_behind_a_lens_starts_at_the_lens_s_images():
+    hr, objective, lens = photographs(), l1_objective(Upsampler(2)), Lens(blur=(1, 2), sharpen=(0.5, 1))
+    result = AdversarialNoise(steps=2, psnr_range=(30.0, 30.0), lens=lens)(make(1), hr, objective, seeded(3))
+    expected = Bicubic()(make(1), lens(hr, IMAGES, seeded(3)), objective).lr
+    torch.testing.assert_close(result.clean, expected)
+    np.testing.assert_allclose(psnr_in_numpy(result.lr, expected, IMAGES), 30, atol=1)
+    # The target is still the image before the lens.
+    np.testing.assert_allclose(result.loss_before, l1_in_numpy(Upsampler(2), expected, hr), rtol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 20])

@@ -5,7 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from adversaries import IMAGES, SIZE, Upsampler, make, photographs, seeded
+import torch.nn.functional as F
+from adversaries import IMAGES, SIZE, Upsampler, l1_in_numpy, make, photographs, seeded
 
 from andfast.attack import PGD
 from andfast.losses import (
@@ -17,6 +18,7 @@ from andfast.losses import (
     generator_objective,
     l1_loss,
     l1_objective,
+    relative_objective,
 )
 from andfast.models import build_discriminator
 from andfast.models.frozen import FrozenModule
@@ -189,6 +191,31 @@ def test_in_micro_batches(trained):
     for other in found[1:]:
         torch.testing.assert_close(other[0], found[0][0])
         torch.testing.assert_close(other[1], found[0][1], rtol=1e-3, atol=1e-7)
+
+
+def test_a_relative_objective_climbs_the_difference_and_says_the_loss():
+    """The gradient is that of L1(G(lr), hr) - L1(baseline(lr), hr), here of autograd in float64."""
+    generator, hr = Upsampler(2), photographs()
+    lr = make(1).clean(photographs()).requires_grad_()
+
+    def baseline(lr):
+        return F.interpolate(lr, scale_factor=2, mode="bilinear")
+
+    losses = relative_objective(l1_objective(generator), baseline)(lr, hr)
+    np.testing.assert_allclose(losses.detach(), l1_in_numpy(generator, lr, hr), rtol=1e-6)
+    (gradient,) = torch.autograd.grad(losses.sum(), lr)
+    wide, target = lr.detach().double().requires_grad_(), hr.double()
+    found = [(of(wide) - target).abs().mean() for of in (copy.deepcopy(generator).double(), baseline)]
+    (expected,) = torch.autograd.grad(IMAGES * (found[0] - found[1]), wide)
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-8)
+    assert relative_objective(l1_objective, None) is l1_objective
+
+
+def test_relative_to_itself_there_is_nothing_to_climb():
+    generator, hr = Upsampler(2), photographs()
+    lr = make(1).clean(hr).requires_grad_()
+    losses = relative_objective(l1_objective(generator), generator)(lr, hr)
+    assert not torch.autograd.grad(losses.sum(), lr)[0].any()
 
 
 def test_half_types_come_out_in_float32():

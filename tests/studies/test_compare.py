@@ -1,6 +1,7 @@
 """The comparing runner from end to end, on tiny networks and images."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,13 @@ import yaml
 from killable_runs import begin, end
 from study_images import write_pairs, write_photographs
 
+from andfast.attack import PGD, AdversarialNoise
 from andfast.data.pairs import find_pairs
+from andfast.degradation.network import DegradationNetwork
+from andfast.evaluation.attackers import luma_error
+from andfast.evaluation.robustness import Plan
+from andfast.metrics import psnr_y
+from andfast.utils.rng import step_generator
 from studies import compare, runs
 from studies.evaluate import evaluate, load_models
 from studies.outcome import Outcome, read_outcome
@@ -44,6 +51,7 @@ STUDY = {
         "attack.steps": 2,
         "data": {"workers": 0, "held_out": 2},
     },
+    "worst": {"attackers": ["F", "noise"], "budgets": [30], "crops": 2, "size": 32, "steps": 2},
     "start": {"train.iterations": 60, "attack.method": "none"},
     "rows": {
         "classical": {"description": "bicubic LR", "settings": {"attack.method": "none"}},
@@ -159,9 +167,31 @@ def test_the_result_holds_every_image_and_what_follows_from_them(data, outcome):
     for metric, sets in scores.items():
         for name, values in sets.items():
             assert run["scores"][metric][name] == pytest.approx(values, abs=1e-4)
+    worst = {name: run["scores"]["psnr_y"][name] for name in ("F 30 dB", "noise 30 dB")}
+    for name, values in worst.items():
+        attacked = measure_attacked(contender.upscaler.model, comparison(data).plan, name)
+        assert values == pytest.approx(attacked, abs=0.3)  # the better of several searches
+        assert all(value <= of_one + 0.01 for value, of_one in zip(values, attacked, strict=True))
+    assert run["scores"]["psnr_y"].keys() == outcome.content["tests"].keys()
     assert outcome.content["tests"]["reporting"]["images"] == ["canon_2", "canon_4", "nikon_6"]
     assert outcome.content["tables"] == json.loads(json.dumps(outcome.tables()))
     assert str(data) not in (data / "result.json").read_text()
+
+
+def measure_attacked(model: torch.nn.Module, plan: Plan, name: str) -> list[float]:
+    """PSNR-Y of the crops under the attack itself, with the random numbers of the measurement."""
+    hr = torch.stack([crop.hr for crop in plan.crops])
+    objective, rng = luma_error(model, 4), step_generator(0, 0, hr.device)
+    if name.startswith("noise"):
+        lr = AdversarialNoise(steps=2, psnr_range=(30, 30))(DegradationNetwork(4), hr, objective, rng).lr
+    else:
+        network = DegradationNetwork(4, 2)
+        network.reset_identity((32, 32), rng)
+        step = 0.2 * 10 ** (-3 / 20)  # the norm of deviations of 30 dB
+        attack = PGD(steps=2, step_size=step, epsilon=math.inf, psnr_range=(30, 30))
+        lr = attack(network, hr, objective, rng).lr
+    with torch.no_grad():
+        return psnr_y(model(lr), hr, 4).tolist()
 
 
 def test_what_is_done_is_not_done_again(data, outcome, monkeypatch):
@@ -252,6 +282,7 @@ def test_dotted_and_nested_settings_are_the_same():
         ({"rows": {"classical": {"settings": {}}}}, "rows.classical must have the keys"),
         ({"budget": 3}, "a study has the keys"),
         ({"settings": {}}, "settings.train.iterations is missing"),
+        ({"worst": {"budgets": [40]}}, "worst has the keys attackers, budgets, crops, size, steps; found"),
     ],
 )
 def test_what_is_no_study_is_refused(tmp_path, changes, message):
@@ -269,6 +300,9 @@ def test_wrong_options_are_said_before_anything_runs(data, tmp_path, capsys):
     study.write_text(yaml.safe_dump(STUDY | {"rows": STUDY["rows"] | wrong}))
     assert compare.main([str(study), *command(data)[1:]]) == 2
     assert "refuses the settings of row complete" in capsys.readouterr().err
+    study.write_text(yaml.safe_dump(STUDY | {"worst": STUDY["worst"] | {"attackers": ["noises"]}}))
+    assert compare.main([str(study), *command(data)[1:]]) == 2
+    assert "worst.attackers: noises; there are F," in capsys.readouterr().err
     without_pairs = [part for part in command(data) if part not in ("--pairs", str(data / "pairs"))]
     assert compare.main(without_pairs) == 2
     assert "give --pairs" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from scipy import stats
 
 from andfast.utils.files import write_json
 from studies import report
-from studies.outcome import Outcome, OutcomeError, columns, read_outcome
+from studies.outcome import Outcome, OutcomeError, column_titles, columns, read_outcome
 from studies.testsets import STRENGTHS
 
 PHOTOGRAPHS = 4
@@ -20,6 +20,7 @@ GROUPS = {
     "tuning": ["canon", "canon"],
     "clean": ["photographs"] * PHOTOGRAPHS,
     **{name: ["photographs"] * PHOTOGRAPHS for name in STRENGTHS},
+    **{name: ["photographs"] * PHOTOGRAPHS for name in ("F 40 dB", "noise 40 dB")},
 }
 IMAGES = {name: np.random.default_rng(len(name)).normal(27, 2, len(groups)) for name, groups in GROUPS.items()}
 GAINS = {"classical": 0.0, "complete": 0.5, "start": -1.0, "bicubic interpolation": -2.0}
@@ -72,9 +73,12 @@ def content() -> dict:
 def test_columns_are_cameras_sets_and_all_strengths():
     found = columns(GROUPS)
     expected = ["reporting canon", "reporting nikon", "reporting, all", "tuning canon", "clean", *STRENGTHS]
-    assert list(found) == [*expected, "all strengths"]
+    assert list(found) == [*expected, "F 40 dB", "noise 40 dB", "all strengths", "worst case"]
     assert found["reporting nikon"] == [("reporting", [3])]
     assert [name for name, _ in found["all strengths"]] == list(STRENGTHS)
+    assert [name for name, _ in found["worst case"]] == ["F 40 dB", "noise 40 dB"]
+    assert column_titles(found, "worst case") == ["F 40 dB", "noise 40 dB", "worst case"]
+    assert column_titles(found, "clean") == ["clean", *STRENGTHS, "all strengths"]
 
 
 def test_differences_are_paired_by_image_and_seed(content):
@@ -171,20 +175,32 @@ def test_the_page_s_tables_hold_gains_and_leads(content, tmp_path, capsys):
     assert report.main([str(path), "--page"]) == 0
     printed = capsys.readouterr().out
     outcome = Outcome(content)
-    for name, table in report.PAGE.items():
-        assert f"<!-- studies/results/some.json: {name} -->\n{table(outcome)}\n" in printed
+    tables = report.page_tables(outcome)
+    for name, table in tables.items():
+        assert f"<!-- studies/results/some.json: {name} -->\n{table}\n" in printed
     summary = dict(
-        line.strip("| ").split(" | ", 1)
-        for line in report.PAGE["equal updates"](outcome).splitlines()
-        if "---" not in line
+        line.strip("| ").split(" | ", 1) for line in tables["equal updates"].splitlines() if "---" not in line
     )
     cells = summary["complete: complete training"].split(" | ")
     gain = outcome.difference("complete", "classical", "updates", "psnr_y", "reporting, all")
     assert cells[2] == f"{outcome.mean('complete', 'updates', 'psnr_y', 'reporting, all').mean:.2f}"
     assert cells[3] == f"**{gain.mean:+.2f} ± {gain.half:.2f}**"
-    lead = report.PAGE["lead, equal updates"](outcome)
+    lead = tables["lead, equal updates"]
     assert f"| classical | **{gain.mean:+.2f} ± {gain.half:.2f}** |" in lead
     assert "| complete |" not in lead
+    worst = outcome.difference("complete", "classical", "updates", "psnr_y", "worst case")
+    means = [
+        outcome.mean("classical", "updates", "psnr_y", title).mean for title in ("F 40 dB", "noise 40 dB", "worst case")
+    ]
+    assert means[2] == pytest.approx((means[0] + means[1]) / 2)
+    row = [f"{mean:.2f}" for mean in means] + [f"**{worst.mean:+.2f} ± {worst.half:.2f}**"]
+    assert f"| classical: classical training | {' | '.join(row)} |" in tables["worst case, equal updates"]
+
+
+def test_a_result_without_adversaries_has_no_table_of_them(content):
+    for name in ("F 40 dB", "noise 40 dB"):
+        del content["tests"][name]
+    assert "worst case, equal updates" not in report.page_tables(Outcome(content))
 
 
 @pytest.mark.parametrize("name", ["table2_compact.json", "attacks_compact.json"])
@@ -192,8 +208,8 @@ def test_the_page_shows_the_committed_results(name):
     root = Path(__file__).parents[2]
     outcome = read_outcome(root / "studies" / "results" / name)
     text = (root / "docs" / "results.md").read_text()
-    for title, table in report.PAGE.items():
+    for title, table in report.page_tables(outcome).items():
         marker = f"<!-- studies/results/{name}: {title} -->\n"
         assert marker in text
-        assert f"{marker}{table(outcome)}\n" in text, title
+        assert f"{marker}{table}\n" in text, title
     assert not outcome.content["commit"].endswith("-dirty")

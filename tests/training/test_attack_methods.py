@@ -1,11 +1,20 @@
 """Training steps against every attack: each raises the loss."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 from study_images import photograph
-from tiny_trainer import make, patches
+from tiny_trainer import make, patches, watch_attack
 
+from andfast.attack import AdversarialNoise, AttackResult
+from andfast.losses import l1_loss
+from andfast.models.generators import save_model
+from andfast.models.weights import ModelError
+from andfast.training.memory_check import estimate_memory
 from andfast.training.samples import sample_sheet
 
 
@@ -27,3 +36,78 @@ def test_training_against_every_attack(method: dict[str, Any]) -> None:
         assert result.loss_after_attack > 1.001 * result.loss_before_attack
         assert 20 < result.lr_psnr < 60
     assert sample_sheet(trainer, [("image", photograph(0))]).any()
+
+
+@pytest.mark.parametrize("method", ["pgd", "random", "none"])
+def test_noise_in_turn(method: str) -> None:
+    """After the warm-up every third update's images differ by adversarial noise; the others are the method's."""
+    trainer = make(attack__method=method, attack__noise_every=3, attack__psnr_range="[30, 30]", train__warmup=1)
+    noise, calls = trainer.noise_attack, []
+    assert noise == AdversarialNoise(steps=2, psnr_range=(30, 30))
+
+    def watched(*arguments: Any) -> AttackResult:
+        calls.append(trainer.step)
+        return noise(*arguments)
+
+    trainer.noise_attack = watched
+    for step in range(7):
+        result = trainer.train_step(patches(seed=step)).read()
+        assert calls == [turn for turn in (3, 6) if turn <= step]
+        if step in calls:
+            assert math.isnan(result.distance_conv)
+            assert abs(result.lr_psnr - 30) < 1.5
+            assert result.loss_after_attack > 1.001 * result.loss_before_attack
+        elif step > 0 and method != "none":
+            assert result.distance_conv > 0
+    assert make(attack__method=method).noise_attack is None
+
+
+def test_noise_in_turn_is_counted_in_memory() -> None:
+    """Random deviations need no gradient of G; with noise in turn there is one."""
+    alone, in_turn = (
+        make(attack__method="none", attack__noise_every=every, generator__depth=12, train__checkpoint_blocks=False)
+        for every in (0, 2)
+    )
+    assert estimate_memory(in_turn) >= estimate_memory(alone)
+
+
+def test_relative_to_bicubic_interpolation_the_adversary_leaves_alone_what_nothing_restores() -> None:
+    """Of the same start and budget, it finds images where G is worse beside interpolation than the plain one does."""
+
+    def regret(baseline: str) -> float:
+        trainer = make(attack__baseline=baseline, attack__steps=4, attack__psnr_range="[26, 26]", train__iterations=40)
+        trainer.config.train.warmup = 30
+        for step in range(30):
+            trainer.train_step(patches(seed=step))
+        results = watch_attack(trainer)
+        trainer.train_step(hr := patches(seed=99))
+        lr, hr = results[0].lr, hr.float() / 255
+        interpolated = F.interpolate(lr, scale_factor=4, mode="bicubic", antialias=True)
+        before = trainer.warmup_ema  # the average; close to G as it was attacked
+        with torch.no_grad():
+            return float((l1_loss(before(lr), hr) - l1_loss(interpolated, hr)).mean())
+
+    assert regret("bicubic") > regret("null")
+
+
+def test_relative_to_a_model_file(tmp_path: Path) -> None:
+    """Relative to the generator itself nothing is left to climb; the losses are still the generator's."""
+    file, lr = tmp_path / "twin.safetensors", torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    save_model(make().generator, file)
+    gradients, losses = [], []
+    for baseline in (str(file), "null"):
+        trainer = make(attack__baseline=baseline, generator__init=str(file))
+        image = lr.clone().requires_grad_()
+        losses.append(trainer.attack_objective(image, patches().float() / 255))
+        gradients.append(torch.autograd.grad(losses[-1].sum(), image)[0])
+    torch.testing.assert_close(*losses)
+    assert gradients[0].norm() < 1e-5 * gradients[1].norm()
+
+
+def test_a_baseline_of_another_scale_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    save_model(make(scale=2).generator, file)
+    with pytest.raises(ModelError, match=r"attack\.baseline .*other\.safetensors: a model x2; scale is 4"):
+        make(attack__baseline=str(file))
+    with pytest.raises(FileNotFoundError, match=r"missing\.pth"):
+        make(attack__baseline=str(tmp_path / "missing.pth"))

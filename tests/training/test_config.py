@@ -82,6 +82,8 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         (["--degradation.num_networks", "3"], ["degradation.num_networks", "train.batch_size", "'batch'"]),
         (["--attack.psnr_range", "[40, 20]"], ["psnr_range", "low <= high"]),
         (["--attack.method", "noise", "--attack.psnr_range", "null"], ["attack.psnr_range", "noise"]),
+        (["--attack.noise_every", "2", "--attack.psnr_range", "null"], ["attack.psnr_range", "attack.noise_every"]),
+        (["--attack.noise_every", "2", "--attack.method", "free"], ["attack.noise_every is 2", "free"]),
         (["--attack.scale_factors.noise", "-1"], ["noise", "positive"]),
         (["--attack.method", "subset"], ["attack.method subset", "degradation.num_networks 1, not 2"]),
         (
