@@ -86,8 +86,8 @@ struct Fastest {
 
 Fastest fastest() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return {gemm_avx512, 8, 2};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {gemm_avx2, 6, 1};
+  if (has_avx512()) return {gemm_avx512, 8, 2};
+  if (has_avx2()) return {gemm_avx2, 6, 1};
 #endif
   return {gemm_baseline, 2, 1};
 }

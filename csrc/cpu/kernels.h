@@ -6,10 +6,15 @@
 #include <vector>
 
 // Compiles a function for several instruction sets and picks one when the library loads, so that one wheel is fast
-// on old and new x86 processors. It needs the ifunc mechanism of glibc; elsewhere the baseline is used.
+// on old and new x86 processors. It needs the ifunc mechanism of glibc; elsewhere the baseline is used. Compiled with
+// ANDFAST_NO_AVX512 the kernels use at most AVX2, to test and time what older processors run.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute)
 #if __has_attribute(target_clones)
+#ifdef ANDFAST_NO_AVX512
+#define ANDFAST_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
 #define ANDFAST_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#endif
 #endif
 #endif
 #ifndef ANDFAST_CLONES

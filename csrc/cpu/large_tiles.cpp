@@ -121,9 +121,8 @@ ANDFAST_TRANSFORMS(avx512, __attribute__((target("avx512f,fma"))), Float16)
 
 Transforms fastest_transforms() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return {input_transform_avx512, output_transform_avx512};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return {input_transform_avx2, output_transform_avx2};
+  if (has_avx512()) return {input_transform_avx512, output_transform_avx512};
+  if (has_avx2()) return {input_transform_avx2, output_transform_avx2};
 #endif
   return {input_transform_baseline, output_transform_baseline};
 }

@@ -79,8 +79,8 @@ ANDFAST_TRANSFORM(avx512, __attribute__((target("avx512f,fma"))), Float16)
 template <typename Transform, typename From, typename To>
 Function<From, To> fastest_transform() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return transform_avx512<Transform, From, To>;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return transform_avx2<Transform, From, To>;
+  if (has_avx512()) return transform_avx512<Transform, From, To>;
+  if (has_avx2()) return transform_avx2<Transform, From, To>;
 #endif
   return transform_baseline<Transform, From, To>;
 }

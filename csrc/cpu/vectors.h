@@ -5,6 +5,16 @@
 
 namespace andfast::cpu {
 
+// The processor's vectors, for kernels that are chosen when they are called.
+#if defined(__x86_64__)
+#ifdef ANDFAST_NO_AVX512
+inline bool has_avx512() { return false; }
+#else
+inline bool has_avx512() { return __builtin_cpu_supports("avx512f"); }
+#endif
+inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+
 typedef float Float4 __attribute__((vector_size(16)));
 typedef float Float8 __attribute__((vector_size(32)));
 typedef float Float16 __attribute__((vector_size(64)));
