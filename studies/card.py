@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from andfast.evaluation.robustness import CLEAN, case_name
 from andfast.training.config import MixConfig
 from andfast.utils.formatting import markdown_table
 
@@ -16,7 +17,9 @@ _BASELINES = {"bicubic": "bicubic interpolation", "classical": "its classical tw
 
 def model_card(record: dict[str, Any]) -> str:
     """The card's Markdown."""
-    sections = [_head(record), _results(record), _training(record), _images(record), _limits(record), _making(record)]
+    worst = [_worst_case(record)] if "worst_case" in record else []  # older records have none
+    sections = [_head(record), _results(record), *worst, _training(record), _images(record)]
+    sections += [_limits(record), _making(record)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -69,6 +72,29 @@ LR images were made by bicubic downsampling (clean) or by a simulated camera (si
 the noise in 8-bit units, JPEG quality), which was not used in training."""
 
 
+def _worst_case(record: dict[str, Any]) -> str:
+    found = record["worst_case"]
+    rows = []
+    for attacker in found["attackers"]:
+        cases = [CLEAN, *(case_name(attacker, budget) for budget in found["budgets"])]
+        for title in found["means"][CLEAN]:
+            bold = "**" if title == record["name"] else ""
+            rows.append(
+                [attacker, title, *(f"{bold}{found['means'][case][title]['psnr_y']:.2f}{bold}" for case in cases)]
+            )
+    heads = ["adversary", "", CLEAN, *(f"{budget:g} dB" for budget in found["budgets"])]
+    size = found["size"]
+    return f"""## In the worst case
+
+Mean PSNR on Y in dB of the worst LR image that an adversary finds within a budget, the least PSNR of the LR image \
+against the clean one, on {len(found["crops"])} crops of {size} x {size} of the held-out photographs \
+(`andfast.robustness` explains the adversaries; `F` is the degradation network, searched anew for every image).
+
+{markdown_table(heads, rows, words=2)}
+
+![Worst cases by budget]({record["name"]}.png)"""
+
+
 def _training(record: dict[str, Any]) -> str:
     run, twin = (record["runs"][name] for name in ("adversarial", "classical"))
     train, attack, degradation = (run["config"][key] for key in ("train", "attack", "degradation"))
@@ -109,6 +135,10 @@ def _networks(config: dict[str, Any]) -> str:
         blur, sharpen = (f"{low:g} to {high:g}" for low, high in (lens["blur"], lens["sharpen"]))
         text = f""" Before the degradation networks each HR patch passed a random lens: a Gaussian blur of {blur} \
 pixels, then sharpening (unsharp masking) by {sharpen}; the clean LR image is that of the lens alone."""
+    if baseline := attack.get("baseline"):
+        text += f" The adversary climbed the loss relative to that of `{baseline}`."
+    if every := attack.get("noise_every"):
+        text += f" Every {every}. update was attacked by adversarial noise instead."
     if share := attack.get("random_start"):
         text += f" The search began at a random deviation that takes {100 * share:g}% of the allowed error."
     if degradation["num_networks"] != "batch":

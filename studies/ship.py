@@ -1,9 +1,9 @@
 """Make a model that comes with andfast: `python -m studies.ship --data.hr DIR... --pairs DIR... --output DIR`.
 
 Trains it from scratch, and its classical twin (the same network, images and number of updates, but only clean LR
-images), compares both with bicubic interpolation on the reporting part of the pairs and on held-out photographs, and
-writes the weights, the configuration, a record and the model card. Called again after an interruption, it resumes;
-finished training is not repeated.
+images), compares both with bicubic interpolation on the reporting part of the pairs and on held-out photographs, there
+also in the worst case that adversaries find, and writes the weights, the configuration, a record, the model card and a
+chart of the worst cases. Called again after an interruption, it resumes; finished training is not repeated.
 """
 
 from __future__ import annotations
@@ -15,20 +15,34 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from jsonargparse import Namespace
 from torch import nn
 
 from andfast import train
+from andfast.evaluation.attackers import Effort
 from andfast.evaluation.environment import commit, machine
-from andfast.evaluation.models import bicubic_method
+from andfast.evaluation.models import Method, bicubic_method
+from andfast.evaluation.records import Records
+from andfast.evaluation.robustness import (
+    Plan,
+    Subject,
+    bicubic_subject,
+    chart,
+    make_crops,
+    measure_worst_cases,
+    summarise,
+)
+from andfast.models.frozen import FrozenModule
 from andfast.pretrained import DEFAULT
 from andfast.pretrained import FOLDER as PACKAGE
 from andfast.training.config import Config
 from andfast.training.images import Skipped, find_images
 from andfast.training.options import parse_config
 from andfast.training.records import METRICS_FILE, read_records
+from andfast.utils.charts import require_matplotlib
 from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
@@ -49,9 +63,13 @@ from studies.testsets import (
     TestSets,
     digest,
     groups,
+    held_out_photographs,
     reduced,
     study_sets,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CONFIG = Path(__file__).parents[1] / "configs" / f"{DEFAULT}.yaml"
 
@@ -104,6 +122,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         models = load_models([f"{name}={_run_dir(options, name) / weights.name}" for name in commands], device)
         bicubic = evaluate(bicubic_method(), sets, config.scale)
         scores = {BICUBIC: bicubic} | {model.title: evaluate(model, sets, config.scale) for model in models}
+        plan = worst_case_plan(options, models, config)
+        records = Records(_run_dir(options, "worst_case"))
+        means = summarise(plan, measure_worst_cases(plan, records))
+        worst = {
+            **plan.settings(),
+            "crops": [crop.name for crop in plan.crops],
+            "size": plan.crops[0].hr.shape[-1],
+            "attackers": plan.attackers,
+            "budgets": plan.budgets,
+            "means": means,
+        }
         (ours,) = (model.upscaler.model for model in models if model.title == OURS)
         record = {
             "name": options.config.stem,
@@ -115,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "model": _model_record(ours, weights, f"{options.config.stem}.safetensors"),
             "images": images,
             "runs": runs,
+            "worst_case": worst,
             "evaluation": {
                 "digest": digest(sets),
                 "table": table(scores, sets),
@@ -122,11 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "scores": scores,
             },
         }
-        write(options.output, weights, settings(weights.parent), record)
+        write(options.output, weights, settings(weights.parent), record, chart(plan, means))
     except (ValueError, OSError) as error:  # among them NonFiniteError
         print(f"error: {error}", file=sys.stderr)
         return 3
-    print(f"done: {options.output / record['name']}.safetensors, .yaml, .json and .md")
+    print(f"done: {options.output / record['name']}.safetensors, .yaml, .json, .md and .png")
     return 0
 
 
@@ -161,7 +191,8 @@ def _training_commands(options: Namespace) -> dict[str, list[str]]:
 
 
 def _check(options: Namespace, config: Config) -> None:
-    """Refuse settings for which the comparison or the card would be wrong."""
+    """Refuse settings for which the comparison or the card would be wrong, and what the card cannot be made without."""
+    require_matplotlib()
     if config.attack.method == "none":
         raise ValueError(f"{options.config}: attack.method is none; the model would be its own classical twin")
     if config.generator.init is not None:
@@ -232,6 +263,29 @@ def _model_record(model: nn.Module, weights: Path, name: str) -> dict[str, Any]:
     }
 
 
+def worst_case_plan(options: Namespace, models: Sequence[Method], config: Config) -> Plan:
+    """How the worst cases of bicubic interpolation, the twin and our model are measured, on held-out photographs."""
+    titles = {OURS: options.config.stem, TWIN: "classical twin"}
+    subjects = [
+        Subject(titles[model.title], model.digest, FrozenModule(model.upscaler.model, torch.float32))
+        for model in models
+    ]
+    effort, crops, size = Effort(steps=10, restarts=1), 20, 96
+    if options.quick:
+        effort, crops, size = Effort(steps=1, restarts=1, generations=1, population=2), _QUICK_TESTS, 32
+    return Plan(
+        scale=config.scale,
+        subjects=[bicubic_subject(config.scale), *reversed(subjects)],
+        crops=make_crops(held_out_photographs(config), crops, size, seed=0),
+        attackers=["F", "noise", "camera"],
+        budgets=[34.0] if options.quick else [46.0, 40.0, 34.0, 28.0, 22.0],
+        effort=effort,
+        batch=10,
+        seed=0,
+        device=choose_device(config.device),
+    )
+
+
 def table(scores: Mapping[str, Scores], sets: TestSets) -> list[dict[str, Any]]:
     """A line for each of `studies.outcome.columns`: means, and the gains of our model, paired by image.
 
@@ -277,14 +331,17 @@ def _shown_command(options: Namespace) -> str:
     return " ".join([*parts, "--output", output, *(["--quick"] if options.quick else [])])
 
 
-def write(folder: Path, weights: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Write a model's four files, NAME.safetensors, .yaml, .json and .md, all of them or none.
+def write(
+    folder: Path, weights: Path, config: Mapping[str, Any], record: Mapping[str, Any], worst_cases: Figure
+) -> None:
+    """Write a model's five files, NAME.safetensors, .yaml, .json, .md and .png, all of them or none.
 
     Args:
         folder: where to.
         weights: the model.
         config: the settings that it was trained with.
         record: the rest, from which the card is made.
+        worst_cases: the chart in the card.
 
     Raises:
         OSError: they cannot be read or written.
@@ -294,7 +351,7 @@ def write(folder: Path, weights: Path, config: Mapping[str, Any], record: Mappin
         # They replace existing files when all are complete.
         paths = {
             suffix: stack.enter_context(written_whole(folder / f"{name}.{suffix}"))
-            for suffix in ("md", "json", "yaml", "safetensors")
+            for suffix in ("md", "json", "png", "yaml", "safetensors")
         }
         shutil.copyfile(weights, paths["safetensors"])
         settled = dump_yaml({**config, "run_dir": f"runs/{name}"})
@@ -302,6 +359,7 @@ def write(folder: Path, weights: Path, config: Mapping[str, Any], record: Mappin
             f"# What {name} was trained with; data.hr is to be given.\n{settled}", encoding="utf-8"
         )
         write_json(paths["json"], record)
+        worst_cases.savefig(paths["png"], format="png")
         paths["md"].write_text(model_card(record), encoding="utf-8")
 
 

@@ -17,13 +17,14 @@ from andfast.models import load_model
 from andfast.pretrained import FOLDER, pretrained_names
 from andfast.training.options import parse_config
 from andfast.training.validation import bicubic_upsample
+from andfast.utils.charts import new_figure
 from bench.record import summary
 from studies import ship
 from studies.card import model_card
 from studies.sources import count_sources
 
 NAME = "andnet_compact_x4"
-SUFFIXES = ("safetensors", "yaml", "json", "md")
+SUFFIXES = ("safetensors", "yaml", "json", "md", "png")
 
 
 def arguments(folder, output="out"):
@@ -50,7 +51,7 @@ def record(made):
     return json.loads((made / "out" / f"{NAME}.json").read_text())
 
 
-def test_it_writes_four_files_that_belong_together(made, record):
+def test_it_writes_files_that_belong_together(made, record):
     out = made / "out"
     assert sorted(path.name for path in out.iterdir()) == sorted(f"{NAME}.{suffix}" for suffix in SUFFIXES)
     weights = out / f"{NAME}.safetensors"
@@ -160,7 +161,7 @@ def test_all_files_or_none(made, record, monkeypatch):
 
     monkeypatch.setattr(ship, "model_card", fail)
     with pytest.raises(KeyError):
-        ship.write(folder, weights, {}, record)
+        ship.write(folder, weights, {}, record, new_figure("", "", 1))
     assert {path.name: path.read_text() for path in folder.iterdir()} == {
         f"{NAME}.{suffix}": "earlier" for suffix in SUFFIXES
     }
