@@ -45,7 +45,7 @@ from andfast.utils.files import write_json, write_text
 from andfast.utils.memory import keep_freed_memory
 from bench.record import now, origin
 from studies.evaluate import Scores, evaluate, evaluate_worst, load_models
-from studies.outcome import ALL_STRENGTHS, BICUBIC, START, TIME, UPDATES, WORST, Outcome, column_titles
+from studies.outcome import ALL_STRENGTHS, BICUBIC, BUDGETS, START, TIME, UPDATES, WORST, Outcome, column_titles
 from studies.runs import Finished, Run, RunError, Runner
 from studies.study import TUNING_PAIRS, Settings, StudyError, checked, filled, merged, read_study
 from studies.testsets import (
@@ -78,6 +78,7 @@ def make_parser() -> ArgumentParser:
     add("--output", type=as_path, required=True, metavar="FILE", help="the result, JSON")
     add("--seeds", nargs="+", type=int, metavar="N", help="instead of the study's")
     add("--rows", nargs="+", metavar="ROW", help="only these, and those that they are compared with")
+    add("--budgets", nargs="+", choices=BUDGETS, default=[*BUDGETS], help="equal updates, equal time, or both (default)")
     add("--jobs", type=whole(1), default=1, help="runs at once, each on one core (default: %(default)s)")
     add("--quick", action="store_true", help="the study's reduced form: does it all work?")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
@@ -227,14 +228,15 @@ class Comparison:
 
     def _run_all(self) -> None:
         starts = self._together([(self._start(seed), [START]) for seed in self.seeds])
-        self.seconds = self._time(starts)
+        self.seconds = self._time(starts) if TIME in self.options.budgets else {}
         equal, in_time = [], []
         for name in self.rows:
             updates = self._updates_in_time(name)
             same = updates is not None and abs(updates / self.study.updates - 1) <= _NEAR
             for (_, seed), start in starts.items():
-                run = self._row(name, seed, start, UPDATES, self.study.updates)
-                equal.append((run, [UPDATES, TIME] if same else [UPDATES]))
+                if same or UPDATES in self.options.budgets:
+                    run = self._row(name, seed, start, UPDATES, self.study.updates)
+                    equal.append((run, [UPDATES, TIME] if same else [UPDATES]))
                 if updates is not None and not same:
                     in_time.append((self._row(name, seed, start, TIME, updates), [TIME]))
         self._together(equal)
