@@ -17,7 +17,7 @@ _BASELINES = {"bicubic": "bicubic interpolation", "classical": "its classical tw
 
 def model_card(record: dict[str, Any]) -> str:
     """The card's Markdown."""
-    worst = [_worst_case(record)] if "worst_case" in record else []  # older records have none
+    worst = [_worst_case(record), _noise(record)] if "worst_case" in record else []  # older records have none
     sections = [_head(record), _results(record), *worst, _training(record), _images(record)]
     sections += [_limits(record), _making(record)]
     return "\n\n".join(sections) + "\n"
@@ -93,6 +93,19 @@ against the clean one, on {len(found["crops"])} crops of {size} x {size} of the 
 {markdown_table(heads, rows, words=2)}
 
 ![Worst cases by budget]({record["name"]}.png)"""
+
+
+def _noise(record: dict[str, Any]) -> str:
+    names = {**_BASELINES, "adversarial": "this model"}
+    rows = [
+        [names[row], f"{found['noise']:.2f}", f"{found['grid']:.2f}"] for row, found in record["noise_and_grid"].items()
+    ]
+    return f"""## Flat areas
+
+Flat gray with Gaussian noise of a standard deviation of 15, in 8-bit units: the noise left in the result, and how far \
+the means at the places within an LR pixel differ (a grid, if they do).
+
+{markdown_table(["", "noise", "grid"], rows)}"""
 
 
 def _training(record: dict[str, Any]) -> str:

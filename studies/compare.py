@@ -78,7 +78,9 @@ def make_parser() -> ArgumentParser:
     add("--output", type=as_path, required=True, metavar="FILE", help="the result, JSON")
     add("--seeds", nargs="+", type=int, metavar="N", help="instead of the study's")
     add("--rows", nargs="+", metavar="ROW", help="only these, and those that they are compared with")
-    add("--budgets", nargs="+", choices=BUDGETS, default=[*BUDGETS], help="equal updates, equal time, or both (default)")
+    add(
+        "--budgets", nargs="+", choices=BUDGETS, default=[*BUDGETS], help="equal updates, equal time, or both (default)"
+    )
     add("--jobs", type=whole(1), default=1, help="runs at once, each on one core (default: %(default)s)")
     add("--quick", action="store_true", help="the study's reduced form: does it all work?")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")

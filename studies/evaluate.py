@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -67,6 +68,22 @@ def evaluate_worst(method: Method, plan: Plan, work: Path) -> Scores:
             for metric in METRICS:
                 scores[metric].setdefault(record.data, []).append(record.scores[metric])
     return scores
+
+
+def noise_and_grid(method: Method, scale: int, sigma: float = 15.0, size: int = 96) -> dict[str, float]:
+    """What becomes of flat gray with Gaussian noise of `sigma`, in 8-bit units, in `size` x `size` LR pixels.
+
+    Returns:
+        "noise": the standard deviation of the result; "grid": the range of the means over the pixels at each of the
+        scale x scale places within an LR pixel, which is about 0 unless the model draws a grid.
+    """
+    random = np.random.default_rng(0)
+    lr = np.clip(np.round(128 + sigma * random.standard_normal((size, size, 3))), 0, 255).astype(np.uint8)
+    device = torch.device("cpu") if method.upscaler is None else method.upscaler.device
+    restored = 255 * method.restore(lr, scale, device)[0].double().cpu().numpy()
+    inside = restored[:, 4 * scale : -4 * scale, 4 * scale : -4 * scale]
+    means = [inside[:, top::scale, left::scale].mean() for top in range(scale) for left in range(scale)]
+    return {"noise": round(float(inside.std()), 3), "grid": round(float(max(means) - min(means)), 3)}
 
 
 def load_models(given: Sequence[str | Path], device: torch.device) -> list[Method]:

@@ -51,7 +51,7 @@ from andfast.utils.formatting import to_json
 from andfast.utils.yaml_files import dump_yaml
 from bench.record import now, settings, summary
 from studies.card import model_card
-from studies.evaluate import Scores, evaluate, load_models
+from studies.evaluate import Scores, evaluate, load_models, noise_and_grid
 from studies.intervals import paired
 from studies.outcome import ALL_STRENGTHS, METRICS, column_values, columns
 from studies.sources import count_sources
@@ -120,8 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = {name: _run_record(_run_dir(options, name), updates(config)) for name in commands}
         weights = _run_dir(options, OURS) / "model.safetensors"
         models = load_models([f"{name}={_run_dir(options, name) / weights.name}" for name in commands], device)
-        bicubic = evaluate(bicubic_method(), sets, config.scale)
-        scores = {BICUBIC: bicubic} | {model.title: evaluate(model, sets, config.scale) for model in models}
+        methods = {BICUBIC: bicubic_method()} | {model.title: model for model in models}
+        scores = {name: evaluate(method, sets, config.scale) for name, method in methods.items()}
         plan = worst_case_plan(options, models, config)
         records = Records(_run_dir(options, "worst_case"))
         means = summarise(plan, measure_worst_cases(plan, records))
@@ -145,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "images": images,
             "runs": runs,
             "worst_case": worst,
+            "noise_and_grid": {name: noise_and_grid(method, config.scale) for name, method in methods.items()},
             "evaluation": {
                 "digest": digest(sets),
                 "table": table(scores, sets),

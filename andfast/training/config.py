@@ -24,6 +24,7 @@ from andfast.attack import (
     StyleShift,
     SubsetPGD,
 )
+from andfast.attack.base import NetworkAttack
 from andfast.degradation.network import DegradationNetwork
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
 from andfast.ops.precision import choose_precision
@@ -209,7 +210,7 @@ class AttackConfig:
             (interpolation), or a model file, such as a classical twin; null: G's loss alone, as in the paper (pgd,
             yopo, subset, style, noise).
         noise_every: every so many-th update after the warm-up is attacked by adversarial noise (the method noise, with
-            these settings) instead; 0: none.
+            these settings) instead; 0: none (pgd, yopo, subset, style, random).
         dtype: the type G computes in within the attack; auto: train.precision's.
         mix: images of each batch that another degradation makes.
     """
@@ -245,7 +246,8 @@ class AttackConfig:
 
     def build_noise(self) -> Attack | None:
         """The adversarial noise of every `noise_every`-th update; None without."""
-        return self._build("noise") if self.noise_every else None
+        has_networks = issubclass(_ATTACKS[self.method], NetworkAttack)
+        return self._build("noise") if self.noise_every and has_networks else None
 
     def _build(self, method: str) -> Attack:
         if method == "noise" and self.psnr_range is None:

@@ -111,7 +111,7 @@ class Trainer:
         self._update_timer = CompileTimer("the generator for its update", compiled, self.world.main)
         self._attack_timer = CompileTimer(
             "the generator for the attack",
-            compiled and not (isinstance(self.attack, Simulated) and self.noise_attack is None),
+            compiled and not isinstance(self.attack, Simulated),
             self.world.main,
         )
 

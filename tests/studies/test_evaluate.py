@@ -98,3 +98,24 @@ def test_what_cannot_be_tested_is_said_at_once(tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate.main(["model.pth"])
     assert "nothing to test on" in capsys.readouterr().err
+
+
+class Drawn:
+    """A method that enlarges by repetition, and draws a grid: the first place in each LR pixel is brighter by 3."""
+
+    upscaler = None
+
+    def restore(self, lr, scale, device):
+        large = np.kron(lr.transpose(2, 0, 1).astype(np.float64), np.ones((1, scale, scale)))
+        large[:, ::scale, ::scale] += 3
+        return torch.from_numpy(large / 255)[None].float()
+
+
+def test_noise_and_grids_of_flat_areas():
+    found = evaluate.noise_and_grid(Drawn(), 4, sigma=15.0)
+    assert found["grid"] == pytest.approx(3, abs=0.01)
+    assert found["noise"] == pytest.approx(15, rel=0.02)
+    flat = evaluate.noise_and_grid(Drawn(), 4, sigma=0.0)
+    assert flat["noise"] == pytest.approx(3 * (15**0.5) / 16, abs=0.01)
+    assert evaluate.noise_and_grid(bicubic_method(), 4)["grid"] < 0.1
+    assert 10 < evaluate.noise_and_grid(bicubic_method(), 4)["noise"] < 14
