@@ -22,7 +22,7 @@ from andfast.inference.pipeline import pipeline
 from andfast.inference.tiles import NonFiniteError
 from andfast.inference.upscaler import Upscaler
 from andfast.models.compilation import CompileTimer
-from andfast.pretrained import DEFAULT, pretrained_names
+from andfast.pretrained import DEFAULT, describe_pretrained
 from andfast.utils.command_line import UsageError, add_upscaling, as_path, failure_line, make_parser, one_line, whole
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
@@ -52,7 +52,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     add("--quality", type=whole(1, 100), default=95, metavar="1..100", help="of JPEG and WebP (default: %(default)s)")
     add(
         "--model", default=DEFAULT, metavar="NAME_OR_FILE",
-        help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file (.safetensors, "
+        help=f"one that comes with andfast ({describe_pretrained()}), or a file (.safetensors, "
         ".pth, .ckpt ...): RRDBNet and Compact of any program, and with spandrel what it knows (default: %(default)s)",
     )  # fmt: skip
     add(

@@ -12,11 +12,21 @@ from andfast.models.weights import READABLE
 
 FOLDER = Path(__file__).parent
 DEFAULT = "andnet_compact_x4"
+#: What each model is for, by name.
+PURPOSES = {
+    "andnet_compact_strong_x4": "noisy, compressed and old photographs",
+    "andnet_compact_x4": "photographs as cameras take them",
+}
 
 
 def pretrained_names() -> list[str]:
     """The names of the pretrained models of this installation, sorted."""
     return sorted(path.stem for path in FOLDER.glob("[!.]*.safetensors"))
+
+
+def describe_pretrained() -> str:
+    """The names of the pretrained models, and what each is for."""
+    return "; ".join(f"{name}: {PURPOSES[name]}" for name in pretrained_names()) or "none here"
 
 
 def model_file(name_or_file: str) -> Path:
