@@ -77,8 +77,10 @@ def page_tables(outcome: Outcome) -> dict[str, str]:
         "lead, equal time": lambda outcome: lead(outcome, TIME),
         "cost": costs,
     }
-    unknown = set() if WORST in outcome.columns else {"worst case, equal updates"}
-    return {title: table(outcome) for title, table in tables.items() if title not in unknown}
+    missing = set() if WORST in outcome.columns else {"worst case, equal updates"}
+    # Rows are timed, one after the other, only for equal time.
+    missing |= set() if TIME in outcome.budgets() else {"equal time", "lead, equal time", "cost"}
+    return {title: table(outcome) for title, table in tables.items() if title not in missing}
 
 
 def means(outcome: Outcome, budget: str, metric: str, titles: Sequence[str]) -> str:

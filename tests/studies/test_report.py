@@ -201,9 +201,11 @@ def test_a_result_without_adversaries_has_no_table_of_them(content):
     for name in ("F 40 dB", "noise 40 dB"):
         del content["tests"][name]
     assert "worst case, equal updates" not in report.page_tables(Outcome(content))
+    untimed = [run for run in content["runs"] if "time" not in run["budgets"]]
+    assert report.page_tables(Outcome({**content, "runs": untimed})).keys() == {"equal updates", "lead, equal updates"}
 
 
-@pytest.mark.parametrize("name", ["table2_compact.json", "attacks_compact.json"])
+@pytest.mark.parametrize("name", ["table2_compact.json", "attacks_compact.json", "adversaries_compact.json"])
 def test_the_page_shows_the_committed_results(name):
     root = Path(__file__).parents[2]
     outcome = read_outcome(root / "studies" / "results" / name)
