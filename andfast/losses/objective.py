@@ -30,6 +30,8 @@ def l1_loss(restored: Tensor, hr: Tensor) -> Tensor:
 class GeneratorLoss:
     """L1 + perceptual_weight * perceptual + gan_weight * adversarial, for each image: L_cont + lambda L_GAN (Eq. 1).
 
+    And matching_weight * matching, for those who have no VGG19.
+
     G minimises it, and the degradation network F, the adversary, maximises it: Eq. 1 has min over G and max over F
     before both L_GAN and L_cont. Eq. 1 writes a maximum for each; as in Fig. 2 there is one search here, for the sum.
     A missing term, or one of weight 0, is not computed: without both this is `l1_loss`.
@@ -39,6 +41,8 @@ class GeneratorLoss:
         adversarial: the part of L_GAN that depends on G and F; None: without it.
         perceptual_weight: not negative; the paper's is 1.
         gan_weight: lambda, not negative; the paper's is 0.1.
+        matching: the distance in the discriminator's features (pix2pixHD's feature matching); None: without it.
+        matching_weight: not negative.
 
     Raises:
         ValueError: a weight is negative or NaN.
@@ -50,11 +54,17 @@ class GeneratorLoss:
         adversarial: AdversarialLoss | None = None,
         perceptual_weight: float = 1.0,
         gan_weight: float = 0.1,
+        matching: PerceptualLoss | None = None,
+        matching_weight: float = 1.0,
     ) -> None:
-        for name, weight in (("perceptual_weight", perceptual_weight), ("gan_weight", gan_weight)):
+        extra_terms = {
+            "perceptual": (perceptual_weight, perceptual),
+            "gan": (gan_weight, adversarial),
+            "matching": (matching_weight, matching),
+        }
+        for name, (weight, _) in extra_terms.items():
             if not weight >= 0:
-                raise ValueError(f"{name} is {weight}; it must be at least 0")
-        extra_terms = {"perceptual": (perceptual_weight, perceptual), "gan": (gan_weight, adversarial)}
+                raise ValueError(f"{name}_weight is {weight}; it must be at least 0")
         self._extra_terms = {
             name: (weight, term) for name, (weight, term) in extra_terms.items() if term is not None and weight
         }
@@ -64,7 +74,7 @@ class GeneratorLoss:
         return self.total(self.terms(restored, hr))
 
     def terms(self, restored: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """The terms without their weights, each (B,): "l1", and "perceptual" and "gan" if they are used.
+        """The terms without their weights, each (B,): "l1", and "perceptual", "gan" and "matching" if they are used.
 
         Args:
             restored, hr: (B, 3, H, W); hr in [0, 1].

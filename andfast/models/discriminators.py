@@ -102,6 +102,7 @@ class UNetDiscriminatorSN(nn.Module):
     """
 
     couples_images = False
+    FEATURE_MAPS = ("input", "half", "quarter", "eighth", "full size")
 
     def __init__(self, in_channels: int = 3, features: int = 64) -> None:
         super().__init__()
@@ -126,6 +127,10 @@ class UNetDiscriminatorSN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (B, in_channels, H, W) in [0, 1] -> logits (B, 1, H, W); ValueError where H or W is no multiple of 8."""
+        return self.conv9(self.feature_maps(x)["full size"])
+
+    def feature_maps(self, x: Tensor) -> dict[str, Tensor]:
+        """The features of `x`, as in `forward`, by `FEATURE_MAPS`: downwards, and after the way back to full size."""
         if any(size < 8 or size % 8 for size in x.shape[-2:]):
             raise ValueError(f"x has shape {tuple(x.shape)}; its height and width must be multiples of 8")
         x0 = _leaky(self.conv0(x))
@@ -135,7 +140,8 @@ class UNetDiscriminatorSN(nn.Module):
         y = _leaky(self.conv4(_doubled(x3))) + x2
         y = _leaky(self.conv5(_doubled(y))) + x1
         y = _leaky(self.conv6(_doubled(y))) + x0
-        return self.conv9(_leaky(self.conv8(_leaky(self.conv7(y)))))
+        y = _leaky(self.conv8(_leaky(self.conv7(y))))
+        return dict(zip(self.FEATURE_MAPS, (x0, x1, x2, x3, y), strict=True))
 
 
 DISCRIMINATORS: dict[str, type[VGGStyleDiscriminator] | type[UNetDiscriminatorSN]] = {

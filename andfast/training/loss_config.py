@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from andfast.losses import GAN_LOSSES, PERCEPTUAL_WEIGHTS, AdversarialLoss, GANLoss, GeneratorLoss, PerceptualLoss
 from andfast.models import DISCRIMINATORS, build_discriminator, load_discriminator, load_vgg_features
+from andfast.models.discriminators import UNetDiscriminatorSN
+from andfast.models.frozen import FrozenModule
 from andfast.models.vgg import DOWNLOAD, LAYERS, URL, VGGFeatures, fetch_vgg, least_size
 
 
@@ -66,7 +69,7 @@ class DiscriminatorConfig:
 
 @dataclass
 class LossConfig:
-    """What the generator minimises and the adversary maximises: L1 + perceptual * L_VGG + gan * L_GAN.
+    """What the generator minimises and the adversary maximises: L1 + perceptual * L_VGG + gan * L_GAN + matching * L_D.
 
     The default is ANDNet's, L1 alone. The paper's ANDGAN has perceptual 1 and gan 0.1, and starts from an ANDNet
     (generator.init) with train.learning_rate 1e-4 (Sec 3.4 and 4.3).
@@ -79,6 +82,8 @@ class LossConfig:
         gan: weight of the GAN loss, lambda; 0: without, and without a discriminator. The paper has 0.1.
         gan_loss: vanilla (SRGAN's; for the generator the paper's Eq. 3), relativistic (ESRGAN's), hinge, or eq3 (Eq. 3
             for the discriminator, too, whose loss then has no lower bound).
+        matching: weight of the distance (1-norm) in the features of the U-Net discriminator, as in pix2pixHD, for those
+            who have no VGG19; 0: without.
     """
 
     perceptual: NonNegativeFloat = 0.0
@@ -87,6 +92,7 @@ class LossConfig:
     vgg: str | None = None
     gan: NonNegativeFloat = 0.0
     gan_loss: Literal["vanilla", "relativistic", "hinge", "eq3"] = "vanilla"
+    matching: NonNegativeFloat = 0.0
 
     @property
     def layers(self) -> list[str]:
@@ -109,6 +115,11 @@ class LossConfig:
             self._check_perceptual(patch_size)
         if self.gan:
             discriminator.check(patch_size)
+        if self.matching and not (self.gan and discriminator.name == "unet"):
+            raise ValueError(
+                f"loss.matching is {self.matching:g}, a distance in the features of a U-Net discriminator; it needs "
+                f"loss.gan above 0 and discriminator.name unet, which are {self.gan:g} and {discriminator.name}"
+            )
         coupled = self.coupled(discriminator)
         if micro_batch is not None and coupled:
             raise ValueError(
@@ -157,7 +168,7 @@ class LossConfig:
     def build(
         self,
         features: Callable[[Tensor], Mapping[str, Tensor]] | None,
-        discriminator: Callable[[Tensor], Tensor] | None,
+        discriminator: FrozenModule | None,
     ) -> GeneratorLoss:
         """The generator's loss with these settings.
 
@@ -168,7 +179,7 @@ class LossConfig:
         Raises:
             ValueError: a network that a term needs is missing.
         """
-        perceptual = adversarial = None
+        perceptual = adversarial = matching = None
         if self.perceptual:
             if features is None:
                 raise ValueError(f"loss.perceptual is {self.perceptual:g}; it needs VGG19's features")
@@ -177,7 +188,10 @@ class LossConfig:
             if discriminator is None:
                 raise ValueError(f"loss.gan is {self.gan:g}; it needs a discriminator")
             adversarial = AdversarialLoss(discriminator, self.gan_kind())
-        return GeneratorLoss(perceptual, adversarial, self.perceptual, self.gan)
+            if self.matching:
+                maps = partial(discriminator.run_part, discriminator.module.feature_maps)
+                matching = PerceptualLoss(maps, dict.fromkeys(UNetDiscriminatorSN.FEATURE_MAPS, 1.0), "l1")
+        return GeneratorLoss(perceptual, adversarial, self.perceptual, self.gan, matching, self.matching)
 
     def describe(self) -> str:
         """For people, e.g. "L1 + 0.1 GAN (vanilla), without a perceptual term (loss.perceptual 0)"."""
@@ -187,5 +201,6 @@ class LossConfig:
             words += f" + {self.perceptual:g} perceptual ({distance})"
         if self.gan:
             words += f" + {self.gan:g} GAN ({self.gan_loss})"
+            words += f" + {self.matching:g} matching of the discriminator's features" if self.matching else ""
             words += "" if self.perceptual else ", without a perceptual term (loss.perceptual is 0)"
         return words

@@ -96,7 +96,7 @@ def test_the_defaults_are_the_paper_s():
     torch.testing.assert_close(GeneratorLoss(*parts)(restored, hr), expected)
 
 
-@pytest.mark.parametrize("name", ["perceptual_weight", "gan_weight"])
+@pytest.mark.parametrize("name", ["perceptual_weight", "gan_weight", "matching_weight"])
 @pytest.mark.parametrize("weight", [-0.1, float("nan")])
 def test_weights_below_zero_are_refused(name, weight):
     with pytest.raises(ValueError, match=f"{name} is {weight}; it must be at least 0"):

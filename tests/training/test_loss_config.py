@@ -69,7 +69,41 @@ def test_the_choices_are_the_registered_ones():
         assert type(parse("--loss.gan_loss", name).loss.gan_kind()) is kind
 
 
+def test_matching_is_the_distance_of_the_discriminator_s_features():
+    """Here by hooks on the convolutions whose leaky outputs are compared; as a 1-norm, a mean over each map."""
+    settings = LossConfig(gan=0.1, matching=0.5)
+    settings.check(DiscriminatorConfig("unet"), patch_size=16)
+    assert "+ 0.5 matching of the discriminator's features" in settings.describe()
+    module = build_discriminator("unet", 16, features=4).eval()
+    restored, hr = torch.rand(2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    restored.requires_grad_()
+    maps: list[torch.Tensor] = []
+    hooks = [
+        getattr(module, name).register_forward_hook(
+            lambda *found: maps.append(torch.nn.functional.leaky_relu(found[2].clone(), 0.2))
+        )
+        for name in ("conv0", "conv1", "conv2", "conv3", "conv8")
+    ]
+    logits = [module(images) for images in (restored, hr)]
+    for hook in hooks:
+        hook.remove()
+    matching = sum((one - other).abs().mean(dim=(1, 2, 3)) for one, other in zip(maps[:5], maps[5:], strict=True))
+    expected = l1_loss(restored, hr) + 0.1 * -torch.nn.functional.logsigmoid(logits[0]).mean(dim=(1, 2, 3))
+    expected = expected + 0.5 * matching
+    loss = settings.build(None, FrozenModule(module, torch.float32))
+    assert list(loss.terms(restored, hr)) == ["l1", "gan", "matching"]
+    torch.testing.assert_close(loss(restored, hr), expected)
+    gradients = [torch.autograd.grad(value.sum(), restored)[0] for value in (loss(restored, hr), expected)]
+    torch.testing.assert_close(*gradients)
+
+
 REFUSED = [
+    (
+        LossConfig(matching=1),
+        {},
+        "loss.matching is 1, .* needs loss.gan above 0 and discriminator.name unet, which are 0",
+    ),
+    (LossConfig(matching=1, gan=0.1), {"patch_size": 64}, "loss.matching is 1, .* which are 0.1 and vgg"),
     (LossConfig(perceptual=1), {}, "loss.perceptual is 1 and loss.vgg null.*vgg19-dcbb9e9d.pth.*download"),
     (LossConfig(perceptual=1, vgg="f", perceptual_layers={"conv1_2": 0.0}), {}, "loss.perceptual is 1; no layer of"),
     (
