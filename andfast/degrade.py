@@ -30,7 +30,7 @@ from andfast.data.paired_folders import list_hr_folder
 from andfast.data.tensors import to_array, to_tensor
 from andfast.inference.models import find_model
 from andfast.inference.output_paths import plan_outputs
-from andfast.losses import l1_objective, no_objective
+from andfast.losses import l1_objective, no_objective, relative_objective
 from andfast.models.frozen import FrozenModule
 from andfast.ops.precision import choose_precision
 from andfast.pretrained import DEFAULT, model_file, pretrained_names
@@ -154,7 +154,9 @@ class Job:
         if self.model.scale != config.scale:
             raise ValueError(f"--model {name} has the scale {self.model.scale}; give --scale {self.model.scale}")
         wanted = config.train.precision if config.attack.dtype == "auto" else config.attack.dtype
-        self.view = FrozenModule(self.model, choose_precision(wanted, self.device, "training"))
+        precision = choose_precision(wanted, self.device, "training")
+        self.view = FrozenModule(self.model, precision)
+        self.baseline = config.attack.load_baseline(config.scale, self.device, precision)
         self._record_of_model = hashlib.sha256(model_file(name).read_bytes()).hexdigest()
 
     def _open(self) -> None:
@@ -169,7 +171,9 @@ class Job:
         path = self.output / RECORD_FILE
         if path.exists():
             try:
-                before = renamed(flat(read_yaml(path)))
+                # Settings that are newer than the record had their defaults.
+                before = flat({key: Config().to_dict()[key] for key in ("degradation", "attack")})
+                before |= renamed(flat(read_yaml(path)))
             except (YamlError, AttributeError) as error:
                 raise ValueError(f"{path}: not a record of andfast.degrade; choose another --output") from error
             now = flat(record)
@@ -200,7 +204,9 @@ class Job:
         hr = to_tensor(image).to(self.device)
         if self.by_network:
             check_search(self.config.degradation, self.config.scale, self.view, image.shape[:2], self.device)
-        objective = no_objective if self.view is None else l1_objective(self.view)
+        objective = no_objective
+        if self.view is not None:
+            objective = relative_objective(l1_objective(self.view), self.baseline)
         return degrade(hr, self.config, objective, 1, image_number(name), self.identity, parts)
 
 

@@ -15,7 +15,7 @@ import torch
 from andfast.evaluation.environment import collect, devices
 from andfast.ops import dispatch
 from andfast.ops.examples import standard_sizes
-from andfast.pretrained import PURPOSES
+from andfast.pretrained import describe_pretrained
 from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
 from andfast.utils.optional import NOT_INSTALLED, problem_of, version
@@ -51,7 +51,11 @@ def _as_text(info: dict[str, Any]) -> str:
     lines += ["optional", *(f"  {name:<20}{text or 'none'}" for name, text in info["optional"].items()), "devices"]
     for name, properties in info["devices"].items():
         lines.append(f"  {name:<20}" + ", ".join(f"{key} {value}" for key, value in properties.items()))
-    lines += ["pretrained", *(f"  {name}: {PURPOSES[name]}" for name in info["pretrained"]), "operations"]
+    lines += [
+        "pretrained",
+        *(f"  {line}" for line in describe_pretrained()),
+        "operations",
+    ]
     for operation, status in info["operations"].items():
         lines.append(f"  {operation}")
         lines += [f"    {backend:<18}{reason or 'ready'}" for backend, reason in status.items()]

@@ -52,8 +52,9 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     add("--quality", type=whole(1, 100), default=95, metavar="1..100", help="of JPEG and WebP (default: %(default)s)")
     add(
         "--model", default=DEFAULT, metavar="NAME_OR_FILE",
-        help=f"one that comes with andfast ({describe_pretrained()}), or a file (.safetensors, "
-        ".pth, .ckpt ...): RRDBNet and Compact of any program, and with spandrel what it knows (default: %(default)s)",
+        help=f"one that comes with andfast ({'; '.join(describe_pretrained()) or 'none here'}), or a file "
+        "(.safetensors, .pth, .ckpt ...): RRDBNet and Compact of any program, and with spandrel what it knows "
+        "(default: %(default)s)",
     )  # fmt: skip
     add(
         "--output-scale", type=_factor, metavar="FACTOR",

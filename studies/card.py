@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from andfast.evaluation.robustness import CLEAN, case_name
-from andfast.training.config import MixConfig
+from andfast.training.config import BICUBIC, MixConfig
 from andfast.utils.formatting import markdown_table
 
 _GENERATORS = {
@@ -17,7 +17,9 @@ _BASELINES = {"bicubic": "bicubic interpolation", "classical": "its classical tw
 
 def model_card(record: dict[str, Any]) -> str:
     """The card's Markdown."""
-    worst = [_worst_case(record), _noise(record)] if "worst_case" in record else []  # older records have none
+    # Older records have neither.
+    worst = [_worst_case(record)] if "worst_case" in record else []
+    worst += [_noise(record)] if "noise_and_grid" in record else []
     sections = [_head(record), _results(record), *worst, _training(record), _images(record)]
     sections += [_limits(record), _making(record)]
     return "\n\n".join(sections) + "\n"
@@ -88,7 +90,9 @@ def _worst_case(record: dict[str, Any]) -> str:
 
 Mean PSNR on Y in dB of the worst LR image that an adversary finds within a budget, the least PSNR of the LR image \
 against the clean one, on {len(found["crops"])} crops of {size} x {size} of the held-out photographs \
-(`andfast.robustness` explains the adversaries; `F` is the degradation network, searched anew for every image).
+(`andfast.robustness` explains the adversaries; `F` is the degradation network, searched anew for every image). Each \
+searches with {found["steps"]} gradient steps, or {found["generations"]} generations of {found["population"]} cameras; \
+a longer search may find worse ones.
 
 {markdown_table(heads, rows, words=2)}
 
@@ -103,7 +107,8 @@ def _noise(record: dict[str, Any]) -> str:
     return f"""## Flat areas
 
 Flat gray with Gaussian noise of a standard deviation of 15, in 8-bit units: the noise left in the result, and how far \
-the means at the places within an LR pixel differ (a grid, if they do).
+the largest and the smallest of the means at the places within an LR pixel differ; about 0 unless the model draws a \
+regular grid.
 
 {markdown_table(["", "noise", "grid"], rows)}"""
 
@@ -149,9 +154,10 @@ def _networks(config: dict[str, Any]) -> str:
         text = f""" Before the degradation networks each HR patch passed a random lens: a Gaussian blur of {blur} \
 pixels, then sharpening (unsharp masking) by {sharpen}; the clean LR image is that of the lens alone."""
     if baseline := attack.get("baseline"):
-        text += f" The adversary climbed the loss relative to that of `{baseline}`."
+        of = "bicubic interpolation" if baseline == BICUBIC else "another model"
+        text += f" The adversary raised the difference from the L1 loss of {of}."
     if every := attack.get("noise_every"):
-        text += f" Every {every}. update was attacked by adversarial noise instead."
+        text += f" One update in {every} after the warm-up used adversarial noise on the LR image instead."
     if share := attack.get("random_start"):
         text += f" The search began at a random deviation that takes {100 * share:g}% of the allowed error."
     if degradation["num_networks"] != "batch":

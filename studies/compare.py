@@ -236,9 +236,9 @@ class Comparison:
             updates = self._updates_in_time(name)
             same = updates is not None and abs(updates / self.study.updates - 1) <= _NEAR
             for (_, seed), start in starts.items():
-                if same or UPDATES in self.options.budgets:
-                    run = self._row(name, seed, start, UPDATES, self.study.updates)
-                    equal.append((run, [UPDATES, TIME] if same else [UPDATES]))
+                budgets = [UPDATES, TIME] if same else [UPDATES]
+                if wanted := [budget for budget in budgets if budget in self.options.budgets]:
+                    equal.append((self._row(name, seed, start, UPDATES, self.study.updates), wanted))
                 if updates is not None and not same:
                     in_time.append((self._row(name, seed, start, TIME, updates), [TIME]))
         self._together(equal)

@@ -58,7 +58,8 @@ def report(outcome: Outcome, metrics: Sequence[str] = METRICS) -> str:
                 if titles:
                     parts += [f"{title}:", means(outcome, budget, metric, titles)]
                     parts.append(differences(outcome, budget, metric, titles))
-    return "\n\n".join([*parts, "### Cost", costs(outcome)]) + "\n"
+    parts += ["### Cost", costs(outcome)] if TIME in outcome.budgets() else []
+    return "\n\n".join(parts) + "\n"
 
 
 def page(name: str, outcome: Outcome) -> str:
@@ -78,8 +79,11 @@ def page_tables(outcome: Outcome) -> dict[str, str]:
         "cost": costs,
     }
     missing = set() if WORST in outcome.columns else {"worst case, equal updates"}
-    # Rows are timed, one after the other, only for equal time.
-    missing |= set() if TIME in outcome.budgets() else {"equal time", "lead, equal time", "cost"}
+    if UPDATES not in outcome.budgets():
+        missing |= {"equal updates", "worst case, equal updates", "lead, equal updates"}
+    if TIME not in outcome.budgets():
+        # Rows are timed, one after the other, only for equal time.
+        missing |= {"equal time", "lead, equal time", "cost"}
     return {title: table(outcome) for title, table in tables.items() if title not in missing}
 
 

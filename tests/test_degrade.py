@@ -220,6 +220,15 @@ def test_other_settings_want_another_folder(tmp_path, hr, run, capsys):
     assert "not a record" in capsys.readouterr().err
 
 
+def test_a_folder_from_before_a_setting_existed(tmp_path, hr, run):
+    assert run(hr) == 0
+    record = tmp_path / "out" / "degrade.yaml"
+    settings = yaml.safe_load(record.read_text())
+    del settings["attack"]["noise_every"], settings["attack"]["baseline"]
+    record.write_text(yaml.safe_dump(settings))
+    assert run(hr) == 0
+
+
 def test_one_bad_file_does_not_stop_the_others(tmp_path, hr, run, capsys):
     (hr / "b.png").write_bytes((hr / "b.png").read_bytes()[:80])
     Image.fromarray(photograph(3, size=48)[:7, :40]).save(hr / "flat.png")

@@ -57,7 +57,7 @@ def test_an_unknown_name():
 
 def test_each_has_a_purpose():
     assert sorted(PURPOSES) == NAMES
-    assert all(f"{name}: {PURPOSES[name]}" in describe_pretrained() for name in NAMES)
+    assert describe_pretrained() == [f"{name}: {PURPOSES[name]}" for name in NAMES]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,7 +66,7 @@ def test_flat_areas_come_out_without_a_grid(name):
     method = load_methods([name], Computing(torch.device("cpu"), tile=256))[0]
     found = noise_and_grid(method, method.upscaler.scale)
     assert found == pytest.approx(told["adversarial"], abs=0.02)
-    # Worse than interpolation, and seen as dots, is what the first model made of noise: 1.9 and 0.95 above it.
+    # The first pretrained model left more noise than interpolation (14.1 against 12.2), and a visible grid (0.95).
     assert found["noise"] < told["bicubic"]["noise"]
     assert found["grid"] < 0.5
 

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from andfast.attack.budget import SearchInputs, by_image, draw_budget, network_psnr
 from andfast.degradation.lens import Lens
@@ -258,6 +259,25 @@ class ImageAttack(Attack):
 def by_network(per_image: Tensor, num_networks: int) -> Tensor:
     """(B,) -> (N,): the mean over the images that share a network."""
     return per_image.unflatten(0, (num_networks, -1)).mean(dim=1)
+
+
+def bicubic_upsample(lr: Tensor, scale: int) -> Tensor:
+    """Upsample (B, C, h, w) -> (B, C, h * scale, w * scale) bicubically, like Pillow; float32, not clamped.
+
+    As two matrix products: on CUDA the gradient of `F.interpolate` adds up in any order, so that an attack through it
+    would not give the same bits twice.
+    """
+    rows, columns = (_bicubic_matrix(size, scale, lr.device) for size in lr.shape[-2:])
+    return rows @ lr.float() @ columns.T
+
+
+@lru_cache(maxsize=16)
+def _bicubic_matrix(size: int, scale: int, device: torch.device) -> Tensor:
+    """(size * scale, size): what each row of the larger image takes from those of the smaller one."""
+    with unset_fake_temporarily():  # it is kept, and the first to ask may be a memory estimate on fake tensors
+        unit = torch.eye(size, dtype=torch.float64)[None, None]
+        rows = F.interpolate(unit, size=(size * scale, size), mode="bicubic", antialias=True)
+        return rows[0, 0].to(device, torch.float32)
 
 
 def bicubic_downsample(hr: Tensor, scale: int) -> Tensor:

@@ -7,6 +7,7 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from andfast.attack.base import bicubic_upsample
 from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
 from andfast.evaluation.attackers import ATTACKERS, FOUND, RANDOM, SHORT, Effort, luma_error
@@ -49,11 +51,8 @@ class Subject:
 
 def bicubic_subject(scale: int) -> Subject:
     """Bicubic interpolation, what every model is compared with; in PyTorch, so that it has gradients."""
-
-    def restore(lr: Tensor) -> Tensor:
-        return F.interpolate(lr, scale_factor=scale, mode="bicubic", antialias=True)
-
-    return Subject(BICUBIC, f"torch {torch.__version__.split('+')[0]}", restore)
+    version = f"torch {torch.__version__.split('+')[0]}"
+    return Subject(BICUBIC, version, partial(bicubic_upsample, scale=scale))
 
 
 @dataclass(frozen=True)

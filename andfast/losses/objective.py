@@ -30,11 +30,11 @@ def l1_loss(restored: Tensor, hr: Tensor) -> Tensor:
 class GeneratorLoss:
     """L1 + perceptual_weight * perceptual + gan_weight * adversarial, for each image: L_cont + lambda L_GAN (Eq. 1).
 
-    And matching_weight * matching, for those who have no VGG19.
+    With `matching`, matching_weight times the distance in the discriminator's features is added, in place of VGG19's.
 
     G minimises it, and the degradation network F, the adversary, maximises it: Eq. 1 has min over G and max over F
     before both L_GAN and L_cont. Eq. 1 writes a maximum for each; as in Fig. 2 there is one search here, for the sum.
-    A missing term, or one of weight 0, is not computed: without both this is `l1_loss`.
+    A missing term, or one of weight 0, is not computed: without all this is `l1_loss`.
 
     Args:
         perceptual: the second term of L_cont; None: without it.

@@ -24,9 +24,9 @@ def pretrained_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("[!.]*.safetensors"))
 
 
-def describe_pretrained() -> str:
-    """The names of the pretrained models, and what each is for."""
-    return "; ".join(f"{name}: {PURPOSES[name]}" for name in pretrained_names()) or "none here"
+def describe_pretrained() -> list[str]:
+    """The names of the pretrained models, each with what it is for."""
+    return [f"{name}: {PURPOSES[name]}" if name in PURPOSES else name for name in pretrained_names()]
 
 
 def model_file(name_or_file: str) -> Path:

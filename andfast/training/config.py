@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from andfast.attack import (
     BSRGAN,
@@ -24,9 +25,10 @@ from andfast.attack import (
     StyleShift,
     SubsetPGD,
 )
-from andfast.attack.base import NetworkAttack
+from andfast.attack.base import NetworkAttack, bicubic_upsample
 from andfast.degradation.network import DegradationNetwork
 from andfast.models import GENERATORS, ModelError, build_generator, load_model
+from andfast.models.frozen import AutocastModule
 from andfast.ops.precision import choose_precision
 from andfast.ops.theta_layout import ScaleFactors
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
@@ -154,6 +156,9 @@ class DegradationConfig:
         )
 
 
+BICUBIC = "bicubic"  # as `AttackConfig.baseline`
+
+
 @dataclass
 class MixConfig:
     """Images of each batch that another degradation makes instead of the adversary, after the warm-up.
@@ -206,11 +211,11 @@ class AttackConfig:
             the clean one is drawn (likewise, but for style, and noise).
         lens: between the HR images and the degradation networks, drawn for each network (pgd, yopo, subset, free,
             style, random), or each image (noise); null: no lens, as in the paper.
-        baseline: the adversary climbs the difference of G's loss and this restoration's L1 loss: bicubic
+        baseline: the adversary raises the difference between G's loss and this restoration's L1 loss: bicubic
             (interpolation), or a model file, such as a classical twin; null: G's loss alone, as in the paper (pgd,
             yopo, subset, style, noise).
-        noise_every: every so many-th update after the warm-up is attacked by adversarial noise (the method noise, with
-            these settings) instead; 0: none (pgd, yopo, subset, style, random).
+        noise_every: N: every Nth update after the warm-up uses adversarial noise (the method noise, with these
+            settings) instead; 0: none (pgd, yopo, subset, style, random).
         dtype: the type G computes in within the attack; auto: train.precision's.
         mix: images of each batch that another degradation makes.
     """
@@ -245,9 +250,33 @@ class AttackConfig:
         return self._build(self.method)
 
     def build_noise(self) -> Attack | None:
-        """The adversarial noise of every `noise_every`-th update; None without."""
+        """The adversarial noise of every Nth update, N being `noise_every`; None without."""
         has_networks = issubclass(_ATTACKS[self.method], NetworkAttack)
         return self._build("noise") if self.noise_every and has_networks else None
+
+    def load_baseline(self, scale: int, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """The restoration of `baseline`, (B, 3, h, w) -> (B, 3, H, W); None without, and where no attack climbs a loss.
+
+        Args:
+            scale, device: of the run.
+            dtype: that a model file computes in.
+
+        Raises:
+            FileNotFoundError, ModelError: the file is missing, or has no generator of this scale.
+        """
+        climbs = isinstance(self.build(), (PGD, AdversarialNoise)) or self.build_noise() is not None
+        if self.baseline is None or not climbs:
+            return None
+        if self.baseline == BICUBIC:
+            return partial(bicubic_upsample, scale=scale)
+        try:
+            model = load_model(self.baseline, device)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"attack.baseline: {error}; or give {BICUBIC}") from error
+        if model.scale != scale:
+            raise ModelError(f"attack.baseline {self.baseline}: a model x{model.scale}; scale is {scale}")
+        model = model.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return AutocastModule(model.requires_grad_(False), dtype)
 
     def _build(self, method: str) -> Attack:
         if method == "noise" and self.psnr_range is None:
@@ -413,10 +442,11 @@ class Config:
         if method in ("pairs", "free") and mix.share:
             why = "takes whole batches from pairs" if method == "pairs" else "replays whole batches"
             raise ValueError(f"attack.mix.share is {mix.share:g}; attack.method {method} {why}: it must be 0")
-        if method == "free" and self.attack.noise_every:
+        if method == "free" and (self.attack.noise_every or self.attack.baseline is not None):
+            key, wanted = ("noise_every", 0) if self.attack.noise_every else ("baseline", "null")
             raise ValueError(
-                f"attack.noise_every is {self.attack.noise_every}; attack.method free replays each minibatch: it must "
-                "be 0"
+                f"attack.{key} is {getattr(self.attack, key)}; attack.method free moves by the gradients of G's own "
+                f"updates: it must be {wanted}"
             )
         if self.mixed and self.mix_method == "pairs" and mix.pairs is None:
             key = "attack.method" if method == "pairs" else "attack.mix.method"

@@ -97,10 +97,10 @@ def degrade(
     by_network = isinstance(attack, NetworkAttack)
     results = {CLEAN: network.clean(hr) if identity else attack.clean(network, hr)}
     inputs = hr
-    if by_network:
-        inputs = attack.preprocess(hr, networks, step_generator(config.seed, number, hr.device, _ATTACK))
-        if attack.lens is not None:
-            results[LENS] = network.clean(inputs)
+    if getattr(attack, "lens", None) is not None:
+        count = networks if by_network else len(hr)
+        inputs = attack.preprocess(hr, count, step_generator(config.seed, number, hr.device, _ATTACK))
+        results[LENS] = attack.clean(network, inputs)
     if identity:
         return results
     network.reset_identity((height, width), step_generator(config.seed, number, hr.device))

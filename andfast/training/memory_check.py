@@ -49,7 +49,7 @@ def estimate_memory(trainer: Trainer) -> int:
     # A replay of `FreeAT` is an update as well.
     generator = trainer.autocast if isinstance(trainer.attack, FreeAT) else trainer.frozen
     objective = relative_objective(generator_objective(generator, trainer.loss), trainer.baseline)
-    sheet_objective = l1_objective(trainer.frozen)
+    sheet_objective = relative_objective(l1_objective(trainer.frozen), trainer.baseline)
     if isinstance(trainer.attack, (RandomDeviation, Simulated)):
         sheet_objective = None
         objective = None if trainer.noise_attack is None else objective

@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,8 +19,6 @@ from andfast.degradation.network import DegradationNetwork
 from andfast.losses import generator_objective, l1_objective, relative_objective
 from andfast.models.compilation import CompileTimer, compile_regions, wants_compile
 from andfast.models.frozen import AutocastModule, FrozenModule
-from andfast.models.generators import load_model
-from andfast.models.weights import ModelError
 from andfast.ops.precision import choose_precision
 from andfast.training.batches import blur_hr, mixed_images, to_images
 from andfast.training.config import Config
@@ -35,7 +30,6 @@ from andfast.training.step_metrics import PendingStep, all_reduce_metrics, attac
 from andfast.utils.formatting import dtype_name
 from andfast.utils.rng import step_generator
 
-BICUBIC = "bicubic"  # as `attack.baseline`
 # At the start of the ramp the LR-PSNR budget is this much higher than the configured one.
 RAMP_DB = 20.0
 
@@ -97,17 +91,19 @@ class Trainer:
         # One loss for both: the adversary raises what the update lowers (Eq. 1).
         self.loss = config.loss.build(self.features, self.discriminator and self.discriminator.frozen)
         micro_batch = config.train.micro_batch
-        self.baseline = self._load_baseline()
+        self.baseline = config.attack.load_baseline(config.scale, self.device, self.attack_precision)
         objective = relative_objective(generator_objective(self.frozen, self.loss), self.baseline)
         self.attack_objective = micro_batched(objective, micro_batch)
         # Without the discriminator, which takes images of only one size.
-        self.sheet_objective = micro_batched(l1_objective(self.frozen), micro_batch)
+        self.sheet_objective = micro_batched(relative_objective(l1_objective(self.frozen), self.baseline), micro_batch)
         if config.train.checkpoint_blocks:
             self.generator.body.checkpoint_blocks = True
         compiled = wants_compile(config.compile, self.device)
         if compiled:
             compile_regions(self.generator)
             compile_regions(self.frozen.module)
+            if isinstance(self.baseline, AutocastModule):
+                compile_regions(self.baseline.module)
         self._update_timer = CompileTimer("the generator for its update", compiled, self.world.main)
         self._attack_timer = CompileTimer(
             "the generator for the attack",
@@ -120,18 +116,6 @@ class Trainer:
         self.world.connect(self.autocast, torch.zeros(1, 3, 16, 16, device=self.device))
         if self.discriminator is not None:
             self.discriminator.connect()
-
-    def _load_baseline(self) -> Callable[[Tensor], Tensor] | None:
-        """The restoration that the adversary's objective is relative to."""
-        name_or_file, scale = self.config.attack.baseline, self.config.scale
-        if name_or_file is None:
-            return None
-        if name_or_file == BICUBIC:
-            return partial(F.interpolate, scale_factor=scale, mode="bicubic", antialias=True)
-        model = load_model(name_or_file, self.device)
-        if model.scale != scale:
-            raise ModelError(f"attack.baseline {name_or_file}: a model x{model.scale}; scale is {scale}")
-        return FrozenModule(model, self.attack_precision)
 
     def make_bank(self, num_networks: int) -> DegradationNetwork:
         """A bank of degradation networks as configured, without parameters yet."""
@@ -173,7 +157,7 @@ class Trainer:
 
     @property
     def _attack_in_turn(self) -> Attack:
-        """The attack of this step: every so many-th is the adversarial noise."""
+        """The attack of this step: with `noise_every` now and then adversarial noise."""
         every = self.config.attack.noise_every
         if self.noise_attack is None or (self.step - self.config.train.warmup + 1) % every:
             return self.attack

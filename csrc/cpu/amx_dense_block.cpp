@@ -295,7 +295,7 @@ void chain(const bfloat16* entry, DenseShape shape, const Products& products, Pa
 }  // namespace
 
 bool amx_available() {
-#if defined(ANDFAST_AMX)
+#if defined(ANDFAST_AMX) && !defined(ANDFAST_NO_AVX512)
   static const bool available = [] {
     constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
     constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA

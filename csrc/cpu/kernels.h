@@ -7,7 +7,8 @@
 
 // Compiles a function for several instruction sets and picks one when the library loads, so that one wheel is fast
 // on old and new x86 processors. It needs the ifunc mechanism of glibc; elsewhere the baseline is used. Compiled with
-// ANDFAST_NO_AVX512 the kernels use at most AVX2, to test and time what older processors run.
+// -DANDFAST_NO_AVX512 (in CFLAGS) the kernels use at most AVX2, to test and time what older processors run; give such a
+// build a kernel table of its own (ANDFAST_CACHE).
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute)
 #if __has_attribute(target_clones)
 #ifdef ANDFAST_NO_AVX512

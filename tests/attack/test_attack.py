@@ -41,6 +41,7 @@ from andfast.attack import (
     StyleShift,
     SubsetPGD,
 )
+from andfast.attack.base import bicubic_upsample
 from andfast.degradation.lens import Lens
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective, l1_objective
@@ -428,6 +429,20 @@ def test_bicubic_is_pillow_s(scale):
     assert (result.distance == 0).all()
     assert (result.lr_psnr == math.inf).all()
     assert (result.budget_db == -math.inf).all()
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_bicubic_upsampling_is_pillow_s(scale):
+    lr = torch.rand(2, 3, 13, 10, generator=seeded())
+    found = bicubic_upsample(lr, scale)
+    for image, larger in zip(lr.flatten(0, 1), found.flatten(0, 1), strict=True):
+        expected = Image.fromarray(image.numpy()).resize((10 * scale, 13 * scale), Image.Resampling.BICUBIC)
+        np.testing.assert_allclose(larger.numpy(), np.asarray(expected), atol=1e-5)
+    wide = lr.requires_grad_()
+    weights = torch.rand(found.shape, generator=seeded(1))
+    (gradient,) = torch.autograd.grad((bicubic_upsample(wide, scale) * weights).sum(), wide)
+    interpolated = torch.nn.functional.interpolate(wide, scale_factor=scale, mode="bicubic", antialias=True)
+    torch.testing.assert_close(gradient, torch.autograd.grad((interpolated * weights).sum(), wide)[0])
 
 
 def test_bicubic_stays_in_range():

@@ -84,6 +84,7 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         (["--attack.method", "noise", "--attack.psnr_range", "null"], ["attack.psnr_range", "noise"]),
         (["--attack.noise_every", "2", "--attack.psnr_range", "null"], ["attack.psnr_range", "attack.noise_every"]),
         (["--attack.noise_every", "2", "--attack.method", "free"], ["attack.noise_every is 2", "free"]),
+        (["--attack.baseline", "bicubic", "--attack.method", "free"], ["attack.baseline is bicubic", "free", "null"]),
         (["--attack.scale_factors.noise", "-1"], ["noise", "positive"]),
         (["--attack.method", "subset"], ["attack.method subset", "degradation.num_networks 1, not 2"]),
         (

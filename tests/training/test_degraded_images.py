@@ -54,6 +54,10 @@ def test_the_lens_image_is_that_of_the_attack_s_lens(hr, objective):
     assert (distance(made[ATTACKED], made[LENS]) < 1.01 * decibels(50)).all()
     assert (distance(made[LENS], made[CLEAN]) > 0.02).all()
     assert not torch.equal(made[ATTACKED], made[LENS])
+    noise = {"attack.method": "noise", "attack.psnr_range": "[50, 50]"}
+    made = degrade(hr, config(**LENS_OPTION, **noise), objective, 2)
+    assert list(made) == [CLEAN, LENS, ATTACKED]
+    assert (distance(made[ATTACKED], made[LENS]) < 1.01 * decibels(50)).all()
 
 
 @pytest.mark.parametrize("options", [{}, LENS_OPTION])
@@ -80,9 +84,10 @@ def test_seed_and_number_decide(hr, objective):
     assert not torch.equal(found(0), found(0, seed=1))
 
 
-def test_an_attack_without_networks_has_no_lens_and_no_parts(hr, objective):
-    made = degrade(hr, config(**LENS_OPTION, **{"attack.method": "noise"}), objective, 2, parts=True)
-    assert list(made) == [CLEAN, ATTACKED]
+@pytest.mark.parametrize(("method", "labels"), [("noise", [CLEAN, LENS, ATTACKED]), ("bsrgan", [CLEAN, ATTACKED])])
+def test_an_attack_without_networks_has_no_parts(hr, objective, method, labels):
+    made = degrade(hr, config(**LENS_OPTION, **{"attack.method": method}), objective, 2, parts=True)
+    assert list(made) == labels
 
 
 @pytest.mark.parametrize("options", [{}, LENS_OPTION])
