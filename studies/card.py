@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
+from andfast.evaluation.models import BICUBIC as INTERPOLATION
 from andfast.evaluation.robustness import CLEAN, case_name
 from andfast.training.config import BICUBIC, MixConfig
 from andfast.utils.formatting import markdown_table
@@ -23,6 +26,31 @@ def model_card(record: dict[str, Any]) -> str:
     sections = [_head(record), _results(record), *worst, _training(record), _images(record)]
     sections += [_limits(record), _making(record)]
     return "\n\n".join(sections) + "\n"
+
+
+def comparison(records: Sequence[dict[str, Any]]) -> str:
+    """README's table: PSNR-Y of bicubic interpolation, of the first model's classical twin, and of the models.
+
+    The worst case of an adversary is the mean over its budgets of 40, 34 and 28 dB.
+    """
+    tests = {
+        "real pairs": "real pairs, all",
+        "blur, noise, JPEG": "photographs, all but clean",
+        "clean": "photographs, clean",
+    }
+    lines = []
+    for record, row, title in [
+        *((records[0], row, title) for row, title in (("bicubic", INTERPOLATION), ("classical", "classical twin"))),
+        *((record, "adversarial", record["name"]) for record in records),
+    ]:
+        found = {line["test"]: line["psnr_y"][row] for line in record["evaluation"]["table"]}
+        means = record["worst_case"]["means"]
+        worst = [
+            fmean(means[case_name(attacker, budget)][title]["psnr_y"] for budget in (40, 34, 28))
+            for attacker in ("F", "noise", "camera")
+        ]
+        lines.append([title, *(f"{value:.2f}" for value in (*(found[test] for test in tests.values()), *worst))])
+    return markdown_table(["", *tests, "worst F", "worst noise", "worst camera"], lines)
 
 
 def _head(record: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from study_images import photograph
 from tiny_trainer import make, patches, watch_attack
 
 from andfast.attack import AdversarialNoise, AttackResult
+from andfast.degradation.lens import Lens
 from andfast.losses import l1_loss
 from andfast.models.generators import save_model
 from andfast.models.weights import ModelError
@@ -40,15 +41,22 @@ def test_training_against_every_attack(method: dict[str, Any]) -> None:
 @pytest.mark.parametrize("method", ["pgd", "random"])
 def test_noise_in_turn(method: str) -> None:
     """After the warm-up every third update's images differ by adversarial noise; the others are the method's."""
-    trainer = make(attack__method=method, attack__noise_every=3, attack__psnr_range="[30, 30]", train__warmup=1)
-    noise, calls = trainer.noise_attack, []
-    assert noise == AdversarialNoise(steps=2, psnr_range=(30, 30))
+    options = {"attack__noise_every": 3, "attack__psnr_range": "[30, 30]", "attack__lens__blur": "[1, 2]"}
+    trainer = make(attack__method=method, train__warmup=1, **options)
+    noise, calls, captured = trainer.noise_attack, [], []
+    assert noise == AdversarialNoise(steps=2, psnr_range=(30, 30), lens=Lens(blur=(1, 2)))
 
     def watched(*arguments: Any) -> AttackResult:
         calls.append(trainer.step)
+        assert arguments[2] is trainer.attack_objective
         return noise(*arguments)
 
-    trainer.noise_attack = watched
+    def run(search: Any, *inputs: Any) -> Any:
+        captured.append(trainer.step)
+        return search(*inputs)
+
+    # A CUDA graph is of the method's search alone.
+    trainer.noise_attack, trainer.captured = watched, run
     for step in range(7):
         result = trainer.train_step(patches(seed=step)).read()
         assert calls == [turn for turn in (3, 6) if turn <= step]
@@ -58,6 +66,7 @@ def test_noise_in_turn(method: str) -> None:
             assert result.loss_after_attack > 1.001 * result.loss_before_attack
         elif step > 0:
             assert result.distance_conv > 0
+    assert captured == [1, 2, 4, 5]
     assert make(attack__method=method).noise_attack is None
     for other in ("none", "real_esrgan", "noise"):
         assert make(attack__method=other, attack__noise_every=3).noise_attack is None

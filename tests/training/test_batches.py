@@ -171,6 +171,7 @@ def run(folder: Path, **changed: Any) -> list[dict[str, Any]]:
         {"attack__method": "pairs"},
         {"attack__mix__share": 0.5, "attack__mix__method": "pairs"},
         {"attack__mix__share": 0.5, "attack__mix__method": "real_esrgan"},
+        {"attack__baseline": "bicubic", "attack__noise_every": 3},
     ],
     ids=lambda changed: "-".join(map(str, changed.values())),
 )
