@@ -152,7 +152,7 @@ def test_a_run_s_configuration(tmp_path, hr, run):
     assert run(hr / "a.png", "--config", FOLDER / "andnet_compact_x4.yaml") == 0
     record = yaml.safe_load((tmp_path / "out" / "degrade.yaml").read_text())
     assert record["attack"]["lens"]["blur"] == [2.0, 4.0]
-    assert record["attack"]["psnr_range"] == [28.0, 44.0]
+    assert record["attack"]["psnr_range"] == [24.0, 46.0]
     assert record["attack"]["steps"] == 1
 
 
