@@ -35,7 +35,8 @@ from andfast.models.frozen import FrozenModule
 from andfast.ops.precision import choose_precision
 from andfast.pretrained import DEFAULT, model_file, pretrained_names
 from andfast.training.checkpoints import different, flat, renamed
-from andfast.training.config import Config, MixConfig, TrainConfig
+from andfast.training.attack_config import MixConfig
+from andfast.training.config import Config, TrainConfig
 from andfast.training.degraded_images import degrade, draw_degraded, image_number, read_hr
 from andfast.training.memory_check import check_search
 from andfast.training.options import Parser

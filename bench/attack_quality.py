@@ -24,7 +24,8 @@ from andfast.data.images import DataError
 from andfast.data.patches import PatchBatches
 from andfast.models import load_model
 from andfast.ops.precision import choose_precision
-from andfast.training.config import AttackConfig, DegradationConfig
+from andfast.training.attack_config import AttackConfig
+from andfast.training.config import DegradationConfig
 from andfast.training.images import Skipped, training_sources
 from andfast.training.options import Parser, join_lists
 from andfast.utils.charts import require_matplotlib, save_figure

@@ -29,7 +29,8 @@ from andfast.attack import Attack
 from andfast.data.patches import ImageArray, PatchBatches, PatchLoader, make_loader
 from andfast.data.photographs import training_photographs
 from andfast.models.frozen import AutocastModule
-from andfast.training.config import AttackConfig, Config, DataConfig, DegradationConfig, GeneratorConfig, TrainConfig
+from andfast.training.attack_config import AttackConfig
+from andfast.training.config import Config, DataConfig, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.trainer import Trainer
 from andfast.utils.console import console
 from andfast.utils.files import write_text

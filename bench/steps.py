@@ -19,7 +19,8 @@ from andfast.data.photographs import training_photographs
 from andfast.degradation.network import DegradationNetwork
 from andfast.ops import use_backend
 from andfast.ops.precision import choose_precision
-from andfast.training.config import AttackConfig, Config, DegradationConfig, GeneratorConfig, TrainConfig
+from andfast.training.attack_config import AttackConfig
+from andfast.training.config import Config, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.step_metrics import PendingStep
 from andfast.training.trainer import Trainer
 from andfast.utils.formatting import dtype_name

@@ -8,7 +8,7 @@ from typing import Any
 
 from andfast.evaluation.models import BICUBIC as INTERPOLATION
 from andfast.evaluation.robustness import CLEAN, case_name
-from andfast.training.config import BICUBIC, MixConfig
+from andfast.training.attack_config import BICUBIC, MixConfig
 from andfast.utils.formatting import markdown_table
 
 _GENERATORS = {

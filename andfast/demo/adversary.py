@@ -22,7 +22,8 @@ from andfast.demo.models import Offered
 from andfast.losses import Objective, l1_objective
 from andfast.metrics import psnr, psnr_y
 from andfast.ops.theta_layout import ScaleFactors
-from andfast.training.config import AttackConfig, Config, DegradationConfig, TrainConfig
+from andfast.training.attack_config import AttackConfig
+from andfast.training.config import Config, DegradationConfig, TrainConfig
 from andfast.training.degraded_images import (
     ATTACKED,
     CLEAN,

@@ -1,0 +1,182 @@
+"""The settings of the adversary, and of what is mixed in beside it (Sec 3.3, 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Literal
+
+import torch
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from andfast.attack import (
+    BSRGAN,
+    PGD,
+    YOPO,
+    AdversarialNoise,
+    Attack,
+    Bicubic,
+    FreeAT,
+    Lens,
+    RandomDeviation,
+    RealESRGAN,
+    StyleShift,
+    SubsetPGD,
+)
+from andfast.attack.base import NetworkAttack, bicubic_upsample
+from andfast.models import ModelError, load_model
+from andfast.models.frozen import AutocastModule
+from andfast.ops.theta_layout import ScaleFactors
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+BICUBIC = "bicubic"  # as `AttackConfig.baseline`
+
+
+@dataclass
+class MixConfig:
+    """Images of each batch that another degradation makes instead of the adversary, after the warm-up.
+
+    Attributes:
+        share: of the batch's images, in [0, 1), rounded to whole images, the last ones of the batch.
+        method: clean (the identity's pooling), bicubic, bsrgan, real_esrgan, or pairs (camera-captured ones).
+        pairs: a folder of camera-captured pairs, `HR/` and `LR/` or the like, for the method pairs, here or in
+            attack.method.
+    """
+
+    share: NonNegativeFloat = 0.0
+    method: Literal["clean", "bicubic", "bsrgan", "real_esrgan", "pairs"] = "clean"
+    pairs: str | None = None
+
+    def images(self, batch: int) -> int:
+        """How many images of a batch the share is; a ValueError if that is all of them, or less than half an image."""
+        images = round(self.share * batch)
+        if images >= batch:
+            raise ValueError(
+                f"attack.mix.share is {self.share:g} of train.batch_size {batch}, which is all of it; attack.method "
+                "degrades whole batches"
+            )
+        if self.share and not images:
+            raise ValueError(f"attack.mix.share is {self.share:g} of train.batch_size {batch}: less than half an image")
+        return images
+
+
+@dataclass
+class AttackConfig:
+    """The adversary; see `andfast.attack` and docs/attacks.md.
+
+    Attributes:
+        method: pgd, or cheaper yopo (frozen costate), subset (a part of the batch; needs degradation.num_networks 1),
+            free (minibatch replay); for comparison random (deviations), noise (adversarial, on the LR image), style
+            (pgd from random networks), none (bicubic), bsrgan, real_esrgan, pairs (camera-captured, from mix.pairs).
+        steps: gradient steps (pgd, subset, style, noise), 5 in the paper; passes through G (yopo).
+        inner_steps: steps in theta for each pass through G (yopo).
+        replays: updates of G for each minibatch (free).
+        share: of the batch's images that are attacked, in (0, 1] (subset).
+        return_iterate: worst returns the worst of all iterates, last the last one, which saves a pass through G (pgd,
+            yopo, subset, style).
+        random_start: share, in [0, 1), of the squared error that psnr_range allows which a random deviation uses at the
+            start (pgd, yopo, subset), or Gaussian noise (noise).
+        step_size: length of a step in the scaled norm (pgd, yopo, subset, free, style).
+        step_ratio: length of a step relative to epsilon, instead of step_size.
+        epsilon: radius of the ball in the scaled norm (pgd, yopo, subset, free, style, random).
+        scale_factors: the scaled norm's factors by group of parameters (likewise).
+        psnr_range: low and high end, in dB, of the range from which the least PSNR of a degraded LR image against
+            the clean one is drawn (likewise, but for style, and noise).
+        lens: between the HR images and the degradation networks, drawn for each network (pgd, yopo, subset, free,
+            style, random), or each image (noise); null: no lens, as in the paper.
+        baseline: the adversary raises the difference between G's loss and this restoration's L1 loss: bicubic
+            (interpolation), or a model file, such as a classical twin; null: G's loss alone, as in the paper (pgd,
+            yopo, subset, style, noise).
+        noise_every: N: every Nth update after the warm-up uses adversarial noise (the method noise, with these
+            settings) instead; 0: none (pgd, yopo, subset, style, random).
+        dtype: the type G computes in within the attack; auto: train.precision's.
+        mix: images of each batch that another degradation makes.
+    """
+
+    method: Literal[
+        "pgd", "yopo", "subset", "free", "random", "noise", "style", "none", "bsrgan", "real_esrgan", "pairs"
+    ] = "pgd"
+    steps: PositiveInt = 3
+    inner_steps: PositiveInt = YOPO.inner_steps
+    replays: PositiveInt = FreeAT.replays
+    share: PositiveFloat = SubsetPGD.share
+    return_iterate: Literal["worst", "last"] = PGD.return_iterate
+    random_start: NonNegativeFloat = PGD.random_start
+    step_size: PositiveFloat = PGD.step_size
+    step_ratio: PositiveFloat | None = None
+    epsilon: PositiveFloat = PGD.epsilon
+    scale_factors: ScaleFactors = field(default_factory=ScaleFactors)
+    psnr_range: tuple[PositiveFloat, PositiveFloat] | None = PGD.psnr_range
+    lens: Lens | None = None
+    baseline: str | None = None
+    noise_every: NonNegativeInt = 0
+    dtype: Precision = "auto"
+    mix: MixConfig = field(default_factory=MixConfig)
+
+    @property
+    def updates_per_step(self) -> int:
+        """Generator updates in a training step with the attack: several with free."""
+        return self.replays if self.method == "free" else 1
+
+    def build(self) -> Attack:
+        """The attack with these settings; a ValueError names the keys of values that do not go together."""
+        return self._build(self.method)
+
+    def build_noise(self) -> Attack | None:
+        """The adversarial noise of every Nth update, N being `noise_every`; None without."""
+        has_networks = issubclass(_ATTACKS[self.method], NetworkAttack)
+        return self._build("noise") if self.noise_every and has_networks else None
+
+    def load_baseline(self, scale: int, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """The restoration of `baseline`, (B, 3, h, w) -> (B, 3, H, W); None without, and where no attack climbs a loss.
+
+        Args:
+            scale, device: of the run.
+            dtype: that a model file computes in.
+
+        Raises:
+            FileNotFoundError, ModelError: the file is missing, or has no generator of this scale.
+        """
+        climbs = isinstance(self.build(), (PGD, AdversarialNoise)) or self.build_noise() is not None
+        if self.baseline is None or not climbs:
+            return None
+        if self.baseline == BICUBIC:
+            return partial(bicubic_upsample, scale=scale)
+        try:
+            model = load_model(self.baseline, device)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"attack.baseline: {error}; or give {BICUBIC}") from error
+        if model.scale != scale:
+            raise ModelError(f"attack.baseline {self.baseline}: a model x{model.scale}; scale is {scale}")
+        model = model.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return AutocastModule(model.requires_grad_(False), dtype)
+
+    def _build(self, method: str) -> Attack:
+        if method == "noise" and self.psnr_range is None:
+            key = "method noise" if self.method == "noise" else "noise_every"
+            raise ValueError(f"attack.psnr_range is null; attack.{key} needs a range in dB")
+        kind = _ATTACKS[method]
+        try:
+            return kind(**{setting.name: getattr(self, setting.name) for setting in fields(kind)})
+        except ValueError as error:  # it begins with the setting's name
+            raise ValueError(f"attack.{error}") from error
+
+
+# The fields of each are in AttackConfig by the same names.
+_ATTACKS: dict[str, type[Attack]] = {
+    "pgd": PGD,
+    "yopo": YOPO,
+    "subset": SubsetPGD,
+    "free": FreeAT,
+    "random": RandomDeviation,
+    "noise": AdversarialNoise,
+    "style": StyleShift,
+    "none": Bicubic,
+    "bsrgan": BSRGAN,
+    "real_esrgan": RealESRGAN,
+    # Batches come from the pairs; images of the warm-up and of sample sheets are downsampled.
+    "pairs": Bicubic,
+}
