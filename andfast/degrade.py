@@ -34,8 +34,8 @@ from andfast.losses import l1_objective, no_objective, relative_objective
 from andfast.models.frozen import FrozenModule
 from andfast.ops.precision import choose_precision
 from andfast.pretrained import DEFAULT, model_file, pretrained_names
-from andfast.training.checkpoints import different, flat, renamed
 from andfast.training.attack_config import MixConfig
+from andfast.training.checkpoints import different, flat, renamed
 from andfast.training.config import Config, TrainConfig
 from andfast.training.degraded_images import degrade, draw_degraded, image_number, read_hr
 from andfast.training.memory_check import check_search
@@ -173,7 +173,8 @@ class Job:
         if path.exists():
             try:
                 # Settings that are newer than the record had their defaults.
-                before = flat({key: Config().to_dict()[key] for key in ("degradation", "attack")})
+                defaults = Config().to_dict()
+                before = flat({key: defaults[key] for key in ("degradation", "attack")})
                 before |= renamed(flat(read_yaml(path)))
             except (YamlError, AttributeError) as error:
                 raise ValueError(f"{path}: not a record of andfast.degrade; choose another --output") from error

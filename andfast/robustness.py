@@ -9,7 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import torch
 from jsonargparse import Namespace
 from tqdm import tqdm
 
@@ -22,16 +21,15 @@ from andfast.evaluation.models import Computing, add_models, load_methods
 from andfast.evaluation.records import Records
 from andfast.evaluation.robustness import (
     Plan,
-    Subject,
     bicubic_subject,
     case_name,
     chart,
     make_crops,
     measure_worst_cases,
+    model_subject,
     summarise,
     text,
 )
-from andfast.models.frozen import FrozenModule
 from andfast.utils.charts import require_matplotlib, save_figure
 from andfast.utils.command_line import UsageError, as_path, make_parser, one_line, whole
 from andfast.utils.console import console
@@ -95,14 +93,10 @@ def _prepare(options: Namespace, held: ExitStack) -> tuple[Plan, Records]:
         if options.size % scale:
             raise ValueError(f"--size is {options.size}; it must be a multiple of the models' scale, {scale}")
         images = _images(options.hr, scale)
-        subjects = [
-            Subject(method.title, method.digest, FrozenModule(method.upscaler.model, torch.float32))
-            for method in methods
-        ]
         effort = Effort(**{field.name: getattr(options, field.name) for field in fields(Effort)})
         plan = Plan(
             scale=scale,
-            subjects=[bicubic_subject(scale), *subjects],
+            subjects=[bicubic_subject(scale), *map(model_subject, methods)],
             crops=make_crops(images, options.crops, options.size, options.seed),
             attackers=list(dict.fromkeys(options.attackers)),
             budgets=sorted(set(options.budgets), reverse=True),

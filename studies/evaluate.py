@@ -18,10 +18,9 @@ from tqdm import tqdm
 from andfast.data.tensors import to_tensor
 from andfast.evaluation.models import Computing, Method, bicubic_method, load_methods
 from andfast.evaluation.records import Records
-from andfast.evaluation.robustness import Plan, Subject, bicubic_subject, measure_worst_cases
+from andfast.evaluation.robustness import Plan, bicubic_subject, measure_worst_cases, model_subject
 from andfast.inference.tiles import NonFiniteError
 from andfast.metrics import FIDELITY
-from andfast.models.frozen import FrozenModule
 from andfast.training.options import parse_config
 from andfast.utils.command_line import make_parser
 from andfast.utils.console import console
@@ -41,10 +40,9 @@ def evaluate(method: Method, sets: TestSets, scale: int) -> Scores:
     Raises:
         NonFiniteError: the model's output holds NaN or infinity.
     """
-    device = torch.device("cpu") if method.upscaler is None else method.upscaler.device
     scores: Scores = {metric: {} for metric in METRICS}
     for name, cases in sets.items():
-        restored = [(method.restore(case.lr, scale, device).cpu(), to_tensor(case.hr)) for case in cases]
+        restored = [(method.restore(case.lr, scale, method.device).cpu(), to_tensor(case.hr)) for case in cases]
         for metric, measure in FIDELITY.items():
             scores[metric][name] = [round(measure(*pair, scale).item(), 6) for pair in restored]
     return scores
@@ -58,10 +56,7 @@ def evaluate_worst(method: Method, plan: Plan, work: Path) -> Scores:
         plan: without subjects.
         work: keeps what is found; another call goes on with it.
     """
-    if method.upscaler is None:
-        subject = bicubic_subject(plan.scale)
-    else:
-        subject = Subject(method.title, method.digest, FrozenModule(method.upscaler.model, torch.float32))
+    subject = bicubic_subject(plan.scale) if method.upscaler is None else model_subject(method)
     scores: Scores = {metric: {} for metric in METRICS}
     for record in measure_worst_cases(replace(plan, subjects=[subject]), Records(work / method.digest[:16])):
         if is_adversary(record.data):
@@ -79,8 +74,7 @@ def noise_and_grid(method: Method, scale: int, sigma: float = 15.0, size: int = 
     """
     random = np.random.default_rng(0)
     lr = np.clip(np.round(128 + sigma * random.standard_normal((size, size, 3))), 0, 255).astype(np.uint8)
-    device = torch.device("cpu") if method.upscaler is None else method.upscaler.device
-    restored = 255 * method.restore(lr, scale, device)[0].double().cpu().numpy()
+    restored = 255 * method.restore(lr, scale, method.device)[0].double().cpu().numpy()
     inside = restored[:, 4 * scale : -4 * scale, 4 * scale : -4 * scale]
     means = [inside[:, top::scale, left::scale].mean() for top in range(scale) for left in range(scale)]
     return {"noise": round(float(inside.std()), 3), "grid": round(float(max(means) - min(means)), 3)}

@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jsonargparse import Namespace
 from torch import nn
 
@@ -28,14 +27,13 @@ from andfast.evaluation.models import Method, bicubic_method
 from andfast.evaluation.records import Records
 from andfast.evaluation.robustness import (
     Plan,
-    Subject,
     bicubic_subject,
     chart,
     make_crops,
     measure_worst_cases,
+    model_subject,
     summarise,
 )
-from andfast.models.frozen import FrozenModule
 from andfast.pretrained import DEFAULT
 from andfast.pretrained import FOLDER as PACKAGE
 from andfast.training.config import Config
@@ -267,10 +265,7 @@ def _model_record(model: nn.Module, weights: Path, name: str) -> dict[str, Any]:
 def worst_case_plan(options: Namespace, models: Sequence[Method], config: Config) -> Plan:
     """How the worst cases of bicubic interpolation, the twin and our model are measured, on held-out photographs."""
     titles = {OURS: options.config.stem, TWIN: "classical twin"}
-    subjects = [
-        Subject(titles[model.title], model.digest, FrozenModule(model.upscaler.model, torch.float32))
-        for model in models
-    ]
+    subjects = [model_subject(model, titles[model.title]) for model in models]
     effort, crops, size = Effort(steps=10, restarts=1), 20, 96
     if options.quick:
         effort, crops, size = Effort(steps=1, restarts=1, generations=1, population=2), _QUICK_TESTS, 32

@@ -117,9 +117,11 @@ class Attack(ABC):
 
     Attributes:
         psnr_range: (low, high) in dB, from which the least PSNR of an LR image is drawn; None: no budget.
+        lens: between the HR images and what degrades them; None: no lens.
     """
 
     psnr_range: tuple[float, float] | None
+    lens: Lens | None = None
 
     def __call__(
         self,
@@ -176,11 +178,11 @@ class Attack(ABC):
         return None
 
     def preprocess(self, hr: Tensor, count: int, rng: torch.Generator | None) -> Tensor:
-        """The input of `count` networks, (B, 3, H, W), for HR images `hr` of this shape in [0, 1].
+        """`hr`, (B, 3, H, W) in [0, 1], through the lenses of `count` networks or images; `hr` itself without a lens.
 
         An attack draws this first, so `rng` in the same state gives the input that the attack uses.
         """
-        return hr
+        return hr if self.lens is None else self.lens(hr, count, rng)
 
     @abstractmethod
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
@@ -208,11 +210,6 @@ class NetworkAttack(Attack):
     """An attack whose variable is `delta`, the networks' deviation from the identity, perhaps behind a `lens`."""
 
     scale_factors: ScaleFactors
-    lens: Lens | None
-
-    def preprocess(self, hr: Tensor, count: int, rng: torch.Generator | None) -> Tensor:
-        """`hr` through the lenses of `count` networks, drawn from `rng`; `hr` itself without a lens."""
-        return hr if self.lens is None else self.lens(hr, count, rng)
 
     def clean(self, network: DegradationNetwork, hr: Tensor) -> Tensor:
         """The LR images of the identity networks of `network`: `hr` pooled."""

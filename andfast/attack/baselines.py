@@ -86,10 +86,6 @@ class AdversarialNoise(ImageAttack):
             raise ValueError(f"random_start is {self.random_start}; it must be in [0, 1)")
         check_range(self.psnr_range)
 
-    def preprocess(self, hr: Tensor, count: int, rng: torch.Generator | None) -> Tensor:
-        """`hr` through the lenses of `count` images, drawn from `rng`; `hr` itself without a lens."""
-        return hr if self.lens is None else self.lens(hr, count, rng)
-
     def _search(self, inputs: SearchInputs, objective: Objective) -> SearchResult:
         clean, hr = inputs.clean, inputs.hr
         radius = (clean[0].numel() ** 0.5 * 10 ** (-inputs.budget_db / 20))[:, None]

@@ -55,6 +55,11 @@ class Method:
     digest: str
     upscaler: Upscaler | None
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return torch.device("cpu") if self.upscaler is None else self.upscaler.device
+
     def restore(self, lr: np.ndarray, scale: int, device: torch.device) -> Tensor:
         """Upscale uint8 (h, w, 3) to float32 (1, 3, scale * h, scale * w) on the device, not clipped.
 

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from andfast.attack.base import bicubic_upsample
+from andfast.attack.base import bicubic_downsample, bicubic_upsample
 from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
 from andfast.evaluation.attackers import ATTACKERS, FOUND, RANDOM, SHORT, Effort, luma_error
 from andfast.evaluation.degrading import name_seed
-from andfast.evaluation.models import BICUBIC
+from andfast.evaluation.models import BICUBIC, Method
 from andfast.evaluation.records import Digests, Record, Records
 from andfast.metrics import psnr_y, ssim_y
+from andfast.models.frozen import FrozenModule
 from andfast.utils.charts import COLOURS, FAINT, new_figure, plain_axes
 from andfast.utils.formatting import markdown_table
 from andfast.utils.rng import step_generator
@@ -47,6 +47,11 @@ class Subject:
     title: str
     digest: str
     restore: Restore
+
+
+def model_subject(method: Method, title: str | None = None) -> Subject:
+    """A loaded model, in float32, under its own title or another."""
+    return Subject(title or method.title, method.digest, FrozenModule(method.upscaler.model, torch.float32))
 
 
 def bicubic_subject(scale: int) -> Subject:
@@ -166,8 +171,7 @@ Scores = tuple[dict[str, float], dict[str, float]]
 def _measure(plan: Plan, hr: Tensor, attacker: str, budget: float | None, first: int) -> list[list[Scores]]:
     """Scores and notes of each subject on each image of a batch that begins with crop `first`."""
     if budget is None:
-        clean = F.interpolate(hr, scale_factor=1 / plan.scale, mode="bicubic", antialias=True).clamp(0, 1)
-        images = [{CLEAN: clean} for _ in plan.subjects]
+        images = [{CLEAN: bicubic_downsample(hr, plan.scale)} for _ in plan.subjects]
     else:
         images = []
         for subject in plan.subjects:

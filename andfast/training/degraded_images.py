@@ -97,7 +97,7 @@ def degrade(
     by_network = isinstance(attack, NetworkAttack)
     results = {CLEAN: network.clean(hr) if identity else attack.clean(network, hr)}
     inputs = hr
-    if getattr(attack, "lens", None) is not None:
+    if attack.lens is not None:
         count = networks if by_network else len(hr)
         inputs = attack.preprocess(hr, count, step_generator(config.seed, number, hr.device, _ATTACK))
         results[LENS] = attack.clean(network, inputs)

@@ -106,9 +106,7 @@ class Trainer:
                 compile_regions(self.baseline.module)
         self._update_timer = CompileTimer("the generator for its update", compiled, self.world.main)
         self._attack_timer = CompileTimer(
-            "the generator for the attack",
-            compiled and not isinstance(self.attack, Simulated),
-            self.world.main,
+            "the generator for the attack", compiled and not isinstance(self.attack, Simulated), self.world.main
         )
 
     def connect(self) -> None:
@@ -132,7 +130,7 @@ class Trainer:
         """
         hr = blur_hr(to_images(patches, self.device), self.config, self.step, self.world)
         # Sub-steps 1 to 3: make LR images, attack them, update G on the result.
-        if self._is_attacking and isinstance(self._attack_in_turn, FreeAT):
+        if self._is_attacking and isinstance(self.attack, FreeAT):
             update, metrics = self._free_step(hr)
         else:
             update, metrics = self._adversarial_step(hr, pairs)

@@ -103,7 +103,7 @@ def test_what_cannot_be_tested_is_said_at_once(tmp_path, capsys):
 class Drawn:
     """A method that enlarges by repetition, and draws a grid: the first place in each LR pixel is brighter by 3."""
 
-    upscaler = None
+    upscaler, device = None, torch.device("cpu")
 
     def restore(self, lr, scale, device):
         large = np.kron(lr.transpose(2, 0, 1).astype(np.float64), np.ones((1, scale, scale)))
