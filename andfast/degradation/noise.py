@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from andfast.utils.rng import draw_rows
+
 # Rec. 601: what both OpenCV and torchvision call grey.
 _GREY = (0.299, 0.587, 0.114)
 
@@ -52,8 +54,24 @@ def add_gaussian(images: Tensor, mixing: Tensor, rng: torch.Generator | None = N
         mixing: (B, 3, 3), A.
         rng: on their device; None for torch's own.
     """
-    unit = torch.randn(images.shape, device=images.device, generator=rng)
+    shape, device = images.shape[1:], images.device
+    unit = draw_rows(lambda rows: torch.randn(rows, *shape, device=device, generator=rng), len(images), rng)
     return (images + (mixing @ unit.flatten(2)).view_as(images)).clamp(0, 1)
+
+
+def add_sensor_noise(images: Tensor, sigma: tuple[float, float], rng: torch.Generator | None = None) -> Tensor:
+    """Add Gaussian noise of a strength of its own to each image, and clamp to [0, 1].
+
+    It is the same in all channels for 40% of the images, as in Real-ESRGAN, and independent for the others.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        sigma: (low, high), the standard deviation in 8-bit units, drawn uniformly.
+        rng: on their device; None for torch's own.
+    """
+    (low, high), device = sigma, images.device
+    strength, kind = draw_rows(lambda rows: torch.rand(2, rows, device=device, generator=rng), len(images), rng, dim=1)
+    return add_gaussian(images, grey_or_colour((low + (high - low) * strength) / 255, kind < 0.4), rng)
 
 
 def add_poisson(images: Tensor, strength: Tensor, grey: Tensor, rng: torch.Generator | None = None) -> Tensor:

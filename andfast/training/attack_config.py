@@ -44,11 +44,14 @@ class MixConfig:
         method: clean (the identity's pooling), bicubic, bsrgan, real_esrgan, or pairs (camera-captured ones).
         pairs: a folder of camera-captured pairs, `HR/` and `LR/` or the like, for the method pairs, here or in
             attack.method.
+        noise: low and high end of the range from which the standard deviation of Gaussian noise, as of a sensor, is
+            drawn for each of these images, in 8-bit units; null: none. Camera-captured pairs have noise of their own.
     """
 
     share: NonNegativeFloat = 0.0
     method: Literal["clean", "bicubic", "bsrgan", "real_esrgan", "pairs"] = "clean"
     pairs: str | None = None
+    noise: tuple[NonNegativeFloat, PositiveFloat] | None = None
 
     def images(self, batch: int) -> int:
         """How many images of a batch the share is; a ValueError if that is all of them, or less than half an image."""

@@ -15,6 +15,7 @@ from andfast.data.pairs import Pair
 from andfast.data.patches import Failure, PatchBatches
 from andfast.data.workers import SourceDataset
 from andfast.degradation.blur_kernels import gaussian_blur
+from andfast.degradation.noise import add_sensor_noise
 from andfast.ops.blur_pool import blur_pool
 from andfast.training.config import Config
 from andfast.training.distributed import World
@@ -104,7 +105,9 @@ def mixed_images(
         if pairs is None:
             raise ValueError("the settings mix in camera pairs, and the batch has none")
         return to_images(pairs[0], hr.device), to_images(pairs[1], hr.device)
-    if config.mix_method == "clean":
-        return hr, blur_pool(hr, config.scale)
     rng = step_generator(config.seed, step, hr.device, _MIX, rank=world.rank, size=world.size)
-    return hr, _SIMULATED[config.mix_method].degrade(hr, config.scale, rng)
+    if config.mix_method == "clean":
+        lr = blur_pool(hr, config.scale)
+    else:
+        lr = _SIMULATED[config.mix_method].degrade(hr, config.scale, rng)
+    return hr, lr if config.attack.mix.noise is None else add_sensor_noise(lr, config.attack.mix.noise, rng)

@@ -282,6 +282,13 @@ class Config:
         if self.mixed and self.mix_method == "pairs" and mix.pairs is None:
             key = "attack.method" if method == "pairs" else "attack.mix.method"
             raise ValueError(f"attack.mix.pairs is null; {key} pairs needs a folder with HR/ and LR/")
+        if mix.noise is not None and mix.noise[0] > mix.noise[1]:
+            raise ValueError(f"attack.mix.noise is {list(mix.noise)}; it must be [low, high], of 255, with low <= high")
+        if mix.noise is not None and mix.share and mix.method == "pairs":
+            raise ValueError(
+                f"attack.mix.noise is {list(mix.noise)}, and attack.mix.method pairs has noise of its own: it "
+                "must be null"
+            )
 
     @property
     def mixed(self) -> int:

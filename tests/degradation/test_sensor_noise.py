@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from adversaries import seeded
+from scipy import stats
 
-from andfast.degradation.noise import add_gaussian, add_poisson, correlated, grey_or_colour
+from andfast.degradation.noise import add_gaussian, add_poisson, add_sensor_noise, correlated, grey_or_colour
 
 SIZE = 256
 
@@ -26,6 +27,16 @@ def test_gaussian_noise_has_each_image_s_deviation_in_grey_or_colour():
         neighbours = np.corrcoef(one[0, :, 1:].flatten(), one[0, :, :-1].flatten())[0, 1]
         assert abs(neighbours) < 0.02
     assert torch.equal(noise[1, 0], noise[1, 2])
+
+
+def test_sensor_noise_has_a_uniform_deviation_for_each_image_and_is_grey_for_some():
+    count, low, high = 400, 3.0, 9.0
+    images = torch.full((count, 3, 32, 32), 0.5)
+    noise = 255 * (add_sensor_noise(images, (low, high), seeded()) - images).double()
+    deviation = noise.std(dim=(1, 2, 3)).numpy()
+    assert stats.kstest(deviation, stats.uniform(low, high - low).cdf).pvalue > 0.01
+    grey = (noise[:, 0] == noise[:, 2]).flatten(1).all(dim=1).double().mean().item()
+    assert abs(grey - 0.4) < 4 * (0.24 / count) ** 0.5
 
 
 def test_correlated_noise_has_the_covariance_of_its_axes():

@@ -72,6 +72,19 @@ def test_the_last_images_come_from_the_other_degradation(method: str, monkeypatc
     assert ((lr[:2] - clean).abs().amax(dim=(1, 2, 3)) > 0.02).all()
 
 
+@pytest.mark.parametrize("method", ["clean", "bicubic", "real_esrgan"])
+def test_noise_is_added_to_the_images_of_the_mixture_alone(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mix = {"attack__mix__share": 0.5, "attack__mix__method": method}
+    without, _ = trained_on(make(**mix), monkeypatch)
+    noisy, hr = trained_on(make(**mix, attack__mix__noise="[2, 5]"), monkeypatch)
+    assert torch.equal(hr, patches().float() / 255)
+    assert torch.equal(noisy[:2], without[:2])
+    deviation = (noisy - without)[2:].std(dim=(1, 2, 3)) * 255
+    # Clamping at black and white takes a part of it.
+    assert ((deviation > 0.5) & (deviation < 5.5)).all()
+    assert 0 <= noisy.min() <= noisy.max() <= 1
+
+
 @pytest.mark.parametrize("networks", [1, 2, "batch"])
 @pytest.mark.parametrize("method", ["pgd", "noise", "random", "style", "yopo"])
 def test_the_attack_gets_the_other_images_alone(

@@ -305,6 +305,12 @@ MIX = "--attack.mix"
         ([f"{MIX}.method=blur"], ["attack.mix.method", "'real_esrgan'", "blur"]),
         ([f"{MIX}.share=0.5", f"{MIX}.method=pairs"], ["attack.mix.pairs is null; attack.mix.method pairs"]),
         (["--attack.method=pairs"], ["attack.mix.pairs is null; attack.method pairs"]),
+        ([f"{MIX}.noise=[9, 5]"], ["attack.mix.noise is [9.0, 5.0]", "low <= high"]),
+        ([f"{MIX}.noise=[-1, 5]"], ["attack.mix.noise", "-1"]),
+        (
+            [f"{MIX}.share=0.5", f"{MIX}.method=pairs", f"{MIX}.pairs=x", f"{MIX}.noise=[0, 5]"],
+            ["attack.mix.noise is [0.0, 5.0]", "noise of its own", "must be null"],
+        ),
         (["--attack.method=free", f"{MIX}.share=0.5"], ["attack.mix.share is 0.5; attack.method free", "must be 0"]),
         (
             ["--attack.method=pairs", f"{MIX}.pairs=x", f"{MIX}.share=0.5"],

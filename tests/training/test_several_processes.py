@@ -82,7 +82,7 @@ def pairs(tmp_path: Path) -> Path:
             "degradation__num_networks": "batch",
             "attack__random_start": 0.3,
             "attack__lens": "{}",
-            "attack__mix": '{"share": 0.25, "method": "bicubic"}',
+            "attack__mix": '{"share": 0.25, "method": "bicubic", "noise": [2, 9]}',
             "data__soften": "[0.5, 2]",
             "train__micro_batch": 2,
             "train__batch_size": 8,
