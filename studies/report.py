@@ -1,7 +1,8 @@
-"""Tables of studies' results: `python -m studies.report RESULT... [--figure FILE] [--metric ssim_y]`.
+"""Tables of studies' results: `python -m studies.report RESULT... [--figure FILE] [--front FILE]`.
 
 RESULTs are files that `studies.compare` wrote. Prints Markdown; with --figure also draws the rows' gains over the
-reference, with a panel for each kind of test. With --page prints only the tables of docs/results.md.
+reference, with a panel for each kind of test, and with --front the worst case against averages. With --page prints only
+the tables of docs/results.md.
 """
 
 from __future__ import annotations
@@ -73,14 +74,15 @@ def page_tables(outcome: Outcome) -> dict[str, str]:
     tables: dict[str, Callable[[Outcome], str]] = {
         "equal updates": lambda outcome: summary(outcome, UPDATES),
         "worst case, equal updates": lambda outcome: worst_case(outcome, UPDATES),
+        "trade-off, equal updates": lambda outcome: trade_off(outcome, UPDATES),
         "lead, equal updates": lambda outcome: lead(outcome, UPDATES),
         "equal time": lambda outcome: summary(outcome, TIME),
         "lead, equal time": lambda outcome: lead(outcome, TIME),
         "cost": costs,
     }
-    missing = set() if WORST in outcome.columns else {"worst case, equal updates"}
+    missing = set() if WORST in outcome.columns else {"worst case, equal updates", "trade-off, equal updates"}
     if UPDATES not in outcome.budgets():
-        missing |= {"equal updates", "worst case, equal updates", "lead, equal updates"}
+        missing |= {title for title in tables if title.endswith(_BUDGET_NAMES[UPDATES])}
     if TIME not in outcome.budgets():
         # Rows are timed, one after the other, only for equal time.
         missing |= {"equal time", "lead, equal time", "cost"}
@@ -157,6 +159,33 @@ def worst_case(outcome: Outcome, budget: str) -> str:
     return markdown_table(["", *titles, f"{outcome.subject} over it"], lines)
 
 
+def trade_off(outcome: Outcome, budget: str) -> str:
+    """A line for each row: PSNR-Y on real pairs, under all strengths and in the worst case, and which rows dominate it.
+
+    A row dominates another that is above it in none of the three; rows that none dominates are the Pareto front.
+    """
+    points = _points(outcome, budget)
+    lines = []
+    for row, point in points.items():
+        above = [name for name, other in points.items() if _dominates(other, point)]
+        lines.append([row, *(f"{value:.2f}" for value in point), "; ".join(above)])
+    return markdown_table(["", "real pairs", ALL_STRENGTHS, WORST, "dominated by"], lines)
+
+
+def _points(outcome: Outcome, budget: str) -> dict[str, tuple[float, ...]]:
+    """Each row's PSNR-Y on real pairs, under all strengths and in the worst case, without where all rows start."""
+    titles = (column_titles(outcome.columns, REPORTING)[-1], ALL_STRENGTHS, WORST)
+    return {
+        row: tuple(outcome.mean(row, budget, "psnr_y", title).mean for title in titles)
+        for row in outcome.lines(budget)
+        if row != START
+    }
+
+
+def _dominates(point: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return point != other and all(mine >= its for mine, its in zip(point, other, strict=True))
+
+
 def lead(outcome: Outcome, budget: str) -> str:
     """A line for each other row: the subject's lead over it, with half the 95% interval's width."""
     pairs_column = column_titles(outcome.columns, REPORTING)[-1]
@@ -212,6 +241,27 @@ def draw(outcome: Outcome, budget: str) -> Figure:
     for label, colour in zip(all_axes[0].get_yticklabels(), colours, strict=True):
         label.set_color(colour)
     all_axes[0].invert_yaxis()
+    return figure
+
+
+def draw_front(outcome: Outcome, budget: str) -> Figure:
+    """Draw the worst case against the averages on real pairs and under all strengths, with their Pareto fronts."""
+    points = _points(outcome, budget)
+    what = f"PSNR on Y, dB; the line joins rows that no other beats in both; {_BUDGET_NAMES[budget]}"
+    figure = new_figure(outcome.content["title"], what, 4.2)
+    panels = zip(figure.subplots(1, 2, sharey=True), ("real pairs", ALL_STRENGTHS), strict=True)
+    for index, (axes, title) in enumerate(panels):
+        plain_axes(axes, x_label=title, y_label="" if index else WORST)
+        placed = {row: (point[index], point[2]) for row, point in points.items()}
+        front = sorted(xy for xy in placed.values() if not any(_dominates(other, xy) for other in placed.values()))
+        axes.plot(*zip(*front, strict=True), color=GRAY, linewidth=1, zorder=1)
+        for row, xy in placed.items():
+            colour = COLOURS[0] if row == outcome.subject else INK if xy in front else FAINT
+            axes.plot(*xy, "o", color=colour, markersize=5)
+            # Names of what is on a front stand to the right of it, those of the others to the left.
+            offset, side = ((5, 3), "left") if xy in front else ((-5, -2), "right")
+            axes.annotate(row, xy, offset, textcoords="offset points", ha=side, color=colour, fontsize=8)
+        axes.margins(x=0.3, y=0.1)
     return figure
 
 
@@ -283,7 +333,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--metric", action="append", metavar="METRIC", help=f"only this one, of {', '.join(METRICS)} (default: all)")
     add("--page", action="store_true", help="only the tables of docs/results.md, with their markers")
     add("--figure", type=as_path, metavar="FILE", help="draw the first result, PNG")
-    add("--budget", choices=BUDGETS, default=BUDGETS[0], help="of the figure")
+    add("--front", type=as_path, metavar="FILE", help="draw its worst case against its averages, PNG")
+    add("--budget", choices=BUDGETS, default=BUDGETS[0], help="of the figures")
     options = parser.parse_args(arguments)
     metrics = options.metric or METRICS
     if not set(metrics) <= set(METRICS):
@@ -294,6 +345,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(page(path.name, outcome) if options.page else report(outcome, metrics))
         if options.figure is not None:
             save_figure(draw(outcomes[0], options.budget), options.figure)
+        if options.front is not None:
+            if WORST not in outcomes[0].columns:
+                raise OutcomeError(f"{options.results[0]} has no worst case to draw")
+            save_figure(draw_front(outcomes[0], options.budget), options.front)
     except (OutcomeError, ChartError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

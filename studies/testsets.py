@@ -56,24 +56,40 @@ TestSets = dict[str, list[Case]]
 def pair_sets(folders: Sequence[str | os.PathLike[str]], scale: int) -> TestSets:
     """Camera-captured pairs, every folder split into its tuning and its reporting part.
 
+    Of pairs of twice the scale the HR images are reduced: there are few pairs x2.
+
     Raises:
         DataError: as `find_pairs`; a folder has a single pair; or two pairs have the same name.
     """
     sets: TestSets = {REPORTING: [], TUNING: []}
     for folder in folders:
-        pairs = find_pairs(folder, scale)
+        pairs, reduction = _find_reducible_pairs(folder, scale)
         if len(pairs) < 2:
             raise DataError(f"{folder}: {len(pairs)} pair; two at least are needed to tune on one and report the other")
         for name, part in zip((TUNING, REPORTING), split_pairs(pairs), strict=True):
-            sets[name] += [_pair_case(pair, Path(folder), scale) for pair in part]
+            sets[name] += [_pair_case(pair, Path(folder), scale, reduction) for pair in part]
     if twice := _twice([case.image for cases in sets.values() for case in cases]):
         raise DataError(f"pairs are told apart by their names, and there are two of {', '.join(twice)}")
     return sets if folders else {}
 
 
-def _pair_case(pair: Pair, folder: Path, scale: int) -> Case:
-    hr, lr = read_pair(pair.hr, pair.lr, scale)
-    return Case(pair.name, camera_of(pair.name) or folder.resolve().name, lr, hr)
+def _find_reducible_pairs(folder: str | os.PathLike[str], scale: int) -> tuple[list[Pair], int]:
+    """The pairs in `folder`, and how many times larger than `scale` theirs is: 1 or 2."""
+    try:
+        return find_pairs(folder, scale), 1
+    except DataError as error:
+        try:
+            return find_pairs(folder, 2 * scale), 2
+        except DataError:
+            raise error from None
+
+
+def _pair_case(pair: Pair, folder: Path, scale: int, reduction: int) -> Case:
+    hr, lr = read_pair(pair.hr, pair.lr, scale * reduction)
+    group = camera_of(pair.name) or folder.resolve().name
+    if reduction > 1:
+        return Case(pair.name, f"{group}, HR reduced x{reduction}", lr, bicubic_lr(hr, reduction))
+    return Case(pair.name, group, lr, hr)
 
 
 def photograph_sets(photographs: Sequence[tuple[str, np.ndarray]], scale: int) -> TestSets:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from study_images import photograph, write_pairs, write_photographs
 
 from andfast.data.images import DataError
@@ -30,6 +31,17 @@ def test_pairs_are_split_by_folder_and_grouped_by_camera(tmp_path):
         pair_sets([folders[0], folders[0]], 4)
     with pytest.raises(DataError, match="two at least"):
         pair_sets([write_pairs(tmp_path / "three", ["1"])], 4)
+
+
+def test_pairs_of_twice_the_scale_are_reduced(tmp_path):
+    folder = write_pairs(tmp_path / "pairs", NAMES[:2])
+    (case,) = pair_sets([folder], 2)["reporting"]
+    assert case.group == "canon, HR reduced x2"
+    hr = np.asarray(Image.open(folder / "HR" / "canon_2.png"))
+    assert np.array_equal(case.hr, bicubic_lr(hr, 2))
+    assert np.array_equal(case.lr, np.asarray(Image.open(folder / "LR" / "canon_2.png")))
+    with pytest.raises(DataError, match="HR is not 3 times LR"):
+        pair_sets([folder], 3)
 
 
 def test_photographs_under_all_degradations():

@@ -197,6 +197,38 @@ def test_the_page_s_tables_hold_gains_and_leads(content, tmp_path, capsys):
     assert f"| classical: classical training | {' | '.join(row)} |" in tables["worst case, equal updates"]
 
 
+def test_the_trade_off_names_the_rows_that_dominate(content, tmp_path):
+    outcome = Outcome(content)
+    titles = ("reporting, all", "all strengths", "worst case")
+    points = {
+        row: [outcome.mean(row, "updates", "psnr_y", title).mean for title in titles]
+        for row in outcome.lines("updates")
+        if row != "start"
+    }
+    table = report.trade_off(outcome, "updates")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [line[0] for line in lines] == list(points)
+    for row, *means, named in lines:
+        assert means == [f"{mean:.2f}" for mean in points[row]]
+        above = [name for name in points if name != row and (np.array(points[name]) >= points[row]).all()]
+        assert named == "; ".join(above)
+    assert {bool(line[-1]) for line in lines} == {True, False}
+    path, figure = tmp_path / "result.json", tmp_path / "front.png"
+    write_json(path, content)
+    assert report.main([str(path), "--front", str(figure)]) == 0
+    with Image.open(figure) as image:
+        assert image.width == 1400
+
+
+def test_a_front_needs_a_worst_case(content, tmp_path, capsys):
+    for name in ("F 40 dB", "noise 40 dB"):
+        del content["tests"][name]
+    path = tmp_path / "result.json"
+    write_json(path, content)
+    assert report.main([str(path), "--front", str(tmp_path / "front.png")]) == 2
+    assert "result.json has no worst case" in capsys.readouterr().err
+
+
 def test_a_result_without_adversaries_has_no_table_of_them(content):
     for name in ("F 40 dB", "noise 40 dB"):
         del content["tests"][name]
