@@ -156,7 +156,9 @@ def _training(record: dict[str, Any]) -> str:
     )
     attacked = "every LR image"
     if mix["share"]:
-        attacked = f"all LR images but {100 * mix['share']:g}% of each batch (`{mix['method']}` instead)"
+        noise = mix.get("noise")  # older records know of none
+        noisy = f" and Gaussian noise of {noise[0]:g} to {noise[1]:g}" if noise else ""
+        attacked = f"all LR images but {100 * mix['share']:g}% of each batch (`{mix['method']}`{noisy} instead)"
     softened = ""
     if soften is not None:
         softened = f" HR patches were softened by a Gaussian blur of {soften[0]:g} to {soften[1]:g} pixels."

@@ -230,6 +230,9 @@ def test_the_card_tells_what_networks_saw_and_who_shared_one(record):
     config["attack"]["random_start"] = 0.25
     assert "The search began at a random deviation that takes 25% of the allowed error." in model_card(record)
     config["train"]["batch_size"], config["attack"]["mix"]["share"] = 8, 0.25
+    assert "all LR images but 25% of each batch (`clean` instead)" in model_card(record)
+    config["attack"]["mix"]["noise"] = [0, 12.5]
+    assert "all LR images but 25% of each batch (`clean` and Gaussian noise of 0 to 12.5 instead)" in model_card(record)
     for networks, said in ((2, "Every 3 images shared a network."), (1, "Every 6 images shared"), (6, None)):
         config["degradation"]["num_networks"] = networks
         told = model_card(record)
