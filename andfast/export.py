@@ -11,7 +11,8 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor, nn
 
-from andfast.models import ModelError, load_model, save_model
+from andfast.inference.models import find_model
+from andfast.models import ModelError, save_model
 from andfast.models.generators import describe_model
 from andfast.models.onnx_files import check_packages, least_size, load_onnx, write_onnx
 from andfast.models.weights import READABLE, SUFFIXES, portable, read_weights
@@ -68,7 +69,7 @@ def _write(model: nn.Module, path: Path, metadata: dict[str, str], dtype: torch.
         write_onnx(model, path, describe_model(model, metadata), dtype)
         return load_onnx(path)
     save_model(model, path, metadata, dtype)
-    return load_model(path)
+    return find_model(str(path))
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     parser.add_argument(
         "model", metavar="MODEL",
         help=f"one that comes with andfast ({', '.join(pretrained_names()) or 'none here'}), or a file with an RRDBNet "
-        f"or Compact: {', '.join(READABLE)}",
+        f"or Compact, or with spandrel what it knows: {', '.join(READABLE)}",
     )  # fmt: skip
     parser.add_argument(
         "--output", required=True, nargs="+", type=as_path, metavar="FILE",
@@ -138,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         source = find_file(options.model)
         _check(options.output, source)
-        model = load_model(source)
+        model = find_model(str(source))
         metadata = {key: value for key, value in read_weights(source)[1].items() if key not in _OWN}
     except (ValueError, OSError) as error:  # among them ModelError
         print(f"error: {error}", file=sys.stderr)

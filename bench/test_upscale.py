@@ -6,7 +6,6 @@ spandrel runs first; andfast's result is compared with its result.
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 from collections.abc import Callable
@@ -22,10 +21,10 @@ from andfast.models import Compact, RRDBNet
 from andfast.ops.precision import choose_precision
 from andfast.utils.devices import TYPES
 from andfast.utils.formatting import dtype_name
+from andfast.utils.torchvision_operators import declare_missing
 from bench.timing import DEVICE, SMALL, clock
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # not installed with the package
-importlib.import_module("torchvision_operators").declare_missing()
+declare_missing()
 spandrel = pytest.importorskip("spandrel")
 
 pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)

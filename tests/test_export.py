@@ -6,13 +6,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torchvision_operators import declare_missing
 
 from andfast import export
 from andfast.inference.upscaler import upscale_tensor
 from andfast.models import Compact, RRDBNet, load_model, save_model
 from andfast.models.onnx_files import load_onnx
 from andfast.pretrained import DEFAULT, FOLDER
+from andfast.utils.torchvision_operators import declare_missing
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -138,11 +138,11 @@ def test_a_file_that_differs_is_not_left(tmp_path, model_file, capsys, monkeypat
     """A reader that makes something else of it: the file that was there stays."""
     target = tmp_path / "m.safetensors"
     target.write_text("before")
-    monkeypatch.setattr(export, "load_model", lambda path: lambda image: make("compact-x2")(image) + 0.01)
+    monkeypatch.setattr(export, "find_model", lambda path: lambda image: make("compact-x2")(image) + 0.01)
     with pytest.raises(export.ExportError, match=r"differ from the model's by 0\.01"):
         export.export(make("compact-x2"), target, {})
     assert target.read_text() == "before"
-    monkeypatch.setattr(export, "load_model", lambda path: make("compact-x4"))
+    monkeypatch.setattr(export, "find_model", lambda path: make("compact-x4"))
     with pytest.raises(export.ExportError, match=r"it makes \(1, 3, 96, 96\) where the model makes \(1, 3, 48, 48\)"):
         export.export(make("compact-x2"), target, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "m.safetensors"]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision_operators
 from setuptools import distutils  # Python has none of its own from 3.12 on
 from setuptools.dist import Distribution
 
@@ -30,6 +29,7 @@ from andfast.pretrained import (
 )
 from andfast.training.options import parse_config
 from andfast.training.validation import bicubic_upsample
+from andfast.utils import torchvision_operators
 from studies.card import comparison
 from studies.evaluate import noise_and_grid
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from andfast.models import ModelError, load_model
-from andfast.models.weights import AmbiguousModelError, UnknownModelError, fit, read_weights
+from andfast.models.spandrel_models import read_with_spandrel
+from andfast.models.weights import AmbiguousModelError, read_weights
 from andfast.ops.precision import choose_precision
 from andfast.pretrained import find_file, load_pretrained, pretrained_names
 from andfast.utils.devices import Purpose
-
-# The window size of transformers is 8 or 16 pixels; spandrel does not know it for all.
-_WINDOW = 16
 
 
 def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Module:
@@ -45,7 +39,7 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
         raise
     except ModelError as error:
         state, _ = read_weights(name_or_file)  # raises the same error if the file holds no weights
-        return _by_spandrel(name_or_file, state, error).to(device)
+        return read_with_spandrel(name_or_file, state, error).to(device)
 
 
 def precision_for(model: nn.Module, name: str, purpose: Purpose = "upscaling") -> torch.dtype:
@@ -60,55 +54,3 @@ def precision_for(model: nn.Module, name: str, purpose: Purpose = "upscaling") -
     if name == "auto":
         return torch.float32
     raise ValueError(f"the model, a {model.architecture}, does not work in {name}; use float32")
-
-
-class SpandrelModel(nn.Module):
-    """An `ImageModelDescriptor` of spandrel as a network: (B, 3, H, W) in [0, 1] -> (B, 3, scale * H, scale * W).
-
-    Attributes:
-        align: tiles must begin at multiples of it, so that windows cut them as they cut the whole image.
-        tiles: whether images can be upscaled in tiles.
-        precisions: the types it supports.
-    """
-
-    def __init__(self, descriptor: Any) -> None:
-        super().__init__()
-        self.model = descriptor.model  # registers its weights
-        self._descriptor = descriptor
-        self.scale = descriptor.scale
-        self.align = math.lcm(_WINDOW, descriptor.size_requirements.multiple_of)
-        self.tiles = descriptor.tiling.name != "INTERNAL"
-        self.precisions = {torch.float32}
-        self.precisions |= {torch.float16} if descriptor.supports_half else set()
-        self.precisions |= {torch.bfloat16} if descriptor.supports_bfloat16 else set()
-        self.architecture = descriptor.architecture.name
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._descriptor(x)
-
-
-def _by_spandrel(path: str, state: dict[str, Tensor], problem: ModelError) -> SpandrelModel:
-    if importlib.util.find_spec("spandrel") is None:
-        raise ModelError(f"{problem}; more architectures are read where spandrel is installed: andfast[spandrel]")
-    try:
-        import spandrel
-    except Exception as error:  # a torchvision built for another torch raises various errors
-        raise ModelError(f"{problem}; spandrel, which knows more, cannot be imported: {error}") from error
-    loader = spandrel.ModelLoader()
-
-    def take(state: dict[str, Tensor]) -> SpandrelModel:
-        try:
-            descriptor = loader.load_from_state_dict(dict(state))
-        except Exception as error:  # architectures raise various errors on unknown weights
-            raise UnknownModelError(f"spandrel does not know it, either ({type(error).__name__})") from error
-        image = isinstance(descriptor, spandrel.ImageModelDescriptor) and descriptor.purpose in ("SR", "Restoration")
-        if not image or (descriptor.input_channels, descriptor.output_channels) != (3, 3):
-            raise ModelError(f"a {descriptor.architecture.name}, which does not turn RGB images into RGB images")
-        return SpandrelModel(descriptor.eval())
-
-    try:
-        return fit(state, take)
-    except UnknownModelError as error:
-        raise ModelError(f"{problem}; {error}") from error
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from error

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from andfast.inference.receptive_field import receptive_field
 from andfast.inference.tiles import ALIGN, cut, largest_patch, resized_rows, resized_size, upscaled_rows
 from andfast.models import RRDBNet
-from andfast.models.frozen import AutocastModule, FrozenModule
+from andfast.models.frozen import AutocastModule, FrozenModule, on_a_copy
 from andfast.models.rrdbnet import TAIL_REACH
 from andfast.ops import dispatch
 from andfast.ops.conv_chain import by_rows
@@ -69,7 +69,7 @@ class Upscaler:
         self.scale: int = model.scale
         self.device = next(model.parameters()).device
         self.align: int = getattr(model, "align", ALIGN)
-        self._views = {dtype: FrozenModule(model, dtype) for dtype in {self.precision, self.deep}}
+        self._views = {dtype: FrozenModule(model, dtype, gradients=False) for dtype in {self.precision, self.deep}}
         self._by_chunks = isinstance(model, RRDBNet) and not compiled
         if compiled:
             for view in self._views.values():
@@ -94,7 +94,7 @@ class Upscaler:
         """Peak memory of the model's tensors per input pixel, approximately."""
 
         def count(mode: FakeTensorMode | nullcontext) -> int:
-            with mode, LiveBytes() as memory, torch.inference_mode():
+            with on_a_copy(self._views[self.deep]), mode, LiveBytes() as memory, torch.inference_mode():
                 self._run(torch.zeros(1, 3, _PROBE, _PROBE, device=self.device))
                 return memory.peak
 

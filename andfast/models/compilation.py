@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from andfast.models.rrdbnet import RRDB
+from andfast.models.spandrel_models import SpandrelModel
 
 
 class CompileError(RuntimeError):
@@ -50,8 +51,10 @@ def compile_regions(generator: nn.Module) -> None:
     time. Only the code between the operations of `andfast.ops` is compiled.
     """
     regions: list[nn.Module] = [module for module in generator.modules() if isinstance(module, RRDB)]
+    # Architectures of spandrel may break into several programs.
+    whole = not isinstance(generator, SpandrelModel)
     for region in regions or [generator]:
-        region.compile(dynamic=False, fullgraph=True)
+        region.compile(dynamic=False, fullgraph=whole)
 
 
 class CompileTimer:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from andfast.models.spandrel_models import SpandrelModel
 from andfast.models.spectral_norm import SpectralNormConv2d
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Prepare a model, in place, for gradients with respect to its images alone: evaluation mode, frozen weights."""
+    model.eval().requires_grad_(False)
+    if isinstance(model, SpandrelModel) and model.has_training_paths():
+        model.use_training_paths()
+    return model
 
 
 class AutocastModule:
@@ -33,6 +44,25 @@ class AutocastModule:
             return part(images)
 
 
+@contextmanager
+def on_a_copy(view: AutocastModule) -> Iterator[None]:
+    """Inside, `view` calls a copy that shares the weights' memory, if its module is an architecture of spandrel.
+
+    Some store tensors in themselves when they are called, which must not be those without content that a measurement
+    of memory makes.
+    """
+    module = view.module
+    if isinstance(module, SpandrelModel):
+        memo: dict[int, Any] = {id(buffer): buffer.clone() for buffer in module.buffers()}
+        for weight in module.parameters():
+            memo[id(weight)] = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+        view.module = copy.deepcopy(module, memo)
+    try:
+        yield
+    finally:
+        view.module = module
+
+
 class FrozenModule(AutocastModule):
     """A copy of a module in evaluation mode whose weights take no gradient.
 
@@ -40,9 +70,15 @@ class FrozenModule(AutocastModule):
     couple the images of a batch. Buffers are shared with `source`, and in float32 weights, too. In a half type weights
     are cast once, since autocast caches only casts of weights that take a gradient; those of batch norms and of
     spectrally normalised convolutions stay in float32.
+
+    Args:
+        source: the module.
+        dtype: as for `AutocastModule`.
+        gradients: whether gradients with respect to the images are taken, which some architectures of spandrel need
+            other code for.
     """
 
-    def __init__(self, source: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, source: nn.Module, dtype: torch.dtype, gradients: bool = True) -> None:
         wide = [module for module in source.modules() if isinstance(module, (nn.BatchNorm2d, SpectralNormConv2d))]
         kept = {id(weight) for module in wide for weight in module.parameters()}
         # A deep copy takes objects from its memo: all weights and buffers are there.
@@ -55,7 +91,10 @@ class FrozenModule(AutocastModule):
             if cast.dtype != weight.dtype:
                 self._source.append(weight)
                 self._casts.append(memo[id(weight)])
+        paths = gradients and isinstance(source, SpandrelModel) and source.has_training_paths()
         super().__init__(copy.deepcopy(source, memo).eval(), dtype)
+        if paths:  # asked of the source, which is in float32
+            self.module.use_training_paths()
 
     @property
     def copied_bytes(self) -> int:

@@ -15,6 +15,7 @@ from torch import nn
 
 from andfast.models.compact import Compact
 from andfast.models.rrdbnet import RRDBNet
+from andfast.models.spandrel_models import PREFIX, SpandrelModel
 from andfast.models.weights import SUFFIXES, ModelError, Shapes, UnknownModelError, portable, read_model, some
 from andfast.utils.files import write_torch, written_whole
 from andfast.utils.optional import version
@@ -69,7 +70,8 @@ def save_model(
     as BasicSR and Real-ESRGAN do, and "metadata".
 
     Args:
-        model: an `RRDBNet` or a `Compact`; it may be wrapped by torch.compile or DistributedDataParallel.
+        model: an `RRDBNet`, a `Compact` or a `SpandrelModel`; it may be wrapped by torch.compile or
+            DistributedDataParallel.
         path: the file; its suffix chooses the format.
         metadata: recorded as strings, beside those of `describe_model`.
         dtype: the type that floating-point weights are rounded to.
@@ -100,13 +102,24 @@ def describe_model(model: nn.Module, metadata: Mapping[str, object] | None = Non
     Raises:
         TypeError: `model` is not a generator of andfast, or is wrapped.
     """
-    names = [name for name, kind in GENERATORS.items() if isinstance(model, kind)]
-    if not names:
-        raise TypeError(f"cannot save a {type(model).__name__}: the generators are {', '.join(GENERATORS)}")
-    record = {"architecture": names[0], "scale": model.scale, "andfast": version("andfast") or "unknown"}
+    record = {
+        "architecture": architecture_name(model), "scale": model.scale, "andfast": version("andfast") or "unknown"
+    }  # fmt: skip
     if isinstance(model, Compact):
         record["activation"] = model.activation
     return {key: str(value) for key, value in (record | dict(metadata or {})).items()}
+
+
+def architecture_name(model: nn.Module) -> str:
+    """A generator's `generator.name`; raises TypeError if it is none of andfast or spandrel."""
+    if isinstance(model, SpandrelModel):
+        return PREFIX + model.architecture
+    names = [name for name, kind in GENERATORS.items() if isinstance(model, kind)]
+    if not names:
+        raise TypeError(
+            f"a {type(model).__name__} is no generator: they are {', '.join(GENERATORS)}, and those of spandrel"
+        )
+    return names[0]
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:

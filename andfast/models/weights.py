@@ -291,9 +291,13 @@ def _named(path: Path, content: object) -> dict[str, Tensor]:
 
 
 def portable(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Copy a network's weights for a file: contiguous, on the CPU, named without wrappers, floats in `dtype`."""
+    """Copy a network's weights for a file: contiguous, on the CPU, named without wrappers, floats in `dtype`.
+
+    They are those of its `portable_state()`, if it has one, instead of `state_dict()`.
+    """
     # A model compiled block by block has the prefix inside its names.
-    state = {unwrapped(key).removeprefix("module."): value.detach() for key, value in model.state_dict().items()}
+    found = getattr(model, "portable_state", model.state_dict)()
+    state = {unwrapped(key).removeprefix("module."): value.detach() for key, value in found.items()}
     return {
         key: value.to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
         for key, value in state.items()

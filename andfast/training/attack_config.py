@@ -26,8 +26,9 @@ from andfast.attack import (
     SubsetPGD,
 )
 from andfast.attack.base import NetworkAttack, bicubic_upsample
-from andfast.models import ModelError, load_model
-from andfast.models.frozen import AutocastModule
+from andfast.inference.models import find_model
+from andfast.models import ModelError
+from andfast.models.frozen import AutocastModule, freeze
 from andfast.ops.theta_layout import ScaleFactors
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -141,7 +142,7 @@ class AttackConfig:
             dtype: that a model file computes in.
 
         Raises:
-            FileNotFoundError, ModelError: the file is missing, or has no generator of this scale.
+            ModelError: the file is missing, or has no generator of this scale.
         """
         climbs = isinstance(self.build(), (PGD, AdversarialNoise)) or self.build_noise() is not None
         if self.baseline is None or not climbs:
@@ -149,13 +150,13 @@ class AttackConfig:
         if self.baseline == BICUBIC:
             return partial(bicubic_upsample, scale=scale)
         try:
-            model = load_model(self.baseline, device)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"attack.baseline: {error}; or give {BICUBIC}") from error
+            model = freeze(find_model(self.baseline, device))
+        except ModelError as error:
+            raise ModelError(f"attack.baseline: {error}; or give {BICUBIC}") from error
         if model.scale != scale:
             raise ModelError(f"attack.baseline {self.baseline}: a model x{model.scale}; scale is {scale}")
         model = model.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return AutocastModule(model.requires_grad_(False), dtype)
+        return AutocastModule(model, dtype)
 
     def _build(self, method: str) -> Attack:
         if method == "noise" and self.psnr_range is None:

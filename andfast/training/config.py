@@ -11,7 +11,10 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from torch import nn
 
 from andfast.degradation.network import DegradationNetwork
-from andfast.models import GENERATORS, ModelError, build_generator, load_model
+from andfast.inference.models import find_model
+from andfast.models import GENERATORS, ModelError, build_generator
+from andfast.models.generators import architecture_name
+from andfast.models.spandrel_models import PREFIX, SpandrelModel, build_with_spandrel
 from andfast.ops.precision import choose_precision
 from andfast.training.attack_config import AttackConfig, Precision
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
@@ -58,17 +61,35 @@ class GeneratorConfig:
     """The restoration network G.
 
     Attributes:
-        name: compact (SRVGGNetCompact) or rrdbnet (ESRGAN).
+        name: compact (SRVGGNetCompact), rrdbnet (ESRGAN), or spandrel:NAME, such as spandrel:SPAN: an architecture of
+            spandrel by the name of its class; null: that of init, without init compact.
         features: width; null: 32 for compact (Real-ESRGAN's have 64), 64 for rrdbnet.
         depth: hidden convolutions of compact (null: 8; Real-ESRGAN's have 16 or 32) or residual blocks of rrdbnet
             (null: 23).
-        init: a model file to start from, with features and depth of its own. Set train.warmup to 0 with it.
+        options: arguments of an architecture of spandrel, by their names.
+        init: a pretrained model or a model file to start from, with a size of its own. Set train.warmup to 0 with it.
     """
 
-    name: Literal["compact", "rrdbnet"] = "compact"
+    name: str | None = None
     features: PositiveInt | None = None
     depth: PositiveInt | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     init: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError that names the keys of values that do not go together."""
+        if self.name is None and self.init is None:
+            self.name = "compact"
+        foreign = self.name is not None and self.name.startswith(PREFIX)
+        if not foreign and self.name is not None and self.name not in GENERATORS:
+            names = ", ".join(GENERATORS)
+            raise ValueError(f"generator.name is {self.name}; it must be one of {names}, or {PREFIX}NAME")
+        if self.options and not foreign:
+            raise ValueError(f"generator.options are for a generator.name {PREFIX}NAME; {self.name} has none")
+        for key in ("features", "depth"):
+            if (value := getattr(self, key)) is not None and self.name not in GENERATORS:
+                names = " or ".join(GENERATORS)
+                raise ValueError(f"generator.{key} is {value}; it needs a generator.name {names}, not {self.name}")
 
     def build(self, scale: int, seed: int) -> nn.Module:
         """The generator on the CPU, with the weights of init or new ones that depend on the seed alone.
@@ -78,27 +99,34 @@ class GeneratorConfig:
         """
         if self.init is None:
             return self._new(scale, seed)
-        weights = load_model(self.init)
-        any_size = self.features is None and self.depth is None
-        if any_size and isinstance(weights, GENERATORS[self.name]) and weights.scale == scale:
-            return weights
+        try:
+            weights = find_model(self.init)
+        except ModelError as error:
+            raise ModelError(f"generator.init: {error}") from error
+        fits = self.name is None or self.name == architecture_name(weights)
+        if fits and self.features is None and self.depth is None and not self.options:
+            if weights.scale != scale:
+                raise ModelError(f"generator.init {self.init}: a model x{weights.scale}; scale is {scale}")
+            return weights.prepare_training() if isinstance(weights, SpandrelModel) else weights.train()
         model = self._new(scale, seed)
         try:
             model.load_state_dict(weights.state_dict())
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
             raise ModelError(
-                f"generator.init {self.init}: a {type(weights).__name__} x{weights.scale} that does not fit the "
+                f"generator.init {self.init}: a {architecture_name(weights)} x{weights.scale} that does not fit the "
                 f"settings of the generator ({reason})"
             ) from error
         return model
 
     def _new(self, scale: int, seed: int) -> nn.Module:
         # Compact's defaults are smaller than Real-ESRGAN's, for a first run on a CPU.
-        depth_name, features, depth = {"compact": ("convs", 32, 8), "rrdbnet": ("blocks", 64, 23)}[self.name]
-        sizes = {"features": self.features or features, depth_name: self.depth or depth}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            if self.name.startswith(PREFIX):
+                return build_with_spandrel(self.name.removeprefix(PREFIX), scale, self.options)
+            depth_name, features, depth = {"compact": ("convs", 32, 8), "rrdbnet": ("blocks", 64, 23)}[self.name]
+            sizes = {"features": self.features or features, depth_name: self.depth or depth}
             return build_generator(self.name, scale, **sizes)
 
 
@@ -259,7 +287,7 @@ class Config:
             raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")
         if train.micro_batch is not None:
             check_micro_batch(train.micro_batch, train.batch_size, attacked, self.networks, self.degradation.noise)
-        if train.checkpoint_blocks and self.generator.name != "rrdbnet":
+        if train.checkpoint_blocks and self.generator.name not in ("rrdbnet", None):
             raise ValueError(
                 f"train.checkpoint_blocks is for generator.name rrdbnet; {self.generator.name} has no blocks (to save "
                 "memory there is train.micro_batch)"

@@ -14,7 +14,7 @@ from andfast.attack import FreeAT, RandomDeviation, Simulated
 from andfast.attack.base import NetworkAttack
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective, discriminator_loss, generator_objective, l1_objective, relative_objective
-from andfast.models.frozen import AutocastModule
+from andfast.models.frozen import AutocastModule, on_a_copy
 from andfast.ops import dispatch
 from andfast.ops.degradation_forward import forward_implementation
 from andfast.ops.theta_layout import ThetaLayout
@@ -54,12 +54,13 @@ def estimate_memory(trainer: Trainer) -> int:
         sheet_objective = None
         objective = None if trainer.noise_attack is None else objective
     caching = trainer.caching_hr
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), on_a_copy(trainer.frozen), on_a_copy(trainer.autocast):
         attack = _peak_bytes((at_once, 3, size, size), scale, device, bank, objective, caching=caching)
         sheet = 0
         if in_sheet * crop**2 > at_once * size**2:
             sheet = _peak_bytes((in_sheet, 3, crop, crop), scale, device, sheet_bank, sheet_objective)
-        objective, of_weights = generator_objective(trainer.autocast, trainer.loss), [*trainer.generator.parameters()]
+        objective = generator_objective(trainer.autocast, trainer.loss)
+        of_weights = [weight for weight in trainer.autocast.module.parameters() if weight.requires_grad]
         update = _peak_bytes((images, 3, size, size), scale, device, None, objective, of_weights, caching)
         update_of_d = _discriminator_peak_bytes(trainer, images)
     if bank is not None:  # theta_id, the deviation, the worst one so far and the gradient of the other networks
@@ -82,7 +83,8 @@ def search_bytes(
         size: (H, W) of the HR image.
     """
     network = settings.build(scale, 1, device)
-    peak = _peak_bytes((1, 3, *size), scale, device, network, model and l1_objective(model))
+    with nullcontext() if model is None else on_a_copy(model):
+        peak = _peak_bytes((1, 3, *size), scale, device, network, model and l1_objective(model))
     if device.type != "cpu" or network.dtype == torch.float32:
         return peak
     # Without AMX, oneDNN lays out the input of a 3x3 convolution in half types nine times.
@@ -132,7 +134,7 @@ def _peak_bytes(
                 lr = network(hr, delta)
             if objective is not None:
                 image = lr.detach().requires_grad_()
-                gradient, *_ = torch.autograd.grad(objective(image, hr).sum(), [image, *weights])
+                gradient, *_ = torch.autograd.grad(objective(image, hr).sum(), [image, *weights], allow_unused=True)
             if network is not None:
                 kept = torch.empty_like(delta), _scratch(network, hr)  # the worst deviation so far
                 if objective is not None:
@@ -178,7 +180,7 @@ def remedies(config: Config, size: int = 1) -> str:
     now = f"none, {train.batch_size // size} images at once" if train.micro_batch is None else train.micro_batch
     coupled = config.loss.coupled(config.discriminator)
     options = [] if train.micro_batch == 1 or coupled else [f"a smaller train.micro_batch (now {now})"]
-    if config.generator.name == "rrdbnet" and not train.checkpoint_blocks:
+    if config.generator.name in ("rrdbnet", None) and not train.checkpoint_blocks:
         options.append("train.checkpoint_blocks true (now false)")
     anew = (
         f"a smaller train.patch_size (now {train.patch_size}), train.batch_size (now {train.batch_size}) or "

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from andfast.attack import PGD, Attack, AttackResult, FreeAT, Simulated
@@ -19,6 +19,9 @@ from andfast.degradation.network import DegradationNetwork
 from andfast.losses import generator_objective, l1_objective, relative_objective
 from andfast.models.compilation import CompileTimer, compile_regions, wants_compile
 from andfast.models.frozen import AutocastModule, FrozenModule
+from andfast.models.generators import architecture_name
+from andfast.models.rrdbnet import RRDBNet
+from andfast.models.weights import ModelError
 from andfast.ops.precision import choose_precision
 from andfast.training.batches import blur_hr, mixed_images, to_images
 from andfast.training.config import Config
@@ -71,7 +74,18 @@ class Trainer:
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
         # The average at the end of the warm-up, to compare with in the sample images.
         self.warmup_ema = copy.deepcopy(self.ema)
-        self._weights, self._averages = list(self.generator.parameters()), list(self.ema.parameters())
+        # An architecture may hold weights that it computes from others; they take no gradient.
+        pairs = zip(self.generator.parameters(), self.ema.parameters(), strict=True)
+        trained = [(weight, average) for weight, average in pairs if weight.requires_grad]
+        self._weights, self._averages = (list(each) for each in zip(*trained, strict=True))
+        # Statistics of batch norms, which some architectures have.
+        pairs = zip(self.ema.modules(), self.generator.modules(), strict=True)
+        self._statistics = [
+            both
+            for of_average, of_generator in pairs
+            if isinstance(of_generator, nn.modules.batchnorm._BatchNorm)
+            for both in zip(of_average.buffers(), of_generator.buffers(), strict=True)
+        ]
         self.guard = Guard(self.device, self.world)
         self.optimizer = guarded_adam(self._weights, config.train.learning_rate, self.guard)
         # False from a step's first update to its end, when a saved state could not be resumed.
@@ -97,6 +111,11 @@ class Trainer:
         # Without the discriminator, which takes images of only one size.
         self.sheet_objective = micro_batched(relative_objective(l1_objective(self.frozen), self.baseline), micro_batch)
         if config.train.checkpoint_blocks:
+            if not isinstance(self.generator, RRDBNet):
+                raise ModelError(
+                    f"train.checkpoint_blocks is for generator.name rrdbnet; {config.generator.init} has no blocks (to "
+                    "save memory there is train.micro_batch)"
+                )
             self.generator.body.checkpoint_blocks = True
         compiled = wants_compile(config.compile, self.device)
         if compiled:
@@ -278,6 +297,8 @@ class Trainer:
         change = torch._foreach_sub(self._weights, self._averages)
         torch._foreach_mul_(change, (1 - self.guard.bad) * (1 - decay))
         torch._foreach_add_(self._averages, change)
+        for average, statistics in self._statistics:
+            average.copy_(statistics)
 
     @property
     def computes(self) -> str:
@@ -298,7 +319,7 @@ class Trainer:
     def describe(self) -> str:
         """The generator, the device, the type it computes in, the discriminator and the loss, for people."""
         count = sum(weight.numel() for weight in self._weights)
-        name, scale = self.config.generator.name, self.config.scale
+        name, scale = architecture_name(self.generator), self.config.scale
         of_d = "" if self.discriminator is None else f"; {self.discriminator.describe()}"
         return (
             f"{name} x{scale} with {count:,} parameters on {self.device} in {dtype_name(self.precision)}{of_d}; "

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
-import torchvision_operators
 from torch import Tensor
+
+from andfast.utils import torchvision_operators
 
 # Of lpips 0.1.4: the channels that the linear layers weigh.
 CHANNELS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torchvision_operators import declare_missing
 
 from andfast.models import Compact, ModelError, RRDBNet, load_model, save_model
+from andfast.utils.torchvision_operators import declare_missing
 
 # Not the defaults, and no two alike, so that none can be taken for another.
 RRDB = {"features": 12, "blocks": 3, "growth": 5}

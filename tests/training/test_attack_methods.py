@@ -110,7 +110,7 @@ def test_a_baseline_of_another_scale_is_refused(tmp_path: Path) -> None:
     save_model(make(scale=2).generator, file)
     with pytest.raises(ModelError, match=r"attack\.baseline .*other\.safetensors: a model x2; scale is 4"):
         make(attack__baseline=str(file))
-    with pytest.raises(FileNotFoundError, match=r"attack\.baseline: .*missing\.pth: no such file.* or give bicubic"):
+    with pytest.raises(ModelError, match=r"attack\.baseline: .*missing\.pth: no such file.* or give bicubic"):
         make(attack__baseline=str(tmp_path / "missing.pth"))
     # Not read where no attack raises a loss.
     assert make(attack__baseline=str(tmp_path / "missing.pth"), attack__method="random").baseline is None

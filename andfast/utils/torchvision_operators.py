@@ -1,4 +1,6 @@
-"""Lets spandrel be imported where torchvision's compiled operators do not load."""
+"""Lets torchvision be imported where its compiled operators do not load."""
+
+from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
@@ -6,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-_declared = []
+_declared: list[torch.library.Library] = []
 
 
 def declare_missing() -> None:
     """Declare the operators that torchvision needs while it is imported, unless its own library brings them.
 
-    spandrel imports torchvision, which then registers shape functions for its operators. Where its library
-    was built for another kind of torch (CUDA beside CPU), the operators do not exist and the import fails.
-    Nothing here calls them: that they are declared is enough.
+    torchvision registers shape functions for its operators. Where its library was built for another kind of torch
+    (CUDA beside CPU), the operators do not exist and the import fails, of spandrel and lpips, too, which import it.
+    Neither calls them: that they are declared is enough.
     """
     if _declared or _load_library():
         return
@@ -27,7 +29,7 @@ def declare_missing() -> None:
 def _load_library() -> bool:
     """Load torchvision's library as torchvision itself does; True if the operators are there."""
     spec = importlib.util.find_spec("torchvision")  # does not import it
-    if spec is None:
+    if spec is None or spec.origin is None:
         return False
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(spec.origin).with_name(f"_C{suffix}")

@@ -1,0 +1,228 @@
+"""Architectures that spandrel knows, as generators: read, built anew, trained, and saved under their own names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from andfast.models.weights import ModelError, UnknownModelError, fit
+from andfast.utils.torchvision_operators import declare_missing
+
+#: What names of spandrel's architectures begin with in configurations and model files.
+PREFIX = "spandrel:"
+
+# The window size of transformers is 8 or 16 pixels; spandrel does not know it for all.
+_WINDOW = 16
+# What architectures call their factor.
+_SCALES = ("scale", "upscale", "up_scale", "upscale_factor", "upscaling_factor")
+_INSTALL = "pip install 'andfast[spandrel]'"
+
+
+class SpandrelModel(nn.Module):
+    """An `ImageModelDescriptor` of spandrel as a network: (B, 3, h, w) in [0, 1] -> (B, 3, scale * h, scale * w).
+
+    Results are not clamped, so that training sees by how much they leave [0, 1].
+
+    Attributes:
+        model: spandrel's network, whose state dict has the names that other programs know.
+        scale: the factor.
+        architecture: the name of its class.
+        align: tiles must begin at multiples of it, so that windows cut them as they cut the whole image.
+        tiles: whether images can be upscaled in tiles.
+        precisions: the types it supports.
+    """
+
+    def __init__(self, descriptor: Any) -> None:
+        super().__init__()
+        self.model = descriptor.model
+        self.scale = descriptor.scale
+        self.architecture = type(descriptor.model).__name__
+        self.align = math.lcm(_WINDOW, descriptor.size_requirements.multiple_of)
+        self.tiles = descriptor.tiling.name != "INTERNAL"
+        self.precisions = {torch.float32}
+        self.precisions |= {torch.float16} if descriptor.supports_half else set()
+        self.precisions |= {torch.bfloat16} if descriptor.supports_bfloat16 else set()
+        self._sizes, self._call = descriptor.size_requirements, descriptor._call_fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        right, bottom = self._sizes.get_padding(width, height)
+        if right or bottom:
+            # As spandrel pads: reflected as far as the image reaches.
+            inside = min(right, width - 1), min(bottom, height - 1)
+            x = F.pad(x, (0, inside[0], 0, inside[1]), "reflect")
+            x = F.pad(x, (0, right - inside[0], 0, bottom - inside[1]), "replicate")
+        # A copy, since some architectures write into their input.
+        return self._call(self.model, x.clone())[..., : height * self.scale, : width * self.scale]
+
+    def prepare_training(self) -> SpandrelModel:
+        """Set training mode, and let those weights take a gradient that the result depends on.
+
+        SPAN, for one, stores fused convolutions beside those that they are computed from.
+        """
+        self.requires_grad_()
+        self.use_training_paths()  # batch norms keep their statistics
+        weights = list(self.parameters())
+        gradients = torch.autograd.grad(self(self._trial_image()).sum(), weights, allow_unused=True)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.requires_grad_(gradient is not None)
+        return self.train()
+
+    def use_training_paths(self) -> None:
+        """In evaluation mode, compute as in training, but for dropout and batch norms.
+
+        Evaluation paths of some architectures write into their input, or fuse weights anew in each pass, which a
+        gradient with respect to the image cannot pass, or not fast.
+        """
+        self.eval()
+        for module in self.model.modules():
+            random = type(module).__name__.lower().startswith(("drop", "stochastic"))
+            if not random and not type(module).__module__.startswith("torch.nn."):
+                module.training = True
+
+    @torch.no_grad()
+    def has_training_paths(self) -> bool:
+        """Whether `use_training_paths` changes nothing but rounding; the mode is the same afterwards."""
+        with self._restoring_mode():
+            image = self._trial_image()
+            expected = self.eval()(image)
+            self.use_training_paths()
+            return all(torch.allclose(self(image), expected, rtol=1e-3, atol=1e-3) for _ in range(2))
+
+    def portable_state(self) -> dict[str, Tensor]:
+        """The state dict of spandrel's network, without wrappers.
+
+        Architectures such as SPAN fuse convolutions when they are called in evaluation mode, and store the result.
+        """
+        with self._restoring_mode(), torch.no_grad():
+            self.eval()(self._trial_image())
+        return self.model.state_dict()
+
+    def _trial_image(self) -> Tensor:
+        weight, generator = next(self.parameters()), torch.Generator().manual_seed(0)
+        return torch.rand(1, 3, 2 * self.align, 2 * self.align, generator=generator).to(weight.device, weight.dtype)
+
+    @contextmanager
+    def _restoring_mode(self) -> Iterator[None]:
+        modes = {module: module.training for module in self.modules()}
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def read_with_spandrel(path: str, state: dict[str, Tensor], problem: ModelError) -> SpandrelModel:
+    """The network whose weights are in a file of another program; any architecture that spandrel knows.
+
+    Args:
+        path: named in errors.
+        state: all tensors in it.
+        problem: why andfast itself does not read it.
+
+    Raises:
+        ModelError: spandrel is not installed, does not know the weights, or the network is not from RGB to RGB.
+    """
+    if importlib.util.find_spec("spandrel") is None:
+        raise ModelError(f"{problem}; more architectures are read where spandrel is installed: {_INSTALL}")
+    try:
+        spandrel = import_spandrel()
+    except ImportError as error:
+        raise ModelError(f"{problem}; spandrel, which knows more, cannot be imported: {error}") from error
+    try:
+        return fit(state, lambda state: _recognise(spandrel, state))
+    except UnknownModelError as error:
+        raise ModelError(f"{problem}; {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def build_with_spandrel(name: str, scale: int, options: Mapping[str, Any]) -> SpandrelModel:
+    """A new network of an architecture that spandrel knows.
+
+    Args:
+        name: of its class in `spandrel.architectures`, as SPAN, RealPLKSR, SwinIR or DAT.
+        scale: the factor.
+        options: further arguments of the class.
+
+    Raises:
+        ModelError: spandrel is missing or has no such class; it has not these options, or this scale; or a program that
+            reads the file could not tell it from another network.
+    """
+    wanted = f"generator.name {PREFIX}{name}"
+    try:
+        spandrel = import_spandrel()
+    except ImportError as error:
+        raise ModelError(f"{wanted} needs spandrel ({_INSTALL}): {error}") from error
+    classes = _classes(spandrel)
+    if name not in classes:
+        raise ModelError(f"{wanted}: spandrel has no such architecture; it has {', '.join(sorted(classes))}")
+    known = list(inspect.signature(classes[name]).parameters)
+    if strangers := sorted(set(options) - set(known)):
+        raise ModelError(f"{wanted} has no option {', '.join(strangers)}; it has {', '.join(known)}")
+    factor = {key: scale for key in _SCALES if key in known}
+    try:
+        network = classes[name](**(factor | dict(options)))
+    except Exception as error:  # architectures raise various errors on values that do not go together
+        raise ModelError(f"{wanted} with {dict(options)}: {type(error).__name__} {error}") from error
+    try:
+        model = _recognise(spandrel, dict(network.state_dict()))
+    except ModelError as error:
+        raise ModelError(f"{wanted} with {dict(options)}: of a file of its weights, {error}") from error
+    if model.scale != scale:
+        raise ModelError(f"{wanted} with {dict(options)} has the scale {model.scale}; scale is {scale}")
+    _check_recognised(wanted, network, model)
+    return model.prepare_training()
+
+
+def _check_recognised(wanted: str, network: nn.Module, model: SpandrelModel) -> None:
+    """Refuse options that are not to be seen in a file of weights: `model` is what spandrel makes of those weights."""
+    image = model._trial_image()
+    with torch.no_grad():
+        expected, found = model.eval()(image), network.eval()(image.clone())
+    if isinstance(found, Tensor) and not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+        raise ModelError(f"{wanted}: a file of its weights would be read as another network; leave out some options")
+
+
+def import_spandrel() -> ModuleType:
+    """Import spandrel, also where torchvision's compiled operators do not load; raises ImportError."""
+    declare_missing()
+    try:
+        return importlib.import_module("spandrel")
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ImportError(str(error)) from error
+
+
+def _classes(spandrel: ModuleType) -> dict[str, type[nn.Module]]:
+    """The networks of all architectures, by the names of their classes."""
+    found: dict[str, type[nn.Module]] = {}
+    for support in spandrel.MAIN_REGISTRY:
+        module = importlib.import_module(type(support.architecture).__module__)
+        for name in getattr(module, "__all__", ()):
+            kind = getattr(module, name)
+            if isinstance(kind, type) and issubclass(kind, nn.Module):
+                found[name] = kind
+    return found
+
+
+def _recognise(spandrel: ModuleType, state: Mapping[str, Tensor]) -> SpandrelModel:
+    try:
+        descriptor = spandrel.ModelLoader().load_from_state_dict(dict(state))
+    except Exception as error:  # architectures raise various errors on unknown weights
+        raise UnknownModelError(f"spandrel does not know it ({type(error).__name__})") from error
+    image = isinstance(descriptor, spandrel.ImageModelDescriptor) and descriptor.purpose in ("SR", "Restoration")
+    if not image or (descriptor.input_channels, descriptor.output_channels) != (3, 3):
+        raise ModelError(f"a {descriptor.architecture.name}, which does not turn RGB images into RGB images")
+    return SpandrelModel(descriptor.eval())
