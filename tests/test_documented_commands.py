@@ -23,7 +23,7 @@ from study_images import photograph
 
 import andfast
 from andfast.demo.__main__ import _parse as parse_demo
-from andfast.models import build_generator, save_model
+from andfast.models import GENERATORS, build_generator, save_model
 from andfast.training.options import parse_config
 from bench import attack_quality
 from bench.attack_benchmark import parse_variant
@@ -58,7 +58,7 @@ def train_options(arguments: list[str]) -> list[str]:
     if "--train.iterations" in arguments:  # what is gone on with, for longer than before
         settings["train.iterations"] = 3
     config = parse_config(arguments)
-    if config.generator.init is None:
+    if config.generator.init is None and config.generator.name in GENERATORS:
         settings |= {"generator.features": 4, "generator.depth": 1}
     if not config.data.hr:  # the bundled photographs, which are large
         settings["data.hr"] = "[PHOTOS]"
@@ -94,7 +94,7 @@ def judge_options(arguments: list[str]) -> list[str]:
 
 
 RUN: dict[str, Small] = {
-    "andfast.train": Small(train_options),
+    "andfast.train": Small(train_options, {"MODEL": "runs/mine/model.safetensors"}),
     "andfast.plot": Small(),
     "andfast.upscale": Small(),
     "andfast.evaluate": Small(),
