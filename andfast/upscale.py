@@ -33,7 +33,7 @@ from andfast.utils.memory import is_out_of_memory, keep_freed_memory
 def _parse(arguments: Sequence[str] | None) -> Namespace:
     parser = make_parser(
         "andfast.upscale",
-        description="Upscale images with a trained model. 16 bits, gray, transparency and colour profiles are kept "
+        description="Upscale images with a trained model. 16 bits, gray, transparency, colour profiles and EXIF data are kept "
         "where the format can hold them; images are turned upright as their EXIF data says. More: docs/upscaling.md.",
         epilog="Exit status: 0 if all images are upscaled now, 1 if some could not be, 2 if nothing was begun, 130 "
         "after Ctrl-C.",

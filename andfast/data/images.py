@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -13,7 +14,16 @@ from PIL import Image, WebPImagePlugin
 
 from andfast.data.bmp import open_bmp, open_dib
 from andfast.data.jpeg import open_jpeg
-from andfast.data.picture import Opened, Picture, eight_bits, make_opened, orientation_of, over_white, picture_of_image
+from andfast.data.picture import (
+    Opened,
+    Picture,
+    carried_exif,
+    eight_bits,
+    make_opened,
+    orientation_of,
+    over_white,
+    picture_of_image,
+)
 from andfast.data.png import SIGNATURE, open_png
 from andfast.data.pnm import open_pnm
 from andfast.data.tiff import open_tiff
@@ -49,7 +59,8 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
     """Read an image file, upright, with its bits, its transparency and its colour profile.
 
     BMP, JPEG, PNG, PPM, TIFF and WebP. Palettes become RGB, CMYK becomes sRGB by its profile; of several frames the
-    first is read. Other metadata (EXIF, XMP, text) is dropped, and may be damaged.
+    first is read. EXIF data of JPEG, PNG and WebP is kept (`carried_exif`), other metadata is not; both may be
+    damaged.
 
     Raises:
         ImageError: the file is missing, truncated, of an unknown format, of floating-point or more than 16 bits, or
@@ -127,9 +138,9 @@ def _open_webp(file: BinaryIO) -> Opened:
     file.seek(0)
     # Not Image.open, which refuses large images, or warns of them, by a setting of the whole process.
     image = WebPImagePlugin.WebPImageFile(file)
-    turn = orientation_of(image.info.get("exif"), image.info.get("xmp"))
-    icc = image.info.get("icc_profile")
-    return make_opened(*image.size, turn, lambda: picture_of_image(image, icc, turn))
+    exif, icc = image.info.get("exif"), image.info.get("icc_profile")
+    turn = orientation_of(exif, image.info.get("xmp"))
+    return make_opened(*image.size, turn, lambda: replace(picture_of_image(image, icc, turn), exif=carried_exif(exif)))
 
 
 def _check_memory(image: Opened) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import struct
+from dataclasses import replace
 from typing import BinaryIO
 
 from PIL import JpegImagePlugin
 
-from andfast.data.picture import Opened, Picture, make_opened, orientation_of, picture_of_image
+from andfast.data.picture import Opened, Picture, carried_exif, make_opened, orientation_of, picture_of_image
 
 _SCAN, _COMMENT = 0xDA, 0xFE
 _JFIF, _EXIF, _ICC, _ADOBE = 0xE0, 0xE1, 0xE2, 0xEE
@@ -63,7 +64,7 @@ def open_jpeg(file: BinaryIO) -> Opened:
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(b"".join(header) + file.read()))
         if image.size != (size[1], size[0]):
             raise ValueError("damaged: it has two different sizes")
-        return picture_of_image(image, icc, turn)
+        return replace(picture_of_image(image, icc, turn), exif=carried_exif(exif))
 
     return make_opened(size[1], size[0], turn, decode)
 

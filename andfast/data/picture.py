@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
@@ -23,6 +24,8 @@ _BECOMES = {"1": "L", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "YCbCr": "RGB",
 # Tags of EXIF and TIFF, and values.
 _ORIENTATION, _SHORT = 0x0112, 3
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_DIRECTORIES = (0x8769, 0x8825)  # of the exposure and of the place
+_PIXEL_SIZE = (0xA002, 0xA003)
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
 
@@ -35,12 +38,14 @@ class Picture:
         icc: the colour profile, which fits the pixels.
         colour: the data of the PNG chunks that define the colours, by name.
         notes: messages about parts of the file that are damaged and were not used.
+        exif: EXIF data that hold for a result of another size, too (`carried_exif`).
     """
 
     pixels: np.ndarray
     icc: bytes | None = None
     colour: dict[bytes, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    exif: bytes | None = None
 
 
 class Opened(NamedTuple):
@@ -88,6 +93,28 @@ def _orientation_in_exif(exif: bytes) -> int | None:
     except struct.error:
         pass
     return None
+
+
+def carried_exif(exif: bytes | None) -> bytes | None:
+    """EXIF data without what an upright result of another size changes: orientation, size and thumbnail.
+
+    Date, camera, place, resolution and the rest stay, but for parts that are damaged. None if nothing is left.
+    """
+    if not exif:
+        return None
+    tags, kept = Image.Exif(), Image.Exif()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they tell of is left out
+            tags.load(exif)
+            # Of the first directory, the photograph's; the thumbnail's is the second.
+            kept.update({tag: value for tag, value in tags.items() if tag not in (_ORIENTATION, *_DIRECTORIES)})
+            for directory in _DIRECTORIES:
+                found = {tag: value for tag, value in tags.get_ifd(directory).items() if tag not in _PIXEL_SIZE}
+                kept.get_ifd(directory).update(found)
+            return kept.tobytes() if len(kept) or any(map(kept.get_ifd, _DIRECTORIES)) else None
+    except Exception:  # the pixels of an image with broken EXIF data are still good
+        return None
 
 
 def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:

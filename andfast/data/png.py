@@ -21,6 +21,7 @@ from andfast.data.picture import (
     Picture,
     add_transparency_key,
     bytes_at,
+    carried_exif,
     make_opened,
     orientation_of,
     picture_of,
@@ -94,7 +95,8 @@ def open_png(file: BinaryIO) -> Opened:
             pixels = add_transparency_key(pixels, key * np.iinfo(pixels.dtype).max // most)
         colour = {name: found[name] for name in COLOUR_CHUNKS if name in found}
         picture = picture_of(pixels, found.get(b"iCCP"), turn, colour)
-        return replace(picture, notes=(*picture.notes, *notes))
+        exif = carried_exif(found.get(b"eXIf") or found.get(_RAW_EXIF))
+        return replace(picture, notes=(*picture.notes, *notes), exif=exif)
 
     turn = orientation_of(found.get(b"eXIf") or found.get(_RAW_EXIF), found.get(_XMP))
     return make_opened(width, height, turn, decode)
@@ -182,7 +184,12 @@ def _deep(content: bytes, kind: int) -> np.ndarray:
     return high.astype(np.uint16) << 8 | low
 
 
-def png_bytes(pixels: np.ndarray, icc: bytes | None = None, colour: dict[bytes, bytes] | None = None) -> bytes:
+def png_bytes(
+    pixels: np.ndarray,
+    icc: bytes | None = None,
+    colour: dict[bytes, bytes] | None = None,
+    exif: bytes | None = None,
+) -> bytes:
     """A PNG file of the values of a `Picture`; `colour` are data of `COLOUR_CHUNKS`."""
     height, width, channels = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, 8 * pixels.dtype.itemsize, _COLOUR_TYPES[channels], 0, 0, 0)
@@ -190,6 +197,8 @@ def png_bytes(pixels: np.ndarray, icc: bytes | None = None, colour: dict[bytes, 
     parts += [_chunk(name, data) for name, data in (colour or {}).items()]
     if icc:
         parts.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
+    if exif:
+        parts.append(_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
     compressor = zlib.compressobj(_LEVEL)
     line = width * channels * pixels.dtype.itemsize
     step = max(_ROWS // line, 1)

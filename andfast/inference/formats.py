@@ -21,6 +21,8 @@ SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".t
 # Bytes of a colour profile: Pillow does not read PNG files with more than the first; JPEG holds at most the second.
 _LARGE_PROFILE, _LARGEST_IN_JPEG = 2**20, 255 * 65_519
 
+_LARGEST_EXIF = {"jpeg": 65_533, "webp": 2**31, "png": 2**31, "tiff": 0}  # bytes
+
 # The largest height and width that the formats' headers can hold.
 _LONGEST = {"jpeg": 65_535, "webp": 16_383, "png": 2**31 - 1, "tiff": 2**31 - 1}
 
@@ -55,7 +57,7 @@ def read_to_upscale(source: Path, target: Path, factor: float, max_pixels: int =
 
 
 def losses(path: str | os.PathLike[str], picture: Picture) -> list[str]:
-    """Messages about colour information that the format of `path` cannot hold, or that other programs cannot read."""
+    """Messages about metadata that the format of `path` cannot hold, or that other programs cannot read."""
     kind = SUFFIXES[Path(path).suffix.lower()]
     found = []
     if kind == "png" and picture.icc and len(picture.icc) > _LARGE_PROFILE:
@@ -65,6 +67,9 @@ def losses(path: str | os.PathLike[str], picture: Picture) -> list[str]:
         found.append("its colour profile is left out: JPEG holds none above 15.9 MiB")
     if kind == "webp" and picture.icc and picture.pixels.shape[2] < 3:
         found.append("its colour profile, one of gray, is left out: WebP has RGB alone")
+    if len(picture.exif or b"") > _LARGEST_EXIF[kind]:
+        why = "it is not written to TIFF" if kind == "tiff" else "JPEG holds none above 64 KiB"
+        found.append(f"its EXIF data (date, camera, place) is left out: {why}")
     # The PNG chunks that describe colours other than by the sRGB default or the ICC profile.
     names = [name.decode() for name in picture.colour if name != b"sRGB"]
     if "cICP" not in names and (picture.icc or b"sRGB" in picture.colour):  # take precedence over gAMA and cHRM
@@ -77,9 +82,9 @@ def losses(path: str | os.PathLike[str], picture: Picture) -> list[str]:
 def write_picture(path: str | os.PathLike[str], picture: Picture, quality: int = 95) -> None:
     """Write an image in the format of the suffix of `path`, whole or not at all.
 
-    PNG holds everything, TIFF everything but PNG's chunks. For WebP and JPEG 16 bits are rounded to 8; JPEG has no
-    transparency, so the image is drawn over white. A colour profile that does not fit the channels is not written.
-    `quality`, 1 to 100, is that of JPEG and WebP.
+    PNG holds everything, TIFF everything but PNG's chunks and EXIF data. For WebP and JPEG 16 bits are rounded to 8;
+    JPEG has no transparency, so the image is drawn over white. A colour profile that does not fit the channels is not
+    written. `quality`, 1 to 100, is that of JPEG and WebP.
 
     Raises:
         ValueError: another suffix, or too many pixels for the format.
@@ -95,13 +100,14 @@ def write_picture(path: str | os.PathLike[str], picture: Picture, quality: int =
         icc = None
     with written_whole(path) as temporary:
         if kind == "png":
-            temporary.write_bytes(png_bytes(picture.pixels, icc, picture.colour))
+            temporary.write_bytes(png_bytes(picture.pixels, icc, picture.colour, picture.exif))
         elif kind == "tiff":
             write_tiff(temporary, picture.pixels, icc)
         else:
             pixels = over_white(picture.pixels) if kind == "jpeg" else picture.pixels
             image = to_pil(Picture(eight_bits(pixels)))
-            options = {"quality": quality, "icc_profile": icc}
+            exif = picture.exif if len(picture.exif or b"") <= _LARGEST_EXIF[kind] else None
+            options = {"quality": quality, "icc_profile": icc, "exif": exif or b""}
             if kind == "webp":
                 image.save(temporary, "WEBP", method=4, **options)
             else:

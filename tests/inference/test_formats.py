@@ -9,10 +9,10 @@ import pytest
 import tifffile
 import torch
 from image_files import SRGB, chunk, png, profile
-from PIL import Image
+from PIL import ExifTags, Image
 from upscaling_models import nearest, noise
 
-from andfast.data.picture import eight_bits
+from andfast.data.picture import carried_exif, eight_bits
 from andfast.data.png import png_bytes
 from andfast.inference.formats import Picture, losses, read_picture, write_picture
 from andfast.inference.upscaler import Upscaler, bleed_alpha
@@ -184,6 +184,76 @@ def test_more_than_a_format_can_hold(tmp_path, name, height, width):
     with pytest.raises(ValueError, match=f"{width} x {height} pixels are too many"):
         write_picture(tmp_path / name, Picture(np.zeros((height, width, 1), np.uint8)))
     assert not list(tmp_path.iterdir())
+
+
+def photograph_exif():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation] = "Camera", 6
+    exif[ExifTags.Base.XResolution] = 300
+    exif.get_ifd(ExifTags.IFD.Exif).update(
+        {ExifTags.Base.DateTimeOriginal: "2026:11:29 12:00:00", ExifTags.Base.ExifImageWidth: 9}
+    )
+    exif.get_ifd(ExifTags.IFD.GPSInfo).update(
+        {ExifTags.GPS.GPSLatitudeRef: "N", ExifTags.GPS.GPSLatitude: (52.0, 31.0, 12.5)}
+    )
+    return exif
+
+
+@pytest.mark.parametrize("target", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("source", [".png", ".jpg", ".webp"])
+def test_date_camera_and_place_are_kept(tmp_path, source, target):
+    """The image is turned upright, once; its old size is no longer told."""
+    given, written = tmp_path / f"given{source}", tmp_path / f"written{target}"
+    Image.fromarray(noise(9, 6, 3)).save(given, exif=photograph_exif())
+    picture = read_picture(given)
+    assert picture.pixels.shape == (6, 9, 3) or picture.pixels.shape == (9, 6, 3)
+    write_picture(written, picture)
+    assert losses(written, picture) == []
+    with Image.open(written) as image:
+        exif = image.getexif()
+        assert exif[ExifTags.Base.Make] == "Camera"
+        assert exif[ExifTags.Base.XResolution] == 300
+        assert ExifTags.Base.Orientation not in exif
+        assert image.size == picture.pixels.shape[1::-1]
+        assert exif.get_ifd(ExifTags.IFD.Exif) == {ExifTags.Base.DateTimeOriginal: "2026:11:29 12:00:00"}
+        place = exif.get_ifd(ExifTags.IFD.GPSInfo)
+        assert (place[ExifTags.GPS.GPSLatitudeRef], place[ExifTags.GPS.GPSLatitude]) == ("N", (52.0, 31.0, 12.5))
+    assert np.array_equal(read_picture(written).pixels.shape, picture.pixels.shape)  # not turned again
+
+
+def test_a_thumbnail_of_the_smaller_image_is_not_kept():
+    """An EXIF block of two directories, of which the second holds a thumbnail."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "Camera"
+    first = bytearray(exif.tobytes().removeprefix(b"Exif\0\0"))
+    count = struct.unpack_from(">H", first, 8)[0]
+    thumbnail = b"\xff\xd8 the thumbnail \xff\xd9"
+    struct.pack_into(">I", first, 10 + 12 * count, len(first))  # where the next directory is
+    second = struct.pack(">HHHIIHHIII", 2, 0x0201, 4, 1, len(first) + 30, 0x0202, 4, 1, len(thumbnail), 0)
+    block = b"Exif\0\0" + bytes(first) + second + thumbnail
+    kept = carried_exif(block)
+    assert b"Camera" in kept
+    assert b"thumbnail" not in kept
+
+
+def test_damaged_exif_data_is_left_out():
+    whole, random = photograph_exif().tobytes(), np.random.default_rng(0)
+    assert carried_exif(None) is None
+    assert carried_exif(b"Exif\0\0") is None
+    for _ in range(200):
+        damaged = bytearray(whole[: random.integers(len(whole))])
+        for place in random.integers(max(len(damaged), 1), size=3):
+            damaged[place : place + 1] = random.bytes(1)
+        kept = carried_exif(bytes(damaged))
+        assert kept is None or kept.startswith(b"Exif\0\0")
+
+
+def test_exif_data_that_a_format_cannot_hold(tmp_path):
+    picture = Picture(noise(4, 4, 3), exif=b"Exif\0\0" + bytes(70_000))
+    assert losses(tmp_path / "a.png", picture) == losses(tmp_path / "a.webp", picture) == []
+    for name, why in (("a.jpg", "JPEG holds none above 64 KiB"), ("a.tif", "it is not written to TIFF")):
+        assert losses(tmp_path / name, picture) == [f"its EXIF data (date, camera, place) is left out: {why}"]
+        write_picture(tmp_path / name, picture)
 
 
 def test_unknown_suffix(tmp_path):
