@@ -17,7 +17,14 @@ from tqdm import tqdm
 from andfast.data.listing import skipped_message
 from andfast.inference.formats import MAX_PIXELS, Picture, losses, read_to_upscale, write_picture
 from andfast.inference.models import find_model, precision_for
-from andfast.inference.output_paths import FORMATS, OutputPlan, plan_outputs, record_results
+from andfast.inference.output_paths import (
+    FORMATS,
+    OutputPlan,
+    is_file_name,
+    plan_file,
+    plan_outputs,
+    record_results,
+)
 from andfast.inference.pipeline import pipeline
 from andfast.inference.tiles import NonFiniteError
 from andfast.inference.upscaler import Upscaler
@@ -33,8 +40,8 @@ from andfast.utils.memory import is_out_of_memory, keep_freed_memory
 def _parse(arguments: Sequence[str] | None) -> Namespace:
     parser = make_parser(
         "andfast.upscale",
-        description="Upscale images with a trained model. 16 bits, gray, transparency, colour profiles and EXIF data are kept "
-        "where the format can hold them; images are turned upright as their EXIF data says. More: docs/upscaling.md.",
+        description="Upscale images with a trained model. 16 bits, gray, transparency, colour profiles and EXIF data "
+        "are kept where the format can hold them; images are turned upright. More: docs/upscaling.md.",
         epilog="Exit status: 0 if all images are upscaled now, 1 if some could not be, 2 if nothing was begun, 130 "
         "after Ctrl-C.",
     )
@@ -42,7 +49,8 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     add("inputs", nargs="+", type=as_path, metavar="INPUT", help="image, or folder of images (searched recursively)")
     add(
         "--output", required=True, type=as_path, metavar="DIR",
-        help="folder for the results; sub-folders are kept, results that are there already are not made again",
+        help="folder for the results; sub-folders are kept, results that are there already are not made again; or, for "
+        "one image, its file, such as large.jpg",
     )  # fmt: skip
     add("--overwrite", action="store_true", help="make them again")
     add(
@@ -111,7 +119,8 @@ class _Job:
 def _prepare(options: Namespace) -> tuple[OutputPlan, Upscaler]:
     """Check the options, load the model and plan the results; raises UsageError."""
     try:
-        if options.output.exists() and not options.output.is_dir():
+        single = is_file_name(options.output)
+        if options.output.exists() and not options.output.is_dir() and not single:
             raise ValueError(f"--output {options.output}: not a folder")
         device = choose_device(options.device)
         model = find_model(options.model, device)
@@ -119,10 +128,13 @@ def _prepare(options: Namespace) -> tuple[OutputPlan, Upscaler]:
         deep = precision_for(model, options.precision, "deep upscaling")
         upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on", deep)
         factor = options.output_scale or upscaler.scale
-        work = plan_outputs(options.inputs, options.output, options.format, factor, options.overwrite)
+        if single:
+            work = plan_file(options.inputs, options.output)
+        else:
+            work = plan_outputs(options.inputs, options.output, options.format, factor, options.overwrite)
         wanted = _wanted(work, options)
         if wanted:
-            make_folder(options.output)
+            make_folder(options.output.parent if single else options.output)
         record_results(work.beside & {target for _, target in wanted}, options.output)
     except (ValueError, OSError) as error:  # among them DataError and ModelError
         raise UsageError(str(error)) from error

@@ -223,6 +223,23 @@ def test_file(tmp_path, model_file, capsys, workers):
     assert "1 of 1 images upscaled" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_one_image_and_its_file(tmp_path, model_file, suffix, capsys):
+    Image.fromarray(noise(8, 9, 3)).save(tmp_path / "a.png")
+    target = tmp_path / "new" / f"large{suffix}"
+    command = [tmp_path / "a.png", "--output", target, "--model", model_file]
+    assert run(*command) == 0
+    first = read_picture(target)
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+    assert "1 of 1 images upscaled" in capsys.readouterr().out
+    target.write_bytes(b"mine")
+    assert run(*command) == 0
+    assert target.read_bytes() == b"mine"
+    assert "1 were there already" in capsys.readouterr().out
+    assert run(*command, "--overwrite") == 0
+    assert np.array_equal(read_picture(target).pixels, first.pixels)
+
+
 @pytest.mark.parametrize("named", [[], ["--model", "andnet_compact_x4"]])
 def test_the_pretrained_model(tmp_path, capsys, named):
     pixels = picture(tmp_path / "a.png", 21, 34)
@@ -401,7 +418,11 @@ def test_failures_say_what_would_help(tmp_path, model_file, capsys, monkeypatch,
         (["{tmp}/none.png", "--model", "{model}"], "none.png: no such file or folder"),
         (["{tmp}/empty", "--model", "{model}"], "empty: no images"),
         (["{tmp}/a.png", "--model", "{model}", "--output", "{tmp}"], "would be overwritten"),
-        (["{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/a.png"], "not a folder"),
+        (["{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/a.png"], "is an input and would be overwritten"),
+        (["{tmp}/a.png", "--model", "{model}", "--output", "{model}"], "not a folder"),
+        (["{tmp}", "--model", "{model}", "--output", "{tmp}/new.png"], "is a folder; give a folder"),
+        (["{tmp}/a.png", "{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/new.png"], "there are 2 inputs; give"),
+        (["{tmp}/none.png", "--model", "{model}", "--output", "{tmp}/new.png"], "none.png: no such file or folder"),
         (["{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/a.png/b"], "a.png"),
         (["{tmp}/a.png", "--model", "{model}", "--device", "cuda"], "no CUDA device"),
     ],

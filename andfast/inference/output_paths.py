@@ -11,6 +11,7 @@ from pathlib import Path
 
 from andfast.data.images import ImageError, image_size
 from andfast.data.listing import Listing, SkippedFile, list_folder, no_images_message
+from andfast.inference.formats import SUFFIXES
 from andfast.inference.tiles import resized_size
 from andfast.utils.command_line import UsageError
 from andfast.utils.files import comparison, write_json
@@ -105,6 +106,27 @@ def plan_outputs(
         if target.resolve() in originals:
             raise UsageError(f"{target} is an input and would be overwritten; choose another --output")
     return OutputPlan([(source, target) for target, source in sources.items()], passed_over, beside)
+
+
+def is_file_name(output: Path) -> bool:
+    """Whether `--output` names an image file to write, not a folder."""
+    return output.suffix.lower() in SUFFIXES and not output.is_dir()
+
+
+def plan_file(inputs: Sequence[Path], output: Path) -> OutputPlan:
+    """The plan for one image and the file of its result.
+
+    Raises:
+        UsageError: there are several images or a folder, the image does not exist, or the result would overwrite it.
+    """
+    if len(inputs) > 1 or inputs[0].is_dir():
+        what = f"there are {len(inputs)} inputs" if len(inputs) > 1 else f"{inputs[0]} is a folder"
+        raise UsageError(f"--output {output} names the file of one result, and {what}; give a folder")
+    if not inputs[0].exists():
+        raise UsageError(f"{inputs[0]}: no such file or folder")
+    if output.resolve() == inputs[0].resolve():
+        raise UsageError(f"{output} is an input and would be overwritten; choose another --output")
+    return OutputPlan([(inputs[0], output)], [], set())
 
 
 def record_results(targets: Iterable[Path], output: Path) -> None:
