@@ -27,7 +27,7 @@ from andfast.pretrained import (
     model_file,
     pretrained_names,
 )
-from andfast.training.options import parse_config
+from andfast.training.options import configuration_names, parse_config
 from andfast.training.validation import bicubic_upsample
 from andfast.utils import torchvision_operators
 from studies.card import comparison
@@ -164,6 +164,7 @@ def test_wheels_hold_them(monkeypatch):
     inside = {path for path in packed if path.startswith("andfast/pretrained/")}
     # Nothing but these: no leftovers of an interrupted making.
     assert inside == {"andfast/pretrained/__init__.py"}.union(*map(files_of, NAMES))
+    assert {f"andfast/configs/{name}.yaml" for name in configuration_names()} <= packed
 
 
 def test_sdists_hold_them(tmp_path, monkeypatch):
@@ -174,3 +175,4 @@ def test_sdists_hold_them(tmp_path, monkeypatch):
     distutils.core.run_setup("setup.py", ["--quiet", "egg_info", "--egg-base", str(tmp_path)])
     packed = set((tmp_path / "andfast.egg-info" / "SOURCES.txt").read_text().splitlines())
     assert {"andfast/pretrained/__init__.py", "setup.py"}.union(*map(files_of, NAMES)) <= packed
+    assert {f"andfast/configs/{name}.yaml" for name in configuration_names()} <= packed

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args
 
@@ -36,15 +37,23 @@ def _load(text: str) -> Any:
 set_loader("andfast", _load, (yaml.YAMLError, ValueError))
 
 
+#: The configurations that come with andfast.
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
 class Parser(ArgumentParser):
     """A parser that reads files with `andfast.utils.yaml_files` and lists the allowed names if one is unknown."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options | {"parser_mode": "andfast"})
 
-    def parse_args(self, *arguments: Any, **options: Any) -> Namespace:
-        """The settings; values that jsonargparse accepts but that are invalid end the program with exit code 2."""
-        settings = super().parse_args(*arguments, **options)
+    def parse_args(self, arguments: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:
+        """The settings; values that jsonargparse accepts but that are invalid end the program with exit code 2.
+
+        `--config` takes the names of `configuration_names()`, too.
+        """
+        arguments = sys.argv[1:] if arguments is None else arguments
+        settings = super().parse_args(_with_files(arguments), *more, **options)
         try:
             for action in self._actions:
                 if action.dest in settings:
@@ -102,7 +111,27 @@ class Parser(ArgumentParser):
             hint = f"did you mean {close[0]}? " if close else ""
             hint = f"it is called {RENAMED[key]} now; " if RENAMED.get(key) in known else hint
             message = f"{message}\n  {key} is no setting; {hint}allowed are {', '.join(known)}"
+        if missing := re.search(r"Parser key \"config\": File does not exist: '(.*)'", message):
+            names = ", ".join(configuration_names())
+            message = f"--config {missing[1]}: no such file, nor a configuration of andfast; those are {names}"
         super().error(message, ex)
+
+
+def configuration_names() -> list[str]:
+    """The names of the configurations that come with andfast, sorted."""
+    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+
+
+def _with_files(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments with the files of configurations that `--config` names."""
+    found, names = list(arguments), configuration_names()
+    for index, argument in enumerate(found):
+        option, equals, value = argument.partition("=")
+        given = value if option == "--config" and equals else argument
+        if given in names and not os.path.exists(given) and (equals or found[index - 1 : index] == ["--config"]):
+            path = str(CONFIGS / f"{given}.yaml")
+            found[index] = f"--config={path}" if equals else path
+    return found
 
 
 def _leaves(settings: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -125,7 +154,10 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
         allow_abbrev=False,
         description="Train a blind super-resolution model against the adversarial degradation of the AND paper.",
     )
-    parser.add_argument("--config", action="config", help="a YAML file with any of the settings below")
+    names = ", ".join(configuration_names())
+    parser.add_argument(
+        "--config", action="config", help=f"a YAML file with any of the settings below, or one of {names}"
+    )
     parser.add_class_arguments(Config)
     namespace = parser.parse_args(join_lists(arguments, "--data.hr", "--data.val_hr"))
     try:

@@ -20,7 +20,7 @@ from andfast.attack import (
     SubsetPGD,
 )
 from andfast.training.config import Config, TrainConfig
-from andfast.training.options import parse_config
+from andfast.training.options import CONFIGS, configuration_names, parse_config
 from andfast.utils.yaml_files import dump_yaml
 
 
@@ -200,6 +200,30 @@ def test_a_configuration_file_that_cannot_be_read_is_named(
     file = tmp_path / "config.yaml"
     file.mkdir() if kind == "folder" else file.symlink_to(tmp_path / "nowhere")
     assert str(file) in refused(["--config", str(file)], capsys)
+
+
+@pytest.mark.parametrize("name", configuration_names())
+@pytest.mark.parametrize("written", ["apart", "together"])
+def test_configurations_are_found_by_their_names(
+    name: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any folder: they lie in the package."""
+    monkeypatch.chdir(tmp_path)
+    option = ["--config", name] if written == "apart" else [f"--config={name}"]
+    more = ["--attack.mix.pairs=pairs"] if name == "table2/oracle" else []
+    assert parse_config([*option, *more]) == parse_config([f"--config={CONFIGS / name}.yaml", *more])
+
+
+def test_a_file_comes_before_a_configuration_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("compact_x4").write_text("seed: 77\n")
+    assert parse_config(["--config", "compact_x4"]).seed == 77
+    assert parse_config(["--run_dir", "andnet_x2"]).run_dir == "andnet_x2"
+
+
+def test_an_unknown_configuration_is_refused_with_the_known_names(capsys: pytest.CaptureFixture[str]) -> None:
+    message = " ".join(refused(["--config", "andnet_compact_x5"], capsys).split())
+    assert "andnet_compact_x5: no such file, nor a configuration of andfast; those are andgan_compact_x4," in message
 
 
 @pytest.mark.parametrize("text", ["attack:\n  lr_psnr: [22, 36]\n", "attack.lr_psnr: [22, 36]\n"])
