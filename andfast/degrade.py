@@ -45,6 +45,7 @@ from andfast.utils.command_line import UsageError, failure_line, one_line
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import check_name, make_folder, remove_unfinished, write_text
+from andfast.utils.formatting import counted
 from andfast.utils.locks import locked
 from andfast.utils.memory import is_out_of_memory, keep_freed_memory
 from andfast.utils.yaml_files import YamlError, dump_yaml, read_yaml
@@ -259,7 +260,7 @@ def _make_pairs(job: Job) -> int:
         except (DataError, OSError, MemoryError, RuntimeError) as error:
             failed += 1
             _report(source, error)
-    print(f"{len(job.pairs) - failed} of {len(job.pairs)} images degraded to {job.output}", end="")
+    print(f"{len(job.pairs) - failed} of {counted(len(job.pairs), 'image')} degraded to {job.output}", end="")
     print(f", {done} of them before" if done else "", end="")
     print(f", {failed} failed" if failed else "")
     if cropped:

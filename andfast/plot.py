@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from andfast.training.records import METRICS_FILE, read_records
+from andfast.training.records import METRICS_FILE, lr_name, read_records
 from andfast.utils.charts import COLOURS, FAINT, new_figure, plain_axes, require_matplotlib, save_figure
 from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
@@ -223,7 +223,7 @@ def _draw_metric(axes: Axes, runs: dict[str, Curves], name: str, window: int, co
 
 def _draw_validations(axes: Axes, runs: dict[str, Curves], kind: str | None, colours: dict[str, str]) -> None:
     """Draw PSNR-Y on one kind of LR images, and bicubic interpolation's: one line if it is the same for all runs."""
-    plain_axes(axes, "PSNR-Y of the validations, dB" if kind is None else f"PSNR-Y on {kind} LR, dB", "step")
+    plain_axes(axes, "PSNR-Y of the validations, dB" if kind is None else f"PSNR-Y on {lr_name(kind)}, dB", "step")
     validations = {label: run.validations[kind] for label, run in runs.items() if kind in run.validations}
     levels = {label: round(validation.bicubic, 2) for label, validation in validations.items()}
     for label, level in levels.items():

@@ -34,6 +34,7 @@ from andfast.utils.command_line import UsageError, add_upscaling, as_path, failu
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.files import check_name, make_folder
+from andfast.utils.formatting import counted
 from andfast.utils.memory import is_out_of_memory, keep_freed_memory
 
 
@@ -174,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             interrupted = True
     seconds = time.perf_counter() - begin
-    parts = [f"{made} of {len(work.pairs)} images upscaled to {options.output}"]
+    parts = [f"{made} of {counted(len(work.pairs), 'image')} upscaled to {options.output}"]
     if made:
         parts.append(f"{seconds:.1f} s, {made / seconds:.2g} images/s")
     if len(wanted) < len(work.pairs):

@@ -317,4 +317,4 @@ def test_as_a_script(tmp_path, hr, model_file, capfd, monkeypatch):
         runpy.run_path(degrade.__file__, run_name="__main__")
     printed = capfd.readouterr()
     assert (end.value.code, printed.err) == (0, "")
-    assert "1 of 1 images degraded" in printed.out
+    assert "1 of 1 image degraded" in printed.out

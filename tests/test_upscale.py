@@ -220,7 +220,7 @@ def test_file(tmp_path, model_file, capsys, workers):
     difference = np.abs(result.astype(int) - Upscaler(compact(), tile=0).pixels(pixels).astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.001
-    assert "1 of 1 images upscaled" in capsys.readouterr().out
+    assert "1 of 1 image upscaled" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
@@ -231,7 +231,7 @@ def test_one_image_and_its_file(tmp_path, model_file, suffix, capsys):
     assert run(*command) == 0
     first = read_picture(target)
     assert [path.name for path in target.parent.iterdir()] == [target.name]
-    assert "1 of 1 images upscaled" in capsys.readouterr().out
+    assert "1 of 1 image upscaled" in capsys.readouterr().out
     target.write_bytes(b"mine")
     assert run(*command) == 0
     assert target.read_bytes() == b"mine"

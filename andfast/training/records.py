@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from andfast.utils.formatting import counted
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -58,6 +60,11 @@ class _Score:
         return f"{self.last:.2f} dB at step {self.step}, {best} (bicubic interpolation {self.bicubic:.2f})"
 
 
+def lr_name(validation: str) -> str:
+    """What people are told of the LR images of a validation, by its name in the records."""
+    return {"camera": "simulated camera LR", "pairs": "camera pairs"}.get(validation, f"{validation} LR")
+
+
 def summarise(run_dir: Path, batch_size: int) -> str:
     """The number and speed of a run's steps, its validation results, and its files, in a few lines.
 
@@ -81,9 +88,9 @@ def summarise(run_dir: Path, batch_size: int) -> str:
     names = ("model.safetensors", "model.pth", "discriminator.pth", "state.pt", "samples", METRICS_FILE)
     return "\n".join(
         [
-            f"{steps:,} iteration{'s' * (steps != 1)} in {_duration(seconds)}, {rate:.1f} images/s; "
+            f"{counted(steps, 'iteration')} in {_duration(seconds)}, {rate:.1f} images/s; "
             f"waited for data {share:.1%} of the time",
-            *(f"PSNR-Y on {name} LR: {score}" for name, score in scores.items()),
+            *(f"PSNR-Y on {lr_name(name)}: {score}" for name, score in scores.items()),
             f"in {run_dir}: {', '.join(name for name in names if (run_dir / name).exists())}",
         ]
     )

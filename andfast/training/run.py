@@ -30,12 +30,13 @@ from andfast.training.images import Skipped, find_images
 from andfast.training.logging import RunLog, WandbError, import_wandb
 from andfast.training.memory_check import describe_memory, estimate_memory, remedies
 from andfast.training.precision import Purpose, automatic_types, with_types
-from andfast.training.records import METRICS_FILE, RunRecordError, lacks_validation, summarise
+from andfast.training.records import METRICS_FILE, RunRecordError, lacks_validation, lr_name, summarise
 from andfast.training.samples import sample_sheet
 from andfast.training.signals import StopSignal
 from andfast.training.step_metrics import DivergedError, StepLogger
 from andfast.training.trainer import Trainer
 from andfast.training.validation import Validator
+from andfast.utils.formatting import counted
 from andfast.utils.memory import free_memory, is_out_of_memory, keep_freed_memory
 from andfast.utils.rng import batch_positions
 
@@ -161,8 +162,8 @@ class Run:
         degradation = dispatch.in_use("degradation_forward", device, bank.dtype)
         generator = dispatch.in_use("conv_act", device, self.trainer.precision)
         print(
-            f"{len(self.images.sources)} images to train on, {len(self.images.held_out)} held out, "
-            f"{len(self.images.pairs)} camera pairs; {self.trainer.describe()}; "
+            f"{counted(len(self.images.sources), 'image')} to train on, {len(self.images.held_out):,} held out, "
+            f"{counted(len(self.images.pairs), 'camera pair')}; {self.trainer.describe()}; "
             f"kernels: degradation {degradation}, generator {generator}; "
             f"{f'{size} processes, each ' if size > 1 else ''}{describe_memory(needed, free)}"
         )
@@ -298,7 +299,7 @@ class Run:
         best = self.config.train.validate_every and self.best.offer(self.trainer.ema, step, results)
         log.write({"step": step, "validation": results})
         scores = "; ".join(
-            f"{name} LR {result['psnr_y']:.2f} dB, {result['ssim_y']:.4f} (bicubic interpolation "
+            f"{lr_name(name)} {result['psnr_y']:.2f} dB, {result['ssim_y']:.4f} (bicubic interpolation "
             f"{result['bicubic_psnr_y']:.2f}, {result['bicubic_ssim_y']:.4f})"
             for name, result in results.items()
         )

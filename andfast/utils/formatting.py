@@ -16,6 +16,11 @@ def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[object]], word
     return "\n".join([head, rule, *lines])
 
 
+def counted(number: int, noun: str) -> str:
+    """(1, "image") -> "1 image", (2000, "image") -> "2,000 images"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`torch.float32` -> "float32"."""
     return str(dtype).removeprefix("torch.")

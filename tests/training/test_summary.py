@@ -30,7 +30,7 @@ def test_a_whole_run_in_a_few_lines(tmp_path: Path) -> None:
     assert summarise(record(tmp_path, lines), batch_size=5).splitlines() == [
         "4 iterations in 10 s, 2.0 images/s; waited for data 17.5% of the time",
         "PSNR-Y on bicubic LR: 29.25 dB at step 4, the best (bicubic interpolation 28.00)",
-        "PSNR-Y on camera LR: 26.50 dB at step 4, best 27.00 at step 2 (bicubic interpolation 28.00)",
+        "PSNR-Y on simulated camera LR: 26.50 dB at step 4, best 27.00 at step 2 (bicubic interpolation 28.00)",
         f"in {tmp_path}: model.pth, samples, metrics.jsonl",
     ]
 

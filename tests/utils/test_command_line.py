@@ -23,7 +23,7 @@ def test_it_runs_the_command(tmp_path):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()  # without a warning of Python's about how it was started
     assert line.startswith(f"failed: {tmp_path / 'a.png'}: ")
-    assert "0 of 1 images upscaled" in done.stdout
+    assert "0 of 1 image upscaled" in done.stdout
 
 
 def test_it_passes_options_and_the_status(capsys):
