@@ -91,10 +91,12 @@ class FrozenModule(AutocastModule):
             if cast.dtype != weight.dtype:
                 self._source.append(weight)
                 self._casts.append(memo[id(weight)])
-        paths = gradients and isinstance(source, SpandrelModel) and source.has_training_paths()
-        super().__init__(copy.deepcopy(source, memo).eval(), dtype)
-        if paths:  # asked of the source, which is in float32
-            self.module.use_training_paths()
+        module = copy.deepcopy(source, memo).eval()
+        # Asked of the source, which is in float32.
+        if gradients and isinstance(source, SpandrelModel) and source.has_training_paths():
+            assert isinstance(module, SpandrelModel)
+            module.use_training_paths()
+        super().__init__(module, dtype)
 
     @property
     def copied_bytes(self) -> int:
