@@ -245,24 +245,45 @@ def draw(outcome: Outcome, budget: str) -> Figure:
 
 
 def draw_front(outcome: Outcome, budget: str) -> Figure:
-    """Draw the worst case against the averages on real pairs and under all strengths, with their Pareto fronts."""
+    """Draw the worst case against the averages on real pairs and under all strengths, with their Pareto fronts.
+
+    Rows that bicubic interpolation dominates would take up most of the scale; they are only named.
+    """
+    from matplotlib.transforms import offset_copy
+
     points = _points(outcome, budget)
+    left_out = [row for row, point in points.items() if BICUBIC in points and _dominates(points[BICUBIC], point)]
     what = f"PSNR on Y, dB; the line joins rows that no other beats in both; {_BUDGET_NAMES[budget]}"
+    what += f"; below bicubic interpolation in all: {', '.join(left_out)}" if left_out else ""
     figure = new_figure(outcome.content["title"], what, 4.2)
     panels = zip(figure.subplots(1, 2, sharey=True), ("real pairs", ALL_STRENGTHS), strict=True)
     for index, (axes, title) in enumerate(panels):
         plain_axes(axes, x_label=title, y_label="" if index else WORST)
-        placed = {row: (point[index], point[2]) for row, point in points.items()}
+        placed = {row: (point[index], point[2]) for row, point in points.items() if row not in left_out}
         front = sorted(xy for xy in placed.values() if not any(_dominates(other, xy) for other in placed.values()))
         axes.plot(*zip(*front, strict=True), color=GRAY, linewidth=1, zorder=1)
-        for row, xy in placed.items():
-            colour = COLOURS[0] if row == outcome.subject else INK if xy in front else FAINT
-            axes.plot(*xy, "o", color=colour, markersize=5)
-            # Names of what is on a front stand to the right of it, those of the others to the left.
-            offset, side = ((5, 3), "left") if xy in front else ((-5, -2), "right")
-            axes.annotate(row, xy, offset, textcoords="offset points", ha=side, color=colour, fontsize=8)
-        axes.margins(x=0.3, y=0.1)
+        low, high = min(y for _, y in placed.values()), max(y for _, y in placed.values())
+        gap = 0.06 * (high - low)
+        # Names of what is on a front stand to the right of it, those of the others to the left.
+        for side, shift in (("left", 9), ("right", -9)):
+            rows = sorted((xy[1], row) for row, xy in placed.items() if (xy in front) == (side == "left"))
+            for (_, row), height in zip(rows, _spread([y for y, _ in rows], gap), strict=True):
+                x, y = placed[row]
+                colour = COLOURS[0] if row == outcome.subject else INK if side == "left" else FAINT
+                axes.plot(x, y, "o", color=colour, markersize=5)
+                beside = offset_copy(axes.transData, figure, shift, 0, "points")
+                axes.text(x, height, row, transform=beside, ha=side, va="center", color=colour, fontsize=8)
+        axes.margins(x=0.35, y=0.1)
     return figure
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights, moved until they are at least `gap` apart."""
+    moved = list(heights)
+    for index in range(1, len(moved)):
+        moved[index] = max(moved[index], moved[index - 1] + gap)
+    excess = (moved[-1] - heights[-1]) / 2 if moved else 0.0
+    return [height - excess for height in moved]
 
 
 def _draw_gains(
