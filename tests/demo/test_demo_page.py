@@ -19,6 +19,7 @@ from upscaling_models import compact, noise
 import andfast
 from andfast.inference.formats import Picture, read_picture, write_picture
 from andfast.models import save_model
+from andfast.pretrained import pretrained_names
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -58,7 +59,7 @@ def served(model_file, tmp_path_factory):
     with subprocess.Popen(command, **pipes, env=environment, cwd=elsewhere) as run:
         try:
             told = [run.stdout.readline(), run.stdout.readline()]
-            if told[0] != "2 models: tiny, andnet_compact_x4\n":
+            if told[0] != f"3 models: tiny, {', '.join(pretrained_names())}\n":
                 run.kill()  # else there is no end to read to
                 pytest.fail(f"{told[0]}{run.stderr.read()}")
             (url,) = re.findall(r"^the page is at (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)$", told[1])
@@ -287,7 +288,7 @@ def test_damaged_files(page, photo, tmp_path):
 def begin_long_attack(page, path):
     """Begin what takes seconds, and return when it computes."""
     page.locator("#model input").click()
-    page.get_by_role("option", name="andnet_compact_x4").click()  # the slower one
+    page.get_by_role("option", name="andnet_compact_x4", exact=True).click()  # the slower one
     page.get_by_role("tab", name="The adversary").click()
     upload(page, path)
     steps = page.locator("#steps input[type=number]")

@@ -8,7 +8,7 @@ import pytest
 
 from andfast.evaluation.models import BICUBIC
 from andfast.metrics import load_pristine
-from andfast.pretrained import DEFAULT
+from andfast.pretrained import pretrained_names
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "evaluation.md").read_text()
@@ -36,7 +36,9 @@ def test_the_table_is_that_of_the_file():
     content = RESULTS["evaluation_x4"]
     found = [[cell.strip().strip("*") for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if "|" in line]
     for data, models in content["means"].items():
-        for title, row in (("bicubic interpolation", BICUBIC), ("the model", DEFAULT)):
+        assert models.keys() == {BICUBIC, *pretrained_names()}
+        for row in models:
+            title = "bicubic interpolation" if row == BICUBIC else row
             (line,) = [line for line in found if line[0].startswith(f"`{data}`") and line[2] == title]
             assert line[1] == str(content["data"][data]["images"])
             values = models[row]
