@@ -39,7 +39,7 @@ from andfast.training.checkpoints import different, flat, renamed
 from andfast.training.config import Config, TrainConfig
 from andfast.training.degraded_images import degrade, draw_degraded, image_number, read_hr
 from andfast.training.memory_check import check_search
-from andfast.training.options import Parser
+from andfast.training.options import Parser, one_of_andfast
 from andfast.training.samples import CROP, ROWS
 from andfast.utils.command_line import UsageError, failure_line, one_line
 from andfast.utils.console import console
@@ -81,7 +81,11 @@ def make_parser() -> Parser:
     add(
         "--sheet", type=str | None, default=None, metavar="FILE", help="draw the results by parameter group: a PNG file"
     )
-    add("--config", action="config", help="a YAML file with any of the settings below, as a run's config.yaml")
+    add(
+        "--config",
+        action="config",
+        help=f"a YAML file with any of the settings below, as a run's config.yaml, or {one_of_andfast()}",
+    )
     parser.add_class_arguments(Config)
     return parser
 

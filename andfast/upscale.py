@@ -130,7 +130,7 @@ def _prepare(options: Namespace) -> tuple[OutputPlan, Upscaler]:
         upscaler = Upscaler(model, precision, options.tile, options.overlap, options.compile == "on", deep)
         factor = options.output_scale or upscaler.scale
         if single:
-            work = plan_file(options.inputs, options.output)
+            work = plan_file(options.inputs, options.output, options.overwrite)
         else:
             work = plan_outputs(options.inputs, options.output, options.format, factor, options.overwrite)
         wanted = _wanted(work, options)

@@ -218,7 +218,7 @@ def limits(config: Config) -> dict[str, float]:
     """Seconds of the convolutions of an exact step in float32, by phase, at the least."""
     generator, degradation, train = config.generator, config.degradation, config.train
     high, low = train.patch_size, train.patch_size // config.scale
-    case = Case(generator.name, train.batch_size, high, generator.features, generator.depth)
+    case = Case(str(generator.architecture), train.batch_size, high, generator.features, generator.depth)
     pass_of_g = _least_seconds(written_generator(case), (train.batch_size, 3, low, low))
     network = Degradation((high, high), config.scale, degradation.channels, degradation.blocks)
     pass_of_f = _least_seconds(network, (train.batch_size, 3, high, high))

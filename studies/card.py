@@ -56,10 +56,11 @@ def comparison(records: Sequence[dict[str, Any]]) -> str:
 def _head(record: dict[str, Any]) -> str:
     model, name, scale = record["model"], record["name"], record["model"]["scale"]
     generator = record["runs"]["adversarial"]["config"]["generator"]
+    kind = generator["name"] or "compact"
     trial = "\n\n**This is only a small trial of how the model is made; the model is useless.**"
     return f"""# {name}
 
-Blind super-resolution by a factor of {scale}: {_GENERATORS[generator["name"]]} with {model["parameters"]:,} \
+Blind super-resolution by a factor of {scale}: {_GENERATORS[kind]} with {model["parameters"]:,} \
 parameters ({model["bytes"] / 2**10:,.0f} KiB), trained against an adversary that searches for the degradation that \
 the model restores worst, after *AND: Adversarial Neural Degradation for Learning Blind Image Super-Resolution* \
 (Luo, Wu, Guo; NeurIPS 2023).{trial if record["quick"] else ""}

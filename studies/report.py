@@ -367,8 +367,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.figure is not None:
             save_figure(draw(outcomes[0], options.budget), options.figure)
         if options.front is not None:
-            if WORST not in outcomes[0].columns:
-                raise OutcomeError(f"{options.results[0]} has no worst case to draw")
+            if WORST not in outcomes[0].columns or options.budget not in outcomes[0].budgets():
+                raise OutcomeError(
+                    f"{options.results[0]} has no worst case after {_BUDGET_NAMES[options.budget]} to draw"
+                )
             save_figure(draw_front(outcomes[0], options.budget), options.front)
     except (OutcomeError, ChartError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

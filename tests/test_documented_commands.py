@@ -58,7 +58,7 @@ def train_options(arguments: list[str]) -> list[str]:
     if "--train.iterations" in arguments:  # what is gone on with, for longer than before
         settings["train.iterations"] = 3
     config = parse_config(arguments)
-    if config.generator.init is None and config.generator.name in GENERATORS:
+    if config.generator.init is None and config.generator.architecture in GENERATORS:
         settings |= {"generator.features": 4, "generator.depth": 1}
     if not config.data.hr:  # the bundled photographs, which are large
         settings["data.hr"] = "[PHOTOS]"

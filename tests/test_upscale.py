@@ -233,9 +233,9 @@ def test_one_image_and_its_file(tmp_path, model_file, suffix, capsys):
     assert [path.name for path in target.parent.iterdir()] == [target.name]
     assert "1 of 1 image upscaled" in capsys.readouterr().out
     target.write_bytes(b"mine")
-    assert run(*command) == 0
+    assert run(*command) == 2
     assert target.read_bytes() == b"mine"
-    assert "1 were there already" in capsys.readouterr().out
+    assert f"{target}: there already; --overwrite replaces it" in capsys.readouterr().err
     assert run(*command, "--overwrite") == 0
     assert np.array_equal(read_picture(target).pixels, first.pixels)
 
@@ -425,6 +425,10 @@ def test_failures_say_what_would_help(tmp_path, model_file, capsys, monkeypatch,
         (["{tmp}/a.png", "--model", "{model}", "--output", "{model}"], "not a folder"),
         (["{tmp}", "--model", "{model}", "--output", "{tmp}/new.png"], "is a folder; give a folder"),
         (["{tmp}/a.png", "{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/new.png"], "there are 2 inputs; give"),
+        (
+            ["{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/new.avif"],
+            ".avif is not written; give a",
+        ),
         (["{tmp}/none.png", "--model", "{model}", "--output", "{tmp}/new.png"], "none.png: no such file or folder"),
         (["{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/a.png/b"], "a.png"),
         (["{tmp}/a.png", "--model", "{model}", "--device", "cuda"], "no CUDA device"),

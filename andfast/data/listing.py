@@ -17,7 +17,7 @@ _UNREAD = (
     "psd qoi ras sgi svg svgz tga wdp xbm xcf xpm 3fr arw cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw "
     "orf pef raf raw rw2 rwl sr2 srf srw x3f"
 )
-IMAGE_SUFFIXES, _UNREAD_SUFFIXES = (frozenset(f".{name}" for name in names.split()) for names in (_READ, _UNREAD))
+IMAGE_SUFFIXES, UNREAD_SUFFIXES = (frozenset(f".{name}" for name in names.split()) for names in (_READ, _UNREAD))
 """The suffixes of the images that are read, in lower case; upper case counts, too."""
 
 _NOT_READ, _NO_TARGET = "of a format that is not read", "whose link leads nowhere"
@@ -89,7 +89,7 @@ def list_folder(folder: str | os.PathLike[str]) -> Listing:
                 (links if entry.is_symlink() else folders).append(path)
             elif entry.is_file() and suffix in IMAGE_SUFFIXES:
                 found.append(path)
-            elif entry.is_file() and suffix in _UNREAD_SUFFIXES:
+            elif entry.is_file() and suffix in UNREAD_SUFFIXES:
                 passed_over.append(SkippedFile(path, _NOT_READ))
     return Listing(
         sorted(found, key=lambda path: path.relative_to(top).as_posix()),

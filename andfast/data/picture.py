@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import struct
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
@@ -25,7 +24,15 @@ _BECOMES = {"1": "L", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "YCbCr": "RGB",
 _ORIENTATION, _SHORT = 0x0112, 3
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _DIRECTORIES = (0x8769, 0x8825)  # of the exposure and of the place
-_PIXEL_SIZE = (0xA002, 0xA003)
+# Tags of sizes, places and the storage of pixels, of other directories, and of what is kept elsewhere (profile) or not
+# at all (XMP).
+_OF_THE_FILE = frozenset({
+    _ORIENTATION, *_DIRECTORIES, 0x00FE, 0x0100, 0x0101, 0x0102, 0x0103, 0x0106, 0x0111, 0x0115, 0x0116, 0x0117, 0x011C,
+    0x0140, 0x0142, 0x0143, 0x0144, 0x0145, 0x014A, 0x0152, 0x0153, 0x0201, 0x0202, 0x0211, 0x0212, 0x0213, 0x02BC,
+    0x8773, 0x9214, 0xA002, 0xA003, 0xA005, 0xA20E, 0xA20F, 0xA210, 0xA214,
+})  # fmt: skip
+_LONG = 4
+_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # bytes of a value
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
 
@@ -96,25 +103,83 @@ def _orientation_in_exif(exif: bytes) -> int | None:
 
 
 def carried_exif(exif: bytes | None) -> bytes | None:
-    """EXIF data without what an upright result of another size changes: orientation, size and thumbnail.
+    """EXIF data without what an upright result of another size changes: orientation, sizes, places and the thumbnail.
 
-    Date, camera, place, resolution and the rest stay, but for parts that are damaged. None if nothing is left.
+    Date, camera, place, resolution and the rest stay as they are, byte for byte, but for what lies outside of the data.
+    None if nothing is left.
     """
-    if not exif:
+    data = (exif or b"").removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None or len(data) < 8:
         return None
-    tags, kept = Image.Exif(), Image.Exif()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they tell of is left out
-            tags.load(exif)
-            # Of the first directory, the photograph's; the thumbnail's is the second.
-            kept.update({tag: value for tag, value in tags.items() if tag not in (_ORIENTATION, *_DIRECTORIES)})
-            for directory in _DIRECTORIES:
-                found = {tag: value for tag, value in tags.get_ifd(directory).items() if tag not in _PIXEL_SIZE}
-                kept.get_ifd(directory).update(found)
-            return kept.tobytes() if len(kept) or any(map(kept.get_ifd, _DIRECTORIES)) else None
-    except Exception:  # the pixels of an image with broken EXIF data are still good
+    first, inside = _entries(data, order, data[4:8]), {}
+    for tag in _DIRECTORIES:
+        if tag in first and (kept := _kept(_entries(data, order, first[tag].value))):
+            inside[tag] = kept
+    first = _kept(first)
+    if not first and not inside:
         return None
+    # The first directory, then the others, each followed by its longer values.
+    place = 8 + _length(first, len(inside))
+    pointers, others = [], b""
+    for tag, entries in inside.items():
+        pointers.append(_Entry(tag, _LONG, 1, struct.pack(f"{order}I", place + len(others))))
+        others += _directory(list(entries.values()), order, place + len(others))
+    return (
+        b"Exif\0\0"
+        + data[:4]
+        + struct.pack(f"{order}I", 8)
+        + _directory([*first.values(), *pointers], order, 8)
+        + others
+    )
+
+
+class _Entry(NamedTuple):
+    """An entry of a directory, its value as it is stored."""
+
+    tag: int
+    kind: int
+    count: int
+    value: bytes
+
+
+def _entries(data: bytes, order: str, pointer: bytes) -> dict[int, _Entry]:
+    """The whole entries of the directory that begins where `pointer` says, by tag."""
+    place = int.from_bytes(pointer[:4], "little" if order == "<" else "big")
+    if place + 2 > len(data):
+        return {}
+    (count,) = struct.unpack_from(f"{order}H", data, place)
+    found: dict[int, _Entry] = {}
+    for start in range(place + 2, min(place + 2 + 12 * count, len(data) - 11), 12):
+        tag, kind, values, far = struct.unpack_from(f"{order}HHII", data, start)
+        size = _TYPE_SIZES.get(kind, 0) * values
+        begin = start + 8 if size <= 4 else far
+        if size and begin + size <= len(data):
+            found.setdefault(tag, _Entry(tag, kind, values, data[begin : begin + size]))
+    return found
+
+
+def _kept(entries: dict[int, _Entry]) -> dict[int, _Entry]:
+    return {tag: entry for tag, entry in sorted(entries.items()) if tag not in _OF_THE_FILE}
+
+
+def _length(entries: dict[int, _Entry], more: int) -> int:
+    """Bytes of `_directory` with so many more entries of short values."""
+    longer = sum(len(entry.value) + len(entry.value) % 2 for entry in entries.values() if len(entry.value) > 4)
+    return 2 + 12 * (len(entries) + more) + 4 + longer
+
+
+def _directory(entries: list[_Entry], order: str, start: int) -> bytes:
+    """A directory at the place `start`, without another one after it, and its values of more than four bytes."""
+    head, values = struct.pack(f"{order}H", len(entries)), b""
+    place = start + 2 + 12 * len(entries) + 4
+    for entry in sorted(entries):
+        stored = entry.value.ljust(4, b"\0")
+        if len(entry.value) > 4:
+            stored = struct.pack(f"{order}I", place + len(values))
+            values += entry.value + b"\0" * (len(entry.value) % 2)
+        head += struct.pack(f"{order}HHI", entry.tag, entry.kind, entry.count) + stored
+    return head + bytes(4) + values
 
 
 def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:

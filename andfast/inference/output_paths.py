@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from andfast.data.images import ImageError, image_size
-from andfast.data.listing import Listing, SkippedFile, list_folder, no_images_message
+from andfast.data.listing import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Listing, SkippedFile, list_folder, no_images_message
 from andfast.inference.formats import SUFFIXES
 from andfast.inference.tiles import resized_size
 from andfast.utils.command_line import UsageError
@@ -109,15 +109,21 @@ def plan_outputs(
 
 
 def is_file_name(output: Path) -> bool:
-    """Whether `--output` names an image file to write, not a folder."""
-    return output.suffix.lower() in SUFFIXES and not output.is_dir()
+    """Whether `--output` names an image file to write, not a folder; UsageError if that format is not written."""
+    suffix = output.suffix.lower()
+    if suffix in IMAGE_SUFFIXES | UNREAD_SUFFIXES and suffix not in SUFFIXES and not output.is_dir():
+        raise UsageError(
+            f"--output {output}: {suffix} is not written; give a folder, or a file of {', '.join(SUFFIXES)}"
+        )
+    return suffix in SUFFIXES and not output.is_dir()
 
 
-def plan_file(inputs: Sequence[Path], output: Path) -> OutputPlan:
+def plan_file(inputs: Sequence[Path], output: Path, overwrite: bool = False) -> OutputPlan:
     """The plan for one image and the file of its result.
 
     Raises:
-        UsageError: there are several images or a folder, the image does not exist, or the result would overwrite it.
+        UsageError: there are several images or a folder, the image does not exist, or the file does, unless it is to be
+            overwritten and is not the image itself.
     """
     if len(inputs) > 1 or inputs[0].is_dir():
         what = f"there are {len(inputs)} inputs" if len(inputs) > 1 else f"{inputs[0]} is a folder"
@@ -126,6 +132,8 @@ def plan_file(inputs: Sequence[Path], output: Path) -> OutputPlan:
         raise UsageError(f"{inputs[0]}: no such file or folder")
     if output.resolve() == inputs[0].resolve():
         raise UsageError(f"{output} is an input and would be overwritten; choose another --output")
+    if os.path.lexists(output) and not overwrite:
+        raise UsageError(f"--output {output}: there already; --overwrite replaces it")
     return OutputPlan([(inputs[0], output)], [], set())
 
 

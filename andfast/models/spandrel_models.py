@@ -25,6 +25,8 @@ PREFIX = "spandrel:"
 _WINDOW = 16
 # What architectures call their factor.
 _SCALES = ("scale", "upscale", "up_scale", "upscale_factor", "upscaling_factor")
+# Architectures that files of andfast's own generators are read as.
+_OURS = {"Compact": "compact", "ESRGAN": "rrdbnet"}
 _INSTALL = "pip install 'andfast[spandrel]'"
 
 
@@ -36,17 +38,17 @@ class SpandrelModel(nn.Module):
     Attributes:
         model: spandrel's network, whose state dict has the names that other programs know.
         scale: the factor.
-        architecture: the name of its class.
+        architecture: the name of its class in `spandrel.architectures`.
         align: tiles must begin at multiples of it, so that windows cut them as they cut the whole image.
         tiles: whether images can be upscaled in tiles.
         precisions: the types it supports.
     """
 
-    def __init__(self, descriptor: Any) -> None:
+    def __init__(self, descriptor: Any, architecture: str) -> None:
         super().__init__()
         self.model = descriptor.model
         self.scale = descriptor.scale
-        self.architecture = type(descriptor.model).__name__
+        self.architecture = architecture
         self.align = math.lcm(_WINDOW, descriptor.size_requirements.multiple_of)
         self.tiles = descriptor.tiling.name != "INTERNAL"
         self.precisions = {torch.float32}
@@ -165,8 +167,12 @@ def build_with_spandrel(name: str, scale: int, options: Mapping[str, Any]) -> Sp
     except ImportError as error:
         raise ModelError(f"{wanted} needs spandrel ({_INSTALL}): {error}") from error
     classes = _classes(spandrel)
+    if name in _OURS:
+        raise ModelError(f"{wanted}: give generator.name {_OURS[name]}, which is the same network")
     if name not in classes:
-        raise ModelError(f"{wanted}: spandrel has no such architecture; it has {', '.join(sorted(classes))}")
+        raise ModelError(
+            f"{wanted}: spandrel has no such architecture; it has {', '.join(sorted(set(classes) - set(_OURS)))}"
+        )
     known = list(inspect.signature(classes[name]).parameters)
     if strangers := sorted(set(options) - set(known)):
         raise ModelError(f"{wanted} has no option {', '.join(strangers)}; it has {', '.join(known)}")
@@ -182,6 +188,7 @@ def build_with_spandrel(name: str, scale: int, options: Mapping[str, Any]) -> Sp
     if model.scale != scale:
         raise ModelError(f"{wanted} with {dict(options)} has the scale {model.scale}; scale is {scale}")
     _check_recognised(wanted, network, model)
+    model.model = network  # with options that files do not tell, such as dropout
     return model.prepare_training()
 
 
@@ -225,4 +232,6 @@ def _recognise(spandrel: ModuleType, state: Mapping[str, Tensor]) -> SpandrelMod
     image = isinstance(descriptor, spandrel.ImageModelDescriptor) and descriptor.purpose in ("SR", "Restoration")
     if not image or (descriptor.input_channels, descriptor.output_channels) != (3, 3):
         raise ModelError(f"a {descriptor.architecture.name}, which does not turn RGB images into RGB images")
-    return SpandrelModel(descriptor.eval())
+    kinds = {kind: name for name, kind in _classes(spandrel).items()}
+    kind = type(descriptor.model)
+    return SpandrelModel(descriptor.eval(), kinds.get(kind, kind.__name__))

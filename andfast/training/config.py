@@ -78,18 +78,21 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         """Raise a ValueError that names the keys of values that do not go together."""
-        if self.name is None and self.init is None:
-            self.name = "compact"
-        foreign = self.name is not None and self.name.startswith(PREFIX)
-        if not foreign and self.name is not None and self.name not in GENERATORS:
-            names = ", ".join(GENERATORS)
-            raise ValueError(f"generator.name is {self.name}; it must be one of {names}, or {PREFIX}NAME")
+        name = self.architecture
+        foreign = name is not None and name.startswith(PREFIX)
+        if name not in (None, *GENERATORS) and not foreign:
+            raise ValueError(f"generator.name is {name}; it must be one of {', '.join(GENERATORS)}, or {PREFIX}NAME")
         if self.options and not foreign:
-            raise ValueError(f"generator.options are for a generator.name {PREFIX}NAME; {self.name} has none")
+            raise ValueError(f"generator.options are for a generator.name {PREFIX}NAME; {name} has none")
         for key in ("features", "depth"):
-            if (value := getattr(self, key)) is not None and self.name not in GENERATORS:
+            if (value := getattr(self, key)) is not None and name not in GENERATORS:
                 names = " or ".join(GENERATORS)
-                raise ValueError(f"generator.{key} is {value}; it needs a generator.name {names}, not {self.name}")
+                raise ValueError(f"generator.{key} is {value}; it needs a generator.name {names}, not {name}")
+
+    @property
+    def architecture(self) -> str | None:
+        """The name, compact by default; None: that of init."""
+        return self.name or (None if self.init else "compact")
 
     def build(self, scale: int, seed: int) -> nn.Module:
         """The generator on the CPU, with the weights of init or new ones that depend on the seed alone.
@@ -103,31 +106,30 @@ class GeneratorConfig:
             weights = find_model(self.init)
         except ModelError as error:
             raise ModelError(f"generator.init: {error}") from error
-        fits = self.name is None or self.name == architecture_name(weights)
-        if fits and self.features is None and self.depth is None and not self.options:
-            if weights.scale != scale:
-                raise ModelError(f"generator.init {self.init}: a model x{weights.scale}; scale is {scale}")
+        found, wanted = architecture_name(weights), self.architecture
+        problem = f"generator.init {self.init}: a {found} x{weights.scale} that does not fit the settings"
+        if wanted not in (None, found) or weights.scale != scale:
+            name = "" if wanted in (None, found) else f"generator.name {wanted}, "
+            raise ModelError(f"{problem} ({name}scale {scale})")
+        if self.features is None and self.depth is None and not self.options:
             return weights.prepare_training() if isinstance(weights, SpandrelModel) else weights.train()
         model = self._new(scale, seed)
         try:
             model.load_state_dict(weights.state_dict())
         except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()
-            raise ModelError(
-                f"generator.init {self.init}: a {architecture_name(weights)} x{weights.scale} that does not fit the "
-                f"settings of the generator ({reason})"
-            ) from error
+            raise ModelError(f"{problem} of the generator ({str(error).splitlines()[1].strip()[:200]})") from error
         return model
 
     def _new(self, scale: int, seed: int) -> nn.Module:
         # Compact's defaults are smaller than Real-ESRGAN's, for a first run on a CPU.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if self.name.startswith(PREFIX):
-                return build_with_spandrel(self.name.removeprefix(PREFIX), scale, self.options)
-            depth_name, features, depth = {"compact": ("convs", 32, 8), "rrdbnet": ("blocks", 64, 23)}[self.name]
+            name = str(self.architecture)
+            if name.startswith(PREFIX):
+                return build_with_spandrel(name.removeprefix(PREFIX), scale, self.options)
+            depth_name, features, depth = {"compact": ("convs", 32, 8), "rrdbnet": ("blocks", 64, 23)}[name]
             sizes = {"features": self.features or features, depth_name: self.depth or depth}
-            return build_generator(self.name, scale, **sizes)
+            return build_generator(name, scale, **sizes)
 
 
 @dataclass
@@ -256,7 +258,7 @@ class Config:
         if isinstance(self.cuda_graphs, bool):
             self.cuda_graphs = "auto" if self.cuda_graphs else "off"
         train, networks = self.train, self.degradation.num_networks
-        if self.generator.name == "rrdbnet" and self.scale == 3:
+        if self.generator.architecture == "rrdbnet" and self.scale == 3:
             raise ValueError("generator.name rrdbnet has scales 1, 2 and 4, not 3; compact has it")
         if train.patch_size % self.scale:
             raise ValueError(f"train.patch_size is {train.patch_size}; it must be a multiple of scale, {self.scale}")
@@ -287,10 +289,10 @@ class Config:
             raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")
         if train.micro_batch is not None:
             check_micro_batch(train.micro_batch, train.batch_size, attacked, self.networks, self.degradation.noise)
-        if train.checkpoint_blocks and self.generator.name not in ("rrdbnet", None):
+        if train.checkpoint_blocks and self.generator.architecture not in ("rrdbnet", None):
             raise ValueError(
-                f"train.checkpoint_blocks is for generator.name rrdbnet; {self.generator.name} has no blocks (to save "
-                "memory there is train.micro_batch)"
+                f"train.checkpoint_blocks is for generator.name rrdbnet; {self.generator.architecture} has no blocks "
+                "(to save memory there is train.micro_batch)"
             )
         self.attack.build()
         self.attack.build_noise()

@@ -180,7 +180,7 @@ def remedies(config: Config, size: int = 1) -> str:
     now = f"none, {train.batch_size // size} images at once" if train.micro_batch is None else train.micro_batch
     coupled = config.loss.coupled(config.discriminator)
     options = [] if train.micro_batch == 1 or coupled else [f"a smaller train.micro_batch (now {now})"]
-    if config.generator.name in ("rrdbnet", None) and not train.checkpoint_blocks:
+    if config.generator.architecture in ("rrdbnet", None) and not train.checkpoint_blocks:
         options.append("train.checkpoint_blocks true (now false)")
     anew = (
         f"a smaller train.patch_size (now {train.patch_size}), train.batch_size (now {train.batch_size}) or "

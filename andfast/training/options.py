@@ -122,15 +122,25 @@ def configuration_names() -> list[str]:
     return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
 
 
+def one_of_andfast() -> str:
+    """For the help of `--config`: its names."""
+    return f"one that comes with andfast: {', '.join(configuration_names())}"
+
+
 def _with_files(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments with the files of configurations that `--config` names."""
     found, names = list(arguments), configuration_names()
     for index, argument in enumerate(found):
         option, equals, value = argument.partition("=")
-        given = value if option == "--config" and equals else argument
-        if given in names and not os.path.exists(given) and (equals or found[index - 1 : index] == ["--config"]):
-            path = str(CONFIGS / f"{given}.yaml")
-            found[index] = f"--config={path}" if equals else path
+        if option == "--config" and equals:
+            given, prefix = value, "--config="
+        elif found[index - 1 : index] == ["--config"]:
+            given, prefix = argument, ""
+        else:
+            continue
+        name = given.removesuffix(".yaml")
+        if name in names and not os.path.isfile(given):
+            found[index] = f"{prefix}{CONFIGS / name}.yaml"
     return found
 
 

@@ -21,6 +21,7 @@ from andfast.models.compilation import CompileTimer, compile_regions, wants_comp
 from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.models.generators import architecture_name
 from andfast.models.rrdbnet import RRDBNet
+from andfast.models.spandrel_models import SpandrelModel
 from andfast.models.weights import ModelError
 from andfast.ops.precision import choose_precision
 from andfast.training.batches import blur_hr, mixed_images, to_images
@@ -31,10 +32,14 @@ from andfast.training.micro_batches import micro_batched
 from andfast.training.optimizer import Guard, begin_update, gradient_norm, guarded_adam, load_adam
 from andfast.training.step_metrics import PendingStep, all_reduce_metrics, attack_metrics, clean_metrics
 from andfast.utils.formatting import dtype_name
-from andfast.utils.rng import step_generator
+from andfast.utils.rng import seed_torch, step_generator
 
 # At the start of the ramp the LR-PSNR budget is this much higher than the configured one.
 RAMP_DB = 20.0
+
+
+# A stream of a step's random numbers, beside those of `andfast.training.batches`.
+_DROPOUT = 3
 
 
 class Update(NamedTuple):
@@ -147,6 +152,8 @@ class Trainer:
             pairs: HR and LR patches of camera pairs, uint8, one for each image that is mixed in; needed after the
                 warm-up if `attack.method` or `attack.mix.method` is pairs.
         """
+        if isinstance(self.generator, SpandrelModel):  # may have dropout
+            seed_torch(self.config.seed, self.step, _DROPOUT, self.world.rank)
         hr = blur_hr(to_images(patches, self.device), self.config, self.step, self.world)
         # Sub-steps 1 to 3: make LR images, attack them, update G on the result.
         if self._is_attacking and isinstance(self.attack, FreeAT):

@@ -44,6 +44,11 @@ def step_generator(
     return generator
 
 
+def seed_torch(seed: int, step: int, *stream: int) -> None:
+    """Seed torch's own generators, which dropout draws from, as a function of the run's seed and the step."""
+    torch.manual_seed(_seed(seed, step, *stream))
+
+
 def _seed(seed: int, step: int, *stream: int) -> int:
     number = np.random.SeedSequence((seed, step), spawn_key=stream).generate_state(1, np.uint64)[0]
     return int(number >> np.uint64(1))

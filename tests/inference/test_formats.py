@@ -221,6 +221,45 @@ def test_date_camera_and_place_are_kept(tmp_path, source, target):
     assert np.array_equal(read_picture(written).pixels.shape, picture.pixels.shape)  # not turned again
 
 
+def exif_block(order, entries, inside=None):
+    """EXIF data written by hand: entries (tag, kind, count, value); `inside` of the exposure's directory."""
+
+    def directory(entries, start):
+        head, values, place = struct.pack(f"{order}H", len(entries)), b"", start + 2 + 12 * len(entries) + 4
+        for tag, kind, count, value in sorted(entries):
+            stored = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(f"{order}I", place + len(values))
+            values += value + bytes(len(value) % 2) if len(value) > 4 else b""
+            head += struct.pack(f"{order}HHI", tag, kind, count) + stored
+        return head + bytes(4) + values
+
+    if inside:
+        length = len(directory([*entries, (0x8769, 4, 1, bytes(4))], 8))
+        entries = [*entries, (0x8769, 4, 1, struct.pack(f"{order}I", 8 + length))]
+    mark = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    block = mark + struct.pack(f"{order}I", 8) + directory(entries, 8)
+    return b"Exif\0\0" + block + (directory(inside, len(block)) if inside else b"")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_what_stays_of_exif_data_stays_byte_for_byte(order):
+    """Texts of any encoding, the byte order, which texts depend on, and the types."""
+    artist = "© Jürgen".encode() + b"\0"
+    comment = b"UNICODE\0" + "Grüße".encode("utf-16-le")
+    first = [(0x013B, 2, len(artist), artist), (0x0100, 4, 1, struct.pack(f"{order}I", 40)), (0x0112, 3, 1, b"\6\0")]
+    inside = [
+        (0x9286, 7, len(comment), comment),
+        (0xA005, 4, 1, struct.pack(f"{order}I", 999)),
+        (0x9214, 3, 4, struct.pack(f"{order}4H", 1, 2, 3, 4)),
+    ]
+    kept = carried_exif(exif_block(order, first, inside))
+    assert kept == exif_block(order, first[:1], inside[:1])
+    assert carried_exif(kept) == kept
+    assert carried_exif(exif_block(order, first[:1])) == exif_block(order, first[:1])  # no directory is added
+    assert carried_exif(exif_block(order, first[1:])) is None
+    with_lost_value = exif_block(order, first[:1]).replace(artist, b"")
+    assert carried_exif(with_lost_value) is None
+
+
 def test_a_thumbnail_of_the_smaller_image_is_not_kept():
     """An EXIF block of two directories, of which the second holds a thumbnail."""
     exif = Image.Exif()

@@ -219,6 +219,9 @@ def test_a_file_comes_before_a_configuration_of_its_name(tmp_path: Path, monkeyp
     Path("compact_x4").write_text("seed: 77\n")
     assert parse_config(["--config", "compact_x4"]).seed == 77
     assert parse_config(["--run_dir", "andnet_x2"]).run_dir == "andnet_x2"
+    Path("andnet_compact_x4").mkdir()  # as --run_dir makes one
+    for name in ("andnet_compact_x4", "andnet_compact_x4.yaml"):
+        assert parse_config(["--config", name]).generator.features == 64
 
 
 def test_an_unknown_configuration_is_refused_with_the_known_names(capsys: pytest.CaptureFixture[str]) -> None:

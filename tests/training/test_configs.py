@@ -62,7 +62,7 @@ def sizes(settings: Config, given: Mapping[str, Path], tmp_path: Path) -> dict[s
     if settings.generator.init is None:
         more |= {"generator.features": 4, "generator.depth": 1}
     else:
-        name, scale = settings.generator.name, settings.scale
+        name, scale = settings.generator.architecture, settings.scale
         depth = {"rrdbnet": "blocks", "compact": "convs"}[name]
         save_model(build_generator(name, scale, features=4, **{depth: 1}), tmp_path / "andnet.safetensors")
         more["generator.init"] = tmp_path / "andnet.safetensors"

@@ -13,7 +13,7 @@ import torch
 from commands import as_options
 from PIL import Image
 from study_images import photograph, write_photographs
-from tiny_trainer import make
+from tiny_trainer import make, patches
 
 from andfast import export, train, upscale
 from andfast.inference.models import find_model
@@ -21,8 +21,10 @@ from andfast.inference.upscaler import Upscaler
 from andfast.models import ModelError, save_model
 from andfast.models.frozen import FrozenModule
 from andfast.models.spandrel_models import SpandrelModel, build_with_spandrel, import_spandrel
+from andfast.training.checkpoints import load_state, save_state
 from andfast.training.config import GeneratorConfig
 from andfast.training.memory_check import estimate_memory
+from andfast.training.options import parse_config
 from andfast.utils.torchvision_operators import declare_missing
 
 declare_missing()
@@ -149,14 +151,58 @@ def test_weights_that_others_are_computed_from_are_trained_alone() -> None:
     torch.testing.assert_close(change, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("written", ["option", "file"])
+def test_init_alone_takes_the_architecture_of_the_file(written: str, tmp_path: Path) -> None:
+    file = tmp_path / "m.safetensors"
+    save_model(build("SPAN"), file)
+    (tmp_path / "config.yaml").write_text(f"scale: 2\ngenerator: {{init: {file}}}\n")
+    options = ["--scale=2", f"--generator.init={file}"]
+    config = parse_config(options if written == "option" else ["--config", str(tmp_path / "config.yaml")])
+    assert config.generator.architecture is None
+    assert config.generator.build(2, seed=0).architecture == "SPAN"
+    assert parse_config([]).generator.architecture == "compact"
+    # As it was recorded once, where the name was always written.
+    trainer = make()
+    before, now = trainer.config.to_dict(), trainer.config.to_dict()
+    before["generator"]["name"] = "compact"
+    assert now["generator"]["name"] is None
+    save_state(tmp_path / "state.pt", trainer.state() | {"config": before})
+    load_state(tmp_path / "state.pt", now)
+
+
+def test_dropout_is_kept_and_drawn_by_the_step(tmp_path: Path) -> None:
+    """An option that no file tells: the result of training depends on it, and is the same each time."""
+    options = SIZES["RealPLKSR"] | {"dropout": 0.5}
+    model = build_with_spandrel("RealPLKSR", 2, options)
+    assert [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout2d)] == [0.5]
+    own = {"generator__features": "null", "generator__depth": "null", "train__warmup": 1}
+    losses = []
+    for dropout in (0.5, 0.5, 0.0):
+        given = json.dumps(options | {"dropout": dropout})
+        trainer = make(scale=2, generator__name="spandrel:RealPLKSR", generator__options=given, **own)
+        torch.rand(len(losses) + 1)  # whatever else has been drawn
+        losses.append(trainer.train_step(patches()).read().loss)
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("name", ["SwiftSRGAN", "DITN"])
+def test_files_name_the_architecture_as_settings_do(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_with_spandrel(name, 4, {})
+    assert model.architecture == name
+    save_model(model, tmp_path / "m.safetensors")
+    again = GeneratorConfig(name=f"spandrel:{name}", init=str(tmp_path / "m.safetensors")).build(4, seed=0)
+    assert again.architecture == name
+
+
 def test_a_file_of_any_architecture_is_trained_on(tmp_path: Path) -> None:
     save_model(build("RealPLKSR"), tmp_path / "m.safetensors")
     model = GeneratorConfig(init=str(tmp_path / "m.safetensors")).build(2, seed=0)
     assert isinstance(model, SpandrelModel)
     assert model.training
-    with pytest.raises(ModelError, match=r"m\.safetensors: a model x2; scale is 4"):
+    with pytest.raises(ModelError, match=r"a spandrel:RealPLKSR x2 that does not fit the settings \(scale 4\)"):
         GeneratorConfig(init=str(tmp_path / "m.safetensors")).build(4, seed=0)
-    with pytest.raises(ModelError, match=r"a spandrel:RealPLKSR x2 that does not fit the settings"):
+    with pytest.raises(ModelError, match=r"does not fit the settings \(generator\.name compact, scale 2\)"):
         GeneratorConfig(name="compact", init=str(tmp_path / "m.safetensors")).build(2, seed=0)
     pretrained = GeneratorConfig(init="andnet_compact_x4").build(4, seed=0)
     assert sum(weight.numel() for weight in pretrained.parameters()) == 621_424
@@ -166,6 +212,7 @@ def test_a_file_of_any_architecture_is_trained_on(tmp_path: Path) -> None:
     ("name", "options", "words"),
     [
         ("Span", {}, r"spandrel:Span: spandrel has no such architecture; it has .*SPAN"),
+        ("Compact", {}, r"spandrel:Compact: give generator\.name compact"),
         ("SPAN", {"features": 3}, r"spandrel:SPAN has no option features; it has num_in_ch, .*feature_channels"),
         ("SPAN", SIZES["SPAN"] | {"upscale": 3}, r"has the scale 3; scale is 2"),
         ("SPAN", SIZES["SPAN"] | {"img_range": 1.0}, r"would be read as another network"),
