@@ -91,8 +91,9 @@ class GeneratorConfig:
 
     @property
     def architecture(self) -> str | None:
-        """The name, compact by default; None: that of init."""
-        return self.name or (None if self.init else "compact")
+        """The name, by default compact; None: that of init, unless a size is given."""
+        of_file = self.init is not None and self.features is None and self.depth is None
+        return self.name or (None if of_file else "compact")
 
     def build(self, scale: int, seed: int) -> nn.Module:
         """The generator on the CPU, with the weights of init or new ones that depend on the seed alone.

@@ -229,7 +229,7 @@ def test_the_card_tells_what_networks_saw_and_who_shared_one(record):
     assert "a Gaussian blur of 2 to 4 pixels, then sharpening (unsharp masking) by 0.5 to 1.75;" in told
     config["attack"]["random_start"] = 0.25
     assert "The search began at a random deviation that takes 25% of the allowed error." in model_card(record)
-    config["train"]["batch_size"], config["attack"]["mix"]["share"] = 8, 0.25
+    config["train"]["batch_size"], config["attack"]["mix"] = 8, {"share": 0.25, "method": "clean"}
     assert "all LR images but 25% of each batch (`clean` instead)" in model_card(record)
     config["attack"]["mix"]["noise"] = [0, 12.5]
     assert "all LR images but 25% of each batch (`clean` and Gaussian noise of 0 to 12.5 instead)" in model_card(record)
