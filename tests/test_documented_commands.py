@@ -203,6 +203,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         write(folder / "PHOTOS" / f"{name}.png", seed)
     write(folder / "PHOTOS" / "clic_a10ae819a2d2_0.png", 4)
     write(folder / "photo.jpg", 5)
+    write(folder / "old_photo.jpg", 6)
     for name in ("PAIRS", "CAMERA_PAIRS", "data/real_pairs/realsr_canon_x4", "data/real_pairs/ntire19_x4",
                  "data/classic/set5", "data/classic/set14"):  # fmt: skip
         write_pair(folder / name / "HR" / "Canon_1.png", folder / name / "LR" / "Canon_1.png")

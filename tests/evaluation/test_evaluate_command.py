@@ -133,9 +133,9 @@ def test_models_are_computed_in_the_given_type(here):
 def test_weights_are_converted_once_for_all_images(here, monkeypatch):
     made, begin = [], FrozenModule.__init__
 
-    def counted(self, source, dtype):
+    def counted(self, source, dtype, **more):
         made.append(dtype)
-        begin(self, source, dtype)
+        begin(self, source, dtype, **more)
 
     monkeypatch.setattr(FrozenModule, "__init__", counted)
     assert run("--data", "mine=pairs", "--precision", "bfloat16", "--sheet", "sheet.png") == 0

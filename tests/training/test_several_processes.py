@@ -342,7 +342,7 @@ def test_three_processes_add_up_in_the_same_order_after_a_start(images: Path, tm
 @pytest.mark.parametrize(
     ("plans", "changed", "message"),
     [
-        ({}, {"generator__init": "nowhere.pth"}, "error: nowhere.pth"),
+        ({}, {"generator__init": "nowhere.pth"}, "error: generator.init: nowhere.pth"),
         ({}, {"train__batch_size": 3, "degradation__num_networks": "batch"}, "error: train.batch_size is 3; with 2 "),
         ({}, {"degradation__num_networks": 1}, "error: degradation.num_networks is 1; with 2 processes"),
         ({}, {"train__lerning_rate": 1}, "did you mean train.learning_rate?"),
