@@ -119,19 +119,14 @@ def carried_exif(exif: bytes | None) -> bytes | None:
     first = _kept(first)
     if not first and not inside:
         return None
-    # The first directory, then the others, each followed by its longer values.
-    place = 8 + _length(first, len(inside))
-    pointers, others = [], b""
+    # The first directory, then the others, each followed by its longer values. Pointers do not change its length.
+    pointers = {tag: _Entry(tag, _LONG, 1, bytes(4)) for tag in inside}
+    place, others = 8 + len(_directory(first | pointers, order, 8)), b""
     for tag, entries in inside.items():
-        pointers.append(_Entry(tag, _LONG, 1, struct.pack(f"{order}I", place + len(others))))
-        others += _directory(list(entries.values()), order, place + len(others))
-    return (
-        b"Exif\0\0"
-        + data[:4]
-        + struct.pack(f"{order}I", 8)
-        + _directory([*first.values(), *pointers], order, 8)
-        + others
-    )
+        pointers[tag] = _Entry(tag, _LONG, 1, struct.pack(f"{order}I", place + len(others)))
+        others += _directory(entries, order, place + len(others))
+    header = data[:4] + struct.pack(f"{order}I", 8)
+    return b"Exif\0\0" + header + _directory(first | pointers, order, 8) + others
 
 
 class _Entry(NamedTuple):
@@ -160,20 +155,14 @@ def _entries(data: bytes, order: str, pointer: bytes) -> dict[int, _Entry]:
 
 
 def _kept(entries: dict[int, _Entry]) -> dict[int, _Entry]:
-    return {tag: entry for tag, entry in sorted(entries.items()) if tag not in _OF_THE_FILE}
+    return {tag: entry for tag, entry in entries.items() if tag not in _OF_THE_FILE}
 
 
-def _length(entries: dict[int, _Entry], more: int) -> int:
-    """Bytes of `_directory` with so many more entries of short values."""
-    longer = sum(len(entry.value) + len(entry.value) % 2 for entry in entries.values() if len(entry.value) > 4)
-    return 2 + 12 * (len(entries) + more) + 4 + longer
-
-
-def _directory(entries: list[_Entry], order: str, start: int) -> bytes:
+def _directory(entries: dict[int, _Entry], order: str, start: int) -> bytes:
     """A directory at the place `start`, without another one after it, and its values of more than four bytes."""
     head, values = struct.pack(f"{order}H", len(entries)), b""
     place = start + 2 + 12 * len(entries) + 4
-    for entry in sorted(entries):
+    for entry in sorted(entries.values()):
         stored = entry.value.ljust(4, b"\0")
         if len(entry.value) > 4:
             stored = struct.pack(f"{order}I", place + len(values))

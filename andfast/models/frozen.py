@@ -14,14 +14,6 @@ from andfast.models.spandrel_models import SpandrelModel
 from andfast.models.spectral_norm import SpectralNormConv2d
 
 
-def freeze(model: nn.Module) -> nn.Module:
-    """Prepare a model, in place, for gradients with respect to its images alone: evaluation mode, frozen weights."""
-    model.eval().requires_grad_(False)
-    if isinstance(model, SpandrelModel) and model.has_training_paths():
-        model.use_training_paths()
-    return model
-
-
 class AutocastModule:
     """Calls a module on channels_last images under autocast.
 

@@ -28,7 +28,7 @@ from andfast.attack import (
 from andfast.attack.base import NetworkAttack, bicubic_upsample
 from andfast.inference.models import find_model
 from andfast.models import ModelError
-from andfast.models.frozen import AutocastModule, freeze
+from andfast.models.frozen import FrozenModule
 from andfast.ops.theta_layout import ScaleFactors
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -150,13 +150,12 @@ class AttackConfig:
         if self.baseline == BICUBIC:
             return partial(bicubic_upsample, scale=scale)
         try:
-            model = freeze(find_model(self.baseline, device))
+            model = find_model(self.baseline, device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         except ModelError as error:
             raise ModelError(f"attack.baseline: {error}; or give {BICUBIC}") from error
         if model.scale != scale:
             raise ModelError(f"attack.baseline {self.baseline}: a model x{model.scale}; scale is {scale}")
-        model = model.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return AutocastModule(model, dtype)
+        return FrozenModule(model, dtype)
 
     def _build(self, method: str) -> Attack:
         if method == "noise" and self.psnr_range is None:

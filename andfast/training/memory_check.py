@@ -14,7 +14,7 @@ from andfast.attack import FreeAT, RandomDeviation, Simulated
 from andfast.attack.base import NetworkAttack
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import Objective, discriminator_loss, generator_objective, l1_objective, relative_objective
-from andfast.models.frozen import AutocastModule, on_a_copy
+from andfast.models.frozen import AutocastModule, FrozenModule, on_a_copy
 from andfast.ops import dispatch
 from andfast.ops.degradation_forward import forward_implementation
 from andfast.ops.theta_layout import ThetaLayout
@@ -36,7 +36,9 @@ def estimate_memory(trainer: Trainer) -> int:
     # G, its average, its copy for sample sheets, and Adam's two moments; D and its moments.
     weights = 5 * of_g + trainer.frozen.copied_bytes + 3 * of_d + _bytes(trainer.features)
     weights += 0 if discriminator is None else discriminator.frozen.copied_bytes
-    weights += _bytes(trainer.baseline.module) if isinstance(trainer.baseline, AutocastModule) else 0
+    if isinstance(trainer.baseline, FrozenModule):  # in float32, and its copy in a half type
+        of_baseline = sum(weight.numel() for weight in trainer.baseline.module.parameters())
+        weights += of_baseline * torch.float32.itemsize + trainer.baseline.copied_bytes
 
     # The attack and the updates on as many images as are computed at once, and the attack of a sample sheet.
     images = train.micro_batch or train.batch_size
