@@ -184,6 +184,23 @@ def test_loading_and_storing_go_on_meanwhile():
     assert [error for _, error in pipeline([1, 2], load, make, store, 2)] == [None, None]
 
 
+def test_memory_is_waited_for():
+    """An image that finds too little is made once the earlier ones are stored."""
+    stored, before = [], []
+
+    def make(number, _):
+        before.append(len(stored))
+        return number
+
+    def store(number, _):
+        time.sleep(0.05)
+        stored.append(number)
+
+    done = pipeline([1, 2, 3], lambda n: n, make, store, 2, lambda number, loaded: False)
+    assert [number for number, error in done if error is None] == [1, 2, 3]
+    assert before == [0, 1, 2]
+
+
 def test_what_waits_is_bounded():
     held, most = set(), 0
 
@@ -339,9 +356,19 @@ def test_results_too_large_for_their_format_or_the_memory(tmp_path, model_file, 
     command = [tmp_path / "a.png", "--output", tmp_path / "out", "--model", model_file]
     assert run(*command, "--format", "webp") == 1
     assert "a.png: 18000 x 2 pixels are too many for .webp: 16383 a side" in capsys.readouterr().err
-    monkeypatch.setattr(formats, "free_memory", lambda device: 50_000)
+    monkeypatch.setattr(formats, "free_memory", lambda device: 30_000)
     assert run(*command) == 1
     assert "a.png: the result, 18000 x 2 pixels, needs 0.0 GiB of 0.0 GiB free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--format", "avif", "--output", "out"], ["--output", "new.avif"]])
+def test_where_pillow_writes_no_avif(tmp_path, model_file, capsys, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("andfast.inference.output_paths.avif_problem", lambda: "of a format that Pillow 11.3")
+    picture(tmp_path / "a.png")
+    assert run("a.png", *arguments, "--model", model_file) == 2
+    said = "--format avif" if "out" in arguments else "--output new.avif"
+    assert capsys.readouterr().err == f"error: {said}: of a format that Pillow 11.3\n"
 
 
 def test_what_is_computed_is_stored_when_the_caller_stops(monkeypatch):
@@ -426,8 +453,8 @@ def test_failures_say_what_would_help(tmp_path, model_file, capsys, monkeypatch,
         (["{tmp}", "--model", "{model}", "--output", "{tmp}/new.png"], "is a folder; give a folder"),
         (["{tmp}/a.png", "{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/new.png"], "there are 2 inputs; give"),
         (
-            ["{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/new.avif"],
-            ".avif is not written; give a",
+            ["{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/new.heic"],
+            ".heic is not written; give a",
         ),
         (["{tmp}/none.png", "--model", "{model}", "--output", "{tmp}/new.png"], "none.png: no such file or folder"),
         (["{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/a.png/b"], "a.png"),

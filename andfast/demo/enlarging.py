@@ -13,7 +13,7 @@ from PIL import Image
 from andfast.data.images import read_picture
 from andfast.data.picture import eight_bits, over_white, to_pil
 from andfast.demo.models import Offered
-from andfast.inference.formats import Picture, read_to_upscale, write_picture
+from andfast.inference.formats import Picture, check_memory, read_to_upscale, write_picture
 from andfast.utils.files import shortened
 
 #: The slider shows the centre of larger results, up to this height and width: browsers are slow with more.
@@ -84,6 +84,7 @@ def enlarge(
     times = offered.scale if factor is None else factor
     target = folder / f"{shortened(path.stem, 200)}_x{times:g}.png"
     picture = read_to_upscale(path, target, times, max_pixels)
+    check_memory(path, picture, target, times)
     height, width, channels = picture.pixels.shape
     total, finished = height * width * (2 if channels in (2, 4) else 1), 0  # alpha is upscaled separately
 

@@ -22,8 +22,8 @@ import uvicorn
 from fastapi import FastAPI
 from gradio.themes.utils.fonts import LocalFont
 
-from andfast.data.listing import IMAGE_SUFFIXES
 from andfast.data.photographs import held_out_files
+from andfast.data.suffixes import IMAGE_SUFFIXES
 from andfast.demo.adversary import FREE, Choice, attack, figures, numbers_table
 from andfast.demo.enlarging import OWN, enlarge, parse_factor, thumbnail
 from andfast.demo.errors import explain
