@@ -19,6 +19,7 @@ from upscaling_models import compact, nearest, noise, picture
 
 import andfast
 from andfast import upscale
+from andfast.data.heif import avif_problem
 from andfast.inference import formats
 from andfast.inference.formats import Picture, read_picture, write_picture
 from andfast.inference.output_paths import FORMATS, plan_outputs
@@ -113,6 +114,39 @@ def test_folders_keep_their_structure(tmp_path):
     assert names("png") == ["a.png", "b.png", "sub/a.png", "sub/v1.2.png", "single.png"]
     assert names("tiff") == ["a.tif", "b.tif", "sub/a.tif", "sub/v1.2.tif", "single.tif"]
     assert names("same") == ["a.PNG", "b.jpg", "sub/a.webp", "sub/v1.2.png", "single.png"]
+
+
+def test_frames_keep_their_names(tmp_path, model_file):
+    """Those of `ffmpeg -i film.mp4 frame_%06d.png`, and numbers without leading zeros: each result is of its frame."""
+    names = [*(f"frame_{number:06d}.png" for number in (1, 2, 10)), *(f"{number}.png" for number in (1, 2, 10))]
+    frames = {name: picture(tmp_path / "in" / name, 6, 5 + index) for index, name in enumerate(names)}
+    assert run(tmp_path / "in", "--output", tmp_path / "out", "--model", model_file) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    for name, pixels in frames.items():
+        np.testing.assert_array_equal(
+            read_picture(tmp_path / "out" / name).pixels, andfast.upscale_image(pixels, model_file, device="cpu")
+        )
+
+
+def test_formats_that_are_read_only(tmp_path, model_file, capsys):
+    """HEIC becomes PNG, upright, with its date and camera; AVIF stays AVIF; raw files are named."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    folder, exif = tmp_path / "in", Image.Exif()
+    exif[0x010F], exif[0x0112] = "Camera", 6
+    photo = Image.fromarray(picture(folder / "a.png", 16, 24))
+    pillow_heif.from_pillow(photo).save(folder / "b.HEIC", exif=exif.tobytes())
+    names = ["a.png", "b.png"]
+    if avif_problem() is None:
+        photo.save(folder / "c.avif")
+        names.append("c.avif")
+    (folder / "d.dng").write_bytes(b"II*\0")
+    assert run(folder, "--output", tmp_path / "out", "--model", model_file, "--format", "same") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    found = read_picture(tmp_path / "out" / "b.png")
+    assert found.pixels.shape == (48, 32, 3)
+    assert b"Camera" in found.exif
+    told = capsys.readouterr().err
+    assert "1 of a camera's raw format, which is not read: develop to TIFF or PNG first (d.dng)" in told
 
 
 def test_two_images_for_one_file(tmp_path):

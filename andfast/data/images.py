@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,9 +69,7 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
             has more than `max_pixels`, which are not decoded; the message names it.
     """
     with _opened(path) as image:
-        if image.height * image.width > max_pixels:
-            size = f"{image.width} x {image.height} pixels"
-            raise ValueError(f"{size}; more than {max_pixels} are refused (--max-pixels)")
+        _check_pixels(image, max_pixels)
         return image.decode()
 
 
@@ -89,13 +88,15 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(path: str | os.PathLike[str], max_pixels: float = math.inf) -> tuple[int, int]:
     """Height and width of the array that `read_image` returns, from the file's header only.
 
     Raises:
-        ImageError: the header cannot be read, or the image is too large for the free memory.
+        ImageError: the header cannot be read, or the image has more than `max_pixels`, or is too large for the free
+            memory.
     """
     with _opened(path) as image:
+        _check_pixels(image, max_pixels)
         _check_memory(image)
         return image.height, image.width
 
@@ -146,6 +147,12 @@ def _open_webp(file: BinaryIO) -> Opened:
     exif, icc = image.info.get("exif"), image.info.get("icc_profile")
     turn = orientation_of(exif, image.info.get("xmp"))
     return make_opened(*image.size, turn, lambda: replace(picture_of_image(image, icc, turn), exif=carried_exif(exif)))
+
+
+def _check_pixels(image: Opened, max_pixels: float) -> None:
+    if image.height * image.width > max_pixels:
+        size = f"{image.width} x {image.height} pixels"
+        raise ValueError(f"{size}; more than {max_pixels} are refused (--max-pixels)")
 
 
 def _check_memory(image: Opened) -> None:

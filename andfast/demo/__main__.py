@@ -17,8 +17,8 @@ from andfast.utils.console import console
 from andfast.utils.devices import choose_device
 from andfast.utils.optional import NOT_INSTALLED, problem_of
 
-# A photograph of 4096 x 4096 pixels.
-_MAX_PIXELS = 2**24
+# What most cameras take at most.
+_MAX_PIXELS = 64_000_000
 
 
 def _parse(arguments: Sequence[str] | None) -> Namespace:

@@ -50,11 +50,13 @@ def read_to_upscale(source: Path, target: Path, factor: float, max_pixels: int =
     """Read an image file; check that the format of `target` can hold its result, `factor` times the size.
 
     Raises:
-        DataError: the file cannot be read.
-        ValueError: the result is too large for its format.
+        DataError: the file cannot be read, or the result is too large for its format.
     """
     picture = read_picture(source, max_pixels)
-    check_size(target, *resized_size(picture.pixels.shape[:2], factor))
+    try:
+        check_size(target, *resized_size(picture.pixels.shape[:2], factor))
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
     return picture
 
 
