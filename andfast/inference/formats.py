@@ -15,6 +15,7 @@ from andfast.data.picture import Picture, eight_bits, matching_profile, over_whi
 from andfast.data.png import png_parts
 from andfast.data.tiff import write_tiff
 from andfast.inference.tiles import resized_size
+from andfast.inference.upscaler import BAND
 from andfast.utils.files import written_whole
 from andfast.utils.memory import free_memory, return_freed_memory
 
@@ -80,7 +81,9 @@ def _memory(picture: Picture, target: Path, factor: float) -> tuple[int, float, 
     """The bytes that a result needs, those that are free, and whether they are enough."""
     height, width = resized_size(picture.pixels.shape[:2], factor)
     channels, itemsize = picture.pixels.shape[2], picture.pixels.itemsize
-    needed = height * width * (channels * itemsize + _WRITING.get(SUFFIXES[target.suffix.lower()], 0))
+    computing = min(4 * 3 * height * width, BAND)
+    writing = height * width * _WRITING.get(SUFFIXES[target.suffix.lower()], 0)
+    needed = height * width * channels * itemsize + max(computing, writing)
     free = free_memory(torch.device("cpu"))
     if free is not None and needed > free:
         return_freed_memory()
