@@ -28,6 +28,7 @@ OPTIONAL = (
     "onnxruntime",
     "gradio",
     "matplotlib",
+    "pillow_heif",
     "spandrel",
     "torchmetrics",
     "lpips",

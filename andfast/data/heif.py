@@ -22,12 +22,12 @@ _HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs",
 _MORE_BITS = 0x40
 _CONFIGURATION, _COLOURS = re.compile(rb"av1C\x81.(.)", re.DOTALL), re.compile(rb"colrnclx(.{4})", re.DOTALL)
 
-# Primaries and transfer functions that all programs show as sRGB, or that are not said.
-_AS_SRGB = {1, 2}, {1, 2, 6, 13, 14, 15}
+# Primaries and transfer functions that all programs show as sRGB, and the code of those that are not said.
+_AS_SRGB, _NOT_SAID = ({1}, {1, 6, 13, 14, 15}), 2
 
 
 def kind_of(start: bytes) -> str | None:
-    """ "avif" or "heif" by the first bytes of a file, or None."""
+    """The kind of a file, avif or heif, by its first bytes; None for others."""
     if start[4:8] != b"ftyp":
         return None
     length = int.from_bytes(start[:4], "big")
@@ -40,9 +40,8 @@ def heif_problem() -> str | None:
     problem = problem_of("pillow_heif")
     if problem is None:
         return None
-    return "of a format that pillow-heif reads: pip install pillow-heif" + (
-        "" if problem == NOT_INSTALLED else f" ({problem})"
-    )
+    cause = "" if problem == NOT_INSTALLED else f" ({problem})"
+    return f"of a format that pillow-heif reads: pip install pillow-heif{cause}"
 
 
 def avif_problem() -> str | None:
@@ -70,7 +69,7 @@ def open_heif(file: BinaryIO) -> Opened:
     size = width, height = image.size
     codes = image.info.get("nclx_profile") or {}
     icc, exif = image.info.get("icc_profile"), image.info.get("exif")
-    colour = _cicp(codes.get("color_primaries", 2), codes.get("transfer_characteristics", 2), icc)
+    colour = _cicp(codes.get("color_primaries", _NOT_SAID), codes.get("transfer_characteristics", _NOT_SAID), icc)
 
     def decode() -> Picture:
         stored = np.asarray(image)
@@ -106,7 +105,7 @@ def open_avif(file: BinaryIO) -> Opened:
     icc, exif = image.info.get("icc_profile"), image.info.get("exif")
     turn = orientation_of(exif)  # into which Pillow writes how the file says that the image is turned (irot, imir)
     codes, configuration = _COLOURS.search(header), _CONFIGURATION.search(header)
-    primaries, transfer = struct.unpack(">HH", codes[1]) if codes else (2, 2)
+    primaries, transfer = struct.unpack(">HH", codes[1]) if codes else (_NOT_SAID, _NOT_SAID)
     deep = configuration is not None and configuration[1][0] & _MORE_BITS
     notes = ("its 10 or 12 bits are read as 8",) if deep else ()
 
@@ -121,6 +120,6 @@ def open_avif(file: BinaryIO) -> Opened:
 def _cicp(primaries: int, transfer: int, icc: bytes | None) -> dict[bytes, bytes]:
     """The PNG chunk of colours that are not sRGB and have no profile (H.273: RGB, full range)."""
     known = all(code in codes for code, codes in zip((primaries, transfer), _AS_SRGB, strict=True))
-    if icc or known or 2 in (primaries, transfer) or max(primaries, transfer) > 255:
+    if icc or known or _NOT_SAID in (primaries, transfer) or max(primaries, transfer) > 255:
         return {}
     return {b"cICP": bytes([primaries, transfer, 0, 1])}

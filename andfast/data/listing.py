@@ -37,7 +37,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def list_folder(folder: str | os.PathLike[str]) -> Listing:
-    """The image files in `folder` and below it, by suffix (`IMAGE_SUFFIXES`).
+    """The image files in `folder` and below it, by suffix: those of `IMAGE_SUFFIXES` that are read here.
 
     Hidden files and folders (a leading dot) are ignored. Links are followed, but each folder is listed once: at its own
     place, if that is below `folder`, else at the first link to it; so loops end. Links to files are files of their own.

@@ -83,7 +83,8 @@ def _memory(picture: Picture, target: Path, factor: float) -> tuple[int, float, 
     channels, itemsize = picture.pixels.shape[2], picture.pixels.itemsize
     computing = min(4 * 3 * height * width, BAND)
     writing = height * width * _WRITING.get(SUFFIXES[target.suffix.lower()], 0)
-    needed = height * width * channels * itemsize + max(computing, writing)
+    # Memory that computing has freed does not always serve for writing.
+    needed = height * width * channels * itemsize + computing + writing
     free = free_memory(torch.device("cpu"))
     if free is not None and needed > free:
         return_freed_memory()
