@@ -179,9 +179,18 @@ class TrainConfig:
         ramp: updates after the warm-up in which the LR-PSNR budget comes down to its range.
         batch_size: images for each update, of all processes together.
         patch_size: height and width of the HR patches.
-        learning_rate: Adam's, at its highest.
-        schedule: cosine (to a hundredth of it at the end) or constant (the paper's).
-        ema_decay: of the moving average of the weights, which is validated and saved.
+        optimizer: of both networks: adam, adamw, adan (Xie et al. 2022; pip install pytorch_optimizer), or
+            schedule_free, AdamW without a schedule (Defazio et al. 2024; pip install schedulefree).
+        betas: the optimizer's decay rates, three for adan; null: 0.9 and 0.99 for adam and adamw, its package's own
+            else: 0.98, 0.92 and 0.99 for adan, 0.9 and 0.999 for schedule_free.
+        weight_decay: the optimizer's: adam adds it to the gradient, the others shrink the weights.
+        clip_grad: a gradient of a larger 2-norm is scaled down to it, for each network on its own; null: none is.
+        learning_rate: the optimizer's, at its highest.
+        schedule: of the learning rate: cosine (to a hundredth of it at the end), constant (the paper's), or multistep.
+        milestones: updates after which multistep multiplies the learning rate by gamma.
+        gamma: of multistep.
+        ema_decay: of the moving average of the weights, which is validated and saved; schedule_free has an average of
+            its own in its place.
         micro_batch: images that a process computes at once, with the same result; null: all of its batch. Less takes
             less memory and more time.
         checkpoint_blocks: store only the inputs of rrdbnet's residual blocks for the update's backward pass and
@@ -201,8 +210,14 @@ class TrainConfig:
     ramp: NonNegativeInt = 60
     batch_size: PositiveInt = 8
     patch_size: PositiveInt = 64
+    optimizer: Literal["adam", "adamw", "adan", "schedule_free"] = "adam"
+    betas: list[NonNegativeFloat] | None = None
+    weight_decay: NonNegativeFloat = 0.0
+    clip_grad: PositiveFloat | None = None
     learning_rate: PositiveFloat = 2e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "multistep"] = "cosine"
+    milestones: list[PositiveInt] = field(default_factory=list)
+    gamma: PositiveFloat = 0.5
     ema_decay: NonNegativeFloat = 0.995
     micro_batch: PositiveInt | None = None
     checkpoint_blocks: bool = False
@@ -212,6 +227,29 @@ class TrainConfig:
     max_bad_steps: PositiveInt = 10
     log_every: PositiveInt | None = None
     wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError that names the keys of values that do not go together."""
+        if not self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay is {self.ema_decay}; it must be in [0, 1)")
+        wanted = 3 if self.optimizer == "adan" else 2
+        if self.betas is not None and (len(self.betas) != wanted or not all(beta < 1 for beta in self.betas)):
+            raise ValueError(
+                f"train.betas is {self.betas}; train.optimizer {self.optimizer} has {wanted}, each in [0, 1)"
+            )
+        if self.optimizer == "schedule_free":
+            if self.betas is not None and self.betas[0] == 0:
+                raise ValueError(f"train.betas is {self.betas}; the first of schedule_free must be above 0")
+            if self.schedule != "constant":
+                raise ValueError(
+                    f"train.schedule is {self.schedule}; train.optimizer schedule_free takes the place of a schedule: "
+                    "it must be constant"
+                )
+        if (self.schedule == "multistep") != bool(self.milestones):
+            needs = "needs some, as [200000, 400000]" if self.schedule == "multistep" else "has none"
+            raise ValueError(f"train.milestones is {self.milestones}; train.schedule {self.schedule} {needs}")
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"train.milestones is {self.milestones}; each must be later than the one before")
 
 
 @dataclass
@@ -286,8 +324,6 @@ class Config:
         soften = self.data.soften
         if soften is not None and soften[0] > soften[1]:
             raise ValueError(f"data.soften is {list(soften)}; it must be [low, high] in pixels with low <= high")
-        if not train.ema_decay < 1:
-            raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")
         if train.micro_batch is not None:
             check_micro_batch(train.micro_batch, train.batch_size, attacked, self.networks, self.degradation.noise)
         if train.checkpoint_blocks and self.generator.architecture not in ("rrdbnet", None):

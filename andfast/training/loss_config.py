@@ -27,7 +27,7 @@ class DiscriminatorConfig:
             (Real-ESRGAN's, with spectral normalisation, a logit for each pixel; patches of multiples of 8).
         features: width; null: 64, or that of the weights in init.
         init: a file of weights to start from.
-        learning_rate: Adam's, at its highest; null: train.learning_rate. It follows the same schedule.
+        learning_rate: the optimizer's, at its highest; null: train.learning_rate. It follows the same schedule.
     """
 
     name: Literal["vgg", "unet"] = "vgg"

@@ -29,7 +29,15 @@ from andfast.training.config import Config
 from andfast.training.discriminator import DiscriminatorStep
 from andfast.training.distributed import World, no_sync_until_last
 from andfast.training.micro_batches import micro_batched
-from andfast.training.optimizer import Guard, begin_update, gradient_norm, guarded_adam, load_adam
+from andfast.training.optimizer import (
+    Guard,
+    begin_update,
+    finish_update,
+    gradient_norm,
+    load_optimizer,
+    make_optimizer,
+    own_average,
+)
 from andfast.training.step_metrics import PendingStep, all_reduce_metrics, attack_metrics, clean_metrics
 from andfast.utils.formatting import dtype_name
 from andfast.utils.rng import seed_torch, step_generator
@@ -92,7 +100,7 @@ class Trainer:
             for both in zip(of_average.buffers(), of_generator.buffers(), strict=True)
         ]
         self.guard = Guard(self.device, self.world)
-        self.optimizer = guarded_adam(self._weights, config.train.learning_rate, self.guard)
+        self.optimizer = make_optimizer(config.train, self._weights, config.train.learning_rate, self.guard)
         # False from a step's first update to its end, when a saved state could not be resumed.
         self.can_save = True
         self.attack, self.noise_attack = config.attack.build(), config.attack.build_noise()
@@ -251,7 +259,7 @@ class Trainer:
         norm = gradient_norm(self._weights)
         self.guard.check(self.step, losses, norm, hr, lr)
         self.can_save = False
-        self.optimizer.step()
+        finish_update(self.optimizer, self._weights, norm, self.config.train.clip_grad, self.guard)
         self._update_ema()
         self.frozen.refresh()
         return Update(lr, hr, losses, norm, terms, restored)
@@ -294,18 +302,23 @@ class Trainer:
         if train.schedule == "cosine":
             progress = min(self.step / train.iterations, 1.0)
             factor *= 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
+        elif train.schedule == "multistep":
+            factor *= train.gamma ** sum(self.step >= milestone for milestone in train.milestones)
         return factor
 
     @torch.no_grad()
     def _update_ema(self) -> None:
+        for average, statistics in self._statistics:
+            average.copy_(statistics)
+        if (averages := own_average(self.optimizer)) is not None:
+            torch._foreach_copy_(self._averages, averages)
+            return
         # Early in training, the initial weights must not dominate the average.
         decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
         # Not _foreach_lerp_: with a weight on the device it takes the tensors one by one.
         change = torch._foreach_sub(self._weights, self._averages)
         torch._foreach_mul_(change, (1 - self.guard.bad) * (1 - decay))
         torch._foreach_add_(self._averages, change)
-        for average, statistics in self._statistics:
-            average.copy_(statistics)
 
     @property
     def computes(self) -> str:
@@ -356,7 +369,7 @@ class Trainer:
         self.generator.load_state_dict(state["generator"])
         self.ema.load_state_dict(state["ema"])
         self.warmup_ema.load_state_dict(state["before"])
-        load_adam(self.optimizer, state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.discriminator is not None:
             self.discriminator.load(state["discriminator"])
         self.frozen.refresh()
