@@ -91,7 +91,7 @@ class AttackConfig:
             the clean one is drawn (likewise, but for style, and noise).
         lens: between the HR images and the degradation networks, drawn for each network (pgd, yopo, subset, free,
             style, random), or each image (noise); null: no lens, as in the paper.
-        baseline: the adversary raises the difference between G's loss and this restoration's L1 loss: bicubic
+        baseline: the adversary raises the difference between G's loss and this restoration's loss.pixel: bicubic
             (interpolation), or a model file, such as a classical twin; null: G's loss alone, as in the paper (pgd,
             yopo, subset, style, noise).
         noise_every: N: every Nth update after the warm-up uses adversarial noise (the method noise, with these

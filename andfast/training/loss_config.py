@@ -69,12 +69,15 @@ class DiscriminatorConfig:
 
 @dataclass
 class LossConfig:
-    """What the generator minimises and the adversary maximises: L1 + perceptual * L_VGG + gan * L_GAN + matching * L_D.
+    """What the generator minimises and the adversary maximises: L1 + perceptual * L_VGG + gan * L_GAN and more terms.
 
     The default is ANDNet's, L1 alone. The paper's ANDGAN has perceptual 1 and gan 0.1, and starts from an ANDNet
     (generator.init) with train.learning_rate 1e-4 (Sec 3.4 and 4.3).
 
     Attributes:
+        pixel: l1 (the paper's), or charbonnier, which is smooth around 0, in its place.
+        charbonnier_eps: where charbonnier turns from a square into L1, in the unit of images in [0, 1].
+        frequency: weight of the L1 distance of Fourier transforms (MIMO-UNet's, but orthonormal); 0: without.
         perceptual: weight of the distance in VGG19's features; 0: without. The paper has 1.
         perceptual_layers: weights of VGG19's layers in it.
         perceptual_distance: l2, the squared 2-norm of the paper, or l1, as in ESRGAN and Real-ESRGAN; means, both.
@@ -86,6 +89,9 @@ class LossConfig:
             who have no VGG19; 0: without.
     """
 
+    pixel: Literal["l1", "charbonnier"] = "l1"
+    charbonnier_eps: PositiveFloat = 1e-3
+    frequency: NonNegativeFloat = 0.0
     perceptual: NonNegativeFloat = 0.0
     perceptual_layers: dict[str, NonNegativeFloat] = field(default_factory=lambda: dict(PERCEPTUAL_WEIGHTS))
     perceptual_distance: Literal["l2", "l1"] = "l2"
@@ -191,11 +197,21 @@ class LossConfig:
             if self.matching:
                 maps = partial(discriminator.run_part, discriminator.module.feature_maps)
                 matching = PerceptualLoss(maps, dict.fromkeys(UNetDiscriminatorSN.FEATURE_MAPS, 1.0), "l1")
-        return GeneratorLoss(perceptual, adversarial, self.perceptual, self.gan, matching, self.matching)
+        return GeneratorLoss(
+            perceptual,
+            adversarial,
+            self.perceptual,
+            self.gan,
+            matching,
+            self.matching,
+            charbonnier_eps=self.charbonnier_eps if self.pixel == "charbonnier" else None,
+            frequency_weight=self.frequency,
+        )
 
     def describe(self) -> str:
         """For people, e.g. "L1 + 0.1 GAN (vanilla), without a perceptual term (loss.perceptual 0)"."""
-        words = "L1"
+        words = "L1" if self.pixel == "l1" else f"Charbonnier (eps {self.charbonnier_eps:g})"
+        words += f" + {self.frequency:g} frequency" if self.frequency else ""
         if self.perceptual:
             distance = f"{self.perceptual_distance} in VGG19's {', '.join(self.layers)}"
             words += f" + {self.perceptual:g} perceptual ({distance})"

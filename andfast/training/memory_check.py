@@ -52,8 +52,9 @@ def estimate_memory(trainer: Trainer) -> int:
     bank, sheet_bank = (trainer.make_bank(count) if has_network else None for count in (networks, in_sheet))
     # A replay of `FreeAT` is an update as well.
     generator = trainer.autocast if isinstance(trainer.attack, FreeAT) else trainer.frozen
-    objective = relative_objective(generator_objective(generator, trainer.loss), trainer.baseline)
-    sheet_objective = relative_objective(l1_objective(trainer.frozen), trainer.baseline)
+    pixel = trainer.loss.pixel
+    objective = relative_objective(generator_objective(generator, trainer.loss), trainer.baseline, pixel)
+    sheet_objective = relative_objective(generator_objective(trainer.frozen, pixel), trainer.baseline, pixel)
     if isinstance(trainer.attack, (RandomDeviation, Simulated)):
         sheet_objective = None
         objective = None if trainer.noise_attack is None else objective

@@ -16,7 +16,7 @@ from andfast.attack import PGD, Attack, AttackResult, FreeAT, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.attack.captured import CapturedSearch
 from andfast.degradation.network import DegradationNetwork
-from andfast.losses import generator_objective, l1_objective, relative_objective
+from andfast.losses import generator_objective, relative_objective
 from andfast.models.compilation import CompileTimer, compile_regions, wants_compile
 from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.models.generators import architecture_name
@@ -119,10 +119,12 @@ class Trainer:
         self.loss = config.loss.build(self.features, self.discriminator and self.discriminator.frozen)
         micro_batch = config.train.micro_batch
         self.baseline = config.attack.load_baseline(config.scale, self.device, self.attack_precision)
-        objective = relative_objective(generator_objective(self.frozen, self.loss), self.baseline)
+        pixel = self.loss.pixel
+        objective = relative_objective(generator_objective(self.frozen, self.loss), self.baseline, pixel)
         self.attack_objective = micro_batched(objective, micro_batch)
         # Without the discriminator, which takes images of only one size.
-        self.sheet_objective = micro_batched(relative_objective(l1_objective(self.frozen), self.baseline), micro_batch)
+        objective = relative_objective(generator_objective(self.frozen, pixel), self.baseline, pixel)
+        self.sheet_objective = micro_batched(objective, micro_batch)
         if config.train.checkpoint_blocks:
             if not isinstance(self.generator, RRDBNet):
                 raise ModelError(
