@@ -82,6 +82,8 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     then, now = flat(Config().to_dict()) | renamed(flat(state["config"])), flat(settings)
     for each in (then, now):  # null was written so once
         each["generator.name"] = each.get("generator.name") or "compact"
+    if not then["attack.mix.share"]:
+        then["attack.mix.noise"] = None  # it had no effect, and was accepted once
     changed = [key for key in different(then, now) if key not in _CHANGEABLE]
     if changed:
         lines = "".join(f"\n  {key}: {then.get(key)} then, {now.get(key)} now" for key in changed)

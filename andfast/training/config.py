@@ -351,11 +351,9 @@ class Config:
             raise ValueError(f"attack.mix.pairs is null; {key} pairs needs a folder with HR/ and LR/")
         if mix.noise is not None and mix.noise[0] > mix.noise[1]:
             raise ValueError(f"attack.mix.noise is {list(mix.noise)}; it must be [low, high], of 255, with low <= high")
-        if mix.noise is not None and mix.share and mix.method == "pairs":
-            raise ValueError(
-                f"attack.mix.noise is {list(mix.noise)}, and attack.mix.method pairs has noise of its own: it "
-                "must be null"
-            )
+        if mix.noise is not None and (not mix.share or mix.method == "pairs"):
+            why = "attack.mix.method pairs has noise of its own" if mix.share else "attack.mix.share 0 mixes nothing in"
+            raise ValueError(f"attack.mix.noise is {list(mix.noise)}, and {why}: it must be null")
 
     @property
     def mixed(self) -> int:

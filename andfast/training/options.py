@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace, set_loader
 from jsonargparse.typing import Path_fr
 
 from andfast.training.config import RENAMED, Config
+from andfast.training.setting_names import meant_by
 from andfast.utils.yaml_files import load_yaml, parse, read_text
 
 # The settings, with all below them, that may be infinite.
@@ -106,15 +106,24 @@ class Parser(ArgumentParser):
             group, option, whole = unknown.groups()
             key = whole or f"{group}.{option}"
             parent = key.rpartition(".")[0]
-            known = [action.dest for action in self._actions if action.dest.rpartition(".")[0] == parent]
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            hint = f"it is called {RENAMED[key]} now; " if RENAMED.get(key) in known else hint
-            message = f"{message}\n  {key} is no setting; {hint}allowed are {', '.join(known)}"
+            known = [action.dest for action in self._actions if not action.dest.endswith((".help", "help"))]
+            siblings = [name for name in known if name.rpartition(".")[0] == parent]
+            allowed = f"allowed are {', '.join(siblings)}" if siblings else f"there is no group {parent}"
+            message = f"{message}\n  {key} is no setting; {self._hint(key, known)}{allowed}"
         if missing := re.search(r"Parser key \"config\": File does not exist: '(.*)'", message):
             names = ", ".join(configuration_names())
             message = f"--config {missing[1]}: no such file, nor a configuration of andfast; those are {names}"
         super().error(message, ex)
+
+    def _hint(self, key: str, known: Sequence[str]) -> str:
+        """Which setting may be meant by a wrong key, and how its value looks; empty: there is no telling."""
+        name = meant_by(key, known)
+        if name is None:
+            return ""
+        if name == RENAMED.get(key):
+            return f"it is called {name} now; "
+        example = json.dumps(self.get_default(name), default=str)
+        return f"did you mean {name}? {'' if example[0] == '{' else f'Its default is {example}; '}"
 
 
 def configuration_names() -> list[str]:
