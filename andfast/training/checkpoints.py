@@ -33,8 +33,8 @@ FORMAT = 2
 _CHANGEABLE = {
     "run_dir", "resume", "device", "compile", "data.workers", "data.cache_mib", "data.cache",
     "data.val_pairs",
-    "train.iterations", "train.validate_every", "train.save_every", "train.log_every", "train.max_bad_steps",
-    "train.wandb",
+    "train.iterations", "train.validate_every", "train.validate_metrics", "train.save_every", "train.log_every",
+    "train.max_bad_steps", "train.wandb",
     "train.micro_batch", "train.checkpoint_blocks", "train.learning_rate", "train.precision", "degradation.precision",
     "attack.dtype", "loss.vgg", "discriminator.learning_rate",
 }  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
+from andfast.data.patches import LEAST_SHARE
 from andfast.degradation.network import DegradationNetwork
 from andfast.inference.models import find_model
 from andfast.models import GENERATORS, ModelError, build_generator
@@ -30,6 +31,8 @@ class DataConfig:
 
     Attributes:
         hr: folders of HR images to train on, searched recursively; if empty, scikit-image's bundled photographs.
+        weights: the share of patches from each folder of hr, in any unit, as [3, 1] for three quarters from the first
+            one; empty: each image is used equally often, wherever it lies.
         val_hr: folders of HR images to validate on; if empty, `held_out` images of `hr` are kept from training.
         held_out: how many images of `hr` to hold out if there is no `val_hr`, at most a quarter of them.
         val_pairs: a folder of camera-captured pairs, `HR/` and `LR/` or the like, to validate on as well.
@@ -45,6 +48,7 @@ class DataConfig:
     """
 
     hr: list[str] = field(default_factory=list)
+    weights: list[PositiveFloat] = field(default_factory=list)
     val_hr: list[str] = field(default_factory=list)
     held_out: PositiveInt = 8
     val_pairs: str | None = None
@@ -198,6 +202,8 @@ class TrainConfig:
         precision: the type G computes in, with weights in float32; auto: bfloat16 on GPUs that have it and on CPUs
             that are faster with it, else float32.
         validate_every: updates between validations with sample sheets; 0: only at the end.
+        validate_metrics: lpips_alex, lpips_vgg, or both, in validations beside PSNR and SSIM, computed on the CPU;
+            docs/evaluation.md says where their weights come from.
         save_every: updates between saves of the resumable state; 0: only at the end.
         max_bad_steps: an update whose loss or gradient is not finite is skipped; so many in a row end the run.
         log_every: updates whose metrics are read from the device at once; null: 1 on the CPU, 10 on CUDA, where each
@@ -223,6 +229,7 @@ class TrainConfig:
     checkpoint_blocks: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validate_every: NonNegativeInt = 600
+    validate_metrics: list[Literal["lpips_alex", "lpips_vgg"]] = field(default_factory=list)
     save_every: NonNegativeInt = 200
     max_bad_steps: PositiveInt = 10
     log_every: PositiveInt | None = None
@@ -321,6 +328,11 @@ class Config:
                 f"data.cache is {self.data.cache}; it is for the images of data.hr, and none are given (the bundled "
                 "photographs need no cache)"
             )
+        weights = self.data.weights
+        if weights and len(weights) != len(self.data.hr):
+            raise ValueError(f"data.weights is {weights}; it must have one for each of data.hr, {len(self.data.hr)}")
+        if weights and min(weights) < LEAST_SHARE * sum(weights):
+            raise ValueError(f"data.weights is {weights}; each must be at least {LEAST_SHARE:g} of their sum")
         soften = self.data.soften
         if soften is not None and soften[0] > soften[1]:
             raise ValueError(f"data.soften is {list(soften)}; it must be [low, high] in pixels with low <= high")

@@ -136,6 +136,12 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         (["--train.log_every", "0"], ["train.log_every", "0"]),
         (["--config", "missing.yaml"], ["missing.yaml"]),
         (["--data.hr"], ["data.hr"]),
+        (["--data.hr", "a", "--data.weights", "[1, 2]"], ["data.weights is [1.0, 2.0]", "each of data.hr, 1"]),
+        (
+            ["--data.hr", "a", "b", "--data.weights", "[1, 1e-6]"],
+            ["data.weights is [1.0, 1e-06]", "0.0001 of their sum"],
+        ),
+        (["--data.hr", "a", "b", "--data.weights", "[1, 0]"], ["data.weights", "0"]),
         (["--data.cache", "pixels"], ["data.cache is pixels", "data.hr"]),
     ],
 )
