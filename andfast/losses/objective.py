@@ -73,6 +73,8 @@ class GeneratorLoss:
         matching_weight: not negative.
         charbonnier_eps: of `charbonnier_loss`, which takes the place of L1; None: L1.
         frequency_weight: of `frequency_loss`, not negative.
+        custom: any further term; None: without it.
+        custom_weight: not negative.
 
     Attributes:
         pixel: the loss of pixels, L1 or Charbonnier's.
@@ -91,6 +93,8 @@ class GeneratorLoss:
         matching_weight: float = 1.0,
         charbonnier_eps: float | None = None,
         frequency_weight: float = 0.0,
+        custom: ImageLoss | None = None,
+        custom_weight: float = 1.0,
     ) -> None:
         self.pixel: ImageLoss = l1_loss
         self._pixel_name = "l1"
@@ -101,6 +105,7 @@ class GeneratorLoss:
             "perceptual": (perceptual_weight, perceptual),
             "gan": (gan_weight, adversarial),
             "matching": (matching_weight, matching),
+            "custom": (custom_weight, custom),
         }
         for name, (weight, _) in extra_terms.items():
             if not weight >= 0:

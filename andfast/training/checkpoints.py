@@ -36,7 +36,7 @@ _CHANGEABLE = {
     "train.iterations", "train.validate_every", "train.validate_metrics", "train.save_every", "train.log_every",
     "train.max_bad_steps", "train.wandb",
     "train.micro_batch", "train.checkpoint_blocks", "train.learning_rate", "train.precision", "degradation.precision",
-    "attack.dtype", "loss.vgg", "discriminator.learning_rate",
+    "attack.dtype", "loss.vgg", "discriminator.learning_rate", "train.clip_grad",
 }  # fmt: skip
 
 # Settings whose value is a mapping.

@@ -14,8 +14,10 @@ from andfast.data.patches import LEAST_SHARE
 from andfast.degradation.network import DegradationNetwork
 from andfast.inference.models import find_model
 from andfast.models import GENERATORS, ModelError, build_generator
+from andfast.models.foreign import ForeignModel
 from andfast.models.generators import architecture_name
-from andfast.models.spandrel_models import PREFIX, SpandrelModel, build_with_spandrel
+from andfast.models.own_models import OwnModel, build_own, is_own, load_own_weights
+from andfast.models.spandrel_models import PREFIX, build_with_spandrel
 from andfast.ops.precision import choose_precision
 from andfast.training.attack_config import AttackConfig, Precision
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
@@ -66,11 +68,12 @@ class GeneratorConfig:
 
     Attributes:
         name: compact (SRVGGNetCompact), rrdbnet (ESRGAN), or spandrel:NAME, such as spandrel:SPAN: an architecture of
-            spandrel by the name of its class; null: that of init, without init compact.
+            spandrel by the name of its class; or a class of your own, my_file.py:MyNet or package.module:MyNet, which
+            takes the argument scale; null: that of init, without init compact.
         features: width; null: 32 for compact (Real-ESRGAN's have 64), 64 for rrdbnet.
         depth: hidden convolutions of compact (null: 8; Real-ESRGAN's have 16 or 32) or residual blocks of rrdbnet
             (null: 23).
-        options: arguments of an architecture of spandrel, by their names.
+        options: arguments of an architecture of spandrel or a class of your own, by their names.
         init: a pretrained model or a model file to start from, with a size of its own. Set train.warmup to 0 with it.
     """
 
@@ -83,11 +86,16 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         """Raise a ValueError that names the keys of values that do not go together."""
         name = self.architecture
-        foreign = name is not None and name.startswith(PREFIX)
+        foreign = name is not None and (name.startswith(PREFIX) or is_own(name))
         if name not in (None, *GENERATORS) and not foreign:
-            raise ValueError(f"generator.name is {name}; it must be one of {', '.join(GENERATORS)}, or {PREFIX}NAME")
+            raise ValueError(
+                f"generator.name is {name}; it must be one of {', '.join(GENERATORS)}, {PREFIX}NAME, or a class of "
+                "your own as my_file.py:MyNet"
+            )
         if self.options and not foreign:
-            raise ValueError(f"generator.options are for a generator.name {PREFIX}NAME; {name} has none")
+            raise ValueError(
+                f"generator.options are for a generator.name {PREFIX}NAME or my_file.py:MyNet; {name} has none"
+            )
         for key in ("features", "depth"):
             if (value := getattr(self, key)) is not None and name not in GENERATORS:
                 names = " or ".join(GENERATORS)
@@ -107,6 +115,8 @@ class GeneratorConfig:
         """
         if self.init is None:
             return self._new(scale, seed)
+        if is_own(self.architecture):
+            return self._own_from_init(scale, seed)
         try:
             weights = find_model(self.init)
         except ModelError as error:
@@ -117,12 +127,21 @@ class GeneratorConfig:
             name = "" if wanted in (None, found) else f"generator.name {wanted}, "
             raise ModelError(f"{problem} ({name}scale {scale})")
         if self.features is None and self.depth is None and not self.options:
-            return weights.prepare_training() if isinstance(weights, SpandrelModel) else weights.train()
+            return weights.prepare_training() if isinstance(weights, ForeignModel) else weights.train()
         model = self._new(scale, seed)
         try:
             model.load_state_dict(weights.state_dict())
         except RuntimeError as error:
             raise ModelError(f"{problem} of the generator ({str(error).splitlines()[1].strip()[:200]})") from error
+        return model
+
+    def _own_from_init(self, scale: int, seed: int) -> nn.Module:
+        model = self._new(scale, seed)
+        assert isinstance(model, OwnModel)
+        try:
+            load_own_weights(model, self.init)
+        except ModelError as error:
+            raise ModelError(f"generator.init: {error}") from error
         return model
 
     def _new(self, scale: int, seed: int) -> nn.Module:
@@ -132,6 +151,8 @@ class GeneratorConfig:
             name = str(self.architecture)
             if name.startswith(PREFIX):
                 return build_with_spandrel(name.removeprefix(PREFIX), scale, self.options)
+            if is_own(name):
+                return build_own(name, scale, self.options)
             depth_name, features, depth = {"compact": ("convs", 32, 8), "rrdbnet": ("blocks", 64, 23)}[name]
             sizes = {"features": self.features or features, depth_name: self.depth or depth}
             return build_generator(name, scale, **sizes)

@@ -18,10 +18,10 @@ from andfast.attack.captured import CapturedSearch
 from andfast.degradation.network import DegradationNetwork
 from andfast.losses import generator_objective, relative_objective
 from andfast.models.compilation import CompileTimer, compile_regions, wants_compile
+from andfast.models.foreign import ForeignModel
 from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.models.generators import architecture_name
 from andfast.models.rrdbnet import RRDBNet
-from andfast.models.spandrel_models import SpandrelModel
 from andfast.models.weights import ModelError
 from andfast.ops.precision import choose_precision
 from andfast.training.batches import blur_hr, mixed_images, to_images
@@ -107,6 +107,7 @@ class Trainer:
         self.captured = None
         if config.cuda_graphs == "auto" and self.device.type == "cuda" and isinstance(self.attack, PGD):
             self.captured = CapturedSearch(self.attack.psnr_range is not None, self.caching_hr, self._print)
+        config.attack.try_own(config.scale)
         self.bank = self.make_bank(config.networks)
         # G for its update (under autocast), and frozen for the attack.
         self.autocast = AutocastModule(self.generator, self.precision)
@@ -116,7 +117,7 @@ class Trainer:
             self.discriminator = DiscriminatorStep(config, self.device, self.precision, self.world)
         self.features = config.loss.load_features(self.device, self.precision)
         # One loss for both: the adversary raises what the update lowers (Eq. 1).
-        self.loss = config.loss.build(self.features, self.discriminator and self.discriminator.frozen)
+        self.loss = config.loss.build(self.features, self.discriminator and self.discriminator.frozen, self.device)
         micro_batch = config.train.micro_batch
         self.baseline = config.attack.load_baseline(config.scale, self.device, self.attack_precision)
         pixel = self.loss.pixel
@@ -162,7 +163,7 @@ class Trainer:
             pairs: HR and LR patches of camera pairs, uint8, one for each image that is mixed in; needed after the
                 warm-up if `attack.method` or `attack.mix.method` is pairs.
         """
-        if isinstance(self.generator, SpandrelModel):  # may have dropout
+        if isinstance(self.generator, ForeignModel):  # may have dropout
             seed_torch(self.config.seed, self.step, _DROPOUT, self.world.rank)
         hr = blur_hr(to_images(patches, self.device), self.config, self.step, self.world)
         # Sub-steps 1 to 3: make LR images, attack them, update G on the result.
