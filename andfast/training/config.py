@@ -438,16 +438,17 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain nested values, as in `config.yaml`."""
-        return _plain(self)
+        return plain(self)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Settings as nested dicts, lists, numbers and strings, which YAML and JSON can write."""
     if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     # The parser's restricted numbers are subclasses, which YAML cannot write.
     for kind in (bool, int, float, str):
         if isinstance(value, kind):

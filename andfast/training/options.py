@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+from argparse import SUPPRESS, Action
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType
@@ -17,6 +18,7 @@ from jsonargparse import ArgumentParser, Namespace, set_loader
 from jsonargparse.typing import Path_fr
 
 from andfast.training.config import RENAMED, Config
+from andfast.training.schema import settings_schema
 from andfast.training.setting_names import meant_by
 from andfast.utils.yaml_files import load_yaml, parse, read_text
 
@@ -126,6 +128,15 @@ class Parser(ArgumentParser):
         return f"did you mean {name}? {'' if example[0] == '{' else f'Its default is {example}; '}"
 
 
+class _PrintSchema(Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, SUPPRESS, nargs=0, default=SUPPRESS, **options)
+
+    def __call__(self, parser: Any, *arguments: Any) -> None:
+        print(json.dumps(settings_schema(), indent=1))
+        parser.exit()
+
+
 def configuration_names() -> list[str]:
     """The names of the configurations that come with andfast, sorted."""
     return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
@@ -176,6 +187,9 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     names = ", ".join(configuration_names())
     parser.add_argument(
         "--config", action="config", help=f"a YAML file with any of the settings below, or one of {names}"
+    )
+    parser.add_argument(
+        "--print_schema", action=_PrintSchema, help="print the settings' JSON schema, for editors, and exit"
     )
     parser.add_class_arguments(Config)
     namespace = parser.parse_args(join_lists(arguments, "--data.hr", "--data.val_hr"))

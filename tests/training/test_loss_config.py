@@ -20,7 +20,7 @@ from andfast.losses import (
 )
 from andfast.models import DISCRIMINATORS, ModelError, build_discriminator, load_vgg_features
 from andfast.models.frozen import FrozenModule
-from andfast.training.config import _plain
+from andfast.training.config import plain
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
 from andfast.utils.yaml_files import dump_yaml
 
@@ -63,7 +63,7 @@ def test_read_from_options_and_files_and_written(tmp_path):
     assert config.loss.perceptual_layers == {"conv1_2": 0.5, "conv5_4": 2}
     assert (config.loss.perceptual, config.loss.gan, config.discriminator.name) == (1, 0.1, "unet")
     file = tmp_path / "config.yaml"
-    file.write_text(dump_yaml(_plain(config)))
+    file.write_text(dump_yaml(plain(config)))
     assert yaml.safe_load(file.read_text())["loss"]["perceptual_layers"] == {"conv1_2": 0.5, "conv5_4": 2}
     assert parse("--config", str(file)) == config
 
