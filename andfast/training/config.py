@@ -223,8 +223,8 @@ class TrainConfig:
         precision: the type G computes in, with weights in float32; auto: bfloat16 on GPUs that have it and on CPUs
             that are faster with it, else float32.
         validate_every: updates between validations with sample sheets; 0: only at the end.
-        validate_metrics: lpips_alex, lpips_vgg, or both, in validations beside PSNR and SSIM, computed on the CPU;
-            docs/evaluation.md says where their weights come from.
+        validate_metrics: of lpips_alex, lpips_vgg and dists, those to compute in validations beside PSNR and SSIM, on
+            the CPU; docs/evaluation.md says where their weights come from.
         save_every: updates between saves of the resumable state; 0: only at the end.
         max_bad_steps: an update whose loss or gradient is not finite is skipped; so many in a row end the run.
         log_every: updates whose metrics are read from the device at once; null: 1 on the CPU, 10 on CUDA, where each
@@ -250,7 +250,7 @@ class TrainConfig:
     checkpoint_blocks: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validate_every: NonNegativeInt = 600
-    validate_metrics: list[Literal["lpips_alex", "lpips_vgg"]] = field(default_factory=list)
+    validate_metrics: list[Literal["lpips_alex", "lpips_vgg", "dists"]] = field(default_factory=list)
     save_every: NonNegativeInt = 200
     max_bad_steps: PositiveInt = 10
     log_every: PositiveInt | None = None
