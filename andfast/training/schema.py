@@ -52,7 +52,7 @@ def _of(hint: Any) -> dict[str, Any]:
     """The schema of a setting's type."""
     if hint in _SIMPLE:
         return dict(_SIMPLE[hint])
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return _of_group(hint)
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
