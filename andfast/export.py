@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from andfast.inference.models import find_model
 from andfast.models import ModelError, save_model
+from andfast.models.foreign import ForeignModel
 from andfast.models.generators import describe_model
 from andfast.models.onnx_files import check_packages, least_size, load_onnx, write_onnx
-from andfast.models.spandrel_models import SpandrelModel
+from andfast.models.own_models import OwnModel, load_own
 from andfast.models.weights import READABLE, SUFFIXES, portable, read_weights
 from andfast.ops import use_backend
 from andfast.pretrained import find_file, pretrained_names
@@ -29,7 +30,7 @@ ONNX = ".onnx"
 # The largest difference between a file's results and the model's, relative to the largest value.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02}
 # Metadata that is not copied, as the writer records it itself.
-_OWN = ("architecture", "scale", "andfast", "activation")
+_OWN = ("architecture", "scale", "andfast", "activation", "options")
 
 
 class ExportError(ValueError):
@@ -70,7 +71,7 @@ def _write(model: nn.Module, path: Path, metadata: dict[str, str], dtype: torch.
         write_onnx(model, path, describe_model(model, metadata), dtype)
         return load_onnx(path)
     save_model(model, path, metadata, dtype)
-    return find_model(str(path))
+    return load_own(path, model.architecture) if isinstance(model, OwnModel) else find_model(str(path))
 
 
 @torch.no_grad()
@@ -79,8 +80,8 @@ def _compare(reloaded: Callable[[Tensor], Tensor], model: nn.Module, dtype: torc
     random = torch.Generator().manual_seed(0)
     least = least_size(model)
     worst = 0.0
-    # Some architectures of spandrel take single images alone.
-    several = 1 if isinstance(model, SpandrelModel) else 2
+    # Some architectures take single images alone.
+    several = 1 if isinstance(model, ForeignModel) else 2
     for batch, height, width in ((1, 24, 24), (several, 13, 18), (1, 7, least)):
         image = torch.rand(batch, 3, height, width, generator=random)
         with use_backend("reference"):
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         source = find_file(options.model)
         _check(options.output, source)
-        model = find_model(str(source))
+        model = find_model(options.model)
         metadata = {key: value for key, value in read_weights(source)[1].items() if key not in _OWN}
     except (ValueError, OSError) as error:  # among them ModelError
         print(f"error: {error}", file=sys.stderr)

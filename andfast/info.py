@@ -24,6 +24,8 @@ from andfast.utils.optional import NOT_INSTALLED, problem_of, version
 OPTIONAL = (
     "tensorboard",
     "wandb",
+    "schedulefree",
+    "pytorch_optimizer",
     "onnx",
     "onnxruntime",
     "gradio",

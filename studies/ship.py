@@ -185,7 +185,12 @@ def _training_commands(options: Namespace) -> dict[str, list[str]]:
         shared += [f"--{key}={value}" for key, value in QUICK.items()]
     commands = {name: [*shared, f"--run_dir={_run_dir(options, name)}"] for name in (OURS, TWIN)}
     length = updates(parse_config(shared))
-    commands[TWIN] += ["--attack.method=none", "--attack.mix.share=0", f"--train.iterations={length}"]
+    commands[TWIN] += [
+        "--attack.method=none",
+        "--attack.mix.share=0",
+        "--attack.mix.noise=null",
+        f"--train.iterations={length}",
+    ]
     return commands
 
 

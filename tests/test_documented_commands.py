@@ -176,6 +176,7 @@ NOT_RUN: list[tuple[str, str, Callable[[Snippet], None] | None]] = [
     (r"\S+ (OMP_NUM_THREADS=\d+ )?\S*python -m pytest", "tests run here; benches take minutes", paths_exist),
     (r"\S+ python inference_realesrgan\.py ", "another program's; tests/test_export.py says what it reads", None),
     (r"\S+ python -m bench\.triton_resources$", "tests/ops/triton_backend/test_resources.py compiles a part", None),
+    (r"\S+ python -m andfast\.train --print_schema >", "tests/training/test_schema.py prints it", None),
     (r"\S+ python -m studies\.compare ", "hours", parses(compare.make_parser().parse_args)),
     (r"\S+ python -m studies\.calibration ", "hours", parses(calibration.make_parser().parse_args)),
     (r"\S+ python -m studies\.ship ", "hours", parses(ship._parse)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,6 +21,13 @@ from andfast.utils.rng import batch_positions
 
 # The streams of random numbers that are drawn from one seed.
 _ORDER, _CROP, _REPLACEMENT = range(3)
+# Those of weighted folders lie beyond the streams of camera pairs.
+_FOLDERS, _FIRST_FOLDER = 100, 101
+
+_ROUND = 10_000
+
+LEAST_SHARE = 1 / _ROUND
+"""The least share of patches that a folder may have."""
 
 
 class Source(Protocol):
@@ -36,9 +43,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file, decoded by each read."""
+    """An image file, decoded by each read; `folder` is the number of the folder that it was found in."""
 
     path: Path
+    folder: int = field(default=0, compare=False)
 
     @property
     def name(self) -> str:
@@ -89,13 +97,14 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
     """
     folders = [Path(folder) for folder in folders]
     sources, skipped, passed_over = [], [], []
-    found: dict[str, Path] = {}
-    for folder in folders:
+    found: dict[str, ImageFile] = {}
+    for index, folder in enumerate(folders):
         listing = Listing([folder], []) if folder.is_file() else list_hr_folder(folder)
         for path in listing.paths:
-            found.setdefault(os.path.realpath(path), path)
+            found.setdefault(os.path.realpath(path), ImageFile(path, index))
         passed_over += listing.passed_over
-    for path in found.values():
+    for source in found.values():
+        path = source.path
         try:
             height, width = image_size(path)
             if min(height, width) < min_size:
@@ -103,7 +112,7 @@ def scan_images(folders: Sequence[Path], min_size: int) -> Scan:
         except ImageError as error:
             skipped.append(Failure(str(path), str(error)))
         else:
-            sources.append(ImageFile(path))
+            sources.append(source)
     if not sources:
         where = ", ".join(str(folder) for folder in folders) or "no folder was given"
         raise DataError(
@@ -122,8 +131,9 @@ class PatchBatches(SourceDataset):
     An item depends only on the seed, the step and the sources, so a run may stop and resume at any step, with any
     number of workers. Numbering the patches of a run from 0 (`step * batch + position`), patch k comes from source
     `order[k % n]`, where n is the number of sources and `order` a permutation drawn for each epoch `k // n`: every
-    source is used once an epoch. Crop, flip and rotation are drawn for each patch. The numbers are raw output of
-    NumPy's Philox generator, which, unlike its distributions, is the same in all versions.
+    source is used once an epoch (with `weights`, of its folder: see `WeightedOrder`). Crop, flip and rotation are drawn
+    for each patch. The numbers are raw output of NumPy's Philox generator, which, unlike its distributions, is the same
+    in all versions.
 
     With `world` processes, process `rank` has its part of the batch of `world * batch` patches that one process would
     make, which ends with the `mixed` patches of all processes.
@@ -139,6 +149,8 @@ class PatchBatches(SourceDataset):
         rank: index of this process, 0 <= rank < world.
         world: number of processes.
         mixed: the last patches of the batch that `attack.mix` uses.
+        weights: the shares of patches from each folder, in any unit; empty: every source has the same.
+        folders: for `weights`, the number of each source's folder.
 
     Raises:
         DataError: there are no sources; when indexed: none of them can be read.
@@ -158,6 +170,8 @@ class PatchBatches(SourceDataset):
         rank: int = 0,
         world: int = 1,
         mixed: int = 0,
+        weights: Sequence[float] = (),
+        folders: Sequence[int] = (),
     ) -> None:
         if not sources:
             raise DataError("no image to train on: the list of sources is empty")
@@ -172,7 +186,7 @@ class PatchBatches(SourceDataset):
         self._places, self._whole = batch_positions(batch, mixed, rank, world), world * batch
         self._images = RecentImages(int(cache_mib * 2**20))
         self._unreadable: dict[int, Failure] = {}
-        self._order = Shuffled(len(sources), seed, _ORDER)
+        self._order = WeightedOrder(folders, weights, seed) if weights else Shuffled(len(sources), seed, _ORDER)
 
     def __getitem__(self, step: int) -> tuple[Tensor, list[Failure]]:
         if step < 0:
@@ -246,6 +260,47 @@ class Shuffled:
             numbers = random_numbers(self._count, self._seed, self._key, epoch)
             self._epoch, self._order = epoch, np.argsort(numbers, kind="stable")
         return int(self._order[place])
+
+
+class WeightedOrder:
+    """An endless sequence of the numbers of sources, of which folders have given shares.
+
+    In each round of 10,000 numbers a folder has its share, in random places; its own sources come in the order of
+    `Shuffled`. So each element follows from its place, and each source of a folder is used equally often.
+
+    Args:
+        folders: the number of each source's folder.
+        weights: the shares of folders 0, 1, ..., in any unit, each at least `LEAST_SHARE` of their sum.
+        seed: a non-negative integer.
+
+    Raises:
+        ValueError: a weight is too small, or a folder has no source.
+    """
+
+    def __init__(self, folders: Sequence[int], weights: Sequence[float], seed: int) -> None:
+        if not min(weights) >= LEAST_SHARE * sum(weights):
+            raise ValueError(f"wanted weights of at least {LEAST_SHARE:g} of their sum, not {list(weights)}")
+        ends = np.floor(_ROUND * np.cumsum(weights) / sum(weights) + 0.5).astype(int)
+        self._counts = np.diff(ends, prepend=0)
+        self._sources = [np.flatnonzero(np.array(folders) == folder) for folder in range(len(weights))]
+        if not all(map(len, self._sources)):
+            raise ValueError("wanted a source in each folder that has a weight")
+        self._orders = [Shuffled(len(own), seed, _FIRST_FOLDER + folder) for folder, own in enumerate(self._sources)]
+        self._places = Shuffled(_ROUND, seed, _FOLDERS)
+        self._round = -1
+        self._folders = self._ranks = np.empty(0, np.int64)
+
+    def __getitem__(self, number: int) -> int:
+        round_, place = divmod(number, _ROUND)
+        if round_ != self._round:
+            slots = np.repeat(np.arange(len(self._counts)), self._counts)
+            self._folders = slots[[self._places[round_ * _ROUND + place] for place in range(_ROUND)]]
+            self._ranks = np.empty(_ROUND, np.int64)
+            for folder, count in enumerate(self._counts):
+                self._ranks[self._folders == folder] = np.arange(count)
+            self._round = round_
+        folder = self._folders[place]
+        return int(self._sources[folder][self._orders[folder][round_ * self._counts[folder] + self._ranks[place]]])
 
 
 def flip_and_rotate(crop: np.ndarray, mirror: int, turns: int) -> np.ndarray:

@@ -116,4 +116,4 @@ def split_title(text: str) -> tuple[str, str]:
     title, equals, file = text.partition("=")
     if equals and title and not Path(text).exists():
         return title, file
-    return (text if text in pretrained_names() else title_of(Path(text))), text
+    return (text if text in pretrained_names() else title_of(model_file(text))), text

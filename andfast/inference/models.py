@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from andfast.models import ModelError, load_model
+from andfast.models.own_models import OwnCodeError, load_own, split_class
 from andfast.models.spandrel_models import read_with_spandrel
 from andfast.models.weights import AmbiguousModelError, read_weights
 from andfast.ops.precision import choose_precision
@@ -17,10 +18,11 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
     """Load a pretrained model or a model file.
 
     RRDBNet and Compact files of any program are read by andfast itself, other architectures by spandrel if it is
-    installed. No code from a file is ever run.
+    installed. No code from a file is ever run, and a user's class only where it is named.
 
     Args:
-        name_or_file: one of `andfast.pretrained.pretrained_names()`, or a file, see `load_model`.
+        name_or_file: one of `andfast.pretrained.pretrained_names()`, or a file, see `load_model`, or FILE@CLASS for one
+            whose architecture is a user's class.
         device: where the model goes.
 
     Returns:
@@ -32,10 +34,12 @@ def find_model(name_or_file: str, device: str | torch.device = "cpu") -> nn.Modu
     """
     if name_or_file in pretrained_names():
         return load_pretrained(name_or_file, device)
-    find_file(name_or_file)
+    path = find_file(name_or_file)
+    if (own := split_class(name_or_file)[1]) is not None:
+        return load_own(path, own).to(device)
     try:
         return load_model(name_or_file, device)
-    except AmbiguousModelError:
+    except (AmbiguousModelError, OwnCodeError):
         raise
     except ModelError as error:
         state, _ = read_weights(name_or_file)  # raises the same error if the file holds no weights

@@ -1,10 +1,12 @@
-"""The generator's loss: L1, and for ANDGAN a perceptual and an adversarial term (Eq. 1 and 2)."""
+"""The generator's loss: of pixels and frequencies, and for ANDGAN a perceptual and an adversarial term (Eq. 1, 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from andfast.losses.adversarial import AdversarialLoss
@@ -27,10 +29,36 @@ def l1_loss(restored: Tensor, hr: Tensor) -> Tensor:
     return per_image((restored - hr).abs())
 
 
+def charbonnier_loss(restored: Tensor, hr: Tensor, eps: float = 1e-3) -> Tensor:
+    """sqrt((restored - hr)^2 + eps^2) as a mean over channels and pixels, for each image, (B,).
+
+    An L1 loss that is smooth around 0 (Lai et al. 2017, "Deep Laplacian Pyramid Networks", arXiv:1704.03915, Eq. 2).
+
+    Args:
+        restored, hr: (B, 3, H, W).
+        eps: in the unit of the images, positive.
+    """
+    return per_image(((restored - hr).square() + eps**2).sqrt())
+
+
+def frequency_loss(restored: Tensor, hr: Tensor) -> Tensor:
+    """The L1 distance of two-dimensional Fourier transforms, for each image, (B,).
+
+    Real and imaginary parts count each, as in MIMO-UNet (Cho et al. 2021, "Rethinking Coarse-to-Fine Approach in Single
+    Image Deblurring", arXiv:2108.05054, Eq. 5). The transform is orthonormal, so that values are as large for each size
+    of images; MIMO-UNet's is not, and its values are sqrt(H W) times as large.
+
+    Args:
+        restored, hr: (B, 3, H, W), float32 or wider.
+    """
+    return per_image(torch.view_as_real(torch.fft.fft2(restored - hr, norm="ortho")).abs())
+
+
 class GeneratorLoss:
     """L1 + perceptual_weight * perceptual + gan_weight * adversarial, for each image: L_cont + lambda L_GAN (Eq. 1).
 
-    With `matching`, matching_weight times the distance in the discriminator's features is added, in place of VGG19's.
+    Charbonnier's loss may take the place of L1, and `frequency_loss` be added with its weight. With `matching`,
+    matching_weight times the distance in the discriminator's features is added, in place of VGG19's.
 
     G minimises it, and the degradation network F, the adversary, maximises it: Eq. 1 has min over G and max over F
     before both L_GAN and L_cont. Eq. 1 writes a maximum for each; as in Fig. 2 there is one search here, for the sum.
@@ -43,6 +71,13 @@ class GeneratorLoss:
         gan_weight: lambda, not negative; the paper's is 0.1.
         matching: the distance in the discriminator's features (pix2pixHD's feature matching); None: without it.
         matching_weight: not negative.
+        charbonnier_eps: of `charbonnier_loss`, which takes the place of L1; None: L1.
+        frequency_weight: of `frequency_loss`, not negative.
+        custom: any further term; None: without it.
+        custom_weight: not negative.
+
+    Attributes:
+        pixel: the loss of pixels, L1 or Charbonnier's.
 
     Raises:
         ValueError: a weight is negative or NaN.
@@ -56,11 +91,21 @@ class GeneratorLoss:
         gan_weight: float = 0.1,
         matching: PerceptualLoss | None = None,
         matching_weight: float = 1.0,
+        charbonnier_eps: float | None = None,
+        frequency_weight: float = 0.0,
+        custom: ImageLoss | None = None,
+        custom_weight: float = 1.0,
     ) -> None:
-        extra_terms = {
+        self.pixel: ImageLoss = l1_loss
+        self._pixel_name = "l1"
+        if charbonnier_eps is not None:
+            self.pixel, self._pixel_name = partial(charbonnier_loss, eps=charbonnier_eps), "charbonnier"
+        extra_terms: dict[str, tuple[float, ImageLoss | None]] = {
+            "frequency": (frequency_weight, frequency_loss),
             "perceptual": (perceptual_weight, perceptual),
             "gan": (gan_weight, adversarial),
             "matching": (matching_weight, matching),
+            "custom": (custom_weight, custom),
         }
         for name, (weight, _) in extra_terms.items():
             if not weight >= 0:
@@ -68,25 +113,27 @@ class GeneratorLoss:
         self._extra_terms = {
             name: (weight, term) for name, (weight, term) in extra_terms.items() if term is not None and weight
         }
+        terms = [term for _, term in self._extra_terms.values()]
+        self._caches = [term.hr_cache for term in terms if isinstance(term, (PerceptualLoss, AdversarialLoss))]
 
     def __call__(self, restored: Tensor, hr: Tensor) -> Tensor:
         """(restored (B,3,H,W), hr (B,3,H,W) in [0, 1]) -> (B,)."""
         return self.total(self.terms(restored, hr))
 
     def terms(self, restored: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """The terms without their weights, each (B,): "l1", and "perceptual", "gan" and "matching" if they are used.
+        """The terms without their weights, each (B,): "l1" or "charbonnier", and the names of the others that are used.
 
         Args:
             restored, hr: (B, 3, H, W); hr in [0, 1].
         """
         return {
-            "l1": l1_loss(restored, hr),
+            self._pixel_name: self.pixel(restored, hr),
             **{name: term(restored, hr) for name, (_, term) in self._extra_terms.items()},
         }
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the result of `terms`, (B,)."""
-        loss = terms["l1"]
+        loss = terms[self._pixel_name]
         for name, (weight, _) in self._extra_terms.items():
             loss = loss + weight * terms[name]
         return loss
@@ -101,12 +148,12 @@ class GeneratorLoss:
             hr: (B, 3, H, W) in [0, 1], the step's batch.
         """
         try:
-            for _, term in self._extra_terms.values():
-                term.hr_cache.remember(hr)
+            for cache in self._caches:
+                cache.remember(hr)
             yield
         finally:
-            for _, term in self._extra_terms.values():
-                term.hr_cache.forget()
+            for cache in self._caches:
+                cache.forget()
 
 
 def generator_objective(generator: Callable[[Tensor], Tensor], loss: ImageLoss) -> Objective:
@@ -123,8 +170,10 @@ def generator_objective(generator: Callable[[Tensor], Tensor], loss: ImageLoss) 
     return objective
 
 
-def relative_objective(objective: Objective, baseline: Callable[[Tensor], Tensor] | None) -> Objective:
-    """`objective`, whose gradient is that of its difference from the L1 loss of a `baseline`'s images.
+def relative_objective(
+    objective: Objective, baseline: Callable[[Tensor], Tensor] | None, pixel: ImageLoss = l1_loss
+) -> Objective:
+    """`objective`, whose gradient is that of its difference from the loss of a `baseline`'s images.
 
     An adversary that climbs the loss alone spends its budget on what nothing can restore. The difference grows where
     the generator does worse than the baseline on the same LR images, as in minimax regret. The values are those of
@@ -133,6 +182,7 @@ def relative_objective(objective: Objective, baseline: Callable[[Tensor], Tensor
     Args:
         objective: of the generator.
         baseline: (B, 3, h, w) -> (B, 3, H, W), such as bicubic interpolation; None: `objective` alone.
+        pixel: the loss of its images.
     """
     if baseline is None:
         return objective
@@ -141,7 +191,7 @@ def relative_objective(objective: Objective, baseline: Callable[[Tensor], Tensor
         loss = objective(lr, hr)
         if not lr.requires_grad:
             return loss
-        of_baseline = l1_loss(baseline(lr).float(), hr)
+        of_baseline = pixel(baseline(lr).float(), hr)
         return loss - (of_baseline - of_baseline.detach())
 
     return relative

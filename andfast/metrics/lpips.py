@@ -45,7 +45,7 @@ def _vgg16() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class _Trunk(NamedTuple):
+class Trunk(NamedTuple):
     """A network, with the layers numbered as in torchvision's `features`."""
 
     build: Callable[[], nn.Sequential]
@@ -55,11 +55,11 @@ class _Trunk(NamedTuple):
     url: str  # torchvision's file of weights
 
 
-_TRUNKS: dict[Net, _Trunk] = {
-    "alex": _Trunk(
+TRUNKS: dict[Net, Trunk] = {
+    "alex": Trunk(
         _alexnet, (1, 4, 7, 9, 11), 31, "alexnet", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
     ),
-    "vgg": _Trunk(_vgg16, (3, 8, 15, 22, 29), 16, "vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth"),
+    "vgg": Trunk(_vgg16, (3, 8, 15, 22, 29), 16, "vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth"),
 }
 # Packages that bring the linear layers, and where in them; both have the same.
 _LINEAR = {"torchmetrics": "functional/image/lpips_models", "lpips": "weights/v0.1"}
@@ -89,7 +89,7 @@ class LPIPS(nn.Module):
         super().__init__()
         if net not in NETS:
             raise ValueError(f"LPIPS has no network {net!r}; it has {', '.join(NETS)}")
-        trunk = _TRUNKS[net]
+        trunk = TRUNKS[net]
         self.net, self.compared, self.least_size = net, trunk.compared, trunk.least_size
         self.features = trunk.build()
         for index, place in enumerate(self.compared):
@@ -103,10 +103,7 @@ class LPIPS(nn.Module):
 
     def digest(self) -> str:
         """A checksum of the weights."""
-        state = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            state.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-        return state.hexdigest()
+        return digest_of(self)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """`a` and `b`, (B, 3, H, W) in [0, 1] -> (B,); ValueError where shapes differ or are too small."""
@@ -150,7 +147,7 @@ def load_lpips(
         OSError: a file cannot be read.
     """
     model = LPIPS(net)
-    source = _TRUNKS[net]
+    source = TRUNKS[net]
     found: dict[str, Tensor] = {}
     for part, path, how in (
         ("features.", trunk, f"torchvision's file of {source.name}, {source.url}"),
@@ -167,10 +164,23 @@ def load_lpips(
     return model.to(device)
 
 
+def digest_of(model: nn.Module) -> str:
+    """A checksum of a network's weights."""
+    state = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        state.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()
+
+
+def trunk_file(net: Net) -> Path:
+    """Where PyTorch's hub keeps torchvision's weights of a trunk."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[net].url.rpartition("/")[2]
+
+
 def _places(net: Net, part: str) -> Iterator[Path]:
     """The default places of weights."""
     if part == "features.":
-        yield Path(torch.hub.get_dir()) / "checkpoints" / _TRUNKS[net].url.rpartition("/")[2]
+        yield trunk_file(net)
         return
     for package, folder in _LINEAR.items():
         spec = importlib.util.find_spec(package)  # does not import it

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from andfast.metrics.dists import load_dists
 from andfast.metrics.fidelity import SSIM_WINDOW, psnr_y, ssim_y
 from andfast.metrics.lpips import NETS, load_lpips
 from andfast.metrics.niqe import BLOCK, DEFAULT_PRISTINE, load_pristine, niqe, whole_blocks
@@ -17,7 +18,7 @@ from andfast.metrics.niqe import BLOCK, DEFAULT_PRISTINE, load_pristine, niqe, w
 FIDELITY: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {"psnr_y": psnr_y, "ssim_y": ssim_y}
 """Metrics that compare images with their originals: (images, originals, border) -> values."""
 
-MEASURES = (*FIDELITY, *(f"lpips_{net}" for net in NETS), "niqe")
+MEASURES = (*FIDELITY, *(f"lpips_{net}" for net in NETS), "dists", "niqe")
 """The names that `make_measure` knows."""
 
 _SAVED = "clamped to [0, 1] and rounded to 8 bits"
@@ -78,6 +79,8 @@ def make_measure(
         return _fidelity(name, scale)
     if name == "niqe":
         return _niqe(DEFAULT_PRISTINE if pristine is None else pristine, device)
+    if name == "dists":
+        return _dists(device)
     if name in MEASURES:
         return _lpips(name.removeprefix("lpips_"), lpips, device)
     raise ValueError(f"no metric {name!r}; there are {', '.join(MEASURES)}")
@@ -121,6 +124,20 @@ def _niqe(pristine: str | os.PathLike[str], device: str | torch.device) -> Measu
         settings=settings,
         fits=lambda height, width: whole_blocks(height, width) >= 2,
         compute=lambda image, hr: niqe(image, model),
+    )
+
+
+def _dists(device: str | torch.device) -> Measure:
+    model = load_dists(device=device)
+    return Measure(
+        "dists",
+        "DISTS",
+        higher_is_better=False,
+        digits=4,
+        needs_hr=True,
+        settings={"images": _SAVED, "border": 0, "resized": False, "weights_sha256": model.digest()},
+        fits=lambda height, width: min(height, width) >= model.least_size,
+        compute=lambda image, hr: model(image, hr),
     )
 
 

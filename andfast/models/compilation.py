@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from andfast.models.foreign import ForeignModel
 from andfast.models.rrdbnet import RRDB
-from andfast.models.spandrel_models import SpandrelModel
 
 
 class CompileError(RuntimeError):
@@ -52,7 +52,7 @@ def compile_regions(generator: nn.Module) -> None:
     """
     regions: list[nn.Module] = [module for module in generator.modules() if isinstance(module, RRDB)]
     # Architectures of spandrel may break into several programs.
-    whole = not isinstance(generator, SpandrelModel)
+    whole = not isinstance(generator, ForeignModel)
     for region in regions or [generator]:
         region.compile(dynamic=False, fullgraph=whole)
 

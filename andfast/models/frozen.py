@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from andfast.models.spandrel_models import SpandrelModel
+from andfast.models.foreign import ForeignModel
 from andfast.models.spectral_norm import SpectralNormConv2d
 
 
@@ -44,7 +44,7 @@ def on_a_copy(view: AutocastModule) -> Iterator[None]:
     of memory makes.
     """
     module = view.module
-    if isinstance(module, SpandrelModel):
+    if isinstance(module, ForeignModel):
         memo: dict[int, Any] = {id(buffer): buffer.clone() for buffer in module.buffers()}
         for weight in module.parameters():
             memo[id(weight)] = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
@@ -85,8 +85,8 @@ class FrozenModule(AutocastModule):
                 self._casts.append(memo[id(weight)])
         module = copy.deepcopy(source, memo).eval()
         # Asked of the source, which is in float32.
-        if gradients and isinstance(source, SpandrelModel) and source.has_training_paths():
-            assert isinstance(module, SpandrelModel)
+        if gradients and isinstance(source, ForeignModel) and source.has_training_paths():
+            assert isinstance(module, ForeignModel)
             module.use_training_paths()
         super().__init__(module, dtype)
 

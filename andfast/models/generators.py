@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -14,6 +15,7 @@ from safetensors.torch import save
 from torch import nn
 
 from andfast.models.compact import Compact
+from andfast.models.own_models import OwnModel, check_not_own
 from andfast.models.rrdbnet import RRDBNet
 from andfast.models.spandrel_models import PREFIX, SpandrelModel
 from andfast.models.weights import SUFFIXES, ModelError, Shapes, UnknownModelError, portable, read_model, some
@@ -70,7 +72,7 @@ def save_model(
     as BasicSR and Real-ESRGAN do, and "metadata".
 
     Args:
-        model: an `RRDBNet`, a `Compact` or a `SpandrelModel`; it may be wrapped by torch.compile or
+        model: an `RRDBNet`, `Compact`, `SpandrelModel` or `OwnModel`; it may be wrapped by torch.compile or
             DistributedDataParallel.
         path: the file; its suffix chooses the format.
         metadata: recorded as strings, beside those of `describe_model`.
@@ -97,7 +99,8 @@ def save_model(
 
 
 def describe_model(model: nn.Module, metadata: Mapping[str, object] | None = None) -> dict[str, str]:
-    """The metadata of a generator's file: architecture, scale, version of andfast, and the activation of a Compact.
+    """The metadata of a generator's file: architecture, scale, version of andfast, the activation of a Compact,
+    and the options of a user's class.
 
     Raises:
         TypeError: `model` is not a generator of andfast, or is wrapped.
@@ -107,6 +110,8 @@ def describe_model(model: nn.Module, metadata: Mapping[str, object] | None = Non
     }  # fmt: skip
     if isinstance(model, Compact):
         record["activation"] = model.activation
+    if isinstance(model, OwnModel):
+        record["options"] = json.dumps(model.options)
     return {key: str(value) for key, value in (record | dict(metadata or {})).items()}
 
 
@@ -114,6 +119,8 @@ def architecture_name(model: nn.Module) -> str:
     """A generator's `generator.name`; raises TypeError if it is none of andfast or spandrel."""
     if isinstance(model, SpandrelModel):
         return PREFIX + model.architecture
+    if isinstance(model, OwnModel):
+        return model.architecture
     names = [name for name, kind in GENERATORS.items() if isinstance(model, kind)]
     if not names:
         raise TypeError(
@@ -146,6 +153,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
 
 def _recognise(shapes: Shapes, record: Mapping[str, str]) -> tuple[type[nn.Module], dict[str, Any]]:
     """The architecture of weights with these names and shapes, and its arguments."""
+    check_not_own(record)
     if "conv_first.weight" in shapes and any(key.startswith("body.0.rdb1.") for key in shapes):
         return RRDBNet, _rrdbnet_options(shapes)
     if "body.0.weight" in shapes and len(shapes["body.0.weight"]) == 4:

@@ -6,8 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -15,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from andfast.models.foreign import WINDOW, ForeignModel
 from andfast.models.weights import ModelError, UnknownModelError, fit
 from andfast.utils.torchvision_operators import declare_missing
 
 #: What names of spandrel's architectures begin with in configurations and model files.
 PREFIX = "spandrel:"
 
-# The window size of transformers is 8 or 16 pixels; spandrel does not know it for all.
-_WINDOW = 16
 # What architectures call their factor.
 _SCALES = ("scale", "upscale", "up_scale", "upscale_factor", "upscaling_factor")
 # Architectures that files of andfast's own generators are read as.
@@ -30,26 +28,20 @@ _OURS = {"Compact": "compact", "ESRGAN": "rrdbnet"}
 _INSTALL = "pip install 'andfast[spandrel]'"
 
 
-class SpandrelModel(nn.Module):
+class SpandrelModel(ForeignModel):
     """An `ImageModelDescriptor` of spandrel as a network: (B, 3, h, w) in [0, 1] -> (B, 3, scale * h, scale * w).
 
     Results are not clamped, so that training sees by how much they leave [0, 1].
 
     Attributes:
-        model: spandrel's network, whose state dict has the names that other programs know.
-        scale: the factor.
         architecture: the name of its class in `spandrel.architectures`.
-        align: tiles must begin at multiples of it, so that windows cut them as they cut the whole image.
         tiles: whether images can be upscaled in tiles.
         precisions: the types it supports.
     """
 
     def __init__(self, descriptor: Any, architecture: str) -> None:
-        super().__init__()
-        self.model = descriptor.model
-        self.scale = descriptor.scale
-        self.architecture = architecture
-        self.align = math.lcm(_WINDOW, descriptor.size_requirements.multiple_of)
+        super().__init__(descriptor.model, descriptor.scale, architecture)
+        self.align = math.lcm(WINDOW, descriptor.size_requirements.multiple_of)
         self.tiles = descriptor.tiling.name != "INTERNAL"
         self.precisions = {torch.float32}
         self.precisions |= {torch.float16} if descriptor.supports_half else set()
@@ -66,62 +58,6 @@ class SpandrelModel(nn.Module):
             x = F.pad(x, (0, right - inside[0], 0, bottom - inside[1]), "replicate")
         # A copy, since some architectures write into their input.
         return self._call(self.model, x.clone())[..., : height * self.scale, : width * self.scale]
-
-    def prepare_training(self) -> SpandrelModel:
-        """Set training mode, and let those weights take a gradient that the result depends on.
-
-        SPAN, for one, stores fused convolutions beside those that they are computed from.
-        """
-        self.requires_grad_()
-        self.use_training_paths()  # batch norms keep their statistics
-        weights = list(self.parameters())
-        gradients = torch.autograd.grad(self(self._trial_image()).sum(), weights, allow_unused=True)
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.requires_grad_(gradient is not None)
-        return self.train()
-
-    def use_training_paths(self) -> None:
-        """In evaluation mode, compute as in training, but for dropout and batch norms.
-
-        Evaluation paths of some architectures write into their input, or fuse weights anew in each pass, which a
-        gradient with respect to the image cannot pass, or not fast.
-        """
-        self.eval()
-        for module in self.model.modules():
-            random = type(module).__name__.lower().startswith(("drop", "stochastic"))
-            if not random and not type(module).__module__.startswith("torch.nn."):
-                module.training = True
-
-    @torch.no_grad()
-    def has_training_paths(self) -> bool:
-        """Whether `use_training_paths` changes nothing but rounding; the mode is the same afterwards."""
-        with self._restoring_mode():
-            image = self._trial_image()
-            expected = self.eval()(image)
-            self.use_training_paths()
-            return all(torch.allclose(self(image), expected, rtol=1e-3, atol=1e-3) for _ in range(2))
-
-    def portable_state(self) -> dict[str, Tensor]:
-        """The state dict of spandrel's network, without wrappers.
-
-        Architectures such as SPAN fuse convolutions when they are called in evaluation mode, and store the result.
-        """
-        with self._restoring_mode(), torch.no_grad():
-            self.eval()(self._trial_image())
-        return self.model.state_dict()
-
-    def _trial_image(self) -> Tensor:
-        weight, generator = next(self.parameters()), torch.Generator().manual_seed(0)
-        return torch.rand(1, 3, 2 * self.align, 2 * self.align, generator=generator).to(weight.device, weight.dtype)
-
-    @contextmanager
-    def _restoring_mode(self) -> Iterator[None]:
-        modes = {module: module.training for module in self.modules()}
-        try:
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
 
 def read_with_spandrel(path: str, state: dict[str, Tensor], problem: ModelError) -> SpandrelModel:

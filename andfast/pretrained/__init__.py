@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from andfast.models import ModelError, load_model
+from andfast.models.own_models import split_class
 from andfast.models.weights import READABLE
 
 FOLDER = Path(__file__).parent
@@ -30,8 +31,10 @@ def describe_pretrained() -> list[str]:
 
 
 def model_file(name_or_file: str) -> Path:
-    """The file of a pretrained model, or else `name_or_file` as a path, which need not exist."""
-    return FOLDER / f"{name_or_file}.safetensors" if name_or_file in pretrained_names() else Path(name_or_file)
+    """The file of a pretrained model, or else the path in `name_or_file`, FILE or FILE@CLASS, which need not exist."""
+    if name_or_file in pretrained_names():
+        return FOLDER / f"{name_or_file}.safetensors"
+    return Path(split_class(name_or_file)[0])
 
 
 def find_file(name_or_file: str) -> Path:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -26,10 +26,13 @@ from andfast.attack import (
     SubsetPGD,
 )
 from andfast.attack.base import NetworkAttack, bicubic_upsample
+from andfast.degradation.network import DegradationNetwork
 from andfast.inference.models import find_model
+from andfast.losses import l1_objective
 from andfast.models import ModelError
 from andfast.models.frozen import FrozenModule
 from andfast.ops.theta_layout import ScaleFactors
+from andfast.utils.import_path import ImportPath, import_class
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -74,7 +77,10 @@ class AttackConfig:
     Attributes:
         method: pgd, or cheaper yopo (frozen costate), subset (a part of the batch; needs degradation.num_networks 1),
             free (minibatch replay); for comparison random (deviations), noise (adversarial, on the LR image), style
-            (pgd from random networks), none (bicubic), bsrgan, real_esrgan, pairs (camera-captured, from mix.pairs).
+            (pgd from random networks), none (bicubic), bsrgan, real_esrgan, pairs (camera-captured, from mix.pairs); or
+            a class of your own, my_file.py:MyAttack or package.module:MyAttack, a subclass of andfast.Attack.
+        options: arguments of a class of your own, by their names. Its dataclass fields that are settings here, such as
+            steps, take these.
         steps: gradient steps (pgd, subset, style, noise), 5 in the paper; passes through G (yopo).
         inner_steps: steps in theta for each pass through G (yopo).
         replays: updates of G for each minibatch (free).
@@ -91,7 +97,7 @@ class AttackConfig:
             the clean one is drawn (likewise, but for style, and noise).
         lens: between the HR images and the degradation networks, drawn for each network (pgd, yopo, subset, free,
             style, random), or each image (noise); null: no lens, as in the paper.
-        baseline: the adversary raises the difference between G's loss and this restoration's L1 loss: bicubic
+        baseline: the adversary raises the difference between G's loss and this restoration's loss.pixel: bicubic
             (interpolation), or a model file, such as a classical twin; null: G's loss alone, as in the paper (pgd,
             yopo, subset, style, noise).
         noise_every: N: every Nth update after the warm-up uses adversarial noise (the method noise, with these
@@ -100,9 +106,11 @@ class AttackConfig:
         mix: images of each batch that another degradation makes.
     """
 
-    method: Literal[
-        "pgd", "yopo", "subset", "free", "random", "noise", "style", "none", "bsrgan", "real_esrgan", "pairs"
-    ] = "pgd"
+    method: (
+        Literal["pgd", "yopo", "subset", "free", "random", "noise", "style", "none", "bsrgan", "real_esrgan", "pairs"]
+        | ImportPath
+    ) = "pgd"
+    options: dict[str, Any] = field(default_factory=dict)
     steps: PositiveInt = 3
     inner_steps: PositiveInt = YOPO.inner_steps
     replays: PositiveInt = FreeAT.replays
@@ -131,7 +139,7 @@ class AttackConfig:
 
     def build_noise(self) -> Attack | None:
         """The adversarial noise of every Nth update, N being `noise_every`; None without."""
-        has_networks = issubclass(_ATTACKS[self.method], NetworkAttack)
+        has_networks = issubclass(self._kind(self.method), NetworkAttack)
         return self._build("noise") if self.noise_every and has_networks else None
 
     def load_baseline(self, scale: int, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
@@ -161,12 +169,55 @@ class AttackConfig:
         if method == "noise" and self.psnr_range is None:
             key = "method noise" if self.method == "noise" else "noise_every"
             raise ValueError(f"attack.psnr_range is null; attack.{key} needs a range in dB")
-        kind = _ATTACKS[method]
+        kind = self._kind(method)
+        if method not in _ATTACKS:
+            return self._build_own(kind)
+        if self.options and method == self.method:
+            raise ValueError(f"attack.options is {self.options}; attack.method {method} has none")
         try:
             return kind(**{setting.name: getattr(self, setting.name) for setting in fields(kind)})
         except ValueError as error:  # it begins with the setting's name
             raise ValueError(f"attack.{error}") from error
 
+    def _kind(self, method: str) -> type[Attack]:
+        if method in _ATTACKS:
+            return _ATTACKS[method]
+        kind = import_class(method, "attack.method")
+        if not issubclass(kind, Attack) or issubclass(kind, (FreeAT, SubsetPGD)):
+            raise ValueError(
+                f"attack.method {method}: a subclass of andfast.Attack is wanted, not of FreeAT or SubsetPGD"
+            )
+        return kind
+
+    def _build_own(self, kind: type[Attack]) -> Attack:
+        shared = {setting.name for setting in fields(self)} - _OF_THE_TRAINER
+        names: set[str] = {setting.name for setting in fields(kind)} if is_dataclass(kind) else set()
+        try:
+            return kind(**{name: getattr(self, name) for name in names & shared} | self.options)
+        except Exception as error:  # whatever the user's code raises
+            raise ValueError(
+                f"attack.method {self.method} with {self.options}: {type(error).__name__}: {error}"
+            ) from error
+
+    def try_own(self, scale: int) -> None:
+        """Run an attack of the user's own on a small image; raises a ValueError if it fails or degrades nothing."""
+        if self.method in _ATTACKS:
+            return
+        size, rng = 16 * scale, torch.Generator().manual_seed(0)
+        network = DegradationNetwork(scale=scale, num_networks=2, channels=4, blocks=1, dtype=torch.float32)
+        network.reset_identity((size, size), rng)
+        hr = torch.rand(2, 3, size, size, generator=rng)
+        try:
+            result = self.build()(network, hr, l1_objective(partial(bicubic_upsample, scale=scale)), rng)
+        except Exception as error:  # whatever the user's code raises
+            raise ValueError(f"attack.method {self.method}: {type(error).__name__}: {error}") from error
+        if result.lr.shape != (2, 3, 16, 16):
+            made = tuple(result.lr.shape)
+            raise ValueError(f"attack.method {self.method} makes {made} of {tuple(hr.shape)}; wanted are LR images")
+
+
+# Settings that are not an attack's own.
+_OF_THE_TRAINER = {"method", "options", "baseline", "noise_every", "dtype", "mix"}
 
 # The fields of each are in AttackConfig by the same names.
 _ATTACKS: dict[str, type[Attack]] = {

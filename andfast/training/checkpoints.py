@@ -33,10 +33,10 @@ FORMAT = 2
 _CHANGEABLE = {
     "run_dir", "resume", "device", "compile", "data.workers", "data.cache_mib", "data.cache",
     "data.val_pairs",
-    "train.iterations", "train.validate_every", "train.save_every", "train.log_every", "train.max_bad_steps",
-    "train.wandb",
+    "train.iterations", "train.validate_every", "train.validate_metrics", "train.save_every", "train.log_every",
+    "train.max_bad_steps", "train.wandb",
     "train.micro_batch", "train.checkpoint_blocks", "train.learning_rate", "train.precision", "degradation.precision",
-    "attack.dtype", "loss.vgg", "discriminator.learning_rate",
+    "attack.dtype", "loss.vgg", "discriminator.learning_rate", "train.clip_grad",
 }  # fmt: skip
 
 # Settings whose value is a mapping.
@@ -82,6 +82,8 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     then, now = flat(Config().to_dict()) | renamed(flat(state["config"])), flat(settings)
     for each in (then, now):  # null was written so once
         each["generator.name"] = each.get("generator.name") or "compact"
+    if not then["attack.mix.share"]:
+        then["attack.mix.noise"] = None  # it had no effect, and was accepted once
     changed = [key for key in different(then, now) if key not in _CHANGEABLE]
     if changed:
         lines = "".join(f"\n  {key}: {then.get(key)} then, {now.get(key)} now" for key in changed)

@@ -10,11 +10,14 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
+from andfast.data.patches import LEAST_SHARE
 from andfast.degradation.network import DegradationNetwork
 from andfast.inference.models import find_model
 from andfast.models import GENERATORS, ModelError, build_generator
+from andfast.models.foreign import ForeignModel
 from andfast.models.generators import architecture_name
-from andfast.models.spandrel_models import PREFIX, SpandrelModel, build_with_spandrel
+from andfast.models.own_models import OwnModel, build_own, is_own, load_own_weights
+from andfast.models.spandrel_models import PREFIX, build_with_spandrel
 from andfast.ops.precision import choose_precision
 from andfast.training.attack_config import AttackConfig, Precision
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
@@ -30,6 +33,8 @@ class DataConfig:
 
     Attributes:
         hr: folders of HR images to train on, searched recursively; if empty, scikit-image's bundled photographs.
+        weights: the share of patches from each folder of hr, in any unit, as [3, 1] for three quarters from the first
+            one; empty: each image is used equally often, wherever it lies.
         val_hr: folders of HR images to validate on; if empty, `held_out` images of `hr` are kept from training.
         held_out: how many images of `hr` to hold out if there is no `val_hr`, at most a quarter of them.
         val_pairs: a folder of camera-captured pairs, `HR/` and `LR/` or the like, to validate on as well.
@@ -45,6 +50,7 @@ class DataConfig:
     """
 
     hr: list[str] = field(default_factory=list)
+    weights: list[PositiveFloat] = field(default_factory=list)
     val_hr: list[str] = field(default_factory=list)
     held_out: PositiveInt = 8
     val_pairs: str | None = None
@@ -62,11 +68,12 @@ class GeneratorConfig:
 
     Attributes:
         name: compact (SRVGGNetCompact), rrdbnet (ESRGAN), or spandrel:NAME, such as spandrel:SPAN: an architecture of
-            spandrel by the name of its class; null: that of init, without init compact.
+            spandrel by the name of its class; or a class of your own, my_file.py:MyNet or package.module:MyNet, which
+            takes the argument scale; null: that of init, without init compact.
         features: width; null: 32 for compact (Real-ESRGAN's have 64), 64 for rrdbnet.
         depth: hidden convolutions of compact (null: 8; Real-ESRGAN's have 16 or 32) or residual blocks of rrdbnet
             (null: 23).
-        options: arguments of an architecture of spandrel, by their names.
+        options: arguments of an architecture of spandrel or a class of your own, by their names.
         init: a pretrained model or a model file to start from, with a size of its own. Set train.warmup to 0 with it.
     """
 
@@ -79,11 +86,16 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         """Raise a ValueError that names the keys of values that do not go together."""
         name = self.architecture
-        foreign = name is not None and name.startswith(PREFIX)
+        foreign = name is not None and (name.startswith(PREFIX) or is_own(name))
         if name not in (None, *GENERATORS) and not foreign:
-            raise ValueError(f"generator.name is {name}; it must be one of {', '.join(GENERATORS)}, or {PREFIX}NAME")
+            raise ValueError(
+                f"generator.name is {name}; it must be one of {', '.join(GENERATORS)}, {PREFIX}NAME, or a class of "
+                "your own as my_file.py:MyNet"
+            )
         if self.options and not foreign:
-            raise ValueError(f"generator.options are for a generator.name {PREFIX}NAME; {name} has none")
+            raise ValueError(
+                f"generator.options are for a generator.name {PREFIX}NAME or my_file.py:MyNet; {name} has none"
+            )
         for key in ("features", "depth"):
             if (value := getattr(self, key)) is not None and name not in GENERATORS:
                 names = " or ".join(GENERATORS)
@@ -103,6 +115,8 @@ class GeneratorConfig:
         """
         if self.init is None:
             return self._new(scale, seed)
+        if is_own(self.architecture):
+            return self._own_from_init(scale, seed)
         try:
             weights = find_model(self.init)
         except ModelError as error:
@@ -113,12 +127,21 @@ class GeneratorConfig:
             name = "" if wanted in (None, found) else f"generator.name {wanted}, "
             raise ModelError(f"{problem} ({name}scale {scale})")
         if self.features is None and self.depth is None and not self.options:
-            return weights.prepare_training() if isinstance(weights, SpandrelModel) else weights.train()
+            return weights.prepare_training() if isinstance(weights, ForeignModel) else weights.train()
         model = self._new(scale, seed)
         try:
             model.load_state_dict(weights.state_dict())
         except RuntimeError as error:
             raise ModelError(f"{problem} of the generator ({str(error).splitlines()[1].strip()[:200]})") from error
+        return model
+
+    def _own_from_init(self, scale: int, seed: int) -> nn.Module:
+        model = self._new(scale, seed)
+        assert isinstance(model, OwnModel)
+        try:
+            load_own_weights(model, self.init)
+        except ModelError as error:
+            raise ModelError(f"generator.init: {error}") from error
         return model
 
     def _new(self, scale: int, seed: int) -> nn.Module:
@@ -128,6 +151,8 @@ class GeneratorConfig:
             name = str(self.architecture)
             if name.startswith(PREFIX):
                 return build_with_spandrel(name.removeprefix(PREFIX), scale, self.options)
+            if is_own(name):
+                return build_own(name, scale, self.options)
             depth_name, features, depth = {"compact": ("convs", 32, 8), "rrdbnet": ("blocks", 64, 23)}[name]
             sizes = {"features": self.features or features, depth_name: self.depth or depth}
             return build_generator(name, scale, **sizes)
@@ -179,9 +204,18 @@ class TrainConfig:
         ramp: updates after the warm-up in which the LR-PSNR budget comes down to its range.
         batch_size: images for each update, of all processes together.
         patch_size: height and width of the HR patches.
-        learning_rate: Adam's, at its highest.
-        schedule: cosine (to a hundredth of it at the end) or constant (the paper's).
-        ema_decay: of the moving average of the weights, which is validated and saved.
+        optimizer: of both networks: adam, adamw, adan (Xie et al. 2022; pip install pytorch_optimizer), or
+            schedule_free, AdamW without a schedule (Defazio et al. 2024; pip install schedulefree).
+        betas: the optimizer's decay rates, three for adan; null: 0.9 and 0.99 for adam and adamw, its package's own
+            else: 0.98, 0.92 and 0.99 for adan, 0.9 and 0.999 for schedule_free.
+        weight_decay: the optimizer's: adam adds it to the gradient, the others shrink the weights.
+        clip_grad: a gradient of a larger 2-norm is scaled down to it, for each network on its own; null: none is.
+        learning_rate: the optimizer's, at its highest.
+        schedule: of the learning rate: cosine (to a hundredth of it at the end), constant (the paper's), or multistep.
+        milestones: updates after which multistep multiplies the learning rate by gamma.
+        gamma: of multistep.
+        ema_decay: of the moving average of the weights, which is validated and saved; schedule_free has an average of
+            its own in its place.
         micro_batch: images that a process computes at once, with the same result; null: all of its batch. Less takes
             less memory and more time.
         checkpoint_blocks: store only the inputs of rrdbnet's residual blocks for the update's backward pass and
@@ -189,6 +223,8 @@ class TrainConfig:
         precision: the type G computes in, with weights in float32; auto: bfloat16 on GPUs that have it and on CPUs
             that are faster with it, else float32.
         validate_every: updates between validations with sample sheets; 0: only at the end.
+        validate_metrics: of lpips_alex, lpips_vgg and dists, those to compute in validations beside PSNR and SSIM, on
+            the CPU; docs/evaluation.md says where their weights come from.
         save_every: updates between saves of the resumable state; 0: only at the end.
         max_bad_steps: an update whose loss or gradient is not finite is skipped; so many in a row end the run.
         log_every: updates whose metrics are read from the device at once; null: 1 on the CPU, 10 on CUDA, where each
@@ -201,17 +237,47 @@ class TrainConfig:
     ramp: NonNegativeInt = 60
     batch_size: PositiveInt = 8
     patch_size: PositiveInt = 64
+    optimizer: Literal["adam", "adamw", "adan", "schedule_free"] = "adam"
+    betas: list[NonNegativeFloat] | None = None
+    weight_decay: NonNegativeFloat = 0.0
+    clip_grad: PositiveFloat | None = None
     learning_rate: PositiveFloat = 2e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "multistep"] = "cosine"
+    milestones: list[PositiveInt] = field(default_factory=list)
+    gamma: PositiveFloat = 0.5
     ema_decay: NonNegativeFloat = 0.995
     micro_batch: PositiveInt | None = None
     checkpoint_blocks: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validate_every: NonNegativeInt = 600
+    validate_metrics: list[Literal["lpips_alex", "lpips_vgg", "dists"]] = field(default_factory=list)
     save_every: NonNegativeInt = 200
     max_bad_steps: PositiveInt = 10
     log_every: PositiveInt | None = None
     wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError that names the keys of values that do not go together."""
+        if not self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay is {self.ema_decay}; it must be in [0, 1)")
+        wanted = 3 if self.optimizer == "adan" else 2
+        if self.betas is not None and (len(self.betas) != wanted or not all(beta < 1 for beta in self.betas)):
+            raise ValueError(
+                f"train.betas is {self.betas}; train.optimizer {self.optimizer} has {wanted}, each in [0, 1)"
+            )
+        if self.optimizer == "schedule_free":
+            if self.betas is not None and self.betas[0] == 0:
+                raise ValueError(f"train.betas is {self.betas}; the first of schedule_free must be above 0")
+            if self.schedule != "constant":
+                raise ValueError(
+                    f"train.schedule is {self.schedule}; train.optimizer schedule_free takes the place of a schedule: "
+                    "it must be constant"
+                )
+        if (self.schedule == "multistep") != bool(self.milestones):
+            needs = "needs some, as [200000, 400000]" if self.schedule == "multistep" else "has none"
+            raise ValueError(f"train.milestones is {self.milestones}; train.schedule {self.schedule} {needs}")
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"train.milestones is {self.milestones}; each must be later than the one before")
 
 
 @dataclass
@@ -283,11 +349,14 @@ class Config:
                 f"data.cache is {self.data.cache}; it is for the images of data.hr, and none are given (the bundled "
                 "photographs need no cache)"
             )
+        weights = self.data.weights
+        if weights and len(weights) != len(self.data.hr):
+            raise ValueError(f"data.weights is {weights}; it must have one for each of data.hr, {len(self.data.hr)}")
+        if weights and min(weights) < LEAST_SHARE * sum(weights):
+            raise ValueError(f"data.weights is {weights}; each must be at least {LEAST_SHARE:g} of their sum")
         soften = self.data.soften
         if soften is not None and soften[0] > soften[1]:
             raise ValueError(f"data.soften is {list(soften)}; it must be [low, high] in pixels with low <= high")
-        if not train.ema_decay < 1:
-            raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1)")
         if train.micro_batch is not None:
             check_micro_batch(train.micro_batch, train.batch_size, attacked, self.networks, self.degradation.noise)
         if train.checkpoint_blocks and self.generator.architecture not in ("rrdbnet", None):
@@ -315,11 +384,9 @@ class Config:
             raise ValueError(f"attack.mix.pairs is null; {key} pairs needs a folder with HR/ and LR/")
         if mix.noise is not None and mix.noise[0] > mix.noise[1]:
             raise ValueError(f"attack.mix.noise is {list(mix.noise)}; it must be [low, high], of 255, with low <= high")
-        if mix.noise is not None and mix.share and mix.method == "pairs":
-            raise ValueError(
-                f"attack.mix.noise is {list(mix.noise)}, and attack.mix.method pairs has noise of its own: it "
-                "must be null"
-            )
+        if mix.noise is not None and (not mix.share or mix.method == "pairs"):
+            why = "attack.mix.method pairs has noise of its own" if mix.share else "attack.mix.share 0 mixes nothing in"
+            raise ValueError(f"attack.mix.noise is {list(mix.noise)}, and {why}: it must be null")
 
     @property
     def mixed(self) -> int:
@@ -371,16 +438,17 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain nested values, as in `config.yaml`."""
-        return _plain(self)
+        return plain(self)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Settings as nested dicts, lists, numbers and strings, which YAML and JSON can write."""
     if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     # The parser's restricted numbers are subclasses, which YAML cannot write.
     for kind in (bool, int, float, str):
         if isinstance(value, kind):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -12,7 +13,15 @@ from andfast.losses.common import per_image
 from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.training.config import Config
 from andfast.training.distributed import World, no_sync_until_last
-from andfast.training.optimizer import Guard, begin_update, gradient_norm, guarded_adam, load_adam
+from andfast.training.optimizer import (
+    Guard,
+    begin_update,
+    finish_update,
+    gradient_norm,
+    load_optimizer,
+    make_optimizer,
+    own_average,
+)
 
 
 class DiscriminatorStep:
@@ -28,7 +37,7 @@ class DiscriminatorStep:
         module: D, in training mode.
         frozen: D as G and the adversary call it: images are independent, and no pass changes D.
         guard: skips updates that are not finite.
-        learning_rate: Adam's, at its highest.
+        learning_rate: the optimizer's, at its highest.
 
     Raises:
         FileNotFoundError, ValueError: as `DiscriminatorConfig.build`.
@@ -47,10 +56,11 @@ class DiscriminatorStep:
         self.guard = Guard(device, self._world)
         self.learning_rate = settings.learning_rate or config.train.learning_rate
         self._weights = list(self.module.parameters())
-        self.optimizer = guarded_adam(self._weights, self.learning_rate, self.guard)
+        self.optimizer = make_optimizer(config.train, self._weights, self.learning_rate, self.guard)
         self._autocast = AutocastModule(self.module, precision)
         self._gan = config.loss.gan_kind()
         self._micro_batch, self._patch_size = config.train.micro_batch, config.train.patch_size
+        self._clip_grad = config.train.clip_grad
 
     def connect(self) -> None:
         """Average gradients over all processes from now on: each calls this once, after any `load`."""
@@ -75,7 +85,7 @@ class DiscriminatorStep:
         losses, real, fake = self._backward(restored, hr)
         norm = gradient_norm(self._weights)
         self.guard.check(step, losses, norm, hr, lr)
-        self.optimizer.step()
+        finish_update(self.optimizer, self._weights, norm, self._clip_grad, self.guard)
         self._share_statistics()
         for buffer, old in zip(self.module.buffers(), buffers, strict=True):
             torch.where(self.guard.bad > 0, old, buffer, out=buffer)
@@ -116,6 +126,16 @@ class DiscriminatorStep:
         count = sum(weight.numel() for weight in self._weights)
         return f"{type(self.module).__name__} with {count:,} parameters"
 
+    @torch.no_grad()
+    def averaged(self) -> nn.Module:
+        """D to save: with schedule-free a copy with the weights that it averages, else D itself."""
+        averages = own_average(self.optimizer)
+        if averages is None:
+            return self.module
+        module = copy.deepcopy(self.module)
+        torch._foreach_copy_(list(module.parameters()), averages)
+        return module
+
     def state(self) -> dict[str, Any]:
         """The resumable state."""
         return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -123,5 +143,5 @@ class DiscriminatorStep:
     def load(self, state: dict[str, Any]) -> None:
         """Load what `state` returned."""
         self.module.load_state_dict(state["module"])
-        load_adam(self.optimizer, state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.frozen.refresh()

@@ -144,7 +144,7 @@ class RunFolder:
         for name in MODEL_FILES:
             save_model(trainer.ema, self.path / name, {"iterations": trainer.step})
         if trainer.discriminator is not None:
-            save_discriminator(trainer.discriminator.module, self.path / DISCRIMINATOR_FILE)
+            save_discriminator(trainer.discriminator.averaged(), self.path / DISCRIMINATOR_FILE)
         sync(self.path / METRICS_FILE)  # a state is never ahead of its records
         settings = {"config": self._config.to_dict(), "images": images, "computes": trainer.computes}
         save_state(self.path / STATE_FILE, trainer.state() | settings)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from andfast.data.images import DataError, ImageError
 from andfast.data.listing import SkippedFile, list_folder, skipped_message
 from andfast.data.pairs import Pair, cut_to_fit, find_pairs
-from andfast.data.patches import Failure, ImageArray, Source, scan_images, too_small
+from andfast.data.patches import Failure, ImageArray, ImageFile, Source, scan_images, too_small
 from andfast.data.photographs import held_out_photographs, training_photographs
 from andfast.training.config import Config
 from andfast.training.validation import centre_crop, least_size
@@ -47,6 +47,11 @@ class Images:
     held_out: list[tuple[str, np.ndarray]]  # names and centres of HR images to validate on
     pairs: list[Pair]  # camera pairs to validate on
     trained_pairs: list[Pair]  # camera pairs to train on (`attack.mix.pairs`)
+
+    @property
+    def folders(self) -> list[int]:
+        """For each source the place in `data.hr` of its folder."""
+        return [source.folder if isinstance(source, ImageFile) else 0 for source in self.sources]
 
     def digest(self) -> str:
         """A short text that changes when an image is added or removed."""
@@ -95,7 +100,10 @@ def find_images(config: Config, skipped: Skipped) -> Images:
         found = f"{len(sources)} usable images to train on and {len(held_out)} to validate on"
         where = ", ".join([*data.hr, *data.val_hr])
         raise DataError(f"{where}: {found}; at least one of each is needed (data.hr, data.val_hr)")
-    return Images(sources, held_out, pairs, trained_pairs)
+    images = Images(sources, held_out, pairs, trained_pairs)
+    if data.weights and (without := [data.hr[index] for index in set(range(len(data.hr))) - set(images.folders)]):
+        raise DataError(f"{', '.join(without)}: no image to train on, and data.weights has a weight for it")
+    return images
 
 
 def _pairs(folder: str | None, scale: int, skipped: Skipped) -> list[Pair]:

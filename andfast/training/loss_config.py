@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from andfast.losses import GAN_LOSSES, PERCEPTUAL_WEIGHTS, AdversarialLoss, GANLoss, GeneratorLoss, PerceptualLoss
+from andfast.losses import (
+    GAN_LOSSES,
+    PERCEPTUAL_WEIGHTS,
+    AdversarialLoss,
+    GANLoss,
+    GeneratorLoss,
+    ImageLoss,
+    PerceptualLoss,
+)
 from andfast.models import DISCRIMINATORS, build_discriminator, load_discriminator, load_vgg_features
 from andfast.models.discriminators import UNetDiscriminatorSN
 from andfast.models.frozen import FrozenModule
 from andfast.models.vgg import DOWNLOAD, LAYERS, URL, VGGFeatures, fetch_vgg, least_size
+from andfast.utils.import_path import ImportPath, import_class
 
 
 @dataclass
@@ -27,7 +36,7 @@ class DiscriminatorConfig:
             (Real-ESRGAN's, with spectral normalisation, a logit for each pixel; patches of multiples of 8).
         features: width; null: 64, or that of the weights in init.
         init: a file of weights to start from.
-        learning_rate: Adam's, at its highest; null: train.learning_rate. It follows the same schedule.
+        learning_rate: the optimizer's, at its highest; null: train.learning_rate. It follows the same schedule.
     """
 
     name: Literal["vgg", "unet"] = "vgg"
@@ -69,12 +78,15 @@ class DiscriminatorConfig:
 
 @dataclass
 class LossConfig:
-    """What the generator minimises and the adversary maximises: L1 + perceptual * L_VGG + gan * L_GAN + matching * L_D.
+    """What the generator minimises and the adversary maximises: L1 + perceptual * L_VGG + gan * L_GAN and more terms.
 
     The default is ANDNet's, L1 alone. The paper's ANDGAN has perceptual 1 and gan 0.1, and starts from an ANDNet
     (generator.init) with train.learning_rate 1e-4 (Sec 3.4 and 4.3).
 
     Attributes:
+        pixel: l1 (the paper's), or charbonnier, which is smooth around 0, in its place.
+        charbonnier_eps: where charbonnier turns from a square into L1, in the unit of images in [0, 1].
+        frequency: weight of the L1 distance of Fourier transforms (MIMO-UNet's, but orthonormal); 0: without.
         perceptual: weight of the distance in VGG19's features; 0: without. The paper has 1.
         perceptual_layers: weights of VGG19's layers in it.
         perceptual_distance: l2, the squared 2-norm of the paper, or l1, as in ESRGAN and Real-ESRGAN; means, both.
@@ -82,10 +94,17 @@ class LossConfig:
         gan: weight of the GAN loss, lambda; 0: without, and without a discriminator. The paper has 0.1.
         gan_loss: vanilla (SRGAN's; for the generator the paper's Eq. 3), relativistic (ESRGAN's), hinge, or eq3 (Eq. 3
             for the discriminator, too, whose loss then has no lower bound).
+        custom: a loss of your own, a class my_file.py:MyLoss or package.module:MyLoss, called as (restored, hr), both
+            (B, 3, H, W), hr in [0, 1], for a loss of each image, (B,); null: without. The adversary raises it, too.
+        custom_weight: its weight.
+        custom_options: arguments of the class, by their names.
         matching: weight of the distance (1-norm) in the features of the U-Net discriminator, as in pix2pixHD, for those
             who have no VGG19; 0: without.
     """
 
+    pixel: Literal["l1", "charbonnier"] = "l1"
+    charbonnier_eps: PositiveFloat = 1e-3
+    frequency: NonNegativeFloat = 0.0
     perceptual: NonNegativeFloat = 0.0
     perceptual_layers: dict[str, NonNegativeFloat] = field(default_factory=lambda: dict(PERCEPTUAL_WEIGHTS))
     perceptual_distance: Literal["l2", "l1"] = "l2"
@@ -93,6 +112,9 @@ class LossConfig:
     gan: NonNegativeFloat = 0.0
     gan_loss: Literal["vanilla", "relativistic", "hinge", "eq3"] = "vanilla"
     matching: NonNegativeFloat = 0.0
+    custom: ImportPath | None = None
+    custom_weight: NonNegativeFloat = 1.0
+    custom_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[str]:
@@ -120,6 +142,8 @@ class LossConfig:
                 f"loss.matching is {self.matching:g}, a distance in the features of a U-Net discriminator; it needs "
                 f"loss.gan above 0 and discriminator.name unet, which are {self.gan:g} and {discriminator.name}"
             )
+        if self.custom_options and self.custom is None:
+            raise ValueError(f"loss.custom_options is {self.custom_options}, and loss.custom null")
         coupled = self.coupled(discriminator)
         if micro_batch is not None and coupled:
             raise ValueError(
@@ -169,15 +193,17 @@ class LossConfig:
         self,
         features: Callable[[Tensor], Mapping[str, Tensor]] | None,
         discriminator: FrozenModule | None,
+        device: torch.device | None = None,
     ) -> GeneratorLoss:
         """The generator's loss with these settings.
 
         Args:
             features: from `load_features`; needed for perceptual above 0.
             discriminator: a `FrozenModule` of D; needed for gan above 0.
+            device: where images will be; None: the CPU.
 
         Raises:
-            ValueError: a network that a term needs is missing.
+            ValueError: a network that a term needs is missing, or a loss of one's own does not fit.
         """
         perceptual = adversarial = matching = None
         if self.perceptual:
@@ -191,11 +217,45 @@ class LossConfig:
             if self.matching:
                 maps = partial(discriminator.run_part, discriminator.module.feature_maps)
                 matching = PerceptualLoss(maps, dict.fromkeys(UNetDiscriminatorSN.FEATURE_MAPS, 1.0), "l1")
-        return GeneratorLoss(perceptual, adversarial, self.perceptual, self.gan, matching, self.matching)
+        return GeneratorLoss(
+            perceptual,
+            adversarial,
+            self.perceptual,
+            self.gan,
+            matching,
+            self.matching,
+            charbonnier_eps=self.charbonnier_eps if self.pixel == "charbonnier" else None,
+            frequency_weight=self.frequency,
+            custom=self._build_custom(device or torch.device("cpu")),
+            custom_weight=self.custom_weight,
+        )
+
+    def _build_custom(self, device: torch.device) -> ImageLoss | None:
+        if self.custom is None:
+            return None
+        kind = import_class(self.custom, "loss.custom")
+        restored, hr = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+        try:
+            loss = kind(**self.custom_options)
+            if isinstance(loss, nn.Module):
+                loss = loss.to(device).eval().requires_grad_(False)
+            found = loss(restored.requires_grad_(), hr)
+        except Exception as error:  # whatever the user's code raises
+            options = f" with {self.custom_options}" if self.custom_options else ""
+            raise ValueError(f"loss.custom {self.custom}{options}: {type(error).__name__}: {error}") from error
+        if not isinstance(found, Tensor) or found.shape != (2,) or not found.requires_grad:
+            made = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            without = "" if made != (2,) else " without a gradient"
+            raise ValueError(
+                f"loss.custom {self.custom} makes {made}{without} of two images; it must be a loss for each, (2,)"
+            )
+        return loss
 
     def describe(self) -> str:
         """For people, e.g. "L1 + 0.1 GAN (vanilla), without a perceptual term (loss.perceptual 0)"."""
-        words = "L1"
+        words = "L1" if self.pixel == "l1" else f"Charbonnier (eps {self.charbonnier_eps:g})"
+        words += f" + {self.frequency:g} frequency" if self.frequency else ""
+        words += f" + {self.custom_weight:g} {self.custom}" if self.custom else ""
         if self.perceptual:
             distance = f"{self.perceptual_distance} in VGG19's {', '.join(self.layers)}"
             words += f" + {self.perceptual:g} perceptual ({distance})"

@@ -19,6 +19,7 @@ from andfast.ops import dispatch
 from andfast.ops.degradation_forward import forward_implementation
 from andfast.ops.theta_layout import ThetaLayout
 from andfast.training.config import Config, DegradationConfig
+from andfast.training.optimizer import STATES
 from andfast.training.samples import CROP, ROWS
 from andfast.training.trainer import Trainer
 from andfast.utils.memory import LiveBytes, free_memory
@@ -33,8 +34,9 @@ def estimate_memory(trainer: Trainer) -> int:
     config, train, device = trainer.config, trainer.config.train, trainer.device
     discriminator, scale, size = trainer.discriminator, config.scale, train.patch_size
     of_g, of_d = _bytes(trainer.generator), _bytes(discriminator and discriminator.module)
-    # G, its average, its copy for sample sheets, and Adam's two moments; D and its moments.
-    weights = 5 * of_g + trainer.frozen.copied_bytes + 3 * of_d + _bytes(trainer.features)
+    # G, its average, its copy for sample sheets, and what the optimizer keeps, Adam two moments; likewise for D.
+    states = STATES[train.optimizer]
+    weights = (3 + states) * of_g + trainer.frozen.copied_bytes + (1 + states) * of_d + _bytes(trainer.features)
     weights += 0 if discriminator is None else discriminator.frozen.copied_bytes
     if isinstance(trainer.baseline, FrozenModule):  # in float32, and its copy in a half type
         of_baseline = sum(weight.numel() for weight in trainer.baseline.module.parameters())
@@ -50,8 +52,9 @@ def estimate_memory(trainer: Trainer) -> int:
     bank, sheet_bank = (trainer.make_bank(count) if has_network else None for count in (networks, in_sheet))
     # A replay of `FreeAT` is an update as well.
     generator = trainer.autocast if isinstance(trainer.attack, FreeAT) else trainer.frozen
-    objective = relative_objective(generator_objective(generator, trainer.loss), trainer.baseline)
-    sheet_objective = relative_objective(l1_objective(trainer.frozen), trainer.baseline)
+    pixel = trainer.loss.pixel
+    objective = relative_objective(generator_objective(generator, trainer.loss), trainer.baseline, pixel)
+    sheet_objective = relative_objective(generator_objective(trainer.frozen, pixel), trainer.baseline, pixel)
     if isinstance(trainer.attack, (RandomDeviation, Simulated)):
         sheet_objective = None
         objective = None if trainer.noise_attack is None else objective

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
 import re
 import sys
+from argparse import SUPPRESS, Action
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType
@@ -18,6 +18,8 @@ from jsonargparse import ArgumentParser, Namespace, set_loader
 from jsonargparse.typing import Path_fr
 
 from andfast.training.config import RENAMED, Config
+from andfast.training.schema import settings_schema
+from andfast.training.setting_names import meant_by
 from andfast.utils.yaml_files import load_yaml, parse, read_text
 
 # The settings, with all below them, that may be infinite.
@@ -106,15 +108,33 @@ class Parser(ArgumentParser):
             group, option, whole = unknown.groups()
             key = whole or f"{group}.{option}"
             parent = key.rpartition(".")[0]
-            known = [action.dest for action in self._actions if action.dest.rpartition(".")[0] == parent]
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            hint = f"it is called {RENAMED[key]} now; " if RENAMED.get(key) in known else hint
-            message = f"{message}\n  {key} is no setting; {hint}allowed are {', '.join(known)}"
+            known = [action.dest for action in self._actions if not action.dest.endswith((".help", "help"))]
+            siblings = [name for name in known if name.rpartition(".")[0] == parent]
+            allowed = f"allowed are {', '.join(siblings)}" if siblings else f"there is no group {parent}"
+            message = f"{message}\n  {key} is no setting; {self._hint(key, known)}{allowed}"
         if missing := re.search(r"Parser key \"config\": File does not exist: '(.*)'", message):
             names = ", ".join(configuration_names())
             message = f"--config {missing[1]}: no such file, nor a configuration of andfast; those are {names}"
         super().error(message, ex)
+
+    def _hint(self, key: str, known: Sequence[str]) -> str:
+        """Which setting may be meant by a wrong key, and how its value looks; empty: there is no telling."""
+        name = meant_by(key, known)
+        if name is None:
+            return ""
+        if name == RENAMED.get(key):
+            return f"it is called {name} now; "
+        example = json.dumps(self.get_default(name), default=str)
+        return f"did you mean {name}? {'' if example[0] == '{' else f'Its default is {example}; '}"
+
+
+class _PrintSchema(Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, SUPPRESS, nargs=0, default=SUPPRESS, **options)
+
+    def __call__(self, parser: Any, *arguments: Any) -> None:
+        print(json.dumps(settings_schema(), indent=1))
+        parser.exit()
 
 
 def configuration_names() -> list[str]:
@@ -167,6 +187,9 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     names = ", ".join(configuration_names())
     parser.add_argument(
         "--config", action="config", help=f"a YAML file with any of the settings below, or one of {names}"
+    )
+    parser.add_argument(
+        "--print_schema", action=_PrintSchema, help="print the settings' JSON schema, for editors, and exit"
     )
     parser.add_class_arguments(Config)
     namespace = parser.parse_args(join_lists(arguments, "--data.hr", "--data.val_hr"))

@@ -18,6 +18,7 @@ from andfast.data.cache import cache_images
 from andfast.data.images import DataError
 from andfast.data.patches import PatchBatches, Source, make_loader
 from andfast.inference.tiles import NonFiniteError
+from andfast.metrics import make_measure
 from andfast.models.compilation import CompileError
 from andfast.ops import dispatch
 from andfast.training.batches import TrainingBatches, make_pair_patches
@@ -67,6 +68,7 @@ class Run:
             if config.train.wandb is not None and self.world.main:
                 import_wandb(config.train.wandb)
             # All processes find the same images; later each reads its own.
+            self._measures = [make_measure(name, config.scale) for name in config.train.validate_metrics]
             self.skipped = Skipped(self.world.named, verbose=self.world.main)
             self.images = find_images(config, self.skipped)
         self.world.local_rank_first(config.loss.fetch)
@@ -81,7 +83,7 @@ class Run:
                 self._claim_folder(state)
             self.best = BestModel(self.folder.path, _warn)
             held_out = [image for _, image in self.images.held_out]
-            self.validate = Validator(held_out, self.images.pairs, config.scale, self.world)
+            self.validate = Validator(held_out, self.images.pairs, config.scale, self.world, self._measures)
         self._check_processes_agree()
         state, self.folder.saved_step, self._validation_pending = self.world.broadcast(
             (state, self.folder.saved_step, self._validation_pending)
@@ -148,6 +150,8 @@ class Run:
             rank=world.rank,
             world=world.size,
             mixed=config.mixed,
+            weights=data.weights,
+            folders=self.images.folders,
         )
         return TrainingBatches(patches, self._pairs, config)
 
@@ -298,12 +302,18 @@ class Run:
         # Without validate_every only the last model is validated.
         best = self.config.train.validate_every and self.best.offer(self.trainer.ema, step, results)
         log.write({"step": step, "validation": results})
+        digits = {"ssim_y": 4} | {measure.name: measure.digits for measure in self._measures}
+
+        def values(result: dict[str, float], prefix: str) -> str:
+            return "".join(f", {result[prefix + name]:.{count}f}" for name, count in digits.items())
+
         scores = "; ".join(
-            f"{lr_name(name)} {result['psnr_y']:.2f} dB, {result['ssim_y']:.4f} (bicubic interpolation "
-            f"{result['bicubic_psnr_y']:.2f}, {result['bicubic_ssim_y']:.4f})"
+            f"{lr_name(name)} {result['psnr_y']:.2f} dB{values(result, '')} (bicubic interpolation "
+            f"{result['bicubic_psnr_y']:.2f}{values(result, 'bicubic_')})"
             for name, result in results.items()
         )
-        tqdm.write(f"step {step}: PSNR-Y, SSIM-Y on {scores}{', the best so far' if best else ''}")
+        titles = ", ".join(["PSNR-Y", "SSIM-Y", *(measure.title for measure in self._measures)])
+        tqdm.write(f"step {step}: {titles} on {scores}{', the best so far' if best else ''}")
         self.folder.save_samples(step, sample_sheet(self.trainer, self.images.held_out))
         return True
 

@@ -20,7 +20,7 @@ ROWS = 4
 def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     """Draw held-out images, their LR images attacked within the full budget, and G's results, uint8 (H, W, 3).
 
-    The attack raises the L1 loss, also in ANDGAN: a discriminator takes images of one size alone.
+    The attack raises the loss of pixels alone, also in ANDGAN: a discriminator takes images of one size alone.
 
     Args:
         trainer: the run; not changed.

@@ -16,12 +16,12 @@ from andfast.attack import PGD, Attack, AttackResult, FreeAT, Simulated
 from andfast.attack.budget import network_psnr
 from andfast.attack.captured import CapturedSearch
 from andfast.degradation.network import DegradationNetwork
-from andfast.losses import generator_objective, l1_objective, relative_objective
+from andfast.losses import generator_objective, relative_objective
 from andfast.models.compilation import CompileTimer, compile_regions, wants_compile
+from andfast.models.foreign import ForeignModel
 from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.models.generators import architecture_name
 from andfast.models.rrdbnet import RRDBNet
-from andfast.models.spandrel_models import SpandrelModel
 from andfast.models.weights import ModelError
 from andfast.ops.precision import choose_precision
 from andfast.training.batches import blur_hr, mixed_images, to_images
@@ -29,7 +29,15 @@ from andfast.training.config import Config
 from andfast.training.discriminator import DiscriminatorStep
 from andfast.training.distributed import World, no_sync_until_last
 from andfast.training.micro_batches import micro_batched
-from andfast.training.optimizer import Guard, begin_update, gradient_norm, guarded_adam, load_adam
+from andfast.training.optimizer import (
+    Guard,
+    begin_update,
+    finish_update,
+    gradient_norm,
+    load_optimizer,
+    make_optimizer,
+    own_average,
+)
 from andfast.training.step_metrics import PendingStep, all_reduce_metrics, attack_metrics, clean_metrics
 from andfast.utils.formatting import dtype_name
 from andfast.utils.rng import seed_torch, step_generator
@@ -92,13 +100,14 @@ class Trainer:
             for both in zip(of_average.buffers(), of_generator.buffers(), strict=True)
         ]
         self.guard = Guard(self.device, self.world)
-        self.optimizer = guarded_adam(self._weights, config.train.learning_rate, self.guard)
+        self.optimizer = make_optimizer(config.train, self._weights, config.train.learning_rate, self.guard)
         # False from a step's first update to its end, when a saved state could not be resumed.
         self.can_save = True
         self.attack, self.noise_attack = config.attack.build(), config.attack.build_noise()
         self.captured = None
         if config.cuda_graphs == "auto" and self.device.type == "cuda" and isinstance(self.attack, PGD):
             self.captured = CapturedSearch(self.attack.psnr_range is not None, self.caching_hr, self._print)
+        config.attack.try_own(config.scale)
         self.bank = self.make_bank(config.networks)
         # G for its update (under autocast), and frozen for the attack.
         self.autocast = AutocastModule(self.generator, self.precision)
@@ -108,13 +117,15 @@ class Trainer:
             self.discriminator = DiscriminatorStep(config, self.device, self.precision, self.world)
         self.features = config.loss.load_features(self.device, self.precision)
         # One loss for both: the adversary raises what the update lowers (Eq. 1).
-        self.loss = config.loss.build(self.features, self.discriminator and self.discriminator.frozen)
+        self.loss = config.loss.build(self.features, self.discriminator and self.discriminator.frozen, self.device)
         micro_batch = config.train.micro_batch
         self.baseline = config.attack.load_baseline(config.scale, self.device, self.attack_precision)
-        objective = relative_objective(generator_objective(self.frozen, self.loss), self.baseline)
+        pixel = self.loss.pixel
+        objective = relative_objective(generator_objective(self.frozen, self.loss), self.baseline, pixel)
         self.attack_objective = micro_batched(objective, micro_batch)
         # Without the discriminator, which takes images of only one size.
-        self.sheet_objective = micro_batched(relative_objective(l1_objective(self.frozen), self.baseline), micro_batch)
+        objective = relative_objective(generator_objective(self.frozen, pixel), self.baseline, pixel)
+        self.sheet_objective = micro_batched(objective, micro_batch)
         if config.train.checkpoint_blocks:
             if not isinstance(self.generator, RRDBNet):
                 raise ModelError(
@@ -152,7 +163,7 @@ class Trainer:
             pairs: HR and LR patches of camera pairs, uint8, one for each image that is mixed in; needed after the
                 warm-up if `attack.method` or `attack.mix.method` is pairs.
         """
-        if isinstance(self.generator, SpandrelModel):  # may have dropout
+        if isinstance(self.generator, ForeignModel):  # may have dropout
             seed_torch(self.config.seed, self.step, _DROPOUT, self.world.rank)
         hr = blur_hr(to_images(patches, self.device), self.config, self.step, self.world)
         # Sub-steps 1 to 3: make LR images, attack them, update G on the result.
@@ -251,7 +262,7 @@ class Trainer:
         norm = gradient_norm(self._weights)
         self.guard.check(self.step, losses, norm, hr, lr)
         self.can_save = False
-        self.optimizer.step()
+        finish_update(self.optimizer, self._weights, norm, self.config.train.clip_grad, self.guard)
         self._update_ema()
         self.frozen.refresh()
         return Update(lr, hr, losses, norm, terms, restored)
@@ -294,18 +305,23 @@ class Trainer:
         if train.schedule == "cosine":
             progress = min(self.step / train.iterations, 1.0)
             factor *= 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
+        elif train.schedule == "multistep":
+            factor *= train.gamma ** sum(self.step >= milestone for milestone in train.milestones)
         return factor
 
     @torch.no_grad()
     def _update_ema(self) -> None:
+        for average, statistics in self._statistics:
+            average.copy_(statistics)
+        if (averages := own_average(self.optimizer)) is not None:
+            torch._foreach_copy_(self._averages, averages)
+            return
         # Early in training, the initial weights must not dominate the average.
         decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
         # Not _foreach_lerp_: with a weight on the device it takes the tensors one by one.
         change = torch._foreach_sub(self._weights, self._averages)
         torch._foreach_mul_(change, (1 - self.guard.bad) * (1 - decay))
         torch._foreach_add_(self._averages, change)
-        for average, statistics in self._statistics:
-            average.copy_(statistics)
 
     @property
     def computes(self) -> str:
@@ -356,7 +372,7 @@ class Trainer:
         self.generator.load_state_dict(state["generator"])
         self.ema.load_state_dict(state["ema"])
         self.warmup_ema.load_state_dict(state["before"])
-        load_adam(self.optimizer, state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.discriminator is not None:
             self.discriminator.load(state["discriminator"])
         self.frozen.refresh()

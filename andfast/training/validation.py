@@ -17,7 +17,7 @@ from andfast.data.patches import too_small
 from andfast.data.tensors import to_tensor
 from andfast.degradation.camera import bicubic_lr, camera_like, crop_to_multiple
 from andfast.inference.upscaler import upscale_tensor
-from andfast.metrics import FIDELITY, SSIM_WINDOW
+from andfast.metrics import FIDELITY, SSIM_WINDOW, Measure
 from andfast.training.distributed import World
 from andfast.training.signals import StopSignal
 
@@ -43,7 +43,7 @@ def least_size(scale: int) -> int:
 
 @dataclass
 class _Case:
-    """One pair of images, uint8, and the metrics of bicubic upsampling, by the names of `FIDELITY`."""
+    """One pair of images, uint8, and the metrics of bicubic upsampling, by their names."""
 
     lr: np.ndarray
     hr: np.ndarray
@@ -61,15 +61,21 @@ class Validator:
         pairs: camera-captured pairs.
         scale: the super-resolution factor.
         world: the processes, which share the images; None: one.
+        measures: further metrics, computed on the CPU.
 
     Raises:
-        DataError: a pair is too small for the metrics.
+        DataError: an image is too small for the metrics.
     """
 
     def __init__(
-        self, held_out: Sequence[np.ndarray], pairs: Sequence[Pair], scale: int, world: World | None = None
+        self,
+        held_out: Sequence[np.ndarray],
+        pairs: Sequence[Pair],
+        scale: int,
+        world: World | None = None,
+        measures: Sequence[Measure] = (),
     ) -> None:
-        self.scale, self._world = scale, world or World()
+        self.scale, self._world, self.measures = scale, world or World(), measures
         # Process r has the images r, r + size, ...
         own = slice(self._world.rank, None, self._world.size)
         self._counts = {"bicubic": len(held_out), "camera": len(held_out)}
@@ -88,11 +94,18 @@ class Validator:
         return self._case(lr, hr)
 
     def _case(self, lr: np.ndarray, hr: np.ndarray) -> _Case:
+        for measure in self.measures:
+            if not measure.fits(*hr.shape[:2]):
+                raise DataError(
+                    f"train.validate_metrics {measure.name}: an image to validate on has {hr.shape[0]} x {hr.shape[1]} "
+                    "pixels, too few for it"
+                )
         return _Case(lr, hr, self._measure(to_tensor(bicubic_upsample(lr, self.scale)), hr))
 
     def _measure(self, restored: Tensor, hr: np.ndarray) -> dict[str, float]:
-        restored = restored.cpu()
-        return {name: metric(restored, to_tensor(hr), self.scale).item() for name, metric in FIDELITY.items()}
+        restored, original = restored.cpu(), to_tensor(hr)
+        found = {name: metric(restored, original, self.scale).item() for name, metric in FIDELITY.items()}
+        return found | {measure.name: measure(restored, original) for measure in self.measures}
 
     def __call__(self, generator: nn.Module, stop: StopSignal | None = None) -> dict[str, dict[str, float]] | None:
         """{"bicubic": {"psnr_y": dB, "ssim_y": at most 1, "bicubic_psnr_y": dB, ...}, "camera": ..., "pairs": ...}.

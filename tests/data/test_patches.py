@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from andfast.data.images import DataError, write_png
-from andfast.data.patches import ImageArray, ImageFile, PatchBatches, make_loader, scan_images
+from andfast.data.patches import (
+    LEAST_SHARE,
+    ImageArray,
+    ImageFile,
+    PatchBatches,
+    WeightedOrder,
+    make_loader,
+    scan_images,
+)
 
 
 def gradient(height, width, blue):
@@ -95,6 +103,51 @@ def test_every_image_is_seen_once_an_epoch(arrays, batch):
     epochs = [tuple(seen[i : i + 7]) for i in range(0, len(seen), 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len(set(epochs)) == len(epochs)
+
+
+def test_folders_have_their_shares_and_use_their_images_equally(arrays):
+    """Over 20,000 patches: exactly, and evenly mixed at all times."""
+    order = WeightedOrder([0, 0, 0, 0, 1, 2, 2], [5, 2, 3], seed=3)
+    seen = np.array([order[number] for number in range(20_000)])
+    assert np.bincount(seen).tolist() == [2500] * 4 + [4000] + [3000] * 2
+    shares = [np.isin(seen[start : start + 1000], [0, 1, 2, 3]).mean() for start in range(0, 20_000, 1000)]
+    assert all(0.42 < share < 0.58 for share in shares)  # five standard deviations
+    of_first = seen[seen < 4]
+    assert all(sorted(of_first[start : start + 4]) == [0, 1, 2, 3] for start in range(0, len(of_first), 4))
+    assert not np.array_equal(seen[:10_000], seen[10_000:])
+    other = WeightedOrder([0, 0, 0, 0, 1, 2, 2], [5, 2, 3], seed=4)
+    assert seen[:100].tolist() != [other[number] for number in range(100)]
+
+
+def test_a_share_is_as_near_as_a_round_allows():
+    order = WeightedOrder([0, 1, 2], [1, 1, 1], seed=0)
+    assert sorted(np.bincount([order[number] for number in range(10_000)])) == [3333, 3333, 3334]
+    order = WeightedOrder([0, 1], [LEAST_SHARE, 1 - LEAST_SHARE], seed=0)
+    assert np.bincount([order[number] for number in range(10_000)]).tolist() == [1, 9999]
+
+
+@pytest.mark.parametrize(("folders", "weights"), [([0, 1], [1, 1e-5]), ([0, 0], [1, 1]), ([0, 1], [1, float("nan")])])
+def test_weights_that_no_source_can_have_are_refused(folders, weights):
+    with pytest.raises(ValueError, match="wanted"):
+        WeightedOrder(folders, weights, 0)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_weighted_batches_depend_on_the_step_alone(arrays, world):
+    def batch(step):
+        parts = [
+            PatchBatches(arrays, patch=16, batch=6 // world, seed=1, rank=rank, world=world, **weighted)[step][0]
+            for rank in range(world)
+        ]
+        return torch.cat(parts)
+
+    weighted = {"weights": [1, 9], "folders": [0, 0, 0, 1, 1, 1, 1]}
+    dataset = PatchBatches(arrays, patch=16, batch=6, seed=1, **weighted)
+    forward = [dataset[step][0] for step in range(40)]
+    for step in (39, 7, 0):
+        assert sorted(map(bytes, batch(step).numpy())) == sorted(map(bytes, forward[step].numpy()))
+    drawn = np.array([index for patches in forward for index in which(patches)])
+    assert 0.03 < (drawn < 3).mean() < 0.2
 
 
 def test_batches_do_not_depend_on_what_came_before(arrays):

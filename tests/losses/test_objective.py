@@ -14,7 +14,9 @@ from andfast.losses import (
     AdversarialLoss,
     GeneratorLoss,
     PerceptualLoss,
+    charbonnier_loss,
     discriminator_loss,
+    frequency_loss,
     generator_objective,
     l1_loss,
     l1_objective,
@@ -54,6 +56,41 @@ def test_l1_in_numpy():
     np.testing.assert_allclose(loss.detach().numpy(), np.abs(error).mean(axis=(1, 2, 3)), rtol=1e-12)
     (grad,) = torch.autograd.grad(loss.sum(), restored)
     np.testing.assert_allclose(grad.numpy(), np.sign(error) / 60, rtol=1e-12)
+
+
+def test_charbonnier_in_numpy():
+    restored, hr = torch.rand(2, 2, 3, 4, 5, dtype=torch.float64)
+    restored.requires_grad_()
+    loss = charbonnier_loss(restored, hr, eps=0.1)
+    error = (restored.detach() - hr).numpy()
+    np.testing.assert_allclose(loss.detach(), np.hypot(error, 0.1).mean(axis=(1, 2, 3)), rtol=1e-12)
+    (grad,) = torch.autograd.grad(loss.sum(), restored)
+    np.testing.assert_allclose(grad, error / np.hypot(error, 0.1) / 60, rtol=1e-12)
+    torch.testing.assert_close(charbonnier_loss(restored, hr, eps=1e-9), l1_loss(restored, hr))
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 8)])
+def test_the_frequency_loss_by_matrices_of_cosines_and_sines(size):
+    restored, hr = torch.rand(2, 2, 3, *size, dtype=torch.float64)
+    rows, columns = (
+        np.exp(-2j * np.pi * np.outer(np.arange(length), np.arange(length)) / length) / np.sqrt(length)
+        for length in size
+    )
+    spectra = [rows @ images.numpy() @ columns for images in (restored, hr)]
+    real, imaginary = (np.abs(part(spectra[0]) - part(spectra[1])) for part in (np.real, np.imag))
+    expected = (real + imaginary).mean(axis=(1, 2, 3)) / 2
+    np.testing.assert_allclose(frequency_loss(restored, hr), expected, rtol=1e-12)
+
+
+def test_the_pixel_and_frequency_terms_in_the_sum():
+    restored, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    loss = GeneratorLoss(adversarial=adversarial(), charbonnier_eps=0.01, frequency_weight=0.3)
+    terms = loss.terms(restored, hr)
+    assert list(terms) == ["charbonnier", "frequency", "gan"]
+    expected = charbonnier_loss(restored, hr, 0.01) + 0.3 * frequency_loss(restored, hr)
+    torch.testing.assert_close(loss(restored, hr), expected + 0.1 * adversarial()(restored, hr))
+    with loss.step(hr):  # terms without anything to keep, too
+        torch.testing.assert_close(loss.terms(restored, hr), terms)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +133,7 @@ def test_the_defaults_are_the_paper_s():
     torch.testing.assert_close(GeneratorLoss(*parts)(restored, hr), expected)
 
 
-@pytest.mark.parametrize("name", ["perceptual_weight", "gan_weight", "matching_weight"])
+@pytest.mark.parametrize("name", ["perceptual_weight", "gan_weight", "matching_weight", "frequency_weight"])
 @pytest.mark.parametrize("weight", [-0.1, float("nan")])
 def test_weights_below_zero_are_refused(name, weight):
     with pytest.raises(ValueError, match=f"{name} is {weight}; it must be at least 0"):
@@ -211,10 +248,11 @@ def test_a_relative_objective_climbs_the_difference_and_says_the_loss():
     assert relative_objective(l1_objective, None) is l1_objective
 
 
-def test_relative_to_itself_there_is_nothing_to_climb():
+@pytest.mark.parametrize("pixel", [l1_loss, charbonnier_loss])
+def test_relative_to_itself_there_is_nothing_to_climb(pixel):
     generator, hr = Upsampler(2), photographs()
     lr = make(1).clean(hr).requires_grad_()
-    losses = relative_objective(l1_objective(generator), generator)(lr, hr)
+    losses = relative_objective(generator_objective(generator, pixel), generator, pixel)(lr, hr)
     assert not torch.autograd.grad(losses.sum(), lr)[0].any()
 
 

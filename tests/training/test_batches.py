@@ -202,6 +202,20 @@ def test_runs_train_and_resume_bit_for_bit(changed: dict[str, Any], pairs: Path,
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def test_weighted_folders_resume_bit_for_bit(tmp_path: Path) -> None:
+    crops = sorted(photograph_crops().iterdir())
+    for name, part in (("one", crops[:2]), ("two", crops[2:])):
+        (tmp_path / name).mkdir()
+        for path in part:
+            (tmp_path / name / path.name).symlink_to(path)
+    folders = {"data__hr": f'["{tmp_path / "one"}", "{tmp_path / "two"}"]', "attack__method": "none"}
+    weighted = folders | {"data__weights": "[3, 1]"}
+    whole = run(tmp_path / "whole", **weighted)
+    run(tmp_path / "parts", **weighted, train__iterations=2)
+    assert run(tmp_path / "parts", **weighted, data__workers=1)[-2:] == whole[-2:]
+    assert run(tmp_path / "unweighted", **folders)[-2:] != whole[-2:]
+
+
 def test_workers_read_the_same_pairs_as_the_main_process(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

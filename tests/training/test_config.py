@@ -19,8 +19,10 @@ from andfast.attack import (
     StyleShift,
     SubsetPGD,
 )
+from andfast.training.checkpoints import flat
 from andfast.training.config import Config, TrainConfig
 from andfast.training.options import CONFIGS, configuration_names, parse_config
+from andfast.training.setting_names import _MEANT
 from andfast.utils.yaml_files import dump_yaml
 
 
@@ -71,6 +73,26 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
     [
         (["--train.iteration", "5"], ["train.iteration ", "did you mean train.iterations?", "train.warmup"]),
         (["--sed", "5"], ["sed is no setting", "did you mean seed?"]),
+        (
+            ["--attack.min_psnr", "28"],
+            ["min_psnr is no setting; did you mean attack.psnr_range? Its default is [22.0, 36.0]; allowed"],
+        ),
+        (["--lr", "1e-4"], ["did you mean train.learning_rate? Its default is 0.002"]),
+        (["--train.lr", "1e-4"], ["did you mean train.learning_rate?"]),
+        (["--train.optim_g.lr", "1e-4"], ["did you mean train.learning_rate?", "there is no group train.optim_g"]),
+        (["--batch", "4"], ["did you mean train.batch_size?"]),
+        (["--batch_size", "4"], ["did you mean train.batch_size?"]),
+        (["--train.total_iter", "4"], ["did you mean train.iterations?"]),
+        (["--num_iter", "4"], ["did you mean train.iterations?"]),
+        (["--gt_size", "128"], ["did you mean train.patch_size?"]),
+        (["--optim_g", "AdamW"], ["did you mean train.optimizer?"]),
+        (["--loss.lambda_gan", "1"], ["did you mean loss.gan?"]),
+        (["--milestones", "[5]"], ["did you mean train.milestones?"]),
+        (["--data.dataroot_gt", "x"], ["did you mean data.hr?"]),
+        (["--train.grad_clip", "1"], ["did you mean train.clip_grad?"]),
+        (["--val_freq", "1"], ["did you mean train.validate_every?"]),
+        (["--train.learnin_rate", "1"], ["did you mean train.learning_rate?"]),
+        (["--xyzzy", "1"], ["xyzzy is no setting; allowed are"]),
         (["--attack.keep", "last"], ["attack.keep is no setting", "it is called attack.return_iterate now"]),
         (["--attack.lr_psnr", "[22, 36]"], ["attack.lr_psnr is no setting", "it is called attack.psnr_range now"]),
         (["--attack.method", "fgsm"], ["attack.method", "'pgd'", "'random'", "'noise'", "'none'", "fgsm"]),
@@ -114,6 +136,12 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         (["--train.log_every", "0"], ["train.log_every", "0"]),
         (["--config", "missing.yaml"], ["missing.yaml"]),
         (["--data.hr"], ["data.hr"]),
+        (["--data.hr", "a", "--data.weights", "[1, 2]"], ["data.weights is [1.0, 2.0]", "each of data.hr, 1"]),
+        (
+            ["--data.hr", "a", "b", "--data.weights", "[1, 1e-6]"],
+            ["data.weights is [1.0, 1e-06]", "0.0001 of their sum"],
+        ),
+        (["--data.hr", "a", "b", "--data.weights", "[1, 0]"], ["data.weights", "0"]),
         (["--data.cache", "pixels"], ["data.cache is pixels", "data.hr"]),
     ],
 )
@@ -229,6 +257,19 @@ def test_an_unknown_configuration_is_refused_with_the_known_names(capsys: pytest
     assert "andnet_compact_x5: no such file, nor a configuration of andfast; those are andgan_compact_x4," in message
 
 
+def test_a_file_of_another_trainer_is_refused_with_our_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("scale: 4\ntrain:\n  optim_g: {type: AdamW, lr: 1e-4}\n  total_iter: 5\n")
+    assert "did you mean train.optimizer?" in refused(["--config", str(file)], capsys)
+
+
+def test_all_synonyms_are_of_settings() -> None:
+    known = set(flat(Config().to_dict()))
+    assert set(_MEANT.values()) <= known | {"data.weights"}
+
+
 @pytest.mark.parametrize("text", ["attack:\n  lr_psnr: [22, 36]\n", "attack.lr_psnr: [22, 36]\n"])
 def test_a_renamed_key_in_a_file_is_refused_with_its_new_name(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -303,6 +344,12 @@ TABLE_2 = {
 
 
 @pytest.mark.parametrize("name", TABLE_2)
+def test_the_rows_of_table_2_go_with_every_configuration(name: str) -> None:
+    for whole in ("andnet_compact_x4", "andnet_compact_strong_x4", "andgan_compact_x4"):
+        assert preset(f"table2/{name}", whole).attack.mix.noise is None
+
+
+@pytest.mark.parametrize("name", TABLE_2)
 def test_the_rows_of_table_2_change_the_attack_alone(name: str) -> None:
     config, alone = preset(f"table2/{name}", "andnet_x4"), preset("andnet_x4")
     assert config.attack.build() == TABLE_2[name]
@@ -333,6 +380,7 @@ MIX = "--attack.mix"
         ([f"{MIX}.share=0.5", f"{MIX}.method=pairs"], ["attack.mix.pairs is null; attack.mix.method pairs"]),
         (["--attack.method=pairs"], ["attack.mix.pairs is null; attack.method pairs"]),
         ([f"{MIX}.noise=[9, 5]"], ["attack.mix.noise is [9.0, 5.0]", "low <= high"]),
+        ([f"{MIX}.noise=[0, 5]"], ["attack.mix.noise is [0.0, 5.0], and attack.mix.share 0", "must be null"]),
         ([f"{MIX}.noise=[-1, 5]"], ["attack.mix.noise", "-1"]),
         (
             [f"{MIX}.share=0.5", f"{MIX}.method=pairs", f"{MIX}.pairs=x", f"{MIX}.noise=[0, 5]"],

@@ -94,3 +94,22 @@ def test_lr_images_beside_hr_images_are_passed_over(
     assert len(images.sources) == len(images.held_out) == (4 if told is None else 2)
     assert capsys.readouterr().err.splitlines() == ([] if told is None else [f"passed over: {told}"] * 2)
     assert len(found(data__hr=tmp_path / lr, data__val_hr=tmp_path / hr).sources) == 2  # given by name
+
+
+def test_each_image_belongs_to_the_first_folder_that_it_is_found_in(tmp_path: Path) -> None:
+    for name in ("one/a.png", "one/b.png", "two/c.png", "two/d.png", "two/e.png"):
+        save(tmp_path / name)
+    (tmp_path / "two" / "again.png").symlink_to(tmp_path / "one" / "a.png")
+    folders = f'["{tmp_path / "one"}", "{tmp_path / "two"}"]'
+    images = found(data__hr=folders, data__weights="[1, 1]", data__val_hr=tmp_path / "one")
+    by_name = {Path(source.name).name: folder for source, folder in zip(images.sources, images.folders, strict=True)}
+    assert by_name == {"a.png": 0, "b.png": 0, "c.png": 1, "d.png": 1, "e.png": 1}
+
+
+def test_a_weight_for_no_image_is_refused(tmp_path: Path) -> None:
+    for name in ("one/a.png", "one/b.png", "two/note.txt"):
+        save(tmp_path / name) if name.endswith("png") else (tmp_path / "two").mkdir()
+    folders = f'["{tmp_path / "one"}", "{tmp_path / "two"}"]'
+    with pytest.raises(DataError, match=r"two: no image to train on, and data\.weights has a weight for it"):
+        found(data__hr=folders, data__weights="[1, 1]")
+    assert len(found(data__hr=folders).sources) == 1

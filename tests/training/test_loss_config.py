@@ -9,10 +9,18 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import save_file
 from vgg_file import write_vgg
 
-from andfast.losses import GAN_LOSSES, PERCEPTUAL_WEIGHTS, AdversarialLoss, PerceptualLoss, l1_loss
+from andfast.losses import (
+    GAN_LOSSES,
+    PERCEPTUAL_WEIGHTS,
+    AdversarialLoss,
+    PerceptualLoss,
+    charbonnier_loss,
+    frequency_loss,
+    l1_loss,
+)
 from andfast.models import DISCRIMINATORS, ModelError, build_discriminator, load_vgg_features
 from andfast.models.frozen import FrozenModule
-from andfast.training.config import _plain
+from andfast.training.config import plain
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
 from andfast.utils.yaml_files import dump_yaml
 
@@ -55,7 +63,7 @@ def test_read_from_options_and_files_and_written(tmp_path):
     assert config.loss.perceptual_layers == {"conv1_2": 0.5, "conv5_4": 2}
     assert (config.loss.perceptual, config.loss.gan, config.discriminator.name) == (1, 0.1, "unet")
     file = tmp_path / "config.yaml"
-    file.write_text(dump_yaml(_plain(config)))
+    file.write_text(dump_yaml(plain(config)))
     assert yaml.safe_load(file.read_text())["loss"]["perceptual_layers"] == {"conv1_2": 0.5, "conv5_4": 2}
     assert parse("--config", str(file)) == config
 
@@ -67,6 +75,14 @@ def test_the_choices_are_the_registered_ones():
         assert parse("--discriminator.name", name).discriminator.name == name
     for name, kind in GAN_LOSSES.items():
         assert type(parse("--loss.gan_loss", name).loss.gan_kind()) is kind
+
+
+def test_charbonnier_and_frequencies():
+    config = parse("--loss.pixel=charbonnier", "--loss.charbonnier_eps=0.01", "--loss.frequency=0.5")
+    assert config.loss.describe() == "Charbonnier (eps 0.01) + 0.5 frequency"
+    restored, hr = torch.rand(2, 2, 3, 6, 6)
+    expected = charbonnier_loss(restored, hr, 0.01) + 0.5 * frequency_loss(restored, hr)
+    assert torch.equal(config.loss.build(None, None)(restored, hr), expected)
 
 
 def test_matching_is_the_distance_of_the_discriminator_s_features():

@@ -54,6 +54,7 @@ RRDBNET = {"generator__name": "rrdbnet", "generator__depth": 2}
         {"train__micro_batch": 1},
         {"attack__method": "noise"},
         {"attack__method": "free"},
+        {"loss__pixel": "charbonnier", "loss__frequency": 0.1},
         {"degradation__num_networks": "batch", "attack__mix__share": 0.5},
         RRDBNET,
         RRDBNET | {"attack__method": "none", "train__checkpoint_blocks": True},

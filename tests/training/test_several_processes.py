@@ -92,9 +92,10 @@ def pairs(tmp_path: Path) -> Path:
         {"attack__method": "free", "attack__mix__share": 0},
         {"attack__mix": '{"share": 0.5, "method": "pairs", "pairs": "PAIRS"}', "train__max_bad_steps": 1},
         {"loss__gan": 0.1, "discriminator__name": "unet", "discriminator__features": 2, "train__micro_batch": 1},
+        {"train__optimizer": "schedule_free", "train__schedule": "constant", "train__clip_grad": 0.1},
         {"compile": "on", "data__workers": 1, "train__validate_every": 0, "train__iterations": 4, "train__warmup": 2},
     ],
-    ids=["own networks", "shared networks", "style", "free", "pairs", "gan", "compiled"],
+    ids=["own networks", "shared networks", "style", "free", "pairs", "gan", "schedule-free", "compiled"],
 )
 def test_two_processes_do_what_one_does(
     changed: dict[str, Any], images: Path, pairs: Path, live: Callable[..., list[int]], tmp_path: Path

@@ -13,8 +13,9 @@ from host_graph import HostGraph
 from tiny_trainer import make, patches
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from andfast.attack.base import bicubic_upsample
 from andfast.attack.captured import TRIES, CapturedSearch, CudaGraph
-from andfast.losses import l1_objective
+from andfast.losses import charbonnier_loss, frequency_loss, l1_objective
 from andfast.models.frozen import AutocastModule, FrozenModule
 from andfast.training.step_metrics import DivergedError, PendingStep, StepLogger, StepResult
 from andfast.training.trainer import Trainer
@@ -100,6 +101,22 @@ def test_the_frozen_module_computes_what_the_generator_does(generator: str, dtyp
     memory = {weight.data_ptr() for weight in trainer.generator.parameters()}
     shared = [weight.data_ptr() in memory for weight in frozen.module.parameters()]
     assert all(shared) if dtype == torch.float32 else not any(shared)
+
+
+@pytest.mark.parametrize("baseline", [None, "bicubic"])
+def test_the_adversary_raises_the_loss_that_the_generator_lowers(baseline: str | None) -> None:
+    """With a baseline the difference from its loss of pixels."""
+    trainer = make(loss__pixel="charbonnier", loss__frequency=0.3, attack__baseline=baseline or "null")
+    lr, hr = torch.rand(2, 3, 8, 8, requires_grad=True), torch.rand(2, 3, 32, 32)
+    restored = trainer.frozen(lr)
+    loss = charbonnier_loss(restored, hr) + 0.3 * frequency_loss(restored, hr)
+    torch.testing.assert_close(trainer.attack_objective(lr, hr), loss)
+    torch.testing.assert_close(trainer.sheet_objective(lr, hr), charbonnier_loss(restored, hr))
+    if baseline:
+        loss = loss - charbonnier_loss(bicubic_upsample(lr, 4), hr)
+    gradients = [torch.autograd.grad(of.sum(), lr)[0] for of in (trainer.attack_objective(lr, hr), loss)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-8)
+    assert trainer.train_step(patches()).read().terms.keys() == {"loss_charbonnier", "loss_frequency"}
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -1,19 +1,24 @@
 """What a validation finds, against scikit-image on images written out."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import lpips_files
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import options, records
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from study_images import photograph, write_pairs
 from torch import Tensor, nn
 
+from andfast import train
 from andfast.data.images import DataError, read_image
 from andfast.data.pairs import find_pairs
 from andfast.degradation.camera import bicubic_lr, camera_like
-from andfast.training.validation import Validator
+from andfast.metrics import make_measure
+from andfast.training.validation import Validator, bicubic_upsample
 
 
 class Enlarge(nn.Module):
@@ -74,6 +79,60 @@ def test_a_pair_of_rounded_sizes_is_cut(tmp_path: Path) -> None:
         pairs = find_pairs(tmp_path / name, 4)
         results.append(Validator([photograph(0, 64)], pairs, 4)(Enlarge())["pairs"])
     assert results[1] == results[2] != results[0]
+
+
+@pytest.fixture
+def alex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where LPIPS finds random weights."""
+    hub, package = tmp_path / "hub" / "checkpoints", tmp_path / "packages" / "torchmetrics"
+    weights = package / "functional" / "image" / "lpips_models"
+    for folder in (hub, weights):
+        folder.mkdir(parents=True)
+    trunk, linear = lpips_files.write(tmp_path, "alex")
+    trunk.rename(hub / "alexnet-owt-7be5be79.pth")
+    linear.rename(weights / "alex.pth")
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(hub.parent))
+    monkeypatch.syspath_prepend(package.parent)
+    return tmp_path
+
+
+def test_lpips_is_that_of_the_images_written_out(alex: Path) -> None:
+    held_out = [photograph(seed, 64) for seed in range(2)]
+    found = Validator(held_out, [], 4, None, [make_measure("lpips_alex", 4)])(Enlarge())["bicubic"]
+    plain = Validator(held_out, [], 4)(Enlarge())["bicubic"]
+    assert {key: value for key, value in found.items() if "lpips" not in key} == plain
+
+    def distances(enlarge: Callable[[np.ndarray], np.ndarray]) -> list[float]:
+        images = [(enlarge(bicubic_lr(hr, 4)), hr) for hr in held_out]
+        batches = (torch.from_numpy(np.stack(each)).permute(0, 3, 1, 2) for each in zip(*images, strict=True))
+        return lpips_files.distance("alex", *batches).tolist()
+
+    assert found["lpips_alex"] == pytest.approx(np.mean(distances(lambda lr: lr.repeat(4, 0).repeat(4, 1))), rel=1e-4)
+    assert found["bicubic_lpips_alex"] == pytest.approx(
+        np.mean(distances(lambda lr: bicubic_upsample(lr, 4))), rel=1e-4
+    )
+
+
+def test_a_run_validates_with_lpips(alex: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = {"train__validate_metrics": "[lpips_alex]", "attack__method": "none"}
+    assert train.main(options(alex / "run", **more, train__iterations=3)) == 0
+    (line,) = (record["validation"] for record in records(alex / "run") if "validation" in record)
+    assert all(result["lpips_alex"] > 0 < result["bicubic_lpips_alex"] for result in line.values())
+    assert f"PSNR-Y, SSIM-Y, LPIPS alex on bicubic LR {line['bicubic']['psnr_y']:.2f} dB" in capsys.readouterr().out
+    # Resuming without it is no other run.
+    assert train.main(options(alex / "run", attack__method="none", train__iterations=3)) == 0
+
+
+def test_lpips_without_its_files_and_for_images_that_are_too_small_is_refused(
+    alex: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match=r"train\.validate_metrics lpips_alex: .* 24 x 24 pixels, too few"):
+        Validator([photograph(0, 24)], [], 4, None, [make_measure("lpips_alex", 4)])
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(alex / "elsewhere"))
+    assert train.main(options(alex / "run", train__validate_metrics="[lpips_alex]")) == 2
+    assert "alexnet-owt-7be5be79.pth" in capsys.readouterr().err
+    assert not (alex / "run").exists()
 
 
 def test_a_pair_that_is_too_small_is_named(tmp_path: Path) -> None:
