@@ -15,7 +15,7 @@ from andfast.demo.models import Offered, load_offered
 from andfast.utils.command_line import UsageError, add_upscaling, make_parser, one_line, whole
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
-from andfast.utils.optional import NOT_INSTALLED, problem_of
+from andfast.utils.optional import NOT_INSTALLED, install_command, problem_of
 
 # A photograph of 4096 x 4096 pixels.
 _MAX_PIXELS = 2**24
@@ -47,7 +47,7 @@ def _prepare(options: Namespace) -> tuple[dict[str, Offered], socket]:
     problem = problem_of("gradio")
     if problem is not None:
         cause = "" if problem == NOT_INSTALLED else f"; {problem}"
-        raise UsageError(f"the page needs gradio: pip install 'andfast[demo]'{cause}")
+        raise UsageError(f"the page needs gradio: {install_command('demo')}{cause}")
     from andfast.demo.page import listen
 
     try:

@@ -4,9 +4,32 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
+import shlex
 from importlib import metadata
 
 NOT_INSTALLED = "it is not installed"
+
+#: The extras that users may want, each with its requirements, as in pyproject.toml.
+EXTRAS = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "export": ("onnx>=1.16", "onnxruntime>=1.18"),
+    "plot": ("matplotlib>=3.8",),
+    "demo": ("gradio>=6.31,<7",),
+    "lpips": ("torchmetrics",),
+    "spandrel": ("spandrel", "torchvision>=0.26,<0.29"),
+}
+
+
+def packages_of(extra: str) -> list[str]:
+    """The names of an extra's packages, which are also those of their modules."""
+    return [re.split("[<>=]", requirement)[0] for requirement in EXTRAS[extra]]
+
+
+def install_command(extra: str) -> str:
+    """The command that installs what an extra names, wherever andfast itself was installed from."""
+    return f"pip install {shlex.join(EXTRAS[extra])}"
 
 
 def version(package: str) -> str | None:
