@@ -89,6 +89,10 @@ def _factor(text: str) -> float:
     return value
 
 
+# Images of so few pixels are done before a bar could be read.
+_QUICK = 128 * 128
+
+
 class _Job:
     """The three steps of `pipeline` for each image."""
 
@@ -103,10 +107,13 @@ class _Job:
 
     def make(self, item: tuple[Path, Path], picture: Picture) -> Picture:
         height, width = picture.pixels.shape[:2]
-        single = self.upscaler.tiles_of(height, width) == 1  # has no progress to show
         passes = 2 if picture.pixels.shape[2] in (2, 4) else 1  # alpha is upscaled separately
         total = passes * height * width
-        bar = tqdm(total=total, unit="pixel", unit_scale=True, leave=False, disable=True if single else None)
+        # On terminals, and from the start: what the image needs is measured before its first tile.
+        bar = tqdm(
+            total=total, desc=item[0].name, unit="pixel", unit_scale=True, leave=False,
+            disable=None if total > _QUICK else True,
+        )  # fmt: skip
         with bar, self.first():
             return replace(picture, pixels=self.upscaler.pixels(picture.pixels, self.options.output_scale, bar.update))
 
