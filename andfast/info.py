@@ -47,7 +47,7 @@ def verdict(info: dict[str, Any]) -> str:
     """What `collect` found, in a line: which kernels run on which device, and what would make them faster."""
     cpu, gpus = info["devices"]["cpu"], {name: each for name, each in info["devices"].items() if name != "cpu"}
     problem = dispatch.unavailable.get("cpu")
-    first = f"Ready: {_KERNELS['library' if problem else 'cpu']} on the CPU ({cpu['capability']})."
+    first = f"Ready: {'plain PyTorch on the CPU' if problem else _KERNELS['cpu']} ({cpu['capability']})."
     parts = [first, f"The C++ extension would be faster, but {problem}." if problem else ""]
     for name, gpu in gpus.items():
         if "problem" in gpu:

@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if made:
         parts.append(f"{seconds:.1f} s, {made / seconds:.2g} images/s")
     if len(wanted) < len(work.pairs):
-        parts.append(f"{len(work.pairs) - len(wanted)} were there already (--overwrite makes them again)")
+        parts.append(f"{len(work.pairs) - len(wanted)} there already (--overwrite makes them again)")
     if failed:
         parts.append(f"{failed} failed")
     if interrupted:

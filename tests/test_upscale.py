@@ -320,7 +320,7 @@ def test_results_that_are_there_are_not_made_again(tmp_path, model_file, capsys)
     (tmp_path / "out" / "a.png").write_text("mine")
     assert run(*command) == 0
     assert "1 of 3 images upscaled" in (said := capsys.readouterr().out)
-    assert "2 were there already" in said
+    assert "2 there already" in said
     assert (tmp_path / "out" / "a.png").read_text() == "mine"
     assert run(*command, "--overwrite") == 0
     assert "3 of 3 images upscaled" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from andfast.demo.models import Offered, load_offered
 from andfast.utils.command_line import UsageError, add_upscaling, make_parser, one_line, whole
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
+from andfast.utils.formatting import counted
 from andfast.utils.optional import NOT_INSTALLED, install_command, problem_of
 
 # A photograph of 4096 x 4096 pixels.
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # For uploads and results, readable by this user only.
     with listener, tempfile.TemporaryDirectory(prefix="andfast-demo-") as folder:
         app = build(offered, Path(folder), options.max_pixels)
-        print(f"{len(offered)} models: {', '.join(offered)}")
+        print(f"{counted(len(offered), 'model')}: {', '.join(offered)}")
         print(f"the page is at {address_of(listener)} (Ctrl-C ends it)", flush=True)
         serve(app, listener)
     print("closed")

@@ -16,6 +16,7 @@ from andfast.models import DISCRIMINATORS, build_discriminator, load_discriminat
 from andfast.models.discriminators import UNetDiscriminatorSN
 from andfast.models.frozen import FrozenModule
 from andfast.models.vgg import DOWNLOAD, LAYERS, URL, VGGFeatures, fetch_vgg, least_size
+from andfast.utils.formatting import counted
 
 
 @dataclass
@@ -61,7 +62,7 @@ class DiscriminatorConfig:
         elif made_for != patch_size:
             wrong = f"a discriminator of patches of {made_for}; train.patch_size is {patch_size}"
         elif model.in_channels != 3:
-            wrong = f"a discriminator of images with {model.in_channels} channels; RGB has 3"
+            wrong = f"a discriminator of images with {counted(model.in_channels, 'channel')}; RGB has 3"
         else:
             return model
         raise ValueError(f"discriminator.init {self.init}: {wrong}")
