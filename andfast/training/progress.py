@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-_FIRST = 1  # updates of each kind that are not measured: they verify kernels, compile, and fill caches
-_LEAST = 3  # measured updates of a kind from which on its time is known
+_FIRST = 1  # times of each kind that do not count: these updates verify kernels, compile, and fill caches
+_LEAST = 3  # the times of a kind from which on its updates count as measured
 
 
 class TimeLeft:
@@ -17,7 +17,7 @@ class TimeLeft:
 
     Args:
         warmup, iterations: the updates without an adversary, and all.
-        window: how many updates of each kind are averaged.
+        window: how many times of each kind are averaged.
     """
 
     def __init__(self, warmup: int, iterations: int, window: int = 100) -> None:
@@ -26,7 +26,7 @@ class TimeLeft:
         self._seen = [0, 0]
 
     def add(self, step: int, seconds: float) -> None:
-        """Add an update that took `seconds`; `step` counts it."""
+        """Add the mean time of the updates up to `step`, since the last one that was given."""
         kind = int(step > self._ends[0])
         self._seen[kind] += 1
         if self._seen[kind] > _FIRST:

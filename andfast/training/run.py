@@ -258,8 +258,8 @@ class Run:
                 # From the end of one step to the end of the next, so that reading results counts in the next one.
                 begin, seconds = time.perf_counter(), time.perf_counter() - begin
                 wait.add(data_wait, seconds)
-                bar.time_left.add(trainer.step, seconds)
                 if logger.add(step, seconds=seconds, data_wait=data_wait):
+                    bar.time_left.add(trainer.step, logger.seconds)
                     rate = train.batch_size / logger.seconds
                     bar.set_postfix_str(f"{logger.last}, {rate:.1f} images/s, data {wait.recent:.0%}", refresh=False)
                 bar.update()
