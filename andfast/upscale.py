@@ -15,7 +15,15 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from andfast.data.listing import skipped_message
-from andfast.inference.formats import MAX_PIXELS, Picture, losses, read_to_upscale, write_picture
+from andfast.inference.formats import (
+    MAX_PIXELS,
+    Picture,
+    check_memory,
+    losses,
+    memory_is_free,
+    read_to_upscale,
+    write_picture,
+)
 from andfast.inference.models import find_model, precision_for
 from andfast.inference.output_paths import (
     FORMATS,
@@ -56,9 +64,12 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     add("--overwrite", action="store_true", help="make them again")
     add(
         "--format", choices=(*FORMATS, "same"), default="png",
-        help="of the results; same: of each image (default: %(default)s)",
+        help="of the results; same: of each image, PNG for those that are not written (default: %(default)s)",
     )  # fmt: skip
-    add("--quality", type=whole(1, 100), default=95, metavar="1..100", help="of JPEG and WebP (default: %(default)s)")
+    add(
+        "--quality", type=whole(1, 100), default=95, metavar="1..100",
+        help="of JPEG, WebP and AVIF (default: %(default)s)",
+    )  # fmt: skip
     add(
         "--model", default=DEFAULT, metavar="NAME_OR_FILE",
         help=f"one that comes with andfast ({'; '.join(describe_pretrained()) or 'none here'}), or a file "
@@ -94,7 +105,7 @@ _QUICK = 128 * 128
 
 
 class _Job:
-    """The three steps of `pipeline` for each image."""
+    """The steps of `pipeline` for each image."""
 
     def __init__(self, upscaler: Upscaler, options: Namespace) -> None:
         self.upscaler, self.options = upscaler, options
@@ -105,7 +116,11 @@ class _Job:
         check_name(item[1])
         return read_to_upscale(*item, self.factor, self.options.max_pixels)
 
+    def ready(self, item: tuple[Path, Path], picture: Picture) -> bool:
+        return memory_is_free(picture, item[1], self.factor)
+
     def make(self, item: tuple[Path, Path], picture: Picture) -> Picture:
+        check_memory(item[0], picture, item[1], self.factor)
         height, width = picture.pixels.shape[:2]
         passes = 2 if picture.pixels.shape[2] in (2, 4) else 1  # alpha is upscaled separately
         total = passes * height * width
@@ -172,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Shown on terminals only, and not for a single image.
     with tqdm(total=len(wanted), unit="image", disable=None if len(wanted) > 1 else True) as bar:
         try:
-            for (source, _), error in pipeline(wanted, job.load, job.make, job.store, options.workers):
+            for (source, _), error in pipeline(wanted, job.load, job.make, job.store, options.workers, job.ready):
                 if error is None:
                     made += 1
                 else:

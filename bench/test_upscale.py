@@ -1,11 +1,13 @@
-"""Upscaling with the same weights: spandrel in float32, as its users call it, and andfast in float32 and a half type.
+"""Upscaling with the same weights: by spandrel in float32, as its users call it, by ncnn, and by andfast.
 
-Peak memory is the process's by the system's count, which includes the libraries' own, minus that before the call.
-spandrel runs first; andfast's result is compared with its result.
+ncnn, which upscayl and Real-ESRGAN's portable programs use, takes part on CPUs where its packages are installed (`pip
+install ncnn pnnx`). Peak memory is the process's by the system's count, which includes the libraries' own, minus that
+before the call. spandrel runs first; the others' results are compared with its result.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -41,11 +43,14 @@ CASES = (
 )
 # The half type that the device is fast with, if any.
 HALF = dtype_name(choose_precision("auto", DEVICE, "degradation"))
-VARIANTS = tuple(dict.fromkeys(["spandrel float32", "andfast float32", f"andfast {HALF}"]))
+NCNN = DEVICE.type == "cpu" and all(importlib.util.find_spec(name) for name in ("ncnn", "pnnx"))
+VARIANTS = tuple(
+    dict.fromkeys(["spandrel float32", *(["ncnn float32"] if NCNN else []), "andfast float32", f"andfast {HALF}"])
+)
 # The least PSNR to spandrel's result, in dB; for half types with random weights.
 LEAST_PSNR = {"float32": 90, "bfloat16": 40, "float16": 50}
 
-# spandrel's results, median times and processor times.
+# By network and size: spandrel's results, median times and processor times.
 seen: dict[tuple[str, int], tuple[Tensor, float | None, float]] = {}
 
 
@@ -78,17 +83,41 @@ def peak_of(function: Callable[[], Tensor]) -> int:
     return memory("VmHWM:") - before
 
 
+def ncnn_model(model: nn.Module, folder: Path) -> Callable[[Tensor], Tensor]:
+    """`model` converted by ncnn's own tool, to compute in float32 with as many threads as PyTorch."""
+    import ncnn
+    import pnnx
+
+    pnnx.export(model, str(folder / "model.pt"), torch.rand(1, 3, 64, 64), fp16=False)
+    net = ncnn.Net()
+    net.opt.num_threads = torch.get_num_threads()
+    for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+        setattr(net.opt, option, False)
+    if net.load_param(str(folder / "model.ncnn.param")) or net.load_model(str(folder / "model.ncnn.bin")):
+        raise RuntimeError(f"ncnn cannot read the model in {folder}")
+
+    def run(lr: Tensor) -> Tensor:
+        extractor = net.create_extractor()
+        extractor.input("in0", ncnn.Mat(lr[0].numpy()).clone())
+        status, restored = extractor.extract("out0")
+        assert status == 0
+        return torch.from_numpy(restored.numpy().copy())[None]
+
+    return run
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as Linux does")
 @pytest.mark.parametrize(("name", "size", "rounds"), CASES, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_upscale(benchmark, name, size, rounds, variant):
+def test_upscale(benchmark, tmp_path, name, size, rounds, variant):
     model, lr = network(name), image(size)
     kind = variant.split()[1]
     if variant.startswith("andfast"):
         run = partial(Upscaler(model, TYPES[kind]).tensor, lr)
     else:
         state = {key: value.clone() for key, value in model.state_dict().items()}
-        run = partial(spandrel.ModelLoader(DEVICE).load_from_state_dict(state).eval(), lr)
+        descriptor = spandrel.ModelLoader(DEVICE).load_from_state_dict(state).eval()
+        run = partial(descriptor if variant.startswith("spandrel") else ncnn_model(descriptor.model, tmp_path), lr)
     results: list[Tensor] = []
     peaks: list[int] = []
     busy: list[float] = []  # processor time, which depends less on the machine's other work

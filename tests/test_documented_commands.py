@@ -166,6 +166,7 @@ NOT_RUN: list[tuple[str, str, Callable[[Snippet], None] | None]] = [
     (r"\S+ \S*python -m andfast\.demo", "it serves until Ctrl-C: tests/demo has browsers come", parses(parse_demo)),
     (r"\S+ \S*mkdocs ", "tests/test_site.py builds the site", None),
     (r"\S+ ssh ", "needs another machine", None),
+    (r"\S+ (ffmpeg|mkdir) ", "another program's; tests/test_upscale.py has its frames", None),
     (r"\S+ torchrun ", "several processes: tests/training/test_several_processes.py starts them", trains),
     (r"\S+ srun ", "needs Slurm", trains),
     (r"\S+ export MASTER_ADDR=", "needs Slurm", None),
@@ -194,7 +195,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / name).symlink_to(ROOT / name)
     for name in ("bench", "studies"):
         shutil.copytree(ROOT / name, folder / name)
-    for name in ("PHOTOS", "MORE_PHOTOS", "SOME_PHOTOS", "PHOTOGRAPHS", "DIR", "folder", "data/real_lr"):
+    for name in ("PHOTOS", "MORE_PHOTOS", "SOME_PHOTOS", "PHOTOGRAPHS", "DIR", "folder", "frames", "data/real_lr"):
         write(folder / name / "photo_0.png", 0)
     for seed, name in enumerate(("gb82_girl-lossless", "gb82_prudential-lossless", "clic_100a02c269c5_0"), start=1):
         write(folder / "PHOTOS" / f"{name}.png", seed)

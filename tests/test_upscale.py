@@ -19,6 +19,7 @@ from upscaling_models import compact, nearest, noise, picture
 
 import andfast
 from andfast import upscale
+from andfast.data.heif import avif_problem
 from andfast.inference import formats
 from andfast.inference.formats import Picture, read_picture, write_picture
 from andfast.inference.output_paths import FORMATS, plan_outputs
@@ -130,6 +131,39 @@ def test_folders_keep_their_structure(tmp_path):
     assert names("same") == ["a.PNG", "b.jpg", "sub/a.webp", "sub/v1.2.png", "single.png"]
 
 
+def test_frames_keep_their_names(tmp_path, model_file):
+    """Those of `ffmpeg -i film.mp4 frame_%06d.png`, and numbers without leading zeros: each result is of its frame."""
+    names = [*(f"frame_{number:06d}.png" for number in (1, 2, 10)), *(f"{number}.png" for number in (1, 2, 10))]
+    frames = {name: picture(tmp_path / "in" / name, 6, 5 + index) for index, name in enumerate(names)}
+    assert run(tmp_path / "in", "--output", tmp_path / "out", "--model", model_file) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    for name, pixels in frames.items():
+        np.testing.assert_array_equal(
+            read_picture(tmp_path / "out" / name).pixels, andfast.upscale_image(pixels, model_file, device="cpu")
+        )
+
+
+def test_formats_that_are_read_only(tmp_path, model_file, capsys):
+    """HEIC becomes PNG, upright, with its date and camera; AVIF stays AVIF; raw files are named."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    folder, exif = tmp_path / "in", Image.Exif()
+    exif[0x010F], exif[0x0112] = "Camera", 6
+    photo = Image.fromarray(picture(folder / "a.png", 16, 24))
+    pillow_heif.from_pillow(photo).save(folder / "b.HEIC", exif=exif.tobytes())
+    names = ["a.png", "b.png"]
+    if avif_problem() is None:
+        photo.save(folder / "c.avif")
+        names.append("c.avif")
+    (folder / "d.dng").write_bytes(b"II*\0")
+    assert run(folder, "--output", tmp_path / "out", "--model", model_file, "--format", "same") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    found = read_picture(tmp_path / "out" / "b.png")
+    assert found.pixels.shape == (48, 32, 3)
+    assert b"Camera" in found.exif
+    told = capsys.readouterr().err
+    assert "1 of a camera's raw format, which is not read: develop to TIFF or PNG first (d.dng)" in told
+
+
 def test_two_images_for_one_file(tmp_path):
     picture(tmp_path / "a.png")
     picture(tmp_path / "a.jpg")
@@ -197,6 +231,23 @@ def test_loading_and_storing_go_on_meanwhile():
             assert made.wait(10)  # 2 is made while 1 is stored
 
     assert [error for _, error in pipeline([1, 2], load, make, store, 2)] == [None, None]
+
+
+def test_memory_is_waited_for():
+    """An image that finds too little is made once the earlier ones are stored."""
+    stored, before = [], []
+
+    def make(number, _):
+        before.append(len(stored))
+        return number
+
+    def store(number, _):
+        time.sleep(0.05)
+        stored.append(number)
+
+    done = pipeline([1, 2, 3], lambda n: n, make, store, 2, lambda number, loaded: False)
+    assert [number for number, error in done if error is None] == [1, 2, 3]
+    assert before == [0, 1, 2]
 
 
 def test_what_waits_is_bounded():
@@ -354,9 +405,19 @@ def test_results_too_large_for_their_format_or_the_memory(tmp_path, model_file, 
     command = [tmp_path / "a.png", "--output", tmp_path / "out", "--model", model_file]
     assert run(*command, "--format", "webp") == 1
     assert "a.png: 18000 x 2 pixels are too many for .webp: 16383 a side" in capsys.readouterr().err
-    monkeypatch.setattr(formats, "free_memory", lambda device: 50_000)
+    monkeypatch.setattr(formats, "free_memory", lambda device: 30_000)
     assert run(*command) == 1
     assert "a.png: the result, 18000 x 2 pixels, needs 0.0 GiB of 0.0 GiB free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--format", "avif", "--output", "out"], ["--output", "new.avif"]])
+def test_where_pillow_writes_no_avif(tmp_path, model_file, capsys, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("andfast.inference.output_paths.avif_problem", lambda: "of a format that Pillow 11.3")
+    picture(tmp_path / "a.png")
+    assert run("a.png", *arguments, "--model", model_file) == 2
+    said = "--format avif" if "out" in arguments else "--output new.avif"
+    assert capsys.readouterr().err == f"error: {said}: of a format that Pillow 11.3\n"
 
 
 def test_what_is_computed_is_stored_when_the_caller_stops(monkeypatch):
@@ -441,8 +502,8 @@ def test_failures_say_what_would_help(tmp_path, model_file, capsys, monkeypatch,
         (["{tmp}", "--model", "{model}", "--output", "{tmp}/new.png"], "is a folder; give a folder"),
         (["{tmp}/a.png", "{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/new.png"], "there are 2 inputs; give"),
         (
-            ["{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/new.avif"],
-            ".avif is not written; give a",
+            ["{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/new.heic"],
+            ".heic is not written; give a",
         ),
         (["{tmp}/none.png", "--model", "{model}", "--output", "{tmp}/new.png"], "none.png: no such file or folder"),
         (["{tmp}/a.png", "--model", "{model}", "--output", "{tmp}/a.png/b"], "a.png"),

@@ -40,6 +40,7 @@ from andfast.data.workers import Each, SourceLoader
 from andfast.utils.files import remove_unfinished, written_whole
 from andfast.utils.formatting import counted
 from andfast.utils.locks import LOCK_FILE, locked
+from andfast.utils.optional import version
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +182,8 @@ def _refuse_other_files(folder: Path) -> None:
 def _decoder() -> str:
     """The versions of all that decides which pixels are decoded."""
     libraries = " ".join(f"{name} {features.version(name)}" for name in ("libjpeg_turbo", "webp", "libtiff"))
-    return f"format {_FORMAT}, Pillow {PIL.__version__} with {libraries}"
+    heif = version("pillow-heif")
+    return f"format {_FORMAT}, Pillow {PIL.__version__} with {libraries}" + (f", pillow-heif {heif}" if heif else "")
 
 
 def _key(path: Path) -> _Key | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,19 +14,20 @@ import torch
 from PIL import Image, WebPImagePlugin
 
 from andfast.data.bmp import open_bmp, open_dib
+from andfast.data.exif import carried_exif, orientation_of
+from andfast.data.heif import kind_of, open_avif, open_heif
 from andfast.data.jpeg import open_jpeg
 from andfast.data.picture import (
     Opened,
     Picture,
-    carried_exif,
     eight_bits,
     make_opened,
-    orientation_of,
     over_white,
     picture_of_image,
 )
 from andfast.data.png import SIGNATURE, open_png
 from andfast.data.pnm import open_pnm
+from andfast.data.suffixes import RAW, RAW_SUFFIXES
 from andfast.data.tiff import open_tiff
 from andfast.utils.files import written_whole
 from andfast.utils.memory import free_memory
@@ -36,7 +38,7 @@ MAX_PIXELS = 178_956_970
 
 _BYTES_PER_PIXEL = 24  # that decoding takes at most, with 16 bits
 
-_FORMATS = "BMP, JPEG, PNG, PPM, TIFF, WEBP"
+_FORMATS = "AVIF, BMP, HEIC, JPEG, PNG, PPM, TIFF, WebP"
 _OPEN_BY_START: dict[bytes, Callable[[BinaryIO], Opened]] = {
     SIGNATURE: open_png,
     b"\xff\xd8\xff": open_jpeg,
@@ -58,18 +60,16 @@ class ImageError(DataError):
 def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
     """Read an image file, upright, with its bits, its transparency and its colour profile.
 
-    BMP, JPEG, PNG, PPM, TIFF and WebP. Palettes become RGB, CMYK becomes sRGB by its profile; of several frames the
-    first is read. EXIF data of JPEG, PNG and WebP is kept (`carried_exif`), other metadata is not; both may be
-    damaged.
+    BMP, JPEG, PNG, PPM, TIFF, WebP, AVIF, and with pillow-heif HEIC. Palettes become RGB, CMYK becomes sRGB by its
+    profile; of several frames the first is read. EXIF data is kept (`carried_exif`, `exif_of_tiff`), other metadata is
+    not; both may be damaged.
 
     Raises:
         ImageError: the file is missing, truncated, of an unknown format, of floating-point or more than 16 bits, or
             has more than `max_pixels`, which are not decoded; the message names it.
     """
     with _opened(path) as image:
-        if image.height * image.width > max_pixels:
-            size = f"{image.width} x {image.height} pixels"
-            raise ValueError(f"{size}; more than {max_pixels} are refused (--max-pixels)")
+        _check_pixels(image, max_pixels)
         return image.decode()
 
 
@@ -88,13 +88,15 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(path: str | os.PathLike[str], max_pixels: float = math.inf) -> tuple[int, int]:
     """Height and width of the array that `read_image` returns, from the file's header only.
 
     Raises:
-        ImageError: the header cannot be read, or the image is too large for the free memory.
+        ImageError: the header cannot be read, or the image has more than `max_pixels`, or is too large for the free
+            memory.
     """
     with _opened(path) as image:
+        _check_pixels(image, max_pixels)
         _check_memory(image)
         return image.height, image.width
 
@@ -117,18 +119,22 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
     """An image file with its header read; every error inside becomes an ImageError that names the file."""
     try:
         with open(path, "rb") as file:
+            if os.path.splitext(path)[1].lower() in RAW_SUFFIXES:  # many are TIFF files of a thumbnail and raw data
+                raise ValueError(RAW)
             yield _open(file)
     except Exception as error:  # decoders of broken files raise nearly anything
         raise ImageError(f"{path}: {_cause(error)}") from error
 
 
 def _open(file: BinaryIO) -> Opened:
-    start = file.read(16)
+    start = file.read(64)
     for known, open_one in _OPEN_BY_START.items():
         if start.startswith(known):
             return open_one(file)
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return _open_webp(file)
+    if kind := kind_of(start):
+        return open_avif(file) if kind == "avif" else open_heif(file)
     if start[:2] in (b"PF", b"Pf"):  # of the PPM family
         raise ValueError("floating-point pixels, whose range is not known")
     raise ValueError(f"not an image ({_FORMATS} are read)")
@@ -141,6 +147,12 @@ def _open_webp(file: BinaryIO) -> Opened:
     exif, icc = image.info.get("exif"), image.info.get("icc_profile")
     turn = orientation_of(exif, image.info.get("xmp"))
     return make_opened(*image.size, turn, lambda: replace(picture_of_image(image, icc, turn), exif=carried_exif(exif)))
+
+
+def _check_pixels(image: Opened, max_pixels: float) -> None:
+    if image.height * image.width > max_pixels:
+        size = f"{image.width} x {image.height} pixels"
+        raise ValueError(f"{size}; more than {max_pixels} are refused (--max-pixels)")
 
 
 def _check_memory(image: Opened) -> None:

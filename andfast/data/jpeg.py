@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 from PIL import JpegImagePlugin
 
-from andfast.data.picture import Opened, Picture, carried_exif, make_opened, orientation_of, picture_of_image
+from andfast.data.exif import carried_exif, orientation_of
+from andfast.data.picture import Opened, Picture, make_opened, picture_of_image
 
 _SCAN, _COMMENT = 0xDA, 0xFE
 _JFIF, _EXIF, _ICC, _ADOBE = 0xE0, 0xE1, 0xE2, 0xEE

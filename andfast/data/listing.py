@@ -9,18 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from andfast.data.images import DataError
+from andfast.data.suffixes import IMAGE_SUFFIXES, why_unread
 
-_READ = "apng bmp dib jfi jfif jif jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp"
-# Images of formats that are not read. Other files (.txt, .db) are ignored silently.
-_UNREAD = (
-    "avif avifs dds eps exr flif gif hdr heic heics heif hif icns ico j2c j2k jp2 jpc jpf jpx jxl jxr pam pcx pfm psb "
-    "psd qoi ras sgi svg svgz tga wdp xbm xcf xpm 3fr arw cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw "
-    "orf pef raf raw rw2 rwl sr2 srf srw x3f"
-)
-IMAGE_SUFFIXES, UNREAD_SUFFIXES = (frozenset(f".{name}" for name in names.split()) for names in (_READ, _UNREAD))
-"""The suffixes of the images that are read, in lower case; upper case counts, too."""
-
-_NOT_READ, _NO_TARGET = "of a format that is not read", "whose link leads nowhere"
+_NO_TARGET = "whose link leads nowhere"
 
 _NAMED_AT_MOST = 5
 
@@ -46,7 +37,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def list_folder(folder: str | os.PathLike[str]) -> Listing:
-    """The image files in `folder` and below it, by suffix (`IMAGE_SUFFIXES`).
+    """The image files in `folder` and below it, by suffix: those of `IMAGE_SUFFIXES` that are read here.
 
     Hidden files and folders (a leading dot) are ignored. Links are followed, but each folder is listed once: at its own
     place, if that is below `folder`, else at the first link to it; so loops end. Links to files are files of their own.
@@ -87,10 +78,10 @@ def list_folder(folder: str | os.PathLike[str]) -> Listing:
                     passed_over.append(SkippedFile(path, _NO_TARGET))
             elif entry.is_dir():
                 (links if entry.is_symlink() else folders).append(path)
+            elif entry.is_file() and (reason := why_unread(suffix)):
+                passed_over.append(SkippedFile(path, reason))
             elif entry.is_file() and suffix in IMAGE_SUFFIXES:
                 found.append(path)
-            elif entry.is_file() and suffix in UNREAD_SUFFIXES:
-                passed_over.append(SkippedFile(path, _NOT_READ))
     return Listing(
         sorted(found, key=lambda path: path.relative_to(top).as_posix()),
         sorted(passed_over, key=lambda each: each.path.relative_to(top).as_posix()),

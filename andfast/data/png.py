@@ -16,14 +16,13 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from andfast.data.exif import carried_exif, orientation_of
 from andfast.data.picture import (
     Opened,
     Picture,
     add_transparency_key,
     bytes_at,
-    carried_exif,
     make_opened,
-    orientation_of,
     picture_of,
     pixels_of,
 )
@@ -184,21 +183,27 @@ def _deep(content: bytes, kind: int) -> np.ndarray:
     return high.astype(np.uint16) << 8 | low
 
 
-def png_bytes(
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """A PNG file of pixels (H, W, C) of uint8 or uint16, as bytes."""
+    return b"".join(png_parts(pixels))
+
+
+def png_parts(
     pixels: np.ndarray,
     icc: bytes | None = None,
     colour: dict[bytes, bytes] | None = None,
     exif: bytes | None = None,
-) -> bytes:
-    """A PNG file of the values of a `Picture`; `colour` are data of `COLOUR_CHUNKS`."""
+) -> Iterator[bytes]:
+    """A PNG file of the values of a `Picture`, in parts; `colour` are data of `COLOUR_CHUNKS`."""
     height, width, channels = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, 8 * pixels.dtype.itemsize, _COLOUR_TYPES[channels], 0, 0, 0)
-    parts = [SIGNATURE, _chunk(b"IHDR", header)]
-    parts += [_chunk(name, data) for name, data in (colour or {}).items()]
+    yield SIGNATURE + _chunk(b"IHDR", header)
+    for name, data in (colour or {}).items():
+        yield _chunk(name, data)
     if icc:
-        parts.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
+        yield _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
     if exif:
-        parts.append(_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
+        yield _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
     compressor = zlib.compressobj(_LEVEL)
     line = width * channels * pixels.dtype.itemsize
     step = max(_ROWS // line, 1)
@@ -211,9 +216,8 @@ def png_bytes(
         filtered[:, 0] = _UP
         np.subtract(rows, np.concatenate([above, rows[:-1]]), out=filtered[:, 1:])
         above = rows[-1:].copy()
-        parts.append(_chunk(b"IDAT", compressor.compress(filtered)))
-    parts += [_chunk(b"IDAT", compressor.flush()), _chunk(b"IEND", b"")]
-    return b"".join(parts)
+        yield _chunk(b"IDAT", compressor.compress(filtered))
+    yield _chunk(b"IDAT", compressor.flush()) + _chunk(b"IEND", b"")
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:

@@ -11,6 +11,7 @@ import io
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,13 +20,14 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageFile, TiffImagePlugin
 
+from andfast.data.exif import add_to_tiff, byte_order_of, exif_of_tiff, orientation_of
 from andfast.data.picture import (
     Opened,
     Picture,
     bytes_at,
+    divide_by_alpha,
     eight_bits,
     make_opened,
-    orientation_of,
     picture_of,
     picture_of_image,
 )
@@ -56,14 +58,18 @@ _PACKED = (*_PREDICTED, 32773)  # PackBits
 _FACSIMILE, _JPEG = (2, 3, 4), (6, 7)
 
 _SHORT, _LONG, _LONG8 = 3, 4, 16  # types of fields
+_LARGEST_SMALL = 2**31  # bytes of pixels that are not written as BigTIFF
 _LARGEST_PART = 2**24  # bytes of a strip or tile, where the image is smaller
 _REVERSED = np.array([int(f"{value:08b}"[::-1], 2) for value in range(256)], np.uint8)
 
 
-def write_tiff(path: Path, pixels: np.ndarray, icc: bytes | None) -> None:
-    """Write pixels (H, W, C) of uint8 or uint16, gray or RGB with alpha or without, and their colour profile."""
+def write_tiff(path: Path, pixels: np.ndarray, icc: bytes | None, exif: bytes | None = None) -> None:
+    """Write pixels (H, W, C) of uint8 or uint16, gray or RGB with alpha or without, their colour profile and EXIF data.
+
+    Of the first directory of EXIF data what describes a photograph is written.
+    """
     channels = pixels.shape[2]
-    with tifffile.TiffWriter(path, bigtiff=pixels.nbytes > 2**31) as file:
+    with tifffile.TiffWriter(path, bigtiff=pixels.nbytes > _LARGEST_SMALL, byteorder=byte_order_of(exif)) as file:
         file.write(
             pixels if channels > 1 else pixels[..., 0],
             photometric="rgb" if channels > 2 else "minisblack",
@@ -75,6 +81,8 @@ def write_tiff(path: Path, pixels: np.ndarray, icc: bytes | None) -> None:
             metadata=None,
             software=False,
         )
+    if exif:
+        add_to_tiff(path, exif)
 
 
 def open_tiff(file: BinaryIO) -> Opened:
@@ -100,6 +108,9 @@ def open_tiff(file: BinaryIO) -> Opened:
     profile = icc if isinstance(icc, bytes) else None
 
     def decode() -> Picture:
+        return replace(decode_pixels(), exif=exif_of_tiff(file))
+
+    def decode_pixels() -> Picture:
         with _quiet():
             if _left_to_libtiff(page):
                 return picture_of_image(_decode_by_libtiff(file, page), profile, turn)
@@ -180,9 +191,7 @@ def _pixels(page: tifffile.TiffPage, samples: np.ndarray) -> np.ndarray:
         return pixels
     beside = samples[..., colours + place : colours + place + 1]
     if extras[place] == _MULTIPLIED:
-        alpha = np.maximum(beside, 1).astype(np.uint32)
-        whole = (pixels.astype(np.uint32) * most + alpha // 2) // alpha
-        pixels = np.minimum(whole, most).astype(samples.dtype)
+        return divide_by_alpha(np.concatenate([pixels, beside], axis=2))
     return np.concatenate([pixels, beside], axis=2)
 
 

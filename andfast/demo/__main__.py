@@ -18,8 +18,8 @@ from andfast.utils.devices import choose_device
 from andfast.utils.formatting import counted
 from andfast.utils.optional import NOT_INSTALLED, install_command, problem_of
 
-# A photograph of 4096 x 4096 pixels.
-_MAX_PIXELS = 2**24
+# What most cameras take at most.
+_MAX_PIXELS = 64_000_000
 
 
 def _parse(arguments: Sequence[str] | None) -> Namespace:

@@ -149,10 +149,7 @@ def attack(
         ValueError: contradictory options.
     """
     config, view, device = choice.config(offered), offered.view, offered.upscaler.device
-    size = image_size(path)
-    if math.prod(size) > max_pixels:
-        raise DataError(f"{path}: {size[1]} x {size[0]} pixels; more than {max_pixels} are refused (--max-pixels)")
-    if min(size) < 4 * offered.scale:
+    if min(image_size(path, max_pixels)) < 4 * offered.scale:
         raise DataError(f"{path}: smaller than {4 * offered.scale} x {4 * offered.scale} pixels")
     image = read_hr(path, offered.scale, choice.crop)
     check_search(config.degradation, offered.scale, view, image.shape[:2], device)

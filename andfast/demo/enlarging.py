@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from andfast.data.images import read_picture
+from andfast.data.images import image_size, read_picture
 from andfast.data.picture import eight_bits, over_white, to_pil
 from andfast.demo.models import Offered
-from andfast.inference.formats import Picture, read_to_upscale, write_picture
+from andfast.inference.formats import Picture, check_memory, losses, read_to_upscale, write_picture
 from andfast.utils.files import shortened
 
 #: The slider shows the centre of larger results, up to this height and width: browsers are slow with more.
-SHOWN = 3072
+SHOWN = 2048
 
 #: The choice of the model's scale.
 OWN = "the model's own"
@@ -39,7 +40,7 @@ class Enlarged:
     """An upscaled file.
 
     Attributes:
-        file: the result, a PNG with the upload's bits, transparency and colour profile.
+        file: the result.
         before, after: PNGs of one size for the slider: bicubic interpolation, and the result.
         line: a description: sizes, time, model and device.
     """
@@ -70,20 +71,23 @@ def enlarge(
     folder: Path,
     max_pixels: int,
     done: Callable[[float], object] | None = None,
+    suffix: str = ".png",
+    quality: int = 95,
 ) -> Enlarged:
     """Upscale a file by `factor`, None for the model's scale, and write the results to `folder`.
 
-    `done` is called with the progress, in (0, 1].
+    `done` is called with the progress, in (0, 1]. `suffix` says the format, `quality` is as for `write_picture`.
 
     Raises:
-        DataError: the file cannot be read, has more than `max_pixels`, or the result needs more than the free memory.
+        DataError: the file cannot be read, has more than `max_pixels`, or the result is too large for its format or
+            the free memory.
         NonFiniteError: the model's output holds NaN or infinity.
-        ValueError: the result is too large for PNG.
         OSError: a result cannot be written.
     """
     times = offered.scale if factor is None else factor
-    target = folder / f"{shortened(path.stem, 200)}_x{times:g}.png"
+    target = folder / f"{shortened(path.stem, 200)}_x{times:g}{suffix}"
     picture = read_to_upscale(path, target, times, max_pixels)
+    check_memory(path, picture, target, times)
     height, width, channels = picture.pixels.shape
     total, finished = height * width * (2 if channels in (2, 4) else 1), 0  # alpha is upscaled separately
 
@@ -96,12 +100,31 @@ def enlarge(
     begin = time.perf_counter()
     result = replace(picture, pixels=offered.upscaler.pixels(picture.pixels, factor, count))
     seconds = time.perf_counter() - begin
-    write_picture(target, result)
+    write_picture(target, result, quality)
     before, after = folder / "before.png", folder / "after.png"
     line = f"{path.name}, {width} x {height} → {describe(result)}; {seconds:.1f} s by {offered.described}"
+    line = "; ".join((line, *losses(target, result)))
     if not _show(picture, result, before, after):
         line += ". The slider shows the middle of it"
     return Enlarged(target, before, after, line)
+
+
+def archive(files: Sequence[Path], target: Path) -> None:
+    """Move files into a ZIP archive; of those with one name the later ones get a number.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    names: set[str] = set()
+    with zipfile.ZipFile(target, "w") as file:  # not compressed, as images are
+        for path in files:
+            name, number = path.name, 1
+            while name.casefold() in names:  # as systems do that do not distinguish capital letters
+                number += 1
+                name = f"{path.stem} ({number}){path.suffix}"
+            names.add(name.casefold())
+            file.write(path, name)
+            path.unlink()
 
 
 def _show(picture: Picture, result: Picture, before: Path, after: Path) -> bool:
@@ -132,6 +155,12 @@ def thumbnail(path: Path, max_pixels: int) -> tuple[np.ndarray, str]:
     image = flat(picture)
     image.thumbnail((_SMALL, _SMALL))
     return np.asarray(image), "; ".join((f"{path.name}: {describe(picture)}", *picture.notes))
+
+
+def glance(path: Path, max_pixels: int) -> str:
+    """A line that describes an uploaded file by its header."""
+    height, width = image_size(path, max_pixels)
+    return f"{path.name}: {width} x {height} pixels"
 
 
 def flat(picture: Picture) -> Image.Image:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,11 @@ import uvicorn
 from fastapi import FastAPI
 from gradio.themes.utils.fonts import LocalFont
 
-from andfast.data.listing import IMAGE_SUFFIXES
+from andfast.data.heif import avif_problem
 from andfast.data.photographs import held_out_files
+from andfast.data.suffixes import IMAGE_SUFFIXES
 from andfast.demo.adversary import FREE, Choice, attack, figures, numbers_table
-from andfast.demo.enlarging import OWN, enlarge, parse_factor, thumbnail
+from andfast.demo.enlarging import OWN, Enlarged, archive, enlarge, glance, parse_factor, thumbnail
 from andfast.demo.errors import explain
 from andfast.demo.models import Offered
 
@@ -55,17 +56,21 @@ _ABOUT = """# andfast
 Blind image super-resolution, trained against an adversary that learns the degradation.
 """
 
-_NO_IMAGE = "Choose an image to begin."
+_NO_IMAGE = "Choose images to begin."
 
-_HOW_TO_UPSCALE = "*Choose an image and press Upscale.*"
+_HOW_TO_UPSCALE = "*Choose images and press Upscale.*"
 
 _HOW_TO_ATTACK = "*Choose an image and press Attack: numbers and images come here.*"
 
-_ABOUT_ATTACK = """The middle of the image is taken as HR. A degradation network that computes the identity makes the
-**clean LR** image of it. Within the budget the adversary moves the network's parameters to where the model restores
-worst: the **attacked LR** image. The slider lays what the model makes of the one beside what it makes of the other.
-Images marked *alone* show what one group of parameters does while the others stay where they were, and say how far that
-is from the clean one. Training on such images is what makes a model blind to how an image was degraded.
+# What results are written as: the title, the suffix, and whether it has a quality.
+_FORMATS = [("PNG", ".png"), ("TIFF", ".tif"), ("JPEG", ".jpg"), ("WebP", ".webp"), ("AVIF", ".avif")]
+_WITH_QUALITY = (".jpg", ".webp", ".avif")
+
+_ABOUT_ATTACK = """The middle of the (first) image is taken as HR. A degradation network that computes the identity
+makes the **clean LR** image of it. Within the budget the adversary moves the network's parameters to where the model
+restores worst: the **attacked LR** image. The slider lays what the model makes of the one beside what it makes of the
+other. Images marked *alone* show what one group of parameters does while the others stay where they were, and say how
+far that is from the clean one. Training on such images is what makes a model blind to how an image was degraded.
 """
 
 
@@ -78,26 +83,28 @@ class _Tab:
 
 
 class _ReplacedError(Exception):
-    """The upload was replaced while it was being processed."""
+    """The uploads were replaced while they were being processed."""
 
 
 @dataclass
 class _Upload:
-    """A visitor's current upload, kept in a `gr.State`; gradio cannot prevent that it is replaced during processing."""
+    """A visitor's current files, kept in a `gr.State`; gradio cannot prevent that they are replaced meanwhile."""
 
-    path: str | None = None
+    paths: list[str] | None = None
 
-    def check(self, path: str) -> None:
-        """Raise _ReplacedError if the upload is no longer `path`."""
-        if path != self.path:
+    def check(self, paths: list[str]) -> None:
+        """Raise _ReplacedError if the files are no longer `paths`."""
+        if paths != self.paths:
             raise _ReplacedError
 
-    def checked(self, path: str, progress: gr.Progress) -> Callable[[float], None]:
-        """A function that shows the progress on `path` while it is the upload."""
+    def checked(
+        self, paths: list[str], progress: gr.Progress, before: int = 0, count: int = 1
+    ) -> Callable[[float], None]:
+        """A function that shows the progress while `paths` are the files: `before` of `count` are done."""
 
         def done(share: float) -> None:
-            self.check(path)
-            progress(share)
+            self.check(paths)
+            progress((before + share) / count)
 
         return done
 
@@ -139,7 +146,8 @@ def _page(offered: dict[str, Offered], folder: Path, max_pixels: int) -> gr.Bloc
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 upload = gr.File(
-                    label=f"Image, up to {max_pixels / 1e6:.3g} megapixels",
+                    label=f"Images, up to {max_pixels / 1e6:.3g} megapixels each",
+                    file_count="multiple",
                     file_types=sorted(IMAGE_SUFFIXES),
                     height=150,
                     elem_id="upload",
@@ -171,26 +179,35 @@ def _page(offered: dict[str, Offered], folder: Path, max_pixels: int) -> gr.Bloc
         results = upscaling.results | attacking.results | {preview: None, description: _NO_IMAGE}
         buttons = [upscaling.begin, attacking.begin]
 
-        def read_upload(path: str | None, state: _Upload) -> Iterator[dict[Any, Any]]:
-            state.path = path
-            # Clear the old results first: the new file may not be an image.
+        def read_upload(paths: list[str] | None, state: _Upload) -> Iterator[dict[Any, Any]]:
+            state.paths = paths
+            # Clear the old results first: the new files may be no images.
             yield {**results, **{button: gr.Button(interactive=False) for button in buttons}}
-            if path is None:
+            if not paths:
                 return
-            with _report_errors(path) as file:
-                image, words = thumbnail(file, max_pixels)
-            enabled = {button: gr.Button(interactive=True) for button in buttons}
-            yield {preview: image, description: _verbatim(words), **enabled}
+            image, lines = None, []
+            with _report_errors(paths[0]):
+                for path in paths:
+                    with _warn_of_errors(path, alone=len(paths) == 1) as file:
+                        if image is None:
+                            image, words = thumbnail(file, max_pixels)
+                        else:
+                            words = glance(file, max_pixels)
+                        lines.append(_verbatim(words))
+            if image is not None:
+                enabled = {button: gr.Button(interactive=True) for button in buttons}
+                text = lines[0] if len(paths) == 1 else "\n".join(f"- {line}" for line in lines)
+                yield {preview: image, description: text, **enabled}
 
         # Of several changes during processing the last one is processed afterwards.
         changed = {"show_progress": "hidden", "trigger_mode": "always_last"}
         upload.change(read_upload, [upload, current], [*results, *buttons], **changed)
-        examples.click(lambda sample: sample[0], examples, upload, show_progress="hidden")
+        examples.click(lambda sample: [sample[0]], examples, upload, show_progress="hidden")
     return page
 
 
 def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, inputs: list[Any]) -> _Tab:
-    """Build the first tab; `inputs` are the upload, its state and the model's title."""
+    """Build the first tab; `inputs` are the files, their state and the model's title."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
             scale = gr.Dropdown(
@@ -201,13 +218,22 @@ def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, input
                 allow_custom_value=True,
                 elem_id="scale",
             )
+            kind = gr.Dropdown(
+                _FORMATS if avif_problem() is None else _FORMATS[:-1],
+                value=".png",
+                label="Format",
+                info="PNG and TIFF keep 16 bits; JPEG has no transparency",
+                filterable=False,
+                elem_id="format",
+            )
+            quality = gr.Slider(1, 100, 95, step=1, label="Quality", visible=False, elem_id="quality")
             begin = gr.Button("Upscale", variant="primary", interactive=False, elem_id="begin")
-            download = gr.DownloadButton("Download PNG", interactive=False, elem_id="download")
+            download = gr.DownloadButton("Download", interactive=False, elem_id="download")
             gr.Markdown(
-                "The handle on the image moves, and the wheel zooms. The file keeps 16 bits, transparency and the "
-                "colour profile of an image that has them."
+                "The handle on the image moves, and the wheel zooms. Several results are downloaded as one ZIP file."
             )
         with gr.Column(scale=3, min_width=300):
+            shown = gr.Dropdown([], label="Result", visible=False, filterable=False, elem_id="shown")
             slider = gr.ImageSlider(
                 label="Bicubic interpolation | the model",
                 interactive=False,
@@ -217,24 +243,47 @@ def _upscaling(offered: dict[str, Offered], folder: Path, max_pixels: int, input
             )
             line = gr.Markdown(_HOW_TO_UPSCALE, elem_id="line")
 
+    views = gr.State([])  # of the results: what the slider shows, and the line
+
     def run(
-        path: str | None,
+        paths: list[str] | None,
         state: _Upload,
         title: str,
         text: str,
+        suffix: str,
+        level: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Any:
-        with _report_errors(path) as file, _new_folder(folder) as own:
-            done = state.checked(path, progress)
-            made = enlarge(file, offered[title], parse_factor(text), own, max_pixels, done)
-            state.check(path)
-            button = gr.DownloadButton(value=str(made.file), interactive=True)
-            return (str(made.before), str(made.after)), button, _verbatim(made.line)
+        with _report_errors(paths and paths[0]), _new_folder(folder) as own:
+            factor, made = parse_factor(text), []
+            for index, path in enumerate(paths):
+                done, place = state.checked(paths, progress, index, len(paths)), own / str(index)
+                place.mkdir()
+                with _warn_of_errors(path, alone=len(paths) == 1) as file:
+                    one = enlarge(file, offered[title], factor, place, max_pixels, done, suffix, int(level))
+                    made.append(one)
+            state.check(paths)
+            if made:
+                return _results(made, own / "upscaled.zip")
+            shutil.rmtree(own)
         return gr.skip()
 
-    begin.click(run, [*inputs, scale], [slider, download, line], show_progress_on=slider, **_COMPUTING)
+    def _results(made: Sequence[Enlarged], packed: Path) -> tuple[Any, ...]:
+        """What the page shows of results, and lets out: a file, or several packed into one."""
+        seen = [((str(one.before), str(one.after)), _verbatim(one.line)) for one in made]
+        names = [(one.file.name, index) for index, one in enumerate(made)]
+        if len(made) > 1:
+            archive([one.file for one in made], packed)
+        button = gr.DownloadButton(value=str(packed if len(made) > 1 else made[0].file), interactive=True)
+        return *seen[0], button, gr.Dropdown(names, value=0, visible=len(made) > 1), seen
+
+    parts = [slider, line, download, shown, views]
+    begin.click(run, [*inputs, scale, kind, quality], parts, show_progress_on=slider, **_COMPUTING)
+    shown.input(lambda index, seen: seen[index], [shown, views], [slider, line], show_progress="hidden")
+    kind.input(lambda suffix: gr.Slider(visible=suffix in _WITH_QUALITY), kind, quality, show_progress="hidden")
     nothing = gr.DownloadButton(value=None, interactive=False, render=False)
-    return _Tab(begin, {slider: None, download: nothing, line: _HOW_TO_UPSCALE})
+    hidden = gr.Dropdown([], value=None, visible=False, render=False)
+    return _Tab(begin, {slider: None, line: _HOW_TO_UPSCALE, download: nothing, shown: hidden, views: []})
 
 
 def _attacking(offered: dict[str, Offered], max_pixels: int, inputs: list[Any]) -> _Tab:
@@ -272,7 +321,7 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, inputs: list[Any]) 
             command = gr.Markdown(elem_id="command")
 
     def run(
-        path: str | None,
+        paths: list[str] | None,
         state: _Upload,
         title: str,
         decibels: float,
@@ -282,11 +331,11 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, inputs: list[Any]) 
         number: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Any:
-        with _report_errors(path) as file:
+        with _report_errors(paths and paths[0]) as file:
             choice = Choice(int(size), decibels, int(count), int(number or 0), tuple(names))
-            result = attack(file, offered[title], choice, max_pixels, state.checked(path, progress))
+            result = attack(file, offered[title], choice, max_pixels, state.checked(paths, progress))
             line = choice.command(file.name, offered[title])
-            state.check(path)
+            state.check(paths)
             words = f"The same from the command line:\n```\n{line}\n```"
             return numbers_table(result), (result.clean, result.attacked), figures(result), words
         return gr.skip()
@@ -301,7 +350,7 @@ def _attacking(offered: dict[str, Offered], max_pixels: int, inputs: list[Any]) 
 @contextmanager
 def _report_errors(path: str | None) -> Iterator[Path]:
     """Yield the uploaded file; show errors in the page, and stop quietly if the upload was replaced."""
-    if path is None:
+    if not path:
         raise gr.Error(_NO_IMAGE, print_exception=False)
     file = Path(path)
     try:
@@ -313,6 +362,21 @@ def _report_errors(path: str | None) -> Iterator[Path]:
         if message is None:
             raise
         raise gr.Error(html.escape(message), duration=None, print_exception=False) from error
+
+
+@contextmanager
+def _warn_of_errors(path: str, alone: bool) -> Iterator[Path]:
+    """Yield one of several uploaded files; of its errors the page warns, and goes on, unless it is `alone`."""
+    file = Path(path)
+    try:
+        yield file
+    except _ReplacedError:
+        raise
+    except Exception as error:
+        message = explain(error, file)
+        if message is None or alone:
+            raise
+        gr.Warning(html.escape(message), duration=None)
 
 
 @contextmanager

@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from andfast.data.heif import avif_problem
 from andfast.data.images import ImageError, image_size
-from andfast.data.listing import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Listing, SkippedFile, list_folder, no_images_message
+from andfast.data.listing import Listing, SkippedFile, list_folder, no_images_message
+from andfast.data.suffixes import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from andfast.inference.formats import SUFFIXES
 from andfast.inference.tiles import resized_size
 from andfast.utils.command_line import UsageError
 from andfast.utils.files import comparison, write_json
 
 #: The choices of `--format` and their suffixes.
-FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
+FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "avif": ".avif", "tiff": ".tif"}
 # The result's suffix under `--format same`; PNG for all others.
-_SAME = {suffix: suffix for suffix in (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")}
+_SAME = {suffix: suffix for suffix in (".avif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")}
 _SAME |= dict.fromkeys((".jfif", ".jfi", ".jif", ".jpe", ".mpo"), ".jpg")
 
 #: Lists the results in a folder that holds inputs, too.
@@ -58,16 +60,18 @@ def plan_outputs(
     Args:
         inputs: files and folders.
         output: a folder.
-        kind: a key of `FORMATS`, or "same": the format of each image, PNG for BMP and PPM.
+        kind: a key of `FORMATS`, or "same": the format of each image, PNG for those that are not written.
         factor: size of the results relative to the images; None: do not look for earlier results beside images.
         overwrite: whether earlier results are overwritten. Beside images only those listed by `record_results` are, as
             others could be originals.
         listing_of: finds the images in a folder.
 
     Raises:
-        UsageError: an input does not exist or holds no image, two results have the same file, or a result would
-            overwrite an input or another file beside it.
+        UsageError: an input does not exist or holds no image, the format is not written here, two results have the
+            same file, or a result would overwrite an input or another file beside it.
     """
+    if kind == "avif" and (problem := avif_problem()):
+        raise UsageError(f"--format avif: {problem}")
     pairs: list[tuple[Path, Path]] = []
     passed_over: list[SkippedFile] = []
     inside = output.resolve()
@@ -111,6 +115,8 @@ def plan_outputs(
 def is_file_name(output: Path) -> bool:
     """Whether `--output` names an image file to write, not a folder; UsageError if that format is not written."""
     suffix = output.suffix.lower()
+    if suffix == ".avif" and not output.is_dir() and (problem := avif_problem()):
+        raise UsageError(f"--output {output}: {problem}")
     if suffix in IMAGE_SUFFIXES | UNREAD_SUFFIXES and suffix not in SUFFIXES and not output.is_dir():
         raise UsageError(
             f"--output {output}: {suffix} is not written; give a folder, or a file of {', '.join(SUFFIXES)}"

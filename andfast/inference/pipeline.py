@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
@@ -18,12 +18,14 @@ def pipeline(
     make: Callable[[Item, Loaded], Made],
     store: Callable[[Item, Made], object],
     workers: int,
+    ready: Callable[[Item, Loaded], bool] = lambda item, loaded: True,
 ) -> Iterator[tuple[Item, Exception | None]]:
     """Call store(item, make(item, load(item))) for each item, and yield it with its error or None, in order.
 
     An error of one item does not stop the others. `make` runs in the calling thread, in order; as many threads load as
     store, `workers`, or 0: everything runs in the calling thread. To bound the memory, at most `workers` items are
-    loaded ahead, and as many wait to be stored. If the caller stops early, begun items are finished.
+    loaded ahead, and as many wait to be stored. Before `make` those that wait are finished until `ready` returns true.
+    If the caller stops early, begun items are finished.
     """
     if workers == 0:
         for item in items:
@@ -49,6 +51,10 @@ def pipeline(
         future.set_exception(error)
         return future
 
+    def finish() -> tuple[Item, Any]:
+        item, stored = stores.pop(0)
+        return item, stored.exception()
+
     try:
         begin_loads()
         while loads or stores:
@@ -57,6 +63,8 @@ def pipeline(
                 try:
                     loaded = future.result()
                     begin_loads()
+                    while stores and not ready(item, loaded):
+                        yield finish()
                     made = make(item, loaded)
                     del loaded
                     stores.append((item, storers.submit(store, item, made)))
@@ -65,8 +73,7 @@ def pipeline(
                     begin_loads()
                     stores.append((item, failed(error)))
             while stores and (not loads or len(stores) > workers or stores[0][1].done()):
-                item, stored = stores.pop(0)
-                yield item, stored.exception()
+                yield finish()
     finally:
         loaders.shutdown(cancel_futures=True)
         storers.shutdown()  # what is made is also stored

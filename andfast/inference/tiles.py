@@ -20,7 +20,7 @@ _BLENDED = 4
 # Keys' cubic kernel with Pillow's and MATLAB's parameter, and its support.
 _A, _SUPPORT = -0.5, 2.0
 
-_AT_ONCE = 64  # rows that are resized at once
+_AT_ONCE = 64  # rows that are handed on or resized at once
 
 
 class NonFiniteError(ValueError):
@@ -76,8 +76,9 @@ def upscaled_rows(
     overlap: int,
     align: int,
     working: Callable[[int], AbstractContextManager[None]],
+    high: int | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Upscale an image (B, C, H, W), and yield (rows, result[..., rows, :]) from top to bottom.
+    """Upscale an image (B, C, H, W), and yield (rows, result[..., rows, :]) from top to bottom, a few at a time.
 
     At most one row of tiles is held in memory. Neighbouring tiles are blended linearly.
 
@@ -85,13 +86,14 @@ def upscaled_rows(
         run: (B, C, h, w) -> (B, C', scale * h, scale * w), on any device.
         tile, overlap, align: see `cut`.
         working: given the number of input pixels that a tile finishes, and entered while it is computed.
+        high: height of the tiles, if it is another one than their width `tile`.
 
     Raises:
         NonFiniteError: the output holds NaN or infinity.
     """
     height, width = image.shape[-2:]
     above: Tensor | None = None  # the last rows of the tiles above, to be blended
-    for row in cut(height, tile, overlap, align):
+    for row in cut(height, tile if high is None else high, overlap, align):
         columns = cut(width, tile, overlap, align)
         band: Tensor | None = None
         for column in columns:
@@ -100,22 +102,20 @@ def upscaled_rows(
                 if not part.isfinite().all():
                     raise NonFiniteError("the model's output is not finite")
             part = part[..., _inner(row, scale), _inner(column, scale)].to(image.device, torch.float32)
-            if len(columns) == 1:
-                band = part
-            elif band is None:
+            if band is None:
                 band = part.new_empty(*part.shape[:-1], width * scale)
-            if part is not band:
-                fade = column.fades_in * scale
-                target = band[..., column.begin * scale : column.end * scale]
-                target[..., :fade].lerp_(part[..., :fade], _ramp(fade, band))
-                target[..., fade:] = part[..., fade:]
+            fade = column.fades_in * scale
+            target = band[..., column.begin * scale : column.end * scale]
+            target[..., :fade].lerp_(part[..., :fade], _ramp(fade, band))
+            target[..., fade:] = part[..., fade:]
         if above is not None:
             fade = row.fades_in * scale
-            mixed = above.lerp(band[..., :fade, :], _ramp(fade, band)[:, None])
-            band = torch.cat([mixed, band[..., fade:, :]], -2)
-        finished = row.end - row.fades_out
-        yield slice(row.begin * scale, finished * scale), band[..., : (finished - row.begin) * scale, :]
-        above = band[..., (finished - row.begin) * scale :, :].clone() if row.fades_out else None
+            band[..., :fade, :] = above.lerp(band[..., :fade, :], _ramp(fade, band)[:, None])
+        begin, count = row.begin * scale, (row.end - row.fades_out - row.begin) * scale
+        for top in range(0, count, _AT_ONCE):
+            end = min(top + _AT_ONCE, count)
+            yield slice(begin + top, begin + end), band[..., top:end, :]
+        above = band[..., count:, :].clone() if row.fades_out else None
 
 
 def _inner(span: Span, scale: int) -> slice:

@@ -25,6 +25,9 @@ from andfast.utils.memory import LiveBytes, free_memory, is_out_of_memory
 #: Bounds of automatic tile sizes: larger tiles are no faster, smaller ones are mostly overlap.
 LARGEST, SMALLEST = 1024, 16
 
+#: Bytes that a row of automatic tiles of float32 takes at most: those of wide images are less high.
+BAND = 2**30
+
 # Images up to this height and width are taken whole without measuring memory.
 _SMALL = 128
 
@@ -139,10 +142,13 @@ class Upscaler:
             NonFiniteError: the model's output holds NaN or infinity.
         """
         height, width = image.shape[-2:]
-        tile = self.tile_for(height, width, len(image))
+        tile = high = self.tile_for(height, width, len(image))
+        if tile and self._tile is None:
+            line = 4 * len(image) * 3 * self.scale**2 * width  # bytes of the result of a row of pixels
+            high = min(tile, max(BAND // line, SMALLEST))
         overlap = self.overlap if tile and max(height, width) > tile else 0
         working = partial(self._working, done, image.dtype)
-        rows = upscaled_rows(self._patch, self.scale, image, tile, overlap, self.align, working)
+        rows = upscaled_rows(self._patch, self.scale, image, tile, overlap, self.align, working, high)
         if factor is None or factor == self.scale:
             return rows
         size = (height * self.scale, width * self.scale)
@@ -211,7 +217,8 @@ class Upscaler:
             (H', W', C) of the same type, clipped, and rounded if it is an integer type.
         """
         height, width = resized_size(image.shape[:2], self.scale if factor is None else factor)
-        result = np.empty((height, width, image.shape[2]), image.dtype)
+        # Filled, so that the free memory no longer counts it when the tiles are chosen.
+        result = np.full((height, width, image.shape[2]), 0, image.dtype)
         colours = image.shape[2] - 1 if image.shape[2] in (2, 4) else image.shape[2]
         planes = [(image, slice(0, colours))]
         if colours < image.shape[2]:

@@ -75,6 +75,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
+def return_freed_memory() -> None:
+    """Return to the system what `keep_freed_memory` keeps of this process's memory, where glibc can."""
+    if trim := _of_glibc("malloc_trim"):
+        trim(ctypes.c_size_t(0))
+
+
 # glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -87,11 +93,14 @@ def keep_freed_memory() -> bool:
     allocators (jemalloc, tcmalloc) keep memory anyway. The process then holds its peak memory until it ends, so only
     programs should call this, not libraries.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return False
     largest = 2**31 - 1
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, largest), (_M_TOP_PAD, 64 * 2**20))
     return all(mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in settings)
+
+
+def _of_glibc(name: str) -> Any:
+    """A function of glibc, None where there is none."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

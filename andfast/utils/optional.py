@@ -18,13 +18,14 @@ EXTRAS = {
     "plot": ("matplotlib>=3.8",),
     "demo": ("gradio>=6.31,<7",),
     "lpips": ("torchmetrics",),
+    "heif": ("pillow-heif>=1",),
     "spandrel": ("spandrel", "torchvision>=0.26,<0.29"),
 }
 
 
 def packages_of(extra: str) -> list[str]:
-    """The names of an extra's packages, which are also those of their modules."""
-    return [re.split("[<>=]", requirement)[0] for requirement in EXTRAS[extra]]
+    """The names of an extra's packages as modules are imported by them."""
+    return [re.split("[<>=]", requirement)[0].replace("-", "_") for requirement in EXTRAS[extra]]
 
 
 def install_command(extra: str) -> str:

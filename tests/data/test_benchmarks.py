@@ -280,10 +280,10 @@ def test_what_is_passed_over_is_kept(tmp_path):
     save(tmp_path / "a", HR__a=24, LR__a=6)
     save(tmp_path / "b", a=24)
     for place in ("a/HR", "b"):
-        (tmp_path / place / "i.heic").write_bytes(b"")
+        (tmp_path / place / "i.gif").write_bytes(b"")
     for data in (
         find_benchmark(tmp_path / "a", 4),
         find_benchmark(tmp_path / "b", 4),
         find_originals(tmp_path / "b", 4),
     ):
-        assert [path.name for path, _ in data.passed_over] == ["i.heic"]
+        assert [path.name for path, _ in data.passed_over] == ["i.gif"]

@@ -5,6 +5,8 @@ import struct
 import tracemalloc
 import warnings
 import zlib
+from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from upscaling_models import noise
 
 from andfast.data.images import ImageError, image_size, read_picture
 from andfast.data.picture import Picture
-from andfast.data.png import png_bytes
+from andfast.data.png import png_parts
 
 WRONG_SIZES = (0, 1, 7, 300, 65_535, 2**31 - 1, 2**32 - 1)
 
@@ -26,16 +28,20 @@ def originals():
     exif[0x0112] = 6
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
         image = Image.fromarray(noise(13, 17, 3)).convert(mode)
-        for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM"):
+        for kind in ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "PPM"):
             buffer = io.BytesIO()
             try:
                 image.save(buffer, kind, exif=exif)
-            except (OSError, ValueError, TypeError):
+            except (OSError, ValueError, TypeError, KeyError):  # the last where Pillow has no AVIF
                 continue
             files.append((kind.lower(), buffer.getvalue()))
+        if find_spec("pillow_heif") and mode in ("L", "RGB", "RGBA"):
+            buffer = io.BytesIO()
+            import_module("pillow_heif").from_pillow(image).save(buffer, exif=exif.tobytes())
+            files.append(("heic", buffer.getvalue()))
     for channels in (1, 2, 3, 4):
         pixels = noise(13, 17, channels, np.uint16)
-        files.append(("png", png_bytes(pixels, b"a profile")))
+        files.append(("png", b"".join(png_parts(pixels, b"a profile"))))
         for compression in (None, "zlib"):
             buffer = io.BytesIO()
             tifffile.imwrite(
@@ -89,7 +95,7 @@ def mutated(data, random):
 def test_500_damaged_images(tmp_path):
     random = np.random.default_rng(0)
     files = originals()
-    assert {kind for kind, _ in files} == {"png", "jpeg", "webp", "tiff", "tif", "bmp", "ppm"}
+    assert {kind for kind, _ in files} - {"avif", "heic"} == {"png", "jpeg", "webp", "tiff", "tif", "bmp", "ppm"}
     told = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about metadata that is damaged

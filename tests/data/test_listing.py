@@ -1,5 +1,6 @@
 """Which files of a folder are images, and what is told of others."""
 
+import importlib
 import os
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from PIL import Image
 
 from andfast.data.images import DataError, read_image
-from andfast.data.listing import IMAGE_SUFFIXES, list_folder, list_images, no_images_message, skipped_message
+from andfast.data.listing import list_folder, list_images, no_images_message, skipped_message
+from andfast.data.suffixes import IMAGE_SUFFIXES, why_unread
 from andfast.inference.formats import read_picture
 
 
@@ -39,17 +41,22 @@ def test_every_suffix_is_one_that_is_read(tmp_path):
     kinds = {"PNG": (".apng", ".png"), "BMP": (".bmp",), "DIB": (".dib",), "MPO": (".mpo",), "WEBP": (".webp",)}
     kinds |= {"TIFF": (".tif", ".tiff"), "PPM": (".pbm", ".pgm", ".pnm", ".ppm")}
     kinds |= {"JPEG": (".jfi", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg")}
+    kinds |= {"AVIF": (".avif", ".avifs"), "HEIF": (".heic", ".heif", ".hif")}
     assert {suffix for suffixes in kinds.values() for suffix in suffixes} == IMAGE_SUFFIXES
+    kinds = {kind: suffixes for kind, suffixes in kinds.items() if why_unread(suffixes[0]) is None}
     image = Image.fromarray(np.full((6, 5), 255, np.uint8))
     for kind, suffixes in kinds.items():
         for suffix in suffixes:
             path = tmp_path / f"white{suffix}"
             of_mode = image.convert({".pbm": "1", ".ppm": "RGB"}.get(suffix, "L"))
             more = {"save_all": True, "append_images": [of_mode]} if kind == "MPO" else {}
-            of_mode.save(path, kind, **more)
+            if kind == "HEIF":
+                importlib.import_module("pillow_heif").from_pillow(of_mode).save(path)
+            else:
+                of_mode.save(path, kind, **more)
             assert (read_image(path) == 255).all()
             assert read_picture(path).pixels.shape[:2] == (6, 5)
-    assert len(list_images(tmp_path)) == len(IMAGE_SUFFIXES)
+    assert len(list_images(tmp_path)) == sum(map(len, kinds.values()))
 
 
 def test_links_are_followed_and_each_folder_is_found_once(tmp_path):
@@ -68,9 +75,7 @@ def test_links_are_followed_and_each_folder_is_found_once(tmp_path):
 
 
 def test_what_is_passed_over_is_told(tmp_path, monkeypatch):
-    root = make(
-        tmp_path / "data", "a.png", "i.gif", "sub/j.AVIF", "raw.cr2", "notes.txt", ".hidden.gif", "locked/b.png"
-    )
+    root = make(tmp_path / "data", "a.png", "i.gif", "sub/j.JXL", "raw.cr2", "notes.txt", ".hidden.gif", "locked/b.png")
     (root / "DIV2K").symlink_to(tmp_path / "not mounted")
     (root / "round").symlink_to(root / "round")
     scandir = os.scandir
@@ -85,7 +90,8 @@ def test_what_is_passed_over_is_told(tmp_path, monkeypatch):
     assert [path.name for path in listing.paths] == ["a.png"]
     assert skipped_message(listing.passed_over) == (
         "passed over: 2 whose link leads nowhere (DIV2K, round); "
-        "3 of a format that is not read (i.gif, raw.cr2, j.AVIF); 1 that cannot be opened: Permission denied (locked)"
+        "2 of a format that is not read (i.gif, j.JXL); 1 that cannot be opened: Permission denied (locked); "
+        "1 of a camera's raw format, which is not read: develop to TIFF or PNG first (raw.cr2)"
     )
     with pytest.raises(DataError, match="locked: Permission denied"):
         list_folder(root / "locked")
@@ -94,8 +100,8 @@ def test_what_is_passed_over_is_told(tmp_path, monkeypatch):
 
 
 def test_of_many_files_the_first_are_named(tmp_path):
-    make(tmp_path, *(f"{index}.heic" for index in range(8)))
-    assert "8 of a format that is not read (0.heic, 1.heic, 2.heic, 3.heic, 4.heic and 3 more)" in skipped_message(
+    make(tmp_path, *(f"{index}.psd" for index in range(8)))
+    assert "8 of a format that is not read (0.psd, 1.psd, 2.psd, 3.psd, 4.psd and 3 more)" in skipped_message(
         list_folder(tmp_path).passed_over
     )
 
@@ -103,5 +109,5 @@ def test_of_many_files_the_first_are_named(tmp_path):
 def test_a_folder_without_images_says_what_would_be_some(tmp_path):
     make(tmp_path, "a.npy", "b.gif")
     message = no_images_message(list_folder(tmp_path).passed_over)
-    assert message.startswith("no images (.apng .bmp ")
+    assert message.startswith("no images (.apng .avif .avifs .bmp ")
     assert message.endswith("are read); passed over: 1 of a format that is not read (b.gif)")

@@ -156,8 +156,8 @@ def test_scan_names_what_it_skips(bad_files):
     assert {Path(name).name: reason.split(": ", 1)[1] for name, reason in scan.skipped} == {
         "lost.png": "No such file or directory",
         "small.png": "31 x 50 pixels, smaller than the 32 x 32 wanted",
-        "text.jpg": "not an image (BMP, JPEG, PNG, PPM, TIFF, WEBP are read)",
-        "zero.png": "not an image (BMP, JPEG, PNG, PPM, TIFF, WEBP are read)",
+        "text.jpg": "not an image (AVIF, BMP, HEIC, JPEG, PNG, PPM, TIFF, WebP are read)",
+        "zero.png": "not an image (AVIF, BMP, HEIC, JPEG, PNG, PPM, TIFF, WebP are read)",
     }
 
 
@@ -176,13 +176,13 @@ def test_a_file_may_be_given_for_a_folder(folder, tmp_path):
 
 
 def test_what_is_passed_over_is_kept(folder):
-    (folder / "i.heic").write_bytes(b"")
-    assert [path.name for path, _ in scan_images([folder], 32).passed_over] == ["i.heic"]
+    (folder / "i.gif").write_bytes(b"")
+    assert [path.name for path, _ in scan_images([folder], 32).passed_over] == ["i.gif"]
     with pytest.raises(DataError, match=r"64 x 64 pixels or more"):
         scan_images([folder], 64)
     for path in folder.glob("*.png"):
         path.unlink()
-    with pytest.raises(DataError, match=r"Found: no images \(\.apng .* are read\); passed over: 1 .*i\.heic"):
+    with pytest.raises(DataError, match=r"Found: no images \(\.apng .* are read\); passed over: 1 .*i\.gif"):
         scan_images([folder], 32)
 
 

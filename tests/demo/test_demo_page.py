@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -100,8 +101,14 @@ def photo(tmp_path_factory):
     return path
 
 
-def upload(page, path):
-    page.locator("#upload input[type=file]").set_input_files(path)
+def upload(page, *paths):
+    page.locator("#upload input[type=file]").set_input_files(paths)
+
+
+def choose(page, name, option):
+    """An option of a list."""
+    page.locator(f"#{name} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
 
 
 def upscale(page, path, folder):
@@ -180,6 +187,52 @@ def test_other_files_and_scales(page, model_file, tmp_path):
     found = read_picture(upscale(page, tmp_path / "deep.tif", tmp_path))
     assert found.icc == SRGB
     assert np.array_equal(found.pixels, andfast.upscale_image(pixels, model_file, 1.5, device="cpu"))
+
+
+def test_several_files(page, model_file, photo, tmp_path):
+    """One archive of all results in the format that is chosen; each can be looked at. Damaged ones are named."""
+    turned, damaged = tmp_path / "turned.jpg", tmp_path / "damaged.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(photo).crop((0, 0, 60, 40)).save(turned, quality=95, exif=exif)
+    damaged.write_bytes(photo.read_bytes()[:2000])
+    empty = tmp_path / "empty.png"
+    empty.write_bytes(b"no image")
+    upload(page, photo, damaged, empty, turned)
+    expect(page.get_by_test_id("toast-body")).to_contain_text("empty.png: not an image")
+    expect(page.locator("#read li")).to_have_text(
+        ["astronaut.png: 150 x 120 pixels, RGB, 8 bits", "damaged.png: 150 x 120 pixels", "turned.jpg: 40 x 60 pixels"]
+    )
+    expect(page.locator("#quality")).to_have_count(0)
+    choose(page, "format", "JPEG")
+    number = page.locator("#quality input[type=number]")
+    number.fill("90")
+    number.press("Tab")
+    page.click("#begin")
+    expect(page.locator("#line")).to_contain_text("astronaut.png, 150 x 120 → 300 x 240")
+    expect(page.get_by_test_id("toast-body").filter(has_text="damaged.png: ")).to_have_count(1)
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename == "upscaled.zip"
+    download.value.save_as(tmp_path / "upscaled.zip")
+    with zipfile.ZipFile(tmp_path / "upscaled.zip") as file:
+        assert file.namelist() == ["astronaut_x2.jpg", "turned_x2.jpg"]
+        file.extractall(tmp_path)
+    for source, result in ((photo, "astronaut_x2.jpg"), (turned, "turned_x2.jpg")):
+        expected = andfast.upscale_image(read_picture(source).pixels, model_file, device="cpu")
+        write_picture(tmp_path / "expected.jpg", Picture(expected), 90)
+        assert np.array_equal(read_picture(tmp_path / result).pixels, read_picture(tmp_path / "expected.jpg").pixels)
+
+    choose(page, "shown", "turned_x2.jpg")
+    expect(page.locator("#line")).to_contain_text("turned.jpg, 40 x 60 → 80 x 120")
+    after = page.locator("#slider img").last
+    expect(after).to_have_js_property("naturalWidth", 80)
+    assert np.array_equal(opened(fetched(page, after), tmp_path), expected)
+    assert_not_wider_than_the_window(page)
+    page.locator("#upload [aria-label=Clear]").click()
+    upload(page, turned)
+    expect(page.locator("#read")).to_have_text("turned.jpg: 40 x 60 pixels, RGB, 8 bits")
+    expect(page.locator("#shown")).to_have_count(0)
 
 
 def test_a_scale_that_is_none(page, served, photo):

@@ -33,7 +33,7 @@ def look(client, path):
     depends = client.get("/config").json()["dependencies"]
     (reading,) = (each["id"] for each in depends if each["targets"][0][1] == "change")
     file = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
-    asked = {"data": [file, None], "fn_index": reading, "session_hash": path.name}
+    asked = {"data": [[file], None], "fn_index": reading, "session_hash": path.name}
     assert client.post("/gradio_api/queue/join", json=asked).is_success
     events = client.get(f"/gradio_api/queue/data?session_hash={path.name}").text
     told = [json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line]

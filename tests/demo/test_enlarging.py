@@ -1,5 +1,6 @@
 """The page's first tab without the page: what comes out is what `andfast.upscale` gives."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from upscaling_models import compact, noise, picture
 import andfast
 from andfast.data.images import DataError
 from andfast.demo import enlarging
-from andfast.demo.enlarging import OWN, enlarge, flat, parse_factor, thumbnail
+from andfast.demo.enlarging import OWN, archive, enlarge, flat, glance, parse_factor, thumbnail
 from andfast.demo.errors import explain
 from andfast.demo.models import Offered
 from andfast.inference import formats
@@ -84,6 +85,37 @@ def test_of_large_results_the_slider_shows_the_middle(tmp_path, offered, monkeyp
     assert made.line.endswith("The slider shows the middle of it")
 
 
+def test_other_formats(tmp_path, offered):
+    """With the quality that is asked for; what they cannot hold is said."""
+    pixels = picture(tmp_path / "a.png", 21, 34)
+    expected, sizes = andfast.upscale_image(pixels, compact()).astype(int), []
+    for quality in (95, 30):
+        made = enlarge(tmp_path / "a.png", offered, None, tmp_path, MANY, suffix=".jpg", quality=quality)
+        assert made.file == tmp_path / "a_x2.jpg"
+        sizes.append(made.file.stat().st_size)
+        if quality == 95:
+            assert np.abs(opened(made.file) - expected).mean() < 8
+        assert np.array_equal(opened(made.after), expected)  # the slider shows what was computed
+    assert sizes[1] < sizes[0]
+    write_picture(tmp_path / "b.png", Picture(pixels, colour={b"cICP": bytes([9, 16, 0, 1])}))
+    made = enlarge(tmp_path / "b.png", offered, None, tmp_path, MANY, suffix=".tif")
+    assert "; cICP, which tell of its colours, are left out: PNG alone has them" in made.line
+
+
+def test_several_results_in_one_file(tmp_path):
+    """Each under a name of its own on every system; what is packed is not kept twice."""
+    files = [tmp_path / str(index) / name for index, name in enumerate(["a_x2.png", "A_x2.png", "b.jpg", "a_x2.png"])]
+    for index, path in enumerate(files):
+        path.parent.mkdir()
+        path.write_bytes(bytes([index]) * 1000)
+    archive(files, tmp_path / "all.zip")
+    with zipfile.ZipFile(tmp_path / "all.zip") as file:
+        assert file.testzip() is None
+        assert file.namelist() == ["a_x2.png", "A_x2 (2).png", "b.jpg", "a_x2 (3).png"]
+        assert [file.read(name)[:1] for name in file.namelist()] == [b"\0", b"\1", b"\2", b"\3"]
+    assert not any(path.exists() for path in files)
+
+
 @pytest.mark.parametrize(("text", "factor"), [(OWN, None), ("3", 3), ("x2.5", 2.5), (" 0.5 ", 0.5)])
 def test_output_scales(text, factor):
     assert parse_factor(text) == factor
@@ -100,6 +132,10 @@ def test_what_the_page_says_before(tmp_path):
     image, words = thumbnail(tmp_path / "a.tif", MANY)
     assert image.shape == (320, 640, 3)
     assert words == "a.tif: 1400 x 700 pixels, gray, 16 bits"
+    assert glance(tmp_path / "a.tif", MANY) == "a.tif: 1400 x 700 pixels"
+    for look in (glance, thumbnail):
+        with pytest.raises(DataError, match="1400 x 700 pixels; more than 979999 are refused"):
+            look(tmp_path / "a.tif", 979_999)
 
 
 def said(error, path=Path("/somewhere/0a1b/a.png")):
@@ -112,6 +148,9 @@ def test_images_that_are_refused(tmp_path, offered, monkeypatch):
     with pytest.raises(DataError) as large:
         enlarge(tmp_path / "a.png", offered, None, tmp_path, 599)
     assert said(large.value, tmp_path / "a.png") == "a.png: 30 x 20 pixels; more than 599 are refused (--max-pixels)"
+    with pytest.raises(DataError) as long:
+        enlarge(tmp_path / "a.png", offered, 1000, tmp_path, MANY, suffix=".webp")
+    assert said(long.value, tmp_path / "a.png").startswith("a.png: 30000 x 20000 pixels are too many for .webp")
     with pytest.raises(DataError) as damaged:
         enlarge(tmp_path / "b.png", offered, None, tmp_path, MANY)
     words = said(damaged.value, tmp_path / "b.png")

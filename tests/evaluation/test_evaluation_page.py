@@ -8,7 +8,7 @@ import pytest
 
 from andfast.evaluation.models import BICUBIC
 from andfast.metrics import load_pristine
-from andfast.pretrained import pretrained_names
+from andfast.pretrained import load_pretrained, pretrained_names
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "evaluation.md").read_text()
@@ -34,9 +34,10 @@ def test_means_are_of_the_images(name):
 
 def test_the_table_is_that_of_the_file():
     content = RESULTS["evaluation_x4"]
+    names = {name for name in pretrained_names() if load_pretrained(name).scale == 4}
     found = [[cell.strip().strip("*") for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if "|" in line]
     for data, models in content["means"].items():
-        assert models.keys() == {BICUBIC, *pretrained_names()}
+        assert models.keys() == {BICUBIC, *names}
         for row in models:
             title = "bicubic interpolation" if row == BICUBIC else row
             (line,) = [line for line in found if line[0].startswith(f"`{data}`") and line[2] == title]

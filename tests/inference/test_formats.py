@@ -12,12 +12,26 @@ from image_files import SRGB, chunk, png, profile
 from PIL import ExifTags, Image
 from upscaling_models import nearest, noise
 
-from andfast.data.picture import carried_exif, eight_bits
+from andfast.data.exif import add_to_tiff, byte_order_of, carried_exif
+from andfast.data.heif import avif_problem
+from andfast.data.images import DataError
+from andfast.data.picture import eight_bits
 from andfast.data.png import png_bytes
-from andfast.inference.formats import Picture, losses, read_picture, write_picture
+from andfast.inference import formats
+from andfast.inference.formats import (
+    Picture,
+    check_memory,
+    check_size,
+    losses,
+    memory_is_free,
+    read_picture,
+    write_picture,
+)
 from andfast.inference.upscaler import Upscaler, bleed_alpha
 
 ICC = {1: profile(b"GRAY"), 2: profile(b"GRAY"), 3: SRGB, 4: SRGB}
+needs_avif = pytest.mark.skipif(avif_problem() is not None, reason="Pillow is built without AVIF")
+AVIF = pytest.param(".avif", marks=needs_avif)
 KINDS = [(channels, dtype) for dtype in (np.uint8, np.uint16) for channels in (1, 2, 3, 4)]
 
 
@@ -110,7 +124,7 @@ def test_a_profile_that_others_do_not_read_is_told(tmp_path):
     assert losses("a.webp", gray) == ["its colour profile, one of gray, is left out: WebP has RGB alone"]
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp", AVIF])
 def test_a_profile_of_other_pixels_is_not_written(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     write_picture(path, Picture(noise(5, 6, 3), profile(b"CMYK")))
@@ -140,30 +154,46 @@ def test_tiff(tmp_path, channels, dtype):
     np.testing.assert_array_equal(found.pixels, pixels)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", AVIF])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_formats_with_losses(tmp_path, suffix, channels):
     smooth = np.linspace(0, 255, 24 * 40 * channels).reshape(24, 40, channels).astype(np.uint8)
     path = tmp_path / f"a{suffix}"
     write_picture(path, Picture(smooth.astype(np.uint16) * 257, ICC[channels]))
     found = read_picture(path)
-    assert found.icc == (None if channels < 3 and suffix == ".webp" else ICC[channels])
+    lost = {".jpg": (), ".webp": (1, 2), ".avif": (2,)}[suffix]  # profiles of gray
+    assert found.icc == (None if channels in lost else ICC[channels])
     assert found.pixels.dtype == np.uint8
     alpha = channels in (2, 4)
     expected = Image.fromarray(smooth[..., 0] if channels == 1 else smooth)
     if suffix == ".jpg" and alpha:
         white = Image.new("RGBA", expected.size, "white")
         expected = Image.alpha_composite(white, expected.convert("RGBA")).convert("L" if channels == 2 else "RGB")
-    if suffix == ".webp":  # it has no gray
+    if channels in lost:  # of which it has no gray
         expected = expected.convert("RGBA" if alpha else "RGB")
     expected = np.asarray(expected).reshape(*smooth.shape[:2], -1)
     assert found.pixels.shape == expected.shape
-    seen = (expected[..., -1:] > 8) if suffix == ".webp" and alpha else True  # nobody sees the others' colours
+    seen = (expected[..., -1:] > 8) if suffix != ".jpg" and alpha else True  # nobody sees the others' colours
     error = np.abs(found.pixels.astype(int) - expected) * seen
     assert error.mean() < 3
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", AVIF])
+def test_quality(tmp_path, suffix):
+    """What is lost grows as the file shrinks."""
+    y, x = np.mgrid[:64, :96]
+    pixels = (127 + 80 * np.sin(x[..., None] / [3, 4, 5]) * np.cos(y[..., None] / 6)).astype(np.uint8)
+    sizes, errors = [], []
+    for quality in (100, 95, 60, 10):
+        write_picture(tmp_path / f"a{suffix}", Picture(pixels), quality)
+        sizes.append((tmp_path / f"a{suffix}").stat().st_size)
+        errors.append(np.abs(read_picture(tmp_path / f"a{suffix}").pixels.astype(int) - pixels).mean())
+    assert sizes == sorted(sizes, reverse=True)
+    assert errors == sorted(errors)
+    assert errors[0] < 2 < errors[-1]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", AVIF])
 def test_16_bits_are_rounded_where_they_must(tmp_path, suffix):
     assert eight_bits(np.array([0, 128, 129, 65535 - 129, 65535], np.uint16)).tolist() == [0, 0, 1, 254, 255]
     every = np.arange(65536, dtype=np.uint16)
@@ -179,11 +209,60 @@ def test_16_bits_are_rounded_where_they_must(tmp_path, suffix):
 # What is refused
 
 
-@pytest.mark.parametrize(("name", "height", "width"), [("a.jpg", 65536, 1), ("a.webp", 1, 16384), ("a.jpeg", 1, 65536)])
+@pytest.mark.parametrize(
+    ("name", "height", "width"),
+    [
+        ("a.jpg", 65536, 1),
+        ("a.webp", 1, 16384),
+        ("a.jpeg", 1, 65536),
+        pytest.param("a.avif", 1, 32769, marks=needs_avif),
+        pytest.param("a.avif", 16385, 16384, marks=needs_avif),
+    ],
+)
 def test_more_than_a_format_can_hold(tmp_path, name, height, width):
     with pytest.raises(ValueError, match=f"{width} x {height} pixels are too many"):
-        write_picture(tmp_path / name, Picture(np.zeros((height, width, 1), np.uint8)))
+        write_picture(tmp_path / name, Picture(np.broadcast_to(np.uint8(), (height, width, 1))))
     assert not list(tmp_path.iterdir())
+    check_size(tmp_path / name, height - height // 2, width - width // 2)
+
+
+@needs_avif
+def test_what_avif_is_written_others_read(tmp_path):
+    """Its longest side, by the library that browsers have."""
+    write_picture(tmp_path / "a.avif", Picture(np.zeros((1, 32768, 1), np.uint8)))
+    with Image.open(tmp_path / "a.avif") as image:
+        image.load()
+        assert image.size == (32768, 1)
+
+
+def test_where_pillow_writes_no_avif(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "avif_problem", lambda: "of a format that")
+    with pytest.raises(ValueError, match=r"a\.avif: of a format that"):
+        write_picture(tmp_path / "a.avif", Picture(noise(4, 4, 3)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_results_need(tmp_path, monkeypatch):
+    """The result, and what is taken to compute or to write it; first what this process keeps for itself is returned."""
+    picture, returned = Picture(noise(10, 20, 3, np.uint16)), []
+    monkeypatch.setattr(formats, "return_freed_memory", lambda: returned.append(1))
+    # 6 bytes a pixel, 12 to compute, and those to write.
+    for name, needed in (("a.png", 18 * 800), ("a.tif", 18 * 800), ("a.jpg", 22 * 800), ("a.webp", 34 * 800)):
+        monkeypatch.setattr(formats, "free_memory", lambda device, free=needed: free)
+        assert memory_is_free(picture, tmp_path / name, 2)
+        check_memory(tmp_path / "in.png", picture, tmp_path / name, 2)
+        assert not returned
+        left = iter([needed - 1, needed])
+        monkeypatch.setattr(formats, "free_memory", lambda device, left=left: next(left))
+        assert memory_is_free(picture, tmp_path / name, 2)
+        assert returned.pop()
+        monkeypatch.setattr(formats, "free_memory", lambda device, free=needed: free - 1)
+        assert not memory_is_free(picture, tmp_path / name, 2)
+        with pytest.raises(DataError, match=r"in\.png: the result, 40 x 20 pixels, needs"):
+            check_memory(tmp_path / "in.png", picture, tmp_path / name, 2)
+        returned.clear()
+    monkeypatch.setattr(formats, "free_memory", lambda device: None)
+    assert memory_is_free(picture, tmp_path / "a.png", 2)
 
 
 def photograph_exif():
@@ -199,14 +278,18 @@ def photograph_exif():
     return exif
 
 
-@pytest.mark.parametrize("target", [".png", ".jpg", ".webp"])
-@pytest.mark.parametrize("source", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("target", [".png", ".jpg", ".webp", ".tif", AVIF])
+@pytest.mark.parametrize("source", [".png", ".jpg", ".webp", AVIF, ".heic"])
 def test_date_camera_and_place_are_kept(tmp_path, source, target):
     """The image is turned upright, once; its old size is no longer told."""
     given, written = tmp_path / f"given{source}", tmp_path / f"written{target}"
-    Image.fromarray(noise(9, 6, 3)).save(given, exif=photograph_exif())
+    image = Image.fromarray(noise(16, 24, 3))
+    if source == ".heic":
+        pytest.importorskip("pillow_heif").from_pillow(image).save(given, exif=photograph_exif().tobytes())
+    else:
+        image.save(given, exif=photograph_exif())
     picture = read_picture(given)
-    assert picture.pixels.shape == (6, 9, 3) or picture.pixels.shape == (9, 6, 3)
+    assert picture.pixels.shape == (24, 16, 3)
     write_picture(written, picture)
     assert losses(written, picture) == []
     with Image.open(written) as image:
@@ -260,6 +343,71 @@ def test_what_stays_of_exif_data_stays_byte_for_byte(order):
     assert carried_exif(with_lost_value) is None
 
 
+def tiff_with(order, entries, inside=None):
+    """A gray TIFF file of 2 x 3 pixels with more entries in its directory."""
+    pixels = {0x0100: 3, 0x0101: 2, 0x0102: 8, 0x0103: 1, 0x0106: 1, 0x0111: 0, 0x0115: 1, 0x0116: 2, 0x0117: 6}
+
+    def block():
+        own = [(tag, 4, 1, struct.pack(f"{order}I", value)) for tag, value in pixels.items()]
+        return exif_block(order, [*own, *entries], inside).removeprefix(b"Exif\0\0")
+
+    pixels[0x0111] = len(block())
+    return block() + bytes(range(6))
+
+
+MAKE, CAPTION, PROGRAM = (0x010F, 2, 7, b"Camera\0"), (0x010E, 2, 10, b"ImageJ=1.0"), (0x0131, 2, 4, b"gimp")
+DATE = (0x9003, 2, 20, b"2026:11:29 12:00:00\0")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_data_of_tiff(tmp_path, order):
+    """Of the first directory what tells of a photograph, byte for byte."""
+    path, resolution = tmp_path / "a.tif", (0x011A, 5, 1, struct.pack(f"{order}II", 300, 1))
+    unit = [(0x0128, 3, 1, struct.pack(f"{order}H", value)) for value in (1, 2)]
+    tile = (0x8482, 12, 1, bytes(8))  # GeoTIFF's
+    size = (0xA002, 4, 1, struct.pack(f"{order}I", 3))
+    path.write_bytes(tiff_with(order, [MAKE, CAPTION, PROGRAM, tile, resolution, unit[1]], [DATE, size]))
+    found = read_picture(path)
+    assert found.pixels.ravel().tolist() == list(range(6))
+    assert found.exif == exif_block(order, [MAKE, PROGRAM, resolution, unit[1]], [DATE])
+    path.write_bytes(tiff_with(order, [MAKE, resolution, unit[0]]))  # of pixels that are not square, perhaps
+    assert read_picture(path).exif == exif_block(order, [MAKE])
+    path.write_bytes(tiff_with(order, []))
+    assert read_picture(path).exif is None
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_data_in_tiff(tmp_path, monkeypatch, order, large):
+    """In its byte order, beside all else; nothing of it changes how the pixels are read. Also in BigTIFF."""
+    monkeypatch.setattr("andfast.data.tiff._LARGEST_SMALL", 0 if large else 2**31)
+    path, pixels = tmp_path / "a.tif", noise(40, 30, 3)
+    resolution = [(tag, 5, 1, struct.pack(f"{order}II", 300, 1)) for tag in (0x011A, 0x011B)]
+    harmful = (0x013D, 3, 1, struct.pack(f"{order}H", 2))  # a predictor, which the pixels do not have
+    write_picture(path, Picture(pixels, SRGB, exif=exif_block(order, [MAKE, CAPTION, *resolution, harmful], [DATE])))
+    with tifffile.TiffFile(path) as file:
+        (page,) = file.pages
+        assert (file.byteorder, file.is_bigtiff) == (order, large)
+        np.testing.assert_array_equal(page.asarray(), pixels)
+        assert page.tags["InterColorProfile"].value == SRGB
+        assert (page.tags["Make"].value, page.tags["ImageDescription"].value) == ("Camera", "ImageJ=1.0")
+        assert page.tags["XResolution"].value == (300, 1)
+        assert "ResolutionUnit" not in page.tags  # by default inches, in both standards
+        assert page.tags["ExifTag"].value == {"DateTimeOriginal": "2026:11:29 12:00:00"}
+    found = read_picture(path)
+    np.testing.assert_array_equal(found.pixels, pixels)
+    assert found.exif == exif_block(order, [MAKE, *resolution], [DATE])
+
+
+def test_a_tiff_file_without_exif_data_stays_as_it_is(tmp_path):
+    write_picture(tmp_path / "a.tif", Picture(noise(4, 5, 3)))
+    before = (tmp_path / "a.tif").read_bytes()
+    add_to_tiff(tmp_path / "a.tif", b"Exif\0\0damaged")
+    assert (tmp_path / "a.tif").read_bytes() == before
+    assert byte_order_of(b"Exif\0\0damaged") == byte_order_of(None) == "<"
+    assert read_picture(tmp_path / "a.tif").exif is None
+
+
 def test_a_thumbnail_of_the_smaller_image_is_not_kept():
     """An EXIF block of two directories, of which the second holds a thumbnail."""
     exif = Image.Exif()
@@ -289,10 +437,11 @@ def test_damaged_exif_data_is_left_out():
 
 def test_exif_data_that_a_format_cannot_hold(tmp_path):
     picture = Picture(noise(4, 4, 3), exif=b"Exif\0\0" + bytes(70_000))
-    assert losses(tmp_path / "a.png", picture) == losses(tmp_path / "a.webp", picture) == []
-    for name, why in (("a.jpg", "JPEG holds none above 64 KiB"), ("a.tif", "it is not written to TIFF")):
-        assert losses(tmp_path / name, picture) == [f"its EXIF data (date, camera, place) is left out: {why}"]
-        write_picture(tmp_path / name, picture)
+    for name in ("a.png", "a.webp", "a.tif"):
+        assert losses(name, picture) == []
+    assert losses("a.jpg", picture) == ["its EXIF data (date, camera, place) is left out: JPEG holds none above 64 KiB"]
+    write_picture(tmp_path / "a.jpg", picture)
+    assert read_picture(tmp_path / "a.jpg").exif is None
 
 
 def test_unknown_suffix(tmp_path):

@@ -251,6 +251,22 @@ def test_tiles_fit_the_free_memory(monkeypatch):
     assert upscaler.tile_for(1000, 1000) == 0
 
 
+def test_tiles_of_wide_images_are_less_high(monkeypatch):
+    """A row of them is held at once, of all the width; they equal the whole image as well."""
+    model, image, seen = compact(2), torch.rand(1, 3, 150, 400), []
+    upscaler = Upscaler(model)
+    monkeypatch.setattr(upscaler, "tile_for", lambda *_: 100)
+    monkeypatch.setattr(upscaler_module, "BAND", 30 * 2 * 800 * 3 * 4)
+    upscaler._views[torch.float32].module.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-2:]))
+    places, parts = zip(*upscaler.rows(image), strict=True)
+    assert [place.start for place in places] == [0, *(place.stop for place in places[:-1])]
+    torch.testing.assert_close(torch.cat(parts, -2), model(image).detach(), rtol=0, atol=1e-5)
+    assert len(seen) == 5 * 4
+    assert max(high for high, _ in seen) <= largest_patch(30, upscaler.overlap) < max(wide for _, wide in seen)
+    held = max(part.untyped_storage().nbytes() for part in parts)
+    assert held <= largest_patch(30, upscaler.overlap) * 2 * 800 * 3 * 4
+
+
 @pytest.mark.parametrize("tile", [None, 0, 90])
 def test_where_memory_runs_out_tiles_are_halved(tile):
     model, seen = compact(), []

@@ -52,13 +52,13 @@ def test_what_is_passed_over_and_cut_is_said(tmp_path: Path, capsys: pytest.Capt
         save(tmp_path / "set" / "GTmod12" / f"{index}.png", 64 + index)
         save(tmp_path / "set" / "LRbicx4" / f"{index}x4.png", 16, 16)
     for folder in ("hr", "set/GTmod12"):
-        (tmp_path / folder / "i.avif").write_bytes(b"")
+        (tmp_path / folder / "i.gif").write_bytes(b"")
     images = found(data__hr=tmp_path / "hr", data__val_pairs=tmp_path / "set")
     assert [pair.name for pair in images.pairs] == ["0", "1"]
     assert capsys.readouterr().err.splitlines() == [
-        "passed over: 1 of a format that is not read (i.avif)",
+        "passed over: 1 of a format that is not read (i.gif)",
         f"{tmp_path / 'set'}: 1 of 2 pairs cut at the bottom and right, so that HR is 4 times LR",
-        "passed over: 1 of a format that is not read (i.avif)",
+        "passed over: 1 of a format that is not read (i.gif)",
     ]
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from andfast.utils import memory
-from andfast.utils.memory import keep_freed_memory
+from andfast.utils.memory import keep_freed_memory, return_freed_memory
 
 # The module by its file: importing the package would take seconds.
 PROGRAM = """
@@ -36,6 +36,29 @@ def test_pages_are_mapped_once():
     assert kept < 100
 
 
+HOLDING = """
+import runpy, sys
+import torch
+memory = runpy.run_path(sys.argv[1])
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+assert memory["keep_freed_memory"]()
+large = torch.ones(64 * 2**20)
+del large
+kept = resident()
+memory["return_freed_memory"]()
+print(kept - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is for glibc")
+def test_freed_memory_goes_back():
+    """Most of 256 MiB that were freed, and kept until then."""
+    done = subprocess.run([sys.executable, "-c", HOLDING, memory.__file__], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 200 * 2**20
+
+
 def test_elsewhere_nothing_is_done(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()
+    return_freed_memory()
