@@ -133,8 +133,15 @@ def wants_cuda() -> bool:
     return True
 
 
+def extensions() -> list[Extension]:
+    if sys.platform == "win32":  # its compiler knows none of the flags
+        report("the C++ extension is not made for Windows; the references in plain PyTorch are used there")
+        return []
+    return [extension(wants_cuda())]
+
+
 setup(
-    ext_modules=[extension(wants_cuda())],
+    ext_modules=extensions(),
     cmdclass={"build_ext": OptionalBuild},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

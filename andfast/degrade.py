@@ -269,7 +269,7 @@ def _make_pairs(job: Job) -> int:
     print(f", {failed} failed" if failed else "")
     if cropped:
         what = f"multiples of {job.config.scale}" if job.crop is None else f"their middle, {job.crop} at most"
-        print(f"{cropped} HR images were cropped to {what}")
+        print(f"cropped: {counted(cropped, 'HR image')} to {what}")
     return failed
 
 

@@ -27,6 +27,7 @@ from andfast.utils.command_line import UsageError, as_path, make_parser, one_lin
 from andfast.utils.console import console
 from andfast.utils.devices import TYPES, choose_device
 from andfast.utils.files import check_name, make_folder, write_json
+from andfast.utils.formatting import counted
 from andfast.utils.locks import locked
 from andfast.utils.memory import keep_freed_memory
 
@@ -189,7 +190,7 @@ def _run(options: Namespace, arguments: Sequence[str] | None, held: ExitStack) -
 
 def _history(outcome: Outcome) -> str:
     """Lines about results from before and those measured again."""
-    lines = [f"{outcome.reused} of {len(outcome.records)} results were there before"] if outcome.reused else []
+    lines = [f"{outcome.reused} of {counted(len(outcome.records), 'result')} there before"] if outcome.reused else []
     for (data, model, what), number in outcome.again.items():
         lines.append(f"{what} changed, computed again: {number} of {model} on {data}")
     return "".join(f"{line}\n" for line in lines) + ("\n" if lines else "")

@@ -1,7 +1,7 @@
 """Draw what training runs recorded: `python -m andfast.plot RUN... [--output FILE] [--smooth STEPS]`.
 
 Draws loss, gain, the discriminator's loss if there is one, and the PSNR-Y of the validations over the steps, of one run
-or of several, in one PNG. Needs matplotlib: `pip install 'andfast[plot]'`.
+or of several, in one PNG. Needs matplotlib, the extra `plot`.
 """
 
 from __future__ import annotations

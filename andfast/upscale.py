@@ -100,6 +100,10 @@ def _factor(text: str) -> float:
     return value
 
 
+# Images of so few pixels are done before a bar could be read.
+_QUICK = 128 * 128
+
+
 class _Job:
     """The steps of `pipeline` for each image."""
 
@@ -118,10 +122,13 @@ class _Job:
     def make(self, item: tuple[Path, Path], picture: Picture) -> Picture:
         check_memory(item[0], picture, item[1], self.factor)
         height, width = picture.pixels.shape[:2]
-        single = self.upscaler.tiles_of(height, width) == 1  # has no progress to show
         passes = 2 if picture.pixels.shape[2] in (2, 4) else 1  # alpha is upscaled separately
         total = passes * height * width
-        bar = tqdm(total=total, unit="pixel", unit_scale=True, leave=False, disable=True if single else None)
+        # On terminals, and from the start: what the image needs is measured before its first tile.
+        bar = tqdm(
+            total=total, desc=item[0].name, unit="pixel", unit_scale=True, leave=False,
+            disable=None if total > _QUICK else True,
+        )  # fmt: skip
         with bar, self.first():
             return replace(picture, pixels=self.upscaler.pixels(picture.pixels, self.options.output_scale, bar.update))
 
@@ -194,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if made:
         parts.append(f"{seconds:.1f} s, {made / seconds:.2g} images/s")
     if len(wanted) < len(work.pairs):
-        parts.append(f"{len(work.pairs) - len(wanted)} were there already (--overwrite makes them again)")
+        parts.append(f"{len(work.pairs) - len(wanted)} there already (--overwrite makes them again)")
     if failed:
         parts.append(f"{failed} failed")
     if interrupted:

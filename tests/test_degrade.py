@@ -82,7 +82,7 @@ def test_pairs_of_a_folder(tmp_path, hr, run, capsys):
         assert 27.9 < distance(out, pair) < 29.1
     told = capsys.readouterr().out
     assert "3 of 3 images degraded" in told
-    assert "1 HR images were cropped to multiples of 4" in told
+    assert "cropped: 1 HR image to multiples of 4" in told
 
 
 def test_lr_images_beside_hr_images_are_passed_over(tmp_path, hr, run, capsys):
@@ -250,7 +250,7 @@ def test_what_does_not_fit_into_memory_is_said_and_can_be_cropped(tmp_path, hr, 
     assert re.search(r"large\.png: out of memory \(needs about \S+ GiB of 0.0 GiB free\); try --crop", told.err)
     assert "3 of 4" in told.out
     assert run(hr, "--crop", 34, output="cropped") == 0
-    assert "4 HR images were cropped to their middle, 34 at most" in capsys.readouterr().out
+    assert "cropped: 4 HR images to their middle, 34 at most" in capsys.readouterr().out
     assert read_image(tmp_path / "cropped" / "HR" / "large.png").shape == (32, 32, 3)
     whole = read_image(hr / "b.png")
     assert np.array_equal(read_image(tmp_path / "cropped" / "HR" / "b.png"), whole[3:35, 3:35])

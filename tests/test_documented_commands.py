@@ -107,7 +107,6 @@ RUN: dict[str, Small] = {
     "andfast.export": Small(names={"MODEL": MODEL}),
     "bench.attack_quality": Small(judge_options, {"MODEL": MODEL, "FILE": MODEL}),
     "andfast.info": Small(done=None),
-    "pdoc": Small(lambda _: ["--no-show-source"], done=None),
     "bench.report": Small(names={"FILE": "bench/results/step_cpu_avx512.json"}, done=None),
     "bench.profile": Small(
         few(generator="compact", features=4, depth=1, batch=2, patch=16, rounds=1, workers=0), done=None
@@ -125,9 +124,6 @@ RUN: dict[str, Small] = {
 
 
 def run(module: str, arguments: list[str]) -> int | None:
-    if module == "pdoc":  # of `pip install -e '.[docs]'`
-        pytest.importorskip("pdoc")
-        return importlib.import_module("pdoc.__main__").cli(arguments)
     return importlib.import_module(module).main(arguments)
 
 
@@ -168,6 +164,7 @@ NOT_RUN: list[tuple[str, str, Callable[[Snippet], None] | None]] = [
     (r"\S+ (\.venv/bin/)?pip install ", "needs a package registry", extras_exist),
     (r"\S+ \S*(ruff |mypy)", "the continuous integration runs them", None),
     (r"\S+ \S*python -m andfast\.demo", "it serves until Ctrl-C: tests/demo has browsers come", parses(parse_demo)),
+    (r"\S+ \S*mkdocs ", "tests/test_site.py builds the site", None),
     (r"\S+ ssh ", "needs another machine", None),
     (r"\S+ (ffmpeg|mkdir) ", "another program's; tests/test_upscale.py has its frames", None),
     (r"\S+ torchrun ", "several processes: tests/training/test_several_processes.py starts them", trains),

@@ -173,7 +173,7 @@ def test_missing_packages_are_said_before_anything_is_written(tmp_path, model_fi
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in missing else object())
     assert run(model_file, "--output", tmp_path / "a.pth", tmp_path / "a.onnx") == 2
     told = capsys.readouterr().err
-    assert f"ONNX files need {' and '.join(missing)}: run `pip install 'andfast[export]'`" in told
+    assert f"ONNX files need {' and '.join(missing)}: run `pip install 'onnx>=1.16' 'onnxruntime>=1.18'`" in told
     assert not (tmp_path / "a.pth").exists()
 
 

@@ -10,12 +10,13 @@ from andfast import info
 from andfast.evaluation import environment
 from andfast.ops import dispatch, kernel_table
 from andfast.pretrained import pretrained_names
+from andfast.utils import optional
 
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
     """Importing all of them takes seconds."""
-    monkeypatch.setattr(info, "OPTIONAL", ("tensorboard", "wandb"))
+    monkeypatch.setattr(info, "EXTRAS", {name: optional.EXTRAS[name] for name in ("tensorboard", "wandb", "export")})
 
 
 def test_json(capsys):
@@ -27,16 +28,57 @@ def test_json(capsys):
     assert shown["pretrained"] == pretrained_names()
     assert shown["operations"] == dispatch.status()
     assert shown["kernels"]["cpu"] == kernel_table.table(torch.device("cpu")).summary()
-    assert set(shown["optional"]) == {"tensorboard", "wandb"}
+    assert set(shown["optional"]) == {"tensorboard", "wandb", "onnx", "onnxruntime"}
+    assert shown["verdict"].startswith("Ready: ")
 
 
-def test_text_gives_the_reason(capsys, monkeypatch):
-    monkeypatch.setitem(dispatch.unavailable, "cpu", "it is not built")
+def test_text_gives_the_reason_and_each_repair_once(capsys, monkeypatch):
+    for backend in ("cpu", "cuda"):
+        monkeypatch.setitem(dispatch.unavailable, backend, "it is not built. To fix it: run `pip install -e .`")
     info.main([])
-    shown = capsys.readouterr().out
-    assert "projected_step" in shown
-    assert "it is not built" in shown
-    assert "ready" in shown
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if line.endswith("built")] == [
+        [backend, "it", "is", "not", "built"] for backend in ("cuda", "cpu")
+    ]
+    assert "  reference           ready" in lines
+    assert sum("To fix it" in line for line in lines) == 1
+    assert "plain PyTorch on the CPU" in lines[-1]
+    assert "but it is not built. To fix it: run `pip install -e .`. No GPU" in lines[-1]
+
+
+def test_operations_that_differ_are_named(capsys, monkeypatch):
+    operations = {"a": dict.fromkeys(dispatch.BACKENDS), "b": dict.fromkeys(dispatch.BACKENDS, "not implemented")}
+    monkeypatch.setattr(info, "collect", lambda: environment.collect() | {"operations": operations})
+    info.main([])
+    assert "  triton              ready: a\n  triton              not implemented: b\n" in capsys.readouterr().out
+
+
+def test_extras_that_are_not_whole_are_named_with_the_command(capsys, monkeypatch):
+    monkeypatch.setattr(info, "problem_of", lambda name: info.NOT_INSTALLED if name == "onnx" else None)
+    info.main([])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "pip install" in line]
+    assert lines == ["  export              not installed: pip install 'onnx>=1.16' 'onnxruntime>=1.18'"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "unusable", "said"),
+    [
+        ({}, (), "No GPU."),
+        ({"cuda:0": {"name": "H"}}, (), "cuda:0: Triton kernels on H."),
+        ({"cuda:0": {"name": "H"}, "cuda:1": {"name": "V"}}, ("triton", "cuda"), "cuda:1: plain PyTorch on V."),
+        ({"cuda": {"problem": "the driver is too old"}}, (), "No GPU can be used: the driver is too old."),
+    ],
+)
+def test_the_verdict_on_gpus(gpus, unusable, said, monkeypatch):
+    monkeypatch.setattr(info.shutil, "which", lambda name: None)
+    monkeypatch.setattr(dispatch, "problem_on", lambda device, name: "" if name in unusable else None)
+    assert info.verdict({"devices": {"cpu": {"capability": "AVX2"}} | gpus}).endswith(said)
+
+
+def test_the_verdict_on_a_torch_for_cpus_beside_a_gpu(monkeypatch):
+    monkeypatch.setattr(info.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "install a torch for CUDA" in info.verdict({"devices": {"cpu": {"capability": "AVX2"}}})
 
 
 def test_broken_packages_are_named_with_the_cause(capsys, monkeypatch, tmp_path):

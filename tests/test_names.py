@@ -107,7 +107,7 @@ def test_images_of_such_names_are_measured(here, model_file, capsys):
     command += ["--device", "cpu", *as_options(names)]
     for _ in range(2):
         assert run(evaluate, *command) == 0
-    assert "2 of 2 results were there before" in capsys.readouterr().out
+    assert "2 of 2 results there before" in capsys.readouterr().out
     found = json.loads((here / "a.json").read_bytes())
     assert {(each["data"], each["image"]) for each in found["images"]} == {(LATIN, LATIN)}
     with open(here / "a.csv", encoding="utf-8", newline="") as file:

@@ -243,7 +243,7 @@ def test_without_matplotlib_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert plot.main([str(run(tmp_path / "run"))]) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("error: charts need matplotlib: pip install 'andfast[plot]'")
+    assert printed.err.startswith("error: charts need matplotlib: pip install 'matplotlib>=3.8'")
     assert printed.err.count("\n") == 1
     assert not list(tmp_path.glob("**/*.png"))
 

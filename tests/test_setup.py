@@ -1,6 +1,7 @@
 """Installing where the compiler is missing or broken."""
 
 import shutil
+import sys
 
 import pytest
 from setuptools import distutils  # Python has none of its own from 3.12 on
@@ -39,3 +40,9 @@ def test_compilers_behind_a_wrapper_are_asked_to_compile(tmp_path, monkeypatch, 
     build(tmp_path, monkeypatch, CC=f"env {compiler}", CXX=f"env {compiler}", ANDFAST_CUDA="0")
     assert "bindings.cpp" in seen.read_text()
     assert "the C++ extension was not built" in capfd.readouterr().err
+
+
+def test_nothing_is_compiled_for_windows(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert not build(tmp_path, monkeypatch).has_ext_modules()
+    assert "the C++ extension is not made for Windows; the references in plain PyTorch" in capfd.readouterr().err

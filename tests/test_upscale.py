@@ -97,6 +97,21 @@ def test_16_bits_come_out_as_they_went_in(tmp_path, monkeypatch, capsys, automat
     assert np.abs(in_floats * 65535 - sky.repeat(4, 0).repeat(4, 1)).max() < 1
 
 
+def test_a_large_image_has_a_bar_from_the_start(tmp_path, monkeypatch, capsys):
+    """On a terminal, also where it is a single tile, and before what it needs is measured."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    def fail(*arguments):
+        raise ValueError("not computed")
+
+    monkeypatch.setattr(Upscaler, "pixels", fail)
+    picture(tmp_path / "large.png", 200, 100)
+    picture(tmp_path / "small.png", 100, 100)
+    for name, shown in (("large", True), ("small", False)):
+        assert run(tmp_path / f"{name}.png", "--output", tmp_path / "out") == 1
+        assert (f"{name}.png:   0%" in capsys.readouterr().err) == shown
+
+
 # Which file goes where
 
 
@@ -356,7 +371,7 @@ def test_results_that_are_there_are_not_made_again(tmp_path, model_file, capsys)
     (tmp_path / "out" / "a.png").write_text("mine")
     assert run(*command) == 0
     assert "1 of 3 images upscaled" in (said := capsys.readouterr().out)
-    assert "2 were there already" in said
+    assert "2 there already" in said
     assert (tmp_path / "out" / "a.png").read_text() == "mine"
     assert run(*command, "--overwrite") == 0
     assert "3 of 3 images upscaled" in capsys.readouterr().out

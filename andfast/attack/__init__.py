@@ -2,18 +2,18 @@
 
 Every method is an `Attack`, called with a degradation network, HR images and the objective to maximise:
 
-===================  ==========================================================================================
-`PGD`                the paper's: projected gradient ascent on the degradation network's parameters
-`YOPO`               several steps of it for one pass through the generator
-`SubsetPGD`          gradients from a part of the batch, for one network that all images share
-`FreeAT`             steps from the backward passes that update the generator, a minibatch replayed
-`StyleShift`         around random networks instead of identities ("severe random style shift", Table 2)
-`RandomDeviation`    a random deviation in the same budget, no adversary ("synthetic data augmentation", Table 2)
-`AdversarialNoise`   adversarial additive noise on the LR image, no network ("adversarial noise training", Table 2)
-`Bicubic`            bicubic downsampling alone ("classical SR training", Table 2)
-`BSRGAN`             random blurs, resizings, noise and JPEG in random order (Zhang et al. 2021)
-`RealESRGAN`         the same twice in a fixed order, and ringing (Wang et al. 2021)
-===================  ==========================================================================================
+| attack | what it does |
+|---|---|
+| `PGD` | the paper's: projected gradient ascent on the degradation network's parameters |
+| `YOPO` | several steps of it for one pass through the generator |
+| `SubsetPGD` | gradients from a part of the batch, for one network that all images share |
+| `FreeAT` | steps from the backward passes that update the generator, a minibatch replayed |
+| `StyleShift` | around random networks instead of identities ("severe random style shift", Table 2) |
+| `RandomDeviation` | a random deviation in the same budget, no adversary ("synthetic data augmentation", Table 2) |
+| `AdversarialNoise` | adversarial additive noise on the LR image, no network ("adversarial noise training", Table 2) |
+| `Bicubic` | bicubic downsampling alone ("classical SR training", Table 2) |
+| `BSRGAN` | random blurs, resizings, noise and JPEG in random order (Zhang et al. 2021) |
+| `RealESRGAN` | the same twice in a fixed order, and ringing (Wang et al. 2021) |
 
 `pgd` has the paper's search and its variants, `free` minibatch replay, `baselines` the rest; `base` has the calling
 convention, `budget` the limit in PSNR, `captured` runs a search as a CUDA graph. Attacks with networks may put a `Lens`

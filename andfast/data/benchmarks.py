@@ -13,6 +13,7 @@ from andfast.data.images import DataError, image_size
 from andfast.data.listing import SkippedFile, check_folder, list_folder, list_images, no_images_message
 from andfast.data.paired_folders import hr_folder, is_hr_folder, levels_below, paired_folders, scene_name_across_scales
 from andfast.data.pairs import images_by_name, make_pairs
+from andfast.utils.formatting import counted
 
 _Files = tuple[dict[str, Path], dict[str, Path]]  # HR and LR by the names of their scenes
 
@@ -198,7 +199,7 @@ def _super(folder: Path, scale: int) -> _Files | None:
         frames = [list_images(parent / kind) for kind in ("Bin1", f"Bin{scale}")]
         if len(frames[0]) != len(frames[1]):
             raise DataError(
-                f"{parent}: {len(frames[0])} frames in Bin1/ and {len(frames[1])} in Bin{scale}/; "
+                f"{parent}: {counted(len(frames[0]), 'frame')} in Bin1/ and {len(frames[1])} in Bin{scale}/; "
                 "they belong together in the order of their names"
             )
         for own, other in zip(*frames, strict=True):

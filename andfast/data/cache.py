@@ -15,6 +15,7 @@ import errno
 import functools
 import hashlib
 import json
+import logging
 import mmap
 import os
 import re
@@ -37,8 +38,11 @@ from andfast.data.listing import listed
 from andfast.data.patches import ImageFile, Source
 from andfast.data.workers import Each, SourceLoader
 from andfast.utils.files import remove_unfinished, written_whole
+from andfast.utils.formatting import counted
 from andfast.utils.locks import LOCK_FILE, locked
 from andfast.utils.optional import version
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 3  # to be raised when `read_image` returns other pixels than before
 _PIXELS = re.compile(r"[0-9a-f]{32}\.u8")
@@ -149,7 +153,7 @@ def cache_images(folder: str | os.PathLike[str], images: Sequence[ImageFile], wo
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_other_files(folder)
-        with locked(folder, wait=True, log=_print):
+        with locked(folder, wait=True):
             keys = {image: key for image in images if (key := _key(image.path)) is not None}
             valid = _remove_stale(folder, {key.file_name for key in keys.values()})
             missing = {image: key for image, key in keys.items() if key.file_name not in valid}
@@ -227,9 +231,9 @@ def _remove_stale(folder: Path, wanted: set[str]) -> set[str]:
     (folder / _OLD_INDEX).unlink(missing_ok=True)
     remove_unfinished(folder)
     if damaged:
-        _print(f"image cache {folder}: not whole, and removed: {listed(damaged)}")
+        logger.warning(f"image cache {folder}: not whole, and removed: {listed(damaged)}")
     for decoder in sorted(decoders):
-        _print(f"image cache {folder} was made by {decoder}, now it is {_decoder()}; images are decoded again")
+        logger.warning(f"image cache {folder} was made by {decoder}, now it is {_decoder()}; images are decoded again")
     return valid
 
 
@@ -265,7 +269,9 @@ def _decode(folder: Path, keys: dict[ImageFile, _Key], workers: int) -> set[Imag
                 stored.add(image)
             bar.update()
     if left := len(images) - len(stored):
-        _print(f"image cache {folder}: {left} images that cannot be decoded or have just changed are not stored")
+        logger.warning(
+            f"image cache {folder}: not stored: {counted(left, 'image')} that cannot be decoded or changed just now"
+        )
     return stored
 
 
@@ -279,7 +285,7 @@ def _check_space(folder: Path, images: Iterable[ImageFile]) -> int:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        _print(f"image cache {folder}: free space is unknown ({error.strerror or error})")
+        logger.warning(f"image cache {folder}: free space is unknown ({error.strerror or error})")
         return needed
     if needed > free:
         raise DataError(
@@ -312,8 +318,3 @@ def _store(image: ImageFile, folder: Path, keys: dict[ImageFile, _Key], needed: 
             "Images stored so far are kept, and the next run continues"
         ) from error
     return True
-
-
-def _print(message: str) -> None:
-    """Print on stderr, beside a progress bar."""
-    tqdm.write(message, file=sys.stderr)

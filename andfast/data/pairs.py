@@ -13,6 +13,7 @@ import numpy as np
 from andfast.data.images import DataError, image_size, read_image
 from andfast.data.listing import check_folder, list_images, listed, no_images_message
 from andfast.data.paired_folders import paired_folders, scene_name
+from andfast.utils.formatting import counted
 
 
 class Pair(NamedTuple):
@@ -106,7 +107,7 @@ def read_pair(hr: str | os.PathLike[str], lr: str | os.PathLike[str], scale: int
 
 def cut_to_fit(cut: int, count: int, scale: int) -> str:
     """A message: `cut` of `count` pairs are cut."""
-    return f"{cut} of {count} pairs are cut at the bottom and right, so that HR is {scale} times LR"
+    return f"{cut} of {counted(count, 'pair')} cut at the bottom and right, so that HR is {scale} times LR"
 
 
 def images_by_name(folder: Path, paths: Sequence[Path] | None = None, end: str = "") -> dict[str, Path]:

@@ -17,6 +17,7 @@ from andfast.data.images import DataError, ImageError, image_size, read_image
 from andfast.data.listing import Listing, SkippedFile, listed, no_images_message
 from andfast.data.paired_folders import list_hr_folder
 from andfast.data.workers import SourceDataset, SourceLoader
+from andfast.utils.formatting import counted
 from andfast.utils.rng import batch_positions
 
 # The streams of random numbers that are drawn from one seed.
@@ -209,7 +210,9 @@ class PatchBatches(SourceDataset):
             image = self._read((start + attempt) % len(self.sources), failures)
             if image is not None:
                 return image
-        raise DataError(f"none of the {len(self.sources)} images can be read.{_skipped(list(failures.values()))}")
+        raise DataError(
+            f"none of {counted(len(self.sources), 'image')} can be read.{_skipped(list(failures.values()))}"
+        )
 
     def _read(self, index: int, failures: dict[str, Failure]) -> np.ndarray | None:
         if index in self._unreadable:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -29,9 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from andfast.data.images import DataError
+
+logger = logging.getLogger(__name__)
 
 _AHEAD = 4  # items that each worker makes before they are asked for
 
@@ -183,7 +185,7 @@ class _Worker:
                 messages = self._messages
             where = self._source(", which is reading ")
             if silent == _PATIENCE:
-                tqdm.write(f"waiting for data worker {self.number}{where}", file=sys.stderr)
+                logger.warning(f"waiting for data worker {self.number}{where}")
             if silent >= _LIMIT:
                 raise DataError(f"nothing came from data worker {self.number} for {silent} s{where}")
         if kind == _ERROR:

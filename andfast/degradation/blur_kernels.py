@@ -82,7 +82,7 @@ def filter_images(images: Tensor, kernels: Tensor) -> Tensor:
         ValueError: the shapes do not fit, or k is even.
     """
     if kernels.ndim != 3 or len(kernels) != len(images) or kernels.shape[1] != kernels.shape[2]:
-        raise ValueError(f"kernels have shape {tuple(kernels.shape)}; for {len(images)} images wanted (B, k, k)")
+        raise ValueError(f"kernels have shape {tuple(kernels.shape)}; wanted (B, k, k) with B = {len(images)}")
     if kernels.shape[-1] % 2 == 0:
         raise ValueError(f"kernels are {kernels.shape[-1]} wide; they need a middle tap, so an odd width")
     channels, (height, width) = images.shape[1], images.shape[2:]

@@ -155,4 +155,4 @@ class DegradationNetwork(nn.Module):
             raise ValueError(f"hr has shape {tuple(hr.shape)}; after reset_identity it must be ({wanted})")
         if hr.shape[0] == 0 or hr.shape[0] % self.num_networks:
             count = self.num_networks
-            raise ValueError(f"hr holds {hr.shape[0]} images; it must be a multiple of num_networks, {count}")
+            raise ValueError(f"the batch size of hr, {hr.shape[0]}, must be a multiple of num_networks, {count}")

@@ -15,7 +15,8 @@ from andfast.demo.models import Offered, load_offered
 from andfast.utils.command_line import UsageError, add_upscaling, make_parser, one_line, whole
 from andfast.utils.console import console
 from andfast.utils.devices import choose_device
-from andfast.utils.optional import NOT_INSTALLED, problem_of
+from andfast.utils.formatting import counted
+from andfast.utils.optional import NOT_INSTALLED, install_command, problem_of
 
 # What most cameras take at most.
 _MAX_PIXELS = 64_000_000
@@ -47,7 +48,7 @@ def _prepare(options: Namespace) -> tuple[dict[str, Offered], socket]:
     problem = problem_of("gradio")
     if problem is not None:
         cause = "" if problem == NOT_INSTALLED else f"; {problem}"
-        raise UsageError(f"the page needs gradio: pip install 'andfast[demo]'{cause}")
+        raise UsageError(f"the page needs gradio: {install_command('demo')}{cause}")
     from andfast.demo.page import listen
 
     try:
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # For uploads and results, readable by this user only.
     with listener, tempfile.TemporaryDirectory(prefix="andfast-demo-") as folder:
         app = build(offered, Path(folder), options.max_pixels)
-        print(f"{len(offered)} models: {', '.join(offered)}")
+        print(f"{counted(len(offered), 'model')}: {', '.join(offered)}")
         print(f"the page is at {address_of(listener)} (Ctrl-C ends it)", flush=True)
         serve(app, listener)
     print("closed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from andfast.pretrained import pretrained_names
 from andfast.training.checkpoints import PREVIOUS_FILE, STATE_FILE
 from andfast.utils.command_line import one_line
 from andfast.utils.console import printable
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def load_offered(
                     raise ModelError(f"{path}: the state of a run, whose model is beside it")
                 offer(title, str(path))
             except ModelError as error:
-                print(f"passed over: {one_line(error)}", file=sys.stderr)
+                logger.warning(f"passed over: {one_line(error)}")
         if len(offered) == before:
             raise ModelError(f"{text}: no models in this folder ({', '.join(SUFFIXES)})")
     for name in pretrained_names():

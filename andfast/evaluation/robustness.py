@@ -24,7 +24,7 @@ from andfast.evaluation.records import Digests, Record, Records
 from andfast.metrics import psnr_y, ssim_y
 from andfast.models.frozen import FrozenModule
 from andfast.utils.charts import COLOURS, FAINT, new_figure, plain_axes
-from andfast.utils.formatting import markdown_table
+from andfast.utils.formatting import counted, markdown_table
 from andfast.utils.rng import step_generator
 
 if TYPE_CHECKING:
@@ -234,7 +234,11 @@ def text(plan: Plan, summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -
             [subject.title, *(f"{summary[name][subject.title]['psnr_y']:.2f}" for name in names)]
             for subject in plan.subjects
         ]
-        lines = [f"{attacker}: PSNR-Y in the worst case, {len(plan.crops)} crops", "", markdown_table(titles, rows)]
+        lines = [
+            f"{attacker}: PSNR-Y in the worst case, {counted(len(plan.crops), 'crop')}",
+            "",
+            markdown_table(titles, rows),
+        ]
         for search in (SHORT, RANDOM, TRANSFERRED):
             ahead = sum(
                 int(summary[name][subject.title].get(f"{search} ahead", 0))
@@ -260,9 +264,10 @@ def chart(plan: Plan, summary: Mapping[str, Mapping[str, Mapping[str, float]]]) 
         for number, subject in enumerate(plan.subjects)
     }
     legend = [Line2D([], [], color=colour, lw=2, label=title) for title, colour in styles.items()]
+    size = plan.crops[0].hr.shape[-1]
     figure = new_figure(
         "Worst case within a budget",
-        f"mean PSNR-Y over {len(plan.crops)} crops of {plan.crops[0].hr.shape[-1]} x {plan.crops[0].hr.shape[-1]}, "
+        f"mean PSNR-Y over {counted(len(plan.crops), 'crop')} of {size} x {size}, "
         f"x{plan.scale}; the worst LR image that is found within the budget",
         4.0 * ((len(plan.attackers) + 2) // 3),
         legend,

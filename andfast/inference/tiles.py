@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -73,8 +74,8 @@ def upscaled_rows(
     image: Tensor,
     tile: int,
     overlap: int,
-    align: int = ALIGN,
-    done: Callable[[int], object] | None = None,
+    align: int,
+    working: Callable[[int], AbstractContextManager[None]],
     high: int | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Upscale an image (B, C, H, W), and yield (rows, result[..., rows, :]) from top to bottom, a few at a time.
@@ -84,7 +85,7 @@ def upscaled_rows(
     Args:
         run: (B, C, h, w) -> (B, C', scale * h, scale * w), on any device.
         tile, overlap, align: see `cut`.
-        done: called after each tile with the number of input pixels it finished.
+        working: given the number of input pixels that a tile finishes, and entered while it is computed.
         high: height of the tiles, if it is another one than their width `tile`.
 
     Raises:
@@ -96,9 +97,10 @@ def upscaled_rows(
         columns = cut(width, tile, overlap, align)
         band: Tensor | None = None
         for column in columns:
-            part = run(image[..., row.context_begin : row.context_end, column.context_begin : column.context_end])
-            if not part.isfinite().all():
-                raise NonFiniteError("the model's output is not finite")
+            with working((row.end - row.fades_out - row.begin) * (column.end - column.fades_out - column.begin)):
+                part = run(image[..., row.context_begin : row.context_end, column.context_begin : column.context_end])
+                if not part.isfinite().all():
+                    raise NonFiniteError("the model's output is not finite")
             part = part[..., _inner(row, scale), _inner(column, scale)].to(image.device, torch.float32)
             if band is None:
                 band = part.new_empty(*part.shape[:-1], width * scale)
@@ -106,8 +108,6 @@ def upscaled_rows(
             target = band[..., column.begin * scale : column.end * scale]
             target[..., :fade].lerp_(part[..., :fade], _ramp(fade, band))
             target[..., fade:] = part[..., fade:]
-            if done is not None:
-                done((row.end - row.fades_out - row.begin) * (column.end - column.fades_out - column.begin))
         if above is not None:
             fade = row.fades_in * scale
             band[..., :fade, :] = above.lerp(band[..., :fade, :], _ramp(fade, band)[:, None])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from functools import cached_property
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from andfast.inference.receptive_field import receptive_field
-from andfast.inference.tiles import ALIGN, cut, largest_patch, resized_rows, resized_size, upscaled_rows
+from andfast.inference.tiles import ALIGN, largest_patch, resized_rows, resized_size, upscaled_rows
 from andfast.models import RRDBNet
 from andfast.models.frozen import AutocastModule, FrozenModule, on_a_copy
 from andfast.models.rrdbnet import TAIL_REACH
@@ -73,6 +73,7 @@ class Upscaler:
         self.device = next(model.parameters()).device
         self.align: int = getattr(model, "align", ALIGN)
         self._views = {dtype: FrozenModule(model, dtype, gradients=False) for dtype in {self.precision, self.deep}}
+        self._compiled = compiled
         self._by_chunks = isinstance(model, RRDBNet) and not compiled
         if compiled:
             for view in self._views.values():
@@ -134,7 +135,8 @@ class Upscaler:
         Args:
             image: (B, 3, H, W), floating point in [0, 1], uint8 or uint16.
             factor: size of the result relative to the image; None: the model's scale.
-            done: called after each tile with the number of input pixels it finished.
+            done: called with the number of input pixels finished since its last call: after each of a row of equal
+                parts that the model has, as RRDBNet's blocks, and after each tile.
 
         Raises:
             NonFiniteError: the model's output holds NaN or infinity.
@@ -145,11 +147,33 @@ class Upscaler:
             line = 4 * len(image) * 3 * self.scale**2 * width  # bytes of the result of a row of pixels
             high = min(tile, max(BAND // line, SMALLEST))
         overlap = self.overlap if tile and max(height, width) > tile else 0
-        rows = upscaled_rows(self._patch, self.scale, image, tile, overlap, self.align, done, high)
+        working = partial(self._working, done, image.dtype)
+        rows = upscaled_rows(self._patch, self.scale, image, tile, overlap, self.align, working, high)
         if factor is None or factor == self.scale:
             return rows
         size = (height * self.scale, width * self.scale)
         return resized_rows(rows, size, resized_size((height, width), factor))
+
+    @contextmanager
+    def _working(self, done: Callable[[int], object] | None, dtype: torch.dtype, pixels: int) -> Iterator[None]:
+        """Call `done` along a tile that finishes `pixels`: when one of the model's parts has run, and at the end."""
+        if done is None:
+            yield
+            return
+        parts = [] if self._compiled else parts_of(self._view(dtype).module)
+        left = pixels
+
+        def advance(*_: object) -> None:
+            nonlocal left
+            step = min(pixels // len(parts), left)
+            left -= step
+            done(step)
+
+        with ExitStack() as hooks:
+            for part in parts:
+                hooks.callback(part.register_forward_hook(advance).remove)
+            yield
+        done(left)
 
     def _patch(self, patch: Tensor) -> Tensor:
         weight = next(self.model.parameters())
@@ -161,8 +185,11 @@ class Upscaler:
 
     def _run(self, image: Tensor, pixels: torch.dtype = torch.float32) -> Tensor:
         """Run the model in the precision for images of the type `pixels`."""
-        view = self._views[self.precision if pixels == torch.uint8 else self.deep]
+        view = self._view(pixels)
         return by_row_chunks(view, image) if self._by_chunks else view(image)
+
+    def _view(self, pixels: torch.dtype) -> FrozenModule:
+        return self._views[self.precision if pixels == torch.uint8 else self.deep]
 
     def tensor(self, image: Tensor, factor: float | None = None) -> Tensor:
         """Return the whole result, float32 (B, 3, H', W'), not clipped; `image` and `factor` as in `rows`."""
@@ -226,11 +253,6 @@ class Upscaler:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def tiles_of(self, height: int, width: int) -> int:
-        """The number of tiles of an image of `height` x `width` pixels."""
-        tile = self.tile_for(height, width)
-        return len(cut(height, tile, 0)) * len(cut(width, tile, 0))
-
 
 def upscale_tensor(model: nn.Module, image: Tensor, tile: int | None = 256, overlap: int | None = 16) -> Tensor:
     """Upscale an image batch of any size in tiles.
@@ -251,6 +273,14 @@ def upscale_tensor(model: nn.Module, image: Tensor, tile: int | None = 256, over
     if image.ndim != 4 or image.numel() == 0:
         raise ValueError(f"an image batch is (B, 3, H, W) and not empty, not {tuple(image.shape)}")
     return Upscaler(model, tile=tile, overlap=overlap).tensor(image.detach())
+
+
+def parts_of(model: nn.Module) -> list[nn.Module]:
+    """The longest row of modules that holds most of a model's weights, as RRDBNet's blocks; empty if there is none."""
+    most = sum(weight.numel() for weight in model.parameters()) / 2
+    rows = (row for row in model.modules() if isinstance(row, (nn.Sequential, nn.ModuleList)))
+    large = (list(row) for row in rows if sum(weight.numel() for weight in row.parameters()) > most)
+    return max(large, key=len, default=[])
 
 
 def by_row_chunks(view: AutocastModule, image: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 import warnings
 from collections.abc import Iterator
@@ -10,10 +10,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from andfast.models.foreign import ForeignModel
 from andfast.models.rrdbnet import RRDB
+
+logger = logging.getLogger(__name__)
 
 
 class CompileError(RuntimeError):
@@ -58,12 +59,12 @@ def compile_regions(generator: nn.Module) -> None:
 
 
 class CompileTimer:
-    """Prints how long the first call of a compiled module takes, which compiles it.
+    """Logs how long the first call of a compiled module takes, which compiles it.
 
     Args:
         what: the module's name, for people.
         compiled: whether it is compiled; if not, nothing is done.
-        verbose: whether to print.
+        verbose: whether to log.
     """
 
     def __init__(self, what: str, compiled: bool, verbose: bool = True) -> None:
@@ -75,7 +76,7 @@ class CompileTimer:
         if not self._pending:
             yield
             return
-        self._print(f"compiling {self._what} (once; later runs find it in the cache) ...")
+        self._log(f"compiling {self._what} (once; later runs find it in the cache) ...")
         begin = time.perf_counter()
         try:
             yield
@@ -87,11 +88,11 @@ class CompileTimer:
                 f"compiling {self._what} failed: {type(error).__name__}: {reason}; --compile off does without"
             ) from error
         self._pending = False
-        self._print(f"compiled {self._what}: {time.perf_counter() - begin:.1f} s with its first pass")
+        self._log(f"compiled {self._what}: {time.perf_counter() - begin:.1f} s with its first pass")
 
-    def _print(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         if self._verbose:
-            tqdm.write(line, file=sys.stderr)
+            logger.info(line)
 
 
 def _from_compiler(error: Exception) -> bool:

@@ -1,6 +1,6 @@
 """ONNX files of generators: written from PyTorch's reference operations, and run by onnxruntime.
 
-Needs the packages onnx and onnxruntime (`pip install 'andfast[export]'`).
+Needs the packages onnx and onnxruntime, the extra `export`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from andfast.models.weights import ModelError
-from andfast.utils.optional import NOT_INSTALLED, problem_of
+from andfast.utils.optional import NOT_INSTALLED, install_command, problem_of
 
 # Known to chaiNNer, TensorRT and onnxruntime of the last years.
 _OPSET = 17
@@ -31,7 +31,7 @@ def check_packages() -> None:
         return
     missing = [name for name, problem in problems.items() if problem]
     broken = "".join(f"; {name}: {what}" for name, what in problems.items() if what not in (None, NOT_INSTALLED))
-    raise ModelError(f"ONNX files need {' and '.join(missing)}: run `pip install 'andfast[export]'`{broken}")
+    raise ModelError(f"ONNX files need {' and '.join(missing)}: run `{install_command('export')}`{broken}")
 
 
 class _AnySize(nn.Module):

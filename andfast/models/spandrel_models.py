@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from andfast.models.foreign import WINDOW, ForeignModel
 from andfast.models.weights import ModelError, UnknownModelError, fit
+from andfast.utils.optional import install_command
 from andfast.utils.torchvision_operators import declare_missing
 
 #: What names of spandrel's architectures begin with in configurations and model files.
@@ -25,7 +26,6 @@ PREFIX = "spandrel:"
 _SCALES = ("scale", "upscale", "up_scale", "upscale_factor", "upscaling_factor")
 # Architectures that files of andfast's own generators are read as.
 _OURS = {"Compact": "compact", "ESRGAN": "rrdbnet"}
-_INSTALL = "pip install 'andfast[spandrel]'"
 
 
 class SpandrelModel(ForeignModel):
@@ -72,7 +72,7 @@ def read_with_spandrel(path: str, state: dict[str, Tensor], problem: ModelError)
         ModelError: spandrel is not installed, does not know the weights, or the network is not from RGB to RGB.
     """
     if importlib.util.find_spec("spandrel") is None:
-        raise ModelError(f"{problem}; more architectures are read where spandrel is installed: {_INSTALL}")
+        raise ModelError(f"{problem}; more architectures are read with spandrel: {install_command('spandrel')}")
     try:
         spandrel = import_spandrel()
     except ImportError as error:
@@ -101,7 +101,7 @@ def build_with_spandrel(name: str, scale: int, options: Mapping[str, Any]) -> Sp
     try:
         spandrel = import_spandrel()
     except ImportError as error:
-        raise ModelError(f"{wanted} needs spandrel ({_INSTALL}): {error}") from error
+        raise ModelError(f"{wanted} needs spandrel ({install_command('spandrel')}): {error}") from error
     classes = _classes(spandrel)
     if name in _OURS:
         raise ModelError(f"{wanted}: give generator.name {_OURS[name]}, which is the same network")

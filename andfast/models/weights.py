@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from andfast.utils.formatting import counted
+
 #: The suffixes of model files that are written, and those that are read.
 SUFFIXES = (".safetensors", ".pth", ".pt")
 READABLE = (*SUFFIXES, ".ckpt", ".bin")
@@ -237,7 +239,9 @@ def _check_weights(own: Mapping[str, Tensor], state: Mapping[str, Tensor], probl
     shapes, found = ({key: value.shape for key, value in weights.items()} for weights in (own, state))
     wrong = sorted(key for key in shapes.keys() | found.keys() if shapes.get(key) != found.get(key))
     if wrong:
-        raise ModelError(f"{problem}{len(wrong)} weights are missing, too many or of another shape: {some(wrong)}")
+        raise ModelError(
+            f"{problem}{counted(len(wrong), 'weight')} missing, too many or of another shape: {some(wrong)}"
+        )
     if any(value.is_meta for value in state.values()):
         raise ModelError("its weights have no values (they are on the meta device)")
     if any(value.layout != torch.strided or value.is_complex() for value in state.values()):

@@ -10,6 +10,7 @@ import ctypes
 import os
 import shutil
 import struct
+import sys
 import warnings
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def _load() -> tuple[str | None, str | None, str, str]:
         The problem or None, its compiler, if known, the architectures of its CUDA part, if any, and the hash of its
         sources.
     """
+    if sys.platform == "win32":
+        return "it is not made for Windows", None, "", ""
     found = sorted(PACKAGE.glob("_C*.so"), key=lambda path: path.stat().st_mtime)
     if not found:
         return f"it is not built (there is no {PACKAGE / '_C*.so'})", None, "", ""
@@ -82,13 +85,14 @@ def _remedy() -> str:
     compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     found = any(shutil.which(name) for name in compilers)
     first = "" if found else f"install a C++ compiler ({' or '.join(compilers)} was not found), then "
-    if CHECKOUT is not None:
-        return f"{first}run `pip install -e .` in {CHECKOUT} (with -v it shows what fails)"
-    return f"{first}run `pip install --force-reinstall --no-deps andfast` (with -v it shows what fails)"
+    if sys.platform == "darwin":  # which has a c++ that only asks for Apple's tools
+        first = "if Apple's compiler is not installed, run `xcode-select --install`; then "
+    command = "`pip install .` in a clone of andfast" if CHECKOUT is None else f"`pip install -e .` in {CHECKOUT}"
+    return f"{first}run {command} (with -v it shows what fails)"
 
 
 problem, compiler, cuda_archs, built_from = _load()
-if problem is not None:
+if problem is not None and sys.platform != "win32":  # there the reference is all there is
     problem = f"{problem}. To fix it: {_remedy()}"
     warnings.warn(
         f"andfast's C++ extension cannot be used; the slower reference implementation takes over: {problem}",

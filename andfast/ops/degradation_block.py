@@ -155,7 +155,7 @@ def _check(
     if seed is not None:
         check_tensor("seed", seed, (networks,), (torch.int64,), ("x", x))
     if x.shape[0] % networks:
-        raise ValueError(f"x holds {x.shape[0]} images; it must be a multiple of the number of networks, {networks}")
+        raise ValueError(f"the batch size of x, {x.shape[0]}, must be a multiple of the number of networks, {networks}")
 
 
 def concatenate(pieces: list[Tensor]) -> Tensor:

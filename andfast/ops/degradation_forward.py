@@ -103,7 +103,7 @@ def _check(hr: Tensor, theta_id: Tensor, delta: Tensor, noise_seed: Tensor, layo
     ):
         check_tensor(name, tensor, shape, (dtype, torch.float64), ("hr", hr))
     if count < 1 or hr.shape[0] % count:
-        raise ValueError(f"hr holds {hr.shape[0]} images; it must be a multiple of the number of networks, {count}")
+        raise ValueError(f"the batch size of hr, {hr.shape[0]}, must be a multiple of the number of networks, {count}")
 
 
 @lru_cache(maxsize=16)

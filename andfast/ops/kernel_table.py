@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from andfast.ops import _extension
 from andfast.utils.files import make_folder, write_json
 from andfast.utils.locks import locked
 from andfast.utils.optional import version
+
+logger = logging.getLogger(__name__)
 
 #: A later implementation must be so many times as fast as an earlier one to be preferred: noise must not decide, and
 #: earlier ones take less memory.
@@ -131,7 +132,7 @@ class Table:
     def announce(self) -> None:
         """Say once what takes seconds."""
         where = f"(once; kept in {self.path.parent})"
-        tqdm.write(f"verifying and timing kernels on {self.device} {where}", file=sys.stderr)
+        logger.info(f"verifying and timing kernels on {self.device} {where}")
 
     def summary(self) -> dict[str, Any]:
         """As JSON types: the device, "kernels" (size -> times in words, the chosen one first), and "problems"."""

@@ -16,6 +16,7 @@ ANDFAST_CACHE names another folder than ~/.cache/andfast.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -29,10 +30,11 @@ from itertools import count
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from andfast.ops import _extension, kernel_table
 from andfast.ops.kernel_table import KernelWarning, Time, describe_times, fastest
+
+logger = logging.getLogger(__name__)
 
 #: Images of more pixels, B x H x W, are timed at so many: implementations hardly change places.
 MOST_PIXELS = {"cpu": 2**13, "cuda": 2**20}
@@ -170,7 +172,7 @@ def _decide(
                 table.problems[timed] = failed
             if times:
                 table.times[timed] = times
-                tqdm.write(f"  {timed}: {describe_times(times)}", file=sys.stderr)
+                logger.info(f"  {timed}: {describe_times(times)}")
             table.write()
             usable = [name for name in usable if problems[name] is None]
     kernels = f"kernels of {operation} ({request['dtype']})"
@@ -217,7 +219,7 @@ def faster_type(operation: str, names: dict[torch.dtype, str], sizes: tuple[int,
                     return None
                 times[key] = Time(*answer["times"][names[dtype]])
             table.times[kind] = times
-            tqdm.write(f"  {kind}: {describe_times(times)}", file=sys.stderr)
+            logger.info(f"  {kind}: {describe_times(times)}")
             table.write()
         return keys[fastest({key: table.times[kind][key] for key in keys})]
 

@@ -89,7 +89,9 @@ def degrade(
     if config.attack.method == "pairs":
         raise ValueError("attack.method is pairs: that degrades no images")
     if len(hr) % networks:
-        raise ValueError(f"degradation.num_networks is {networks}; it must divide the {len(hr)} images, or be batch")
+        raise ValueError(
+            f"degradation.num_networks is {networks}; it must divide the batch size, {len(hr)}, or be batch"
+        )
     height, width = hr.shape[2:]
     if height % scale or width % scale or min(height, width) < 2 * scale:
         raise ValueError(f"images are {height} x {width}; wanted are multiples of {scale}, {2 * scale} at least")

@@ -19,6 +19,7 @@ from andfast.data.patches import Failure, ImageArray, ImageFile, Source, scan_im
 from andfast.data.photographs import held_out_photographs, training_photographs
 from andfast.training.config import Config
 from andfast.training.validation import centre_crop, least_size
+from andfast.utils.formatting import counted
 
 
 class Skipped:
@@ -97,7 +98,7 @@ def find_images(config: Config, skipped: Skipped) -> Images:
         else:
             held_out.append((source.name, image))
     if not held_out or not sources:
-        found = f"{len(sources)} usable images to train on and {len(held_out)} to validate on"
+        found = f"{counted(len(sources), 'usable image')} to train on and {len(held_out)} to validate on"
         where = ", ".join([*data.hr, *data.val_hr])
         raise DataError(f"{where}: {found}; at least one of each is needed (data.hr, data.val_hr)")
     images = Images(sources, held_out, pairs, trained_pairs)

@@ -24,6 +24,7 @@ from andfast.models import DISCRIMINATORS, build_discriminator, load_discriminat
 from andfast.models.discriminators import UNetDiscriminatorSN
 from andfast.models.frozen import FrozenModule
 from andfast.models.vgg import DOWNLOAD, LAYERS, URL, VGGFeatures, fetch_vgg, least_size
+from andfast.utils.formatting import counted
 from andfast.utils.import_path import ImportPath, import_class
 
 
@@ -70,7 +71,7 @@ class DiscriminatorConfig:
         elif made_for != patch_size:
             wrong = f"a discriminator of patches of {made_for}; train.patch_size is {patch_size}"
         elif model.in_channels != 3:
-            wrong = f"a discriminator of images with {model.in_channels} channels; RGB has 3"
+            wrong = f"a discriminator of images with {counted(model.in_channels, 'channel')}; RGB has 3"
         else:
             return model
         raise ValueError(f"discriminator.init {self.init}: {wrong}")

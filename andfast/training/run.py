@@ -31,6 +31,7 @@ from andfast.training.images import Skipped, find_images
 from andfast.training.logging import RunLog, WandbError, import_wandb
 from andfast.training.memory_check import describe_memory, estimate_memory, remedies
 from andfast.training.precision import Purpose, automatic_types, with_types
+from andfast.training.progress import TrainingBar
 from andfast.training.records import METRICS_FILE, RunRecordError, lacks_validation, lr_name, summarise
 from andfast.training.samples import sample_sheet
 from andfast.training.signals import StopSignal
@@ -242,14 +243,7 @@ class Run:
         wait = DataWait()
         pin = trainer.device.type == "cuda"
         loader = make_loader(self.batches, trainer.step, train.iterations, self.config.data.workers, pin)
-        bar = tqdm(
-            total=train.iterations,
-            initial=trainer.step,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10,
-            disable=not world.main,
-        )
+        bar = TrainingBar(train.warmup, train.iterations, trainer.step, shown=world.main)
         # The loader is closed also when a step raises, since waiting workers would keep this process from ending. Then
         # the last results are read as well, but not of several processes: they need the others, which may have ended.
         read_at_end = closing(logger) if world.size == 1 else nullcontext()
@@ -269,6 +263,7 @@ class Run:
                 begin, seconds = time.perf_counter(), time.perf_counter() - begin
                 wait.add(data_wait, seconds)
                 if logger.add(step, seconds=seconds, data_wait=data_wait):
+                    bar.time_left.add(trainer.step, logger.seconds)
                     rate = train.batch_size / logger.seconds
                     bar.set_postfix_str(f"{logger.last}, {rate:.1f} images/s, data {wait.recent:.0%}", refresh=False)
                 bar.update()

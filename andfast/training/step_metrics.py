@@ -14,6 +14,7 @@ from tqdm import tqdm
 from andfast.attack.budget import BUDGET_SLACK_DB
 from andfast.training.distributed import World
 from andfast.training.logging import RunLog
+from andfast.utils.formatting import counted
 
 
 class DivergedError(RuntimeError):
@@ -188,4 +189,4 @@ class StepLogger:
                 tqdm.write(f"warning: {step.describe()}; the update was left out", file=sys.stderr)
         if skipped >= self._max_skipped:
             first = self._first_skipped
-            raise DivergedError(first.step, f"{first.describe()}; {skipped} updates in a row were left out")
+            raise DivergedError(first.step, f"{first.describe()}; left out in a row: {counted(skipped, 'update')}")

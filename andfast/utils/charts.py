@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from andfast.utils.files import written_whole
-from andfast.utils.optional import NOT_INSTALLED, problem_of
+from andfast.utils.optional import NOT_INSTALLED, install_command, problem_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,4 +79,4 @@ def require_matplotlib() -> None:
     problem = problem_of("matplotlib")
     if problem is not None:
         cause = "" if problem == NOT_INSTALLED else f" ({problem})"
-        raise ChartError(f"charts need matplotlib: pip install 'andfast[plot]'{cause}")
+        raise ChartError(f"charts need matplotlib: {install_command('plot')}{cause}")

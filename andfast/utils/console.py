@@ -1,7 +1,8 @@
-"""The terminal of commands: errors of printing are ignored, and a second Ctrl-C ends the process at once."""
+"""The terminal of commands: the log is printed, errors of printing are ignored, a second Ctrl-C ends the process."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO
+
+from tqdm import tqdm
 
 
 class _Stream:
@@ -58,6 +61,27 @@ class _Stream:
                 os.close(nowhere)
 
 
+class _LogLines(logging.Handler):
+    """Prints messages of andfast's log on stderr, beside progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _log_printed() -> Iterator[None]:
+    """Print what andfast's modules log; in other programs `logging` decides about that."""
+    logger, handler = logging.getLogger("andfast"), _LogLines()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def printable(text: str, encoding: str = "utf-8") -> str:
     """A text with escapes for characters that an encoding lacks, and for bytes of file names that are not UTF-8."""
     return text.encode(encoding, "backslashreplace").decode(encoding)
@@ -67,6 +91,7 @@ def printable(text: str, encoding: str = "utf-8") -> str:
 def console(*passes: type[OSError]) -> Iterator[None]:
     """A decorator for the commands' `main`: errors of printing, except `passes`, do not end the work.
 
+    What andfast's modules log is printed on stderr, from INFO on.
     Characters that the terminal's encoding lacks are printed as escapes. Output to a pipe without a reader (`| head`),
     a full disk or a closed stream is dropped. The first Ctrl-C raises KeyboardInterrupt; a second one ends the process
     at once.
@@ -77,7 +102,7 @@ def console(*passes: type[OSError]) -> Iterator[None]:
         streams = [_Stream(stream, passes) for stream in usable]
         sys.stdout, sys.stderr = streams
         try:
-            with _second_interrupt_kills():
+            with _log_printed(), _second_interrupt_kills():
                 yield
         finally:
             sys.stdout, sys.stderr = before

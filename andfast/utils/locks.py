@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+logger = logging.getLogger(__name__)
 
 LOCK_FILE = "lock"
 
@@ -26,24 +28,17 @@ class LockedError(ValueError):
     """Another process works in the folder; the message names both."""
 
 
-def _on_stderr(message: str) -> None:
-    print(message, file=sys.stderr)
-
-
 @contextmanager
-def locked(
-    folder: str | os.PathLike[str], wait: bool = False, log: Callable[[str], object] = _on_stderr
-) -> Iterator[None]:
+def locked(folder: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
     """Hold the lock of an existing folder, which the operating system releases when the process ends.
 
     The lock is on a file in the folder, which names its holder meanwhile and remains, empty: if it were removed, two
     processes could hold locks of the same name. Forked processes do not inherit it. It excludes other processes, not
-    other threads.
+    other threads. A file system without locks is no error, but costs a warning in the log.
 
     Args:
         folder: the folder.
         wait: wait for a process that holds it, instead of raising an error.
-        log: called with a line if it waits, or if the file system has no locks, which is not an error.
 
     Raises:
         LockedError: another process holds it.
@@ -55,7 +50,9 @@ def locked(
             _lock(file)
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                log(f"{path.parent}: cannot be locked ({error.strerror}); let no other process work in it meanwhile")
+                logger.warning(
+                    f"{path.parent}: cannot be locked ({error.strerror}); let no other process work in it meanwhile"
+                )
                 yield
                 return
             if error.errno not in _HELD:
@@ -63,7 +60,7 @@ def locked(
             others = f"{path.parent}: {_holder(file)} works in this folder"
             if not wait:
                 raise LockedError(f"{others}; wait for its end, or give another folder") from None
-            log(f"{others}; waiting for its end")
+            logger.warning(f"{others}; waiting for its end")
             while not _is_free(file):
                 time.sleep(0.2)
         file.truncate(0)

@@ -549,7 +549,7 @@ def test_images_that_do_not_fit_the_network_are_named(attack):
     objective = l1_objective(Upsampler(2))
     with pytest.raises(ValueError, match="hr has shape"):
         attack(make(2), photographs()[..., :8], objective)
-    with pytest.raises(ValueError, match="hr holds 3 images; it must be a multiple of num_networks, 2"):
+    with pytest.raises(ValueError, match="the batch size of hr, 3, must be a multiple of num_networks, 2"):
         attack(make(2), photographs(3), objective)
 
 

@@ -343,7 +343,7 @@ def test_a_replay_keeps_its_budget_and_its_ball_and_does_not_mind_a_scaled_loss(
 
 
 def test_images_that_do_not_fit_a_replay_are_named():
-    with pytest.raises(ValueError, match="hr holds 3 images"):
+    with pytest.raises(ValueError, match="the batch size of hr, 3, must be"):
         FreeAT().begin(make(2), photographs(3))
 
 

@@ -19,6 +19,7 @@ from andfast.data import cache
 from andfast.data.cache import CachedImage, cache_images
 from andfast.data.images import DataError, write_png
 from andfast.data.patches import ImageFile, PatchBatches, make_loader, scan_images
+from andfast.utils.console import console
 from andfast.utils.locks import locked
 
 PATCH = 24
@@ -130,9 +131,9 @@ def test_a_second_run_decodes_no_image_and_prints_nothing(photographs, folder, d
     assert capsys.readouterr().err == ""
 
 
-def test_only_what_changed_is_decoded_anew(photographs, folder, decoded, capsys):
+def test_only_what_changed_is_decoded_anew(photographs, folder, decoded, caplog):
     before = cache_images(folder, photographs, 0)
-    assert "1 images that cannot be decoded or have just changed are not stored" in capsys.readouterr().err
+    assert "not stored: 1 image that cannot be decoded or changed just now" in caplog.text
     decoded.clear()
     stamp = photographs[1].path.stat()
     write_png(photographs[1].path, noise(1)[::-1])  # another image of the same size, with a new time of change
@@ -181,14 +182,14 @@ def of_another_image(path):
         lambda path: path.write_bytes(noise(0).tobytes()),
     ],
 )
-def test_pixels_that_are_not_whole_are_stored_again(photographs, folder, damage, decoded, capsys):
+def test_pixels_that_are_not_whole_are_stored_again(photographs, folder, damage, decoded, caplog):
     stored = pixel_file(cache_images(folder, photographs[:4], 0)[0])
     decoded.clear()
     damage(stored)
     there = stored.exists()
     cache_images(folder, photographs[:4], 0)
     assert decoded == ["0.png"]
-    assert (f"not whole, and removed: {stored.name}" in capsys.readouterr().err) == there
+    assert (f"not whole, and removed: {stored.name}" in caplog.text) == there
     assert_whole(folder, photographs)
 
 
@@ -212,12 +213,12 @@ def test_a_checksum_is_looked_at_once(photographs, folder):
     assert_equal(items(cache_images(folder, photographs, 0)), items(photographs))
 
 
-def test_pixels_of_another_decoder_are_not_used(photographs, folder, monkeypatch, capsys):
+def test_pixels_of_another_decoder_are_not_used(photographs, folder, monkeypatch, caplog):
     before = cache_images(folder, photographs, 0)
     own = cache._decoder()
     monkeypatch.setattr(cache, "_decoder", lambda: "Pillow of tomorrow")
     after = cache_images(folder, photographs, 0)
-    assert f"made by {own}, now it is Pillow of tomorrow" in capsys.readouterr().err
+    assert f"made by {own}, now it is Pillow of tomorrow" in caplog.text
     assert not pixel_file(before[0]).exists()
     assert pixel_file(after[0]) != pixel_file(before[0])
     assert_whole(folder, photographs)
@@ -235,7 +236,8 @@ def begin(output, function, *arguments):
 
     def call():
         sys.stderr = output.open("w", buffering=1)
-        function(*arguments)
+        with console():
+            function(*arguments)
 
     process = multiprocessing.get_context("fork").Process(target=call)
     process.start()
@@ -319,13 +321,13 @@ def test_too_little_space_is_told_before_anything_is_decoded(photographs, folder
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EACCES])
-def test_where_the_free_space_is_not_told_the_cache_is_made(photographs, folder, number, monkeypatch, capsys):
+def test_where_the_free_space_is_not_told_the_cache_is_made(photographs, folder, number, monkeypatch, caplog):
     def refuse(path):
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(shutil, "disk_usage", refuse)
     cached = cache_images(folder, photographs, 0)
-    told = [line for line in capsys.readouterr().err.splitlines() if os.strerror(number) in line]
+    told = [line for line in caplog.messages if os.strerror(number) in line]
     assert len(told) == 1
     assert str(folder) in told[0]
     assert sum(isinstance(source, CachedImage) for source in cached) == len(photographs) - 1
@@ -368,11 +370,11 @@ def test_a_cache_that_cannot_be_made_is_named(photographs, tmp_path):
             cache_images(folder, photographs, 0)
 
 
-def test_an_image_that_fails_for_a_passing_reason_is_stored_by_the_next_run(photographs, folder, monkeypatch, capsys):
+def test_an_image_that_fails_for_a_passing_reason_is_stored_by_the_next_run(photographs, folder, monkeypatch, caplog):
     with monkeypatch.context() as patched:
         patched.setattr("andfast.data.picture.orient", lambda *_: (_ for _ in ()).throw(MemoryError()))
         assert cache_images(folder, photographs, 0) == photographs
-    assert "8 images that cannot be decoded or have just changed are not stored" in capsys.readouterr().err
+    assert "not stored: 8 images that cannot be decoded or changed just now" in caplog.text
     assert_whole(folder, photographs)
 
 
@@ -428,7 +430,7 @@ def test_names_that_are_no_utf_8_are_known_again(folder, tmp_path, decoded):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS])
-def test_a_share_without_locks_is_told_and_used(photographs, folder, number, monkeypatch, capsys):
+def test_a_share_without_locks_is_told_and_used(photographs, folder, number, monkeypatch, caplog):
     import fcntl
 
     def refuse(*_):
@@ -436,7 +438,7 @@ def test_a_share_without_locks_is_told_and_used(photographs, folder, number, mon
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
     assert_whole(folder, photographs)
-    assert "cannot be locked" in capsys.readouterr().err
+    assert "cannot be locked" in caplog.text
 
 
 @pytest.mark.parametrize("number", [errno.ENODEV, errno.EINVAL])

@@ -277,7 +277,7 @@ def test_a_source_that_turns_out_small_is_replaced(arrays):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_that_decodes_is_an_error_that_names_files(tmp_path, workers):
     sources = [ImageFile(tmp_path / f"gone{i}.png") for i in range(8)]
-    with pytest.raises(DataError, match=r"^none of the 8 images can be read.* 8 in all: .*gone\d\.png.*and 3 more"):
+    with pytest.raises(DataError, match=r"^none of 8 images can be read.* 8 in all: .*gone\d\.png.*and 3 more"):
         items(make_loader(PatchBatches(sources, patch=16, batch=2), 0, 3, workers))
 
 

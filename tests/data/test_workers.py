@@ -130,7 +130,7 @@ def test_a_worker_that_is_killed_while_it_waits_blames_no_source(tmp_path):
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_says_nothing_is_named_and_then_given_up(monkeypatch, capsys):
+def test_a_worker_that_says_nothing_is_named_and_then_given_up(monkeypatch, caplog):
     monkeypatch.setattr(workers_module, "_PATIENCE", 1)
     monkeypatch.setattr(workers_module, "_LIMIT", 2)
     monkeypatch.setattr(workers_module, "_GRACE", 0.1)
@@ -139,7 +139,7 @@ def test_a_worker_that_says_nothing_is_named_and_then_given_up(monkeypatch, caps
     next(items)
     with pytest.raises(DataError, match=r"^nothing came from data worker 0 for 2 s, which is reading number 1$"):
         next(items)
-    assert capsys.readouterr().err == "waiting for data worker 0, which is reading number 1\n"
+    assert caplog.messages == ["waiting for data worker 0, which is reading number 1"]
     assert not multiprocessing.active_children()
 
 

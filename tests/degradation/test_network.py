@@ -341,8 +341,8 @@ def test_a_reset_leaves_what_it_replaces():
         ((2, 3, 8, 6), "hr has shape (2, 3, 8, 6); after reset_identity it must be (B, 3, 8, 8)"),
         ((2, 1, 8, 8), "hr has shape (2, 1, 8, 8)"),
         ((3, 8, 8), "hr has shape (3, 8, 8)"),
-        ((3, 3, 8, 8), "hr holds 3 images; it must be a multiple of num_networks, 2"),
-        ((0, 3, 8, 8), "hr holds 0 images"),
+        ((3, 3, 8, 8), "the batch size of hr, 3, must be a multiple of num_networks, 2"),
+        ((0, 3, 8, 8), "the batch size of hr, 0, must be"),
     ],
 )
 def test_wrong_images_are_named(shape, message):

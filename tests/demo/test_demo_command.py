@@ -47,7 +47,7 @@ def test_options_that_are_none(arguments, capsys):
 def test_without_gradio(capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main([]) == 2
-    assert capsys.readouterr().err == "error: the page needs gradio: pip install 'andfast[demo]'\n"
+    assert capsys.readouterr().err == "error: the page needs gradio: pip install 'gradio>=6.31,<7'\n"
 
 
 def test_a_gradio_that_cannot_be_imported(capsys, monkeypatch, tmp_path):
@@ -55,5 +55,5 @@ def test_a_gradio_that_cannot_be_imported(capsys, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "gradio")
     monkeypatch.syspath_prepend(tmp_path)
     assert main([]) == 2
-    wanted = "error: the page needs gradio: pip install 'andfast[demo]'; it cannot be imported (TypeError: pydantic"
+    wanted = "error: the page needs gradio: pip install 'gradio>=6.31,<7'; it cannot be imported (TypeError: pydantic"
     assert capsys.readouterr().err.startswith(wanted)

@@ -173,7 +173,7 @@ def test_an_interrupted_evaluation_goes_on(here, restored, monkeypatch, capsys):
     restored.clear()
     assert run("--data", "mine=pairs", "--json", "half.json", "--run_dir", "half") == 0
     assert restored == [("one", 24), ("two", 24), (BICUBIC, 50), ("one", 50), ("two", 50)]
-    assert "4 of 9 results were there before" in capsys.readouterr().out
+    assert "4 of 9 results there before" in capsys.readouterr().out
     whole, half = results("whole.json"), results("half.json")
     assert (whole["images"], whole["means"]) == (half["images"], half["means"])
     restored.clear()
@@ -371,7 +371,7 @@ def test_pairs_of_rounded_sizes_are_cut_and_that_is_said(here, capsys):
             save_image(here / name / "LR" / f"{scene}.png", lr)
     assert run("--data", "exact=exact", "rounded=rounded", "--json", "out.json") == 0
     said = capsys.readouterr().out.split("rounded: 2 pairs")
-    assert "1 of 2 pairs are cut at the bottom and right, so that HR is 4 times LR" in said[1]
+    assert "1 of 2 pairs cut at the bottom and right, so that HR is 4 times LR" in said[1]
     assert "are cut" not in said[0]
     content = results()
     assert content["means"]["exact"] == content["means"]["rounded"]

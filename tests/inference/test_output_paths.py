@@ -51,7 +51,7 @@ def test_the_same_command_goes_on_beside_the_photographs(tmp_path, run):
     status, summary, _ = run(tmp_path, "--output", tmp_path)
     assert (status, contents(tmp_path)) == (0, before)
     assert summary.startswith("0 of 2 images upscaled")
-    assert "2 were there already" in summary
+    assert "2 there already" in summary
     # A new photograph, and a result that an interrupted run had not made yet.
     picture(tmp_path / "new.jpg")
     (tmp_path / "a.png").unlink()

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from upscaling_models import compact
 
 from andfast.inference import upscaler as upscaler_module
 from andfast.inference.receptive_field import LONGEST, TOLERANCE, measured, receptive_field
 from andfast.inference.tiles import NonFiniteError, cut, largest_patch, resized_rows, resized_size
-from andfast.inference.upscaler import Upscaler, by_row_chunks, upscale_tensor
+from andfast.inference.upscaler import Upscaler, by_row_chunks, parts_of, upscale_tensor
 from andfast.models import Compact, RRDBNet
 from andfast.models.frozen import FrozenModule
 from andfast.ops import dispatch
@@ -113,6 +114,28 @@ def test_progress_counts_every_pixel_once(tile):
     Upscaler(compact(), tile=tile).pixels(np.zeros((50, 61, 3), np.uint8), None, counted.append)
     assert sum(counted) == 50 * 61
     assert (len(counted) > 1) == (tile > 0)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_progress_is_also_seen_within_a_tile(precision):
+    """After each block, also where images of 8 bits are computed in another type than others."""
+    torch.manual_seed(0)
+    upscaler = Upscaler(RRDBNet(4, features=4, blocks=5, growth=4).eval(), precision, deep=torch.float32)
+    image, counted = np.zeros((20, 21, 3), np.uint8), []
+    for pixels in (image, image.astype(np.uint16)):
+        upscaler.pixels(pixels, None, counted.append)
+        assert counted == [84] * 5 + [0]
+        counted.clear()
+    upscaler.pixels(image)  # no part keeps its hook
+    assert not counted
+
+
+def test_what_a_model_is_made_of():
+    generator = RRDBNet(4, features=4, blocks=3, growth=4)
+    assert parts_of(generator) == list(generator.body)
+    first, inner = nn.Linear(2, 2), [nn.Sequential(*(nn.Linear(9, 9) for _ in range(5))) for _ in range(3)]
+    assert parts_of(nn.ModuleDict({"first": first, "body": nn.ModuleList(inner)})) == inner  # longer rows are repeated
+    assert parts_of(first) == []
 
 
 def test_result_needs_no_gradient_and_is_an_ordinary_tensor():

@@ -39,8 +39,9 @@ def distance(found: Tensor, exact: Tensor) -> float:
 
 
 @pytest.mark.parametrize("generator", ["compact", "rrdbnet"])
-def test_three_compiled_steps_are_three_plain_ones(generator: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_three_compiled_steps_are_three_plain_ones(generator: str, caplog: pytest.LogCaptureFixture) -> None:
     """The first is that of the operations' plain references, too."""
+    caplog.set_level("INFO", "andfast")
     options = {"generator__name": generator, "generator__features": 16, "generator__depth": 1, "attack__steps": 5}
     options |= {"degradation__channels": 16, "train__batch_size": 2}
     plain, compiled, reference = (make(**options, compile=setting) for setting in ("off", "on", "off"))
@@ -59,8 +60,7 @@ def test_three_compiled_steps_are_three_plain_ones(generator: str, capsys: pytes
         assert found.loss_after_attack == pytest.approx(right.loss_after_attack, rel=1e-4)
     for one, other in zip(compiled._weights, plain._weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(":")[0] for line in lines] == [
+    assert [line.partition(":")[0] for line in caplog.messages] == [
         "compiling the generator for the attack (once; later runs find it in the cache) ...",
         "compiled the generator for the attack",
         "compiling the generator for its update (once; later runs find it in the cache) ...",

@@ -267,7 +267,7 @@ def test_compiles_without_a_graph_break(backend):
     [
         ({"x": torch.zeros(2, 3, 4)}, ValueError, r"x has shape \(2, 3, 4\); it must be \(B, in, H, W\)"),
         ({"x": torch.zeros(2, 3, 4, 5).int()}, TypeError, "x is torch.int32"),
-        ({"x": torch.zeros(3, 3, 4, 5)}, ValueError, "x holds 3 images; it must be a multiple of .* networks, 2"),
+        ({"x": torch.zeros(3, 3, 4, 5)}, ValueError, "the batch size of x, 3, must be a multiple of .* networks, 2"),
         ({"centre": torch.zeros(2, 8, 4)}, ValueError, r"centre has shape \(2, 8, 4\); .* \(N, out, 3\)"),
         ({"deviation": torch.zeros(2, 8, 3, 9)}, ValueError, r"deviation has shape .* must be \(2, 8, 3, 3, 3\)"),
         ({"deviation": torch.zeros(2, 8, 3, 3, 3).half()}, TypeError, "deviation is torch.float16; .* torch.float32"),

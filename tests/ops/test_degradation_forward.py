@@ -167,7 +167,7 @@ def test_compiles_without_a_graph_break(backend, networks):
     [
         ({"hr": torch.zeros(2, 3, 12, 16)}, ValueError, r"hr has shape \(2, 3, 12, 16\); .* \(B, 3, 12, 20\)"),
         ({"hr": torch.zeros(2, 3, 12, 20).byte()}, TypeError, "hr is torch.uint8"),
-        ({"hr": torch.zeros(3, 3, 12, 20)}, ValueError, "hr holds 3 images; it must be a multiple .*, 2"),
+        ({"hr": torch.zeros(3, 3, 12, 20)}, ValueError, "the batch size of hr, 3, must be a multiple .*, 2"),
         ({"theta_id": torch.zeros(3)}, ValueError, r"theta_id has shape \(3,\); it must be \(N, \d+\)"),
         ({"delta": torch.zeros(2, 3)}, ValueError, r"delta has shape \(2, 3\); it must be \(2, \d+\)"),
         ({"noise_seed": torch.zeros(3).long()}, ValueError, r"noise_seed has shape \(3,\); it must be \(2,\)"),

@@ -276,7 +276,20 @@ def test_the_remedy_of_an_installed_package_and_without_a_compiler(copy, monkeyp
     assert "install a C++ compiler (/nonexistent/c++ was not found), then run `pip" in warning_of(copy)
     monkeypatch.delenv("CXX")
     (copy / "setup.py").unlink()
-    assert "run `pip install --force-reinstall --no-deps andfast`" in warning_of(copy)
+    assert "run `pip install .` in a clone of andfast" in warning_of(copy)
+
+
+@needs_cpu
+@needs_checkout
+def test_the_remedy_on_other_systems(copy, monkeypatch, recwarn):
+    break_extension(copy, "missing")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert "run `xcode-select --install`; then run `pip install -e .`" in warning_of(copy)
+    recwarn.clear()
+    monkeypatch.setattr(sys, "platform", "win32")
+    module = runpy.run_path(copy / "andfast" / "ops" / "_extension.py")
+    assert module["problem"] == "it is not made for Windows"
+    assert not recwarn.list
 
 
 def test_a_broken_triton_costs_a_warning(tmp_path):

@@ -78,7 +78,7 @@ def test_settings_and_seeds_decide(files):
         (["--model", "nothing.pth"], "nothing.pth: no such file"),
         (["--set", "attack.method=none"], "attack.method is none"),
         (["--set", "scale=2"], "the model's scale is 4 and the configuration's 2"),
-        (["--set", "degradation.num_networks=4"], "num_networks is 4; it must divide the 2 images"),
+        (["--set", "degradation.num_networks=4"], "num_networks is 4; it must divide the batch size, 2"),
     ],
 )
 def test_what_does_not_go_together_is_said(files, capsys, more, message):

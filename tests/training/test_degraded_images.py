@@ -135,7 +135,7 @@ def test_the_sheet_shows_the_images(hr, objective):
     ("size", "networks", "options", "said"),
     [
         (32, 2, {"attack.method": "pairs", "attack.mix.pairs": "x"}, "pairs: that degrades no images"),
-        (32, 3, {}, "num_networks is 3; it must divide the 2 images"),
+        (32, 3, {}, "num_networks is 3; it must divide the batch size, 2"),
         (30, 2, {}, "multiples of 4"),
         (4, 2, {}, "8 at least"),
     ],

@@ -57,7 +57,7 @@ def test_what_is_passed_over_and_cut_is_said(tmp_path: Path, capsys: pytest.Capt
     assert [pair.name for pair in images.pairs] == ["0", "1"]
     assert capsys.readouterr().err.splitlines() == [
         "passed over: 1 of a format that is not read (i.gif)",
-        f"{tmp_path / 'set'}: 1 of 2 pairs are cut at the bottom and right, so that HR is 4 times LR",
+        f"{tmp_path / 'set'}: 1 of 2 pairs cut at the bottom and right, so that HR is 4 times LR",
         "passed over: 1 of a format that is not read (i.gif)",
     ]
 

@@ -153,7 +153,7 @@ def test_of_a_run_that_diverges_the_whole_batch_is_kept(live: Callable[..., list
     batch = torch.load(run_dir / "bad_batch.pt")
     assert (batch["step"], batch["hr"].shape, batch["lr"].shape) == (6, (4, 3, 16, 16), (4, 3, 8, 8))
     assert len({image.numpy().tobytes() for image in batch["hr"]}) == 4
-    assert "3 updates in a row were left out; its images are in" in said(tmp_path, 0)
+    assert "left out in a row: 3 updates; its images are in" in said(tmp_path, 0)
     assert said(tmp_path, 1) == ""
 
 
@@ -286,7 +286,7 @@ def test_a_process_that_dies_before_they_have_met_is_not_waited_for(
             2,
             "degradation.num_networks is 3; with 2 processes",
         ),
-        ({"train__learning_rate": 1e30, "train__max_bad_steps": 2}, 3, "2 updates in a row were left out; its images"),
+        ({"train__learning_rate": 1e30, "train__max_bad_steps": 2}, 3, "left out in a row: 2 updates; its images"),
     ],
     ids=["refused", "diverged"],
 )

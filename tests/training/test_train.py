@@ -420,7 +420,7 @@ def test_a_run_that_diverges_is_ended_however_late_it_is_read(
     first = skipped.index(1) + 1
     assert skipped == [0] * (first - 1) + [1, 2, 3, 4, 5]
     assert f"stopped at step {first - 1}: in step {first} the loss" in messages[0]
-    assert "5 updates in a row were left out; its images are in RUN/bad_batch.pt" in messages[0]
+    assert "left out in a row: 5 updates; its images are in RUN/bad_batch.pt" in messages[0]
     for batch in batches:
         assert batch["step"] == first
         assert batch["hr"].shape[1:] == (3, 32, 32)

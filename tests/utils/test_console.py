@@ -1,6 +1,7 @@
 """What commands print, where that cannot be printed or nobody reads it."""
 
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -59,6 +60,15 @@ def test_what_a_stream_escapes_itself_is_left_to_it(monkeypatch):
     with console():
         print("caf\udce9")
     assert written.getvalue() == b"caf\xe9\n"
+
+
+def test_the_log_is_printed_by_commands_alone(capsys):
+    log = logging.getLogger("andfast.somewhere")
+    with console():
+        log.info("takes seconds")
+        log.debug("details")
+    log.info("of a library")
+    assert capsys.readouterr().err == "takes seconds\n"
 
 
 @pytest.mark.parametrize("make", UNHEARD)

@@ -55,13 +55,13 @@ def test_a_folder_that_another_process_holds_is_refused_and_left_alone(held) -> 
         pass
 
 
-def test_it_can_be_waited_for(held, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_can_be_waited_for(held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     folder, process = held
-    told: list[str] = []
     monkeypatch.setattr(time, "sleep", lambda seconds: (process.kill(), process.wait()))
-    with locked(folder, wait=True, log=told.append):
+    with locked(folder, wait=True):
         assert not is_free(folder)
-    assert told == [f"{folder}: process 7 on elsewhere, since yesterday, works in this folder; waiting for its end"]
+    (told,) = caplog.messages
+    assert told == f"{folder}: process 7 on elsewhere, since yesterday, works in this folder; waiting for its end"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -78,14 +78,14 @@ def test_a_forked_process_does_not_hold_it_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL])
-def test_a_file_system_without_locks_costs_a_warning(tmp_path: Path, monkeypatch, capsys, number: int) -> None:
+def test_a_file_system_without_locks_costs_a_warning(tmp_path: Path, monkeypatch, caplog, number: int) -> None:
     def refuse(*values):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with locked(tmp_path):
         pass
-    assert "cannot be locked" in capsys.readouterr().err
+    assert "cannot be locked" in caplog.text
 
 
 def test_a_lock_that_fails_otherwise_is_an_error(tmp_path: Path, monkeypatch) -> None:
