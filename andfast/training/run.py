@@ -30,7 +30,14 @@ from andfast.training.images import Skipped, find_images
 from andfast.training.logging import RunLog, WandbError, import_wandb
 from andfast.training.memory_check import describe_memory, estimate_memory, remedies
 from andfast.training.precision import Purpose, automatic_types, with_types
-from andfast.training.records import METRICS_FILE, RunRecordError, lacks_validation, lr_name, summarise
+from andfast.training.records import (
+    METRICS_FILE,
+    RunRecordError,
+    baseline_title,
+    lacks_validation,
+    lr_name,
+    summarise,
+)
 from andfast.training.samples import sample_sheet
 from andfast.training.signals import StopSignal
 from andfast.training.step_metrics import DivergedError, StepLogger
@@ -222,7 +229,7 @@ class Run:
             how = (
                 f"stopped at step {trainer.step} and saved; --resume auto goes on from there\n" if stopped else "done: "
             )
-            print(how + summarise(self.folder.path, train.batch_size))
+            print(how + summarise(self.folder.path, train.batch_size, self.config.scale))
         return 128 + stopped if stopped else 0
 
     def _open_log(self) -> AbstractContextManager[RunLog | None]:
@@ -298,8 +305,9 @@ class Run:
         # Without validate_every only the last model is validated.
         best = self.config.train.validate_every and self.best.offer(self.trainer.ema, step, results)
         log.write({"step": step, "validation": results})
+        baseline = baseline_title(self.config.scale)
         scores = "; ".join(
-            f"{lr_name(name)} {result['psnr_y']:.2f} dB, {result['ssim_y']:.4f} (bicubic interpolation "
+            f"{lr_name(name, self.config.scale)} {result['psnr_y']:.2f} dB, {result['ssim_y']:.4f} ({baseline} "
             f"{result['bicubic_psnr_y']:.2f}, {result['bicubic_ssim_y']:.4f})"
             for name, result in results.items()
         )

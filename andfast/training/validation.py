@@ -54,7 +54,8 @@ class Validator:
     """Validates under several degradations: PSNR and SSIM on Y, border of `scale` pixels cut, mean over the images.
 
     "bicubic": LR made by Pillow's bicubic downsampling. "camera": blur, noise and JPEG, without a degradation network
-    (`andfast.degradation.camera`). "pairs": camera-captured pairs, if given.
+    (`andfast.degradation.camera`). "pairs": camera-captured pairs, if given. At scale 1 "bicubic" is the HR
+    image itself, and bicubic upsampling changes nothing.
 
     Args:
         held_out: HR images, uint8 (H, W, 3), H and W multiples of `scale`.

@@ -193,7 +193,9 @@ def test_refused(name, options, said):
 
 
 @pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
-@pytest.mark.parametrize(("name", "scale"), [("rrdbnet", 8), ("rrdbnet", 4), ("rrdbnet", 2), ("compact", 3), ("compact", 1)])
+@pytest.mark.parametrize(
+    ("name", "scale"), [("rrdbnet", 8), ("rrdbnet", 4), ("rrdbnet", 2), ("compact", 3), ("compact", 1)]
+)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_fused_generators_compute_what_plain_ones_do(name, scale, memory_format):
     """Values, and the gradients of the input and of all weights, of a network and of its plain form."""

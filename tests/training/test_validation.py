@@ -1,5 +1,6 @@
 """What a validation finds, against scikit-image on images written out."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from andfast.data.images import DataError, read_image
 from andfast.data.pairs import find_pairs
 from andfast.degradation.camera import bicubic_lr, camera_like
+from andfast.models import Compact
 from andfast.training.validation import Validator
 
 
@@ -59,6 +61,16 @@ def test_it_is_what_scikit_image_says(tmp_path: Path) -> None:
         expected = dict(zip(("psnr_y", "ssim_y"), np.mean(own, axis=0), strict=True))
         expected |= dict(zip(("bicubic_psnr_y", "bicubic_ssim_y"), np.mean(bicubic, axis=0), strict=True))
         assert results[name] == pytest.approx(expected, abs=1e-9)
+
+
+def test_at_scale_1_the_input_is_what_results_are_compared_with() -> None:
+    hr = photograph(0, 64)
+    results = Validator([hr], [], 1)(Compact(1, features=2, convs=0))
+    assert (results["bicubic"]["bicubic_psnr_y"], results["bicubic"]["bicubic_ssim_y"]) == (math.inf, 1)
+    a, b = (y(image)[1:-1, 1:-1] for image in (camera_like(hr, 1, 0), hr))
+    expected = peak_signal_noise_ratio(a, b, data_range=255)
+    assert results["camera"]["bicubic_psnr_y"] == pytest.approx(expected, abs=1e-9)
+    assert math.isfinite(results["camera"]["psnr_y"])
 
 
 def test_a_pair_of_rounded_sizes_is_cut(tmp_path: Path) -> None:
