@@ -23,6 +23,7 @@ from andfast.evaluation.records import Records
 from andfast.evaluation.report import as_json, difference_sheet, text, write_csv
 from andfast.metrics import MEASURES, make_measure
 from andfast.ops.precision import choose_precision
+from andfast.training.records import baseline_title
 from andfast.utils.command_line import UsageError, as_path, make_parser, one_line
 from andfast.utils.console import console
 from andfast.utils.devices import TYPES, choose_device
@@ -94,9 +95,9 @@ def _prepare(options: Namespace, held: ExitStack) -> tuple[Plan, Records, tuple[
         device = choose_device(options.device)
         computing = Computing(device, choose_precision(options.precision, device), options.tile, options.overlap)
         models = load_methods(options.model, computing)
-        methods = [bicubic_method(), *models]
-        pair = _pair(options.between, methods)
         scale = models[0].upscaler.scale
+        methods = [bicubic_method(baseline_title(scale)), *models]
+        pair = _pair(options.between, methods)
         data = _find_data(options.data, scale, degradation)
         files = {name: getattr(options, name) for name in MEASURES if name.startswith("lpips")}
         names = dict.fromkeys([*options.metrics, *(name for name, given in files.items() if given)])

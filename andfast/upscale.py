@@ -197,7 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             interrupted = True
     seconds = time.perf_counter() - begin
-    parts = [f"{made} of {counted(len(work.pairs), 'image')} upscaled to {options.output}"]
+    done = "restored" if upscaler.scale == 1 else "upscaled"
+    parts = [f"{made} of {counted(len(work.pairs), 'image')} {done} to {options.output}"]
     if made:
         parts.append(f"{seconds:.1f} s, {made / seconds:.2g} images/s")
     if len(wanted) < len(work.pairs):

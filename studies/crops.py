@@ -18,7 +18,7 @@ from andfast.data.tensors import to_array, to_tensor
 from andfast.degradation.camera import crop_to_multiple
 from andfast.inference.upscaler import upscale_tensor
 from andfast.models import load_model
-from andfast.training.validation import bicubic_upsample
+from andfast.training.validation import upsample_by_pillow
 from andfast.utils.command_line import as_path, make_parser
 from andfast.utils.console import console
 from andfast.utils.image_grid import draw_grid
@@ -58,7 +58,7 @@ def crops(image: np.ndarray, corner: tuple[int, int], size: int, models: Mapping
     above, before = max(top - _CONTEXT, 0), max(left - _CONTEXT, 0)
     around = np.ascontiguousarray(image[above : top + size + _CONTEXT, before : left + size + _CONTEXT])
     scale = next(iter(models.values())).scale
-    large = [bicubic_upsample(around, scale)]
+    large = [upsample_by_pillow(around, scale)]
     large += [to_array(upscale_tensor(model, to_tensor(around))) for model in models.values()]
     rows, columns = (slice(scale * begin, scale * (begin + size)) for begin in (top - above, left - before))
     return [one[rows, columns] for one in large]

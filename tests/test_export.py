@@ -19,6 +19,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 RRDB = {"features": 8, "blocks": 1}  # spandrel takes a growth of 32 for granted
 MODELS = {
+    "rrdbnet-x8": lambda: RRDBNet(8, **RRDB),
     "rrdbnet-x4": lambda: RRDBNet(4, **RRDB),
     "rrdbnet-x2": lambda: RRDBNet(2, **RRDB),
     "rrdbnet-x1": lambda: RRDBNet(1, **RRDB),
@@ -87,7 +88,7 @@ def test_half_onnx_takes_and_makes_half(tmp_path, name):
     assert {weight.data_type for weight in weights if len(weight.dims) == 4} == {onnx.TensorProto.FLOAT16}
 
 
-@pytest.mark.parametrize("name", ["rrdbnet-x4", "rrdbnet-x2", "rrdbnet-x1", "compact-x4", "compact-x2"])
+@pytest.mark.parametrize("name", ["rrdbnet-x8", "rrdbnet-x2", "rrdbnet-x1", "compact-x4", "compact-x1"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_spandrel_runs_the_files(tmp_path, name, suffix, dtype):

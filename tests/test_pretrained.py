@@ -28,7 +28,7 @@ from andfast.pretrained import (
     pretrained_names,
 )
 from andfast.training.options import configuration_names, parse_config
-from andfast.training.validation import bicubic_upsample
+from andfast.training.validation import upsample_by_pillow
 from andfast.utils import torchvision_operators
 from studies.card import comparison
 from studies.evaluate import noise_and_grid
@@ -147,7 +147,7 @@ def test_it_beats_bicubic_interpolation(name, title, hr):
     ours = to_array(upscale_tensor(model, to_tensor(lr)))
     scores = [
         psnr_y(to_tensor(image), to_tensor(hr), model.scale).item()
-        for image in (ours, bicubic_upsample(lr, model.scale))
+        for image in (ours, upsample_by_pillow(lr, model.scale))
     ]
     assert scores[0] > scores[1] + 0.05, title
 

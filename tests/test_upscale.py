@@ -289,6 +289,18 @@ def test_file(tmp_path, model_file, capsys, workers):
     assert "1 of 1 image upscaled" in capsys.readouterr().out
 
 
+def test_a_model_of_scale_1_restores_at_the_same_size(tmp_path, capsys):
+    pixels, model = picture(tmp_path / "a.png", 21, 34), compact(1)
+    save_model(model, tmp_path / "m.safetensors")
+    command = [tmp_path / "a.png", "--output", tmp_path / "out", "--model", tmp_path / "m.safetensors"]
+    assert run(*command, "--precision", "float32", "--device", "cpu") == 0
+    result = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    assert result.shape == pixels.shape
+    assert np.abs(result.astype(int) - Upscaler(model).pixels(pixels).astype(int)).max() <= 1
+    assert (result != pixels).any()
+    assert "1 of 1 image restored" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
 def test_one_image_and_its_file(tmp_path, model_file, suffix, capsys):
     Image.fromarray(noise(8, 9, 3)).save(tmp_path / "a.png")

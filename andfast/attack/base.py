@@ -264,6 +264,8 @@ def bicubic_upsample(lr: Tensor, scale: int) -> Tensor:
     As two matrix products: on CUDA the gradient of `F.interpolate` adds up in any order, so that an attack through it
     would not give the same bits twice.
     """
+    if scale == 1:
+        return lr.float()
     rows, columns = (_bicubic_matrix(size, scale, lr.device) for size in lr.shape[-2:])
     return rows @ lr.float() @ columns.T
 

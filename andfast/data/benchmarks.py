@@ -115,6 +115,8 @@ def _recognised(folder: Path, scale: int) -> tuple[str, _Files | None]:
 def _refuse_mixture(folder: Path, found: dict[str, Path], scale: int) -> None:
     """Refuse images of which one is `scale` times as large as another of its scene: they are not all LR images."""
     scenes: dict[str, list[Path]] = {}
+    if scale == 1:  # both could be LR images
+        return
     for name, path in found.items():
         scenes.setdefault(scene_name_across_scales(name), []).append(path)
     for paths in scenes.values():
@@ -195,6 +197,8 @@ def _super(folder: Path, scale: int) -> _Files | None:
         return None
     hr: dict[str, Path] = {}
     lr: dict[str, Path] = {}
+    if scale == 1:  # Bin1/ are the originals
+        return hr, lr
     for parent in parents:
         frames = [list_images(parent / kind) for kind in ("Bin1", f"Bin{scale}")]
         if len(frames[0]) != len(frames[1]):

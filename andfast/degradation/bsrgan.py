@@ -70,7 +70,7 @@ def bsrgan(
 
     Args:
         hr: (B, 3, H, W) in [0, 1], H and W multiples of `scale`, else a ValueError is raised.
-        scale: 2, 3 or 4.
+        scale: any whole number from 1 up; 1 repairs the size that the first downsampling changed.
         rng: on hr's device; None for torch's own.
         settings: None for the published ones.
 

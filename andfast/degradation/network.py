@@ -11,14 +11,17 @@ from andfast.ops.identity_init import identity_centres
 from andfast.ops.theta_layout import NoiseKind, ThetaLayout
 from andfast.utils.rng import draw_rows
 
+SCALES = (1, 2, 3, 4, 8)
+"""The super-resolution factors; 1 is denoising and the like."""
+
 _NO_PARAMETERS = "the network has no parameters yet: call reset_identity(image_size) first"
 
 
 class DegradationNetwork(nn.Module):
     """A bank of N independent degradation networks F: HR image in, degraded LR image out.
 
-    Each is `blocks` times [conv 3x3 -> LeakyReLU -> noise injection], anti-aliased average pooling by `scale`,
-    the blocks once more, and a last conv 3x3. No biases. The parameters of a network are one row of a matrix,
+    Each is `blocks` times [conv 3x3 -> LeakyReLU -> noise injection], anti-aliased average pooling by `scale` (none at
+    scale 1), the blocks once more, and a last conv 3x3. No biases. The parameters of a network are one row of a matrix,
     `theta` = `theta_id` + deviation; after `reset_identity` the deviation is zero and every network of the bank is
     the identity followed by the pooling. A bank can be reset any number of times, for any image size.
 
@@ -26,7 +29,7 @@ class DegradationNetwork(nn.Module):
     the maximum inside the expectation). In between, image b belongs to network b // (B/N).
 
     Args:
-        scale: the downsampling factor: 2, 3 or 4.
+        scale: the downsampling factor, one of `SCALES`; 1 is for restoration at the same size.
         num_networks: N.
         channels: width of the hidden layers.
         blocks: number of blocks before the pooling, and again after it.
@@ -60,8 +63,8 @@ class DegradationNetwork(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        if scale not in (2, 3, 4):
-            raise ValueError(f"scale is {scale}; it must be 2, 3 or 4")
+        if scale not in SCALES:
+            raise ValueError(f"scale is {scale}; it must be one of {', '.join(map(str, SCALES))}")
         if noise not in ("map", "gaussian"):
             raise ValueError(f"noise is {noise!r}; it must be 'map' or 'gaussian'")
         for name, value, least in (("num_networks", num_networks, 1), ("channels", channels, 3), ("blocks", blocks, 1)):
@@ -115,7 +118,7 @@ class DegradationNetwork(nn.Module):
         )
 
     def clean(self, hr: Tensor) -> Tensor:
-        """The LR images of the identity: `hr` pooled, (B, 3, H/scale, W/scale), in the type of `hr`."""
+        """The LR images of the identity: `hr` pooled, at scale 1 `hr` itself; (B, 3, H/scale, W/scale), in its type."""
         return blur_pool(hr, self.scale)
 
     def forward(self, hr: Tensor, delta: Tensor | None = None) -> Tensor:

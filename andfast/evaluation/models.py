@@ -18,10 +18,9 @@ from andfast.inference.models import find_model
 from andfast.inference.upscaler import Upscaler
 from andfast.models import ModelError
 from andfast.pretrained import DEFAULT, model_file, pretrained_names
-from andfast.training.validation import bicubic_upsample
+from andfast.training.records import BICUBIC, INPUT
+from andfast.training.validation import upsample_by_pillow
 from andfast.utils.formatting import dtype_name
-
-BICUBIC = "bicubic interpolation"
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,13 @@ class Method:
             NonFiniteError: the model's output holds NaN or infinity.
         """
         if self.upscaler is None:
-            return to_tensor(bicubic_upsample(lr, scale)).to(device)
+            return to_tensor(upsample_by_pillow(lr, scale)).to(device)
         return self.upscaler.tensor(to_tensor(lr).to(device))
 
 
-def bicubic_method() -> Method:
-    """Pillow's bicubic interpolation."""
-    return Method(BICUBIC, None, f"Pillow {PIL.__version__}", None)
+def bicubic_method(title: str = BICUBIC) -> Method:
+    """Pillow's bicubic interpolation; `title` may be that of `baseline_title`."""
+    return Method(title, None, f"Pillow {PIL.__version__}", None)
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +93,7 @@ def load_methods(given: Sequence[str], computing: Computing) -> list[Method]:
     found: dict[str, Method] = {}
     for text in given:
         title, file = split_title(text)
-        if title in found or title == BICUBIC:
+        if title in (*found, BICUBIC, INPUT):
             raise ModelError(f"two models have the title {title}: {text} and another; give one as TITLE={file}")
         model = find_model(file, computing.device).to(memory_format=torch.channels_last)
         upscaler = Upscaler(model, computing.precision, computing.tile, computing.overlap)

@@ -19,10 +19,11 @@ from andfast.data.images import DataError
 from andfast.data.tensors import to_tensor
 from andfast.evaluation.attackers import ATTACKERS, FOUND, RANDOM, SHORT, Effort, luma_error
 from andfast.evaluation.degrading import name_seed
-from andfast.evaluation.models import BICUBIC, Method
+from andfast.evaluation.models import Method
 from andfast.evaluation.records import Digests, Record, Records
 from andfast.metrics import psnr_y, ssim_y
 from andfast.models.frozen import FrozenModule
+from andfast.training.records import baseline_title
 from andfast.utils.charts import COLOURS, FAINT, new_figure, plain_axes
 from andfast.utils.formatting import counted, markdown_table
 from andfast.utils.rng import step_generator
@@ -57,7 +58,7 @@ def model_subject(method: Method, title: str | None = None) -> Subject:
 def bicubic_subject(scale: int) -> Subject:
     """Bicubic interpolation, what every model is compared with; in PyTorch, so that it has gradients."""
     version = f"torch {torch.__version__.split('+')[0]}"
-    return Subject(BICUBIC, version, partial(bicubic_upsample, scale=scale))
+    return Subject(baseline_title(scale), version, partial(bicubic_upsample, scale=scale))
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def chart(plan: Plan, summary: Mapping[str, Mapping[str, Mapping[str, float]]]) 
     from matplotlib.lines import Line2D
 
     styles = {
-        subject.title: (FAINT if subject.title == BICUBIC else COLOURS[(number - 1) % len(COLOURS)])
+        subject.title: (FAINT if subject.title == baseline_title(plan.scale) else COLOURS[(number - 1) % len(COLOURS)])
         for number, subject in enumerate(plan.subjects)
     }
     legend = [Line2D([], [], color=colour, lw=2, label=title) for title, colour in styles.items()]

@@ -161,7 +161,8 @@ def _earlier_results(pairs: Sequence[tuple[Path, Path]], factor: float, overwrit
         what = f"{source} would be written to {target}, which is there and may be an original"
         if not _is_result(source, target, factor):
             raise UsageError(f"{what}: it is not {factor:g} times the size; rename one or choose another --output")
-        if overwrite and real not in known:
+        # At a factor of 1 every original has the size of a result.
+        if (overwrite or factor == 1) and real not in known:
             raise UsageError(f"{what}; remove it, or choose another --output")
         found.add(real)
     return found

@@ -286,22 +286,23 @@ def parts_of(model: nn.Module) -> list[nn.Module]:
 def by_row_chunks(view: AutocastModule, image: Tensor) -> Tensor:
     """Run an `RRDBNet`, its last convolutions on some rows at a time: the same result up to rounding, in less memory.
 
-    Nearly all of RRDBNet's work is done at the input's size, but nearly all of its memory is needed at four times that
-    size. If the convolutions themselves keep only some rows of features, nothing is cut.
+    Nearly all of RRDBNet's work is done at the size of its features, but nearly all of its memory is needed at four or
+    eight times that size. If the convolutions themselves keep only some rows of features, nothing is cut.
     """
     model = view.module
     height, width = (model.scale * length for length in image.shape[-2:])
+    factor = model.scale * model.unshuffle  # of the last part
     features = view.run_part(model.look, image)
     if by_rows(features, features.shape[1]):
         return view.run_part(model.enlarge, features)[..., :height, :width]
     result: Tensor | None = None
     for top in range(0, features.shape[-2], _CHUNK_ROWS):
         begin, end = max(top - TAIL_REACH, 0), top + _CHUNK_ROWS + TAIL_REACH
-        large = view.run_part(model.enlarge, features[..., begin:end, :])[..., 4 * (top - begin) :, :width]
+        large = view.run_part(model.enlarge, features[..., begin:end, :])[..., factor * (top - begin) :, :width]
         if result is None:
             result = large.new_empty(*large.shape[:2], height, width)
-        rows = min(4 * _CHUNK_ROWS, height - 4 * top)
-        result[..., 4 * top : 4 * top + rows, :] = large[..., :rows, :]
+        rows = min(factor * _CHUNK_ROWS, height - factor * top)
+        result[..., factor * top : factor * top + rows, :] = large[..., :rows, :]
     assert result is not None
     return result
 

@@ -32,13 +32,15 @@ _BSRGAN = {
     "trunk_conv": "conv_body",
     "upconv1": "conv_up1",
     "upconv2": "conv_up2",
+    "upconv3": "conv_up3",
     "HRconv": "conv_hr",
 }
 _BSRGAN_BLOCK = re.compile(r"RRDB_trunk\.(\d+)\.RDB([123])\.(conv[1-5]\.\w+)")
 
 # The first ESRGAN numbers its layers. Each upsampling, which has no weights, is followed by a convolution and an
-# activation: the convolutions are 3 and 6 for a scale of 4.
+# activation: the convolutions are 3 and 6 for a scale of 4, and 9 as well for a scale of 8.
 _NUMBERED = {"0": "conv_first", "3": "conv_up1", "6": "conv_up2", "8": "conv_hr", "10": "conv_last"}
+_NUMBERED_X8 = {**_NUMBERED, "9": "conv_up3", "11": "conv_hr", "13": "conv_last"}
 _NUMBERED_BLOCK = re.compile(r"model\.1\.sub\.(\d+)\.RDB([123])\.(conv[1-5])\.0\.(\w+)")
 _NUMBERED_LAST = re.compile(r"model\.1\.sub\.\d+\.(\w+)")
 
@@ -166,12 +168,12 @@ def _recognise(shapes: Shapes, record: Mapping[str, str]) -> tuple[type[nn.Modul
 
 def _rrdbnet_options(shapes: Shapes) -> dict[str, Any]:
     features, channels = shapes["conv_first.weight"][0], shapes["conv_first.weight"][1]
-    scales = {3: 4, 12: 2, 48: 1}
+    scales = {3: 8 if "conv_up3.weight" in shapes else 4, 12: 2, 48: 1}
     outputs = shapes["conv_last.weight"][0]
     if channels not in scales or outputs != 3:
         raise ModelError(
             f"an RRDBNet with {channels} input and {outputs} output channels; from RGB to RGB they are 3 "
-            "(x4), 12 (x2) or 48 (x1), and 3"
+            "(x4, x8), 12 (x2) or 48 (x1), and 3"
         )
     return {
         "scale": scales[channels],
@@ -205,7 +207,8 @@ def standard_names(state: Mapping[str, Value]) -> dict[str, Value]:
     if any(key.startswith("RRDB_trunk.") for key in state):
         return {_from_bsrgan(key): value for key, value in state.items()}
     if any(_NUMBERED_BLOCK.fullmatch(key) for key in state):
-        return {_from_numbered(key): value for key, value in state.items()}
+        names = _NUMBERED_X8 if "model.13.weight" in state else _NUMBERED
+        return {_from_numbered(key, names): value for key, value in state.items()}
     return dict(state)
 
 
@@ -217,7 +220,7 @@ def _from_bsrgan(key: str) -> str:
     return _BSRGAN.get(module, module) + dot + rest
 
 
-def _from_numbered(key: str) -> str:
+def _from_numbered(key: str, names: Mapping[str, str]) -> str:
     block, last = _NUMBERED_BLOCK.fullmatch(key), _NUMBERED_LAST.fullmatch(key)
     if block:
         return f"body.{block[1]}.rdb{block[2]}.{block[3]}.{block[4]}"
@@ -225,4 +228,4 @@ def _from_numbered(key: str) -> str:
         return f"conv_body.{last[1]}"
     model, _, rest = key.partition(".")
     number, _, name = rest.partition(".")
-    return f"{_NUMBERED[number]}.{name}" if model == "model" and number in _NUMBERED else key
+    return f"{names[number]}.{name}" if model == "model" and number in names else key

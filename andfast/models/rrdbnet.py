@@ -57,26 +57,27 @@ class RRDBs(nn.Sequential):
         return x
 
 
-#: Receptive field of RRDBNet's last part to each side: a pixel at twice the size, three at four times, rounded up.
+#: Receptive field of RRDBNet's last part to each side: a pixel at twice the size, three at four times, rounded up; at
+#: scale 8 one at four times and three at eight times instead.
 TAIL_REACH = 2
 
 
 class RRDBNet(nn.Module):
     """ESRGAN's generator: (B, in_channels, H, W) -> (B, out_channels, scale * H, scale * W), any H, W >= 1.
 
-    The names in the state dict are those of BasicSR and Real-ESRGAN. As there, the network proper is always x4: scales
-    2 and 1 first move 2x2 and 4x4 pixels into channels. If H or W is not a multiple of that, the image is padded on the
-    right and at the bottom, and the result cropped.
+    The names in the state dict are those of BasicSR and Real-ESRGAN. As there, scales 2 and 1 first move 2x2 and 4x4
+    pixels into channels, and then enlarge four times. If H or W is not a multiple of that, the image is padded on the
+    right and at the bottom, and the result cropped. Scale 8 has a third upsampling, as in the first ESRGAN.
 
     Args:
-        scale: 1, 2 or 4.
+        scale: 1, 2, 4 or 8.
         in_channels, out_channels: colours; values in [0, 1] by convention, not clipped.
         features: channels between the blocks.
         blocks: number of RRDB blocks.
         growth: channels that each convolution inside a block adds.
 
     Raises:
-        ValueError: the scale is not 1, 2 or 4, or another argument is below 1.
+        ValueError: the scale is not 1, 2, 4 or 8, or another argument is below 1.
     """
 
     def __init__(
@@ -89,17 +90,19 @@ class RRDBNet(nn.Module):
         growth: int = 32,
     ) -> None:
         super().__init__()
-        if scale not in (1, 2, 4):
-            raise ValueError(f"RRDBNet upscales by 1, 2 or 4, not by {scale!r}")
+        if scale not in (1, 2, 4, 8):
+            raise ValueError(f"RRDBNet upscales by 1, 2, 4 or 8, not by {scale!r}")
         if min(in_channels, out_channels, features, blocks, growth) < 1:
             raise ValueError("RRDBNet needs at least one channel, feature, block and growth channel")
         self.scale = scale
-        self.unshuffle = 4 // scale
+        self.unshuffle = max(4 // scale, 1)
         self.conv_first = nn.Conv2d(in_channels * self.unshuffle**2, features, 3, padding=1)
         self.body = RRDBs(*(RRDB(features, growth) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(features, features, 3, padding=1)
         self.conv_up1 = nn.Conv2d(features, features, 3, padding=1)
         self.conv_up2 = nn.Conv2d(features, features, 3, padding=1)
+        if scale == 8:
+            self.conv_up3 = nn.Conv2d(features, features, 3, padding=1)
         self.conv_hr = nn.Conv2d(features, features, 3, padding=1)
         self.conv_last = nn.Conv2d(features, out_channels, 3, padding=1)
 
@@ -112,7 +115,7 @@ class RRDBNet(nn.Module):
     def look(self, x: Tensor) -> Tensor:
         """The part with the large receptive field: `x` (B, in_channels, H, W) -> (B, features, H', W').
 
-        H' and W' are H and W over 4 / scale, rounded up.
+        H' and W' are H and W over `unshuffle`, rounded up.
         """
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(_pad_to_multiple(x, self.unshuffle), self.unshuffle)
@@ -120,10 +123,13 @@ class RRDBNet(nn.Module):
         return x + _conv(self.conv_body, self.body(x))
 
     def enlarge(self, x: Tensor) -> Tensor:
-        """The rest, of receptive field `TAIL_REACH`: `x` (B, features, H', W') -> (B, out_channels, 4 H', 4 W')."""
+        """The rest, of receptive field `TAIL_REACH`: `x` (B, features, H', W') -> (B, out_channels, f H', f W').
+
+        f is scale times `unshuffle`: 8 at scale 8, else 4.
+        """
+        upsamplings = [self.conv_up1, self.conv_up2] + ([self.conv_up3] if self.scale == 8 else [])
         convs = (
-            ChainConv(self.conv_up1.weight, self.conv_up1.bias, SLOPE, repeat=2),
-            ChainConv(self.conv_up2.weight, self.conv_up2.bias, SLOPE, repeat=2),
+            *(ChainConv(conv.weight, conv.bias, SLOPE, repeat=2) for conv in upsamplings),
             ChainConv(self.conv_hr.weight, self.conv_hr.bias, SLOPE),
             ChainConv(self.conv_last.weight, self.conv_last.bias),
         )

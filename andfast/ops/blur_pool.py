@@ -50,18 +50,20 @@ def blur_pool(image: Tensor, scale: int) -> Tensor:
     `pooling_taps(scale)`, the border reflected.
 
     Args:
-        image: (B, C, H, W), floating point; H and W multiples of `scale`, and at least 2.
-        scale: the downsampling factor, at least 2.
+        image: (B, C, H, W), floating point; H and W multiples of `scale`.
+        scale: the downsampling factor; 1 neither blurs nor downsamples.
 
     Returns:
-        (B, C, H/scale, W/scale) in the type and memory format of `image`. Half types are computed in float32 and
-        rounded once.
+        (B, C, H/scale, W/scale) in the type and memory format of `image`; `image` itself at scale 1. Half types are
+        computed in float32 and rounded once.
 
     Raises:
-        ValueError: H or W is not a multiple of `scale`, or that is less than 2.
+        ValueError: H or W is not a multiple of `scale`, or that is less than 1.
     """
-    if scale < 2:
-        raise ValueError(f"scale is {scale}; it must be at least 2")
+    if scale < 1:
+        raise ValueError(f"scale is {scale}; it must be at least 1")
+    if scale == 1:
+        return image
     height, width = image.shape[-2:]
     if height % scale or width % scale:
         raise ValueError(f"image is {height} x {width}; both must be multiples of the scale, {scale}")

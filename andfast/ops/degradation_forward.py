@@ -42,7 +42,7 @@ def _one_network(x: Tensor, theta_id: Tensor, deviation: Tensor, noise_seed: Ten
             added = added * gaussian_field(noise_seed, layer, x.shape[0], (x.shape[2], x.shape[3]))
         slope_minus_one = (slope_id[layer] - 1 + slope[layer]).squeeze().to(x.dtype)
         x = one_network_block(x, centres[layer], deviations[layer], slope_minus_one, added.to(x.dtype))
-        if layer == layout.blocks - 1:
+        if layer == layout.pooled_layer:
             x = blur_pool_reference(x, layout.scale)
     return split_conv(x, centres[-1], deviations[-1])
 
@@ -112,7 +112,7 @@ def _layout(size: tuple[int, ...], scale: int, channels: int, blocks: int, gauss
 
 
 def _run_forward(bank: Bank, save_for_backward: bool) -> tuple[Tensor, list[Tensor]]:
-    """LR (B, h, w, 3), and what the backward pass needs besides HR: blocks' outputs, sign masks, pooled negatives.
+    """LR (B, h, w, 3), and what the backward pass needs besides HR: blocks' outputs, sign masks, any pooled negatives.
 
     Without `save_for_backward` the list is empty, and every activation lives only until the next one.
     """
@@ -121,7 +121,7 @@ def _run_forward(bank: Bank, save_for_backward: bool) -> tuple[Tensor, list[Tens
     outputs, masks, negatives = [], [], []
     for layer in range(2 * layout.blocks):
         parameters = bank.weights(layer), bank.epilogue(layer)
-        if layer == layout.blocks - 1:
+        if layer == layout.pooled_layer:
             x, negative, mask = kernels.block_pool(x, *parameters, layout.scale)
             negatives += [negative] * save_for_backward
         else:
@@ -138,15 +138,15 @@ def _run_backward(bank: Bank, grad_lr: Tensor, saved: list[Tensor], needs_hr: bo
         grad_lr: (B, h, w, 3) in the compute type.
         saved: the tensors that `_run_forward` saved.
     """
-    blocks = bank.layout.blocks
-    outputs, masks, negative = saved[: 2 * blocks], saved[2 * blocks : -1], saved[-1]
+    layers = 2 * bank.layout.blocks
+    outputs, masks, negatives = saved[:layers], saved[layers : 2 * layers], saved[2 * layers :]
     dz = [grad_lr]
     del grad_lr
-    for layer in range(2 * blocks, 0, -1):
+    for layer in range(layers, 0, -1):
         block = layer - 1  # the one that made this convolution's input
         bank.conv_weight_grad(layer, outputs[block], dz[0])
-        if layer == blocks:
-            dz.append(bank.block_pool_grad(layer, dz, negative, masks[block]))
+        if block == bank.layout.pooled_layer:
+            dz.append(bank.block_pool_grad(layer, dz, *negatives, masks[block]))
         else:
             dz.append(bank.block_input_grad(layer, dz, outputs[block], masks[block]))
     bank.conv_weight_grad(0, bank.image(), dz[0])
@@ -222,7 +222,7 @@ def _(
         saved += [activation(low) for _ in range(blocks + 1)]
         for size in [(height, width)] * blocks + [low] * blocks:
             saved.append(hr.new_empty(batch // pieces, *size, sign_bytes, dtype=torch.uint8))
-        saved.append(activation(low, 0))
+        saved += [activation(low, 0)] * (scale > 1)
     return [
         hr.new_empty(batch, *low, image_channels, dtype=dtype).permute(0, 3, 1, 2),
         *(saved if save_for_backward else []),

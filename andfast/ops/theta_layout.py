@@ -138,6 +138,11 @@ class ThetaLayout:
         return _segments("slope", self.noise[-1].stop, [(1, 1, 1)] * (2 * self.blocks))
 
     @property
+    def pooled_layer(self) -> int | None:
+        """The block whose result is pooled; None at scale 1, which pools nothing."""
+        return None if self.scale == 1 else self.blocks - 1
+
+    @property
     def size(self) -> int:
         """P, the number of columns."""
         return self.slope[-1].stop

@@ -286,7 +286,7 @@ class Config:
 
     Attributes:
         run_dir: the folder for everything that the run writes.
-        scale: the super-resolution factor.
+        scale: the super-resolution factor; 1: restoration at the same size, such as denoising.
         seed: of every random choice; equal seeds give equal runs.
         device: auto: CUDA if there is a device, else cpu.
         compile: compile the generator; auto: on CUDA.
@@ -303,7 +303,7 @@ class Config:
     """
 
     run_dir: str = "runs/andnet"
-    scale: Literal[2, 3, 4] = 4
+    scale: Literal[1, 2, 3, 4, 8] = 4
     seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # YAML reads a bare on or off as a boolean.
@@ -326,7 +326,7 @@ class Config:
             self.cuda_graphs = "auto" if self.cuda_graphs else "off"
         train, networks = self.train, self.degradation.num_networks
         if self.generator.architecture == "rrdbnet" and self.scale == 3:
-            raise ValueError("generator.name rrdbnet has scales 1, 2 and 4, not 3; compact has it")
+            raise ValueError("generator.name rrdbnet has scales 1, 2, 4 and 8, not 3; compact has it")
         if train.patch_size % self.scale:
             raise ValueError(f"train.patch_size is {train.patch_size}; it must be a multiple of scale, {self.scale}")
         if train.patch_size < 2 * self.scale:

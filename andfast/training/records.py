@@ -13,6 +13,9 @@ from andfast.utils.formatting import counted
 
 METRICS_FILE = "metrics.jsonl"
 
+#: What people are told of the baseline; see `baseline_title`.
+BICUBIC, INPUT = "bicubic interpolation", "the input"
+
 
 class RunRecordError(ValueError):
     """The record of a run that cannot be read; the message names the file and the line."""
@@ -53,19 +56,26 @@ class _Score:
     best_step: int
     last: float
     step: int
-    bicubic: float
+    baseline: str
 
     def __str__(self) -> str:
         best = "the best" if self.best_step == self.step else f"best {self.best:.2f} at step {self.best_step}"
-        return f"{self.last:.2f} dB at step {self.step}, {best} (bicubic interpolation {self.bicubic:.2f})"
+        return f"{self.last:.2f} dB at step {self.step}, {best} ({self.baseline})"
 
 
-def lr_name(validation: str) -> str:
-    """What people are told of the LR images of a validation, by its name in the records."""
+def baseline_title(scale: int) -> str:
+    """What models of this scale are compared with: at scale 1 bicubic interpolation changes nothing."""
+    return INPUT if scale == 1 else BICUBIC
+
+
+def lr_name(validation: str, scale: int | None = None) -> str:
+    """What people are told of the LR images of a validation, by its name in the records; `scale` if it is known."""
+    if validation == "bicubic" and scale == 1:
+        return "clean images"
     return {"camera": "simulated camera LR", "pairs": "camera pairs"}.get(validation, f"{validation} LR")
 
 
-def summarise(run_dir: Path, batch_size: int) -> str:
+def summarise(run_dir: Path, batch_size: int, scale: int) -> str:
     """The number and speed of a run's steps, its validation results, and its files, in a few lines.
 
     They describe the whole run, however often it was resumed. Validations and saves do not count in its time.
@@ -83,14 +93,14 @@ def summarise(run_dir: Path, batch_size: int) -> str:
             step = record["step"]
             before = scores.get(name)
             best, best_step = (before.best, before.best_step) if before and before.best >= last else (last, step)
-            scores[name] = _Score(best, best_step, last, step, bicubic)
+            scores[name] = _Score(best, best_step, last, step, f"{baseline_title(scale)} {bicubic:.2f}")
     rate, share = (steps * batch_size / seconds, waited / seconds) if seconds else (0.0, 0.0)
     names = ("model.safetensors", "model.pth", "discriminator.pth", "state.pt", "samples", METRICS_FILE)
     return "\n".join(
         [
             f"{counted(steps, 'iteration')} in {_duration(seconds)}, {rate:.1f} images/s; "
             f"waited for data {share:.1%} of the time",
-            *(f"PSNR-Y on {lr_name(name)}: {score}" for name, score in scores.items()),
+            *(f"PSNR-Y on {lr_name(name, scale)}: {score}" for name, score in scores.items()),
             f"in {run_dir}: {', '.join(name for name in names if (run_dir / name).exists())}",
         ]
     )

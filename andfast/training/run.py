@@ -32,7 +32,14 @@ from andfast.training.logging import RunLog, WandbError, import_wandb
 from andfast.training.memory_check import describe_memory, estimate_memory, remedies
 from andfast.training.precision import Purpose, automatic_types, with_types
 from andfast.training.progress import TrainingBar
-from andfast.training.records import METRICS_FILE, RunRecordError, lacks_validation, lr_name, summarise
+from andfast.training.records import (
+    METRICS_FILE,
+    RunRecordError,
+    baseline_title,
+    lacks_validation,
+    lr_name,
+    summarise,
+)
 from andfast.training.samples import sample_sheet
 from andfast.training.signals import StopSignal
 from andfast.training.step_metrics import DivergedError, StepLogger
@@ -227,7 +234,7 @@ class Run:
             how = (
                 f"stopped at step {trainer.step} and saved; --resume auto goes on from there\n" if stopped else "done: "
             )
-            print(how + summarise(self.folder.path, train.batch_size))
+            print(how + summarise(self.folder.path, train.batch_size, self.config.scale))
         return 128 + stopped if stopped else 0
 
     def _open_log(self) -> AbstractContextManager[RunLog | None]:
@@ -297,13 +304,14 @@ class Run:
         # Without validate_every only the last model is validated.
         best = self.config.train.validate_every and self.best.offer(self.trainer.ema, step, results)
         log.write({"step": step, "validation": results})
+        baseline = baseline_title(self.config.scale)
         digits = {"ssim_y": 4} | {measure.name: measure.digits for measure in self._measures}
 
         def values(result: dict[str, float], prefix: str) -> str:
             return "".join(f", {result[prefix + name]:.{count}f}" for name, count in digits.items())
 
         scores = "; ".join(
-            f"{lr_name(name)} {result['psnr_y']:.2f} dB{values(result, '')} (bicubic interpolation "
+            f"{lr_name(name, self.config.scale)} {result['psnr_y']:.2f} dB{values(result, '')} ({baseline} "
             f"{result['bicubic_psnr_y']:.2f}{values(result, 'bicubic_')})"
             for name, result in results.items()
         )

@@ -9,7 +9,7 @@ import torch
 
 from andfast.data.tensors import to_array, to_tensor
 from andfast.training.trainer import Trainer
-from andfast.training.validation import bicubic_upsample, centre_crop
+from andfast.training.validation import centre_crop, upsample_by_pillow
 from andfast.utils.image_grid import draw_grid
 from andfast.utils.rng import step_generator
 
@@ -39,12 +39,13 @@ def sample_sheet(trainer: Trainer, held_out: Sequence[tuple[str, np.ndarray]]) -
     with torch.compiler.set_stance("force_eager"):  # not compiled for images of this size
         attacked = trainer.attack(bank, hr, trainer.sheet_objective, rng).lr
     clean = trainer.attack.clean(bank, hr)
+    interpolated = [upsample_by_pillow(to_array(image), config.scale) for image in clean]
     trained_on_attacks = trainer.step >= config.train.warmup > 0
     with torch.no_grad():
         columns = {
             "HR": hr,
             "clean LR": clean,
-            "bicubic of clean LR": [bicubic_upsample(to_array(image), config.scale) for image in clean],
+            **({} if config.scale == 1 else {"bicubic of clean LR": interpolated}),
             "SR of clean LR": trainer.ema(clean),
             "attacked LR": attacked,
             "SR before training on it" if trained_on_attacks else "SR at the start": trainer.warmup_ema(attacked),

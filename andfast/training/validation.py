@@ -24,7 +24,7 @@ from andfast.training.signals import StopSignal
 _LARGEST = 512  # pixels of a held-out image's height and width that are used: it bounds the time
 
 
-def bicubic_upsample(lr: np.ndarray, scale: int) -> np.ndarray:
+def upsample_by_pillow(lr: np.ndarray, scale: int) -> np.ndarray:
     """Pillow's bicubic interpolation, uint8 (h, w, 3) -> (scale * h, scale * w, 3): the baseline."""
     height, width = lr.shape[:2]
     return np.array(Image.fromarray(lr).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
@@ -54,7 +54,8 @@ class Validator:
     """Validates under several degradations: PSNR and SSIM on Y, border of `scale` pixels cut, mean over the images.
 
     "bicubic": LR made by Pillow's bicubic downsampling. "camera": blur, noise and JPEG, without a degradation network
-    (`andfast.degradation.camera`). "pairs": camera-captured pairs, if given.
+    (`andfast.degradation.camera`). "pairs": camera-captured pairs, if given. At scale 1 "bicubic" is the HR
+    image itself, and bicubic upsampling changes nothing.
 
     Args:
         held_out: HR images, uint8 (H, W, 3), H and W multiples of `scale`.
@@ -100,7 +101,7 @@ class Validator:
                     f"train.validate_metrics {measure.name}: an image to validate on has {hr.shape[0]} x {hr.shape[1]} "
                     "pixels, too few for it"
                 )
-        return _Case(lr, hr, self._measure(to_tensor(bicubic_upsample(lr, self.scale)), hr))
+        return _Case(lr, hr, self._measure(to_tensor(upsample_by_pillow(lr, self.scale)), hr))
 
     def _measure(self, restored: Tensor, hr: np.ndarray) -> dict[str, float]:
         restored, original = restored.cpu(), to_tensor(hr)

@@ -87,6 +87,18 @@ def test_super(tmp_path):
         find_benchmark(root, 4)
 
 
+def test_pairs_of_one_size(tmp_path):
+    save(tmp_path / "denoising", HR__a=24, LR__a=24)
+    assert found(tmp_path / "denoising", 1) == ("pairs", {"a": ("HR/a.png", "LR/a.png")})
+    save(tmp_path / "real", a_HR=24, a_LR=24)
+    assert found(tmp_path / "real", 1) == ("RealSR", {"a": ("a_HR.png", "a_LR.png")})
+    save(tmp_path / "lr", a=24, ax2=24, b=20)  # no one is the original of another
+    assert len(find_benchmark(tmp_path / "lr", 1).scenes) == 3
+    save(tmp_path / "SupER" / "scene" / "motion", Bin1__f=24, Bin2__f=12)
+    with pytest.raises(DataError, match="as SupER it holds no images at scale 1"):
+        find_benchmark(tmp_path / "SupER", 1)
+
+
 def test_imagepairs(tmp_path):
     save(tmp_path / "ImagePairs_Test", **{"10": 12, "10_gt": 24, "9": 12, "9_gt": 24})
     save(tmp_path / "ImagePairs_Train", **{"1": 12, "1_gt": 24})

@@ -22,7 +22,7 @@ def test_blur_is_that_of_scipy(hr, sigma):
     np.testing.assert_allclose(gaussian_blur(image, sigma), gaussian_filter(image, (sigma, sigma, 0)), atol=1e-9)
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
 def test_without_noise_it_is_blur_area_average_and_jpeg(hr, scale):
     hr = crop_to_multiple(hr, scale)
     blurred = gaussian_filter(hr.astype(np.float64), (2, 2, 0))
@@ -55,6 +55,7 @@ def test_noise_has_the_deviation_asked_for():
 
 
 def test_clean_image_is_pillows_bicubic(hr):
+    np.testing.assert_array_equal(bicubic_lr(hr, 1), hr)
     expected = np.asarray(Image.fromarray(hr).resize((16, 12), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(bicubic_lr(hr, 4), expected)
 

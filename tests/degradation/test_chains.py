@@ -31,7 +31,11 @@ def photograph(size: tuple[int, int] = (64, 64)) -> Tensor:
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-@pytest.mark.parametrize(("scale", "size"), [(4, (64, 64)), (2, (36, 58)), (3, (33, 48)), (4, (8, 12)), (4, (4, 4))])
+@pytest.mark.parametrize(
+    ("scale", "size"),
+    [(4, (64, 64)), (2, (36, 58)), (3, (33, 48)), (4, (8, 12)), (4, (4, 4)), (8, (64, 40)), (8, (8, 8)), (1, (33, 20)),
+     (1, (2, 1))],
+)  # fmt: skip
 def test_any_draw_gives_lr_images(chain, scale, size):
     hr = photograph(size).repeat(3, 1, 1, 1)
     for seed in range(15):

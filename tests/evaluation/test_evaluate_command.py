@@ -21,7 +21,7 @@ from andfast import evaluate
 from andfast.data.tensors import to_tensor
 from andfast.degradation.camera import camera_like
 from andfast.evaluation.degrading import name_seed
-from andfast.evaluation.models import BICUBIC, Computing, Method, load_methods
+from andfast.evaluation.models import BICUBIC, INPUT, Computing, Method, load_methods
 from andfast.inference.upscaler import upscale_tensor
 from andfast.metrics import niqe
 from andfast.models import build_generator, load_model, save_model
@@ -116,6 +116,21 @@ def test_the_results_are_those_of_scikit_image(here, capsys):
     rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
     assert [(row["image"], row["model"]) for row in rows[:3]] == [("a", BICUBIC), ("a", "one"), ("a", "two")]
     assert float(rows[2]["psnr_y"]) == by_image(content, "two")["a"]["psnr_y"]
+
+
+def test_at_scale_1_the_input_is_compared_with(here, capsys):
+    hr = original(0, 64, 48)
+    noisy = camera_like(hr, 1, 0)
+    save_image(here / "noisy" / "HR" / "a.png", hr)
+    save_image(here / "noisy" / "LR" / "a.png", noisy)
+    save_model(build_generator("compact", 1, features=4, convs=1), "restore.safetensors")
+    given = ["--device", "cpu", "--model", "restore.safetensors", "--metrics", "psnr_y", "--sheet", "sheet.png"]
+    assert evaluate.main([*given, "--data", "noisy=noisy", "--json", "out.json"]) == 0
+    a, b = (rgb2ycbcr(image)[1:-1, 1:-1, 0] for image in (noisy, hr))
+    expected = peak_signal_noise_ratio(a, b, data_range=255)
+    assert results()["means"]["noisy"][INPUT]["psnr_y"] == pytest.approx(expected, abs=1e-6)
+    assert results()["means"]["noisy"].keys() == {INPUT, "restore"}
+    assert "noisy: 1 pairs, x1" in capsys.readouterr().out
 
 
 def test_models_are_computed_in_the_given_type(here):

@@ -16,7 +16,8 @@ from andfast import robustness
 from andfast.data.images import DataError
 from andfast.evaluation import robustness as measuring
 from andfast.evaluation.attackers import FOUND, RANDOM, SHORT, Attacker
-from andfast.evaluation.models import BICUBIC
+from andfast.evaluation.models import BICUBIC, INPUT
+from andfast.models import Compact, save_model
 
 SMALL = ["--crops=3", "--size=32", "--steps=2", "--restarts=1", "--generations=1", "--population=2", "--batch_size=2"]
 
@@ -61,6 +62,17 @@ def test_all_is_measured_and_written(here: Path, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert f"| {BICUBIC} | {means['clean'][BICUBIC]['psnr_y']:.2f} |" in printed
     assert "noise: PSNR-Y in the worst case, 3 crops" in printed
+
+
+def test_at_scale_1_the_input_is_compared_with(here: Path) -> None:
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        save_model(Compact(1, features=4, convs=1), f"{name}.safetensors")
+    content = run("--attackers", "noise", "camera", "F", "--budgets", "34")
+    assert content["settings"]["scale"] == 1
+    assert content["means"]["clean"][INPUT]["psnr_y"] == measuring.MOST_DB
+    for case in ("noise 34 dB", "F 34 dB"):
+        assert 30 < content["means"][case][INPUT]["psnr_y"] < 36  # luma alone is a little nearer or farther
 
 
 def test_it_goes_on_where_it_was(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

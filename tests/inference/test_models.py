@@ -43,6 +43,8 @@ ESRGAN = [
     (r"conv_last", "model.10"),
 ]
 DIALECTS = {"basicsr": [], "bsrgan": BSRGAN, "esrgan": ESRGAN}
+# With a third upsampling the last layers have other numbers.
+ESRGAN_X8 = [*ESRGAN[:-2], (r"conv_up3", "model.9"), (r"conv_hr", "model.11"), (r"conv_last", "model.13")]
 
 
 def renamed(state, rules):
@@ -81,10 +83,26 @@ def test_spandrel_takes_these_for_the_same_network(dialect):
     torch.testing.assert_close(other.model(image), model(image), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1, 2])
-def test_dialects_of_other_scales(tmp_path, scale):
-    torch.save(renamed(rrdbnet(scale).state_dict(), BSRGAN), tmp_path / "m.pth")
-    assert load_model(tmp_path / "m.pth").scale == scale
+@pytest.mark.parametrize(("scale", "rules"), [(1, BSRGAN), (2, BSRGAN), (8, BSRGAN), (8, ESRGAN_X8)])
+def test_dialects_of_other_scales(tmp_path, scale, rules):
+    model = rrdbnet(scale)
+    state = renamed(model.state_dict(), rules)
+    torch.save(state, tmp_path / "m.pth")
+    loaded, other = load_model(tmp_path / "m.pth"), spandrel.ModelLoader().load_from_state_dict(dict(state))
+    assert (type(loaded), loaded.scale, other.scale) == (RRDBNet, scale, scale)
+    image = torch.rand(1, 3, 11, 9)
+    assert torch.equal(loaded(image), model(image))
+    torch.testing.assert_close(other.model(image), model(image), rtol=0, atol=1e-5)
+
+
+def old_esrgan_x1():
+    """A network of the first ESRGAN without upsampling, as of many published restoration models."""
+    state = renamed(rrdbnet().state_dict(), ESRGAN)
+    return {
+        re.sub(r"^model\.(8|10)\.", lambda found: f"model.{int(found[1]) - 6}.", key): value
+        for key, value in state.items()
+        if not key.startswith(("model.3.", "model.6."))
+    }
 
 
 def old_esrgan_x2():
@@ -113,12 +131,12 @@ def swinir():
     ).eval()
 
 
-@pytest.mark.parametrize("made", [old_esrgan_x2, span, swinir])
-def test_other_architectures_through_spandrel(tmp_path, made):
-    state = made() if made is old_esrgan_x2 else made().state_dict()
+@pytest.mark.parametrize(("made", "scale"), [(old_esrgan_x2, 2), (old_esrgan_x1, 1), (span, 2), (swinir, 2)])
+def test_other_architectures_through_spandrel(tmp_path, made, scale):
+    state = made().state_dict() if made in (span, swinir) else made()
     torch.save({"params": state}, tmp_path / "m.pth")
     model = find_model(str(tmp_path / "m.pth"))
-    assert model.scale == 2
+    assert model.scale == scale
     image = torch.rand(1, 3, 21, 30)
     expected = spandrel.ModelLoader().load_from_state_dict(dict(state)).eval()(image)
     whole = upscale_tensor(model, image, 0)

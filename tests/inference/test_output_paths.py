@@ -124,6 +124,19 @@ def test_the_factor_asked_for_counts(tmp_path, run):
     assert run(tmp_path, "--output", tmp_path)[0] == 2  # twice the size is something else
 
 
+def test_at_a_factor_of_1_only_listed_files_are_results(tmp_path, run):
+    """An original beside the image has the size of a result."""
+    picture(tmp_path / "a.jpg", 10, 12)
+    for times in (1, 0):
+        status, summary, _ = run(tmp_path, "--output", tmp_path, "--output-scale", 1)
+        assert (status, summary[:12]) == (0, f"{times} of 1 image")
+    assert size(tmp_path / "a.png") == (12, 10)
+    (tmp_path / RECORD_FILE).unlink()
+    status, _, error = run(tmp_path, "--output", tmp_path, "--output-scale", 1)
+    assert status == 2
+    assert "a.png, which is there and may be an original; remove it" in error
+
+
 def test_results_too_large_to_be_decoded_are_recognised(tmp_path, run, monkeypatch):
     picture(tmp_path / "a.jpg")
     assert run(tmp_path, "--output", tmp_path)[0] == 0

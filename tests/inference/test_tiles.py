@@ -20,7 +20,7 @@ from andfast.ops import dispatch
 from andfast.utils.memory import LiveBytes
 
 
-@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("size", [(40, 61), (33, 32), (7, 50)])
 @pytest.mark.parametrize("tile", [13, 32])
 def test_tiles_equal_the_whole(scale, size, tile):
@@ -211,7 +211,7 @@ def test_no_end_of_the_reach():
 # Memory
 
 
-@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
 @pytest.mark.parametrize("size", [(1, 1), (31, 9), (32, 9), (33, 9), (150, 10)])
 def test_strips_equal_the_whole(scale, size):
     torch.manual_seed(0)

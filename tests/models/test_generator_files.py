@@ -14,9 +14,11 @@ from andfast.utils.torchvision_operators import declare_missing
 # Not the defaults, and no two alike, so that none can be taken for another.
 RRDB = {"features": 12, "blocks": 3, "growth": 5}
 MODELS = {
+    "rrdbnet-x8": lambda: RRDBNet(8, **RRDB),
     "rrdbnet-x4": lambda: RRDBNet(4, **RRDB),
     "rrdbnet-x2": lambda: RRDBNet(2, **RRDB),
     "rrdbnet-x1": lambda: RRDBNet(1, **RRDB),
+    "compact-x8": lambda: Compact(8, features=7, convs=1),
     "compact-x4": lambda: Compact(4, features=7, convs=2),
     "compact-x3": lambda: Compact(3, features=7, convs=0),
     "compact-x1": lambda: Compact(1, features=7, convs=3),
@@ -256,10 +258,12 @@ def test_only_generators_are_saved(tmp_path):
         lambda: RRDBNet(4, features=16, blocks=2),  # spandrel takes a growth of 32 for granted
         lambda: RRDBNet(2, features=16, blocks=2),
         lambda: RRDBNet(1, features=16, blocks=2),
+        lambda: RRDBNet(8, features=16, blocks=2),
         lambda: Compact(4, features=16, convs=3),
-        lambda: Compact(2, features=16, convs=3),
+        lambda: Compact(1, features=16, convs=3),
+        lambda: Compact(8, features=16, convs=3),
     ],
-    ids=["rrdbnet-x4", "rrdbnet-x2", "rrdbnet-x1", "compact-x4", "compact-x2"],
+    ids=["rrdbnet-x4", "rrdbnet-x2", "rrdbnet-x1", "rrdbnet-x8", "compact-x4", "compact-x1", "compact-x8"],
 )
 def test_spandrel_runs_our_files(tmp_path, spandrel, build, suffix):
     torch.manual_seed(2)

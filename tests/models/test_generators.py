@@ -11,7 +11,7 @@ from andfast.models import GENERATORS, Compact, RRDBNet, build_generator
 from andfast.ops import dispatch, use_backend
 
 SMALL = {"rrdbnet": {"features": 8, "blocks": 2, "growth": 4}, "compact": {"features": 8, "convs": 2}}
-SCALES = [("rrdbnet", scale) for scale in (1, 2, 4)] + [("compact", scale) for scale in (1, 2, 3, 4, 5)]
+SCALES = [("rrdbnet", scale) for scale in (1, 2, 4, 8)] + [("compact", scale) for scale in (1, 2, 3, 4, 5, 8)]
 
 
 def small(name, scale, **options):
@@ -35,7 +35,7 @@ def test_rrdbnet_has_the_names_and_sizes_of_basicsr():
     assert sum(value.numel() for value in state.values()) == 16_697_987
 
 
-@pytest.mark.parametrize(("scale", "channels"), [(4, 3), (2, 12), (1, 48)])
+@pytest.mark.parametrize(("scale", "channels"), [(8, 3), (4, 3), (2, 12), (1, 48)])
 def test_rrdbnet_input_channels(scale, channels):
     assert small("rrdbnet", scale).conv_first.weight.shape[1] == channels
 
@@ -130,7 +130,7 @@ def test_bfloat16(name):
     assert (half - expected).abs().max() < 0.02 * max(1, expected.abs().max())
 
 
-@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("activation", ["prelu", "relu", "leakyrelu"])
 def test_new_compact_is_nearly_nearest_neighbour_but_alive(scale, activation):
     torch.manual_seed(0)
@@ -178,7 +178,7 @@ def test_dense_blocks_start_small():
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("rrdbnet", {"scale": 3}, "1, 2 or 4"),
+        ("rrdbnet", {"scale": 3}, "1, 2, 4 or 8"),
         ("rrdbnet", {"scale": 4, "blocks": 0}, "at least one"),
         ("compact", {"scale": 0}, "from 1 up"),
         ("compact", {"scale": 1.5}, "from 1 up"),
@@ -193,7 +193,9 @@ def test_refused(name, options, said):
 
 
 @pytest.mark.skipif("cpu" in dispatch.unavailable, reason=dispatch.unavailable.get("cpu", ""))
-@pytest.mark.parametrize(("name", "scale"), [("rrdbnet", 4), ("rrdbnet", 2), ("compact", 3)])
+@pytest.mark.parametrize(
+    ("name", "scale"), [("rrdbnet", 8), ("rrdbnet", 4), ("rrdbnet", 2), ("compact", 3), ("compact", 1)]
+)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_fused_generators_compute_what_plain_ones_do(name, scale, memory_format):
     """Values, and the gradients of the input and of all weights, of a network and of its plain form."""

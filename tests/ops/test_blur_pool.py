@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from andfast.ops.blur_pool import blur_pool, pooling_taps
 
-SCALES = (2, 3, 4)
+SCALES = (2, 3, 4, 8)
 
 
 pytestmark = pytest.mark.usefixtures("default_and_reference")
@@ -110,6 +110,11 @@ def test_sizes_that_do_not_divide_are_named(size):
         blur_pool(torch.zeros(1, 1, *size), 4)
 
 
-def test_a_scale_of_one_is_refused():
-    with pytest.raises(ValueError, match="scale is 1; it must be at least 2"):
-        blur_pool(torch.zeros(1, 3, 8, 8), 1)
+def test_a_scale_of_one_changes_nothing():
+    image = random_image(1, 3, 1, 5)
+    assert blur_pool(image, 1) is image
+
+
+def test_a_scale_of_zero_is_refused():
+    with pytest.raises(ValueError, match="scale is 0; it must be at least 1"):
+        blur_pool(torch.zeros(1, 3, 8, 8), 0)

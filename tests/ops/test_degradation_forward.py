@@ -15,9 +15,11 @@ HALF = torch.bfloat16
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @pytest.mark.parametrize("noise", ["map", "gaussian"])
-@pytest.mark.parametrize(("networks", "images"), [(1, 1), (1, 3), (3, 6), (3, 3)])
-def test_values_and_gradients(backend, dtype, noise, networks, images):
-    check(backend, *make(networks, images, dtype=dtype, noise=noise))
+@pytest.mark.parametrize(
+    ("networks", "images", "scale"), [(1, 1, 4), (1, 3, 4), (3, 6, 4), (3, 3, 4), (1, 3, 1), (3, 6, 1)]
+)
+def test_values_and_gradients(backend, dtype, noise, networks, images, scale):
+    check(backend, *make(networks, images, scale=scale, dtype=dtype, noise=noise))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -32,6 +34,10 @@ def test_values_and_gradients(backend, dtype, noise, networks, images):
         ((9, 6), 3, {"channels": 5}),
         ((10, 14), 2, {"channels": 24, "blocks": 2}),
         ((8, 64), 4, {"channels": 64, "blocks": 2}),
+        ((8, 16), 8, {}),
+        ((1, 1), 1, {}),
+        ((7, 5), 1, {"blocks": 1}),
+        ((9, 1), 1, {"channels": 24}),
     ],
 )
 def test_sizes(backend, dtype, size, scale, options):
@@ -39,8 +45,9 @@ def test_sizes(backend, dtype, size, scale, options):
     check(backend, network, hr, delta, lr_grad)
 
 
-def test_identity_is_the_pooled_image(backend):
-    network, hr, _, _ = make(2, 4)
+@pytest.mark.parametrize("scale", [4, 1])
+def test_identity_is_the_pooled_image(backend, scale):
+    network, hr, _, _ = make(2, 4, scale=scale)
     with use_backend(backend):
         lr = degradation_forward(
             hr, network.theta_id, torch.zeros_like(network.delta), network.noise_seed, network.layout, torch.float32
@@ -48,8 +55,9 @@ def test_identity_is_the_pooled_image(backend):
     torch.testing.assert_close(lr, network.clean(hr), atol=1e-5, rtol=0)
 
 
-def test_layouts_and_types_of_the_images(backend):
-    network, hr, delta, lr_grad = make(2, 2)
+@pytest.mark.parametrize("scale", [4, 1])
+def test_layouts_and_types_of_the_images(backend, scale):
+    network, hr, delta, lr_grad = make(2, 2, scale=scale)
     expected = run(backend, network, hr, delta, lr_grad, torch.float32)
     wide = torch.zeros(2, 3, 12, 41)[..., ::2][..., :20].copy_(hr)
     for same in (hr.contiguous(memory_format=torch.channels_last), wide):
@@ -91,10 +99,10 @@ def test_nothing_is_computed_that_nobody_asked_for(backend, implementation, monk
         assert (images.grad is not None) == wanted
 
 
-@pytest.mark.parametrize("networks", [1, 2])
-def test_without_gradients_nothing_is_kept(backend, implementation, networks):
-    network, hr, delta, _ = make(networks)
-    sizes = (4, 64, 5, False, torch.float32, implementation)
+@pytest.mark.parametrize(("networks", "scale"), [(1, 4), (2, 4), (2, 1)])
+def test_without_gradients_nothing_is_kept(backend, implementation, networks, scale):
+    network, hr, delta, _ = make(networks, scale=scale)
+    sizes = (scale, 64, 5, False, torch.float32, implementation)
     operator = torch.ops.andfast.degradation_forward
     kept = operator(hr, network.theta_id, delta, network.noise_seed, *sizes, True)
     (lr,) = operator(hr, network.theta_id, delta, network.noise_seed, *sizes, False)
@@ -111,18 +119,20 @@ def test_equal_calls_give_equal_bits(backend):
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-def test_no_images(backend):
-    network, _, delta, _ = make()
+@pytest.mark.parametrize(("scale", "size"), [(4, (3, 5)), (1, (12, 20))])
+def test_no_images(backend, scale, size):
+    network, _, delta, _ = make(scale=scale)
     with use_backend(backend):
         lr = degradation_forward(
             torch.zeros(0, 3, 12, 20), network.theta_id, delta, network.noise_seed, network.layout, torch.float32
         )
-    assert lr.shape == (0, 3, 3, 5)
+    assert lr.shape == (0, 3, *size)
 
 
 @pytest.mark.parametrize("noise", ["map", "gaussian"])
-def test_gradcheck_of_the_reference(noise):
-    network, hr, delta, _ = make(2, 2, (4, 6), 2, channels=4, blocks=1, noise=noise)
+@pytest.mark.parametrize("scale", [2, 1])
+def test_gradcheck_of_the_reference(noise, scale):
+    network, hr, delta, _ = make(2, 2, (4, 6), scale, channels=4, blocks=1, noise=noise)
     network.layout.slope[1].view(delta)[:] = 0.2
     others = (network.noise_seed, network.layout, torch.float64)
     inputs = (hr.double().requires_grad_(), delta.double().requires_grad_())
@@ -132,24 +142,25 @@ def test_gradcheck_of_the_reference(noise):
 
 
 @needs_cpu
+@pytest.mark.parametrize("scale", [2, 1])
 @pytest.mark.parametrize(("networks", "noise", "needs_hr"), [(1, "map", True), (2, "gaussian", False)])
-def test_opcheck(networks, noise, needs_hr):
-    network, hr, delta, _ = make(networks, 2, (4, 6), 2, channels=8, blocks=1, noise=noise)
+def test_opcheck(networks, noise, needs_hr, scale):
+    network, hr, delta, _ = make(networks, 2, (4, 6), scale, channels=8, blocks=1, noise=noise)
     arguments = (
         hr.requires_grad_(needs_hr),
         network.theta_id,
         delta.requires_grad_(),
         network.noise_seed,
-        *(2, 8, 1, noise == "gaussian", torch.float32, "winograd"),
+        *(scale, 8, 1, noise == "gaussian", torch.float32, "winograd"),
     )
     for keep in (True, False):
         given = arguments if keep else [tensor.detach() if torch.is_tensor(tensor) else tensor for tensor in arguments]
         torch.library.opcheck(torch.ops.andfast.degradation_forward.default, (*given, keep))
 
 
-@pytest.mark.parametrize("networks", [1, 2])
-def test_compiles_without_a_graph_break(backend, networks):
-    network, hr, delta, lr_grad = make(networks, 2, (8, 8), 4, channels=8, blocks=1)
+@pytest.mark.parametrize(("networks", "scale"), [(1, 4), (2, 4), (2, 1)])
+def test_compiles_without_a_graph_break(backend, networks, scale):
+    network, hr, delta, lr_grad = make(networks, 2, (8, 8), scale, channels=8, blocks=1)
 
     def loss(delta: Tensor) -> Tensor:
         lr = degradation_forward(hr, network.theta_id, delta, network.noise_seed, network.layout, torch.float32)

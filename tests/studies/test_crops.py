@@ -7,7 +7,7 @@ from study_images import photograph
 
 from andfast.data.tensors import to_array, to_tensor
 from andfast.models import build_generator, save_model
-from andfast.training.validation import bicubic_upsample
+from andfast.training.validation import upsample_by_pillow
 from studies.crops import busiest, crops, main
 from studies.testsets import photograph_sets
 
@@ -16,7 +16,7 @@ def test_a_crop_is_that_of_the_whole_image():
     image, model = photograph(0, size=96), build_generator("compact", 4, features=8, convs=2).eval()
     bicubic, restored = crops(image, (40, 8), 24, {"ours": model})
     rows, columns = slice(160, 256), slice(32, 128)
-    assert np.array_equal(bicubic, bicubic_upsample(image, 4)[rows, columns])
+    assert np.array_equal(bicubic, upsample_by_pillow(image, 4)[rows, columns])
     whole = to_array(model(to_tensor(image)))[rows, columns]
     assert np.abs(restored.astype(int) - whole).max() <= 1
 
@@ -54,7 +54,7 @@ def test_photographs_are_made_small_as_in_the_studies_tests(tmp_path):
     assert main([f"{tmp_path / 'a.png'}@8,4", *options]) == 0
     (case,) = photograph_sets([("a.png", hr[:128, :128])], 4)["strong"]
     cells = np.array(Image.open(sheet))[22:86]
-    assert np.array_equal(cells[:, 4:68], bicubic_upsample(case.lr, 4)[16:80, 32:96])
+    assert np.array_equal(cells[:, 4:68], upsample_by_pillow(case.lr, 4)[16:80, 32:96])
     assert np.array_equal(cells[:, 140:204], hr[16:80, 32:96])
 
 

@@ -16,7 +16,7 @@ from andfast.metrics import psnr_y
 from andfast.models import load_model
 from andfast.pretrained import FOLDER, pretrained_names
 from andfast.training.options import parse_config
-from andfast.training.validation import bicubic_upsample
+from andfast.training.validation import upsample_by_pillow
 from andfast.utils.charts import new_figure
 from bench.record import summary
 from studies import ship
@@ -91,7 +91,7 @@ def test_the_table_is_of_the_reporting_part(made, record):
     assert [lines[f"real pairs, {name}"]["images"] for name in ("canon", "nikon", "all")] == [2, 1, 3]
     hr, lr = ([read_image(made / "pairs" / kind / f"canon_{i}.png") for i in (2, 4)] for kind in ("HR", "LR"))
     bicubic = [
-        psnr_y(to_tensor(bicubic_upsample(small, 4)), to_tensor(large), 4).item()
+        psnr_y(to_tensor(upsample_by_pillow(small, 4)), to_tensor(large), 4).item()
         for small, large in zip(lr, hr, strict=True)
     ]
     assert lines["real pairs, canon"]["psnr_y"]["bicubic"] == pytest.approx(statistics.fmean(bicubic), abs=1e-4)

@@ -121,6 +121,7 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         (["--attack.replays", "0"], ["attack.replays", "0"]),
         (["--attack.dtype", "float8"], ["attack.dtype", "'float16'", "float8"]),
         (["--generator.name", "rrdbnet", "--scale", "3"], ["rrdbnet", "3", "compact"]),
+        (["--scale", "5"], ["scale", "5", "8"]),
         (["--train.micro_batch", "3"], ["train.micro_batch is 3", "divide train.batch_size, 8"]),
         (
             ["--train.micro_batch", "4", "--train.batch_size", "12", "--degradation.num_networks", "2"],

@@ -52,6 +52,7 @@ RRDBNET = {"generator__name": "rrdbnet", "generator__depth": 2}
         {},
         {"degradation__num_networks": "batch"},
         {"train__micro_batch": 1},
+        {"scale": 1, "train__patch_size": 32},
         {"attack__method": "noise"},
         {"attack__method": "free"},
         {"loss__pixel": "charbonnier", "loss__frequency": 0.1},
@@ -70,7 +71,7 @@ def test_the_estimate_is_near_what_is_measured(changed: dict[str, Any], monkeypa
     def steps() -> None:
         trainers.append(make(**SIZES | changed))
         for seed in range(2):
-            trainers[0].train_step(patches(size=64, seed=seed))
+            trainers[0].train_step(patches(size=trainers[0].config.train.patch_size, seed=seed))
 
     assert estimate_memory_of(steps, trainers) == pytest.approx(1, abs=0.35)
 

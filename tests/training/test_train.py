@@ -221,6 +221,9 @@ def test_a_missing_state_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
         {"generator__name": "rrdbnet"},
         {"scale": 2, "degradation__noise": "gaussian", "data__hr": "[]"},  # the default images
         {"scale": 3, "train__patch_size": 33, "degradation__num_networks": 1},
+        {"scale": 1, "attack__baseline": "bicubic", "attack__noise_every": 2},
+        {"scale": 1, "generator__name": "rrdbnet", "degradation__noise": "gaussian"},
+        {"scale": 8, "generator__name": "rrdbnet", "train__patch_size": 48},
     ],
 )
 def test_other_generators_scales_and_noises_train(changed: dict[str, Any], tmp_path: Path) -> None:

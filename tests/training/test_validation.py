@@ -1,5 +1,6 @@
 """What a validation finds, against scikit-image on images written out."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from andfast.data.images import DataError, read_image
 from andfast.data.pairs import find_pairs
 from andfast.degradation.camera import bicubic_lr, camera_like
 from andfast.metrics import make_measure
-from andfast.training.validation import Validator, bicubic_upsample
+from andfast.models import Compact
+from andfast.training.validation import Validator, upsample_by_pillow
 
 
 class Enlarge(nn.Module):
@@ -66,6 +68,16 @@ def test_it_is_what_scikit_image_says(tmp_path: Path) -> None:
         assert results[name] == pytest.approx(expected, abs=1e-9)
 
 
+def test_at_scale_1_the_input_is_what_results_are_compared_with() -> None:
+    hr = photograph(0, 64)
+    results = Validator([hr], [], 1)(Compact(1, features=2, convs=0))
+    assert (results["bicubic"]["bicubic_psnr_y"], results["bicubic"]["bicubic_ssim_y"]) == (math.inf, 1)
+    a, b = (y(image)[1:-1, 1:-1] for image in (camera_like(hr, 1, 0), hr))
+    expected = peak_signal_noise_ratio(a, b, data_range=255)
+    assert results["camera"]["bicubic_psnr_y"] == pytest.approx(expected, abs=1e-9)
+    assert math.isfinite(results["camera"]["psnr_y"])
+
+
 def test_a_pair_of_rounded_sizes_is_cut(tmp_path: Path) -> None:
     results = []
     for name, hr_size, lr_size in (
@@ -110,7 +122,7 @@ def test_lpips_is_that_of_the_images_written_out(alex: Path) -> None:
 
     assert found["lpips_alex"] == pytest.approx(np.mean(distances(lambda lr: lr.repeat(4, 0).repeat(4, 1))), rel=1e-4)
     assert found["bicubic_lpips_alex"] == pytest.approx(
-        np.mean(distances(lambda lr: bicubic_upsample(lr, 4))), rel=1e-4
+        np.mean(distances(lambda lr: upsample_by_pillow(lr, 4))), rel=1e-4
     )
 
 

@@ -24,7 +24,16 @@ def forced(monkeypatch: pytest.MonkeyPatch):
 
 
 # N, images, size, scale, noise.
-@with_types("case", [(1, 2, (4, 6), 2, "map"), (2, 2, (4, 6), 2, "gaussian"), (2, 4, (4, 8), 4, "map")])
+CASES = [
+    (1, 2, (4, 6), 2, "map"),
+    (2, 2, (4, 6), 2, "gaussian"),
+    (2, 4, (4, 8), 4, "map"),
+    (2, 2, (1, 5), 1, "gaussian"),
+    (1, 2, (3, 4), 1, "map"),
+]
+
+
+@with_types("case", CASES)
 def test_values_and_gradients(device, case, dtype):
     if dtype == torch.bfloat16 and INTERPRET.value:
         pytest.skip("images as small as the interpreter allows: one sign that rounding turns is most of the error")
@@ -33,12 +42,13 @@ def test_values_and_gradients(device, case, dtype):
     check("triton", network.to(device), *(tensor.to(device) for tensor in tensors))
 
 
-def test_opcheck(device):
-    network, hr, delta, _ = make(2, 2, (2, 4), 2, channels=4, blocks=1, noise="gaussian")
+@pytest.mark.parametrize("scale", [2, 1])
+def test_opcheck(device, scale):
+    network, hr, delta, _ = make(2, 2, (2, 4), scale, channels=4, blocks=1, noise="gaussian")
     arguments = (hr, network.theta_id, delta.requires_grad_(), network.noise_seed)
     arguments = [tensor.to(device) for tensor in arguments]
     operator = torch.ops.andfast.degradation_forward.default
-    torch.library.opcheck(operator, (*arguments, 2, 4, 1, True, torch.float32, "triton", True))
+    torch.library.opcheck(operator, (*arguments, scale, 4, 1, True, torch.float32, "triton", True))
 
 
 # N, images, size, widths, noise.

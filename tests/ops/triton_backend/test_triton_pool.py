@@ -17,6 +17,7 @@ SHAPES = [
     ((1, 9), 3, 5),
     ((5, 7), 2, 16),
     ((1, 2), 5, 70),
+    ((1, 2), 8, 3),
 ]
 shapes = with_types("shape", SHAPES)
 # The kind of noise, N, images a network, scale, size, widths.

@@ -115,7 +115,7 @@ def _shape(layout: ThetaLayout, networks: int, images: int, like: Tensor, part: 
         out, into, _ = part.shape
         size = low if part.layer >= layout.blocks else (height, width)
         return partials_shape(like, networks, images, size, into, out)
-    pooled = part.layer == layout.blocks - 1
+    pooled = part.layer == layout.pooled_layer
     size = low if pooled or part.layer >= layout.blocks else (height, width)
     gaussian = layout.noise_kind == "gaussian"
     if part.group == "noise" and pooled and not gaussian:
