@@ -163,15 +163,15 @@ def _training(record: dict[str, Any]) -> str:
     softened = ""
     if soften is not None:
         softened = f" HR patches were softened by a Gaussian blur of {soften[0]:g} to {soften[1]:g} pixels."
+    warmup = f"The first {train['warmup']:,} updates used clean LR images. After them the" if train["warmup"] else "The"
     return f"""## Training
 
 From scratch, without another model's weights: {run["updates"]:,} updates with {train["batch_size"]} patches of \
 {train["patch_size"]} x {train["patch_size"]} HR pixels and an L1 loss, in {_duration(run["seconds_in_steps"])} \
-(the twin: {twin["updates"]:,} updates, {_duration(twin["seconds_in_steps"])}). The first {train["warmup"]:,} updates \
-used clean LR images. After them the adversary (`{attack["method"]}`, degradation networks of \
-{degradation["channels"]} channels) moved {attacked} away from the clean one, {within}.{softened}\
-{_networks(run["config"])} All settings are in `{record["name"]}.yaml`. Means over the updates from one line to the \
-next:
+(the twin: {twin["updates"]:,} updates, {_duration(twin["seconds_in_steps"])}). {warmup} adversary \
+(`{attack["method"]}`, degradation networks of {degradation["channels"]} channels) moved {attacked} away from the \
+clean one, {within}.{softened}{_networks(run["config"])} All settings are in `{record["name"]}.yaml`. Means over the \
+updates from one line to the next:
 
 {markdown_table(["update", "loss", "loss after attack / before", "LR PSNR, dB"], course, words=0)}"""
 

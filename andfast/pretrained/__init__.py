@@ -16,6 +16,7 @@ DEFAULT = "andnet_compact_x4"
 #: What each model is for, by name.
 PURPOSES = {
     "andnet_compact_x4": "photographs as cameras take them",
+    "andnet_compact_x2": "the same, by a factor of 2",
     "andnet_compact_strong_x4": "noisy, compressed and old photographs",
 }
 
