@@ -108,7 +108,7 @@ class Parser(ArgumentParser):
             group, option, whole = unknown.groups()
             key = whole or f"{group}.{option}"
             parent = key.rpartition(".")[0]
-            known = [action.dest for action in self._actions if not action.dest.endswith((".help", "help"))]
+            known = [action.dest for action in self._actions if not action.dest.endswith((SUPPRESS, "help"))]
             siblings = [name for name in known if name.rpartition(".")[0] == parent]
             allowed = f"allowed are {', '.join(siblings)}" if siblings else f"there is no group {parent}"
             message = f"{message}\n  {key} is no setting; {self._hint(key, known)}{allowed}"
@@ -133,7 +133,7 @@ class _PrintSchema(Action):
         super().__init__(option_strings, SUPPRESS, nargs=0, default=SUPPRESS, **options)
 
     def __call__(self, parser: Any, *arguments: Any) -> None:
-        print(json.dumps(settings_schema(), indent=1))
+        print(json.dumps(settings_schema(), indent=1, allow_nan=False))
         parser.exit()
 
 

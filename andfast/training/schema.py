@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -43,7 +44,7 @@ def _of_group(kind: type) -> dict[str, Any]:
     for setting in fields(kind):
         properties[setting.name] = _of(hints[setting.name]) | {"description": descriptions[setting.name]}
         default = setting.default if setting.default_factory is MISSING else setting.default_factory()
-        if not is_dataclass(default):
+        if not is_dataclass(default) and default != math.inf:  # which JSON cannot write
             properties[setting.name]["default"] = plain(default)
     return {"type": "object", "properties": properties, "additionalProperties": False}
 

@@ -92,7 +92,7 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         (["--train.grad_clip", "1"], ["did you mean train.clip_grad?"]),
         (["--val_freq", "1"], ["did you mean train.validate_every?"]),
         (["--train.learnin_rate", "1"], ["did you mean train.learning_rate?"]),
-        (["--xyzzy", "1"], ["xyzzy is no setting; allowed are"]),
+        (["--xyzzy", "1"], ["xyzzy is no setting; allowed are", "print_config, run_dir"]),
         (["--attack.keep", "last"], ["attack.keep is no setting", "it is called attack.return_iterate now"]),
         (["--attack.lr_psnr", "[22, 36]"], ["attack.lr_psnr is no setting", "it is called attack.psnr_range now"]),
         (["--attack.method", "fgsm"], ["attack.method", "'pgd'", "'random'", "'noise'", "'none'", "fgsm"]),
