@@ -171,5 +171,5 @@ def _check_memory(image: Opened) -> None:
 def _cause(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    words = str(error) or type(error).__name__
+    words = str(error).strip() or type(error).__name__  # libheif ends in empty lines
     return words if isinstance(error, OSError | ValueError | MemoryError) else f"damaged ({words})"

@@ -191,6 +191,16 @@ def test_pillow_says_the_same_of_avif():
     assert features.check("avif") == HAS_AVIF
 
 
+def test_an_error_of_libheif_is_one_line(tmp_path):
+    pytest.importorskip("pillow_heif").from_pillow(Image.fromarray(noise(64, 64, 3))).save(tmp_path / "whole.heic")
+    path = tmp_path / "a.heic"
+    path.write_bytes((tmp_path / "whole.heic").read_bytes()[:2000])
+    with pytest.raises(ImageError) as error:
+        read_picture(path)
+    assert "a.heic: " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("suffix", ["dng", "NEF", "cr3"])
 def test_raw_files_are_not_taken_for_their_thumbnails(tmp_path, suffix):
     """Many are TIFF files whose first image is a thumbnail."""
