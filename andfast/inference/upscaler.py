@@ -146,7 +146,7 @@ class Upscaler:
         if tile and self._tile is None:
             line = 4 * len(image) * 3 * self.scale**2 * width  # bytes of the result of a row of pixels
             high = min(tile, max(BAND // line, SMALLEST))
-        overlap = self.overlap if tile and max(height, width) > tile else 0
+        overlap = self.overlap if tile and (width > tile or height > high) else 0
         working = partial(self._working, done, image.dtype)
         rows = upscaled_rows(self._patch, self.scale, image, tile, overlap, self.align, working, high)
         if factor is None or factor == self.scale:

@@ -267,6 +267,14 @@ def test_tiles_of_wide_images_are_less_high(monkeypatch):
     assert held <= largest_patch(30, upscaler.overlap) * 2 * 800 * 3 * 4
 
 
+def test_rows_of_tiles_as_wide_as_the_image_overlap(monkeypatch):
+    model, image = compact(2), torch.rand(1, 3, 150, 80)
+    upscaler = Upscaler(model)
+    monkeypatch.setattr(upscaler, "tile_for", lambda *_: 200)  # as after running out of memory
+    monkeypatch.setattr(upscaler_module, "BAND", 30 * 2 * 160 * 3 * 4)
+    torch.testing.assert_close(upscaler.tensor(image), model(image).detach(), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("tile", [None, 0, 90])
 def test_where_memory_runs_out_tiles_are_halved(tile):
     model, seen = compact(), []
