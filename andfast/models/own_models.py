@@ -79,6 +79,8 @@ def build_own(name: str, scale: int, options: Mapping[str, Any]) -> OwnModel:
         raise ModelError(f"{wanted} cannot be called with scale={scale} and {dict(options)}: {error}") from error
     try:
         model = OwnModel(kind(scale=scale, **options), scale, name, options)
+        if not any(weight.requires_grad for weight in model.parameters()):
+            raise ValueError("it has no weights to train")
         image = model._trial_image()
         with torch.no_grad():
             found = model.eval()(image)

@@ -17,6 +17,7 @@ from andfast.attack import (
     YOPO,
     AdversarialNoise,
     Attack,
+    AttackResult,
     Bicubic,
     FreeAT,
     Lens,
@@ -32,7 +33,9 @@ from andfast.losses import l1_objective
 from andfast.models import ModelError
 from andfast.models.frozen import FrozenModule
 from andfast.ops.theta_layout import ScaleFactors
+from andfast.utils.formatting import dtype_name
 from andfast.utils.import_path import ImportPath, import_class
+from andfast.utils.rng import seeded
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -193,7 +196,8 @@ class AttackConfig:
         shared = {setting.name for setting in fields(self)} - _OF_THE_TRAINER
         names: set[str] = {setting.name for setting in fields(kind)} if is_dataclass(kind) else set()
         try:
-            return kind(**{name: getattr(self, name) for name in names & shared} | self.options)
+            with seeded(0):  # the same in all processes, and when a run resumes
+                return kind(**{name: getattr(self, name) for name in names & shared} | self.options)
         except Exception as error:  # whatever the user's code raises
             raise ValueError(
                 f"attack.method {self.method} with {self.options}: {type(error).__name__}: {error}"
@@ -211,9 +215,13 @@ class AttackConfig:
             result = self.build()(network, hr, l1_objective(partial(bicubic_upsample, scale=scale)), rng)
         except Exception as error:  # whatever the user's code raises
             raise ValueError(f"attack.method {self.method}: {type(error).__name__}: {error}") from error
-        if result.lr.shape != (2, 3, 16, 16):
-            made = tuple(result.lr.shape)
-            raise ValueError(f"attack.method {self.method} makes {made} of {tuple(hr.shape)}; wanted are LR images")
+        if not isinstance(result, AttackResult):
+            raise ValueError(f"attack.method {self.method} makes a {type(result).__name__}; wanted is an AttackResult")
+        if result.lr.shape != (2, 3, 16, 16) or result.lr.dtype != torch.float32:
+            made = f"{tuple(result.lr.shape)} of {dtype_name(result.lr.dtype)}"
+            raise ValueError(
+                f"attack.method {self.method} makes {made} of {tuple(hr.shape)}; wanted are LR images of float32"
+            )
 
 
 # Settings that are not an attack's own.

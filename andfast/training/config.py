@@ -22,6 +22,7 @@ from andfast.ops.precision import choose_precision
 from andfast.training.attack_config import AttackConfig, Precision
 from andfast.training.loss_config import DiscriminatorConfig, LossConfig
 from andfast.training.micro_batches import MicroBatchedNetwork, check_micro_batch
+from andfast.utils.rng import seeded
 
 #: Settings that have another name now: a run's state may know them by the old one, a file or an option may not.
 RENAMED = {"attack.keep": "attack.return_iterate", "attack.lr_psnr": "attack.psnr_range"}
@@ -146,8 +147,7 @@ class GeneratorConfig:
 
     def _new(self, scale: int, seed: int) -> nn.Module:
         # Compact's defaults are smaller than Real-ESRGAN's, for a first run on a CPU.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             name = str(self.architecture)
             if name.startswith(PREFIX):
                 return build_with_spandrel(name.removeprefix(PREFIX), scale, self.options)

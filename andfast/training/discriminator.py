@@ -22,6 +22,7 @@ from andfast.training.optimizer import (
     make_optimizer,
     own_average,
 )
+from andfast.utils.rng import seeded
 
 
 class DiscriminatorStep:
@@ -47,8 +48,7 @@ class DiscriminatorStep:
         self, config: Config, device: torch.device, precision: torch.dtype, world: World | None = None
     ) -> None:
         settings = config.discriminator
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             module = settings.build(config.train.patch_size)
         self.module = module.to(device, memory_format=torch.channels_last)
         self.frozen = FrozenModule(self.module, precision)

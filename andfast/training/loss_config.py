@@ -26,6 +26,7 @@ from andfast.models.frozen import FrozenModule
 from andfast.models.vgg import DOWNLOAD, LAYERS, URL, VGGFeatures, fetch_vgg, least_size
 from andfast.utils.formatting import counted
 from andfast.utils.import_path import ImportPath, import_class
+from andfast.utils.rng import seeded
 
 
 @dataclass
@@ -237,7 +238,8 @@ class LossConfig:
         kind = import_class(self.custom, "loss.custom")
         restored, hr = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
         try:
-            loss = kind(**self.custom_options)
+            with seeded(0):  # the same in all processes, and when a run resumes
+                loss = kind(**self.custom_options)
             if isinstance(loss, nn.Module):
                 loss = loss.to(device).eval().requires_grad_(False)
             found = loss(restored.requires_grad_(), hr)

@@ -174,7 +174,10 @@ def _discriminator_peak_bytes(trainer: Trainer, images: int) -> int:
     return memory.peak
 
 
-def describe_memory(needed: int, free: int | None) -> str:
+def describe_memory(needed: int | None, free: int | None) -> str:
+    """Needed and free memory for people; None: unknown."""
+    if needed is None:
+        return "the memory that it needs is not known"
     of_free = "" if free is None else f" of {free / 2**30:.1f} GiB free"
     return f"needs about {needed / 2**30:.1f} GiB{of_free}"
 

@@ -20,6 +20,7 @@ from andfast.data.patches import PatchBatches, Source, make_loader
 from andfast.inference.tiles import NonFiniteError
 from andfast.metrics import make_measure
 from andfast.models.compilation import CompileError
+from andfast.models.own_models import OwnModel
 from andfast.ops import dispatch
 from andfast.training.batches import TrainingBatches, make_pair_patches
 from andfast.training.checkpoints import BestModel, different, flat
@@ -169,7 +170,7 @@ class Run:
 
     def _print_introduction(self) -> None:
         size = self.world.size
-        needed, free = estimate_memory(self.trainer), free_memory(self.trainer.device)
+        needed, free = self._needed_memory(), free_memory(self.trainer.device)
         bank, device = self.trainer.bank, self.trainer.device
         degradation = dispatch.in_use("degradation_forward", device, bank.dtype)
         generator = dispatch.in_use("conv_act", device, self.trainer.precision)
@@ -179,8 +180,18 @@ class Run:
             f"kernels: degradation {degradation}, generator {generator}; "
             f"{f'{size} processes, each ' if size > 1 else ''}{describe_memory(needed, free)}"
         )
-        if free is not None and needed > free:
+        if free is not None and needed is not None and needed > free:
             print(f"warning: that may not fit; try {remedies(self.config, size)}", file=sys.stderr)
+
+    def _needed_memory(self) -> int | None:
+        """`estimate_memory`; None if a class of the user's own needs values, which tensors there do not have."""
+        config = self.config
+        try:
+            return estimate_memory(self.trainer)
+        except Exception:  # whatever the user's code raises
+            if config.loss.custom is None and not isinstance(self.trainer.generator, OwnModel):
+                raise
+            return None
 
     def _is_done_at(self, step: int) -> bool:
         return step >= self.config.train.iterations and not self._validation_pending

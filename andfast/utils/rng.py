@@ -5,7 +5,8 @@ Each process draws what a single one would draw for the whole batch, and keeps i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -47,6 +48,14 @@ def step_generator(
 def seed_torch(seed: int, step: int, *stream: int) -> None:
     """Seed torch's own generators, which dropout draws from, as a function of the run's seed and the step."""
     torch.manual_seed(_seed(seed, step, *stream))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from torch's own generator what follows from `seed` alone, and leave it as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def _seed(seed: int, step: int, *stream: int) -> int:

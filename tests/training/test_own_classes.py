@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from andfast import PGD
+from andfast.attack import Simulated
 
 
 class Net(nn.Module):
@@ -62,6 +63,27 @@ class Edges(nn.Module):
         return ((restored - hr).diff(dim=3).abs() ** self.power).mean(dim=(1, 2, 3))
 
 
+class Random(nn.Module):
+    """The distance of random features, for each image; which values it has cannot be known without computing."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 3)
+
+    def forward(self, restored, hr):
+        distance = (self.features(restored) - self.features(hr)).abs().mean(dim=(1, 2, 3))
+        return distance if distance.max().item() < 100 else distance / 2
+
+
+class Interpolation(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        return nn.functional.interpolate(x, scale_factor=self.scale)
+
+
 class Scalar:
     def __call__(self, restored, hr):
         return (restored - hr).abs().mean()
@@ -75,6 +97,16 @@ class Patient(PGD):
 
     def _search(self, inputs, objective):
         return PGD._search(replace(self, steps=self.steps + self.more, more=0), inputs, objective)
+
+
+class Half(Simulated):
+    def degrade(self, hr, scale, rng=None):
+        return nn.functional.avg_pool2d(hr, scale).half()
+
+
+class Bare(Half):
+    def __call__(self, network, hr, objective, rng=None):
+        return self.degrade(hr, network.scale)
 
 
 @dataclass
@@ -137,6 +169,19 @@ def test_a_run_resumes_bit_by_bit_and_its_model_is_exported_and_upscales(own: Pa
     lr = torch.from_numpy(photograph(0, 40)).permute(2, 0, 1)[None].float() / 255
     expected = (model(lr)[0].permute(1, 2, 0).detach() * 255).round().clamp(0, 255).numpy()
     assert np.abs(np.asarray(Image.open(output)).astype(int) - expected).max() <= 1
+
+
+def test_a_loss_with_random_weights_and_decisions_by_values(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = {"loss.custom": f"{own}:Random", "train.schedule": "constant"}
+    run(tmp_path / "whole", changed)
+    assert "the memory that it needs is not known" in capsys.readouterr().out
+    torch.rand(7)  # as another process has drawn other numbers before
+    run(tmp_path / "parts", changed, train__iterations=3)
+    torch.rand(7)
+    run(tmp_path / "parts", changed)
+    assert content(tmp_path / "whole") == content(tmp_path / "parts")
 
 
 def test_a_model_is_evaluated_under_its_folder_s_name(own: Path, tmp_path: Path) -> None:
@@ -206,6 +251,9 @@ def test_settings_are_written_and_read_back(own: Path, tmp_path: Path) -> None:
         ({"loss__custom": "{own}:Scalar"}, ["makes () of two images", "a loss for each, (2,)"]),
         ({"loss__custom": "{own}:Net"}, ["loss.custom", "TypeError", "scale"]),
         ({"loss__custom": "{own}:Edges", "loss__custom_options": "{power: x}"}, ["with {'power': 'x'}: ValueError"]),
+        ({"generator__name": "{own}:Interpolation"}, ["ValueError: it has no weights to train"]),
+        ({"attack__method": "{own}:Half"}, ["makes (2, 3, 16, 16) of float16", "LR images of float32"]),
+        ({"attack__method": "{own}:Bare"}, ["makes a Tensor; wanted is an AttackResult"]),
         ({"attack__method": "{own}:Failing"}, ["attack.method", "Failing: IndexError: no such step"]),
     ],
 )
