@@ -72,6 +72,9 @@ class _LogLines(logging.Handler):
 def _log_printed() -> Iterator[None]:
     """Print what andfast's modules log; in other programs `logging` decides about that."""
     logger, handler = logging.getLogger("andfast"), _LogLines()
+    if any(isinstance(each, _LogLines) for each in logger.handlers):  # a command that another one calls
+        yield
+        return
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

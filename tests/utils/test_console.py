@@ -185,3 +185,17 @@ def test_ctrl_c_is_as_before_afterwards():
             assert signal.getsignal(signal.SIGINT) is own
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_command_that_another_one_calls_prints_the_log_once(capsys):
+    @console()
+    def inner():
+        logging.getLogger("andfast.ops").warning("slow")
+
+    @console()
+    def outer():
+        inner()
+        logging.getLogger("andfast.ops").warning("done")
+
+    outer()
+    assert capsys.readouterr().err == "slow\ndone\n"
