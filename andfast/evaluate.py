@@ -96,6 +96,10 @@ def _prepare(options: Namespace, held: ExitStack) -> tuple[Plan, Records, tuple[
         computing = Computing(device, choose_precision(options.precision, device), options.tile, options.overlap)
         models = load_methods(options.model, computing)
         scale = models[0].upscaler.scale
+        if scale == 1 and degradation is not None and degradation.camera is None:
+            raise ValueError(
+                "--degrade bicubic changes nothing at x1; give blur, noise or jpeg, such as noise=10,jpeg=60"
+            )
         methods = [bicubic_method(baseline_title(scale)), *models]
         pair = _pair(options.between, methods)
         data = _find_data(options.data, scale, degradation)

@@ -196,7 +196,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / name).symlink_to(ROOT / name)
     for name in ("bench", "studies"):
         shutil.copytree(ROOT / name, folder / name)
-    for name in ("PHOTOS", "MORE_PHOTOS", "SOME_PHOTOS", "PHOTOGRAPHS", "DIR", "folder", "frames", "data/real_lr"):
+    photographs = "PHOTOS MORE_PHOTOS SOME_PHOTOS OTHER_PHOTOS PHOTOGRAPHS DIR folder frames data/real_lr"
+    for name in photographs.split():
         write(folder / name / "photo_0.png", 0)
     for seed, name in enumerate(("gb82_girl-lossless", "gb82_prudential-lossless", "clic_100a02c269c5_0"), start=1):
         write(folder / "PHOTOS" / f"{name}.png", seed)

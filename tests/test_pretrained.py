@@ -58,7 +58,8 @@ def test_an_unknown_name():
 
 
 def test_each_has_a_purpose():
-    assert sorted(PURPOSES) == NAMES
+    assert [*PURPOSES] == NAMES
+    assert NAMES[0] == DEFAULT
     assert describe_pretrained() == [f"{name}: {PURPOSES[name]}" for name in NAMES]
 
 

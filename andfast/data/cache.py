@@ -36,6 +36,7 @@ from tqdm import tqdm
 from andfast.data.images import DataError, ImageError, image_size, read_image
 from andfast.data.listing import listed
 from andfast.data.patches import ImageFile, Source
+from andfast.data.suffixes import AVIF_SUFFIXES, HEIF_SUFFIXES
 from andfast.data.workers import Each, SourceLoader
 from andfast.utils.files import remove_unfinished, written_whole
 from andfast.utils.formatting import counted
@@ -63,6 +64,10 @@ class _Key(NamedTuple):
     size: int
     mtime_ns: int
     decoder: str
+
+    @property
+    def decoder_today(self) -> str:
+        return _decoder(Path(self.path).suffix.lower())
 
     @property
     def file_name(self) -> str:
@@ -179,11 +184,13 @@ def _refuse_other_files(folder: Path) -> None:
 
 
 @functools.cache
-def _decoder() -> str:
-    """The versions of all that decides which pixels are decoded."""
-    libraries = " ".join(f"{name} {features.version(name)}" for name in ("libjpeg_turbo", "webp", "libtiff"))
-    heif = version("pillow-heif")
-    return f"format {_FORMAT}, Pillow {PIL.__version__} with {libraries}" + (f", pillow-heif {heif}" if heif else "")
+def _decoder(suffix: str) -> str:
+    """The versions of all that decides which pixels are decoded from files with this suffix, in lower case."""
+    if suffix in HEIF_SUFFIXES:
+        return f"format {_FORMAT}, pillow-heif {version('pillow-heif')}"
+    used = ("avif",) if suffix in AVIF_SUFFIXES else ("libjpeg_turbo", "webp", "libtiff")
+    libraries = " ".join(f"{name} {features.version(name)}" for name in used)
+    return f"format {_FORMAT}, Pillow {PIL.__version__} with {libraries}"
 
 
 def _key(path: Path) -> _Key | None:
@@ -192,7 +199,7 @@ def _key(path: Path) -> _Key | None:
         status = path.stat()
     except OSError:
         return None
-    return _Key(os.path.abspath(path), status.st_size, status.st_mtime_ns, _decoder())
+    return _Key(os.path.abspath(path), status.st_size, status.st_mtime_ns, _decoder(path.suffix.lower()))
 
 
 def _read_header(file: BinaryIO) -> _Header:
@@ -209,7 +216,7 @@ def _read_header(file: BinaryIO) -> _Header:
 
 def _remove_stale(folder: Path, wanted: set[str]) -> set[str]:
     """Remove damaged and unneeded pixels; return the names in `wanted` whose pixels are valid."""
-    valid, damaged, decoders = set(), [], set()
+    valid, damaged, decoders = set(), [], {}
     for file in sorted(path for path in folder.iterdir() if _PIXELS.fullmatch(path.name)):
         try:
             with file.open("rb") as opened:
@@ -226,21 +233,21 @@ def _remove_stale(folder: Path, wanted: set[str]) -> set[str]:
             valid.add(file.name)
         elif _is_stale(key):
             file.unlink(missing_ok=True)
-            if key.decoder != _decoder():
-                decoders.add(key.decoder)
+            if key.decoder != key.decoder_today:
+                decoders[key.decoder] = key.decoder_today
     (folder / _OLD_INDEX).unlink(missing_ok=True)
     remove_unfinished(folder)
     if damaged:
         logger.warning(f"image cache {folder}: not whole, and removed: {listed(damaged)}")
-    for decoder in sorted(decoders):
-        logger.warning(f"image cache {folder} was made by {decoder}, now it is {_decoder()}; images are decoded again")
+    for decoder, today in sorted(decoders.items()):
+        logger.warning(f"image cache {folder} was made by {decoder}, now it is {today}; images are decoded again")
     return valid
 
 
 def _is_stale(key: _Key) -> bool:
     """Whether the image file was deleted or changed, or is decoded by another version today."""
     now = _key(Path(key.path))
-    if now is None and key.decoder == _decoder():
+    if now is None and key.decoder == key.decoder_today:
         # If its folder is missing as well, a disk may just not be mounted.
         return not os.path.lexists(key.path) and os.path.isdir(os.path.dirname(key.path))
     return now != key

@@ -9,10 +9,10 @@ def _suffixes(names: str) -> frozenset[str]:
     return frozenset(f".{name}" for name in names.split())
 
 
-_HEIF, _AVIF = _suffixes("heic heif hif"), _suffixes("avif avifs")
+HEIF_SUFFIXES, AVIF_SUFFIXES = _suffixes("heic heif hif"), _suffixes("avif avifs")
 
 _ALWAYS = _suffixes("apng bmp dib jfi jfif jif jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp")
-IMAGE_SUFFIXES = _ALWAYS | _HEIF | _AVIF
+IMAGE_SUFFIXES = _ALWAYS | HEIF_SUFFIXES | AVIF_SUFFIXES
 """The suffixes of the images that are read, in lower case; upper case counts, too."""
 
 RAW_SUFFIXES = _suffixes(
@@ -33,8 +33,8 @@ def why_unread(suffix: str) -> str | None:
     """Why images with this suffix, in lower case, are not read here; None if they are, or are no images."""
     if suffix in RAW_SUFFIXES:
         return RAW
-    if suffix in _HEIF:
+    if suffix in HEIF_SUFFIXES:
         return heif_problem()
-    if suffix in _AVIF:
+    if suffix in AVIF_SUFFIXES:
         return avif_problem()
     return "of a format that is not read" if suffix in UNREAD_SUFFIXES else None

@@ -43,7 +43,7 @@ _PATIENCE, _LIMIT = 30, 300
 _GRACE = 5.0  # seconds that workers have to end by themselves
 
 # The signals that stop a run. Windows cannot block them.
-_STOPPING = (signal.SIGINT, signal.SIGTERM) if hasattr(signal, "pthread_sigmask") else ()
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "pthread_sigmask") else ()
 
 _PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
@@ -245,10 +245,10 @@ def _end(workers: Sequence[_Worker]) -> None:
 
 def _work(dataset: SourceDataset, requests: socket.socket, inherited: Sequence[socket.socket]) -> None:
     """Run a worker: make the items that are requested until the other end is closed."""
-    # Ctrl-C and a scheduler's SIGTERM go to the whole process group. The training loop answers them, and still wants
-    # its batches.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ctrl-C, a scheduler's SIGTERM and a closed terminal's SIGHUP go to the whole process group. The training loop
+    # answers them, and still wants its batches.
+    for number in _STOPPING or (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if _STOPPING:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     for each in inherited:

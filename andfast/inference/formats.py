@@ -93,9 +93,11 @@ def _memory(picture: Picture, target: Path, factor: float) -> tuple[int, float, 
 
 
 def losses(path: str | os.PathLike[str], picture: Picture) -> list[str]:
-    """Messages about metadata that the format of `path` cannot hold, or that other programs cannot read."""
+    """Messages about what the format of `path` cannot hold, or other programs cannot read."""
     kind = SUFFIXES[Path(path).suffix.lower()]
     found = []
+    if kind in ("jpeg", "webp", "avif") and picture.pixels.itemsize == 2:
+        found.append("its 16 bits are rounded to 8: PNG and TIFF keep them")
     if kind == "png" and picture.icc and len(picture.icc) > _LARGE_PROFILE:
         size = f"{len(picture.icc) / 2**20:.1f} MiB"
         found.append(f"its colour profile of {size} is kept; programs built on Pillow read none above 1 MiB in PNG")

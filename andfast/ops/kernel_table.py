@@ -131,8 +131,8 @@ class Table:
     @cache  # noqa: B019  tables live as long as the process
     def announce(self) -> None:
         """Say once what takes seconds."""
-        where = f"(once; kept in {self.path.parent})"
-        logger.info(f"verifying and timing kernels on {self.device} {where}")
+        where = f"they are kept in {self.path.parent}"
+        logger.info(f"testing which kernels are the fastest on {self.device}, some seconds for each new size; {where}")
 
     def summary(self) -> dict[str, Any]:
         """As JSON types: the device, "kernels" (size -> times in words, the chosen one first), and "problems"."""

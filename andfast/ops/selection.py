@@ -172,7 +172,7 @@ def _decide(
                 table.problems[timed] = failed
             if times:
                 table.times[timed] = times
-                logger.info(f"  {timed}: {describe_times(times)}")
+                logger.debug(f"{timed}: {describe_times(times)}")
             table.write()
             usable = [name for name in usable if problems[name] is None]
     kernels = f"kernels of {operation} ({request['dtype']})"
@@ -219,7 +219,7 @@ def faster_type(operation: str, names: dict[torch.dtype, str], sizes: tuple[int,
                     return None
                 times[key] = Time(*answer["times"][names[dtype]])
             table.times[kind] = times
-            logger.info(f"  {kind}: {describe_times(times)}")
+            logger.debug(f"{kind}: {describe_times(times)}")
             table.write()
         return keys[fastest({key: table.times[kind][key] for key in keys})]
 

@@ -13,17 +13,18 @@ from andfast.models.weights import READABLE
 
 FOLDER = Path(__file__).parent
 DEFAULT = "andnet_compact_x4"
-#: What each model is for, by name.
+#: What each model is for, by name; the default first.
 PURPOSES = {
     "andnet_compact_x4": "photographs as cameras take them",
-    "andnet_compact_x2": "the same, by a factor of 2",
+    "andnet_compact_x2": "photographs as cameras take them, by a factor of 2",
     "andnet_compact_strong_x4": "noisy, compressed and old photographs",
 }
 
 
 def pretrained_names() -> list[str]:
-    """The names of the pretrained models of this installation, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("[!.]*.safetensors"))
+    """The names of the pretrained models of this installation, the default first."""
+    found = sorted(path.stem for path in FOLDER.glob("[!.]*.safetensors"))
+    return [name for name in PURPOSES if name in found] + [name for name in found if name not in PURPOSES]
 
 
 def describe_pretrained() -> list[str]:

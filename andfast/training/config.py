@@ -260,6 +260,8 @@ class TrainConfig:
         """Raise a ValueError that names the keys of values that do not go together."""
         if not self.ema_decay < 1:
             raise ValueError(f"train.ema_decay is {self.ema_decay}; it must be in [0, 1)")
+        if len(set(self.validate_metrics)) < len(self.validate_metrics):
+            raise ValueError(f"train.validate_metrics is {self.validate_metrics}; one is named twice")
         wanted = 3 if self.optimizer == "adan" else 2
         if self.betas is not None and (len(self.betas) != wanted or not all(beta < 1 for beta in self.betas)):
             raise ValueError(

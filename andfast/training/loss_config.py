@@ -196,6 +196,7 @@ class LossConfig:
         features: Callable[[Tensor], Mapping[str, Tensor]] | None,
         discriminator: FrozenModule | None,
         device: torch.device | None = None,
+        patch_size: int = 32,
     ) -> GeneratorLoss:
         """The generator's loss with these settings.
 
@@ -203,6 +204,7 @@ class LossConfig:
             features: from `load_features`; needed for perceptual above 0.
             discriminator: a `FrozenModule` of D; needed for gan above 0.
             device: where images will be; None: the CPU.
+            patch_size: their height and width, on which a loss of one's own is tried.
 
         Raises:
             ValueError: a network that a term needs is missing, or a loss of one's own does not fit.
@@ -228,15 +230,15 @@ class LossConfig:
             self.matching,
             charbonnier_eps=self.charbonnier_eps if self.pixel == "charbonnier" else None,
             frequency_weight=self.frequency,
-            custom=self._build_custom(device or torch.device("cpu")),
+            custom=self._build_custom(device or torch.device("cpu"), patch_size),
             custom_weight=self.custom_weight,
         )
 
-    def _build_custom(self, device: torch.device) -> ImageLoss | None:
+    def _build_custom(self, device: torch.device, size: int) -> ImageLoss | None:
         if self.custom is None:
             return None
         kind = import_class(self.custom, "loss.custom")
-        restored, hr = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+        restored, hr = torch.rand(2, 2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
         try:
             with seeded(0):  # the same in all processes, and when a run resumes
                 loss = kind(**self.custom_options)

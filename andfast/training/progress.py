@@ -39,6 +39,11 @@ class TimeLeft:
             return None
         return sum(count * sum(times) / len(times) for count, times in zip(left, self._seconds, strict=True) if count)
 
+    def at_least(self, step: int) -> float | None:
+        """The seconds that are left if attacked updates take no longer than the others; None if these are unknown."""
+        times = self._seconds[0]
+        return (self._ends[1] - step) * sum(times) / len(times) if len(times) >= _LEAST else None
+
 
 class TrainingBar(tqdm):
     """Shows a run's updates, and its `TimeLeft` instead of what the mean update would make of it.
@@ -61,6 +66,11 @@ class TrainingBar(tqdm):
     @property
     def format_dict(self) -> dict[str, Any]:
         values = super().format_dict
-        seconds = self.time_left.after(values["n"])
-        left = "time left not yet known" if seconds is None else f"{self.format_interval(seconds)} left"
+        seconds, least = self.time_left.after(values["n"]), self.time_left.at_least(values["n"])
+        if seconds is not None:
+            left = f"{self.format_interval(seconds)} left"
+        elif least is not None:
+            left = f"more than {self.format_interval(least)} left"
+        else:
+            left = "time left not yet known"
         return values | {"left": left}

@@ -56,16 +56,21 @@ class _Score:
     best_step: int
     last: float
     step: int
-    baseline: str
+    baseline: str  # "" without one
 
     def __str__(self) -> str:
         best = "the best" if self.best_step == self.step else f"best {self.best:.2f} at step {self.best_step}"
-        return f"{self.last:.2f} dB at step {self.step}, {best} ({self.baseline})"
+        return f"{self.last:.2f} dB at step {self.step}, {best}{self.baseline}"
 
 
 def baseline_title(scale: int) -> str:
     """What models of this scale are compared with: at scale 1 bicubic interpolation changes nothing."""
     return INPUT if scale == 1 else BICUBIC
+
+
+def has_baseline(validation: str, scale: int) -> bool:
+    """Whether a validation compares the model with a baseline: clean images of scale 1 are the HR images themselves."""
+    return (validation, scale) != ("bicubic", 1)
 
 
 def lr_name(validation: str, scale: int | None = None) -> str:
@@ -93,7 +98,8 @@ def summarise(run_dir: Path, batch_size: int, scale: int) -> str:
             step = record["step"]
             before = scores.get(name)
             best, best_step = (before.best, before.best_step) if before and before.best >= last else (last, step)
-            scores[name] = _Score(best, best_step, last, step, f"{baseline_title(scale)} {bicubic:.2f}")
+            baseline = f" ({baseline_title(scale)} {bicubic:.2f})" if has_baseline(name, scale) else ""
+            scores[name] = _Score(best, best_step, last, step, baseline)
     rate, share = (steps * batch_size / seconds, waited / seconds) if seconds else (0.0, 0.0)
     names = ("model.safetensors", "model.pth", "discriminator.pth", "state.pt", "samples", METRICS_FILE)
     return "\n".join(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from andfast.data.patches import PatchBatches, Source, make_loader
 from andfast.inference.tiles import NonFiniteError
 from andfast.metrics import make_measure
 from andfast.models.compilation import CompileError
-from andfast.models.own_models import OwnModel
+from andfast.models.own_models import OwnModel, is_own
 from andfast.ops import dispatch
 from andfast.training.batches import TrainingBatches, make_pair_patches
 from andfast.training.checkpoints import BestModel, different, flat
@@ -37,6 +38,7 @@ from andfast.training.records import (
     METRICS_FILE,
     RunRecordError,
     baseline_title,
+    has_baseline,
     lacks_validation,
     lr_name,
     summarise,
@@ -242,10 +244,13 @@ class Run:
             reason = f"out of memory ({exhausted}); try {remedies(self.config, world.size)}"
             return self._fail(trainer.step, reason)
         if world.main:
-            how = (
-                f"stopped at step {trainer.step} and saved; --resume auto goes on from there\n" if stopped else "done: "
-            )
+            stop_line = f"stopped at step {trainer.step} and saved; the same command goes on from there\n"
+            how = stop_line if stopped else "done: "
             print(how + summarise(self.folder.path, train.batch_size, self.config.scale))
+            if not stopped:
+                model = f"{self.folder.path / 'model.safetensors'}"
+                model += f"@{self.config.generator.name}" if is_own(self.config.generator.name) else ""
+                print(f"to use it: python -m andfast.upscale PHOTO --output upscaled --model {shlex.quote(model)}")
         return 128 + stopped if stopped else 0
 
     def _open_log(self) -> AbstractContextManager[RunLog | None]:
@@ -315,15 +320,19 @@ class Run:
         # Without validate_every only the last model is validated.
         best = self.config.train.validate_every and self.best.offer(self.trainer.ema, step, results)
         log.write({"step": step, "validation": results})
-        baseline = baseline_title(self.config.scale)
+        scale = self.config.scale
         digits = {"ssim_y": 4} | {measure.name: measure.digits for measure in self._measures}
 
         def values(result: dict[str, float], prefix: str) -> str:
             return "".join(f", {result[prefix + name]:.{count}f}" for name, count in digits.items())
 
+        def baseline(name: str, result: dict[str, float]) -> str:
+            if not has_baseline(name, scale):
+                return ""
+            return f" ({baseline_title(scale)} {result['bicubic_psnr_y']:.2f}{values(result, 'bicubic_')})"
+
         scores = "; ".join(
-            f"{lr_name(name, self.config.scale)} {result['psnr_y']:.2f} dB{values(result, '')} ({baseline} "
-            f"{result['bicubic_psnr_y']:.2f}{values(result, 'bicubic_')})"
+            f"{lr_name(name, scale)} {result['psnr_y']:.2f} dB{values(result, '')}{baseline(name, result)}"
             for name, result in results.items()
         )
         titles = ", ".join(["PSNR-Y", "SSIM-Y", *(measure.title for measure in self._measures)])

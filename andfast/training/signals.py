@@ -1,4 +1,4 @@
-"""Signals that stop a run: Ctrl-C, and the SIGTERM that a scheduler sends before it takes a machine away."""
+"""Signals that stop a run: Ctrl-C, a scheduler's SIGTERM before it takes a machine away, a closed terminal's SIGHUP."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import signal
 from contextlib import suppress
 from types import FrameType
 
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Windows has no SIGHUP."""
+
 
 class StopSignal:
-    """Inside, SIGINT and SIGTERM only set `number`, so that the step can be finished and saved.
+    """Inside, `STOPPING` signals only set `number`, so that the step can be finished and saved.
 
     A second signal ends the process at once, by the system: Python would wait until the current operation is done.
-    With `verbose` a line is printed when a signal comes.
+    One that is ignored, as nohup does with SIGHUP, stays ignored. With `verbose` a line is printed when a signal comes.
     """
 
     def __init__(self, verbose: bool = True) -> None:
@@ -21,8 +24,9 @@ class StopSignal:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -117,7 +117,8 @@ class Trainer:
             self.discriminator = DiscriminatorStep(config, self.device, self.precision, self.world)
         self.features = config.loss.load_features(self.device, self.precision)
         # One loss for both: the adversary raises what the update lowers (Eq. 1).
-        self.loss = config.loss.build(self.features, self.discriminator and self.discriminator.frozen, self.device)
+        frozen = self.discriminator and self.discriminator.frozen
+        self.loss = config.loss.build(self.features, frozen, self.device, config.train.patch_size)
         micro_batch = config.train.micro_batch
         self.baseline = config.attack.load_baseline(config.scale, self.device, self.attack_precision)
         pixel = self.loss.pixel

@@ -47,7 +47,11 @@ def import_class(name: str, key: str) -> type:
         raise ValueError(f"{key} is {name}: importing it fails ({type(error).__name__}: {error})") from error
     kind = getattr(module, attribute, None)
     if not isinstance(kind, type):
-        own = [each for each, value in vars(module).items() if isinstance(value, type)]
+        own = [
+            each
+            for each, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__  # not those that it imports
+        ]
         raise ValueError(f"{key} is {name}: {where} has no class {attribute}; it has {', '.join(own) or 'none'}")
     return kind
 

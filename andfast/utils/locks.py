@@ -60,7 +60,7 @@ def locked(folder: str | os.PathLike[str], wait: bool = False) -> Iterator[None]
             others = f"{path.parent}: {_holder(file)} works in this folder"
             if not wait:
                 raise LockedError(f"{others}; wait for its end, or give another folder") from None
-            logger.warning(f"{others}; waiting for its end")
+            logger.warning(f"{others}; waiting until it is done there")
             while not _is_free(file):
                 time.sleep(0.2)
         file.truncate(0)

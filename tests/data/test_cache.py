@@ -215,13 +215,22 @@ def test_a_checksum_is_looked_at_once(photographs, folder):
 
 def test_pixels_of_another_decoder_are_not_used(photographs, folder, monkeypatch, caplog):
     before = cache_images(folder, photographs, 0)
-    own = cache._decoder()
-    monkeypatch.setattr(cache, "_decoder", lambda: "Pillow of tomorrow")
+    own = cache._decoder(".png")
+    monkeypatch.setattr(cache, "_decoder", lambda suffix: "Pillow of tomorrow")
     after = cache_images(folder, photographs, 0)
     assert f"made by {own}, now it is Pillow of tomorrow" in caplog.text
     assert not pixel_file(before[0]).exists()
     assert pixel_file(after[0]) != pixel_file(before[0])
     assert_whole(folder, photographs)
+
+
+def test_only_what_decodes_a_file_counts(monkeypatch):
+    monkeypatch.setattr(cache, "version", lambda package: f"{package} 1")
+    before = {suffix: cache._decoder.__wrapped__(suffix) for suffix in (".jpg", ".heic", ".avif")}
+    monkeypatch.setattr(cache, "version", lambda package: f"{package} 2")
+    changed = [suffix for suffix in before if cache._decoder.__wrapped__(suffix) != before[suffix]]
+    assert changed == [".heic"]
+    assert "libjpeg" not in before[".avif"]
 
 
 def test_a_cache_of_an_earlier_format_is_replaced(photographs, folder):
@@ -291,7 +300,7 @@ def test_two_that_make_one_cache_take_turns(photographs, folder, tmp_path):
     with locked(folder):
         processes = [begin(output, cache_images, folder, photographs, 1) for output in outputs]
         until = time.monotonic() + 60
-        while not all(output.exists() and "waiting for its end" in output.read_text() for output in outputs):
+        while not all(output.exists() and "waiting until it is done there" in output.read_text() for output in outputs):
             assert time.monotonic() < until
             time.sleep(0.02)
         assert [path.name for path in folder.iterdir()] == ["lock"]

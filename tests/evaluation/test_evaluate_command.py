@@ -131,6 +131,8 @@ def test_at_scale_1_the_input_is_compared_with(here, capsys):
     assert results()["means"]["noisy"][INPUT]["psnr_y"] == pytest.approx(expected, abs=1e-6)
     assert results()["means"]["noisy"].keys() == {INPUT, "restore"}
     assert "noisy: 1 pairs, x1" in capsys.readouterr().out
+    assert evaluate.main([*given, "--data", "noisy=noisy/HR", "--degrade", "bicubic"]) == 2
+    assert "--degrade bicubic changes nothing at x1; give blur, noise or jpeg" in capsys.readouterr().err
 
 
 def test_models_are_computed_in_the_given_type(here):

@@ -111,6 +111,14 @@ def test_what_a_format_cannot_hold_is_told(names, icc, said):
         assert said is None or found[0].startswith(said)
 
 
+def test_bits_that_a_format_cannot_hold_are_told():
+    deep = Picture(noise(2, 3, 3, np.uint16))
+    for name in ("a.jpg", "a.webp", "a.avif"):
+        assert losses(name, deep) == ["its 16 bits are rounded to 8: PNG and TIFF keep them"]
+    for name in ("a.png", "a.tif"):
+        assert losses(name, deep) == []
+
+
 def test_a_profile_that_others_do_not_read_is_told(tmp_path):
     large = Picture(noise(2, 3, 3), SRGB + bytes(2**20))
     assert re.match(r"its colour profile of 1\.0 MiB is kept; .* Pillow", losses("a.png", large)[0])

@@ -243,7 +243,7 @@ def test_the_worker_verifies_and_times_and_the_file_keeps_it(monkeypatch, capfd,
     assert all(value > 0 for time in times.values() for value in time)
     assert chosen == fastest(times)
     assert found.problems == {"conv_act float32 5x6x2": {"winograd": None}}
-    assert caplog.messages[0].startswith("verifying and timing kernels")
+    assert caplog.messages[0].startswith("testing which kernels are the fastest on ")
     assert capfd.readouterr().err == ""  # in other programs `logging` decides what is printed
     caplog.clear()
 

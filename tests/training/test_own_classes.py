@@ -63,6 +63,14 @@ class Edges(nn.Module):
         return ((restored - hr).diff(dim=3).abs() ** self.power).mean(dim=(1, 2, 3))
 
 
+class Coarse(nn.Module):
+    """The L1 distance of means over 80 x 80 pixels, for each image, of which a smaller one has none."""
+
+    def forward(self, restored, hr):
+        distance = nn.functional.avg_pool2d(restored - hr, 80)
+        return distance.abs().mean(dim=(1, 2, 3))
+
+
 class Random(nn.Module):
     """The distance of random features, for each image; which values it has cannot be known without computing."""
 
@@ -240,7 +248,8 @@ def test_settings_are_written_and_read_back(own: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"generator__name": "{own}:Nett"}, ["own.py has no class Nett; it has", "Net"]),
+        ({"generator__name": "{own}:Nett"}, ["own.py has no class Nett; it has Net, Wrong, Edges, "]),
+        ({"loss__custom": "{own}:Coarse", "train__patch_size": "64"}, ["Coarse: RuntimeError"]),
         ({"generator__name": "{own}:Wrong"}, ["makes (1, 3, 256, 256)", "with scale 4 it must be (1, 3, 128, 128)"]),
         ({"generator__name": "{own}:Edges"}, ["cannot be called with scale=4", "scale"]),
         ({"generator__name": "{own}:Scalar"}, ["a class of torch.nn.Module is wanted"]),

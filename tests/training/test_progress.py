@@ -17,8 +17,10 @@ def test_attacked_updates_count_as_what_they_took() -> None:
     left = TimeLeft(warmup=10, iterations=30)
     left.add(1, 100.0)  # it compiles
     assert left.after(1) is None
+    assert left.at_least(1) is None
     after(left, range(2, 11), 1.0)
     assert left.after(10) is None  # no attacked update was measured
+    assert left.at_least(10) == pytest.approx(20 * 1)
     left.add(11, 200.0)
     after(left, range(12, 14), 7.0)
     assert left.after(13) is None
@@ -59,3 +61,14 @@ def test_a_resumed_run_measures_anew(monkeypatch: pytest.MonkeyPatch) -> None:
         bar.update(2)
         assert "10/70 [00:00, 02:00 left, " in str(bar)
     assert "time left not yet known" in shown.getvalue()
+
+
+def test_before_the_first_attacked_updates_a_run_takes_more_than_at_the_speed_of_warm_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
+    with TrainingBar(warmup=10, iterations=70, step=0, shown=True) as bar:
+        for step in range(1, 6):
+            bar.time_left.add(step, 2.0)
+        bar.update(10)
+        assert "10/70 [00:00, more than 02:00 left, " in str(bar)

@@ -339,6 +339,7 @@ def test_the_time_waited_for_data_is_reported(
     share = sum(record["data_wait"] for record in found) / sum(record["seconds"] for record in found)
     assert f"waited for data {share:.1%} of the time" in message.out
     assert "done: 6 iterations in " in message.out
+    assert "to use it: python -m andfast.upscale PHOTO --output upscaled --model " in message.out
     assert "data 37%" in message.err
     assert "try this" in message.err
 

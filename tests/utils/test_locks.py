@@ -61,7 +61,8 @@ def test_it_can_be_waited_for(held, monkeypatch: pytest.MonkeyPatch, caplog: pyt
     with locked(folder, wait=True):
         assert not is_free(folder)
     (told,) = caplog.messages
-    assert told == f"{folder}: process 7 on elsewhere, since yesterday, works in this folder; waiting for its end"
+    who = "process 7 on elsewhere, since yesterday"
+    assert told == f"{folder}: {who}, works in this folder; waiting until it is done there"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
