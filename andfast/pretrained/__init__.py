@@ -27,9 +27,14 @@ def pretrained_names() -> list[str]:
     return [name for name in PURPOSES if name in found] + [name for name in found if name not in PURPOSES]
 
 
+def describe(name: str) -> str:
+    """A model's name, with what it is for if it is a pretrained one."""
+    return f"{name}: {PURPOSES[name]}" if name in PURPOSES else name
+
+
 def describe_pretrained() -> list[str]:
     """The names of the pretrained models, each with what it is for."""
-    return [f"{name}: {PURPOSES[name]}" if name in PURPOSES else name for name in pretrained_names()]
+    return [describe(name) for name in pretrained_names()]
 
 
 def model_file(name_or_file: str) -> Path:

@@ -225,7 +225,8 @@ class TrainConfig:
         validate_every: updates between validations with sample sheets; 0: only at the end.
         validate_metrics: of lpips_alex, lpips_vgg and dists, those to compute in validations beside PSNR and SSIM, on
             the CPU; docs/evaluation.md says where their weights come from.
-        save_every: updates between saves of the resumable state; 0: only at the end.
+        save_every: updates between saves of the resumable state, which a run of one process also saves after five
+            minutes without; 0: only at the end.
         max_bad_steps: an update whose loss or gradient is not finite is skipped; so many in a row end the run.
         log_every: updates whose metrics are read from the device at once; null: 1 on the CPU, 10 on CUDA, where each
             reading waits.

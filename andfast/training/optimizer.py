@@ -73,7 +73,8 @@ def make_optimizer(
     Raises:
         ValueError: its package is not installed, or broken.
     """
-    options: dict[str, Any] = {"lr": learning_rate, "weight_decay": settings.weight_decay}
+    # Plain numbers: they are part of the state, and PyTorch does not read back the parser's own.
+    options: dict[str, Any] = {"lr": float(learning_rate), "weight_decay": float(settings.weight_decay)}
     if settings.betas is not None:
         options["betas"] = tuple(map(float, settings.betas))
     if settings.optimizer not in _FOREIGN:
@@ -95,7 +96,7 @@ def make_optimizer(
 def begin_update(optimizer: Optimizer, learning_rate: float) -> None:
     """Set the learning rate of an update and drop the gradients of the one before."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = float(learning_rate)
     optimizer.zero_grad()
 
 

@@ -52,6 +52,8 @@ from andfast.utils.formatting import counted
 from andfast.utils.memory import free_memory, is_out_of_memory, keep_freed_memory
 from andfast.utils.rng import batch_positions
 
+_LONGEST_UNSAVED = 300  # seconds
+
 # Settings that may differ between processes: where files are on a machine, and how they are read.
 _LOCAL_SETTINGS = {"run_dir", "resume", "data.workers", "data.cache_mib", "data.cache", "loss.vgg"}
 
@@ -70,6 +72,7 @@ class Run:
     """
 
     def __init__(self, config: Config, world: World | None = None) -> None:
+        self._saved_at = time.perf_counter()
         self.config, self.world = config, world or World()
         self.folder = RunFolder(config, _warn)
         state, types = None, {}
@@ -184,6 +187,13 @@ class Run:
         )
         if free is not None and needed is not None and needed > free:
             print(f"warning: that may not fit; try {remedies(self.config, size)}", file=sys.stderr)
+        train = self.config.train
+        if train.warmup >= train.iterations and self.config.attack.method != "none":
+            print(
+                "warning: no update is attacked: "
+                f"train.warmup is {train.warmup} of {train.iterations} train.iterations",
+                file=sys.stderr,
+            )
 
     def _needed_memory(self) -> int | None:
         """`estimate_memory`; None if a class of the user's own needs values, which tensors there do not have."""
@@ -293,7 +303,7 @@ class Run:
                 if world.main and (hint := wait.hint(self.config.data)):
                     tqdm.write(hint, file=sys.stderr)
                 validates = _due(trainer.step, train.validate_every, train.iterations)
-                saves = _due(trainer.step, train.save_every, train.iterations)
+                saves = _due(trainer.step, train.save_every, train.iterations) or self._unsaved_for_long()
                 if validates or saves:
                     logger.flush()
                     # Weights that may be diverging are neither validated nor saved.
@@ -340,8 +350,14 @@ class Run:
         self.folder.save_samples(step, sample_sheet(self.trainer, self.images.held_out))
         return True
 
+    def _unsaved_for_long(self) -> bool:
+        """Whether a kill would lose minutes. Several processes, which may differ in this, go by `save_every` alone."""
+        late = time.perf_counter() - self._saved_at > _LONGEST_UNSAVED
+        return late and self.config.train.save_every > 0 and self.world.size == 1
+
     def _save(self) -> None:
         """Save the models and the state; only the main process writes."""
+        self._saved_at = time.perf_counter()
         if self.world.main:
             self.folder.save(self.trainer, self.images.digest())
         self.folder.saved_step = self.trainer.step

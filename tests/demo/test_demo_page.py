@@ -60,7 +60,7 @@ def served(model_file, tmp_path_factory):
     with subprocess.Popen(command, **pipes, env=environment, cwd=elsewhere) as run:
         try:
             told = [run.stdout.readline(), run.stdout.readline()]
-            if told[0] != f"3 models: tiny, {', '.join(pretrained_names())}\n":
+            if told[0] != f"{1 + len(pretrained_names())} models: tiny, {', '.join(pretrained_names())}\n":
                 run.kill()  # else there is no end to read to
                 pytest.fail(f"{told[0]}{run.stderr.read()}")
             (url,) = re.findall(r"^the page is at (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)$", told[1])

@@ -103,7 +103,7 @@ def test_an_update_that_is_not_finite_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_run_resumes_bit_by_bit_however_often_it_validates(name: str, tmp_path: Path) -> None:
     more = {"train.optimizer": name, "train.schedule": "constant", "loss.gan": 0.1, "discriminator.name": "unet"}
-    more |= {"discriminator.features": 2, "train.clip_grad": 0.5}
+    more |= {"discriminator.features": 2, "train.clip_grad": 0.5, "train.weight_decay": 0.01}
     command = [f"--{key}={value}" for key, value in more.items()]
     for folder, iterations in (("whole", 6), ("parts", 3), ("parts", 6)):
         found = options(tmp_path / folder, **{"train.iterations": iterations})

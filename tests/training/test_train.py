@@ -23,6 +23,7 @@ from andfast.ops import dispatch, use_backend
 from andfast.training.checkpoints import StateError, load_state, save_state
 from andfast.training.config import Config
 from andfast.training.data_wait import DataWait
+from andfast.training.folder import RunFolder
 from andfast.training.images import Skipped, find_images
 from andfast.training.options import parse_config
 from andfast.training.trainer import Trainer
@@ -494,3 +495,24 @@ def test_a_held_out_image_that_is_too_small_is_reported(tmp_path: Path, capsys: 
     assert train.main(options(tmp_path / "run", **small)) == 2
     assert "png: 16 x 40 pixels, smaller than the 19 x 19 wanted to validate on" in capsys.readouterr().err
     assert train.main(options(tmp_path / "run", **small, data__val_hr=tmp_path / "val")) == 0
+
+
+def test_a_run_whose_updates_take_long_is_saved_between(tmp_path, monkeypatch):
+    saved, save = [], RunFolder.save
+    monkeypatch.setattr(RunFolder, "save", lambda self, run, digest: (saved.append(run.step), save(self, run, digest)))
+    assert train.main(options(tmp_path / "quick", train__save_every=4)) == 0
+    assert saved == [4, 6]
+    saved.clear()
+    monkeypatch.setattr("andfast.training.run._LONGEST_UNSAVED", -1)
+    assert train.main(options(tmp_path / "slow", train__save_every=4)) == 0
+    assert saved == [1, 2, 3, 4, 5, 6]
+    saved.clear()
+    assert train.main(options(tmp_path / "never", train__save_every=0)) == 0
+    assert saved == [6]
+
+
+@pytest.mark.parametrize(("method", "warned"), [("pgd", True), ("none", False)])
+def test_a_warm_up_without_an_end_is_warned_of(method, warned, tmp_path, capsys):
+    assert train.main(options(tmp_path, train__warmup=6, train__ramp=0, attack__method=method)) == 0
+    message = "warning: no update is attacked: train.warmup is 6 of 6 train.iterations"
+    assert (message in capsys.readouterr().err) == warned
