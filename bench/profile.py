@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 from unittest import mock
 
 import torch
@@ -29,7 +29,7 @@ from andfast.attack import Attack
 from andfast.data.patches import ImageArray, PatchBatches, PatchLoader, make_loader
 from andfast.data.photographs import training_photographs
 from andfast.models.frozen import AutocastModule
-from andfast.training.attack_config import AttackConfig
+from andfast.training.attack_config import METHODS, AttackConfig
 from andfast.training.config import Config, DataConfig, DegradationConfig, GeneratorConfig, TrainConfig
 from andfast.training.trainer import Trainer
 from andfast.utils.console import console
@@ -282,14 +282,13 @@ def _networks(text: str) -> int | str:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__.splitlines()[0])
-    methods = get_args(get_type_hints(AttackConfig)["method"])
     parser.add_argument("--generator", choices=("rrdbnet", "compact"), default="rrdbnet")
     parser.add_argument("--features", type=int, default=64)
     parser.add_argument("--depth", type=int, help="default: 23 for rrdbnet, 16 for compact")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--patch", type=int, default=128)
     parser.add_argument("--networks", type=_networks, default=1, metavar="N", help="a number, or batch")
-    parser.add_argument("--method", choices=methods, default="pgd")
+    parser.add_argument("--method", choices=METHODS, default="pgd")
     parser.add_argument("--steps", type=int, default=5, help="of the attack")
     parser.add_argument("--rounds", type=int, default=3, help="steps to take the mean of")
     parser.add_argument("--workers", type=int, default=1, help="processes that load images")

@@ -242,3 +242,6 @@ _ATTACKS: dict[str, type[Attack]] = {
     # Batches come from the pairs; images of the warm-up and of sample sheets are downsampled.
     "pairs": Bicubic,
 }
+
+METHODS = tuple(_ATTACKS)
+"""The attacks that come with andfast, as `AttackConfig.method`."""

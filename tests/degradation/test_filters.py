@@ -23,7 +23,10 @@ def test_every_image_is_filtered_by_its_own_kernel(size):
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((2, 3, 3), "kernels have shape (2, 3, 3); for 3 images"), ((3, 4, 4), "kernels are 4 wide; they need a middle")],
+    [
+        ((2, 3, 3), "kernels have shape (2, 3, 3); wanted (B, k, k) with B = 3"),
+        ((3, 4, 4), "kernels are 4 wide; they need a middle"),
+    ],
 )
 def test_kernels_that_do_not_fit_are_named(shape, message):
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -207,7 +207,7 @@ def test_without_spandrel(tmp_path, monkeypatch):
     torch.save(span().state_dict(), tmp_path / "m.pth")
     find_spec = sys.modules["importlib.util"].find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "spandrel" else find_spec(name))
-    with pytest.raises(ModelError, match=r"m\.pth: an unknown architecture .*andfast\[spandrel\]"):
+    with pytest.raises(ModelError, match=r"m\.pth: an unknown architecture .*: pip install spandrel "):
         find_model(str(tmp_path / "m.pth"))
 
 

@@ -203,7 +203,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
     refused("a network of 2 features; discriminator.features is 64", features=64)
     refused("a discriminator of patches of 32; train.patch_size is 64", patch=64)
     torch.save(build_discriminator("vgg", 32, features=2, in_channels=1).state_dict(), file)
-    refused("a discriminator of images with 1 channels; RGB has 3")
+    refused("a discriminator of images with 1 channel; RGB has 3")
     file.write_bytes(b"nothing")
     with pytest.raises(ModelError, match=r"d\.pth: .*truncated"):
         DiscriminatorConfig(init=str(file)).build(32)

@@ -175,7 +175,9 @@ def test_kills_leave_no_trace(images: Path, live: Callable[..., list[int]], tmp_
             for rank in victims:
                 processes[rank].kill()
             statuses = [end(process) for process in processes]
-            assert all(status == (-9 if rank in victims else 3) for rank, status in enumerate(statuses)), victims
+            # A second victim may have noticed the end of the first one before its own.
+            wanted = [{-9} if rank == victims[0] else {-9, 3} if rank in victims else {3} for rank in range(2)]
+            assert all(status in each for status, each in zip(statuses, wanted, strict=True)), (victims, statuses)
         if (killed / STATE_FILE).exists():
             step = torch.load(killed / STATE_FILE, weights_only=True)["step"]
             assert step >= before

@@ -227,8 +227,14 @@ def test_what_cannot_be_built_is_refused(name: str, options: dict[str, Any], wor
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"name": "resnet"}, r"generator\.name is resnet; it must be one of rrdbnet, compact, or spandrel:NAME"),
-        ({"options": {"dim": 3}}, r"generator\.options are for a generator\.name spandrel:NAME; compact has none"),
+        (
+            {"name": "resnet"},
+            r"generator\.name is resnet; it must be one of rrdbnet, compact, spandrel:NAME, or a class",
+        ),
+        (
+            {"options": {"dim": 3}},
+            r"generator\.options are for a generator\.name spandrel:NAME or my_file\.py:MyNet; compact has none",
+        ),
         ({"name": "spandrel:SPAN", "depth": 3}, r"generator\.depth is 3; it needs .* not spandrel:SPAN"),
     ],
 )
