@@ -19,7 +19,7 @@ from jsonargparse.typing import Path_fr
 
 from andfast.training.config import RENAMED, Config
 from andfast.training.schema import settings_schema
-from andfast.training.setting_names import meant_by
+from andfast.training.setting_names import about_value, meant_by
 from andfast.utils.yaml_files import load_yaml, parse, read_text
 
 # The settings, with all below them, that may be infinite.
@@ -115,7 +115,7 @@ class Parser(ArgumentParser):
         if missing := re.search(r"Parser key \"config\": File does not exist: '(.*)'", message):
             names = ", ".join(configuration_names())
             message = f"--config {missing[1]}: no such file, nor a configuration of andfast; those are {names}"
-        super().error(message, ex)
+        super().error(about_value(message) or message, ex)
 
     def _hint(self, key: str, known: Sequence[str]) -> str:
         """Which setting may be meant by a wrong key, and how its value looks; empty: there is no telling."""
@@ -124,6 +124,8 @@ class Parser(ArgumentParser):
             return ""
         if name == RENAMED.get(key):
             return f"it is called {name} now; "
+        if name == "config":
+            return "did you mean --config? "
         example = json.dumps(self.get_default(name), default=str)
         return f"did you mean {name}? {'' if example[0] == '{' else f'Its default is {example}; '}"
 

@@ -1,14 +1,16 @@
-"""Which setting is meant by a name that is none: by what other trainers call it, by its place, and by its spelling."""
+"""Which setting is meant by a name that is none, by other trainers' names, place and spelling; what a value must be."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 
 from andfast.training.config import RENAMED
 
 # What BasicSR, neosr and traiNNer-redux call settings, and what people call them otherwise.
 _SYNONYMS = {
+    "config": "opt opt_path yml yaml",
     "scale": "upscale upscale_factor sf",
     "seed": "manual_seed random_seed",
     "run_dir": "name output output_dir out experiment experiments_root save_dir work_dir",
@@ -53,6 +55,30 @@ _SYNONYMS = {
     "train.log_every": "print_freq log_freq",
 }
 _MEANT = {word: setting for setting, words in _SYNONYMS.items() for word in words.split()}
+
+
+# The parser's messages about values: of a choice, of a choice or an import path, of a range.
+_CHOICE = re.compile(r'Parser key "([\w.]+)":\s+Expected a typing\.Literal\[(.*)\]\. Got value: (.*)')
+_CHOICE_OR_CLASS = re.compile(
+    r'Parser key "([\w.]+)":.*?typing\.Literal\[([^\]]*)\].*ImportPath.*Given value: (.*)', re.DOTALL
+)
+_RANGE = re.compile(r'Parser key "([\w.]+)":\s+Not of type \w+: (\S+) does not conform to restriction v(>=?)(\S+)')
+
+
+def about_value(message: str) -> str | None:
+    """The parser's message about a value in plain words; None for other messages."""
+    if found := _RANGE.search(message):
+        key, value, sign, end = found.groups()
+        return f"{key} is {value}; it must be {'above' if sign == '>' else 'at least'} {end}"
+    found = _CHOICE.search(message) or _CHOICE_OR_CLASS.search(message)
+    if found is None:
+        return None
+    key, listed, value = found.groups()
+    choices = [choice.strip("'\"") for choice in listed.split(", ")]
+    like = difflib.get_close_matches(value.lower(), choices, n=1)
+    it = f"did you mean {like[0]}? It" if like else "it"
+    own = "" if found.re is _CHOICE else ", or a class of your own, as my_file.py:MyClass"
+    return f"{key} is {value}; {it} must be one of {', '.join(choices)}{own}"
 
 
 def meant_by(key: str, known: Sequence[str]) -> str | None:

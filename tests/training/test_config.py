@@ -73,6 +73,18 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
     [
         (["--train.iteration", "5"], ["train.iteration ", "did you mean train.iterations?", "train.warmup"]),
         (["--sed", "5"], ["sed is no setting", "did you mean seed?"]),
+        (["--opt", "mine.yml"], ["opt is no setting; did you mean --config?"]),
+        (
+            ["--train.optimizer", "AdamW"],
+            ["train.optimizer is AdamW; did you mean adamw? It must be one of adam, "],
+        ),
+        (["--scale", "5"], ["error: scale is 5; it must be one of 1, 2, 3, 4, 8\n"]),
+        (
+            ["--attack.method", "PGD"],
+            ["attack.method is PGD; did you mean pgd? It", ", or a class of your own, as"],
+        ),
+        (["--data.held_out", "0"], ["error: data.held_out is 0; it must be above 0\n"]),
+        (["--train.warmup", "-1"], ["error: train.warmup is -1; it must be at least 0\n"]),
         (
             ["--attack.min_psnr", "28"],
             ["min_psnr is no setting; did you mean attack.psnr_range? Its default is [22.0, 36.0]; allowed"],
@@ -95,7 +107,10 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
         (["--xyzzy", "1"], ["xyzzy is no setting; allowed are", "print_config, run_dir"]),
         (["--attack.keep", "last"], ["attack.keep is no setting", "it is called attack.return_iterate now"]),
         (["--attack.lr_psnr", "[22, 36]"], ["attack.lr_psnr is no setting", "it is called attack.psnr_range now"]),
-        (["--attack.method", "fgsm"], ["attack.method", "'pgd'", "'random'", "'noise'", "'none'", "fgsm"]),
+        (
+            ["--attack.method", "fgsm"],
+            ["attack.method is fgsm; it must be one of pgd, ", " random, noise, ", " none, "],
+        ),
         (["--train.iterations", "-3"], ["train.iterations", "-3"]),
         (["--train.batch_size", "many"], ["train.batch_size", "many"]),
         (["--train.patch_size", "66"], ["train.patch_size", "66", "multiple of scale, 4"]),
@@ -114,12 +129,12 @@ def test_folders_are_given_one_after_another(arguments: list[str]) -> None:
             ["attack.share is 1.5", "(0, 1]"],
         ),
         (["--attack.share", "0"], ["attack.share", "0"]),
-        (["--attack.return_iterate", "best"], ["attack.return_iterate", "'worst'", "'last'", "best"]),
+        (["--attack.return_iterate", "best"], ["attack.return_iterate", "one of worst, last", "best"]),
         (["--attack.step_ratio", "-1"], ["attack.step_ratio", "-1"]),
         (["--attack.step_ratio", "0.5", "--attack.epsilon", "inf"], ["attack.step_ratio", "infinite epsilon"]),
         (["--attack.inner_steps", "0"], ["attack.inner_steps", "0"]),
         (["--attack.replays", "0"], ["attack.replays", "0"]),
-        (["--attack.dtype", "float8"], ["attack.dtype", "'float16'", "float8"]),
+        (["--attack.dtype", "float8"], ["attack.dtype", "bfloat16, float16", "float8"]),
         (["--generator.name", "rrdbnet", "--scale", "3"], ["rrdbnet", "3", "compact"]),
         (["--scale", "5"], ["scale", "5", "8"]),
         (["--train.micro_batch", "3"], ["train.micro_batch is 3", "divide train.batch_size, 8"]),
@@ -268,7 +283,7 @@ def test_a_file_of_another_trainer_is_refused_with_our_names(
 
 def test_all_synonyms_are_of_settings() -> None:
     known = set(flat(Config().to_dict()))
-    assert set(_MEANT.values()) <= known | {"data.weights"}
+    assert set(_MEANT.values()) <= known | {"data.weights", "config"}
 
 
 @pytest.mark.parametrize("text", ["attack:\n  lr_psnr: [22, 36]\n", "attack.lr_psnr: [22, 36]\n"])
@@ -377,7 +392,7 @@ MIX = "--attack.mix"
         ([f"{MIX}.share=1"], ["attack.mix.share is 1 of train.batch_size 8", "all of it", "attack.method"]),
         ([f"{MIX}.share=0.05"], ["attack.mix.share is 0.05", "less than half an image"]),
         ([f"{MIX}.share=-0.5"], ["attack.mix.share", "-0.5"]),
-        ([f"{MIX}.method=blur"], ["attack.mix.method", "'real_esrgan'", "blur"]),
+        ([f"{MIX}.method=blur"], ["attack.mix.method", ", real_esrgan, ", "blur"]),
         ([f"{MIX}.share=0.5", f"{MIX}.method=pairs"], ["attack.mix.pairs is null; attack.mix.method pairs"]),
         (["--attack.method=pairs"], ["attack.mix.pairs is null; attack.method pairs"]),
         ([f"{MIX}.noise=[9, 5]"], ["attack.mix.noise is [9.0, 5.0]", "low <= high"]),
