@@ -47,6 +47,22 @@ def test_the_table_is_that_of_the_file():
             assert line[3:] == [f"{values[key]:.{n}f}" if key in values else "" for key, n in digits.items()]
 
 
+def test_the_guide_s_table_is_that_of_the_file():
+    content = json.loads((ROOT / "studies" / "results" / "robust_span.json").read_text())
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    (table,) = re.findall(r"<!-- guide: robust span -->\n(.*?)\n\n", guide, re.DOTALL)
+    rows = {BICUBIC: BICUBIC, "classical": "as it was", "robust": "trained against the adversary"}
+    lines = []
+    for row, title in rows.items():
+        found = [content["means"][data][row] for data in ("realsr_canon", "ntire19")]
+        cells = [text for means in found for text in (f"{means['psnr_y']:.2f}", f"{means['ssim_y']:.4f}")]
+        lines.append(f"| {' | '.join([title, *cells])} |")
+    assert table.splitlines()[2:] == lines
+    niqe = [content["means"]["realsr_canon"][row]["niqe"] for row in ("robust", "classical")]
+    assert "{:.2f} for {:.2f} on Canon's".format(*niqe) in guide
+    assert [content["data"][data]["images"] for data in ("realsr_canon", "ntire19")] == [44, 15]
+
+
 def test_sentences_are_those_of_the_files():
     set5 = RESULTS["evaluation_bicubic"]["means"]["set5"][BICUBIC]
     assert f"reaches {set5['psnr_y']:.2f} dB and an SSIM of {set5['ssim_y']:.4f}" in PAGE.replace("\n", " ")
