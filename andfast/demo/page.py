@@ -29,7 +29,7 @@ from andfast.demo.adversary import FREE, Choice, attack, figures, numbers_table
 from andfast.demo.enlarging import OWN, Enlarged, archive, enlarge, glance, parse_factor, thumbnail
 from andfast.demo.errors import explain
 from andfast.demo.models import Offered
-from andfast.pretrained import describe
+from andfast.pretrained import PURPOSES, describe
 
 # One request is computed at a time, of both tabs and all visitors.
 _COMPUTING = {"concurrency_limit": 1, "concurrency_id": "computing"}
@@ -164,13 +164,15 @@ def _page(offered: dict[str, Offered], folder: Path, max_pixels: int) -> gr.Bloc
                 description = gr.Markdown(_NO_IMAGE, elem_id="read")
             with gr.Column(scale=2, min_width=220):
                 model = gr.Dropdown(
-                    [(f"{describe(title)}, x{one.scale}", title) for title, one in offered.items()],
+                    [(f"{title}, x{one.scale}", title) for title, one in offered.items()],
                     value=first.title,
                     label="Model",
                     filterable=False,
                     elem_id="model",
                 )
-                gr.Markdown(f"Computed on {first.upscaler.device}, one request after the other.")
+                words = [_verbatim(describe(title)) for title in offered if title in PURPOSES]
+                words.append(f"Computed on {first.upscaler.device}, one request after the other.")
+                gr.Markdown("\n\n".join(words))
         with gr.Tabs():
             with gr.Tab("Upscale"):
                 upscaling = _upscaling(offered, folder, max_pixels, [upload, current, model])
