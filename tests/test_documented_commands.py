@@ -196,12 +196,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / name).symlink_to(ROOT / name)
     for name in ("bench", "studies"):
         shutil.copytree(ROOT / name, folder / name)
-    photographs = "PHOTOS MORE_PHOTOS SOME_PHOTOS OTHER_PHOTOS PHOTOGRAPHS DIR folder frames data/real_lr"
+    photographs = "PHOTOS MORE_PHOTOS SOME_PHOTOS PHOTOGRAPHS DIR folder frames data/real_lr"
     for name in photographs.split():
         write(folder / name / "photo_0.png", 0)
     for seed, name in enumerate(("gb82_girl-lossless", "gb82_prudential-lossless", "clic_100a02c269c5_0"), start=1):
         write(folder / "PHOTOS" / f"{name}.png", seed)
     write(folder / "PHOTOS" / "clic_a10ae819a2d2_0.png", 4)
+    write(folder / "OTHER_PHOTOS" / "photo_0.png", 4, HR_SIDE)
     write(folder / "photo.jpg", 5)
     write(folder / "old_photo.jpg", 6)
     for name in ("PAIRS", "CAMERA_PAIRS", "data/real_pairs/realsr_canon_x4", "data/real_pairs/ntire19_x4",

@@ -52,7 +52,7 @@ def avif_problem() -> str | None:
 
 
 def open_heif(file: BinaryIO) -> Opened:
-    """Read the header of an HEIC or HEIF file, of its primary image.
+    """Open an HEIC or HEIF file, for its primary image; the file is read whole, and decoded later.
 
     libheif turns the image upright as the file says (irot, imir); by the standard EXIF's orientation does not count.
 
@@ -88,7 +88,7 @@ def open_heif(file: BinaryIO) -> Opened:
 
 
 def open_avif(file: BinaryIO) -> Opened:
-    """Read the header of an AVIF file; of more than 8 bits Pillow gives the upper 8.
+    """Open an AVIF file; it is read whole, and decoded later. Of more than 8 bits Pillow gives the upper 8.
 
     Raises:
         ValueError: Pillow is built without AVIF.

@@ -89,7 +89,9 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def image_size(path: str | os.PathLike[str], max_pixels: float = math.inf) -> tuple[int, int]:
-    """Height and width of the array that `read_image` returns, from the file's header only.
+    """Height and width of the array that `read_image` returns, without decoding it.
+
+    Only the file's header is read, of HEIC and AVIF the whole file.
 
     Raises:
         ImageError: the header cannot be read, or the image has more than `max_pixels`, or is too large for the free

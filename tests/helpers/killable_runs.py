@@ -158,8 +158,9 @@ def _live(
         os.dup2(output.fileno(), stream)
     output.close()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # A shell's background jobs begin with it ignored.
+    # A shell's background jobs begin with the one ignored, nohup's with the other.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     torch.set_num_threads(1)
     # Takes a third of the time of so small a run, and has tests of its own (test_memory_check.py).
     run.estimate_memory = lambda trainer: 0
