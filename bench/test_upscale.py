@@ -1,8 +1,9 @@
 """Upscaling with the same weights: by spandrel in float32, as its users call it, by ncnn, and by andfast.
 
-ncnn, which upscayl and Real-ESRGAN's portable programs use, takes part on CPUs where its packages are installed (`pip
-install ncnn pnnx`). Peak memory is the process's by the system's count, which includes the libraries' own, minus that
-before the call. spandrel runs first; the others' results are compared with its result.
+ncnn, which upscayl and Real-ESRGAN's portable programs use, takes part with Compact on CPUs where its packages are
+installed (`pip install ncnn pnnx`); its converter ends without a result for RRDBNet of 23 blocks. Peak memory is the
+process's by the system's count, which includes the libraries' own, minus that before the call. spandrel runs first; the
+others' results are compared with its result.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ def ncnn_model(model: nn.Module, folder: Path) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize(("name", "size", "rounds"), CASES, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_upscale(benchmark, tmp_path, name, size, rounds, variant):
+    if variant.startswith("ncnn") and name.startswith("RRDBNet"):
+        pytest.skip("ncnn's converter ends without a result")
     model, lr = network(name), image(size)
     kind = variant.split()[1]
     if variant.startswith("andfast"):
