@@ -170,6 +170,24 @@ def test_tables_in_the_docs_are_the_recorded_results():
         assert lines[index + 1 : index + 2 + len(rows)] == [*rows, ""]
 
 
+def test_ratios_in_words_are_those_of_the_results():
+    content = json.loads((ROOT / "bench" / "results" / "upscale_cpu_avx512.json").read_text())
+    found = content["benchmarks"]
+    seconds = {(each["group"], each["extra_info"]["variant"]): each["stats"]["median"] for each in found}
+
+    def times(network, other):
+        group = f"upscale 512x512 {network}"
+        return f"{seconds[group, f'{other} float32'] / seconds[group, 'andfast float32']:.1f} times"
+
+    rrdbnet, compact = times("RRDBNet-23 x4", "spandrel"), times("Compact-16 x4", "spandrel")
+    ncnn = times("Compact-16 x4", "ncnn")
+    readme, upscaling = (" ".join((ROOT / path).read_text().split()) for path in ("README.md", "docs/upscaling.md"))
+    assert f"{rrdbnet} as fast as spandrel with RRDBNet, and with Compact {compact} as fast as spandrel" in readme
+    assert f"and {ncnn} as fast as ncnn" in readme
+    assert f"{rrdbnet} as fast as spandrel, in a tenth of the memory, and Compact {compact} as fast" in upscaling
+    assert f"and {ncnn} as fast as ncnn" in upscaling
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("networks", "images"), [(1, 3), (2, 4), (3, 3)])
 def test_eager_network_is_the_reference(networks, images, memory_format):
