@@ -59,10 +59,9 @@ def export(model: nn.Module, path: Path, metadata: dict[str, str], dtype: torch.
         raise ExportError(f"weights are no finite numbers in {dtype_name(dtype)}")
     with written_whole(path) as temporary:
         try:
-            reloaded = _write(model, temporary, metadata, dtype)
+            return _compare(_write(model, temporary, metadata, dtype), model, dtype)
         except ModelError as error:  # its message names the temporary file
             raise ExportError(str(error).replace(str(temporary), str(path))) from error
-        return _compare(reloaded, model, dtype)
 
 
 def _write(model: nn.Module, path: Path, metadata: dict[str, str], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

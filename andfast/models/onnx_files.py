@@ -124,7 +124,11 @@ def load_onnx(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
     half = session.get_inputs()[0].type == "tensor(float16)"
 
     def run(image: Tensor) -> Tensor:
-        (result,) = session.run([OUTPUT], {INPUT: (image.half() if half else image.float()).numpy()})
+        try:
+            (result,) = session.run([OUTPUT], {INPUT: (image.half() if half else image.float()).numpy()})
+        except Exception as error:  # of operators that were traced for another size
+            size = " x ".join(map(str, image.shape[-2:]))
+            raise ModelError(f"{path}: onnxruntime cannot run it on {size} pixels") from error
         return torch.from_numpy(result).float()
 
     return run

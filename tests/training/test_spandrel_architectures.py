@@ -12,10 +12,11 @@ import pytest
 import torch
 from commands import as_options
 from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
 from study_images import photograph, write_photographs
 from tiny_trainer import make, patches
 
-from andfast import export, train, upscale
+from andfast import evaluate, export, train, upscale
 from andfast.inference.models import find_model
 from andfast.inference.upscaler import Upscaler
 from andfast.models import ModelError, save_model
@@ -44,6 +45,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "OmniSR": {"num_feat": 8, "block_num": 1, "res_num": 1, "window_size": 8},
     "RCAN": {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16},  # multiplies its input in place
 }  # fmt: skip
+
+
+WINDOWS = ("SwinIR", "DAT", "OmniSR")
 
 
 def build(name: str, scale: int = 2) -> SpandrelModel:
@@ -87,6 +91,11 @@ def test_a_run_from_its_beginning_to_a_model_of_other_programs(
         torch.testing.assert_close(model(image).clamp(0, 1), theirs, rtol=0, atol=1e-5)
 
     assert export.main([str(trained), "--output", str(tmp_path / "exported.safetensors")]) == 0
+    # ONNX files are compared with the model on images of several sizes; those of attention in windows hold for one.
+    onnx = tmp_path / "exported.onnx"
+    assert export.main([str(trained), "--output", str(onnx)]) == (name in WINDOWS)
+    assert onnx.exists() == (name not in WINDOWS)
+    assert (f"failed: {onnx}" in capsys.readouterr().err) == (name in WINDOWS)
     Image.fromarray(photograph(1, 140)).save(tmp_path / "large.png")  # the memory of large images is measured
     arguments = [str(tmp_path / "large.png"), "--output", str(tmp_path / "up")]
     assert upscale.main([*arguments, "--model", str(tmp_path / "exported.safetensors")]) == 0
@@ -95,6 +104,30 @@ def test_a_run_from_its_beginning_to_a_model_of_other_programs(
     pixels = torch.from_numpy(photograph(1, 140)).permute(2, 0, 1)[None].float() / 255
     expected = read_by_spandrel(trained)(pixels)
     assert (found.float() - 255 * expected).abs().max() <= 1
+
+    for kind, size in (("HR", 80), ("LR", 40)):
+        (tmp_path / "pairs" / kind).mkdir(parents=True)
+        Image.fromarray(photograph(2, size)).save(tmp_path / "pairs" / kind / "a.png")
+    arguments = [
+        "--model",
+        str(trained),
+        "--data",
+        f"pairs={tmp_path / 'pairs'}",
+        "--metrics",
+        "psnr_y",
+        "--device",
+        "cpu",
+    ]
+    arguments += ["--run_dir", str(tmp_path / "evaluation"), "--json", str(tmp_path / "results.json")]
+    assert evaluate.main(arguments) == 0
+    results = json.loads((tmp_path / "results.json").read_text())["means"]["pairs"]
+    lr = torch.from_numpy(photograph(2, 40)).permute(2, 0, 1)[None].float() / 255
+    made = read_by_spandrel(trained)(lr)[0].permute(1, 2, 0).double().mul(255).round().numpy()
+    ours, wanted = (
+        (each @ [65.481, 128.553, 24.966] / 255)[2:-2, 2:-2] for each in (made, photograph(2, 80).astype(float))
+    )
+    psnr = peak_signal_noise_ratio(wanted, ours, data_range=255)
+    assert results["run"]["psnr_y"] == pytest.approx(psnr, abs=0.01)  # a pixel may be rounded to the other side
 
 
 @pytest.mark.parametrize("name", SIZES)
