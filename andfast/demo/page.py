@@ -63,7 +63,7 @@ _HOW_TO_UPSCALE = "*Choose images and press Upscale.*"
 
 _HOW_TO_ATTACK = "*Choose an image and press Attack: numbers and images come here.*"
 
-# What results are written as: the title, the suffix, and whether it has a quality.
+# What results are written as, with the suffix; AVIF, which some Pillows lack, last. And what has a quality.
 _FORMATS = [("PNG", ".png"), ("TIFF", ".tif"), ("JPEG", ".jpg"), ("WebP", ".webp"), ("AVIF", ".avif")]
 _WITH_QUALITY = (".jpg", ".webp", ".avif")
 

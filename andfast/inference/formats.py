@@ -27,7 +27,7 @@ SUFFIXES = {
 # Bytes of a colour profile: Pillow does not read PNG files with more than the first; JPEG holds at most the second.
 _LARGE_PROFILE, _LARGEST_IN_JPEG = 2**20, 255 * 65_519
 
-_LARGEST_EXIF = {"jpeg": 65_533}  # bytes; other formats hold any
+_LARGEST_EXIF_IN_JPEG = 65_533  # bytes; other formats hold any
 
 # Bytes a pixel that writing takes besides the result, measured with RGB of 8 bits; PNG and TIFF are written by rows.
 _WRITING = {"jpeg": 4, "webp": 16, "avif": 30}
@@ -107,7 +107,7 @@ def losses(path: str | os.PathLike[str], picture: Picture) -> list[str]:
         found.append("its colour profile, one of gray, is left out: WebP has RGB alone")
     if kind == "avif" and picture.icc and picture.pixels.shape[2] == 2:
         found.append("its colour profile, one of gray, is left out: with transparency AVIF has RGB alone")
-    if len(picture.exif or b"") > _LARGEST_EXIF.get(kind, math.inf):
+    if picture.exif and not _holds_exif(kind, picture.exif):
         found.append("its EXIF data (date, camera, place) is left out: JPEG holds none above 64 KiB")
     # The PNG chunks that describe colours other than by the sRGB default or the ICC profile.
     names = [name.decode() for name in picture.colour if name != b"sRGB"]
@@ -116,6 +116,10 @@ def losses(path: str | os.PathLike[str], picture: Picture) -> list[str]:
     if kind != "png" and names:
         found.append(f"{', '.join(names)}, which tell of its colours, are left out: PNG alone has them (--format png)")
     return found
+
+
+def _holds_exif(kind: str, exif: bytes) -> bool:
+    return kind != "jpeg" or len(exif) <= _LARGEST_EXIF_IN_JPEG
 
 
 def write_picture(path: str | os.PathLike[str], picture: Picture, quality: int = 95) -> None:
@@ -149,8 +153,8 @@ def write_picture(path: str | os.PathLike[str], picture: Picture, quality: int =
         else:
             pixels = over_white(picture.pixels) if kind == "jpeg" else picture.pixels
             image = to_pil(Picture(eight_bits(pixels)))
-            exif = picture.exif if len(picture.exif or b"") <= _LARGEST_EXIF.get(kind, math.inf) else None
-            options: dict[str, Any] = {"quality": quality, "icc_profile": icc, "exif": exif or b""}
+            exif = picture.exif if picture.exif and _holds_exif(kind, picture.exif) else b""
+            options: dict[str, Any] = {"quality": quality, "icc_profile": icc, "exif": exif}
             if kind == "webp":
                 options["method"] = 4
             elif channels > 2 or kind == "jpeg":

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from andfast.metrics.lpips import TRUNKS, digest_of, trunk_file
+from andfast.metrics.lpips import TRUNKS, ImageDistance, trunk_file
 from andfast.models.weights import read_exactly
 
 # The ReLUs of VGG16, numbered as in torchvision's `features`, after which images are compared; and their channels,
@@ -38,7 +38,7 @@ class _L2Pool(nn.Module):
         return (F.conv2d(x.square(), kernel, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
 
 
-class DISTS(nn.Module):
+class DISTS(ImageDistance):
     """The distances (B,) of two batches of images (B, 3, H, W) in [0, 1]; 0 where they are identical.
 
     Images are clamped and rounded to 8 bits first, as they would be saved, and compared at their own size (the authors'
@@ -60,21 +60,11 @@ class DISTS(nn.Module):
         self.alpha, self.beta = (nn.Parameter(torch.empty(1, sum(_CHANNELS), 1, 1)) for _ in range(2))
         self.requires_grad_(False)
         # Of ImageNet's images in [0, 1].
-        for name, values in (("mean", (0.485, 0.456, 0.406)), ("deviation", (0.229, 0.224, 0.225))):
-            self.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None], persistent=False)
-
-    def digest(self) -> str:
-        """A checksum of the weights."""
-        return digest_of(self)
+        self._register_constants(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """`a` and `b`, (B, 3, H, W) in [0, 1] -> (B,); ValueError where shapes differ or are too small."""
-        if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3 or min(a.shape[2:]) < self.least_size:
-            raise ValueError(
-                f"wanted two batches (B, 3, H, W) of one shape, H and W at least {self.least_size}, "
-                f"not {tuple(a.shape)} and {tuple(b.shape)}"
-            )
-        x = (torch.cat([a, b]).to(self.mean).clamp(0, 1) * 255).round() / 255
+        x = self._rounded(a, b, self.mean)
         compared = [self._similarities(x)]
         x = (x - self.mean) / self.deviation
         for place, layer in enumerate(self.features):

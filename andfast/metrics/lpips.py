@@ -65,7 +65,35 @@ TRUNKS: dict[Net, Trunk] = {
 _LINEAR = {"torchmetrics": "functional/image/lpips_models", "lpips": "weights/v0.1"}
 
 
-class LPIPS(nn.Module):
+class ImageDistance(nn.Module):
+    """What LPIPS and DISTS share: 8-bit pairs of images for a network, whose weights take no gradient.
+
+    Attributes:
+        least_size: the least height and width of an image.
+    """
+
+    least_size: int
+
+    def digest(self) -> str:
+        """A checksum of the weights."""
+        return digest_of(self)
+
+    def _register_constants(self, **values: tuple[float, float, float]) -> None:
+        """Buffers (3, 1, 1) that are no part of the state dict."""
+        for name, colours in values.items():
+            self.register_buffer(name, torch.tensor(colours, device="cpu")[:, None, None], persistent=False)
+
+    def _rounded(self, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+        """`a` and `b`, (B, 3, H, W), as they would be saved: (2B, 3, H, W) in [0, 1], of the type of `like`."""
+        if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3 or min(a.shape[2:]) < self.least_size:
+            raise ValueError(
+                f"wanted two batches (B, 3, H, W) of one shape, H and W at least {self.least_size}, "
+                f"not {tuple(a.shape)} and {tuple(b.shape)}"
+            )
+        return (torch.cat([a, b]).to(like).clamp(0, 1) * 255).round() / 255
+
+
+class LPIPS(ImageDistance):
     """The distances (B,) of two batches of images (B, 3, H, W) in [0, 1]; 0 where they are identical.
 
     Images are clamped and rounded to 8 bits first, as they would be saved. Computed in the type of the weights, which
@@ -98,22 +126,11 @@ class LPIPS(nn.Module):
             self.add_module(f"lin{index}", nn.ModuleDict({"model": nn.ModuleDict({"1": linear})}))
         self.requires_grad_(False)
         # Of ImageNet's images in [-1, 1].
-        for name, values in (("shift", (-0.030, -0.088, -0.188)), ("scale", (0.458, 0.448, 0.450))):
-            self.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None], persistent=False)
-
-    def digest(self) -> str:
-        """A checksum of the weights."""
-        return digest_of(self)
+        self._register_constants(shift=(-0.030, -0.088, -0.188), scale=(0.458, 0.448, 0.450))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """`a` and `b`, (B, 3, H, W) in [0, 1] -> (B,); ValueError where shapes differ or are too small."""
-        if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3 or min(a.shape[2:]) < self.least_size:
-            raise ValueError(
-                f"wanted two batches (B, 3, H, W) of one shape, H and W at least {self.least_size}, "
-                f"not {tuple(a.shape)} and {tuple(b.shape)}"
-            )
-        both = torch.cat([a, b]).to(self.shift)
-        x = ((both.clamp(0, 1) * 255).round() / 255 * 2 - 1 - self.shift) / self.scale
+        x = (self._rounded(a, b, self.shift) * 2 - 1 - self.shift) / self.scale
         distance = torch.zeros(len(a), dtype=x.dtype, device=x.device)
         for place, layer in enumerate(self.features):
             x = layer(x)

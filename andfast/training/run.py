@@ -258,7 +258,7 @@ class Run:
             how = stop_line if stopped else "done: "
             print(how + summarise(self.folder.path, train.batch_size, self.config.scale))
             if not stopped:
-                model = f"{self.folder.path / 'model.safetensors'}"
+                model = str(self.folder.path / "model.safetensors")
                 model += f"@{self.config.generator.name}" if is_own(self.config.generator.name) else ""
                 print(f"to use it: python -m andfast.upscale PHOTO --output upscaled --model {shlex.quote(model)}")
         return 128 + stopped if stopped else 0
